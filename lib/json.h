@@ -1,0 +1,53 @@
+/*
+ * json: JSONL in and out, over jansson.
+ *
+ *	struct jsonl *in = jsonl_open(argc - first, argv + first, skip_bad, &e);
+ *	json_t *rec;
+ *	while ((rec = jsonl_next(in, &e)) != NULL) { ...; json_decref(rec); }
+ *	if (e.status) err_exit(&e);
+ *
+ * Reads plain or gzip input (zlib tells which), file after file; "-" or no file is stdin. A record is available as
+ * soon as its line is complete, so the reader works at the end of a live pipe. NUL bytes, invalid UTF-8, values that
+ * are not objects, and lines above 64 MiB are errors that name file and line.
+ */
+#ifndef CHR_JSON_H
+#define CHR_JSON_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "err.h"
+
+struct jsonl;
+
+/* nfiles 0 reads stdin. NULL on error (a file that cannot be opened: EX_NOINPUT; opened when its turn comes, but
+ * checked for existence at once). */
+struct jsonl *jsonl_open(int nfiles, char *const files[], bool skip_bad, struct err *e);
+
+/* Next record (caller json_decref()s) or NULL at the end (e->status 0) or on error (e->status set). Empty lines are
+ * passed over. With skip_bad, bad lines are counted and warned about once instead. */
+json_t *jsonl_next(struct jsonl *in, struct err *e);
+
+/* Next raw line without its newline (valid until the next call, NUL-terminated, *len bytes) or NULL, as above. */
+const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e);
+
+/* For messages about the record last returned: e gets "file:line: " + text, EX_DATAERR; returns -1.
+ * With skip_bad it counts the record instead and returns 0: drop it and go on. */
+int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+const char *jsonl_name(const struct jsonl *in);	/* file of the last record, "<stdin>" */
+int64_t jsonl_lineno(const struct jsonl *in);
+int64_t jsonl_skipped(const struct jsonl *in);
+void jsonl_close(struct jsonl *in);
+
+/* Writes one compact line in key order (reals as %.9g, UTF-8 kept) and flushes it. 0, or -1 with EX_IOERR. */
+int json_put(FILE *f, const json_t *o, struct err *e);
+
+/* Adds a number; a non-finite value is stored as null (JSON has no NaN). */
+void json_set_num(json_t *o, const char *key, double v);
+void json_set_int(json_t *o, const char *key, int64_t v);
+void json_set_str(json_t *o, const char *key, const char *v);
+
+#endif

@@ -1,0 +1,87 @@
+/*
+ * model: forward and backward of the whole network for training and teacher-forced evaluation. Inference with KV
+ * caches and streamed experts is decode.c; both use the same backend rows.
+ *
+ *	model_open(&m, &cfg, &mo, &e);  model_init_weights(&m, seed)  or  ckpt_load_weights(...)
+ *	model_forward(&m, &batch, &fo);			fills router probabilities and lookahead logits
+ *	... a stage turns outputs into dLoss/dlogp, route_loss() into dLoss/dprobs and dLoss/dlookahead ...
+ *	model_head(&m, &batch, coef, logp);		log-probs of targets, head gradient
+ *	model_backward(&m, &batch);			adds to m.g
+ *
+ * A stage is nothing but a function from model outputs to a loss and its gradients: the model knows no stage.
+ *
+ * Details that have caused bugs: q/k norm before RoPE; MLA queries are [nope | rope] per head; k_rope comes from the
+ * latent; the shared expert is always added with weight 1 (and again with the weight of a missing expert); the
+ * lookahead head reads h after layer 0 without a norm.
+ */
+#ifndef CHR_MODEL_H
+#define CHR_MODEL_H
+
+#include "backend.h"
+#include "config.h"
+#include "mem.h"
+
+struct batch {
+	int B, T;
+	uint32_t *tok;		/* (R) */
+	int32_t *target;	/* (R) id the row must predict, -1: none (already shifted) */
+	int32_t *doc_start;	/* (R) as in attn_args; -1 = padding. Positions restart at every document */
+};
+
+struct model_opt {
+	int max_b, max_t;	/* capacity of the activations */
+	bool train;		/* gradients and saved activations; else forward only */
+	int head_rows;		/* logits rows held at a time; 0 = default */
+};
+
+struct forward_opt {
+	bool train;		/* dropout and random expert misses on */
+	uint64_t seed, step;	/* of this micro-batch, for dropout and misses */
+	double fallback_mask_prob;
+	const uint8_t *available;	/* (E) or NULL: 0 = expert replaced by the shared output in every layer */
+};
+
+struct model {
+	struct config cfg;
+	struct params par;
+	const struct backend *be;
+	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for training */
+
+	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers only */
+	real *probs;		/* (Ls, R, E) router probabilities */
+	int32_t *topk;		/* (Ls, R, K) chosen experts */
+	real *look;		/* (R, config_lookahead_rows) lookahead logits */
+	real *hidden;		/* (R, D) after the final norm */
+	/* inputs of model_backward, zeroed by model_forward, filled by route_loss() */
+	real *dprobs;		/* (Ls, R, E) */
+	real *dlook;		/* (R, config_lookahead_rows) */
+	real *dhidden;		/* (R, D) filled by model_head */
+	struct model_act *act;	/* saved activations (model.c) */
+};
+
+void model_plan(struct mem_plan *p, const struct config *c, const struct model_opt *o);	/* every byte model_open takes */
+int model_open(struct model *m, const struct config *c, const struct model_opt *o, const struct backend *be,
+    struct err *e);
+void model_close(struct model *m);
+void model_init_weights(struct model *m, uint64_t seed);
+
+void model_forward(struct model *m, const struct batch *b, const struct forward_opt *o);
+
+/* Log-probs of the targets into logp (R; host), logits computed in chunks and never held whole. coef NULL: forward
+ * only. Else coef[r] = dLoss/dlogp[r] and the gradient of the head and dhidden are accumulated on the way.
+ * rows: called on each chunk of logits before the log-prob (n rows from row0), for losses that need whole rows;
+ * it may add to dlogits, which the gradient of the log-prob is added to. May be NULL. */
+struct head_hook {
+	void (*fn)(void *ctx, const real *logits, real *dlogits, int64_t row0, int64_t n, int V);
+	void *ctx;
+};
+void model_head(struct model *m, const struct batch *b, const real *coef, real *logp, const struct head_hook *hook);
+
+void model_backward(struct model *m, const struct batch *b);
+
+void model_logits(struct model *m, real *logits);	/* (R, V) of the last forward: tests and dumps only */
+
+/* cos/sin table (n positions, 2, w) for heads of width w; mla selects the MLA table of the config's format. */
+void model_rope_table(const struct config *c, bool mla, int n, real *table);
+
+#endif

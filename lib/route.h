@@ -1,0 +1,56 @@
+/*
+ * route: what the router did: loss terms with gradients, and statistics for records. DESIGN section 4: format 2 terms
+ * are per layer, masked to real tokens; format 1 uses the layer mean and a raw balance sum.
+ *
+ *   balance    E/K * sum_e f_e P_e per layer, 1 at uniform load (Switch Transformer, arXiv:2101.03961; over the global
+ *              batch: arXiv:2501.11873)
+ *   temporal   mean sum_e (P_t - P_{t-1})^2
+ *   locality   mean -ln( P_t mass on topK(P_{t-1}) / K )
+ *   lookahead  CE of head offset k at t against the router at t+k; topk and union: mass on the chosen sets
+ *   anchor     mean KL(P || P_ref), same tokens
+ */
+#ifndef CHR_ROUTE_H
+#define CHR_ROUTE_H
+
+#include "config.h"
+#include "real.h"
+
+struct route_in {
+	const struct config *cfg;
+	int B, T;
+	const int32_t *doc_start;	/* (R), -1 padding */
+	const real *probs;		/* (Ls, R, E) */
+	const int32_t *topk;		/* (Ls, R, K) */
+	const real *look;		/* (R, rows) logits or NULL */
+	const real *ref_probs;		/* (Ls, R, E) of the anchor's reference on the same tokens, or NULL */
+	int64_t total_tokens;		/* real tokens of the whole step (all micro-batches); 0 = this batch's own */
+};
+
+struct route_lambda { double balance, temporal, locality, lookahead, topk, union_, anchor; };
+
+/* Load counts of the optimiser step so far: (Ls, E), zeroed by the caller at each step, updated by route_loss. */
+struct route_load { double *count; double tokens; };
+
+struct route_terms { double balance, temporal, locality, lookahead, topk, union_, anchor; };
+
+/* Adds lambda-weighted gradients, scaled by this batch's share of total_tokens, to dprobs and dlook (both may be
+ * NULL: values only). Returns the weighted sum of the terms of this batch (scaled likewise); *t gets unweighted
+ * values of this batch. Scratch is allocated once per shape through `scratch` (NULL-initialised by the caller). */
+struct route_scratch;
+double route_loss(const struct route_in *in, const struct route_lambda *lam, struct route_load *load,
+    struct route_terms *t, real *dprobs, real *dlook, struct route_scratch **scratch);
+void route_scratch_free(struct route_scratch *s);
+
+/* Counts for step records; add up over batches, divide at the end. Offsets 1..lookahead_steps. */
+#define ROUTE_MAX_STEPS 16
+struct route_stats {
+	double slots[ROUTE_MAX_STEPS + 1], slot_hit[ROUTE_MAX_STEPS + 1], repeat_hit[ROUTE_MAX_STEPS + 1];
+	double sets[ROUTE_MAX_STEPS + 1], set_hit[ROUTE_MAX_STEPS + 1], repeat_set[ROUTE_MAX_STEPS + 1];
+	double pairs, overlap;		/* adjacent tokens; sum of |A n B| / |A u B| over layers and pairs */
+	double entropy;			/* of the load, in nats, averaged over layers by route_stats_entropy */
+	double union_slots, union_hit;	/* reference metric: budget min(E, K*steps) over max_k Q */
+};
+void route_stats_add(struct route_stats *s, const struct route_in *in);
+double route_load_entropy(const struct route_load *l, int layers, int E);	/* mean over layers, / ln E: 1 = even */
+
+#endif

@@ -1,0 +1,27 @@
+/*
+ * tensor: data types and a view of a matrix: where it lives and how it is stored. No arithmetic.
+ */
+#ifndef CHR_TENSOR_H
+#define CHR_TENSOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum dtype { DT_F64, DT_F32, DT_BF16, DT_F16 };	/* of weights; files may hold more (safetensors.h) */
+
+size_t dtype_size(enum dtype t);
+const char *dtype_name(enum dtype t);			/* "F32", as in safetensors */
+int dtype_parse(const char *name, enum dtype *t);	/* "f32", "BF16"; -1 unknown */
+
+/* (rows, cols) row-major weight: y = x W^T has rows outputs and cols inputs. */
+struct mat {
+	const void *p;
+	enum dtype dt;
+	int rows, cols;
+};
+
+/* Conversions of n values; BF16 and F16 round to nearest even; NaN stays NaN; F16 overflow becomes infinity. */
+void tensor_to_f32(float *dst, const void *src, enum dtype from, size_t n);
+void tensor_from_f32(void *dst, enum dtype to, const float *src, size_t n);
+
+#endif
