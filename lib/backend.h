@@ -46,17 +46,21 @@ struct attn_args {
 	real *dq_, *dk, *dv_;		/* gradients out (overwritten) */
 };
 
-/* Attention of inference: n query rows against caches. Row i belongs to cache kv[i], sees key slots lo[i]..hi[i]
- * inclusive. Keys are (slot, G, dk_), values (slot, G, dv) with the given strides. For MLA the cache is the latent:
- * G = 1, keys and values are the same array plus the rotated part (see decode.c). */
+/* Attention of inference: n query rows against caches. Row i sees key slots lo[i]..hi[i] inclusive (never empty) of its
+ * own caches. score = scale * (q . k + q2 . k2): the second part is MLA's rotated keys (k is then the latent, which is
+ * also the value); dk2 0 leaves it out. Head h reads key/value head h*G/H of k and v, and h*G2/H of k2. The result of a
+ * row depends on the keys in its range only: not on n, nor on where in the cache the range lies. */
 struct attn_cached_args {
 	int n, H, G, dk, dv;
 	real scale;
 	const real *q; int64_t ldq;		/* (n, H*dk) */
 	real *o; int64_t ldo;			/* (n, H*dv) */
-	const real *const *kcache; int64_t ldk;	/* per query row: base of its keys; slot stride in elements */
-	const real *const *vcache; int64_t ldv;
-	const int32_t *lo, *hi;
+	const real *const *kcache; int64_t ldk;	/* (n) base of the row's keys (slot, G*dk); slot stride in elements */
+	const real *const *vcache; int64_t ldv;	/* (n) likewise (slot, G*dv) */
+	const int32_t *lo, *hi;			/* (n) */
+	int G2, dk2;
+	const real *q2; int64_t ldq2;		/* (n, H*dk2) */
+	const real *const *k2cache; int64_t ldk2; /* (n) likewise (slot, G2*dk2) */
 };
 
 struct adamw_args {
@@ -135,5 +139,6 @@ extern const struct backend backend_cpu;
 /* CPU kernels in use: "avx512", "avx2" or "portable"; backend_cpu_isa(name) forces one (tests; -1 if not supported). */
 const char *cpu_isa(void);
 int cpu_isa_force(const char *name);
+void cpu_attn_cached(const struct attn_cached_args *a);	/* cpu_decode.c */
 
 #endif
