@@ -83,6 +83,9 @@ struct params {
 	struct param *p;
 	int64_t total;			/* elements of the flat array (padding included) */
 	int64_t count;			/* real parameters */
+	/* private: tables behind params_find and params_get */
+	int *hash, hash_size;
+	int *first, layers;
 };
 
 /* Every parameter in file order. gate, up and down of one expert are adjacent. */

@@ -1,0 +1,241 @@
+/* config.json: defaults, checks, overrides; the list of parameters against the golden models' own headers. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "config.h"
+#include "file.h"
+#include "tap.h"
+
+static int load(struct config *c, const char *text, struct err *e)
+{
+	json_t *o = json_loads(text, 0, NULL);
+	int r = config_from_json(c, o, 0, NULL, e);
+
+	json_decref(o);
+	return r;
+}
+
+static void refused(const char *text, const char *why)
+{
+	struct err e = { 0 };
+	struct config c;
+	int r = load(&c, text, &e);
+
+	if (!ok(r < 0 && e.status == EX_DATAERR && strstr(e.msg, why), "refused: %s", text))
+		printf("# got %d, %s\n", r, e.msg);
+	if (r == 0)
+		config_free(&c);
+}
+
+static void test_defaults(void)
+{
+	struct err e = { 0 };
+	struct config c;
+	struct params ps;
+
+	if (!ok(load(&c, "{}", &e) == 0, "an empty object is the reference's default model"))
+		return;
+	ok(c.format == 1 && c.hidden_size == 768 && c.head_dim == 96 && c.intermediate_size == 2432 &&
+	    c.moe_intermediate_size == 2432 && c.rope_dim == 32 && c.num_sparse == 8, "default sizes");
+	ok(c.layer_type[0] == LAYER_MLA && c.layer_type[1] == LAYER_SLIDING && c.layer_type[7] == LAYER_SLIDING,
+	    "even layers MLA, odd sliding");
+	ok(!c.lookahead_per_layer && config_lookahead_rows(&c) == 12, "format 1 predicts the layer mean");
+	ok(c.dropout == 0 && c.fallback_mask_prob == 0 && c.lambda_lookahead == 0.1, "stage values");
+	ok(params_build(&ps, &c, &e) == 0 && ps.count == 241426816, "default model has 241,426,816 parameters");
+	params_free(&ps);
+	config_free(&c);
+}
+
+static void test_formats(void)
+{
+	struct err e = { 0 };
+	struct config c;
+
+	ok(load(&c, "{\"hidden_size\":256,\"num_attention_heads\":8,\"rope_dim\":32}", &e) == 0 && c.rope_dim == 31 &&
+	    c.intermediate_size == 832, "format 1 clamps rope_dim, odd widths included");
+	config_free(&c);
+	ok(load(&c, "{\"chronos_format\":2,\"hidden_size\":256,\"num_attention_heads\":8}", &e) == 0 && c.rope_dim == 16 &&
+	    c.lookahead_per_layer && config_lookahead_rows(&c) == 3 * 4 * 8, "format 2: even rope_dim, head per layer");
+	config_free(&c);
+	ok(load(&c, "{\"use_hybrid_attention\":false,\"use_moe\":false}", &e) == 0 && c.layer_type[0] == LAYER_FULL &&
+	    c.num_sparse == 0 && config_lookahead_rows(&c) == 0, "dense model with full attention");
+	config_free(&c);
+	ok(load(&c, "{\"vocab_size\":2}", &e) == 0 && c.bos_token_id == 1 && c.eos_token_id == -1,
+	    "a default id beyond the vocabulary is none");
+	config_free(&c);
+}
+
+static void test_qwen(void)
+{
+	static const char text[] = "{\"model_type\":\"qwen3_moe\",\"vocab_size\":151936,\"hidden_size\":2048,"
+	    "\"num_hidden_layers\":6,\"num_attention_heads\":32,\"num_key_value_heads\":4,\"head_dim\":128,"
+	    "\"intermediate_size\":6144,\"moe_intermediate_size\":768,\"num_experts\":128,\"num_experts_per_tok\":8,"
+	    "\"decoder_sparse_step\":2,\"mlp_only_layers\":[1],\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0,"
+	    "\"original_max_position_embeddings\":32768},\"tie_word_embeddings\":false,\"sliding_window\":null,"
+	    "\"bos_token_id\":151643,\"eos_token_id\":[151645,151643],\"attention_dropout\":0.0}";
+	struct err e = { 0 };
+	struct config c;
+	struct params ps;
+	const struct param *p;
+
+	if (!ok(load(&c, text, &e) == 0, "a Qwen3-MoE config loads"))
+		printf("# %s\n", e.msg);
+	ok(c.layer_type[0] == LAYER_FULL && !c.sparse[0] && !c.sparse[1] && c.sparse[3] && c.num_sparse == 2,
+	    "decoder_sparse_step and mlp_only_layers");
+	ok(c.num_shared_experts == 0 && c.lookahead_steps == 0 && !c.norm_topk_prob && c.eos_token_id == 151645 &&
+	    c.pad_token_id == -1, "its own meaning of absent keys");
+	ok(c.yarn && c.yarn_factor == 4 && c.yarn_original_max == 32768 && fabs(c.yarn_attention_factor - 1.1386294) < 1e-6,
+	    "yarn");
+	ok(params_build(&ps, &c, &e) == 0 && params_find(&ps, "lm_head.weight") &&
+	    params_find(&ps, "model.layers.0.mlp.gate_proj.weight") && !params_find(&ps, "model.layers.0.mlp.gate.weight"),
+	    "untied head, dense layer");
+	p = params_get(&ps, P_EXP_DOWN, 5, 127);
+	ok(p && strcmp(p->name, "model.layers.5.mlp.experts.127.down_proj.weight") == 0 && p->rows == 2048 && p->cols == 768,
+	    "params_get of the last expert");
+	ok(!params_get(&ps, P_EXP_DOWN, 5, 128) && !params_get(&ps, P_EXP_DOWN, 0, 0) && !params_get(&ps, P_SH_GATE, 5, 0) &&
+	    !params_get(&ps, P_EXP_UP, 6, 0) && !params_get(&ps, P_QNOPE, 0, -1), "params_get of what is not there");
+	params_free(&ps);
+	config_free(&c);
+}
+
+static void test_refusals(void)
+{
+	refused("[]", "not a JSON object");
+	refused("{\"hidden_size\":0}", "hidden_size");
+	refused("{\"hidden_size\":-8}", "hidden_size");
+	refused("{\"hidden_size\":1e3}", "must be an integer");
+	refused("{\"hidden_size\":99999999999}", "hidden_size");
+	refused("{\"hidden_size\":\"768\"}", "must be an integer");
+	refused("{\"num_hidden_layers\":257}", "num_hidden_layers");
+	refused("{\"num_key_value_heads\":3}", "does not divide");
+	refused("{\"hidden_size\":100}", "does not divide hidden_size");
+	refused("{\"head_dim\":7}", "odd");
+	refused("{\"num_experts_per_tok\":5}", "above num_experts");
+	refused("{\"num_experts\":0}", "num_experts");
+	refused("{\"chronos_format\":3}", "chronos_format");
+	refused("{\"chronos_format\":2,\"rope_dim\":31}", "rope_dim");
+	refused("{\"chronos_format\":2,\"rope_dim\":96}", "rope_dim");
+	refused("{\"layer_types\":[\"full_attention\"]}", "has 1 entries");
+	refused("{\"num_hidden_layers\":1,\"layer_types\":[\"linear_attention\"]}", "linear_attention");
+	refused("{\"mlp_layer_types\":3}", "must be a list");
+	refused("{\"mlp_only_layers\":[300]}", "mlp_only_layers");
+	refused("{\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "yarn");
+	refused("{\"hidden_act\":\"gelu\"}", "silu");
+	refused("{\"attention_bias\":true}", "biases");
+	refused("{\"dropout\":1}", "dropout");
+	refused("{\"lookahead_scope\":\"all\"}", "lookahead_scope");
+	refused("{\"eos_token_id\":6400}", "vocab_size");
+	refused("{\"tie_word_embeddings\":1}", "true or false");
+}
+
+static void test_sets(void)
+{
+	static const char *const good[] = { "num_experts=16", "lookahead_scope=per_layer", "dropout=0.25" };
+	static const char *const unknown[] = { "num_expert=16" }, *const wrong[] = { "num_experts=many" };
+	struct err e = { 0 };
+	struct config c;
+	json_t *o = json_pack("{s:i, s:s}", "num_experts", 8, "my_note", "kept"), *back;
+
+	ok(config_from_json(&c, o, 3, good, &e) == 0 && c.num_experts == 16 && c.lookahead_per_layer && c.dropout == 0.25,
+	    "--set is applied");
+	back = config_to_json(&c);
+	ok(json_is_string(json_object_get(back, "my_note")) &&
+	    json_integer_value(json_object_get(back, "num_experts")) == 16 &&
+	    json_array_size(json_object_get(back, "layer_types")) == 8, "written back whole, unknown keys kept");
+	config_free(&c);
+	ok(config_from_json(&c, back, 0, NULL, &e) == 0 && c.num_experts == 16 && c.rope_dim == 32 && c.num_sparse == 8,
+	    "what was written loads again");
+	config_free(&c);
+	ok(config_from_json(&c, o, 1, unknown, &e) < 0 && e.status == EX_USAGE, "unknown key in --set: %s", e.msg);
+	ok(config_from_json(&c, o, 1, wrong, &e) < 0 && e.status == EX_USAGE, "bad value in --set: %s", e.msg);
+	json_decref(back);
+	json_decref(o);
+}
+
+/* Header of a safetensors file, read by hand so that this test leans on no other module of ours. */
+static json_t *header(const char *path)
+{
+	unsigned char n[8];
+	FILE *f = fopen(path, "rb");
+	json_t *o = NULL;
+	char *text;
+
+	if (!f)
+		return NULL;
+	if (fread(n, 1, 8, f) == 8 && (text = malloc(n[0] | n[1] << 8 | n[2] << 16))) {
+		size_t len = fread(text, 1, n[0] | n[1] << 8 | n[2] << 16, f);
+
+		o = json_loadb(text, len, 0, NULL);
+		free(text);
+	}
+	fclose(f);
+	return o;
+}
+
+static int same_shape(const json_t *entry, const struct param *p)
+{
+	const json_t *s = json_object_get(entry, "shape");
+
+	return (int)json_array_size(s) == p->ndim && json_integer_value(json_array_get(s, 0)) == p->rows &&
+	    (p->ndim == 1 || json_integer_value(json_array_get(s, 1)) == p->cols);
+}
+
+static void test_golden(const char *dir)
+{
+	struct err e = { 0 };
+	struct config c;
+	struct params ps;
+	char path[512];
+	json_t *h;
+	int missing = 0, shapes = 0, order = 0;
+
+	snprintf(path, sizeof path, "%s/model.safetensors", dir);
+	h = header(path);
+	if (!h) {
+		ok(1, "golden headers # SKIP no %s", dir);
+		return;
+	}
+	json_object_del(h, "__metadata__");
+	ok(config_load(&c, dir, 0, NULL, &e) == 0 && params_build(&ps, &c, &e) == 0, "%s loads", dir);
+	for (int i = 0; i < ps.n; i++) {
+		const json_t *t = json_object_get(h, ps.p[i].name);
+
+		missing += t == NULL;
+		shapes += t && !same_shape(t, &ps.p[i]);
+		order += params_find(&ps, ps.p[i].name) != &ps.p[i] ||
+		    params_get(&ps, ps.p[i].kind, ps.p[i].layer, ps.p[i].expert) != &ps.p[i] || ps.p[i].off % 16;
+	}
+	ok(missing == 0 && ps.n == (int)json_object_size(h), "%s: the same %d names", dir, ps.n);
+	ok(shapes == 0, "%s: the same shapes", dir);
+	ok(order == 0, "%s: found by name and by place", dir);
+	json_decref(h);
+	params_free(&ps);
+	config_free(&c);
+}
+
+static void test_files(void)
+{
+	struct err e = { 0 };
+	struct config c;
+
+	ok(config_load(&c, "no-such-config.json", 0, NULL, &e) < 0 && e.status == EX_NOINPUT, "missing file: %s", e.msg);
+	ok(config_load(&c, "tests/tap.h", 0, NULL, &e) < 0 && e.status == EX_DATAERR, "not JSON: %s", e.msg);
+}
+
+int main(void)
+{
+	const char *shared = getenv("CHR_SHARED");
+	char dir[400];
+
+	test_defaults();
+	test_formats();
+	test_qwen();
+	test_refusals();
+	test_sets();
+	test_files();
+	for (int i = 0; i < 2; i++) {
+		snprintf(dir, sizeof dir, "%s/golden/%s", shared ? shared : "../shared", i ? "tiny-gqa" : "tiny-hybrid");
+		test_golden(dir);
+	}
+	return tap_done();
+}
