@@ -11,7 +11,7 @@ config.mk: scripts/probe.sh
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
 SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1)
 comma := ,
-ALLFLAGS = -std=c11 -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' $(WARN) -ffp-contract=off -Ilib $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
+ALLFLAGS = -std=c11 -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"' $(WARN) -ffp-contract=off -Ilib $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
 LIBS = $(DEP_LIBS) -lm -lpthread
 
 LIB := $(patsubst lib/%.c,$B/lib/%.o,$(wildcard lib/*.c))

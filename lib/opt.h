@@ -31,7 +31,8 @@ enum opt_kind {
 	OPT_CHOICE,	/* int *; arg is "one|two|three", value becomes the index */
 	OPT_LIST,	/* struct opt_list *; may be given several times */
 	OPT_TABLE,	/* value is another struct opt[] to include */
-	OPT_GROUP	/* help is a heading for --help */
+	OPT_GROUP,	/* help is a heading for --help */
+	OPT_VERBOSE, OPT_HELP, OPT_VERSION	/* opt's own */
 };
 
 struct opt_list {

@@ -7,3 +7,4 @@ for p in $need; do
 done
 echo "DEP_CFLAGS := $(pkg-config --cflags $need)"
 echo "DEP_LIBS := $(pkg-config --libs $need)"
+echo "FEATURES := $(for p in $need; do echo "$p $(pkg-config --modversion "$p"),"; done | tr '\n' ' ' | sed 's/, $//')"

@@ -1,0 +1,349 @@
+#include "json.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "sig.h"
+
+#define JSONL_MAX_LINE ((size_t)64 << 20)
+#define JSONL_CHUNK ((size_t)64 << 10)
+
+enum jsonl_format { JSONL_UNKNOWN, JSONL_PLAIN, JSONL_GZIP };
+
+struct jsonl {
+	int nfiles, next;		/* files, and the one to open next */
+	char *const *files;
+	const char *name;		/* of the open file */
+	int fd;				/* -1: none open */
+	bool skip_bad, warned, eof;
+	int64_t lineno, skipped;
+	char *buf;			/* decoded text: [line, scan) has no newline, [scan, end) not looked at */
+	size_t cap, line, scan, end;
+	enum jsonl_format format;
+	bool in_member;			/* between header and trailer of a gzip member */
+	z_stream z;
+	unsigned char raw[64 << 10];	/* compressed bytes */
+};
+
+static int jsonl_check(const char *path, struct err *e)
+{
+	struct stat st;
+
+	if (!strcmp(path, "-"))
+		return 0;
+	if (stat(path, &st) || access(path, R_OK))
+		return err_set(e, EX_NOINPUT, "%s:", path);
+	if (S_ISDIR(st.st_mode)) {
+		errno = EISDIR;
+		return err_set(e, EX_NOINPUT, "%s:", path);
+	}
+	return 0;
+}
+
+struct jsonl *jsonl_open(int nfiles, char *const files[], bool skip_bad, struct err *e)
+{
+	static char *const standard_input[] = { "-" };
+	struct jsonl *in;
+
+	for (int i = 0; i < nfiles; i++)
+		if (jsonl_check(files[i], e))
+			return NULL;
+	in = calloc(1, sizeof *in);
+	if (in)
+		in->buf = malloc(JSONL_CHUNK + 1);
+	if (!in || !in->buf || inflateInit2(&in->z, 15 + 16) != Z_OK) {	/* 16: gzip, not zlib */
+		if (in)
+			free(in->buf);
+		free(in);
+		err_set(e, EX_OSERR, "out of memory");
+		return NULL;
+	}
+	in->cap = JSONL_CHUNK;
+	in->nfiles = nfiles ? nfiles : 1;
+	in->files = nfiles ? files : standard_input;
+	in->skip_bad = skip_bad;
+	in->fd = -1;
+	in->name = strcmp(in->files[0], "-") ? in->files[0] : "<stdin>";
+	return in;
+}
+
+static void jsonl_shut(struct jsonl *in)
+{
+	if (in->fd > STDIN_FILENO)
+		close(in->fd);
+	in->fd = -1;
+}
+
+static int jsonl_open_next(struct jsonl *in, struct err *e)
+{
+	const char *path = in->files[in->next++];
+	bool std = !strcmp(path, "-");
+
+	in->name = std ? "<stdin>" : path;
+	in->fd = std ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+	if (in->fd < 0)
+		return err_set(e, EX_NOINPUT, "%s:", path);
+	in->lineno = 0;
+	in->line = in->scan = in->end = 0;
+	in->format = JSONL_UNKNOWN;
+	in->eof = in->in_member = false;
+	inflateReset(&in->z);
+	in->z.avail_in = 0;
+	return 0;
+}
+
+/* read(2) that a stop signal ends. Bytes read, 0 at the end, -1 with *e. */
+static ssize_t jsonl_read(struct jsonl *in, void *buf, size_t size, struct err *e)
+{
+	struct pollfd p = { .fd = in->fd, .events = POLLIN };
+	ssize_t n;
+
+	do {
+		/* poll() is interrupted even by signals that restart read(). */
+		if (sig_stop || (poll(&p, 1, -1) < 0 && errno == EINTR && sig_stop))
+			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", in->name, (int)sig_stop);
+		n = read(in->fd, buf, size);
+	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
+	if (n < 0)
+		return err_set(e, errno == EISDIR ? EX_NOINPUT : EX_IOERR, "%s:", in->name);
+	return n;
+}
+
+/* Looks at the first two bytes, which are put where the format wants them. */
+static int jsonl_sniff(struct jsonl *in, struct err *e)
+{
+	size_t have = 0;
+	ssize_t n;
+
+	do {
+		n = jsonl_read(in, in->raw + have, sizeof in->raw - have, e);
+		if (n < 0)
+			return -1;
+		have += (size_t)n;
+	} while (n && have == 1 && in->raw[0] == 0x1f);
+	if (have >= 2 && in->raw[0] == 0x1f && in->raw[1] == 0x8b) {
+		in->format = JSONL_GZIP;
+		in->z.next_in = in->raw;
+		in->z.avail_in = (uInt)have;
+		return 0;
+	}
+	in->format = JSONL_PLAIN;
+	memcpy(in->buf, in->raw, have);
+	in->end = have;
+	in->eof = !n;
+	return 0;
+}
+
+/* Decodes what has arrived, reading when there is nothing left to decode; adds to in->end or sets in->eof. */
+static int jsonl_inflate(struct jsonl *in, struct err *e)
+{
+	size_t before = in->end;
+	ssize_t n;
+	int rc;
+
+	while (in->end == before) {
+		if (!in->z.avail_in) {
+			n = jsonl_read(in, in->raw, sizeof in->raw, e);
+			if (n < 0)
+				return -1;
+			if (!n && in->in_member)
+				return err_set(e, EX_DATAERR, "%s: gzip data is truncated", in->name);
+			if (!n) {
+				in->eof = true;
+				return 0;
+			}
+			in->z.next_in = in->raw;
+			in->z.avail_in = (uInt)n;
+		}
+		in->in_member = true;
+		in->z.next_out = (Bytef *)in->buf + in->end;
+		in->z.avail_out = (uInt)(in->cap - in->end);
+		rc = inflate(&in->z, Z_NO_FLUSH);
+		in->end = in->cap - in->z.avail_out;
+		if (rc == Z_STREAM_END) {	/* another member may follow */
+			in->in_member = false;
+			inflateReset(&in->z);
+		} else if (rc != Z_OK && rc != Z_BUF_ERROR) {
+			return err_set(e, rc == Z_MEM_ERROR ? EX_OSERR : EX_DATAERR, "%s: gzip data is damaged: %s",
+				in->name, in->z.msg ? in->z.msg : zError(rc));
+		}
+	}
+	return 0;
+}
+
+/* Room for at least one more byte of the current line: moves it to the front, or grows the buffer. */
+static int jsonl_room(struct jsonl *in, struct err *e)
+{
+	char *p;
+
+	if (in->line) {
+		memmove(in->buf, in->buf + in->line, in->end - in->line);
+		in->end -= in->line;
+		in->scan -= in->line;
+		in->line = 0;
+	}
+	if (in->end < in->cap)
+		return 0;
+	if (in->cap >= JSONL_MAX_LINE)
+		return err_set(e, EX_DATAERR, "%s:%lld: line is longer than %zu MiB", in->name,
+			(long long)in->lineno + 1, JSONL_MAX_LINE >> 20);
+	p = realloc(in->buf, 2 * in->cap + 1);
+	if (!p)
+		return err_set(e, EX_OSERR, "out of memory");
+	in->buf = p;
+	in->cap *= 2;
+	return 0;
+}
+
+static int jsonl_fill(struct jsonl *in, struct err *e)
+{
+	ssize_t n;
+
+	if (in->format == JSONL_UNKNOWN)
+		return jsonl_sniff(in, e);
+	if (jsonl_room(in, e))
+		return -1;
+	if (in->format == JSONL_GZIP)
+		return jsonl_inflate(in, e);
+	n = jsonl_read(in, in->buf + in->end, in->cap - in->end, e);
+	if (n < 0)
+		return -1;
+	in->end += (size_t)n;
+	in->eof = !n;
+	return 0;
+}
+
+static char *jsonl_take(struct jsonl *in, size_t stop, size_t *len)
+{
+	char *s = in->buf + in->line;
+
+	in->buf[stop] = '\0';
+	*len = stop - in->line;
+	in->line = in->scan = stop < in->end ? stop + 1 : stop;
+	in->lineno++;
+	return s;
+}
+
+const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e)
+{
+	char *nl;
+
+	for (;;) {
+		if (in->fd < 0) {
+			if (in->next == in->nfiles || jsonl_open_next(in, e))
+				return NULL;
+		}
+		nl = memchr(in->buf + in->scan, '\n', in->end - in->scan);
+		if (nl)
+			return jsonl_take(in, (size_t)(nl - in->buf), len);
+		in->scan = in->end;
+		if (!in->eof) {
+			if (jsonl_fill(in, e))
+				return NULL;
+		} else if (in->line < in->end) {
+			return jsonl_take(in, in->end, len);	/* last line without newline */
+		} else {
+			jsonl_shut(in);
+		}
+	}
+}
+
+int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
+{
+	char text[400];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	if (!in->skip_bad)
+		return err_set(e, EX_DATAERR, "%s:%lld: %s", in->name, (long long)in->lineno, text);
+	in->skipped++;
+	if (!in->warned)
+		err_warn("%s:%lld: %s (skipped, like others that follow)", in->name, (long long)in->lineno, text);
+	in->warned = true;
+	return 0;
+}
+
+json_t *jsonl_next(struct jsonl *in, struct err *e)
+{
+	const char *s;
+	size_t len;
+	json_error_t je;
+	json_t *rec;
+
+	while ((s = jsonl_line(in, &len, e)) != NULL) {
+		if (strspn(s, " \t\r") == len)
+			continue;
+		rec = json_loadb(s, len, 0, &je);
+		if (json_is_object(rec))
+			return rec;
+		json_decref(rec);
+		if (memchr(s, '\0', len) ? jsonl_bad(in, e, "NUL byte")
+		    : rec ? jsonl_bad(in, e, "not an object")
+		    : jsonl_bad(in, e, "column %d: %s", je.column, je.text))
+			return NULL;
+	}
+	return NULL;
+}
+
+const char *jsonl_name(const struct jsonl *in)
+{
+	return in->name;
+}
+
+int64_t jsonl_lineno(const struct jsonl *in)
+{
+	return in->lineno;
+}
+
+int64_t jsonl_skipped(const struct jsonl *in)
+{
+	return in->skipped;
+}
+
+void jsonl_close(struct jsonl *in)
+{
+	if (!in)
+		return;
+	jsonl_shut(in);
+	inflateEnd(&in->z);
+	free(in->buf);
+	free(in);
+}
+
+int json_put(FILE *f, const json_t *o, struct err *e)
+{
+	char *s = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
+	int rc = 0;
+
+	if (!s)
+		return err_set(e, EX_SOFTWARE, "cannot write a record as JSON");
+	if (fputs(s, f) == EOF || putc('\n', f) == EOF || fflush(f) == EOF)
+		rc = err_set(e, EX_IOERR, "%s:", f == stdout ? "standard output" : "write");
+	free(s);
+	return rc;
+}
+
+void json_set_num(json_t *o, const char *key, double v)
+{
+	json_object_set_new(o, key, isfinite(v) ? json_real(v) : json_null());
+}
+
+void json_set_int(json_t *o, const char *key, int64_t v)
+{
+	json_object_set_new(o, key, json_integer(v));
+}
+
+void json_set_str(json_t *o, const char *key, const char *v)
+{
+	json_object_set_new(o, key, v ? json_string(v) : json_null());
+}

@@ -1,0 +1,135 @@
+#include "mem.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define MEM_ALIGN 64
+
+static double mib(int64_t bytes)
+{
+	return (double)bytes / (1 << 20);
+}
+
+void mem_plan_add(struct mem_plan *p, const char *name, int64_t bytes)
+{
+	int i;
+
+	for (i = 0; i < p->n && strncmp(p->item[i].name, name, sizeof p->item[i].name - 1); i++)
+		;
+	if (i == MEM_ITEMS)
+		err_die(EX_SOFTWARE, "memory plan has more than %d items", MEM_ITEMS);
+	if (i == p->n) {
+		p->n++;
+		snprintf(p->item[i].name, sizeof p->item[i].name, "%s", name);
+		p->item[i].bytes = 0;
+	}
+	p->item[i].bytes += bytes;
+}
+
+int64_t mem_plan_total(const struct mem_plan *p)
+{
+	int64_t total = 0;
+
+	for (int i = 0; i < p->n; i++)
+		total += p->item[i].bytes;
+	return total;
+}
+
+void mem_plan_print(const struct mem_plan *p, FILE *f)
+{
+	for (int i = 0; i < p->n; i++)
+		fprintf(f, "%-40s %12.1f MiB\n", p->item[i].name, mib(p->item[i].bytes));
+	fprintf(f, "%-40s %12.1f MiB\n", "total", mib(mem_plan_total(p)));
+}
+
+json_t *mem_plan_json(const struct mem_plan *p)
+{
+	json_t *items = json_object();
+
+	for (int i = 0; i < p->n; i++)
+		json_object_set_new(items, p->item[i].name, json_integer(p->item[i].bytes));
+	return json_pack("{s:s, s:I, s:o}", "type", "mem_plan", "total", (json_int_t)mem_plan_total(p),
+		"items", items);
+}
+
+int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, struct err *e)
+{
+	int64_t total = mem_plan_total(p);
+	int big = 0;
+
+	if (!limit || total <= limit)
+		return 0;
+	for (int i = 1; i < p->n; i++)
+		if (p->item[i].bytes > p->item[big].bytes)
+			big = i;
+	return err_set(e, EX_OSERR, "needs %.1f MiB (%s %.1f MiB), limit is %.1f MiB; %s", mib(total),
+		p->item[big].name, mib(p->item[big].bytes), mib(limit), hint);
+}
+
+int arena_init(struct arena *a, size_t size, struct err *e)
+{
+	size = (size + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
+	if (!size)
+		size = MEM_ALIGN;
+	a->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (a->base == MAP_FAILED) {
+		a->base = NULL;
+		return err_set(e, EX_OSERR, "cannot map %.1f MiB:", mib((int64_t)size));
+	}
+	/* Touched now, so that no step pays page faults and the plan is what the system sees. */
+	madvise(a->base, size, MADV_HUGEPAGE);
+	memset(a->base, 0, size);
+	a->size = size;
+	a->used = 0;
+	return 0;
+}
+
+void *arena_get(struct arena *a, size_t bytes)
+{
+	void *p = a->base + a->used;
+	size_t need = (bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
+
+	if (need < bytes || need > a->size - a->used)
+		err_die(EX_SOFTWARE, "arena of %zu bytes is too small for %zu more than the %zu in use (a bug)",
+			a->size, bytes, a->used);
+	a->used += need;
+	return p;
+}
+
+void arena_free(struct arena *a)
+{
+	if (a->base)
+		munmap(a->base, a->size);
+	*a = (struct arena){0};
+}
+
+int64_t mem_peak_rss(void)
+{
+	/* Not getrusage(): ru_maxrss starts with what the parent had before exec. */
+	FILE *f = fopen("/proc/self/status", "r");
+	char line[256];
+	long long kib = 0;
+
+	if (!f)
+		return 0;
+	while (fgets(line, sizeof line, f) && sscanf(line, "VmHWM: %lld", &kib) != 1)
+		;
+	fclose(f);
+	return (int64_t)kib * 1024;
+}
+
+void *mem_alloc(size_t bytes)
+{
+	size_t size = (bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
+	void *p = size < bytes ? NULL : aligned_alloc(MEM_ALIGN, size ? size : MEM_ALIGN);
+
+	if (!p)
+		err_die(EX_OSERR, "out of memory (%zu bytes)", bytes);
+	return memset(p, 0, size);
+}
+
+void mem_free(void *p)
+{
+	free(p);
+}
