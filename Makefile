@@ -1,59 +1,114 @@
 # chronos: programs in bin/, one static library, pages in man/. config.mk is written by scripts/probe.sh.
+# SAN=1 (address and undefined behaviour) and TSAN=1 (threads) build into directories of their own.
 VERSION := 0.1.0
 PREFIX ?= /usr/local
 CFLAGS ?= -O3 -g
-B := build$(if $(SAN),-san)
+FUZZ_TIME ?= 60
+B := build$(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(FUZZ),-fuzz)
 
--include config.mk
+all:
+
+include config.mk
 config.mk: scripts/probe.sh
-	@sh scripts/probe.sh $(CC) > $@.tmp && mv $@.tmp $@
+	@sh scripts/probe.sh > $@.tmp && mv $@.tmp $@
 
-WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
-SANFLAGS := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1)
 comma := ,
-ALLFLAGS = -std=c11 -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"' $(WARN) -ffp-contract=off -Ilib $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
+SANITIZE := $(if $(SAN)$(FUZZ),address$(comma)undefined)$(if $(TSAN),thread)$(if $(FUZZ),$(comma)fuzzer-no-link)
+SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -O1)
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
+DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"'
+ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
 LIBS = $(DEP_LIBS) -lm -lpthread
+COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
+LINK = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(EXTRA)
+define newline
+
+
+endef
 
 LIB := $(patsubst lib/%.c,$B/lib/%.o,$(wildcard lib/*.c))
+F64 := $(patsubst lib/%.c,$B/f64/%.o,$(wildcard lib/*.c))
 BIN := $(patsubst bin/%.c,$B/%,$(wildcard bin/chr-*.c))
 TESTS := $(patsubst tests/%.c,$B/tests/%,$(wildcard tests/*.c))
+BENCH := $(patsubst tests/bench/%.c,$B/bench/%,$(wildcard tests/bench/*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/*.c))
+MAN := $(wildcard man/*.[157])
 
-all: $(BIN)
+all: $(BIN) $B/libchronos.a
 
 # A change of flags rebuilds everything.
 $B/flags: FORCE
-	@mkdir -p $B/lib $B/bin $B/tests $B/f64
+	@mkdir -p $B
 	@echo '$(CC) $(ALLFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALLFLAGS)' > $@
-FORCE:
 
-$B/lib/%.o: lib/%.c $B/flags
-	$(CC) $(ALLFLAGS) -MMD -MP -c -o $@ $<
-$B/f64/%.o: lib/%.c $B/flags
-	$(CC) $(ALLFLAGS) -DCHR_DOUBLE -MMD -MP -c -o $@ $<
-$B/bin/%.o: bin/%.c $B/flags
-	$(CC) $(ALLFLAGS) -MMD -MP -c -o $@ $<
-$B/tests/%.o: tests/%.c $B/flags
-	$(CC) $(ALLFLAGS) -Itests -MMD -MP -c -o $@ $<
+$B/%.o: %.c $B/flags
+	$(COMPILE)
 $B/libchronos.a: $(LIB)
 	rm -f $@ && $(AR) rcs $@ $^
 $B/chr-%: $B/bin/chr-%.o $B/libchronos.a
-	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(LINK)
 $B/tests/%: $B/tests/%.o $B/libchronos.a
-	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(LINK)
 
-# *64.c tests run the model sources in double precision.
-F64 := $(patsubst $B/lib/%.o,$B/f64/%.o,$(LIB))
-$B/tests/%64.o: tests/%64.c $B/flags
-	$(CC) $(ALLFLAGS) -DCHR_DOUBLE -Itests -MMD -MP -c -o $@ $<
+# tests/*64.c run the model sources in double precision.
+$B/f64/%.o $B/tests/%64.o: private EXTRA := -DCHR_DOUBLE
+$B/f64/%.o: lib/%.c $B/flags
+	$(COMPILE)
 $B/tests/%64: $B/tests/%64.o $(F64)
-	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(LINK)
+
+# Only the benchmarks look at OpenBLAS, to compare with.
+$B/tests/bench/%.o: private EXTRA := $(OPENBLAS_CFLAGS)
+$B/bench/%: private EXTRA := $(OPENBLAS_LIBS)
+$B/bench/%: $B/tests/bench/%.o $B/libchronos.a
+	$(LINK)
+
+$B/fuzz/%: private EXTRA := -fsanitize=fuzzer
+$B/fuzz/%: $B/tests/fuzz/%.o $B/libchronos.a
+	$(LINK)
 
 check: all $(TESTS)
-	BUILD=$B prove $(if $(V),-v) $(filter-out %/golden,$(TESTS)) tests/*.t < /dev/null
+	BUILD=$B prove $(if $(V),-v) $(filter-out %/golden,$(TESTS)) $(wildcard tests/*.t) < /dev/null
+
+bench: $(BENCH)
+	for b in $^; do $$b || exit 1; done
+
+# New inputs go to build-fuzz/found; those worth keeping are copied to tests/data/fuzz by hand.
+fuzz:
+	$(MAKE) CC=clang FUZZ=1 fuzz-run
+fuzz-run: $(FUZZERS)
+	for n in $(notdir $^); do \
+		mkdir -p $B/found/$$n tests/data/fuzz/$$n && $B/fuzz/$$n -max_total_time=$(FUZZ_TIME) \
+			-artifact_prefix=$B/$$n- $B/found/$$n tests/data/fuzz/$$n || exit 1; \
+	done
+
+lint:
+	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
+		--suppress=missingIncludeSystem -D_GNU_SOURCE -DCHR_VERSION='""' -DCHR_FEATURES='""' \
+		-Ilib -Itests lib bin tests
+	shellcheck -x $(wildcard scripts/* tests/*.t tests/*.sh) .ci/run
+	mandoc -T lint -W warning $(MAN)
+
+D := $(DESTDIR)$(PREFIX)
+install: all
+	install -d $D/bin $D/lib/pkgconfig $D/include/chronos $(addprefix $D/share/man/man,1 5 7)
+	install $(BIN) $D/bin
+	install -m 644 lib/*.h $D/include/chronos
+	install -m 644 $B/libchronos.a $D/lib
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
+	for m in $(MAN); do install -m 644 $$m $D/share/man/man$${m##*.} || exit 1; done
+
+uninstall:
+	rm -f $(BIN:$B/%=$D/bin/%) $D/lib/libchronos.a $D/lib/pkgconfig/chronos.pc
+	for m in $(MAN:man/%=%); do rm -f $D/share/man/man$${m##*.}/$$m; done
+	rm -rf $D/include/chronos
+
+dist:
+	git archive --format=tar.gz --prefix=chronos-$(VERSION)/ -o chronos-$(VERSION).tar.gz HEAD
 
 clean:
-	rm -rf build build-san config.mk
+	rm -rf build build-san build-tsan build-fuzz config.mk
 
-.PHONY: all check clean FORCE
+.PHONY: all check bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
--include $(wildcard $B/*/*.d)
+-include $(wildcard $B/*/*.d $B/*/*/*.d)

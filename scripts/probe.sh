@@ -2,9 +2,18 @@
 # Finds the libraries and prints make variables (config.mk). Edit config.mk to overrule.
 set -eu
 need="zlib jansson libpcre2-8"
+features=
 for p in $need; do
-	pkg-config --exists "$p" || { echo "probe: $p not found by pkg-config (see INSTALL)" >&2; exit 1; }
+	v=$(pkg-config --modversion "$p") || { echo "probe: $p not found by pkg-config (see INSTALL)" >&2; exit 1; }
+	features="$features${features:+, }$p $v"
 done
-echo "DEP_CFLAGS := $(pkg-config --cflags $need)"
-echo "DEP_LIBS := $(pkg-config --libs $need)"
-echo "FEATURES := $(for p in $need; do echo "$p $(pkg-config --modversion "$p"),"; done | tr '\n' ' ' | sed 's/, $//')"
+# shellcheck disable=SC2086
+cat <<END
+DEP_CFLAGS := $(pkg-config --cflags $need)
+DEP_LIBS := $(pkg-config --libs $need)
+FEATURES := $features
+END
+if pkg-config --exists openblas; then
+	echo "OPENBLAS_CFLAGS := -DHAVE_OPENBLAS $(pkg-config --cflags openblas)"
+	echo "OPENBLAS_LIBS := $(pkg-config --libs openblas)"
+fi
