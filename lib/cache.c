@@ -1,0 +1,396 @@
+#include "cache.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { QUEUE, LRU, FRESH, LISTS };	/* to be read for a demand; used at least once; read as a guess, not yet used */
+
+struct entry {
+	_Atomic uint8_t state;
+	bool guess;			/* its read was or is for a prediction that has not come true yet */
+	int pins;			/* demands not yet put back */
+	int slot;
+	int heap;			/* index in heap[] while guessed */
+	int prev, next;			/* in one of the lists, newest first */
+	float prob;
+	int64_t deadline;		/* clock of the predicted demand; nothing is predicted when it is past */
+	int64_t used;			/* clock of the last demand, -1: none */
+};
+
+struct cache {
+	int keys, slots, max_guesses, keep;
+	int64_t clock;
+	struct entry *e;		/* (keys + LISTS); the last ones are heads of the lists */
+	int *heap, nheap;		/* (keys) guesses, the next to read first */
+	int *free, nfree;		/* (slots) */
+	int64_t *got;			/* (slots) bytes read into each */
+	int demands, guesses;		/* reads going on */
+	struct cache_stats st;
+};
+
+int64_t cache_bytes(int keys, int slots)
+{
+	return (int64_t)sizeof(struct cache) + (int64_t)(keys + LISTS) * (int64_t)sizeof(struct entry)
+	    + (int64_t)keys * (int64_t)sizeof(int) + (int64_t)slots * (int64_t)(sizeof(int) + sizeof(int64_t));
+}
+
+struct cache *cache_new(int keys, int slots, int max_guesses, int keep)
+{
+	struct cache *c = calloc(1, sizeof *c);
+	int i;
+
+	if (c == NULL)
+		return NULL;
+	c->keys = keys;
+	c->slots = c->nfree = slots;
+	c->max_guesses = max_guesses;
+	c->keep = keep;
+	c->e = calloc((size_t)keys + LISTS, sizeof *c->e);
+	c->heap = calloc((size_t)keys, sizeof *c->heap);
+	c->free = calloc((size_t)slots, sizeof *c->free);
+	c->got = calloc((size_t)slots, sizeof *c->got);
+	if (c->e == NULL || c->heap == NULL || c->free == NULL || c->got == NULL) {
+		cache_free(c);
+		return NULL;
+	}
+	for (i = 0; i < keys; i++)
+		c->e[i].deadline = c->e[i].used = c->e[i].slot = -1;
+	for (i = keys; i < keys + LISTS; i++)
+		c->e[i].prev = c->e[i].next = i;
+	for (i = 0; i < slots; i++)
+		c->free[i] = slots - 1 - i;
+	return c;
+}
+
+void cache_free(struct cache *c)
+{
+	if (c == NULL)
+		return;
+	free(c->e);
+	free(c->heap);
+	free(c->free);
+	free(c->got);
+	free(c);
+}
+
+int cache_state(const struct cache *c, int k)
+{
+	return atomic_load_explicit(&c->e[k].state, memory_order_acquire);
+}
+
+static void set_state(struct cache *c, int k, int state)
+{
+	atomic_store_explicit(&c->e[k].state, (uint8_t)state, memory_order_release);
+}
+
+int cache_slot(const struct cache *c, int k)
+{
+	return c->e[k].slot;
+}
+
+static void list_add(struct cache *c, int list, int k)
+{
+	int head = c->keys + list, next = c->e[head].next;
+
+	c->e[k].prev = head;
+	c->e[k].next = next;
+	c->e[next].prev = k;
+	c->e[head].next = k;
+}
+
+static void list_remove(struct cache *c, int k)
+{
+	c->e[c->e[k].prev].next = c->e[k].next;
+	c->e[c->e[k].next].prev = c->e[k].prev;
+}
+
+static int list_oldest(const struct cache *c, int list)		/* -1: empty */
+{
+	int k = c->e[c->keys + list].prev;
+
+	return k < c->keys ? k : -1;
+}
+
+static int list_newer(const struct cache *c, int k)
+{
+	int n = c->e[k].prev;
+
+	return n < c->keys ? n : -1;
+}
+
+static bool sooner(const struct entry *a, const struct entry *b)
+{
+	return a->deadline < b->deadline || (a->deadline == b->deadline && a->prob > b->prob);
+}
+
+static void heap_set(struct cache *c, int i, int k)
+{
+	c->heap[i] = k;
+	c->e[k].heap = i;
+}
+
+static void heap_up(struct cache *c, int i, int k)
+{
+	for (; i > 0 && sooner(&c->e[k], &c->e[c->heap[(i - 1) / 2]]); i = (i - 1) / 2)
+		heap_set(c, i, c->heap[(i - 1) / 2]);
+	heap_set(c, i, k);
+}
+
+static void heap_down(struct cache *c, int i, int k)
+{
+	int child;
+
+	for (; (child = 2 * i + 1) < c->nheap; i = child) {
+		if (child + 1 < c->nheap && sooner(&c->e[c->heap[child + 1]], &c->e[c->heap[child]]))
+			child++;
+		if (!sooner(&c->e[c->heap[child]], &c->e[k]))
+			break;
+		heap_set(c, i, c->heap[child]);
+	}
+	heap_set(c, i, k);
+}
+
+static void heap_remove(struct cache *c, int k)
+{
+	int i = c->e[k].heap, last = c->heap[--c->nheap];
+
+	if (last == k)
+		return;
+	if (sooner(&c->e[last], &c->e[k]))
+		heap_up(c, i, last);
+	else
+		heap_down(c, i, last);
+}
+
+static void guess(struct cache *c, int k, float prob, int64_t deadline)
+{
+	c->e[k].prob = prob;
+	c->e[k].deadline = deadline;
+	set_state(c, k, CACHE_GUESSED);
+	heap_up(c, c->nheap++, k);
+}
+
+static void enqueue(struct cache *c, int k)
+{
+	set_state(c, k, CACHE_QUEUED);
+	list_add(c, QUEUE, k);
+}
+
+/* A guess came true while it is read or after. */
+static void guess_used(struct cache *c, int k)
+{
+	if (!c->e[k].guess)
+		return;
+	c->e[k].guess = false;
+	c->st.predicted_used++;
+	if (cache_state(c, k) == CACHE_READING) {
+		c->guesses--;
+		c->demands++;
+	}
+}
+
+int cache_demand(struct cache *c, int k)
+{
+	struct entry *x = &c->e[k];
+
+	x->pins++;
+	x->used = c->clock;
+	switch (cache_state(c, k)) {
+	case CACHE_RESIDENT:
+		guess_used(c, k);
+		list_remove(c, k);
+		list_add(c, LRU, k);
+		c->st.hits++;
+		return CACHE_HIT;
+	case CACHE_GUESSED:
+		heap_remove(c, k);
+		enqueue(c, k);
+		break;
+	case CACHE_READING:
+		guess_used(c, k);
+		break;
+	case CACHE_QUEUED:
+		break;
+	default:
+		enqueue(c, k);
+		c->st.misses++;
+		return CACHE_MISS;
+	}
+	c->st.late++;
+	return CACHE_LATE;
+}
+
+void cache_put(struct cache *c, int k)
+{
+	assert(c->e[k].pins > 0);
+	if (--c->e[k].pins == 0 && cache_state(c, k) == CACHE_FAILED)
+		set_state(c, k, CACHE_ABSENT);
+}
+
+void cache_abandon(struct cache *c, int k)
+{
+	struct entry *x = &c->e[k];
+
+	cache_put(c, k);
+	if (x->pins > 0)
+		return;
+	if (cache_state(c, k) == CACHE_QUEUED) {
+		list_remove(c, k);
+		guess(c, k, 1, c->clock + c->keep);
+	} else if (cache_state(c, k) == CACHE_READING) {
+		x->guess = true;
+		x->deadline = c->clock + c->keep;
+		c->demands--;
+		c->guesses++;
+		c->st.predicted++;
+	}
+}
+
+void cache_predict(struct cache *c, int k, float prob, int when)
+{
+	struct entry *x = &c->e[k], p = { .prob = prob > 0 ? prob : 0, .deadline = c->clock + (when > 0 ? when : 0) };
+
+	switch (cache_state(c, k)) {
+	case CACHE_ABSENT:
+		guess(c, k, p.prob, p.deadline);
+		break;
+	case CACHE_GUESSED:
+		if (!sooner(&p, x))
+			break;
+		x->prob = p.prob;
+		x->deadline = p.deadline;
+		heap_up(c, x->heap, k);
+		break;
+	default:			/* keeps it from being evicted until then */
+		if (x->deadline < c->clock || p.deadline < x->deadline)
+			x->deadline = p.deadline;
+	}
+}
+
+void cache_advance(struct cache *c)
+{
+	int k;
+
+	c->clock++;
+	while (c->nheap > 0 && c->e[k = c->heap[0]].deadline < c->clock) {
+		heap_remove(c, k);
+		set_state(c, k, CACHE_ABSENT);
+		c->st.expired++;
+	}
+}
+
+/* Whether x may leave for a read that is needed at `deadline` (a guess; -1: a demand). */
+static bool evictable(const struct cache *c, const struct entry *x, int64_t deadline)
+{
+	return x->pins == 0 && (deadline < 0 || (x->used != c->clock && (x->deadline < c->clock || x->deadline > deadline)));
+}
+
+/* Who leaves: a guess that did not come true; else the least recently used that is not predicted; else, of those
+ * that may, the one predicted for the latest time. -1: nobody. */
+static int victim(const struct cache *c, int64_t deadline)
+{
+	int list, k, latest = -1;
+	const struct entry *x;
+
+	for (list = FRESH; list >= LRU; list--)
+		for (k = list_oldest(c, list); k >= 0; k = list_newer(c, k)) {
+			x = &c->e[k];
+			if (!evictable(c, x, deadline))
+				continue;
+			if (x->deadline < c->clock)
+				return k;
+			if (latest < 0 || x->deadline > c->e[latest].deadline)
+				latest = k;
+		}
+	return latest;
+}
+
+static int slot_for(struct cache *c, int64_t deadline)
+{
+	int v, slot;
+
+	if (c->nfree > 0)
+		return c->free[--c->nfree];
+	v = victim(c, deadline);
+	if (v < 0)
+		return -1;
+	slot = c->e[v].slot;
+	if (c->e[v].guess)
+		c->st.wasted_bytes += (uint64_t)c->got[slot];
+	c->e[v].guess = false;
+	c->e[v].slot = -1;
+	list_remove(c, v);
+	set_state(c, v, CACHE_ABSENT);
+	return slot;
+}
+
+static bool may_guess(const struct cache *c)
+{
+	return c->nheap > 0 && c->demands == 0 && c->guesses < c->max_guesses;
+}
+
+bool cache_work(const struct cache *c)
+{
+	return list_oldest(c, QUEUE) >= 0 || may_guess(c);
+}
+
+int cache_take(struct cache *c, int *slot)
+{
+	int k = list_oldest(c, QUEUE);
+	bool demand = k >= 0;
+
+	if (!demand && !may_guess(c))
+		return -1;
+	if (!demand)
+		k = c->heap[0];
+	*slot = slot_for(c, demand ? -1 : c->e[k].deadline);
+	if (*slot < 0)
+		return -1;
+	if (demand) {
+		list_remove(c, k);
+		c->demands++;
+	} else {
+		heap_remove(c, k);
+		c->guesses++;
+		c->st.predicted++;
+	}
+	c->e[k].guess = !demand;
+	c->e[k].slot = *slot;
+	set_state(c, k, CACHE_READING);
+	return k;
+}
+
+bool cache_stuck(const struct cache *c)
+{
+	return list_oldest(c, QUEUE) >= 0 && c->demands + c->guesses == 0 && c->nfree == 0 && victim(c, -1) < 0;
+}
+
+void cache_done(struct cache *c, int k, int64_t got, bool good)
+{
+	struct entry *x = &c->e[k];
+
+	c->st.reads++;
+	c->st.read_bytes += (uint64_t)got;
+	if (x->guess)
+		c->guesses--;
+	else
+		c->demands--;
+	if (good) {
+		c->got[x->slot] = got;
+		list_add(c, x->guess ? FRESH : LRU, k);
+		set_state(c, k, CACHE_RESIDENT);
+		return;
+	}
+	if (x->guess)
+		c->st.wasted_bytes += (uint64_t)got;
+	x->guess = false;
+	c->free[c->nfree++] = x->slot;
+	x->slot = -1;
+	set_state(c, k, x->pins > 0 ? CACHE_FAILED : CACHE_ABSENT);
+}
+
+const struct cache_stats *cache_stats(const struct cache *c)
+{
+	return &c->st;
+}
