@@ -330,9 +330,14 @@ static bool may_guess(const struct cache *c)
 	return c->nheap > 0 && c->demands == 0 && c->guesses < c->max_guesses;
 }
 
+bool cache_queued(const struct cache *c)
+{
+	return list_oldest(c, QUEUE) >= 0;
+}
+
 bool cache_work(const struct cache *c)
 {
-	return list_oldest(c, QUEUE) >= 0 || may_guess(c);
+	return cache_queued(c) || may_guess(c);
 }
 
 int cache_take(struct cache *c, int *slot)
@@ -363,7 +368,7 @@ int cache_take(struct cache *c, int *slot)
 
 bool cache_stuck(const struct cache *c)
 {
-	return list_oldest(c, QUEUE) >= 0 && c->demands + c->guesses == 0 && c->nfree == 0 && victim(c, -1) < 0;
+	return cache_queued(c) && c->demands + c->guesses == 0 && c->nfree == 0 && victim(c, -1) < 0;
 }
 
 void cache_done(struct cache *c, int k, int64_t got, bool good)

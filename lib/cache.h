@@ -39,6 +39,7 @@ void cache_advance(struct cache *c);
 
 /* The next read to start: its key, now in state reading, and the slot it goes to; -1 when nothing may start now. */
 int cache_take(struct cache *c, int *slot);
+bool cache_queued(const struct cache *c);	/* a demand waits for its read to start */
 bool cache_work(const struct cache *c);		/* cheap: might cache_take find something? */
 bool cache_stuck(const struct cache *c);	/* a demand waits for a slot and only cache_put can give one */
 

@@ -92,8 +92,8 @@ static struct plan plan(const struct config *c, const struct manifest *m, const 
 
 	p.readers = o->readers <= 0 ? 2 : o->readers < MAX_READERS ? o->readers : MAX_READERS;
 	p.slot_bytes = reader_round(m->gate_bytes + m->up_bytes + m->down_bytes);
-	fit = o->bytes > 0 ? o->bytes / p.slot_bytes : n;
-	p.slots = (int)(fit < n ? fit : n);
+	fit = o->bytes == 0 || o->bytes / p.slot_bytes > n ? n : o->bytes / p.slot_bytes;
+	p.slots = fit > 0 ? (int)fit : 0;
 	p.map_bytes = p.slots * p.slot_bytes;
 	return p;
 }
@@ -218,22 +218,26 @@ static bool read_expert(struct store *s, int k, int slot, bool checked, int64_t 
 	return false;
 }
 
+static void wake_readers(struct store *s, int n)
+{
+	for (n = cache_work(s->cache) ? n < s->idle ? n : s->idle : 0; n > 0; n--)
+		pthread_cond_signal(&s->work);
+}
+
 static void serve(struct store *s, int k, int slot)	/* called and returns with the lock held */
 {
 	bool checked = s->checked[k], good;
 	struct fault f = { .kind = FAULT_NONE };
 	int64_t got;
 
-	if (s->idle > 0 && cache_work(s->cache))
-		pthread_cond_signal(&s->work);
+	wake_readers(s, 1);
 	pthread_mutex_unlock(&s->lock);
 	good = read_expert(s, k, slot, checked, &got, &f);
 	pthread_mutex_lock(&s->lock);
-	s->checked[k] |= good;
+	s->checked[k] = checked || good;
 	s->fault[k] = f;
 	cache_done(s->cache, k, got, good);
-	/* Also when another expert is awaited: its read may only have waited for this slot, or be stuck now. */
-	if (s->awaited >= 0)
+	if (s->awaited == k || (s->awaited >= 0 && cache_stuck(s->cache)))
 		pthread_cond_signal(&s->done);
 }
 
@@ -293,7 +297,6 @@ static int map_slots(struct store *s, const struct plan *p, struct err *e)
 		return err_set(e, EX_OSERR, "%s: no memory for %d experts, %lld bytes:", s->dir, p->slots,
 		    (long long)p->map_bytes);
 	}
-	/* The unused ends of a mapping that is larger by one huge page cost address space only, but give it back. */
 	off = (align - (int64_t)((uintptr_t)q % (uintptr_t)align)) % align;
 	if (off > 0)
 		munmap(q, (size_t)off);
@@ -325,7 +328,7 @@ static bool copy_names(struct store *s, const char *dir, const struct manifest *
 static bool alloc_tables(struct store *s, const struct plan *p, const char *dir, const struct config *c,
     const struct manifest *m)
 {
-	int guesses = p->readers > 1 ? p->readers - 1 : 1;
+	int i, guesses = p->readers > 1 ? p->readers - 1 : 1;
 
 	s->place = malloc((size_t)p->keys * sizeof *s->place);
 	s->fault = calloc((size_t)p->keys, sizeof *s->fault);
@@ -334,6 +337,9 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	if (s->place == NULL || s->fault == NULL || s->checked == NULL || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
 	memcpy(s->place, m->place, (size_t)p->keys * sizeof *s->place);
+	for (i = 0; i < p->keys; i++)
+		if (!c->sparse[i / m->experts])
+			s->place[i].cluster = -1;
 	return true;
 }
 
@@ -451,19 +457,12 @@ bool store_direct(const struct store *s)
  * Demanding and predicting.
  */
 
-/* As many sleeping readers as there may be reads to start; each that starts one wakes the next. */
-static void wake_reader(struct store *s)
-{
-	if (s->idle > 0 && cache_work(s->cache))
-		pthread_cond_signal(&s->work);
-}
-
 void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *status)
 {
 	static const uint8_t what[] = {
 		[CACHE_HIT] = STORE_HIT, [CACHE_LATE] = STORE_LATE, [CACHE_MISS] = STORE_MISS
 	};
-	int i, r;
+	int i, r, reads = 0;
 
 	assert(n <= store_slots(s));
 	if (s->resident) {
@@ -475,10 +474,11 @@ void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *st
 	pthread_mutex_lock(&s->lock);
 	for (i = 0; i < n; i++) {
 		r = cache_demand(s->cache, key(s, layer, ids[i]));
+		reads += r != CACHE_HIT;
 		if (status != NULL)
 			status[i] = what[r];
 	}
-	wake_reader(s);
+	wake_readers(s, reads);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -556,7 +556,8 @@ void store_put(struct store *s, int layer, int id)
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_put(s->cache, key(s, layer, id));
-	wake_reader(s);
+	if (cache_queued(s->cache))		/* for the slot; a guess may not have what this layer used */
+		wake_readers(s, 1);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -566,7 +567,7 @@ void store_abandon(struct store *s, int layer, int id)
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_abandon(s->cache, key(s, layer, id));
-	wake_reader(s);
+	wake_readers(s, 1);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -578,7 +579,7 @@ void store_predict(struct store *s, int layer, int id, float prob, int when)
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_predict(s->cache, k, prob, when);
-	wake_reader(s);
+	wake_readers(s, 1);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -588,7 +589,7 @@ void store_advance(struct store *s)
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_advance(s->cache);
-	wake_reader(s);
+	wake_readers(s, 1);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -610,4 +611,3 @@ void store_stats(const struct store *s, struct store_stats *out)
 	};
 	pthread_mutex_unlock(&w->lock);
 }
-

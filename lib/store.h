@@ -63,9 +63,13 @@ void store_close(struct store *s);
 
 int store_slots(const struct store *s);			/* experts that fit; INT_MAX when resident */
 int64_t store_slot_bytes(const struct store *s);
+bool store_direct(const struct store *s);		/* reads go past the page cache; false once a file refused it */
 int64_t store_plan_bytes(const struct config *c, const struct manifest *m, const struct store_opt *o); /* all it allocates */
+int64_t store_min_bytes(const struct config *c, const struct manifest *m); /* store_opt.bytes for one token's working set */
 
-/* status (n entries, may be NULL) gets STORE_HIT/LATE/MISS. n must not exceed store_slots. */
+/* status (n entries, may be NULL) gets STORE_HIT/LATE/MISS. Each demand is ended by one of: store_put after a
+ * store_get that returned 0; a store_get that failed (the next demand reads the expert again); store_abandon.
+ * Experts demanded and not ended must not exceed store_slots, over all calls. */
 void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *status);
 bool store_ready(struct store *s, int layer, int id);	/* resident now: get would not wait */
 int store_get(struct store *s, int layer, int id, struct expert *x, struct err *e);	/* EX_IOERR, EX_DATAERR */
