@@ -111,7 +111,7 @@ static void test_refusals(void)
 	refused("{\"hidden_size\":100}", "does not divide hidden_size");
 	refused("{\"head_dim\":7}", "odd");
 	refused("{\"num_experts_per_tok\":5}", "above num_experts");
-	refused("{\"num_experts\":0}", "num_experts");
+	refused("{\"num_hidden_layers\":1,\"mlp_layer_types\":[\"sparse\"],\"num_experts\":0}", "num_experts");
 	refused("{\"chronos_format\":3}", "chronos_format");
 	refused("{\"chronos_format\":2,\"rope_dim\":31}", "rope_dim");
 	refused("{\"chronos_format\":2,\"rope_dim\":96}", "rope_dim");
