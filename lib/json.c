@@ -286,10 +286,12 @@ json_t *jsonl_next(struct jsonl *in, struct err *e)
 		rec = json_loadb(s, len, 0, &je);
 		if (json_is_object(rec))
 			return rec;
+		if (rec)
+			snprintf(je.text, sizeof je.text, "not an object");
+		else if (memchr(s, '\0', len))
+			snprintf(je.text, sizeof je.text, "NUL byte");
 		json_decref(rec);
-		if (memchr(s, '\0', len) ? jsonl_bad(in, e, "NUL byte")
-		    : rec ? jsonl_bad(in, e, "not an object")
-		    : jsonl_bad(in, e, "column %d: %s", je.column, je.text))
+		if (jsonl_bad(in, e, "%s", je.text))
 			return NULL;
 	}
 	return NULL;
