@@ -241,8 +241,8 @@ static void aggregate(const struct graph *g, int k, const int *comm, struct grap
 	mem_free(acc);
 }
 
-/* One run of the method from the partition in comm; returns the number of communities. */
-static int run(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream, int *comm)
+/* One run of the method from the partition in comm. */
+static void run(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream, int *comm)
 {
 	bool more = local_move(g, resolution, seed, (*stream)++, comm);
 	int k = renumber(g->n, comm);
@@ -262,24 +262,40 @@ static int run(const struct graph *g, double resolution, uint64_t seed, uint64_t
 		graph_free(&b);
 		mem_free(up);
 	}
-	return k;
 }
 
-int graph_louvain(const struct graph *g, double resolution, uint64_t seed, int *comm)
+/* Runs from single nodes until a run gains nothing; returns the modularity. */
+static double settle(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream, int *comm)
 {
-	uint64_t stream = 0;
 	double q, last;
-	int k = g->n;
 
 	for (int u = 0; u < g->n; u++)
 		comm[u] = u;
-	if (!(g->total > 0))
-		return k;
 	q = graph_modularity(g, comm, resolution);
 	do {
 		last = q;
-		k = run(g, resolution, seed, &stream, comm);
+		run(g, resolution, seed, stream, comm);
 		q = graph_modularity(g, comm, resolution);
 	} while (q > last + 1e-9);
-	return k;
+	return q;
+}
+
+int graph_louvain(const struct graph *g, double resolution, uint64_t seed, int tries, int *comm)
+{
+	int *c = mem_alloc(((size_t)g->n + 1) * sizeof *c);
+	double best = -INFINITY;
+	uint64_t stream = 0;
+
+	for (int u = 0; u < g->n; u++)
+		comm[u] = u;
+	for (int i = 0; i < tries && g->total > 0; i++) {
+		double q = settle(g, resolution, seed, &stream, c);
+
+		if (q > best + 1e-12) {
+			best = q;
+			memcpy(comm, c, (size_t)g->n * sizeof *c);
+		}
+	}
+	mem_free(c);
+	return renumber(g->n, comm);
 }

@@ -3,7 +3,7 @@
  *
  *	struct graph g;
  *	graph_build(&g, n, edges, m, &e);
- *	int k = graph_louvain(&g, 1.0, seed, comm);		(comm[u] in 0..k-1)
+ *	int k = graph_louvain(&g, 1.0, seed, 10, comm);	(comm[u] in 0..k-1)
  *	double q = graph_modularity(&g, comm, 1.0);
  *	graph_free(&g);
  *
@@ -41,8 +41,9 @@ void graph_free(struct graph *g);
  * comm in 0..n-1. 0 for a graph without edges. */
 double graph_modularity(const struct graph *g, const int *comm, double resolution);
 
-/* Fills comm (n entries, numbered from 0 in order of first appearance) and returns how many. Deterministic for a
- * seed. Local moves and aggregation until neither gains, then again from the partition found until that is stable. */
-int graph_louvain(const struct graph *g, double resolution, uint64_t seed, int *comm);
+/* Fills comm (n entries, numbered from 0 in order of first appearance) with the best of `tries` runs, and returns how
+ * many communities. Deterministic for a seed. A run: local moves and aggregation until neither gains, then again from
+ * the partition found until that is stable. */
+int graph_louvain(const struct graph *g, double resolution, uint64_t seed, int tries, int *comm);
 
 #endif

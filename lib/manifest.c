@@ -20,9 +20,9 @@ static int get_int(const struct parse *p, const json_t *o, const char *key, int6
 {
 	const json_t *j = json_object_get(o, key);
 
+	*v = json_integer_value(j);	/* 0 when it is none */
 	if (!json_is_integer(j))
 		return err_set(p->e, EX_DATAERR, "%s: %s \"%s\"", p->name, j ? "not an integer:" : "missing", key);
-	*v = json_integer_value(j);
 	if (*v < lo || *v > hi)
 		return err_set(p->e, EX_DATAERR, "%s: \"%s\" is %lld, not in %lld..%lld", p->name, key, (long long)*v,
 		    (long long)lo, (long long)hi);
@@ -82,7 +82,8 @@ static int parse_place(struct parse *p, const json_t *o, struct place *pl)
 	const struct manifest *m = p->m;
 	int64_t crc, want = m->gate_bytes + m->up_bytes + m->down_bytes;
 
-	if (get_int(p, o, "offset", 0, INT64_MAX / 2, &pl->offset) < 0 || get_int(p, o, "bytes", 1, INT64_MAX / 2, &pl->bytes) < 0
+	if (get_int(p, o, "offset", 0, INT64_MAX / 2, &pl->offset) < 0
+	    || get_int(p, o, "bytes", 1, INT64_MAX / 2, &pl->bytes) < 0
 	    || get_int(p, o, "crc32", 0, UINT32_MAX, &crc) < 0)
 		return -1;
 	if (pl->bytes != want)
