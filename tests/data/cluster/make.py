@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the graphs of this directory and the values tests/cluster.c compares with.
+"""Makes the graphs of this directory, the values tests/cluster.c compares with, and an activation log.
 
 Needs networkx (3.6 made the committed files): python3 make.py [DIR]
 """
+import gzip
 import json
 import os
 import random
@@ -54,6 +55,28 @@ def record(name, g, rng):
     return {"name": name, "networkx": nx.__version__, "nodes": n, "edges": edges, "partitions": parts, "best": best}
 
 
+def activations(path, layers=3, experts=16, k=2):
+    """Thirty sequences of topic-bound tokens; layer 0 is dense."""
+    rng = random.Random(4)
+    lines = [{"type": "model", "layers": layers, "experts": experts, "top_k": k, "expert_bytes": 98304,
+              "fingerprint": "5eed" * 16}]
+    favourites = [rng.sample(range(experts), experts) for _ in range(layers)]
+    for seq in range(30):
+        topic = rng.randrange(4)
+        for pos in range(40):
+            used = [[] for _ in range(layers)]
+            for own, list_ in list(zip(favourites, used))[1:]:
+                while len(list_) < k:
+                    near = rng.random() < 0.75
+                    x = own[rng.randrange(4) * 4 + topic] if near else rng.randrange(experts)
+                    if x not in list_:
+                        list_.append(x)
+            lines.append({"type": "act", "seq": seq, "pos": pos, "token": rng.randrange(256), "layers": used})
+    with open(path, "wb") as f, gzip.GzipFile("", "wb", 9, f, 0) as z:
+        for o in lines:
+            z.write((json.dumps(o, separators=(",", ":")) + "\n").encode())
+
+
 def main():
     rng = random.Random(1)
     loops = weighted(nx.gnp_random_graph(40, 0.15, seed=2), rng)
@@ -71,6 +94,7 @@ def main():
         with open(os.path.join(out, name + ".json"), "w", encoding="ascii") as f:
             json.dump(record(name, g, rng), f, separators=(",", ":"))
             f.write("\n")
+    activations(os.path.join(out, "act.jsonl.gz"))
 
 
 main()
