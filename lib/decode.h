@@ -2,6 +2,12 @@
  * decode: inference. An engine is the weights (dense part in memory, experts behind a store); a seq is one timeline:
  * its KV caches and position. One call evaluates new tokens of several sequences at once.
  *
+ *	struct engine *g = engine_open(dir, &o, be, &plan, &e);
+ *	struct seq *s = seq_new(g, &e);
+ *	struct eval_item it = { .s = s, .tok = prompt, .n = n, .logits = logits };
+ *	if (engine_eval(g, &it, 1, NULL, &e) < 0)
+ *		err_exit(&e);
+ *
  * Promise: the result of a token depends on its own sequence only: not on what else is in the call, how the prompt
  * was chunked, the number of threads, or whether experts were resident or streamed. Bytes, not tolerances.
  * (On-miss shared breaks the last one on purpose and reports the replaced mass.)
@@ -24,45 +30,52 @@ struct engine_opt {
 	int64_t ram;		/* limit on everything planned, 0 = none: all experts resident */
 	int max_seqs;		/* parallel sequences */
 	int max_tokens;		/* capacity of one sequence's caches */
-	int max_rows;		/* rows in one engine_eval call; longer prompts are evaluated in chunks by the engine */
-	int predict, on_miss;
-	struct store_opt store;
+	int max_rows;		/* rows evaluated at a time; longer prompts go in chunks of it. At least max_seqs */
+	int predict, on_miss;	/* on_miss applies to single tokens after a prompt; prompts are always exact */
+	struct store_opt store;	/* .bytes 0: what the limit leaves */
 };
 
-/* Opens a model directory, plain or packed. The plan is filled (even on failure) for printing. */
+/* Every byte engine_open would hold, without opening. Includes what the process holds already. EX_OSERR, with numbers
+ * and the flag that would help, when it cannot be within o->ram; the plan is filled then too. */
+int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e);
+
+/* Opens a model directory, plain or packed. The plan (may be NULL) is filled even on failure, for printing. */
 struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be, struct mem_plan *plan,
     struct err *e);
 void engine_close(struct engine *g);
 const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
 const char *engine_fingerprint(const struct engine *g);
+int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
 
 struct seq *seq_new(struct engine *g, struct err *e);	/* NULL when max_seqs are in use */
 void seq_reset(struct seq *s);
 void seq_free(struct seq *s);
 int seq_len(const struct seq *s);
 
-struct eval_item {		/* new tokens of one sequence */
+struct eval_item {		/* new tokens of one sequence; a sequence may appear once in a call */
 	struct seq *s;
 	const uint32_t *tok;
 	int n;
-	float *logits;		/* (V) of the last token, or (n, V) when all; NULL: not wanted */
+	real *logits;		/* (V) of the last token, or (n, V) when all; NULL: not wanted */
 	bool all;
 	/* optional traces, for all n tokens; layers counted over sparse layers */
 	int32_t *topk;		/* (n, Ls, K) */
-	float *probs;		/* (n, Ls, E) */
-	float *look;		/* (n, config_lookahead_rows) lookahead probabilities (softmax over E) */
+	real *probs;		/* (n, Ls, E) */
+	real *look;		/* (n, config_lookahead_rows) lookahead probabilities (softmax over E) */
 };
 
 struct eval_stats {		/* of one engine_eval call */
-	double wall, compute, stall;
+	double wall, compute, stall;		/* seconds; wall = compute + stall */
 	double replaced_mass;	/* routing weight given to the shared expert, mean over rows and layers */
-	uint64_t gate_pred, gate_hit;		/* slots predicted by the next-layer gate and right */
+	uint64_t gate_pred, gate_hit;		/* slots predicted by the next-layer gate (as many as it was asked about); right */
 	uint64_t look_pred, look_hit;		/* by the lookahead head */
-	uint64_t sets, sets_whole;		/* layers whose whole set was predicted (union of sources) / all */
-	uint64_t slots;				/* routed slots, the denominators of recall */
+	uint64_t sets, sets_whole;		/* layers of a row asked about; whole set predicted (union of sources) */
+	uint64_t slots;				/* all routed slots */
 };
 
+/* 0, or -1: EX_DATAERR (token outside the vocabulary, caches full, corrupt expert), EX_IOERR (unreadable expert). The
+ * sequences are then as long as before the call, up to chunks that were complete. */
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st, struct err *e);
 
 #endif

@@ -1,0 +1,131 @@
+/*
+ * decode_int: what the files of decode share: decode.c (opening, sequences, one pass), decode_load.c (plan and weights),
+ * decode_attn.c (attention and caches), decode_moe.c (experts). Not installed.
+ *
+ * Letters as in config.h; N head width without rope (MLA); I = width of a dense MLP; R rows of a pass, each one new
+ * token of some sequence. Index arrays are in host memory.
+ */
+#ifndef CHR_DECODE_INT_H
+#define CHR_DECODE_INT_H
+
+#include "decode.h"
+#include "manifest.h"
+#include "predict.h"
+
+#define HEAD_ROWS 16	/* rows of logits computed at a time */
+
+struct layer {
+	enum layer_type type;
+	int sparse;				/* index among sparse layers, -1: dense */
+	const real *in_norm, *post_norm;	/* (D) */
+	const real *q, *k, *v;			/* (H*d, D), (G*d, D), (G*d, D) */
+	const real *q_norm, *k_norm;		/* (d) */
+	const real *o;				/* (D, H*d) */
+	const real *q_nope, *q_rope;		/* (H*N, D), (H*r, D) */
+	const real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
+	const real *kv_down, *kv_down_norm;	/* (C, D), (C) */
+	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to absorb it into queries */
+	const real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
+	const real *gate;			/* (E, D) router */
+	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense layer */
+	int n_ffn, width;			/* F or I: width of all FFNs here */
+};
+
+/* Caches of one layer of one sequence: slot i holds position base + i. */
+struct kv {
+	real *a, *b;		/* keys (G*d) and values (G*d); MLA: latent (C) and rotated keys (G*r) */
+	int base, slots;
+};
+
+struct seq {
+	struct engine *g;
+	bool used;
+	int len;
+	struct kv *kv;		/* (L) */
+	int32_t *next;		/* (Ls, K) experts the head expects of the next token */
+	bool next_valid;
+};
+
+struct seg {			/* rows row0..row0+n-1 of a pass are the next tokens of one item */
+	struct eval_item *it;
+	int row0, n, done;	/* done: tokens of the item evaluated before this pass */
+};
+
+struct ffn_part {		/* rows row0..row0+n-1 of moe_x go through one FFN */
+	struct expert x;
+	int row0, n;
+};
+
+/* Arrays for max_rows rows, reused by every pass. */
+struct scratch {
+	real *h, *x;			/* (R, D) residual stream, normalised input */
+	real *q, *q2, *q_abs;		/* (R, H*max(d,N)), (R, H*r), (R, H*C) */
+	real *k, *k2;			/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
+	real *ctx, *att;		/* (R, H*C), (R, H*d) */
+	real *router, *router_next;	/* (R, E) */
+	real *weight, *coef;		/* (R, K), (R, K+S) */
+	real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
+	real *head_x, *logits;		/* (HEAD_ROWS, D), (HEAD_ROWS, V) */
+	real *look_h, *look;		/* (HEAD_ROWS, D/4), (HEAD_ROWS, rows) */
+	uint32_t *tok;			/* (R) */
+	int32_t *pos, *lo, *hi;		/* (R) */
+	int32_t *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
+	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
+	int32_t *wanted;		/* (E) */
+	int32_t *head_row;		/* (R) */
+	const real **kcache, **vcache, **k2cache;	/* (R) */
+	const int32_t **next;		/* (R) predicted sets */
+	struct seg *seg;		/* (max_seqs) */
+	struct ffn_part *part;		/* (E + S) */
+	struct gemm_job *job;		/* (2 * (E + S) + H) */
+	real **head_out;		/* (HEAD_ROWS) */
+};
+
+struct engine {
+	struct config cfg;
+	struct params par;
+	const struct backend *be;
+	struct engine_opt opt;
+	struct manifest man;
+	bool packed;
+	char fingerprint[80];
+	int64_t expert_bytes;
+	struct layer layer[CFG_MAX_LAYERS];
+	const real *embed, *norm, *head;	/* (V, D), (D), (V, D) */
+	const real *look0, *look2;		/* (D/4, D), (rows, D/4) */
+	real *w;				/* dense parameters */
+	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
+	void *expert_mem;			/* plain directories: all experts, in the type of the file */
+	struct expert *experts;			/* (Ls * E) views of it */
+	struct expert *ffn_views;		/* what layer.ffn points into */
+	void *scratch_mem;
+	struct scratch s;
+	void *kv_mem;
+	struct seq *seqs;			/* (max_seqs) */
+	struct store *store;
+	struct predict *predict;
+	int rows;				/* R of the pass under way */
+	int nseg;
+	bool soft;				/* experts that are not there may be replaced in this pass */
+	double replaced;			/* sum over rows and layers */
+	struct eval_stats *st;
+};
+
+/* decode_load.c */
+int load_weights(struct engine *g, const char *dir, struct err *e);
+int64_t load_dense_elements(const struct config *c, const struct params *ps);
+
+/* decode_attn.c */
+int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base);
+void attn_layer(struct engine *g, int l);
+
+/* decode_moe.c */
+int ffn_layer(struct engine *g, int l, struct err *e);
+void look_rows(struct engine *g);
+
+static inline int look_mode(const struct engine *g)
+{
+	return g->cfg.lookahead_steps > 0 ? g->opt.predict & PREDICT_LOOKAHEAD : 0;
+}
+
+#endif

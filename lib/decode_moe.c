@@ -1,0 +1,306 @@
+/*
+ * The feed-forward half of a layer, and the lookahead head. Rows are sorted by expert; experts that are there are
+ * computed at once, together with the shared ones, while the others are still being read. In which order experts
+ * arrive changes only where in moe_x their rows lie: the sum over a row's experts is always in slot order.
+ */
+#include <string.h>
+
+#include "decode_int.h"
+
+static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, int rows)
+{
+	return (struct gemm_job){ .c = y, .ldc = w->rows, .a = x, .lda = w->cols, .b = w->p, .ldb = w->cols,
+	    .bt = w->dt, .m = rows, .n = w->rows, .k = w->cols };
+}
+
+/* FFNs of n parts whose rows follow each other in moe_x; the result replaces the input there. */
+static void run_parts(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	const struct backend *be = g->be;
+	struct scratch *s = &g->s;
+	int D = g->cfg.hidden_size;
+	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
+
+	be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
+	for (int i = 0; i < n; i++) {
+		const real *x = s->moe_x + (int64_t)p[i].row0 * D;
+
+		s->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate, p[i].n);
+		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up, p[i].n);
+	}
+	be->gemm(GEMM_NT, s->job, 2 * n);
+	be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width, rows * width);
+	for (int i = 0; i < n; i++)
+		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D, s->moe_g + (int64_t)p[i].row0 * width,
+		    &p[i].x.down, p[i].n);
+	be->gemm(GEMM_NT, s->job, n);
+}
+
+/* Shared experts (or the MLP of a dense layer) take all rows and the first places of moe_x. */
+static int fixed_parts(struct engine *g, const struct layer *w, struct ffn_part *p)
+{
+	for (int f = 0; f < w->n_ffn; f++) {
+		p[f] = (struct ffn_part){ w->ffn[f], f * g->rows, g->rows };
+		for (int r = 0; r < g->rows; r++)
+			g->s.rowidx[f * g->rows + r] = r;
+	}
+	return w->n_ffn;
+}
+
+static int next_sparse(const struct engine *g, int l)
+{
+	for (l++; l < g->cfg.num_hidden_layers; l++)
+		if (g->layer[l].sparse >= 0)
+			return l;
+	return -1;
+}
+
+/* The router's choice, and what the next layer's router says already. Returns that layer, or -1. */
+static int choose(struct engine *g, int l)
+{
+	const struct config *c = &g->cfg;
+	struct scratch *s = &g->s;
+	int D = c->hidden_size, E = c->num_experts;
+	int next = g->opt.predict & PREDICT_GATE ? next_sparse(g, l) : -1;
+	struct mat gate = { g->layer[l].gate, DT_REAL, E, D };
+	struct mat ahead = { next < 0 ? NULL : g->layer[next].gate, DT_REAL, E, D };
+	struct gemm_job job[2] = {
+		times_mat(s->router, s->x, &gate, g->rows), times_mat(s->router_next, s->x, &ahead, g->rows)
+	};
+
+	g->be->gemm(GEMM_NT, job, next < 0 ? 1 : 2);
+	g->be->route(s->router, s->ids, s->weight, g->rows, E, c->num_experts_per_tok, c->norm_topk_prob);
+	if (next >= 0)
+		g->be->softmax(s->router_next, g->rows, E);
+	return next;
+}
+
+static void trace(struct engine *g, int i)
+{
+	const struct config *c = &g->cfg;
+	int K = c->num_experts_per_tok, E = c->num_experts;
+
+	for (int j = 0; j < g->nseg; j++) {
+		const struct seg *seg = &g->s.seg[j];
+
+		for (int r = 0; r < seg->n; r++) {
+			int64_t at = (int64_t)(seg->done + r) * c->num_sparse + i, row = seg->row0 + r;
+
+			if (seg->it->topk)
+				memcpy(seg->it->topk + at * K, g->s.ids + row * K, sizeof(int32_t) * K);
+			if (seg->it->probs)
+				memcpy(seg->it->probs + at * E, g->s.router + row * E, sizeof(real) * E);
+		}
+	}
+}
+
+/* Sorts slots by expert (count, start, order) and lists the experts wanted, those in memory first. */
+static int sort_slots(struct engine *g, int l)
+{
+	struct scratch *s = &g->s;
+	int E = g->cfg.num_experts, n = g->rows * g->cfg.num_experts_per_tok, wanted = 0;
+
+	memset(s->count, 0, sizeof(*s->count) * E);
+	for (int j = 0; j < n; j++)
+		s->count[s->ids[j]]++;
+	s->start[0] = 0;
+	for (int x = 0; x < E; x++)
+		s->start[x + 1] = s->start[x] + s->count[x];
+	memset(s->count, 0, sizeof(*s->count) * E);
+	for (int j = 0; j < n; j++)
+		s->order[s->start[s->ids[j]] + s->count[s->ids[j]]++] = j;
+	for (int ready = 1; ready >= 0; ready--)
+		for (int x = 0; x < E; x++)
+			if (s->count[x] > 0 && store_ready(g->store, l, x) == ready)
+				s->wanted[wanted++] = x;
+	return wanted;
+}
+
+/* Fetches expert x and gives its rows the places of moe_x from `row` on. */
+static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
+{
+	struct scratch *s = &g->s;
+	int K = g->cfg.num_experts_per_tok, width = K + g->layer[l].n_ffn;
+
+	if (store_get(g->store, l, x, &p->x, e) < 0)
+		return -1;
+	p->row0 = row;
+	p->n = s->count[x];
+	for (int i = s->start[x]; i < s->start[x + 1]; i++, row++) {
+		int j = s->order[i];
+
+		s->rowidx[row] = j / K;
+		s->slot[j / K * width + j % K] = row;
+	}
+	return 0;
+}
+
+static void release(struct engine *g, int l, const int32_t *ids, int taken, int n)
+{
+	for (int i = 0; i < taken; i++)
+		store_put(g->store, l, ids[i]);
+	for (int i = taken; i < n; i++)
+		store_abandon(g->store, l, ids[i]);
+}
+
+static bool any_ready(struct engine *g, int l, const int32_t *ids, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (store_ready(g->store, l, ids[i]))
+			return true;
+	return false;
+}
+
+/* Computes n demanded experts, and the `fixed` parts already in s->part along with the first of them, as they arrive.
+ * *row: next free place of moe_x. */
+static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
+{
+	struct ffn_part *p = g->s.part;
+
+	while (n > 0 || fixed > 0) {
+		bool idle = fixed == 0 && !any_ready(g, l, ids, n);
+		int taken = 0;
+
+		if (idle && g->soft)
+			break;
+		for (int i = 0; i < n; i++) {
+			int x = ids[i];
+
+			if (!(idle && i == 0) && !store_ready(g->store, l, x))
+				continue;
+			if (take(g, l, x, *row, &p[fixed + taken], e) < 0) {
+				release(g, l, ids, taken, n);
+				return -1;
+			}
+			*row += p[fixed + taken].n;
+			ids[i] = ids[taken];
+			ids[taken++] = x;
+		}
+		run_parts(g, p, fixed + taken, g->layer[l].width);
+		release(g, l, ids, taken, taken);
+		ids += taken;
+		n -= taken;
+		fixed = 0;
+	}
+	release(g, l, ids, 0, n);	/* soft: the shared experts stand in for what is not there */
+	return 0;
+}
+
+/* Weights of a row's slots; shared experts are averaged, and take the weight of what is missing once more. */
+static void coefficients(struct engine *g, int K, int n_ffn)
+{
+	struct scratch *s = &g->s;
+
+	for (int r = 0; r < g->rows; r++) {
+		real *coef = s->coef + (int64_t)r * (K + n_ffn), missing = 0;
+		int32_t *slot = s->slot + (int64_t)r * (K + n_ffn);
+
+		for (int k = 0; k < K; k++) {
+			coef[k] = s->weight[(int64_t)r * K + k];
+			if (slot[k] < 0)
+				missing += coef[k];
+		}
+		for (int f = 0; f < n_ffn; f++) {
+			coef[K + f] = (1 + missing) / n_ffn;
+			slot[K + f] = f * g->rows + r;
+		}
+		g->replaced += (double)missing;
+	}
+}
+
+static int routed(struct engine *g, int l, struct err *e)
+{
+	struct layer *w = &g->layer[l];
+	struct scratch *s = &g->s;
+	int next = choose(g, l), n, most = store_slots(g->store), fixed = fixed_parts(g, w, s->part);
+	int row = fixed * g->rows;
+
+	trace(g, w->sparse);
+	predict_seen(g->predict, w->sparse, s->ids, g->rows, s->next, g->st);
+	n = sort_slots(g, l);
+	memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg.num_experts_per_tok + w->n_ffn));
+	for (int i = 0; i < n; i += most) {
+		int m = n - i < most ? n - i : most;
+
+		store_demand(g->store, l, s->wanted + i, m, NULL);
+		if (i == 0 && next >= 0)
+			predict_gate(g->predict, g->store, w->sparse + 1, s->router_next, g->rows);
+		if (compute(g, l, s->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
+			return -1;
+	}
+	store_advance(g->store);
+	return 0;
+}
+
+/* h += FFN(RMSNorm(h)) */
+int ffn_layer(struct engine *g, int l, struct err *e)
+{
+	struct layer *w = &g->layer[l];
+	struct scratch *s = &g->s;
+	int D = g->cfg.hidden_size, K = w->sparse < 0 ? 0 : g->cfg.num_experts_per_tok;
+
+	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg.rms_norm_eps);
+	if (w->sparse < 0)
+		run_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
+	else if (routed(g, l, e) < 0)
+		return -1;
+	coefficients(g, K, w->n_ffn);
+	g->be->combine(s->h, s->moe_x, s->slot, s->coef, g->rows, K + w->n_ffn, D);
+	return 0;
+}
+
+/* Which segment and item token row r belongs to. */
+static const struct seg *seg_of(const struct engine *g, int r)
+{
+	const struct seg *seg = g->s.seg;
+
+	while (r >= seg->row0 + seg->n)
+		seg++;
+	return seg;
+}
+
+static void look_block(struct engine *g, const int32_t *rows, int n)
+{
+	const struct backend *be = g->be;
+	struct scratch *s = &g->s;
+	int D = g->cfg.hidden_size, W = config_lookahead_rows(&g->cfg), E = g->cfg.num_experts;
+	struct mat m0 = { g->look0, DT_REAL, D / 4, D }, m2 = { g->look2, DT_REAL, W, D / 4 };
+	struct gemm_job job;
+
+	be->gather(s->head_x, s->h, rows, n, D);
+	job = times_mat(s->look_h, s->head_x, &m0, n);
+	be->gemm(GEMM_NT, &job, 1);
+	be->silu(s->look_h, s->look_h, (int64_t)n * (D / 4));
+	job = times_mat(s->look, s->look_h, &m2, n);
+	be->gemm(GEMM_NT, &job, 1);
+	be->softmax(s->look, (int64_t)n * (W / E), E);
+	for (int i = 0; i < n; i++) {
+		const struct seg *seg = seg_of(g, rows[i]);
+		const real *look = s->look + (int64_t)i * W;
+		int at = rows[i] - seg->row0;
+
+		if (seg->it->look)
+			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look, sizeof(real) * W);
+		if (look_mode(g) && at == seg->n - 1) {
+			predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, seg->it->s->next);
+			seg->it->s->next_valid = true;
+		}
+	}
+}
+
+/* The lookahead head on the rows that want it: all of a traced item, else the last one when it predicts. */
+void look_rows(struct engine *g)
+{
+	struct scratch *s = &g->s;
+	int n = 0;
+
+	for (int i = 0; i < g->nseg; i++) {
+		const struct seg *seg = &s->seg[i];
+		int first = seg->it->look ? seg->row0 : seg->row0 + seg->n - (look_mode(g) ? 1 : 0);
+
+		for (int r = first; r < seg->row0 + seg->n; r++)
+			s->head_row[n++] = r;
+	}
+	for (int i = 0; i < n; i += HEAD_ROWS)
+		look_block(g, s->head_row + i, n - i < HEAD_ROWS ? n - i : HEAD_ROWS);
+}
