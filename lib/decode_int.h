@@ -42,7 +42,8 @@ struct seq {
 	bool used;
 	int len;
 	struct kv *kv;		/* (L) */
-	int32_t *next;		/* (Ls, K) experts the head expects of the next token */
+	int32_t *next;		/* (Ls, K) experts the head expects of the next token, */
+	int32_t *coming;	/* and of the one after the token being evaluated */
 	bool next_valid;
 };
 
@@ -66,7 +67,7 @@ struct scratch {
 	real *weight, *coef;		/* (R, K), (R, K+S) */
 	real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
 	real *head_x, *logits;		/* (HEAD_ROWS, D), (HEAD_ROWS, V) */
-	real *look_h, *look;		/* (HEAD_ROWS, D/4), (HEAD_ROWS, rows) */
+	real *look_h, *look;		/* (HEAD_ROWS, look_width), (HEAD_ROWS, rows) */
 	uint32_t *tok;			/* (R) */
 	int32_t *pos, *lo, *hi;		/* (R) */
 	int32_t *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
@@ -78,7 +79,6 @@ struct scratch {
 	struct seg *seg;		/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */
 	struct gemm_job *job;		/* (2 * (E + S) + H) */
-	real **head_out;		/* (HEAD_ROWS) */
 };
 
 struct engine {
@@ -88,11 +88,12 @@ struct engine {
 	struct engine_opt opt;
 	struct manifest man;
 	bool packed;
-	char fingerprint[80];
+	char *fingerprint;
 	int64_t expert_bytes;
 	struct layer layer[CFG_MAX_LAYERS];
 	const real *embed, *norm, *head;	/* (V, D), (D), (V, D) */
-	const real *look0, *look2;		/* (D/4, D), (rows, D/4) */
+	const real *look0, *look2;		/* (look_width, D), (rows, look_width) */
+	int look_width;
 	real *w;				/* dense parameters */
 	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
 	void *expert_mem;			/* plain directories: all experts, in the type of the file */
@@ -111,9 +112,13 @@ struct engine {
 	struct eval_stats *st;
 };
 
+/* decode.c */
+int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
+    char *base);
+
 /* decode_load.c */
+int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
 int load_weights(struct engine *g, const char *dir, struct err *e);
-int64_t load_dense_elements(const struct config *c, const struct params *ps);
 
 /* decode_attn.c */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base);

@@ -264,13 +264,13 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
 	int D = g->cfg.hidden_size, W = config_lookahead_rows(&g->cfg), E = g->cfg.num_experts;
-	struct mat m0 = { g->look0, DT_REAL, D / 4, D }, m2 = { g->look2, DT_REAL, W, D / 4 };
+	struct mat m0 = { g->look0, DT_REAL, g->look_width, D }, m2 = { g->look2, DT_REAL, W, g->look_width };
 	struct gemm_job job;
 
 	be->gather(s->head_x, s->h, rows, n, D);
 	job = times_mat(s->look_h, s->head_x, &m0, n);
 	be->gemm(GEMM_NT, &job, 1);
-	be->silu(s->look_h, s->look_h, (int64_t)n * (D / 4));
+	be->silu(s->look_h, s->look_h, (int64_t)n * g->look_width);
 	job = times_mat(s->look, s->look_h, &m2, n);
 	be->gemm(GEMM_NT, &job, 1);
 	be->softmax(s->look, (int64_t)n * (W / E), E);
@@ -281,10 +281,8 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 
 		if (seg->it->look)
 			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look, sizeof(real) * W);
-		if (look_mode(g) && at == seg->n - 1) {
-			predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, seg->it->s->next);
-			seg->it->s->next_valid = true;
-		}
+		if (look_mode(g) && at == seg->n - 1)
+			predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, seg->it->s->coming);
 	}
 }
 

@@ -5,7 +5,6 @@
 
 struct predict {
 	const struct config *cfg;
-	int mode;
 	int layer[CFG_MAX_LAYERS];	/* real index of the i-th sparse layer */
 	int32_t *gate;			/* (R, K) what the gate said about layer gate_layer */
 	int gate_layer;			/* -1: nothing */
@@ -24,14 +23,13 @@ int64_t predict_bytes(const struct config *c, int max_rows)
 	    + 4 * (int64_t)(max_rows + 1) * c->num_experts_per_tok;
 }
 
-struct predict *predict_new(const struct config *c, int mode, int max_rows)
+struct predict *predict_new(const struct config *c, int max_rows)
 {
 	struct predict *p = calloc(1, sizeof(*p));
 
 	if (!p)
 		return NULL;
 	p->cfg = c;
-	p->mode = mode;
 	p->gate_layer = -1;
 	p->gate = calloc((size_t)max_rows * c->num_experts_per_tok + 1, sizeof(*p->gate));
 	p->score = calloc((size_t)c->num_experts + 1, sizeof(*p->score));

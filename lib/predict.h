@@ -18,7 +18,7 @@
 
 struct predict;
 
-struct predict *predict_new(const struct config *c, int mode, int max_rows);	/* NULL: out of memory */
+struct predict *predict_new(const struct config *c, int max_rows);	/* NULL: out of memory */
 void predict_free(struct predict *p);
 int64_t predict_bytes(const struct config *c, int max_rows);			/* what predict_new takes */
 int predict_set_size(const struct config *c);		/* entries of the `next` arrays below: Ls * K */

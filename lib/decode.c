@@ -1,0 +1,386 @@
+/*
+ * The way of a token: engine_eval() cuts the new tokens of its items into passes of at most max_rows rows; a pass takes
+ * its rows through every layer (decode_attn.c, decode_moe.c) and ends with the logits that were asked for.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "decode_int.h"
+
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct carve { char *base; int64_t used; };
+
+static void *carve(struct carve *c, int64_t n, size_t size)
+{
+	void *p = c->base ? c->base + c->used : NULL;
+
+	c->used += (n * (int64_t)size + 63) & ~(int64_t)63;
+	return p;
+}
+
+static void carve_attention(struct scratch *s, const struct config *c, int64_t R, struct carve *v)
+{
+	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, C = 0, r = 0;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if (c->layer_type[l] == LAYER_MLA) {
+			C = c->kv_latent_dim;
+			r = c->rope_dim;
+		}
+	s->q = carve(v, R * H * d, sizeof(real));
+	s->q2 = carve(v, R * H * r, sizeof(real));
+	s->q_abs = carve(v, R * H * C, sizeof(real));
+	s->k = carve(v, R * max64(G * d, C), sizeof(real));
+	s->k2 = carve(v, R * G * d, sizeof(real));
+	s->ctx = carve(v, R * H * C, sizeof(real));
+	s->att = carve(v, R * H * d, sizeof(real));
+	s->kcache = carve(v, R, sizeof(*s->kcache));
+	s->vcache = carve(v, R, sizeof(*s->vcache));
+	s->k2cache = carve(v, R, sizeof(*s->k2cache));
+}
+
+static void carve_experts(struct scratch *s, const struct config *c, int64_t R, struct carve *v)
+{
+	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts, F = c->moe_intermediate_size;
+	int64_t rows = 0, inner = 0;
+
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		rows = max64(rows, c->sparse[l] ? R * (K + S) : R);
+		inner = max64(inner, c->sparse[l] ? R * (K + S) * F : R * c->intermediate_size);
+	}
+	s->router = carve(v, R * E, sizeof(real));
+	s->router_next = carve(v, R * E, sizeof(real));
+	s->weight = carve(v, R * K, sizeof(real));
+	s->coef = carve(v, R * (K + S + 1), sizeof(real));
+	s->moe_x = carve(v, rows * c->hidden_size, sizeof(real));
+	s->moe_g = carve(v, inner, sizeof(real));
+	s->moe_u = carve(v, inner, sizeof(real));
+	s->ids = carve(v, R * K, sizeof(*s->ids));
+	s->slot = carve(v, R * (K + S + 1), sizeof(*s->slot));
+	s->rowidx = carve(v, rows, sizeof(*s->rowidx));
+	s->count = carve(v, E, sizeof(*s->count));
+	s->start = carve(v, E + 1, sizeof(*s->start));
+	s->order = carve(v, R * K, sizeof(*s->order));
+	s->wanted = carve(v, E, sizeof(*s->wanted));
+	s->part = carve(v, E + S + 1, sizeof(*s->part));
+	s->job = carve(v, 2 * (E + S + 1) + c->num_attention_heads + 1, sizeof(*s->job));
+}
+
+/* Places the scratch arrays at base (NULL: only counts) and returns their bytes. */
+int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
+    char *base)
+{
+	struct carve v = { base, 0 };
+	int64_t R = o->max_rows, D = c->hidden_size;
+	const struct param *look0 = params_get(ps, P_LOOK0, -1, -1);
+
+	s->h = carve(&v, R * D, sizeof(real));
+	s->x = carve(&v, R * D, sizeof(real));
+	carve_attention(s, c, R, &v);
+	carve_experts(s, c, R, &v);
+	s->head_x = carve(&v, HEAD_ROWS * D, sizeof(real));
+	s->logits = carve(&v, HEAD_ROWS * (int64_t)c->vocab_size, sizeof(real));
+	s->look_h = carve(&v, look0 ? HEAD_ROWS * (int64_t)look0->rows : 0, sizeof(real));
+	s->look = carve(&v, HEAD_ROWS * (int64_t)config_lookahead_rows(c), sizeof(real));
+	s->tok = carve(&v, R, sizeof(*s->tok));
+	s->pos = carve(&v, R, sizeof(*s->pos));
+	s->lo = carve(&v, R, sizeof(*s->lo));
+	s->hi = carve(&v, R, sizeof(*s->hi));
+	s->head_row = carve(&v, R, sizeof(*s->head_row));
+	s->next = carve(&v, R, sizeof(*s->next));
+	s->seg = carve(&v, o->max_seqs, sizeof(*s->seg));
+	return v.used;
+}
+
+static int64_t kv_bytes(const struct engine *g)
+{
+	int64_t n = 0;
+	struct kv kv;
+
+	for (int l = 0; l < g->cfg.num_hidden_layers; l++)
+		n += kv_layout(&g->cfg, &g->opt, l, &kv, NULL);
+	return n;
+}
+
+/* Sequences, scratch, store and predictor, in memory that the plan counted. */
+static int open_state(struct engine *g, const char *dir, struct err *e)
+{
+	int L = g->cfg.num_hidden_layers, sets = predict_set_size(&g->cfg);
+	int64_t per_seq = kv_bytes(g);
+
+	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, &g->cfg, &g->par, &g->opt, NULL));
+	g->kv_mem = g->be->alloc((size_t)(per_seq * g->opt.max_seqs));
+	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
+	g->predict = predict_new(&g->cfg, g->opt.max_rows);
+	if (!g->scratch_mem || !g->kv_mem || !g->seqs || !g->predict)
+		return err_set(e, EX_OSERR, "%s: out of memory for caches", dir);
+	scratch_layout(&g->s, &g->cfg, &g->par, &g->opt, g->scratch_mem);
+	for (int i = 0; i < g->opt.max_seqs; i++) {
+		struct seq *s = &g->seqs[i];
+		char *base = (char *)g->kv_mem + i * per_seq;
+
+		s->g = g;
+		s->kv = calloc((size_t)L, sizeof(*s->kv));
+		s->next = calloc((size_t)sets + 1, sizeof(*s->next));
+		s->coming = calloc((size_t)sets + 1, sizeof(*s->coming));
+		if (!s->kv || !s->next || !s->coming)
+			return err_set(e, EX_OSERR, "%s: out of memory for sequences", dir);
+		for (int l = 0; l < L; l++)
+			base += kv_layout(&g->cfg, &g->opt, l, &s->kv[l], base);
+	}
+	g->store = g->packed ? store_open(dir, &g->cfg, &g->man, &g->opt.store, e)
+	    : store_resident(&g->cfg, g->experts);
+	return g->store ? 0 : -1;
+}
+
+static struct engine *prepare(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e)
+{
+	struct engine *g = calloc(1, sizeof(*g));
+
+	if (!g) {
+		err_set(e, EX_OSERR, "out of memory");
+		return NULL;
+	}
+	g->opt = *o;
+	if (g->opt.max_rows < g->opt.max_seqs)
+		g->opt.max_rows = g->opt.max_seqs;
+	if (load_plan(g, dir, plan, e) < 0) {
+		engine_close(g);
+		return NULL;
+	}
+	return g;
+}
+
+int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e)
+{
+	struct engine *g = prepare(dir, o, plan, e);
+
+	engine_close(g);
+	return g ? 0 : -1;
+}
+
+struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be, struct mem_plan *plan,
+    struct err *e)
+{
+	struct mem_plan own = { 0 };
+	struct engine *g = prepare(dir, o, plan ? plan : &own, e);
+
+	if (!g)
+		return NULL;
+	g->be = be;
+	if (load_weights(g, dir, e) < 0 || open_state(g, dir, e) < 0) {
+		engine_close(g);
+		return NULL;
+	}
+	return g;
+}
+
+void engine_close(struct engine *g)
+{
+	if (!g)
+		return;
+	store_close(g->store);
+	predict_free(g->predict);
+	for (int i = 0; g->seqs && i < g->opt.max_seqs; i++) {
+		free(g->seqs[i].kv);
+		free(g->seqs[i].next);
+		free(g->seqs[i].coming);
+	}
+	free(g->seqs);
+	if (g->be) {
+		g->be->free(g->kv_mem);
+		g->be->free(g->scratch_mem);
+		g->be->free(g->w);
+		g->be->free(g->rope);
+		g->be->free(g->rope_mla);
+		g->be->free(g->expert_mem);
+	}
+	free(g->experts);
+	free(g->ffn_views);
+	free(g->fingerprint);
+	manifest_free(&g->man);
+	params_free(&g->par);
+	config_free(&g->cfg);
+	free(g);
+}
+
+const struct config *engine_config(const struct engine *g) { return &g->cfg; }
+struct store *engine_store(struct engine *g) { return g->store; }
+const char *engine_fingerprint(const struct engine *g) { return g->fingerprint; }
+int64_t engine_expert_bytes(const struct engine *g) { return g->expert_bytes; }
+
+struct seq *seq_new(struct engine *g, struct err *e)
+{
+	for (int i = 0; i < g->opt.max_seqs; i++)
+		if (!g->seqs[i].used) {
+			g->seqs[i].used = true;
+			seq_reset(&g->seqs[i]);
+			return &g->seqs[i];
+		}
+	err_set(e, EX_SOFTWARE, "all %d sequences are in use", g->opt.max_seqs);
+	return NULL;
+}
+
+void seq_reset(struct seq *s)
+{
+	s->len = 0;
+	s->next_valid = false;
+	for (int l = 0; l < s->g->cfg.num_hidden_layers; l++)
+		s->kv[l].base = 0;
+}
+
+void seq_free(struct seq *s)
+{
+	if (s)
+		s->used = false;
+}
+
+int seq_len(const struct seq *s) { return s->len; }
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int check_items(const struct engine *g, const struct eval_item *it, int n, struct err *e)
+{
+	if (n > g->opt.max_seqs)
+		return err_set(e, EX_SOFTWARE, "%d items for %d sequences", n, g->opt.max_seqs);
+	for (int i = 0; i < n; i++) {
+		if (it[i].n > g->opt.max_tokens - it[i].s->len)
+			return err_set(e, EX_DATAERR, "sequence of %lld tokens does not fit into caches for %d",
+			    (long long)it[i].s->len + it[i].n, g->opt.max_tokens);
+		for (int t = 0; t < it[i].n; t++)
+			if (it[i].tok[t] >= (uint32_t)g->cfg.vocab_size)
+				return err_set(e, EX_DATAERR, "token %u is outside the vocabulary of %d", it[i].tok[t],
+				    g->cfg.vocab_size);
+	}
+	return 0;
+}
+
+/* Takes up to max_rows tokens from the items, in order; done is what earlier passes took. Returns rows. */
+static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, int *done)
+{
+	struct scratch *s = &g->s;
+	bool one = true;
+
+	g->rows = g->nseg = 0;
+	while (*first < n && g->rows < g->opt.max_rows) {
+		struct eval_item *x = &it[*first];
+		int left = x->n - *done, room = g->opt.max_rows - g->rows, m = left < room ? left : room;
+
+		if (m > 0)
+			s->seg[g->nseg++] = (struct seg){ x, g->rows, m, *done };
+		for (int i = 0; i < m; i++, g->rows++) {
+			s->tok[g->rows] = x->tok[*done + i];
+			s->pos[g->rows] = x->s->len + i;
+			s->next[g->rows] = i == 0 && x->s->next_valid ? x->s->next : NULL;
+		}
+		one = one && x->n == 1 && x->s->len > 0;
+		*done += m;
+		if (*done == x->n) {
+			(*first)++;
+			*done = 0;
+		}
+	}
+	g->soft = one && g->opt.on_miss == ONMISS_SHARED;
+	return g->rows;
+}
+
+static real *logits_of(const struct engine *g, const struct seg *seg, int i)
+{
+	const struct eval_item *it = seg->it;
+
+	if (!it->logits || !(it->all || seg->done + i == it->n - 1))
+		return NULL;
+	return it->logits + (it->all ? (int64_t)(seg->done + i) * g->cfg.vocab_size : 0);
+}
+
+static void head_block(struct engine *g, const int32_t *rows, real *const *out, int n)
+{
+	struct scratch *s = &g->s;
+	int D = g->cfg.hidden_size, V = g->cfg.vocab_size;
+	struct gemm_job job = { .c = s->logits, .ldc = V, .a = s->head_x, .lda = D, .b = g->head, .ldb = D,
+	    .bt = DT_REAL, .m = n, .n = V, .k = D };
+
+	g->be->gather(s->head_x, s->h, rows, n, D);
+	g->be->rmsnorm(s->head_x, NULL, s->head_x, g->norm, n, D, g->cfg.rms_norm_eps);
+	g->be->gemm(GEMM_NT, &job, 1);
+	for (int i = 0; i < n; i++)
+		g->be->get(out[i], s->logits + (int64_t)i * V, sizeof(real) * (size_t)V);
+}
+
+static void head(struct engine *g)
+{
+	int32_t rows[HEAD_ROWS];
+	real *out[HEAD_ROWS];
+	int n = 0;
+
+	for (int j = 0; j < g->nseg; j++)
+		for (int i = 0; i < g->s.seg[j].n; i++) {
+			out[n] = logits_of(g, &g->s.seg[j], i);
+			rows[n] = g->s.seg[j].row0 + i;
+			n += out[n] != NULL;
+			if (n == HEAD_ROWS) {
+				head_block(g, rows, out, n);
+				n = 0;
+			}
+		}
+	if (n > 0)
+		head_block(g, rows, out, n);
+}
+
+static int pass(struct engine *g, struct err *e)
+{
+	g->be->gather(g->s.h, g->embed, (const int32_t *)g->s.tok, g->rows, g->cfg.hidden_size);
+	for (int l = 0; l < g->cfg.num_hidden_layers; l++) {
+		attn_layer(g, l);
+		if (ffn_layer(g, l, e) < 0)
+			return -1;
+		if (l == 0 && g->look0)
+			look_rows(g);
+	}
+	head(g);
+	for (int j = 0; j < g->nseg; j++) {
+		struct seq *s = g->s.seg[j].it->s;
+		int32_t *t = s->next;
+
+		s->len += g->s.seg[j].n;
+		s->next = s->coming;
+		s->coming = t;
+		s->next_valid = look_mode(g) != 0;
+	}
+	return 0;
+}
+
+int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st, struct err *e)
+{
+	struct eval_stats own;
+	struct store_stats before, after;
+	double t0 = now();
+	int64_t rows = 0;
+	int first = 0, done = 0, status = 0;
+
+	g->st = st ? st : &own;
+	*g->st = (struct eval_stats){ 0 };
+	if (check_items(g, it, n, e) < 0)
+		return -1;
+	store_stats(g->store, &before);
+	g->replaced = 0;
+	while (status == 0 && fill_pass(g, it, n, &first, &done) > 0) {
+		rows += g->rows;
+		status = pass(g, e);
+	}
+	store_stats(g->store, &after);
+	g->st->wall = now() - t0;
+	g->st->stall = after.stall - before.stall;
+	g->st->compute = g->st->wall - g->st->stall;
+	if (rows > 0 && g->cfg.num_sparse > 0)
+		g->st->replaced_mass = g->replaced / ((double)rows * g->cfg.num_sparse);
+	return status;
+}
