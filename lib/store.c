@@ -171,8 +171,8 @@ static int check_place(const struct store *s, const struct manifest *m, int laye
 		    "at a multiple of %d", s->dir, m->file[p->cluster], layer, id, (long long)p->bytes,
 		    (long long)p->offset, (long long)bytes, READER_ALIGN);
 	if (bytes > reader_size(s->reader, p->cluster) || p->offset > reader_size(s->reader, p->cluster) - bytes)
-		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d ends at %lld, the file at %lld", s->dir,
-		    m->file[p->cluster], layer, id, (long long)(p->offset + bytes),
+		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: %lld bytes at offset %lld of a file of %lld",
+		    s->dir, m->file[p->cluster], layer, id, (long long)bytes, (long long)p->offset,
 		    (long long)reader_size(s->reader, p->cluster));
 	return 0;
 }

@@ -1,0 +1,718 @@
+/* The store against files made here, with pread replaced by one that counts, logs, and fails when told to. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "file.h"
+#include "rng.h"
+#include "store.h"
+#include "tap.h"
+
+enum {
+	LAYERS = 4, DENSE = 1, EXPERTS = 8, TOPK = 2, D = 32, F = 48,
+	MATRIX = F * D * 4, BYTES = 3 * MATRIX, SLOT = 20480, KEYS = LAYERS * EXPERTS,
+	LOG = 4096
+};
+
+static char dir[PATH_MAX - 64];
+static char *names[] = { (char *)"cluster_000.ctsr", (char *)"cluster_001.ctsr" };
+static struct place places[KEYS];
+static struct config config;
+static struct manifest manifest;
+static char *content;			/* (KEYS, BYTES) */
+
+/*
+ * The shim.
+ */
+
+static struct {
+	pthread_mutex_t lock;
+	int fail_errno;			/* what every read returns, 0: nothing */
+	bool refuse_direct, interrupt, shorten;
+	uint64_t calls, bytes;
+	int n, key[LOG];		/* experts in order of their first read call */
+	int flying, most_flying, twice;
+	bool in_flight[KEYS];
+} shim = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static int key_at(int fd, off_t off)
+{
+	char link[64], name[PATH_MAX];
+	int k;
+	ssize_t n;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	n = readlink(link, name, sizeof name - 1);
+	if (n < 0)
+		return -1;
+	name[n] = '\0';
+	for (k = 0; k < KEYS; k++)
+		if (places[k].cluster >= 0 && off >= places[k].offset && off < places[k].offset + SLOT
+		    && strstr(name, names[places[k].cluster]) != NULL)
+			return k;
+	return -1;
+}
+
+static int shim_enter(int fd, off_t off, int *k)
+{
+	int error = 0;
+
+	pthread_mutex_lock(&shim.lock);
+	*k = key_at(fd, off);
+	error = shim.fail_errno;
+	if (shim.refuse_direct && (fcntl(fd, F_GETFL) & O_DIRECT))
+		error = EINVAL;
+	if (shim.interrupt && shim.calls % 2 == 0)
+		error = EINTR;
+	shim.calls++;
+	if (*k >= 0) {
+		shim.twice += shim.in_flight[*k];
+		shim.in_flight[*k] = true;
+		if (shim.n < LOG && (shim.n == 0 || shim.key[shim.n - 1] != *k))
+			shim.key[shim.n++] = *k;
+	}
+	if (++shim.flying > shim.most_flying)
+		shim.most_flying = shim.flying;
+	pthread_mutex_unlock(&shim.lock);
+	return error;
+}
+
+static void shim_leave(int k, ssize_t n)
+{
+	pthread_mutex_lock(&shim.lock);
+	if (n > 0)
+		shim.bytes += (uint64_t)n;
+	if (k >= 0)
+		shim.in_flight[k] = false;
+	shim.flying--;
+	pthread_mutex_unlock(&shim.lock);
+}
+
+ssize_t pread(int fd, void *buf, size_t len, off_t off)
+{
+	volatile char *touch = buf;
+	int k, error = shim_enter(fd, off, &k);
+	ssize_t n = -1, i;
+
+	if (shim.shorten && len > 8192)
+		len = 8192 + 512 * (size_t)(shim.calls % 8);
+	if (error == 0)
+		n = syscall(SYS_pread64, fd, buf, len, off);
+	else
+		errno = error;
+	for (i = 0; i < n; i += 256)		/* so that a thread sanitizer sees these writes */
+		touch[i] = touch[i];
+	error = errno;
+	shim_leave(k, n);
+	errno = error;
+	return n;
+}
+
+static int shim_read(int i)		/* the expert of the i-th read, -1: there were less */
+{
+	int k;
+
+	pthread_mutex_lock(&shim.lock);
+	k = i < shim.n ? shim.key[i] : -1;
+	pthread_mutex_unlock(&shim.lock);
+	return k;
+}
+
+static void shim_reset(void)
+{
+	shim.fail_errno = 0;
+	shim.refuse_direct = shim.interrupt = shim.shorten = false;
+	shim.calls = shim.bytes = 0;
+	shim.n = shim.most_flying = shim.twice = 0;
+}
+
+/*
+ * Files, stores, small helpers.
+ */
+
+static void make_content(void)
+{
+	uint32_t *p;
+	int64_t i;
+
+	content = malloc((size_t)KEYS * BYTES);
+	p = (uint32_t *)(void *)content;
+	for (i = 0; i < (int64_t)KEYS * BYTES / 4; i++)
+		p[i] = rng_hash(99, (uint64_t)i);
+}
+
+static void file_path(char *path, int cluster)
+{
+	snprintf(path, PATH_MAX, "%s/%s", dir, names[cluster]);
+}
+
+/* Experts alternate between the files, in reverse order, after one page for a header. */
+static void write_files(void)
+{
+	int64_t end[2] = { 4096, 4096 };
+	char *buf[2], path[PATH_MAX];
+	struct err e = {0};
+	int k, f;
+
+	buf[0] = calloc(1, 4096 + KEYS * SLOT);
+	buf[1] = calloc(1, 4096 + KEYS * SLOT);
+	for (k = KEYS - 1; k >= 0; k--) {
+		f = k % 2;
+		places[k] = (struct place){ .cluster = -1 };
+		if (k / EXPERTS == DENSE)
+			continue;
+		places[k] = (struct place){ .cluster = f, .offset = end[f], .bytes = BYTES,
+			.crc = (uint32_t)crc32(0, (Bytef *)content + (size_t)k * BYTES, BYTES) };
+		memcpy(buf[f] + end[f], content + (size_t)k * BYTES, BYTES);
+		end[f] += SLOT;
+	}
+	for (f = 0; f < 2; f++) {
+		file_path(path, f);
+		if (file_put(path, buf[f], (size_t)end[f], &e) < 0)
+			err_exit(&e);
+		free(buf[f]);
+	}
+}
+
+static void describe(void)
+{
+	int l;
+
+	config = (struct config){ .hidden_size = D, .moe_intermediate_size = F, .num_hidden_layers = LAYERS,
+		.num_experts = EXPERTS, .num_experts_per_tok = TOPK, .num_sparse = LAYERS - 1 };
+	for (l = 0; l < LAYERS; l++)
+		config.sparse[l] = l != DENSE;
+	manifest = (struct manifest){ .layers = LAYERS, .experts = EXPERTS, .nclusters = 2, .file = names,
+		.place = places, .dtype = DT_F32, .gate_bytes = MATRIX, .up_bytes = MATRIX, .down_bytes = MATRIX };
+}
+
+static struct store *open_slots(int slots, int readers, struct store_opt o)
+{
+	struct err e = {0};
+	struct store *s;
+
+	o.bytes = (int64_t)slots * SLOT;
+	o.readers = readers;
+	o.force = true;
+	s = store_open(dir, &config, &manifest, &o, &e);
+	if (s == NULL)
+		err_exit(&e);
+	shim_reset();
+	return s;
+}
+
+static struct store_stats stats(const struct store *s)
+{
+	struct store_stats st;
+
+	store_stats(s, &st);
+	return st;
+}
+
+static void nap(double seconds)
+{
+	struct timespec t = { (time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9) };
+
+	nanosleep(&t, NULL);
+}
+
+static bool wait_reads(const struct store *s, uint64_t n)	/* at most 5 s */
+{
+	int i;
+
+	for (i = 0; i < 5000 && stats(s).reads < n; i++)
+		nap(0.001);
+	return stats(s).reads == n;
+}
+
+static void wait_begun(void)
+{
+	int i;
+
+	for (i = 0; i < 5000 && shim_read(0) < 0; i++)
+		nap(0.001);
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool same(const struct expert *x, int layer, int id)
+{
+	const char *want = content + (size_t)(layer * EXPERTS + id) * BYTES;
+
+	return x->gate.rows == F && x->gate.cols == D && x->up.rows == F && x->down.rows == D && x->down.cols == F
+	    && x->gate.dt == DT_F32 && (uintptr_t)x->gate.p % 4096 == 0 && memcmp(x->gate.p, want, MATRIX) == 0
+	    && memcmp(x->up.p, want + MATRIX, MATRIX) == 0 && memcmp(x->down.p, want + 2 * MATRIX, MATRIX) == 0;
+}
+
+/* One expert demanded, compared and put back: its status, or -1. */
+static int touch(struct store *s, int layer, int id)
+{
+	struct err e = {0};
+	struct expert x;
+	uint8_t status;
+
+	store_demand(s, layer, &id, 1, &status);
+	if (store_get(s, layer, id, &x, &e) < 0) {
+		printf("# %s\n", e.msg);
+		return -1;
+	}
+	if (!same(&x, layer, id))
+		return -1;
+	store_put(s, layer, id);
+	return status;
+}
+
+/*
+ * Tests.
+ */
+
+static uint64_t ticks;
+
+static int below(int n)
+{
+	return (int)rng_below(5, 2, ticks++, (uint64_t)n);
+}
+
+struct walk { uint64_t demands, status[3]; bool wrong; };
+
+static void walk_layer(struct store *s, int layer, struct walk *w)
+{
+	int ids[EXPERTS], n = 1 + below(store_slots(s) < 4 ? store_slots(s) : 4), i, j, left;
+	bool given_up[EXPERTS] = { false };
+	uint8_t status[EXPERTS];
+	struct expert x;
+	struct err e = {0};
+
+	for (i = 0; i < n; i++)
+		for (ids[i] = below(EXPERTS), j = 0; j < i; j++)
+			if (ids[j] == ids[i])
+				ids[i] = (ids[i] + 1) % EXPERTS, j = -1;
+	store_demand(s, layer, ids, n, status);
+	for (i = 0, left = n; i < n; i++) {
+		w->demands++;
+		w->status[status[i]]++;
+		w->wrong |= status[i] == STORE_HIT && !store_ready(s, layer, ids[i]);
+		if (status[i] != STORE_HIT && below(6) == 0) {
+			store_abandon(s, layer, ids[i]);
+			given_up[i] = true;
+			left--;
+		}
+	}
+	for (i = 0; i < n; i++) {
+		if (given_up[i])
+			continue;
+		w->wrong |= store_get(s, layer, ids[i], &x, &e) < 0 || !same(&x, layer, ids[i]);
+		if (below(2))
+			store_put(s, layer, ids[i]), given_up[i] = true;
+	}
+	for (i = 0; i < n; i++)
+		if (!given_up[i])
+			store_put(s, layer, ids[i]);
+}
+
+static void random_walk(int slots, int readers, struct store_opt o, const char *what)
+{
+	struct store *s = open_slots(slots, readers, o);
+	struct walk w = {0};
+	struct store_stats st;
+	int i, j;
+
+	for (i = 0; i < 600; i++) {
+		if (i % LAYERS != DENSE)
+			walk_layer(s, i % LAYERS, &w);
+		for (j = below(4); j > 0; j--)
+			store_predict(s, below(LAYERS), below(EXPERTS), (float)below(100) / 100, below(5));
+		store_advance(s);
+		if (below(50) == 0)
+			nap(0.002);
+	}
+	nap(0.01);
+	st = stats(s);
+	ok(!w.wrong, "%s: %d slots, %d readers: content", what, slots, readers);
+	ok(st.hits + st.late + st.misses == w.demands && st.hits == w.status[STORE_HIT]
+	    && st.late == w.status[STORE_LATE] && st.misses == w.status[STORE_MISS], "hits, late, misses add up");
+	store_close(s);
+	ok(shim.twice == 0, "never two reads of one expert at once");
+}
+
+static uint64_t rchar(uint64_t *own)
+{
+	unsigned long long v = 0;
+	char buf[512];
+	int fd = open("/proc/self/io", O_RDONLY);
+	ssize_t n = read(fd, buf, sizeof buf - 1);
+
+	close(fd);
+	if (n <= 0)
+		return 0;
+	buf[n] = '\0';
+	sscanf(buf, "rchar: %llu", &v);
+	*own = (uint64_t)n;
+	return v;
+}
+
+static void bytes_read(bool buffered)
+{
+	struct store *s = open_slots(6, 2, (struct store_opt){ .buffered = buffered });
+	uint64_t r0, r1, own = 0, own1;
+	struct store_stats st;
+	struct walk w = {0};
+	int i;
+
+	r0 = rchar(&own);
+	for (i = 0; i < 100; i++) {
+		walk_layer(s, i % 2 ? 3 : 2, &w);
+		store_predict(s, 0, below(EXPERTS), 1, 3);
+		store_advance(s);
+	}
+	for (i = 0; i < 8; i++)			/* all that is still queued expires */
+		store_advance(s);
+	do {
+		st = stats(s);
+		nap(0.02);
+	} while (stats(s).reads != st.reads);
+	r1 = rchar(&own1);
+	st = stats(s);
+	store_close(s);
+	if (r0 == 0)
+		printf("# no /proc/self/io\n");
+	ok(r0 == 0 || r1 - r0 - own == st.read_bytes, "read_bytes is what /proc/self/io counts (%llu)",
+	    (unsigned long long)st.read_bytes);
+	ok(shim.bytes == st.read_bytes && st.read_bytes == st.reads * SLOT, "and what pread returned, a slot per read");
+	ok(st.predicted_used <= st.predicted && st.predicted <= st.reads
+	    && st.wasted_bytes <= st.predicted * SLOT, "predictions are among the reads");
+}
+
+static void odd_reads(void)
+{
+	struct store *s = open_slots(24, 2, (struct store_opt){0});
+	bool direct = store_direct(s);
+	int id, good = 1;
+
+	shim.interrupt = shim.shorten = true;
+	for (id = 0; id < EXPERTS; id++)
+		good &= touch(s, 2, id) == STORE_MISS;
+	ok(good && store_direct(s) == direct, "interrupted and short reads are continued");
+	shim_reset();
+	shim.refuse_direct = true;
+	for (id = 0, good = 1; id < EXPERTS; id++)
+		good &= touch(s, 3, id) == STORE_MISS;
+	ok(good && !store_direct(s), "a drive that refuses O_DIRECT is read buffered, and store_direct says so");
+	store_close(s);
+	s = open_slots(24, 1, (struct store_opt){ .buffered = true });
+	ok(touch(s, 2, 0) == STORE_MISS && !store_direct(s), "buffered on request");
+	store_close(s);
+}
+
+static int get_error(struct store *s, int layer, int id, struct err *e)
+{
+	struct expert x;
+
+	*e = (struct err){0};
+	store_demand(s, layer, &id, 1, NULL);
+	if (store_get(s, layer, id, &x, e) == 0)
+		store_put(s, layer, id);
+	return e->status;
+}
+
+static bool names_expert(const struct err *e, int layer, int id)
+{
+	char want[64];
+
+	printf("# %s\n", e->msg);
+	snprintf(want, sizeof want, "layer %d, expert %d", layer, id);
+	return strstr(e->msg, want) != NULL && strstr(e->msg, names[id % 2]) != NULL && strstr(e->msg, dir) != NULL;
+}
+
+static void flip_byte(int layer, int id)
+{
+	const struct place *p = &places[layer * EXPERTS + id];
+	char path[PATH_MAX], c;
+	int fd;
+
+	file_path(path, p->cluster);
+	fd = open(path, O_RDWR);
+	if (syscall(SYS_pread64, fd, &c, (size_t)1, (off_t)(p->offset + BYTES - 7)) == 1) {
+		c ^= 4;
+		ok(pwrite(fd, &c, 1, p->offset + BYTES - 7) == 1, "a byte is flipped");
+	}
+	fsync(fd);
+	close(fd);
+}
+
+static void bad_reads(void)
+{
+	struct store *s = open_slots(6, 2, (struct store_opt){0});
+	struct expert x;
+	struct err e;
+	char path[PATH_MAX];
+	int id = 5, i;
+
+	flip_byte(2, 5);
+	ok(get_error(s, 2, 5, &e) == EX_DATAERR && names_expert(&e, 2, 5), "a wrong byte is bad data, named");
+	ok(!store_ready(s, 2, 5) && touch(s, 2, 4) == STORE_MISS, "others are not affected");
+	store_predict(s, 2, 5, 1, 9);
+	ok(wait_reads(s, 3) && get_error(s, 2, 5, &e) == EX_DATAERR, "a corrupt guess is reported when it is demanded");
+	flip_byte(2, 5);
+	ok(touch(s, 2, 5) == STORE_MISS, "and read again when the file is whole");
+
+	shim.fail_errno = EIO;
+	store_demand(s, 3, &id, 1, NULL);
+	ok(get_error(s, 3, 5, &e) == EX_IOERR && names_expert(&e, 3, 5), "an unreadable one is an I/O error, named");
+	e.status = 0;
+	ok(store_get(s, 3, 5, &x, &e) < 0 && e.status == EX_IOERR, "for each who demanded it");
+	shim_reset();
+	ok(touch(s, 3, 5) == STORE_MISS, "and a later demand reads it");
+
+	file_path(path, 0);
+	ok(truncate(path, places[0].offset + 4096) == 0, "a file loses its end");
+	ok(get_error(s, 0, 0, &e) == EX_IOERR && names_expert(&e, 0, 0) && strstr(e.msg, "end of file") != NULL,
+	    "unexpected end of file, named");
+	ok(truncate(path, places[0].offset) == 0 && get_error(s, 0, 0, &e) == EX_IOERR, "also when nothing is left");
+	file_path(path, 1);
+	ok(unlink(path) == 0 && touch(s, 0, 1) == STORE_MISS, "a file may be unlinked while it is open");
+	for (i = 0; i < 40; i++)
+		get_error(s, 0, 0, &e);
+	ok(touch(s, 0, 1) >= 0, "failed reads give their slots back");
+	store_close(s);
+	write_files();
+}
+
+static int open_error(struct err *e, const struct store_opt *o)
+{
+	struct store *s;
+
+	*e = (struct err){0};
+	s = store_open(dir, &config, &manifest, o, e);
+	printf("# %s\n", s ? "opened" : e->msg);
+	store_close(s);
+	return s ? 0 : e->status;
+}
+
+static void bad_directories(void)
+{
+	static char outside[] = "../cluster_000.ctsr";
+	struct store_opt o = {0};
+	char path[PATH_MAX];
+	struct err e;
+
+	file_path(path, 1);
+	unlink(path);
+	ok(open_error(&e, &o) == EX_NOINPUT && strstr(e.msg, names[1]), "a missing file");
+	ok(mkdir(path, 0777) == 0 && open_error(&e, &o) == EX_DATAERR && strstr(e.msg, names[1]), "a directory for a file");
+	rmdir(path);
+	ok(mkfifo(path, 0666) == 0 && open_error(&e, &o) == EX_DATAERR, "a FIFO for a file");
+	unlink(path);
+	write_files();
+	ok(truncate(path, places[9 + 16].offset + 100) == 0 && open_error(&e, &o) == EX_DATAERR
+	    && strstr(e.msg, names[1]), "a truncated file");
+	write_files();
+	manifest.file = (char *[]){ names[0], outside };
+	ok(open_error(&e, &o) == EX_DATAERR, "a name that leaves the directory");
+	manifest.file = names;
+	places[3].offset += 512;
+	ok(open_error(&e, &o) == EX_DATAERR && strstr(e.msg, "layer 0, expert 3"), "an odd offset");
+	places[3].offset = INT64_MAX / 4096 * 4096;
+	ok(open_error(&e, &o) == EX_DATAERR, "an offset near 2^63");
+	places[3].offset = -4096;
+	ok(open_error(&e, &o) == EX_DATAERR, "a negative offset");
+	write_files();
+	places[3].cluster = 2;
+	ok(open_error(&e, &o) == EX_DATAERR, "a file that does not exist");
+	write_files();
+	manifest.gate_bytes = INT64_MAX;
+	ok(open_error(&e, &o) == EX_DATAERR, "a gate of 2^63 bytes");
+	manifest.gate_bytes = MATRIX;
+	config.num_experts = 9;
+	ok(open_error(&e, &o) == EX_DATAERR, "a model with more experts than the manifest");
+	describe();
+	ok(open_error(&e, &o) == 0, "and as it should be");
+}
+
+static void budgets(void)
+{
+	int64_t need = (int64_t)TOPK * (LAYERS - 1) * SLOT;
+	struct store_opt o = { .bytes = need - 1 };
+	struct store *s;
+	char want[32];
+	struct err e;
+
+	snprintf(want, sizeof want, "%lld", (long long)need);
+	ok(open_error(&e, &o) == EX_OSERR && strstr(e.msg, want) != NULL, "below one token: refused, with the smallest budget");
+	ok(store_min_bytes(&config, &manifest) == need, "which store_min_bytes knows");
+	o.force = true;
+	ok(open_error(&e, &o) == 0, "unless forced");
+	o.bytes = TOPK * SLOT - 1;
+	ok(open_error(&e, &o) == EX_OSERR, "never below one layer");
+	o.bytes = -1;
+	ok(open_error(&e, &o) == EX_OSERR, "a negative budget is none");
+	o = (struct store_opt){ .bytes = need };
+	ok(open_error(&e, &o) == 0, "one token is enough");
+	o.bytes = INT64_MAX;
+	s = store_open(dir, &config, &manifest, &o, &e);
+	ok(s != NULL && store_slots(s) == (LAYERS - 1) * EXPERTS && store_slot_bytes(s) == SLOT, "no more slots than experts");
+	ok(store_plan_bytes(&config, &manifest, &o) > (int64_t)store_slots(s) * SLOT, "the plan has them and more");
+	store_close(s);
+}
+
+static void all_resident(void)
+{
+	struct expert x[KEYS], y;
+	int k, ids[] = { 3, 1, 4 };
+	struct store_stats st;
+	uint8_t status[3];
+	struct err e = {0};
+	struct store *s;
+
+	for (k = 0; k < KEYS; k++)
+		x[k].gate = x[k].up = x[k].down = (struct mat){ content + (size_t)k * BYTES, DT_F32, F, D };
+	s = store_resident(&config, x);
+	store_demand(s, 2, ids, 3, status);
+	ok(status[0] == STORE_HIT && status[2] == STORE_HIT && store_ready(s, 2, 4) && store_slots(s) == INT_MAX,
+	    "resident: all hits");
+	ok(store_get(s, 2, 4, &y, &e) == 0 && y.gate.p == x[2 * EXPERTS + 4].gate.p, "its own matrices");
+	store_put(s, 2, 4);
+	store_abandon(s, 2, 3);
+	store_predict(s, 2, 3, 1, 1);
+	store_advance(s);
+	st = stats(s);
+	ok(st.hits == 3 && st.late + st.misses + st.reads == 0 && !store_direct(s), "and no reads");
+	store_close(s);
+}
+
+/* A slow drive and one reader: what is demanded overtakes what is predicted. */
+static void priority(void)
+{
+	struct store *s = open_slots(12, 1, (struct store_opt){ .sim_latency = 0.02 });
+	struct store_stats st;
+	int id;
+
+	for (id = 0; id < 6; id++)
+		store_predict(s, 0, id, (float)id, 5);
+	wait_begun();					/* the first is on its way, whichever it is */
+	ok(touch(s, 3, 2) == STORE_MISS, "a demand among predictions");
+	ok(shim_read(1) == 3 * EXPERTS + 2, "it is the second read");
+	ok(touch(s, 0, shim_read(0) == 1 ? 0 : 1) == STORE_LATE, "a queued prediction is late, not missed");
+	ok(touch(s, 0, shim_read(0)) == STORE_HIT, "a finished one is a hit");
+	st = stats(s);
+	ok(st.predicted_used == 1 && st.late == 1 && st.hits == 1 && st.misses == 1, "counted so");
+	ok(st.stall >= 0.03 && st.stall < 5, "store_get waited for two reads (%.0f ms)", st.stall * 1e3);
+	store_close(s);
+}
+
+static void expiry(void)
+{
+	struct store *s = open_slots(12, 2, (struct store_opt){ .sim_latency = 0.05 });
+	struct store_stats st;
+	int id;
+
+	for (id = 0; id < EXPERTS; id++)
+		store_predict(s, 0, id, 1, 1);
+	wait_begun();
+	store_advance(s);
+	ok(stats(s).expired == 0, "a prediction for the next layer lives in it");
+	store_advance(s);
+	ok(stats(s).expired == EXPERTS - 1, "and is dropped after it");
+	wait_reads(s, 1);
+	nap(0.02);
+	st = stats(s);
+	ok(st.reads == 1 && st.predicted == 1 && shim.most_flying == 1, "two readers: one guess at a time, the started one");
+	store_close(s);
+}
+
+static void waste(void)
+{
+	struct store *s = open_slots(TOPK * (LAYERS - 1), 2, (struct store_opt){0});
+	int id;
+
+	store_predict(s, 0, 0, 1, 0);
+	ok(wait_reads(s, 1) && store_ready(s, 0, 0), "a prediction is read unasked");
+	for (id = 0; id < EXPERTS; id++) {
+		store_advance(s);
+		touch(s, 2, id);
+	}
+	ok(stats(s).wasted_bytes == SLOT && !store_ready(s, 0, 0), "evicted unused: wasted");
+	store_close(s);
+}
+
+static void slow_drive(void)
+{
+	double bandwidth = SLOT / 0.005, t = now();
+	struct store *s = open_slots(24, 4, (struct store_opt){ .sim_latency = 0.05, .sim_bandwidth = bandwidth });
+	int ids[EXPERTS] = { 0, 1, 2, 3, 4, 5, 6, 7 }, id, good = 1;
+	struct expert x;
+	struct err e = {0};
+
+	store_demand(s, 2, ids, EXPERTS, NULL);
+	for (id = 0; id < EXPERTS; id++)
+		good &= store_get(s, 2, id, &x, &e) == 0;
+	t = now() - t;
+	/* Each reader's second read begins when its first has come: transfers end at 55, 60, 65, 70, 110, ... 125 ms. */
+	ok(good && t >= 0.125 && t < 0.4, "a simulated drive: latencies overlap, transfers do not (%.0f ms)", t * 1e3);
+	store_close(s);
+}
+
+static void too_many_pins(void)
+{
+	struct store *s = open_slots(2, 2, (struct store_opt){0});
+	int ids[] = { 0, 1 }, id = 2;
+	struct expert x;
+	struct err e = {0};
+
+	store_demand(s, 2, ids, 2, NULL);
+	store_get(s, 2, 0, &x, &e);
+	store_get(s, 2, 1, &x, &e);
+	store_demand(s, 3, &id, 1, NULL);
+	ok(store_get(s, 3, 2, &x, &e) < 0 && e.status == EX_SOFTWARE, "more pins than slots: an error, not a hang");
+	store_put(s, 2, 0);
+	store_put(s, 2, 1);
+	ok(touch(s, 3, 2) >= 0, "and all is well after store_put");
+	store_close(s);
+}
+
+int main(void)
+{
+	struct err e = {0};
+
+	snprintf(dir, sizeof dir, "%s/store.XXXXXX", getenv("BUILD") ? getenv("BUILD") : ".");
+	if (mkdtemp(dir) == NULL)
+		err_die(EX_CANTCREAT, "%s:", dir);
+	make_content();
+	describe();
+	write_files();
+	random_walk(2, 1, (struct store_opt){0}, "walk");
+	random_walk(3, 2, (struct store_opt){0}, "walk");
+	random_walk(6, 2, (struct store_opt){ .buffered = true }, "buffered");
+	random_walk(12, 4, (struct store_opt){ .sim_latency = 0.0002, .sim_bandwidth = 200e6 }, "slow drive");
+	random_walk(24, 8, (struct store_opt){0}, "walk");
+	bytes_read(false);
+	bytes_read(true);
+	odd_reads();
+	bad_reads();
+	bad_directories();
+	budgets();
+	all_resident();
+	priority();
+	expiry();
+	waste();
+	slow_drive();
+	too_many_pins();
+	file_remove_tree(dir, &e);
+	free(content);
+	return tap_done();
+}
