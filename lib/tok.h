@@ -46,6 +46,26 @@ struct tok_stream { unsigned char tail[8]; };
 size_t tok_stream_put(const struct tok *t, struct tok_stream *s, uint32_t id, bool skip_special, char *out);
 size_t tok_stream_end(struct tok_stream *s, char *out);		/* what was held back, as is */
 
+/* Training. GPT-2's split, bytes, merges of the most frequent pair (ties: the pair with the lower ids), so the result
+ * depends on how often each piece occurs and on nothing else. Ids: <|endoftext|> 0 (pad, unk), <|im_start|> 1 (bos),
+ * <|im_end|> 2 (eos), then tags that are not special (<think> and the like), 256 bytes, merges.
+ *
+ *	struct tok_trainer *r = tok_trainer_new();
+ *	tok_trainer_add(r, text, len);		(any number of documents)
+ *	struct tok *t = tok_trainer_run(r, 6400, 2, NULL, NULL, &e);
+ *	tok_trainer_free(r);
+ */
+#define TOK_MIN_VOCAB 265		/* no merges at all */
+
+struct tok_trainer;
+struct tok_trainer *tok_trainer_new(void);
+void tok_trainer_add(struct tok_trainer *r, const char *text, size_t len);
+/* The tokenizer, smaller than vocab when no pair occurs min_freq times any more. NULL on error. Once per trainer.
+ * progress (may be NULL) is called with the size so far, after each merge. */
+struct tok *tok_trainer_run(struct tok_trainer *r, int vocab, int64_t min_freq,
+    void (*progress)(void *ctx, int size), void *ctx, struct err *e);
+void tok_trainer_free(struct tok_trainer *r);
+
 /* Chat template (ChatML): turns `messages` (a JSON array of {role, content}; also from/value) into ids.
  * mask (may be NULL) gets one entry per id: 1 on assistant content and its end marker, 0 elsewhere.
  * generate: ends with the header of an assistant turn. think: an empty think block opens each assistant turn. */
