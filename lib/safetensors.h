@@ -771,7 +771,7 @@ static int st__pread(int fd, void *buf, size_t len, uint64_t at, struct st_error
 
 static int st__get(const struct st_file *f, void *buf, size_t len, uint64_t at, struct st_error *e)
 {
-	if (!f->base)
+	if (f->fd >= 0)			/* also when mapped: a file cut short is then an error and no SIGBUS */
 		return st__pread(f->fd, buf, len, at, e);
 	memcpy(buf, f->base + at, len);
 	return 0;
