@@ -256,6 +256,35 @@ const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e)
 	}
 }
 
+int jsonl_peek(struct jsonl *in, struct err *e)
+{
+	for (;;) {
+		if (in->fd < 0 && (in->next == in->nfiles || jsonl_open_next(in, e)))
+			return -1;
+		if (in->line < in->end)
+			return (unsigned char)in->buf[in->line];
+		if (in->eof)
+			jsonl_shut(in);
+		else if (jsonl_fill(in, e))
+			return -1;
+	}
+}
+
+ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e)
+{
+	if (in->fd < 0)
+		return 0;
+	while (in->line == in->end && !in->eof)
+		if (jsonl_fill(in, e))
+			return -1;
+	if (n > in->end - in->line)
+		n = in->end - in->line;
+	memcpy(buf, in->buf + in->line, n);
+	in->line += n;
+	in->scan = in->line;
+	return (ssize_t)n;
+}
+
 int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
 {
 	char text[400];

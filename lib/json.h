@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "err.h"
 
@@ -32,6 +33,12 @@ json_t *jsonl_next(struct jsonl *in, struct err *e);
 
 /* Next raw line without its newline (valid until the next call, NUL-terminated, *len bytes) or NULL, as above. */
 const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e);
+
+/* For inputs that may be something else than JSONL. Peek: the first byte not yet read, opening the next file at the end
+ * of one; -1 at the end of all or on error. Bytes: up to n bytes of the open file as they are (gzip undone); 0 at its
+ * end, after which peek goes on to the next; -1 on error. */
+int jsonl_peek(struct jsonl *in, struct err *e);
+ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e);
 
 /* For messages about the record last returned: e gets "file:line: " + text, EX_DATAERR; returns -1.
  * With skip_bad it counts the record instead and returns 0: drop it and go on. */

@@ -121,3 +121,43 @@ char *record_text(const json_t *rec, size_t *len)
 	}
 	return text_close(&t, len);
 }
+
+int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
+{
+	const json_t *list = json_object_get(rec, "tokens");
+	int64_t top = vocab ? vocab : UINT32_MAX;
+	int n = out->n;
+	size_t i;
+	json_t *v;
+
+	if (!json_is_array(list))
+		return err_set(e, EX_DATAERR, list ? "\"tokens\" is not a list" : "missing \"tokens\"");
+	json_array_foreach(list, i, v) {
+		if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= top) {
+			out->n = n;
+			return err_set(e, EX_DATAERR, "\"tokens\"[%zu] is not a token id below %lld", i, (long long)top);
+		}
+		ids_push(out, (uint32_t)json_integer_value(v));
+	}
+	return 0;
+}
+
+int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
+{
+	const json_t *messages = record_messages(rec);
+	size_t len;
+	char *text;
+
+	if (json_object_get(rec, "tokens"))
+		return record_tokens(rec, vocab, out, e);
+	if (!t)
+		return err_set(e, EX_DATAERR, "no \"tokens\", and no tokenizer for text");
+	if (messages)
+		return tok_chat(t, messages, false, false, out, NULL, e);
+	text = record_text(rec, &len);
+	if (!text)
+		return err_set(e, EX_DATAERR, "no text in the record");
+	tok_encode(t, text, len, false, out);
+	free(text);
+	return 0;
+}

@@ -15,6 +15,7 @@
 #include <stddef.h>
 
 #include "err.h"
+#include "tok.h"
 
 /* The text of a record, malloc'ed and NUL-terminated (*len bytes, len may be NULL), or NULL when it has none. The first
  * of these that the record has as strings:
@@ -27,5 +28,12 @@ char *record_text(const json_t *rec, size_t *len);
 
 /* The array under "messages" or "conversations" (borrowed), or NULL. Its turns are checked by tok_chat(). */
 const json_t *record_messages(const json_t *rec);
+
+/* Ids of the record, appended to out. 0, or -1 with a reason that jsonl_bad() can put a place to; out is then as it was.
+ * record_tokens: what stands under "tokens", each below vocab (vocab 0: not checked).
+ * record_ids: "tokens" when there are some, else the conversation through the chat template, else the text without
+ * special tokens. t may be NULL: then only "tokens" will do. */
+int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e);
+int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
 
 #endif
