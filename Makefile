@@ -86,7 +86,7 @@ lint:
 	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 		--suppress=missingIncludeSystem -D_GNU_SOURCE -DCHR_VERSION='""' -DCHR_FEATURES='""' \
 		-Ilib -Itests lib bin tests
-	shellcheck -x $(wildcard scripts/* tests/*.t tests/*.sh) .ci/run
+	shellcheck -x -P SCRIPTDIR -S warning $(wildcard scripts/* tests/*.t tests/*.sh) .ci/run
 	mandoc -T lint -W warning $(MAN)
 
 D := $(DESTDIR)$(PREFIX)

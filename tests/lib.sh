@@ -68,6 +68,31 @@ skip_all()
 	exit 0
 }
 
+# world DIR: a directory that looks like the top of the tree, with small things in it that the programs made: a
+# tokenizer.json, config.json, in.jsonl, model/, act.jsonl, manifest.json, packed/
+world()
+{
+	for p in tokenize pretrain actlog cluster pack; do
+		[ -x "$bld/chr-$p" ] || skip_all "chr-$p is not built"
+	done
+	mkdir -p "$1/tests" && ln -s "$top/datasets" "$1" && ln -s "$top/tests/data" "$1/tests" || exit 1
+	(
+		cd "$1" || exit 1
+		cat > config.json <<-END
+			{"chronos_format": 2, "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2,
+			"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 16,
+			"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "kv_latent_dim": 16,
+			"rope_dim": 4, "sliding_window_size": 32, "max_position_embeddings": 256, "lookahead_steps": 2}
+		END
+		head -5 datasets/pretrain.jsonl > in.jsonl &&
+		chr-tokenize -q --train -v 320 -o tokenizer.json datasets/pretrain.jsonl &&
+		chr-pretrain -q -c config.json -t tokenizer.json -n 2 -b 2 --seq 32 -o model datasets/pretrain.jsonl > log.jsonl &&
+		chr-actlog -q -m model in.jsonl > act.jsonl &&
+		chr-cluster -q act.jsonl > manifest.json &&
+		chr-pack -q -m model -o packed manifest.json > pack.json
+	) || { echo "Bail out! the programs cannot make the files of the tests"; exit 1; }
+}
+
 done_testing()
 {
 	echo "1..$tap_n"

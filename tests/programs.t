@@ -1,0 +1,106 @@
+#!/bin/sh
+# What every program owes its users, from one loop: help, version, mistakes, bad input, a full disk, a manual page.
+. "$(dirname "$0")/lib.sh"
+world "$tmp/w"
+cd "$tmp/w" || exit 1
+
+# How to run each: program, the input its operand names, and the options that it cannot do without.
+table="
+chr-tokenize	in.jsonl	-t tokenizer.json
+chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out
+chr-score	in.jsonl	-m model
+chr-ls		model/model.safetensors
+chr-actlog	in.jsonl	-m model
+chr-cluster	act.jsonl
+chr-pack	manifest.json	-m model -o out
+chr-generate	in.jsonl	-m model -n 2
+"
+printf '\037\213 this only begins like gzip' > garbage.gz
+printf 'neither { nor ] \001\n' > garbage
+
+# clean NAME STATUS COMMAND...: an error is one status, one line on stderr that begins with the program, nothing on stdout
+clean()
+{
+	name=$1
+	want=$2
+	shift 2
+	rm -rf out
+	"$@" > stdout 2> stderr < /dev/null
+	got=$?
+	{ echo "status $got, want $want: $*"; cat stderr; } > "$tmp/log"
+	[ $got = "$want" ] && [ ! -s stdout ] && [ "$(wc -l < stderr)" = 1 ] && grep -q "^${1##*/}: ." stderr
+	result "$name" $?
+}
+
+help_options()
+{
+	"$1" --help | sed -n 's/^  -\(.\), --\([a-z0-9-]*\).*/\2 \1/p; s/^      --\([a-z0-9-]*\).*/\1/p' | sort
+}
+
+man_options()
+{
+	sed -n 's/^\.It Fl \(.\) , Fl -\([a-z0-9-]*\).*/\2 \1/p; s/^\.It Fl -\([a-z0-9-]*\).*/\1/p' "$1" | sort
+}
+
+has_sections()
+{
+	for s in NAME SYNOPSIS DESCRIPTION OPTIONS "EXIT STATUS" EXAMPLES "SEE ALSO" BUGS; do
+		grep -qx "\.Sh $s" "$1" || { echo "no section $s"; return 1; }
+	done
+	[ "$(grep -c '^\.Bd -literal' "$1")" -ge 3 ] || { echo "fewer than three examples"; return 1; }
+}
+
+full()
+{
+	rm -rf out
+	status "$1: a full disk under stdout" 74 sh -c 'exec "$@" > /dev/full < /dev/null' sh "$@"
+}
+
+check_help()
+{
+	status "$1 --help" 0 sh -c '"$1" --help 2> stderr | grep -q "^usage: $1 " && [ ! -s stderr ]' sh "$1"
+	status "$1 -V" 0 sh -c '"$1" -V 2> stderr | head -1 | grep -qE "^$1 [0-9.]+$" && [ ! -s stderr ]' sh "$1"
+	status "$1 --help to a full disk" 74 sh -c '"$1" --help > /dev/full' sh "$1"
+}
+
+check_page()
+{
+	page=$top/man/$1.1
+	ok "$1 has a manual page with its sections" has_sections "$page"
+	is "$1: the page lists the options of --help" "$(man_options "$page")" "$(help_options "$1")"
+	if command -v mandoc > /dev/null; then
+		status "$1: mandoc is content" 0 mandoc -T lint -W warning "$page"
+	else
+		skip "$1: mandoc is content" "no mandoc"
+	fi
+}
+
+# number PROGRAM: an option that takes a number
+number()
+{
+	"$1" --help | sed -n 's/^  -., \(--[a-z0-9-]*\) N .*/\1/p; s/^      \(--[a-z0-9-]*\) N .*/\1/p' | head -1
+}
+
+for p in "$top"/bin/chr-*.c; do
+	p=$(basename "$p" .c)
+	line=$(printf '%s\n' "$table" | grep "^$p	") || { result "$p is in the table of this test" 1; continue; }
+	# shellcheck disable=SC2086
+	set -- $line
+	prog=$1
+	input=$2
+	shift 2
+	check_help "$prog"
+	check_page "$prog"
+	clean "$prog: unknown option" 64 "$prog" --no-such-option
+	clean "$prog: option without its argument" 64 "$prog" "$@" "$(number "$prog")"
+	clean "$prog: $(number "$prog") 4x" 64 "$prog" "$@" "$(number "$prog")" 4x "$input"
+	clean "$prog: missing input" 66 "$prog" "$@" nonexistent
+	head -c $(($(wc -c < "$input") - 9)) "$input" > truncated
+	for bad in truncated garbage garbage.gz; do
+		clean "$prog: $bad input" 65 "$prog" -q "$@" $bad
+	done
+	rm -rf out
+	status "$prog: good input" 0 "$prog" -q "$@" "$input"
+	full "$prog" -q "$@" "$input"
+done
+done_testing
