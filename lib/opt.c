@@ -80,7 +80,7 @@ static int scaled(const char *s, const struct unit *u, int64_t *out, const char 
 		return -1;
 	}
 	v *= *end ? (long double)u->by : 1;
-	if (v >= 0x1p63L || v < -0x1p63L) {
+	if (v >= 9223372036854775808.0L || v < -9223372036854775808.0L) {
 		*why = "out of range";
 		return -1;
 	}
