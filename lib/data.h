@@ -1,0 +1,58 @@
+/*
+ * data: documents to packed rows. Documents are tokenised as bos + text + eos, put one after the other, and cut into
+ * rows of T tokens. Every token is input once; a row predicts the next token of its own document, positions restart
+ * at each document (and at each row), and attention never crosses from one document into another.
+ *
+ *	struct data *d = data_open(n, files, &opt, &e);
+ *	while ((got = data_next(d, &batch, B, &e)) > 0)	(batch.B rows, fewer than B at the end)
+ *		...
+ *
+ * Inputs are JSONL (`tokens`, or a conversation through the chat template, or text: record.h) and token shards (files
+ * named .safetensors). Regular files are read once, into memory, and gone through in a new order each epoch. If any
+ * input is a pipe, all are read once, as they come, in order: the first batch is there after the first records.
+ */
+#ifndef CHR_DATA_H
+#define CHR_DATA_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "err.h"
+#include "model.h"
+#include "tok.h"
+
+struct data_opt {
+	struct tok *tok;	/* NULL: the inputs must hold tokens, which are taken as they are */
+	int vocab;		/* ids must be below */
+	int T;			/* tokens of a row */
+	bool shuffle;		/* of files; pipes keep their order */
+	bool skip_bad;		/* bad records are counted, not fatal */
+	uint64_t seed;
+	double epochs;		/* how often to go through files; 0: without end. A pipe ends when it ends */
+};
+
+struct data;
+
+/* nfiles 0 is stdin. NULL on error. */
+struct data *data_open(int nfiles, char *const files[], const struct data_opt *o, struct err *e);
+void data_close(struct data *d);
+
+bool data_streams(const struct data *d);	/* reads a pipe: how much there is nobody knows */
+int64_t data_docs(const struct data *d);	/* documents in memory */
+int64_t data_tokens(const struct data *d);	/* tokens in memory: of one epoch */
+int64_t data_rows(const struct data *d);	/* rows until the end; -1: no end, or not known */
+int64_t data_bytes(const struct data *d);	/* memory held, for the plan */
+
+/* Fills up to B rows of the batch (arrays of at least B*T) and sets b->B and b->T. The last row is padded. Returns 1, 0
+ * at the end of the data, -1 on error. */
+int data_next(struct data *d, struct batch *b, int B, struct err *e);
+
+/* Where the next row begins: an object for train_state.json, and the way back. Seeking is exact: the rows that follow
+ * are those that would have followed. A pipe is read up to that place, so it must hold the same records again. */
+json_t *data_position(const struct data *d);
+int data_seek(struct data *d, const json_t *position, struct err *e);	/* NULL: the start (not of a pipe) */
+
+json_t *data_inputs(const struct data *d);	/* what was read, for chronos.data: a list as of prov_file() */
+
+#endif

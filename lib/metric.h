@@ -1,0 +1,29 @@
+/*
+ * metric: what a step or an evaluation measured, added up over micro-batches and written as fields of a record.
+ *
+ * Recall of offset k: of the experts that the router chose at t+k, the share that the lookahead head had named at t
+ * (slots), and the share of layers whose whole set it had named; "repeat" is the same for the guess that the experts of
+ * t will be chosen again. Overlap: |A n B| / |A u B| of the sets of adjacent tokens. Load entropy: 1 is even use.
+ */
+#ifndef CHR_METRIC_H
+#define CHR_METRIC_H
+
+#include <jansson.h>
+
+#include "config.h"
+#include "route.h"
+
+struct metric {
+	double base, loss;		/* sums: each batch brings its part of the mean */
+	double tokens;			/* weights of the terms below */
+	struct route_terms terms;	/* sums of tokens * value */
+	bool counted;			/* stats were taken */
+	struct route_stats stats;
+};
+
+void metric_clear(struct metric *m);
+void metric_add(struct metric *m, double base, double route, const struct route_terms *t, double tokens);
+void metric_losses(const struct metric *m, json_t *rec);		/* "loss", "base", "balance", ... */
+void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load, json_t *rec);
+
+#endif

@@ -1,0 +1,47 @@
+/*
+ * optim: AdamW (Loshchilov, Hutter 2019, arXiv:1711.05101) over the flat parameter array, global-norm clipping, and the
+ * learning rate of each update.
+ *
+ *	optim_open(&o, &m.par, m.be, weight_decay, &e);
+ *	norm = optim_norm(&o, m.g);
+ *	optim_step(&o, m.w, m.g, optim_lr(&schedule, o.updates + 1), optim_clip(norm, 1.0));
+ *
+ * betas 0.9 and 0.95, eps 1e-8. Weight decay acts on matrices; vectors (norms) and the embedding (also when it is the
+ * tied head) have none.
+ */
+#ifndef CHR_OPTIM_H
+#define CHR_OPTIM_H
+
+#include "backend.h"
+#include "config.h"
+#include "err.h"
+
+struct optim {
+	const struct backend *be;
+	real *m, *v;			/* (total) first and second moments, on the device */
+	int64_t total, updates;		/* elements; updates done so far */
+	double weight_decay;
+	int nruns;			/* neighbours that share their weight decay go in one call */
+	struct optim_run { int64_t off, n; bool decay; } *run;
+};
+
+int64_t optim_bytes(const struct params *ps);		/* what optim_open takes on the device */
+int optim_open(struct optim *o, const struct params *ps, const struct backend *be, double weight_decay, struct err *e);
+void optim_close(struct optim *o);
+
+double optim_norm(const struct optim *o, const real *g);	/* L2 norm of all gradients; not finite if any is not */
+double optim_clip(double norm, double limit);		/* factor for the gradients; limit 0: none */
+
+/* One update of w with gradients g * grad_scale; counts it. */
+void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale);
+
+/* Linear to base over `warmup` updates, then base * (0.1 + 0.45 * (1 + cos(pi * (s-W)/(total-W)))), a tenth of it at the
+ * end. total 0: nobody knows (a pipe without -n), it stays at base. */
+struct schedule {
+	double base;
+	int64_t warmup, total;
+};
+double optim_lr(const struct schedule *s, int64_t update);	/* update: from 1 */
+int64_t optim_warmup(int64_t total);			/* the default: total / 20, at least 1, at most 500 */
+
+#endif
