@@ -90,9 +90,13 @@ struct backend {
 	void (*rmsnorm_back)(real *dx, real *dg, const real *dy, const real *x, const real *g, const real *rstd,
 	    int64_t n, int w, bool add_dx);
 
-	/* Rotates heads of width w inside rows of stride ld: x (n, heads, w) at x + row*ld + head*w, in place.
-	 * table (positions, 2, w): cosines then sines. back: the transpose, for gradients. */
-	void (*rope)(real *x, int64_t ld, int64_t n, int heads, int w, const real *table, const int32_t *pos, bool back);
+	/* Rotates heads of width w at x + row*ld + head*hs, in place. table (positions, 2, w): cosines then sines.
+	 * back: the transpose, for gradients. */
+	void (*rope)(real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w, const real *table,
+	    const int32_t *pos, bool back);
+
+	/* n pieces of w values, from src + i*lds to dst + i*ldd */
+	void (*copy2d)(real *dst, int64_t ldd, const real *src, int64_t lds, int64_t n, int w);
 
 	void (*attn)(const struct attn_args *a);
 	void (*attn_back)(const struct attn_args *a);

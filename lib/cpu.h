@@ -1,0 +1,13 @@
+/*
+ * cpu: rows of the CPU backend that live in files of their own.
+ */
+#ifndef CHR_CPU_H
+#define CHR_CPU_H
+
+#include "backend.h"
+
+void cpu_attn(const struct attn_args *a);			/* cpu_attn.c */
+void cpu_attn_back(const struct attn_args *a);
+void cpu_attn_cached(const struct attn_cached_args *a);		/* cpu_decode.c */
+
+#endif

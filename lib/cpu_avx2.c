@@ -1,0 +1,44 @@
+/* Inner loops for AVX2 and FMA. */
+#include "cpu_kernels.h"
+
+#if defined(__x86_64__) && !defined(CHR_DOUBLE)
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx2,fma")))
+
+static inline TARGET __m256i lanes(int n)
+{
+	static const int32_t m[16] = { -1, -1, -1, -1, -1, -1, -1, -1 };
+
+	return _mm256_loadu_si256((const __m256i *)(m + 8 - n));
+}
+
+/* Sums of four vectors: within 128-bit halves first, then across. */
+static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
+{
+	__m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+	__m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+	__m256 s = _mm256_add_ps(
+	    _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))),
+	    _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))));
+
+	_mm_storeu_ps(o, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+
+#define KERNELS cpu_kernels_avx2
+#define ISA "avx2"
+#define V __m256
+#define VL 8
+#define V_ZERO _mm256_setzero_ps()
+#define V_LOAD(p) _mm256_loadu_ps(p)
+#define V_LOADN(p, n) _mm256_maskload_ps(p, lanes(n))
+#define V_STORE(p, v) _mm256_storeu_ps(p, v)
+#define V_STOREN(p, n, v) _mm256_maskstore_ps(p, lanes(n), v)
+#define V_SET1(x) _mm256_set1_ps(x)
+#define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define V_SUM4(a, b, c, d, o) sum4(a, b, c, d, o)
+#define NT_M 3
+#define NN_M 4
+#define NN_V 2
+#include "cpu_template.h"
+#endif

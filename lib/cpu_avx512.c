@@ -1,0 +1,39 @@
+/* Inner loops for AVX-512 (F, BW, DQ, VL). */
+#include "cpu_kernels.h"
+
+#if defined(__x86_64__) && !defined(CHR_DOUBLE)
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
+
+/* Sums of four vectors: within 128-bit quarters, then across. */
+static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
+{
+	__m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+	__m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+	__m512 s = _mm512_add_ps(
+	    _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+	    _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+	__m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+
+	_mm_storeu_ps(o, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+
+#define LANES(n) ((__mmask16)((1u << (n)) - 1))
+#define KERNELS cpu_kernels_avx512
+#define ISA "avx512"
+#define V __m512
+#define VL 16
+#define V_ZERO _mm512_setzero_ps()
+#define V_LOAD(p) _mm512_loadu_ps(p)
+#define V_LOADN(p, n) _mm512_maskz_loadu_ps(LANES(n), p)
+#define V_STORE(p, v) _mm512_storeu_ps(p, v)
+#define V_STOREN(p, n, v) _mm512_mask_storeu_ps(p, LANES(n), v)
+#define V_SET1(x) _mm512_set1_ps(x)
+#define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define V_SUM4(a, b, c, d, o) sum4(a, b, c, d, o)
+#define NT_M 6
+#define NN_M 8
+#define NN_V 3
+#include "cpu_template.h"
+#endif

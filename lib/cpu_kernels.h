@@ -1,0 +1,46 @@
+/*
+ * cpu_kernels: the single-threaded inner loops of the CPU backend. cpu_template.h is written once and compiled for
+ * each instruction set; cpu.c picks one table at run time and spreads the work over threads.
+ */
+#ifndef CHR_CPU_KERNELS_H
+#define CHR_CPU_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "real.h"
+
+struct cpu_kernels {
+	const char *isa;
+	/* C(m,n) = A(m,k) B(n,k)^T + beta C. Lanes run along k; the sum of one element depends on its row and column
+	 * alone, never on the tile it falls in. */
+	void (*nt)(int m, int n, int k, const real *a, int64_t lda, const real *b, int64_t ldb, real *c, int64_t ldc,
+	    real beta);
+	/* C(m,n) = sum_p A(i,p) B(p,j) + beta C with A(i,p) = a[i*ars + p*acs]; p ascending for each element. */
+	void (*nn)(int m, int n, int k, const real *a, int64_t ars, int64_t acs, const real *b, int64_t ldb,
+	    real *c, int64_t ldc, real beta);
+	void (*softmax)(real *x, int64_t n, int w);
+	/* exp(x - max) in place over w values, returns the sum */
+	real (*exp_sum)(real *x, int w, real max);
+	real (*max)(const real *x, int w);
+	void (*swiglu)(real *y, const real *g, const real *u, int64_t n);
+	void (*swiglu_back)(real *dg, real *du, const real *dy, const real *g, const real *u, int64_t n);
+	void (*rmsnorm)(real *y, real *rstd, const real *x, const real *g, int64_t n, int w, double eps);
+	void (*rmsnorm_dx)(real *dx, const real *dy, const real *x, const real *g, const real *rstd, int64_t n, int w,
+	    int add);
+	void (*rmsnorm_dg)(real *dg, const real *dy, const real *x, const real *rstd, int64_t n, int w);
+	real (*dot)(const real *a, const real *b, int n);
+	void (*axpy)(real *y, const real *x, real a, int64_t n);
+	void (*adamw)(real *w, real *m, real *v, const real *g, int64_t n, const real c[8]);
+	double (*sumsq)(const real *x, int64_t n);
+};
+
+extern const struct cpu_kernels cpu_kernels_portable;
+#if defined(__x86_64__) && !defined(CHR_DOUBLE)
+extern const struct cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
+#endif
+
+/* The table in use; set by cpu_isa_force() and at first use. */
+const struct cpu_kernels *cpu_kernels(void);
+
+#endif
