@@ -36,6 +36,7 @@ static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
 #define V_STOREN(p, n, v) _mm256_maskstore_ps(p, lanes(n), v)
 #define V_SET1(x) _mm256_set1_ps(x)
 #define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define V_KEEP(v) __asm__("" : "+x"(v))
 #define V_SUM4(a, b, c, d, o) sum4(a, b, c, d, o)
 #define NT_M 3
 #define NN_M 4

@@ -31,6 +31,7 @@ static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
 #define V_STOREN(p, n, v) _mm512_mask_storeu_ps(p, LANES(n), v)
 #define V_SET1(x) _mm512_set1_ps(x)
 #define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define V_KEEP(v) __asm__("" : "+v"(v))
 #define V_SUM4(a, b, c, d, o) sum4(a, b, c, d, o)
 #define NT_M 6
 #define NN_M 8

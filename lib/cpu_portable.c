@@ -2,7 +2,7 @@
  * without AVX2. */
 #include "cpu_kernels.h"
 
-typedef real vreal __attribute__((vector_size(8 * sizeof(real)), aligned(sizeof(real)), may_alias));
+typedef real vreal __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
 
 static inline vreal load_part(const real *p, int n)
 {
@@ -21,14 +21,14 @@ static inline void store_part(real *p, int n, vreal v)
 
 static inline real lane_sum(vreal v)
 {
-	return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+	return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
 #define KERNELS cpu_kernels_portable
 #define ISA "portable"
 #define TARGET
 #define V vreal
-#define VL 8
+#define VL 4
 #define V_ZERO ((vreal){ 0 })
 #define V_LOAD(p) (*(const vreal *)(p))
 #define V_LOADN(p, n) load_part(p, n)
@@ -36,6 +36,7 @@ static inline real lane_sum(vreal v)
 #define V_STOREN(p, n, v) store_part(p, n, v)
 #define V_SET1(x) ((vreal){ 0 } + (x))
 #define V_FMA(a, b, c) ((a) * (b) + (c))
+#define V_KEEP(v) ((void)0)
 #define V_SUM4(a, b, c, d, o) ((o)[0] = lane_sum(a), (o)[1] = lane_sum(b), (o)[2] = lane_sum(c), (o)[3] = lane_sum(d))
 #define NT_M 3
 #define NN_M 4

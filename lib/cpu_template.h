@@ -4,6 +4,7 @@
  *	TARGET		function attribute
  *	V, VL		vector type and its lanes
  *	V_ZERO V_LOAD(p) V_LOADN(p,n) V_STORE(p,v) V_STOREN(p,n,v) V_SET1(x) V_FMA(a,b,c)
+ *	V_KEEP(v)	keeps a loaded vector in its register: a second load per multiply-add would be the bottleneck
  *	V_SUM4(a,b,c,d,out)	out[0..3] = sums of lanes, same tree for each
  *	NT_M NN_M NN_V	register tiles: NT is NT_M x 4 dot products, NN is NN_M rows x NN_V vectors
  * V_LOADN and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as zero.
@@ -27,11 +28,14 @@ INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64
 	for (; p + VL <= k; p += VL) {
 		V bv[4];
 
-		for (int j = 0; j < n; j++)
+		for (int j = 0; j < n; j++) {
 			bv[j] = V_LOAD(b + j * ldb + p);
+			V_KEEP(bv[j]);
+		}
 		for (int i = 0; i < m; i++) {
 			V av = V_LOAD(a + i * lda + p);
 
+			V_KEEP(av);
 			for (int j = 0; j < n; j++)
 				acc[i][j] = V_FMA(av, bv[j], acc[i][j]);
 		}
@@ -114,8 +118,9 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 	if (m == 1)
 		for (; j + 8 <= n; j += 8)
 			nt_single8(k, a, b + j * ldb, ldb, c + j, beta);
-	for (; j < n; j += 4)
-		for (int i = 0; i < m; i += NT_M)
+	/* Rows of A stay in the first cache while columns stream by. */
+	for (int i = 0, j0 = j; i < m; i += NT_M)
+		for (j = j0; j < n; j += 4)
 			nt_rows(m - i < NT_M ? m - i : NT_M, n - j < 4 ? n - j : 4, k, a + i * lda, lda, b + j * ldb,
 			    ldb, c + i * ldc + j, ldc, beta);
 }
@@ -136,6 +141,8 @@ INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, i
 		for (int j = 0; j < v; j++)
 			bv[j] = full || j < v - 1 ? V_LOAD(b + p * ldb + j * VL) :
 			    V_LOADN(b + p * ldb + j * VL, last);
+		for (int j = 0; j < v; j++)
+			V_KEEP(bv[j]);
 		for (int i = 0; i < m; i++) {
 			V av = V_SET1(a[i * ars + p * acs]);
 
