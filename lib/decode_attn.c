@@ -100,8 +100,8 @@ static void gqa(struct engine *g, int l)
 	be->gemm(GEMM_NT, job, 3);
 	be->rmsnorm(s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d, c->rms_norm_eps);
 	be->rmsnorm(s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d, c->rms_norm_eps);
-	be->rope(s->q, Hd, R, c->num_attention_heads, d, g->rope, s->pos, false);
-	be->rope(s->k, Gd, R, c->num_key_value_heads, d, g->rope, s->pos, false);
+	be->rope(s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
+	be->rope(s->k, Gd, d, R, c->num_key_value_heads, d, g->rope, s->pos, false);
 	kv_append(g, l, s->k, Gd, s->k2, Gd);
 	be->attn_cached(&(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
@@ -132,8 +132,8 @@ static void mla_project(struct engine *g, const struct layer *w)
 		    w->k_nope_t + (int64_t)(h * G / H) * C * N, R, C, N);
 	s->job[H] = linear(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
 	be->gemm(GEMM_NT, s->job, H + 1);
-	be->rope(s->q2, (int64_t)H * r, R, H, r, g->rope_mla, s->pos, false);
-	be->rope(s->k2, (int64_t)G * r, R, G, r, g->rope_mla, s->pos, false);
+	be->rope(s->q2, (int64_t)H * r, r, R, H, r, g->rope_mla, s->pos, false);
+	be->rope(s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
 }
 
 static void mla(struct engine *g, int l)
