@@ -94,29 +94,29 @@ int64_t scratch_layout(struct scratch *s, const struct config *c, const struct p
 	return v.used;
 }
 
-static int64_t kv_bytes(const struct engine *g)
+int64_t kv_bytes(const struct engine *g)
 {
 	int64_t n = 0;
 	struct kv kv;
 
-	for (int l = 0; l < g->cfg.num_hidden_layers; l++)
-		n += kv_layout(&g->cfg, &g->opt, l, &kv, NULL);
+	for (int l = 0; l < g->cfg->num_hidden_layers; l++)
+		n += kv_layout(g->cfg, &g->opt, l, &kv, NULL);
 	return n;
 }
 
 /* Sequences, scratch, store and predictor, in memory that the plan counted. */
 static int open_state(struct engine *g, const char *dir, struct err *e)
 {
-	int L = g->cfg.num_hidden_layers, sets = predict_set_size(&g->cfg);
+	int L = g->cfg->num_hidden_layers, sets = predict_set_size(g->cfg);
 	int64_t per_seq = kv_bytes(g);
 
-	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, &g->cfg, &g->par, &g->opt, NULL));
+	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, g->cfg, &g->md.par, &g->opt, NULL));
 	g->kv_mem = g->be->alloc((size_t)(per_seq * g->opt.max_seqs));
 	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
-	g->predict = predict_new(&g->cfg, g->opt.max_rows);
+	g->predict = predict_new(g->cfg, g->opt.max_rows);
 	if (!g->scratch_mem || !g->kv_mem || !g->seqs || !g->predict)
 		return err_set(e, EX_OSERR, "%s: out of memory for caches", dir);
-	scratch_layout(&g->s, &g->cfg, &g->par, &g->opt, g->scratch_mem);
+	scratch_layout(&g->s, g->cfg, &g->md.par, &g->opt, g->scratch_mem);
 	for (int i = 0; i < g->opt.max_seqs; i++) {
 		struct seq *s = &g->seqs[i];
 		char *base = (char *)g->kv_mem + i * per_seq;
@@ -128,10 +128,10 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 		if (!s->kv || !s->next || !s->coming)
 			return err_set(e, EX_OSERR, "%s: out of memory for sequences", dir);
 		for (int l = 0; l < L; l++)
-			base += kv_layout(&g->cfg, &g->opt, l, &s->kv[l], base);
+			base += kv_layout(g->cfg, &g->opt, l, &s->kv[l], base);
 	}
-	g->store = g->packed ? store_open(dir, &g->cfg, &g->man, &g->opt.store, e)
-	    : store_resident(&g->cfg, g->experts);
+	g->store = g->md.packed ? store_open(dir, g->cfg, &g->man, &g->opt.store, e)
+	    : store_resident(g->cfg, g->experts);
 	return g->store ? 0 : -1;
 }
 
@@ -199,17 +199,19 @@ void engine_close(struct engine *g)
 	}
 	free(g->experts);
 	free(g->ffn_views);
-	free(g->fingerprint);
 	manifest_free(&g->man);
-	params_free(&g->par);
-	config_free(&g->cfg);
+	modeldir_close(&g->md);
 	free(g);
 }
 
-const struct config *engine_config(const struct engine *g) { return &g->cfg; }
+const struct config *engine_config(const struct engine *g) { return g->cfg; }
 struct store *engine_store(struct engine *g) { return g->store; }
-const char *engine_fingerprint(const struct engine *g) { return g->fingerprint; }
 int64_t engine_expert_bytes(const struct engine *g) { return g->expert_bytes; }
+
+const char *engine_fingerprint(struct engine *g, struct err *e)
+{
+	return g->md.packed && g->man.fingerprint ? g->man.fingerprint : modeldir_fingerprint(&g->md, e);
+}
 
 struct seq *seq_new(struct engine *g, struct err *e)
 {
@@ -227,7 +229,7 @@ void seq_reset(struct seq *s)
 {
 	s->len = 0;
 	s->next_valid = false;
-	for (int l = 0; l < s->g->cfg.num_hidden_layers; l++)
+	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
 		s->kv[l].base = 0;
 }
 
@@ -256,9 +258,9 @@ static int check_items(const struct engine *g, const struct eval_item *it, int n
 			return err_set(e, EX_DATAERR, "sequence of %lld tokens does not fit into caches for %d",
 			    (long long)it[i].s->len + it[i].n, g->opt.max_tokens);
 		for (int t = 0; t < it[i].n; t++)
-			if (it[i].tok[t] >= (uint32_t)g->cfg.vocab_size)
+			if (it[i].tok[t] >= (uint32_t)g->cfg->vocab_size)
 				return err_set(e, EX_DATAERR, "token %u is outside the vocabulary of %d", it[i].tok[t],
-				    g->cfg.vocab_size);
+				    g->cfg->vocab_size);
 	}
 	return 0;
 }
@@ -298,18 +300,18 @@ static real *logits_of(const struct engine *g, const struct seg *seg, int i)
 
 	if (!it->logits || !(it->all || seg->done + i == it->n - 1))
 		return NULL;
-	return it->logits + (it->all ? (int64_t)(seg->done + i) * g->cfg.vocab_size : 0);
+	return it->logits + (it->all ? (int64_t)(seg->done + i) * g->cfg->vocab_size : 0);
 }
 
 static void head_block(struct engine *g, const int32_t *rows, real *const *out, int n)
 {
 	struct scratch *s = &g->s;
-	int D = g->cfg.hidden_size, V = g->cfg.vocab_size;
+	int D = g->cfg->hidden_size, V = g->cfg->vocab_size;
 	struct gemm_job job = { .c = s->logits, .ldc = V, .a = s->head_x, .lda = D, .b = g->head, .ldb = D,
 	    .bt = DT_REAL, .m = n, .n = V, .k = D };
 
 	g->be->gather(s->head_x, s->h, rows, n, D);
-	g->be->rmsnorm(s->head_x, NULL, s->head_x, g->norm, n, D, g->cfg.rms_norm_eps);
+	g->be->rmsnorm(s->head_x, NULL, s->head_x, g->norm, n, D, g->cfg->rms_norm_eps);
 	g->be->gemm(GEMM_NT, &job, 1);
 	for (int i = 0; i < n; i++)
 		g->be->get(out[i], s->logits + (int64_t)i * V, sizeof(real) * (size_t)V);
@@ -337,8 +339,8 @@ static void head(struct engine *g)
 
 static int pass(struct engine *g, struct err *e)
 {
-	g->be->gather(g->s.h, g->embed, (const int32_t *)g->s.tok, g->rows, g->cfg.hidden_size);
-	for (int l = 0; l < g->cfg.num_hidden_layers; l++) {
+	g->be->gather(g->s.h, g->embed, (const int32_t *)g->s.tok, g->rows, g->cfg->hidden_size);
+	for (int l = 0; l < g->cfg->num_hidden_layers; l++) {
 		attn_layer(g, l);
 		if (ffn_layer(g, l, e) < 0)
 			return -1;
@@ -380,7 +382,7 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 	g->st->wall = now() - t0;
 	g->st->stall = after.stall - before.stall;
 	g->st->compute = g->st->wall - g->st->stall;
-	if (rows > 0 && g->cfg.num_sparse > 0)
-		g->st->replaced_mass = g->replaced / ((double)rows * g->cfg.num_sparse);
+	if (rows > 0 && g->cfg->num_sparse > 0)
+		g->st->replaced_mass = g->replaced / ((double)rows * g->cfg->num_sparse);
 	return status;
 }

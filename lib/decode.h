@@ -45,7 +45,7 @@ struct engine *engine_open(const char *dir, const struct engine_opt *o, const st
 void engine_close(struct engine *g);
 const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
-const char *engine_fingerprint(const struct engine *g);
+const char *engine_fingerprint(struct engine *g, struct err *e);	/* hex; may have to read everything; NULL on error */
 int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
 
 struct seq *seq_new(struct engine *g, struct err *e);	/* NULL when max_seqs are in use */

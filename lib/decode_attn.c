@@ -41,7 +41,7 @@ static void slide(const struct backend *be, real *cache, int width, int have, in
 /* Makes room for n slots after position len and says in which slot they begin. */
 static int kv_room(const struct engine *g, struct kv *kv, int len, int n, int wa, int wb)
 {
-	int have = len - kv->base, keep = g->cfg.sliding_window_size - 1;
+	int have = len - kv->base, keep = g->cfg->sliding_window_size - 1;
 
 	if (have + n > kv->slots) {	/* sliding layers only: the others hold max_tokens */
 		if (keep > have)
@@ -59,7 +59,7 @@ static void kv_append(struct engine *g, int l, const real *a, int wa, const real
 {
 	struct scratch *s = &g->s;
 	bool sliding = g->layer[l].type == LAYER_SLIDING;
-	int window = g->cfg.sliding_window_size;
+	int window = g->cfg->sliding_window_size;
 
 	for (int i = 0; i < g->nseg; i++) {
 		struct seg *seg = &s->seg[i];
@@ -86,7 +86,7 @@ static struct gemm_job linear(real *y, int64_t ldy, const real *x, int64_t ldx, 
 static void gqa(struct engine *g, int l)
 {
 	const struct backend *be = g->be;
-	const struct config *c = &g->cfg;
+	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
 	int R = g->rows, D = c->hidden_size, d = c->head_dim;
@@ -113,7 +113,7 @@ static void gqa(struct engine *g, int l)
 static void mla_project(struct engine *g, const struct layer *w)
 {
 	const struct backend *be = g->be;
-	const struct config *c = &g->cfg;
+	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
 	int R = g->rows, D = c->hidden_size, H = c->num_attention_heads, G = c->num_key_value_heads;
 	int C = c->kv_latent_dim, r = c->rope_dim, N = c->head_dim - r;
@@ -138,7 +138,7 @@ static void mla_project(struct engine *g, const struct layer *w)
 
 static void mla(struct engine *g, int l)
 {
-	const struct config *c = &g->cfg;
+	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
@@ -160,7 +160,7 @@ static void mla(struct engine *g, int l)
 /* h += Attn(RMSNorm(h)) */
 void attn_layer(struct engine *g, int l)
 {
-	const struct config *c = &g->cfg;
+	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
 	int Hd = c->num_attention_heads * c->head_dim;

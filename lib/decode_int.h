@@ -10,6 +10,7 @@
 
 #include "decode.h"
 #include "manifest.h"
+#include "modeldir.h"
 #include "predict.h"
 
 #define HEAD_ROWS 16	/* rows of logits computed at a time */
@@ -82,13 +83,11 @@ struct scratch {
 };
 
 struct engine {
-	struct config cfg;
-	struct params par;
+	struct modeldir md;
+	const struct config *cfg;		/* &md.cfg */
+	struct manifest man;			/* packed directories */
 	const struct backend *be;
 	struct engine_opt opt;
-	struct manifest man;
-	bool packed;
-	char *fingerprint;
 	int64_t expert_bytes;
 	struct layer layer[CFG_MAX_LAYERS];
 	const real *embed, *norm, *head;	/* (V, D), (D), (V, D) */
@@ -115,6 +114,7 @@ struct engine {
 /* decode.c */
 int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
     char *base);
+int64_t kv_bytes(const struct engine *g);	/* of one sequence */
 
 /* decode_load.c */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
@@ -130,7 +130,7 @@ void look_rows(struct engine *g);
 
 static inline int look_mode(const struct engine *g)
 {
-	return g->cfg.lookahead_steps > 0 ? g->opt.predict & PREDICT_LOOKAHEAD : 0;
+	return g->cfg->lookahead_steps > 0 ? g->opt.predict & PREDICT_LOOKAHEAD : 0;
 }
 
 #endif

@@ -18,7 +18,7 @@ static void run_parts(struct engine *g, const struct ffn_part *p, int n, int wid
 {
 	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
-	int D = g->cfg.hidden_size;
+	int D = g->cfg->hidden_size;
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
 	be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
@@ -49,7 +49,7 @@ static int fixed_parts(struct engine *g, const struct layer *w, struct ffn_part 
 
 static int next_sparse(const struct engine *g, int l)
 {
-	for (l++; l < g->cfg.num_hidden_layers; l++)
+	for (l++; l < g->cfg->num_hidden_layers; l++)
 		if (g->layer[l].sparse >= 0)
 			return l;
 	return -1;
@@ -58,7 +58,7 @@ static int next_sparse(const struct engine *g, int l)
 /* The router's choice, and what the next layer's router says already. Returns that layer, or -1. */
 static int choose(struct engine *g, int l)
 {
-	const struct config *c = &g->cfg;
+	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
 	int D = c->hidden_size, E = c->num_experts;
 	int next = g->opt.predict & PREDICT_GATE ? next_sparse(g, l) : -1;
@@ -77,7 +77,7 @@ static int choose(struct engine *g, int l)
 
 static void trace(struct engine *g, int i)
 {
-	const struct config *c = &g->cfg;
+	const struct config *c = g->cfg;
 	int K = c->num_experts_per_tok, E = c->num_experts;
 
 	for (int j = 0; j < g->nseg; j++) {
@@ -98,7 +98,7 @@ static void trace(struct engine *g, int i)
 static int sort_slots(struct engine *g, int l)
 {
 	struct scratch *s = &g->s;
-	int E = g->cfg.num_experts, n = g->rows * g->cfg.num_experts_per_tok, wanted = 0;
+	int E = g->cfg->num_experts, n = g->rows * g->cfg->num_experts_per_tok, wanted = 0;
 
 	memset(s->count, 0, sizeof(*s->count) * E);
 	for (int j = 0; j < n; j++)
@@ -120,7 +120,7 @@ static int sort_slots(struct engine *g, int l)
 static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
 {
 	struct scratch *s = &g->s;
-	int K = g->cfg.num_experts_per_tok, width = K + g->layer[l].n_ffn;
+	int K = g->cfg->num_experts_per_tok, width = K + g->layer[l].n_ffn;
 
 	if (store_get(g->store, l, x, &p->x, e) < 0)
 		return -1;
@@ -169,7 +169,8 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 			if (!(idle && i == 0) && !store_ready(g->store, l, x))
 				continue;
 			if (take(g, l, x, *row, &p[fixed + taken], e) < 0) {
-				release(g, l, ids, taken, n);
+				ids[i] = ids[n - 1];	/* a failed demand has ended by itself */
+				release(g, l, ids, taken, n - 1);
 				return -1;
 			}
 			*row += p[fixed + taken].n;
@@ -218,7 +219,7 @@ static int routed(struct engine *g, int l, struct err *e)
 	trace(g, w->sparse);
 	predict_seen(g->predict, w->sparse, s->ids, g->rows, s->next, g->st);
 	n = sort_slots(g, l);
-	memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg.num_experts_per_tok + w->n_ffn));
+	memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg->num_experts_per_tok + w->n_ffn));
 	for (int i = 0; i < n; i += most) {
 		int m = n - i < most ? n - i : most;
 
@@ -237,9 +238,9 @@ int ffn_layer(struct engine *g, int l, struct err *e)
 {
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int D = g->cfg.hidden_size, K = w->sparse < 0 ? 0 : g->cfg.num_experts_per_tok;
+	int D = g->cfg->hidden_size, K = w->sparse < 0 ? 0 : g->cfg->num_experts_per_tok;
 
-	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg.rms_norm_eps);
+	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
 	if (w->sparse < 0)
 		run_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
 	else if (routed(g, l, e) < 0)
@@ -263,7 +264,7 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 {
 	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
-	int D = g->cfg.hidden_size, W = config_lookahead_rows(&g->cfg), E = g->cfg.num_experts;
+	int D = g->cfg->hidden_size, W = config_lookahead_rows(g->cfg), E = g->cfg->num_experts;
 	struct mat m0 = { g->look0, DT_REAL, g->look_width, D }, m2 = { g->look2, DT_REAL, W, g->look_width };
 	struct gemm_job job;
 

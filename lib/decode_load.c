@@ -1,0 +1,339 @@
+/*
+ * Opening an engine: every byte is counted first (load_plan), then the weights are read (load_weights). Dense weights
+ * become float32; experts stay as they are stored.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "decode_int.h"
+#include "file.h"
+#include "model.h"
+
+#define MIB ((int64_t)1 << 20)
+/* Stacks and heap that grow after the plan: threads, gemm buffers, file headers, staging of one tensor's pieces. */
+#define RUNTIME (4 * MIB)
+
+static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
+
+static bool is_expert(const struct param *p)
+{
+	return p->kind == P_EXP_GATE || p->kind == P_EXP_UP || p->kind == P_EXP_DOWN;
+}
+
+static int64_t dense_elements(const struct params *ps)
+{
+	int64_t n = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		if (!is_expert(&ps->p[i]))
+			n += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
+	return n;
+}
+
+static int64_t rope_elements(const struct config *c, const struct engine_opt *o, bool mla)
+{
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if ((c->layer_type[l] == LAYER_MLA) == mla)
+			return (int64_t)o->max_tokens * 2 * (mla ? c->rope_dim : c->head_dim);
+	return 0;
+}
+
+static int st_to_dtype(enum st_dtype t)
+{
+	return t == ST_F32 ? DT_F32 : t == ST_BF16 ? DT_BF16 : t == ST_F16 ? DT_F16 : -1;
+}
+
+/* The tensor of an expert matrix, checked. */
+static int expert_view(const struct engine *g, const struct param *p, struct view *v, struct err *e)
+{
+	if (modeldir_find(&g->md, p->name, v) < 0)
+		return err_set(e, EX_DATAERR, "%s: missing tensor %s", g->md.path, p->name);
+	if (v->t->ndim != 2 || v->t->shape[0] != (uint64_t)p->rows || v->t->shape[1] != (uint64_t)p->cols)
+		return err_set(e, EX_DATAERR, "%s: tensor %s is not of shape [%d, %d]", v->file, p->name, p->rows, p->cols);
+	if (st_to_dtype(v->t->dtype) < 0)
+		return err_set(e, EX_DATAERR, "%s: tensor %s is %s; experts must be F32, BF16 or F16", v->file, p->name,
+		    st_dtype_name(v->t->dtype));
+	return 0;
+}
+
+/* Bytes of all experts of a plain directory, or -1. */
+static int64_t expert_total(struct engine *g, struct err *e)
+{
+	int64_t total = 0, first = 0;
+	int left = 3;
+
+	for (int i = 0; i < g->md.par.n; i++) {
+		const struct param *p = &g->md.par.p[i];
+		struct view v;
+
+		if (!is_expert(p))
+			continue;
+		if (expert_view(g, p, &v, e) < 0)
+			return -1;
+		total += align64((int64_t)v.t->nbytes);
+		if (left-- > 0)
+			first += (int64_t)v.t->nbytes;
+	}
+	g->expert_bytes = first;
+	return total;
+}
+
+/* What the limit leaves for slots, in g->opt.store.bytes. */
+static int store_share(struct engine *g, const struct mem_plan *plan, struct err *e)
+{
+	struct store_opt *so = &g->opt.store;
+	int64_t rest = g->opt.ram - mem_plan_total(plan), need = store_min_bytes(g->cfg, &g->man), over;
+	struct store_opt least = *so;
+
+	if (so->bytes > 0 || g->opt.ram == 0 || store_plan_bytes(g->cfg, &g->man, so) <= rest)
+		return 0;
+	least.bytes = need;
+	over = store_plan_bytes(g->cfg, &g->man, &least) - need;
+	so->bytes = rest - over;
+	if (so->bytes < need && (!so->force || so->bytes < g->expert_bytes))
+		return err_set(e, EX_OSERR, "%s: --ram %lld leaves %lld bytes for experts, one token needs %lld: use --ram "
+		    "%lldM%s", g->md.path, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need,
+		    (long long)((g->opt.ram - so->bytes + need + MIB - 1) / MIB),
+		    so->force ? "" : ", or --force to thrash");
+	while ((over = store_plan_bytes(g->cfg, &g->man, so) - rest) > 0 && so->bytes > over)
+		so->bytes -= over;
+	return 0;
+}
+
+static int plan_experts(struct engine *g, struct mem_plan *plan, struct err *e)
+{
+	int64_t total;
+
+	if (!g->md.packed) {
+		if ((total = expert_total(g, e)) < 0)
+			return -1;
+		mem_plan_add(plan, "experts", total);
+		return mem_plan_check(plan, g->opt.ram, "a plain directory holds all experts in memory: pack it with chr-pack",
+		    e);
+	}
+	g->expert_bytes = g->man.gate_bytes + g->man.up_bytes + g->man.down_bytes;
+	total = store_share(g, plan, e);
+	mem_plan_add(plan, "expert store", store_plan_bytes(g->cfg, &g->man, &g->opt.store));
+	return total < 0 ? -1 : mem_plan_check(plan, g->opt.ram, "raise --ram, or lower --batch or --context", e);
+}
+
+static int load_manifest(struct engine *g, struct err *e)
+{
+	char *path = file_join(g->md.path, MANIFEST_NAME);
+	int status = manifest_load(&g->man, path, e);
+	const char *mine = modeldir_meta(&g->md, "chronos.fingerprint");
+
+	if (status == 0 && !g->man.packed)
+		status = err_set(e, EX_DATAERR, "%s: says nothing about where experts lie: not made by chr-pack", path);
+	if (status == 0 && mine && g->man.fingerprint && strcmp(mine, g->man.fingerprint) != 0)
+		status = err_set(e, EX_DATAERR, "%s: packed from model %s, but the weights beside it are of %s", path,
+		    g->man.fingerprint, mine);
+	free(path);
+	return status;
+}
+
+/* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */
+int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
+{
+	const struct engine_opt *o = &g->opt;
+	const struct param *look0;
+	int64_t sets;
+
+	if (modeldir_open(&g->md, dir, 0, NULL, e) < 0)
+		return -1;
+	g->cfg = &g->md.cfg;
+	if (g->md.packed && load_manifest(g, e) < 0)
+		return -1;
+	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
+		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
+	look0 = params_get(&g->md.par, P_LOOK0, -1, -1);
+	g->look_width = look0 ? look0->rows : 0;
+	sets = predict_set_size(g->cfg);
+	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME);
+	mem_plan_add(plan, "dense weights", dense_elements(&g->md.par) * (int64_t)sizeof(real));
+	mem_plan_add(plan, "position tables",
+	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));
+	mem_plan_add(plan, "KV caches", kv_bytes(g) * o->max_seqs);
+	mem_plan_add(plan, "activations", scratch_layout(&g->s, g->cfg, &g->md.par, o, NULL));
+	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
+	    + o->max_seqs * (2 * sets * (int64_t)sizeof(int32_t) + g->cfg->num_hidden_layers * (int64_t)sizeof(struct kv)));
+	return plan_experts(g, plan, e);
+}
+
+/* Reads one dense parameter to w; k_nope is transposed per key head. */
+static int read_dense(struct engine *g, const struct param *p, float *host, real *w, struct err *e)
+{
+	int64_t n = param_size(p);
+	int G = g->cfg->num_key_value_heads, N = p->rows / G, C = p->cols;
+	real *out;
+
+	/* Without a copy where there is nothing to rearrange: an embedding may be most of the dense part. */
+	if (sizeof(real) == sizeof(float) && p->kind != P_KNOPE)
+		return modeldir_read_f32(&g->md, p, (float *)w, e);
+	if (modeldir_read_f32(&g->md, p, host, e) < 0)
+		return -1;
+	if ((out = malloc(sizeof(*out) * (size_t)n)) == NULL)
+		return err_set(e, EX_OSERR, "out of memory");
+	for (int64_t i = 0; i < n; i++)
+		if (p->kind == P_KNOPE) {
+			int64_t head = i / ((int64_t)N * C), row = i / C % N, col = i % C;
+
+			out[(head * C + col) * N + row] = (real)host[i];
+		} else
+			out[i] = (real)host[i];
+	g->be->put(w, out, sizeof(*out) * (size_t)n);
+	free(out);
+	return 0;
+}
+
+static void place_ffn(struct layer *l, enum param_kind kind, int i, const real *w, const struct param *p)
+{
+	struct mat m = { w, DT_REAL, p->rows, p->cols };
+
+	if (kind == P_SH_GATE || kind == P_MLP_GATE)
+		l->ffn[i].gate = m;
+	else if (kind == P_SH_UP || kind == P_MLP_UP)
+		l->ffn[i].up = m;
+	else
+		l->ffn[i].down = m;
+}
+
+static void place(struct engine *g, const struct param *p, const real *w)
+{
+	struct layer *l = p->layer >= 0 ? &g->layer[p->layer] : NULL;
+
+	switch (p->kind) {
+	case P_EMBED: g->embed = w; break;
+	case P_HEAD: g->head = w; break;
+	case P_NORM: g->norm = w; break;
+	case P_LOOK0: g->look0 = w; break;
+	case P_LOOK2: g->look2 = w; break;
+	case P_IN_NORM: l->in_norm = w; break;
+	case P_POST_NORM: l->post_norm = w; break;
+	case P_Q: l->q = w; break;
+	case P_K: l->k = w; break;
+	case P_V: l->v = w; break;
+	case P_O: l->o = w; break;
+	case P_QNORM: l->q_norm = w; break;
+	case P_KNORM: l->k_norm = w; break;
+	case P_QNOPE: l->q_nope = w; break;
+	case P_QROPE: l->q_rope = w; break;
+	case P_QNOPE_NORM: l->q_nope_norm = w; break;
+	case P_QROPE_NORM: l->q_rope_norm = w; break;
+	case P_KVDOWN: l->kv_down = w; break;
+	case P_KVDOWN_NORM: l->kv_down_norm = w; break;
+	case P_KNOPE: l->k_nope_t = w; break;
+	case P_KROPE: l->k_rope = w; break;
+	case P_MLA_V: l->mla_v = w; break;
+	case P_GATE: l->gate = w; break;
+	case P_SH_GATE: case P_SH_UP: case P_SH_DOWN:
+		place_ffn(l, p->kind, p->expert, w, p);
+		break;
+	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
+		place_ffn(l, p->kind, 0, w, p);
+		break;
+	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_KINDS:
+		break;
+	}
+}
+
+static int load_dense(struct engine *g, struct err *e)
+{
+	const struct params *ps = &g->md.par;
+	int64_t biggest = 0;
+	float *host;
+	real *w;
+	int status = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		if (!is_expert(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
+			biggest = param_size(&ps->p[i]);
+	w = g->w = g->be->alloc(sizeof(real) * (size_t)dense_elements(ps));
+	host = malloc(sizeof(*host) * (size_t)biggest);
+	if (!w || !host)
+		status = err_set(e, EX_OSERR, "%s: out of memory for dense weights", g->md.path);
+	for (int i = 0; i < ps->n && status == 0; i++)
+		if (!is_expert(&ps->p[i])) {
+			status = read_dense(g, &ps->p[i], host, w, e);
+			place(g, &ps->p[i], w);
+			w += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
+		}
+	free(host);
+	if (!g->head)
+		g->head = g->embed;
+	return status;
+}
+
+static int load_experts(struct engine *g, struct err *e)
+{
+	const struct params *ps = &g->md.par;
+	int64_t total = expert_total(g, e);
+	char *at;
+
+	if (total < 0)
+		return -1;
+	g->experts = calloc((size_t)g->cfg->num_hidden_layers * g->cfg->num_experts + 1, sizeof(*g->experts));
+	at = g->expert_mem = g->be->alloc((size_t)total + 64);
+	if (!g->experts || !at)
+		return err_set(e, EX_OSERR, "%s: out of memory for experts", g->md.path);
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
+		struct expert *x;
+		struct mat *m;
+		struct view v;
+		struct st_error se;
+
+		if (!is_expert(p))
+			continue;
+		if (expert_view(g, p, &v, e) < 0)
+			return -1;
+		x = &g->experts[(int64_t)p->layer * g->cfg->num_experts + p->expert];
+		m = p->kind == P_EXP_GATE ? &x->gate : p->kind == P_EXP_UP ? &x->up : &x->down;
+		if (st_read(v.st, v.t, 0, at, v.t->nbytes, &se) < 0)
+			return modeldir_st_err(e, v.file, &se);
+		*m = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype), p->rows, p->cols };
+		at += align64((int64_t)v.t->nbytes);
+	}
+	return 0;
+}
+
+static int load_tables(struct engine *g, struct err *e)
+{
+	for (int mla = 0; mla < 2; mla++) {
+		int64_t n = rope_elements(g->cfg, &g->opt, mla);
+		real *host = malloc(sizeof(*host) * (size_t)(n + 1));
+		real **table = mla ? &g->rope_mla : &g->rope;
+
+		*table = g->be->alloc(sizeof(real) * (size_t)(n + 1));
+		if (!host || !*table) {
+			free(host);
+			return err_set(e, EX_OSERR, "%s: out of memory for position tables", g->md.path);
+		}
+		if (n > 0) {
+			model_rope_table(g->cfg, mla, g->opt.max_tokens, host);
+			g->be->put(*table, host, sizeof(*host) * (size_t)n);
+		}
+		free(host);
+	}
+	return 0;
+}
+
+int load_weights(struct engine *g, const char *dir, struct err *e)
+{
+	const struct config *c = g->cfg;
+	int S = c->num_shared_experts, sparse = 0;
+
+	g->ffn_views = calloc((size_t)c->num_hidden_layers * (S + 1), sizeof(*g->ffn_views));
+	if (!g->ffn_views)
+		return err_set(e, EX_OSERR, "%s: out of memory", dir);
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		g->layer[l].type = c->layer_type[l];
+		g->layer[l].sparse = c->sparse[l] ? sparse++ : -1;
+		g->layer[l].ffn = g->ffn_views + (int64_t)l * (S + 1);
+		g->layer[l].n_ffn = c->sparse[l] ? S : 1;
+		g->layer[l].width = c->sparse[l] ? c->moe_intermediate_size : c->intermediate_size;
+	}
+	if (load_dense(g, e) < 0 || load_tables(g, e) < 0)
+		return -1;
+	return g->md.packed ? 0 : load_experts(g, e);
+}
