@@ -125,7 +125,7 @@ char *record_text(const json_t *rec, size_t *len)
 int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
 {
 	const json_t *list = json_object_get(rec, "tokens");
-	int64_t top = vocab ? vocab : UINT32_MAX;
+	int64_t top = vocab ? (int64_t)vocab : UINT32_MAX;
 	int n = out->n;
 	size_t i;
 	json_t *v;
