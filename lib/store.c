@@ -9,9 +9,9 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <time.h>
-#include <zlib.h>
 
 #include "cache.h"
+#include "crc.h"
 #include "reader.h"
 
 #define HUGE_PAGE ((int64_t)2 << 20)
@@ -194,7 +194,7 @@ static int check_places(const struct store *s, const struct config *c, const str
 
 static bool check_crc(struct store *s, int k, const struct reader_job *job, struct fault *f)
 {
-	f->crc = (uint32_t)crc32_z(crc32_z(0, NULL, 0), job->buf, job->need);
+	f->crc = crc_32(job->buf, job->need);
 	if (f->crc == s->place[k].crc)
 		return true;
 	f->kind = FAULT_CRC;
@@ -237,7 +237,8 @@ static void serve(struct store *s, int k, int slot)	/* called and returns with t
 	s->checked[k] = checked || good;
 	s->fault[k] = f;
 	cache_done(s->cache, k, got, good);
-	if (s->awaited == k || (s->awaited >= 0 && cache_stuck(s->cache)))
+	/* Its turn to read may have come, too, when it waited for a slot. */
+	if (s->awaited == k || (s->awaited >= 0 && cache_queued(s->cache)))
 		pthread_cond_signal(&s->done);
 }
 
@@ -508,18 +509,33 @@ static bool arrived(const struct store *s, int k)
 	return state == CACHE_RESIDENT || state == CACHE_FAILED;
 }
 
-static int await(struct store *s, int k, struct err *e)
+/* Waits for k. When no reader has begun it, this thread reads: a reader may be asleep, or busy with a guess. */
+static void await(struct store *s, int k)
+{
+	int slot, next;
+
+	s->awaited = k;
+	while (!arrived(s, k)) {
+		next = cache_state(s->cache, k) == CACHE_QUEUED ? cache_take(s->cache, &slot) : -1;
+		if (next >= 0)
+			serve(s, next, slot);
+		else if (cache_stuck(s->cache))
+			break;
+		else
+			pthread_cond_wait(&s->done, &s->lock);
+	}
+	s->awaited = -1;
+}
+
+static int fetch(struct store *s, int k, struct err *e)
 {
 	double start = now();
 	int status = 0;
 
-	while (!arrived(s, k) && now() - start < SPIN)
+	while (cache_state(s->cache, k) == CACHE_READING && now() - start < SPIN)
 		continue;
 	pthread_mutex_lock(&s->lock);
-	s->awaited = k;
-	while (!arrived(s, k) && !cache_stuck(s->cache))
-		pthread_cond_wait(&s->done, &s->lock);
-	s->awaited = -1;
+	await(s, k);
 	if (!arrived(s, k))
 		status = err_set(e, EX_SOFTWARE, "layer %d, expert %d: all %d slots are pinned", k / s->experts,
 		    k % s->experts, s->slots);
@@ -541,7 +557,7 @@ int store_get(struct store *s, int layer, int id, struct expert *x, struct err *
 		*x = s->resident[k];
 		return 0;
 	}
-	if (cache_state(s->cache, k) != CACHE_RESIDENT && await(s, k, e) < 0)
+	if (cache_state(s->cache, k) != CACHE_RESIDENT && fetch(s, k, e) < 0)
 		return -1;
 	p = s->base + cache_slot(s->cache, k) * s->slot_bytes;
 	x->gate = (struct mat){ p, s->dtype, s->F, s->D };

@@ -1,6 +1,7 @@
 /*
  * store: experts of a model, resident or streamed from .ctsr files. The unit of residency, prediction, eviction and
- * reading is (layer, expert). One thread (the decoder's) calls these functions; reader threads do the I/O.
+ * reading is (layer, expert). One thread (the decoder's) calls these functions; reader threads do the I/O, and store_get
+ * reads what it waits for when none of them has begun it.
  *
  * The way of one layer of one forward pass:
  *
