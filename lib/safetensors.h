@@ -129,6 +129,8 @@ int st_writer_meta(struct st_writer *w, const char *key, const char *value, stru
  * named __pad.N, because the format allows no holes. */
 int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int ndim, const uint64_t *shape,
     uint64_t align, struct st_error *e);
+/* Pads what was added so far to a multiple of align, as an aligned tensor after it would. */
+int st_writer_pad(struct st_writer *w, uint64_t align, struct st_error *e);
 int st_writer_begin(struct st_writer *w, struct st_error *e);	/* all declared: writes the header */
 uint64_t st_writer_offset(const struct st_writer *w, size_t i);	/* place in the file of the i-th tensor added */
 int st_writer_data(struct st_writer *w, const void *buf, size_t len, struct st_error *e);	/* in order, any pieces */
@@ -1175,6 +1177,15 @@ int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int nd
 	w->d[w->n - 1].align = align;
 	w->added[w->nadded++] = w->n - 1;
 	return 0;
+}
+
+int st_writer_pad(struct st_writer *w, uint64_t align, struct st_error *e)
+{
+	if (st__sticky(w, e) < 0)
+		return -1;
+	if (w->begun || align & (align - 1) || align > 1 << 20)
+		return st__wfail(w, e, ST_EUSE, "padding to %llu bytes", (unsigned long long)align);
+	return st__pad(w, align, e);
 }
 
 uint64_t st_writer_offset(const struct st_writer *w, size_t i)
