@@ -1,0 +1,108 @@
+/* chr-pack: a model directory and a cluster manifest in, a packed model directory out; and back. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "err.h"
+#include "file.h"
+#include "json.h"
+#include "manifest.h"
+#include "modeldir.h"
+#include "opt.h"
+#include "pack.h"
+#include "progress.h"
+#include "prov.h"
+#include "sig.h"
+
+static struct {
+	const char *model, *out;
+	int dtype;
+	bool unpack, force;
+} o;
+
+static struct opt opts[] = {
+	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory to read" },
+	{ 'o', "output", OPT_STR, &o.out, .arg = "DIR", .help = "directory to make" },
+	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "model|f32|bf16|f16", .help = "type of the experts; model: as they are" },
+	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
+	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there" },
+	{ 0 }
+};
+
+static const struct opt_prog prog = { "chr-pack", "-m DIR -o DIR [options] [MANIFEST]",
+	"pack the experts of a model into cluster files",
+	"MANIFEST comes from chr-cluster, on standard input when not given. --unpack needs none.", false };
+
+/* What the model said of itself, and this command as the last of its ancestors. */
+static json_t *metadata(int argc, char **argv, struct modeldir *md, const char *fingerprint)
+{
+	static const char *const omit[] = { "output", "force", "quiet", "verbose", NULL };
+	json_t *had = modeldir_metadata(md), *command = prov_command(argc, argv, opts, omit);
+	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had, .parent = fingerprint };
+	json_t *meta = prov_metadata(&p);
+
+	json_object_update_missing(meta, had);
+	json_decref(had);
+	json_decref(command);
+	return meta;
+}
+
+static void report(const struct pack *p, double seconds)
+{
+	json_t *r = json_pack("{s:s}", "type", o.unpack ? "unpack" : "pack");
+	struct err e = {0};
+
+	json_set_int(r, "clusters", p->manifest->nclusters);
+	json_set_int(r, "experts", p->experts);
+	json_set_int(r, "bytes", p->bytes);
+	if (!o.unpack)
+		json_set_int(r, "padding_bytes", p->padding);
+	json_set_int(r, "dense_bytes", p->dense_bytes);
+	json_set_str(r, "dtype", dtype_name((enum dtype)p->dtype));
+	json_set_str(r, "fingerprint", p->fingerprint);
+	json_set_num(r, "seconds", seconds);
+	if (json_put(stdout, r, &e) < 0)
+		err_exit(&e);
+	json_decref(r);
+}
+
+int main(int argc, char **argv)
+{
+	static const int dtype[] = { -1, DT_F32, DT_BF16, DT_F16 };
+	double began = progress_clock();
+	struct modeldir md;
+	struct manifest m;
+	struct pack p;
+	struct err e = {0};
+	json_t *meta;
+	int first, rc;
+	char *path;
+
+	err_init(argv[0]);
+	first = opt_parse(argc, argv, opts, &prog);
+	if (!o.model || !o.out)
+		opt_usage("give a model with -m and an output directory with -o");
+	if (argc - first > (o.unpack ? 0 : 1))
+		opt_usage("unexpected operand \"%s\"", argv[argc - 1]);
+	if (o.unpack && o.dtype)
+		opt_usage("--unpack keeps the type of the experts: no --dtype");
+	sig_install();
+	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0)
+		err_exit(&e);
+	path = o.unpack ? file_join(o.model, MANIFEST_NAME) : NULL;
+	if (manifest_load(&m, path ? path : first < argc ? argv[first] : "-", &e) < 0)
+		err_exit(&e);
+	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force, .dtype = dtype[o.dtype] };
+	if (!o.unpack && pack_check(&p, &e) < 0)
+		err_exit(&e);
+	p.meta = meta = metadata(argc, argv, &md, o.unpack ? m.fingerprint : p.fingerprint);
+	rc = o.unpack ? pack_undo(&p, &e) : pack_write(&p, &e);
+	if (rc < 0)
+		err_exit(&e);
+	report(&p, progress_clock() - began);
+	json_decref(meta);
+	free(path);
+	manifest_free(&m);
+	modeldir_close(&md);
+	err_close_stdout();
+	return EX_OK;
+}

@@ -1,0 +1,50 @@
+/*
+ * pack: a model directory whose experts lie in .ctsr files in the order a manifest gives, and back (man chr-ctsr.5).
+ *
+ *	struct pack p = { .md = &md, .manifest = &m, .out = "out/packed", .dtype = -1, .meta = meta };
+ *	if (pack_check(&p, &e) < 0 || pack_write(&p, &e) < 0)
+ *		err_exit(&e);
+ *
+ * One expert is in memory at a time, whatever the size of the model.
+ */
+#ifndef CHR_PACK_H
+#define CHR_PACK_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "err.h"
+#include "manifest.h"
+#include "modeldir.h"
+
+struct pack {
+	struct modeldir *md;		/* the model to read */
+	struct manifest *manifest;	/* order of experts; pack_write() completes it */
+	const char *out;
+	bool force;			/* replace a model directory at out */
+	int dtype;			/* enum dtype of the experts written; -1: as they are */
+	const json_t *meta;		/* object of strings for the __metadata__ of model.safetensors */
+	/* results */
+	int model_dtype;		/* of the experts in md; -1: several */
+	int experts;
+	int64_t bytes, padding;		/* of experts; of what lies between them */
+	int64_t dense_bytes;		/* tensors of model.safetensors */
+	bool direct;			/* read back past the page cache */
+	char fingerprint[33];		/* of md; after pack_undo() of what was written */
+};
+
+/* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it has one? EX_DATAERR says
+ * what differs. Fills dtype (EX_DATAERR when experts are stored in several types and dtype is -1) and fingerprint. */
+int pack_check(struct pack *p, struct err *e);
+
+/* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer, manifest. Then reads
+ * every expert back from the disk and compares its CRC-32. EX_CANTCREAT, EX_IOERR; EX_TEMPFAIL when a signal asked to
+ * stop; p->out is then as it was. */
+int pack_write(struct pack *p, struct err *e);
+
+/* md is packed: writes p->out with all tensors in model.safetensors, experts in the type they were packed in (p->dtype is
+ * set to it). CRCs are checked, and the fingerprint when the experts' type was not changed by packing. */
+int pack_undo(struct pack *p, struct err *e);
+
+#endif
