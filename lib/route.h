@@ -47,7 +47,6 @@ struct route_stats {
 	double slots[ROUTE_MAX_STEPS + 1], slot_hit[ROUTE_MAX_STEPS + 1], repeat_hit[ROUTE_MAX_STEPS + 1];
 	double sets[ROUTE_MAX_STEPS + 1], set_hit[ROUTE_MAX_STEPS + 1], repeat_set[ROUTE_MAX_STEPS + 1];
 	double pairs, overlap;		/* adjacent tokens; sum of |A n B| / |A u B| over layers and pairs */
-	double entropy;			/* of the load, in nats, averaged over layers by route_stats_entropy */
 	double union_slots, union_hit;	/* reference metric: budget min(E, K*steps) over max_k Q */
 };
 void route_stats_add(struct route_stats *s, const struct route_in *in);
