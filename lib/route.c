@@ -470,7 +470,7 @@ static void stat_offset(struct route_stats *s, const struct route_in *in, const 
 static void stat_union(struct route_stats *s, const struct route_in *in, const int32_t *ids, int64_t r, const real *q)
 {
 	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok, steps = in->cfg->lookahead_steps;
-	int budget = K * steps < E ? K * steps : E;
+	int budget = K * steps < E ? K * steps : E, size = 0, found = 0;
 	real best[E];
 	int32_t top[budget];
 	uint8_t set[E];
@@ -486,9 +486,11 @@ static void stat_union(struct route_stats *s, const struct route_in *in, const i
 		for (int j = 0; j < K; j++)
 			set[ids[(r + k) * K + j]] = 1;
 	for (int e = 0; e < E; e++)
-		s->union_slots += set[e];
+		size += set[e];
 	for (int j = 0; j < budget; j++)
-		s->union_hit += set[top[j]];
+		found += set[top[j]];
+	s->union_rows++;
+	s->union_recall += (double)found / size;
 }
 
 static void stat_view(struct route_stats *s, const struct route_in *in, int layer, const int32_t *ids)

@@ -47,7 +47,8 @@ struct route_stats {
 	double slots[ROUTE_MAX_STEPS + 1], slot_hit[ROUTE_MAX_STEPS + 1], repeat_hit[ROUTE_MAX_STEPS + 1];
 	double sets[ROUTE_MAX_STEPS + 1], set_hit[ROUTE_MAX_STEPS + 1], repeat_set[ROUTE_MAX_STEPS + 1];
 	double pairs, overlap;		/* adjacent tokens; sum of |A n B| / |A u B| over layers and pairs */
-	double union_slots, union_hit;	/* reference metric: budget min(E, K*steps) over max_k Q */
+	double union_rows, union_recall;	/* share of the union of the next steps' sets in the min(E, K*steps) best of
+						   max_k Q, summed over rows */
 };
 void route_stats_add(struct route_stats *s, const struct route_in *in);
 double route_load_entropy(const struct route_load *l, int layers, int E);	/* mean over layers, / ln E: 1 = even */

@@ -1,0 +1,348 @@
+/*
+ * golden: compares with cases computed by an independent implementation in double precision.
+ *
+ *	build/tests/golden DIR...	(default: the shared golden folders when they are there)
+ *
+ * A folder holds config.json, model.safetensors, reference-model.safetensors, batch.safetensors, expected.safetensors
+ * and expected.json. Agreement asked of float32: 2e-5 on logits and probabilities, 1e-5 relative on scalars, 1e-4 in
+ * relative L2 norm on each gradient.
+ */
+#include <glob.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "decode.h"
+#include "model.h"
+#include "modeldir.h"
+#include "pool.h"
+#include "route.h"
+#include "safetensors.h"
+#include "tap.h"
+
+#define TOL_PROB 2e-5
+#define TOL_SCALAR 1e-5
+#define TOL_GRAD 1e-4
+
+struct golden {
+	char dir[4096];
+	const char *name;
+	struct st_file *batch, *want;
+	json_t *scalar;
+	struct modeldir md;
+	struct model m, ref;
+	struct batch b;
+	int64_t R;
+	struct route_scratch *scratch;
+};
+
+static const void *data(struct st_file *f, const char *name)
+{
+	const struct st_tensor *t = st_find(f, name);
+
+	if (!t)
+		err_die(EX_DATAERR, "golden case lacks %s", name);
+	return t->data;
+}
+
+static struct st_file *open_in(const struct golden *g, const char *name)
+{
+	char path[4200];
+	struct st_error e;
+	struct st_file *f;
+
+	snprintf(path, sizeof(path), "%s/%s", g->dir, name);
+	if ((f = st_open(path, ST_MMAP, &e)) == NULL)
+		err_die(EX_DATAERR, "%s: %s", path, e.msg);
+	return f;
+}
+
+static double worst(const float *got, const float *want, int64_t n)
+{
+	double w = 0;
+
+	for (int64_t i = 0; i < n; i++) {
+		double d = fabs((double)got[i] - (double)want[i]);
+
+		w = d > w || isnan(d) ? d : w;
+	}
+	return w;
+}
+
+static void near_all(const struct golden *g, const char *what, const float *got, const float *want, int64_t n)
+{
+	double w = worst(got, want, n);
+
+	if (ok(w <= TOL_PROB, "%s: %s", g->name, what))
+		printf("# worst %.2g\n", w);
+	else
+		printf("# worst %.3g, allowed %g\n", w, TOL_PROB);
+}
+
+static void scalar(const struct golden *g, const char *key, double got)
+{
+	json_t *o = json_object_get(g->scalar, key);
+	double want;
+	char name[256];
+
+	if (!o)
+		o = json_object_get(json_object_get(g->scalar, "metrics"), key);
+	want = json_number_value(o);
+	snprintf(name, sizeof(name), "%s: %s", g->name, key);
+	is_close(got, want, TOL_SCALAR * fabs(want), name);
+}
+
+static void load_weights(struct golden *g, struct model *m, const char *file)
+{
+	struct st_file *f = open_in(g, file);
+
+	for (int i = 0; i < m->par.n; i++) {
+		const struct param *p = &m->par.p[i];
+
+		memcpy(m->w + p->off, data(f, p->name), (size_t)param_size(p) * sizeof(float));
+	}
+	st_close(f);
+}
+
+static void load_batch(struct golden *g)
+{
+	const struct st_tensor *t = st_find(g->batch, "input_ids");
+	const int64_t *ids = data(g->batch, "input_ids"), *labels = data(g->batch, "labels");
+	int B = (int)t->shape[0], T = (int)t->shape[1];
+
+	g->R = (int64_t)B * T;
+	g->b = (struct batch){ B, T, calloc((size_t)g->R, 4), calloc((size_t)g->R, 4), calloc((size_t)g->R, 4) };
+	for (int64_t r = 0; r < g->R; r++) {
+		int64_t next = r % T + 1 < T ? labels[r + 1] : -100;
+
+		g->b.tok[r] = (uint32_t)ids[r];
+		g->b.target[r] = next < 0 ? -1 : (int32_t)next;
+	}
+}
+
+static struct route_in route_in(struct golden *g)
+{
+	return (struct route_in){ .cfg = &g->m.cfg, .B = g->b.B, .T = g->b.T, .doc_start = g->b.doc_start,
+		.probs = g->m.probs, .topk = g->m.topk, .look = g->m.look };
+}
+
+static void check_outputs(struct golden *g)
+{
+	struct forward_opt fo = { 0 };
+	const struct config *c = &g->m.cfg;
+	int V = c->vocab_size, E = c->num_experts;
+	float *logits = malloc((size_t)g->R * (size_t)V * 4), *mask;
+	uint8_t avail[E];
+	int64_t blocks = g->R * (c->lookahead_steps + 1);
+
+	model_forward(&g->m, &g->b, &fo);
+	model_logits(&g->m, logits);
+	near_all(g, "logits", logits, data(g->want, "logits"), g->R * V);
+	near_all(g, "router probabilities", g->m.probs, data(g->want, "router_probs"), c->num_sparse * g->R * E);
+	g->m.be->softmax(g->m.look, blocks, E);
+	near_all(g, "lookahead probabilities", g->m.look, data(g->want, "lookahead_probs"), blocks * E);
+	mask = (float *)(uintptr_t)data(g->want, "available_mask");
+	for (int e = 0; e < E; e++)
+		avail[e] = mask[e] > 0.5f;
+	fo.available = avail;
+	model_forward(&g->m, &g->b, &fo);
+	model_logits(&g->m, logits);
+	near_all(g, "logits with missing experts", logits, data(g->want, "logits_masked"), g->R * V);
+	free(logits);
+}
+
+/* 12 tokens of prefill, then single steps, all sequences in one call. */
+static void check_cached(struct golden *g)
+{
+	struct err e = { 0 };
+	struct mem_plan plan = { 0 };
+	struct engine_opt o = { .max_seqs = g->b.B, .max_tokens = g->b.T, .max_rows = g->b.B * g->b.T };
+	struct engine *en = engine_open(g->dir, &o, &backend_cpu, &plan, &e);
+	int V = g->m.cfg.vocab_size, B = g->b.B, T = g->b.T;
+	struct eval_item it[B];
+	float *logits = malloc((size_t)g->R * (size_t)V * 4);
+
+	if (!en)
+		err_exit(&e);
+	memset(it, 0, sizeof(it));
+	for (int b = 0; b < B; b++)
+		it[b].s = seq_new(en, &e);
+	for (int t = 0; t < T; t += it[0].n) {
+		for (int b = 0; b < B; b++) {
+			it[b].tok = g->b.tok + b * T + t;
+			it[b].n = t == 0 ? 12 : 1;
+			it[b].logits = logits + ((int64_t)b * T + t) * V;
+			it[b].all = true;
+		}
+		if (engine_eval(en, it, B, NULL, &e) < 0)
+			err_exit(&e);
+	}
+	near_all(g, "cached logits", logits, data(g->want, "logits_cached"), g->R * V);
+	for (int b = 0; b < B; b++)
+		seq_free(it[b].s);
+	engine_close(en);
+	free(logits);
+}
+
+static void check_gradients(struct golden *g, const char *loss)
+{
+	double w = 0;
+	const char *at = "";
+
+	for (int i = 0; i < g->m.par.n; i++) {
+		const struct param *p = &g->m.par.p[i];
+		char key[200];
+		const float *want, *got = g->m.g + p->off;
+		double d = 0, n = 0;
+
+		snprintf(key, sizeof(key), "grad.%s.%s", loss, p->name);
+		if (!st_find(g->want, key))
+			want = NULL;	/* this loss does not reach it: the gradient must be zero */
+		else
+			want = data(g->want, key);
+		for (int64_t j = 0; j < param_size(p); j++) {
+			double x = want ? (double)want[j] : 0;
+
+			d += ((double)got[j] - x) * ((double)got[j] - x);
+			n += x * x;
+		}
+		d = n > 0 ? sqrt(d / n) : d > 0 ? INFINITY : 0;
+		if (d > w || isnan(d))
+			w = d, at = p->name;
+	}
+	ok(w <= TOL_GRAD, "%s: gradients of %s", g->name, loss);
+	printf("# worst %.2g at %s\n", w, at);
+}
+
+static void check_metrics(struct golden *g, const struct route_in *in)
+{
+	struct route_stats s = { 0 };
+	int steps = g->m.cfg.lookahead_steps;
+	double recall = 0;
+
+	route_stats_add(&s, in);
+	for (int k = 1; k <= steps; k++)
+		recall += s.slot_hit[k] / s.slots[k] / steps;
+	scalar(g, "router_adjacent_jaccard", s.overlap / s.pairs);
+	scalar(g, "lookahead_topk_recall", recall);
+	scalar(g, "lookahead_union_recall", s.union_recall / s.union_rows);
+}
+
+static void check_pretrain(struct golden *g)
+{
+	const struct config *c = &g->m.cfg;
+	struct forward_opt fo = { 0 };
+	struct route_lambda lam = { c->lambda_balance, c->lambda_temporal, c->lambda_router_locality, c->lambda_lookahead,
+		c->lambda_lookahead_topk, c->lambda_lookahead_union, 0 };
+	struct route_terms t;
+	double count[c->num_sparse * c->num_experts], ce = 0, total, n = 0;
+	struct route_load load = { count, 0 };
+	real coef[g->R], logp[g->R];
+
+	memset(count, 0, sizeof(count));
+	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
+	model_forward(&g->m, &g->b, &fo);
+	for (int64_t r = 0; r < g->R; r++)
+		n += g->b.target[r] >= 0;
+	for (int64_t r = 0; r < g->R; r++)
+		coef[r] = (real)(-1 / n);
+	model_head(&g->m, &g->b, coef, logp, NULL);
+	struct route_in in = route_in(g);
+
+	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, &g->scratch);
+	for (int64_t r = 0; r < g->R; r++)
+		ce -= (double)logp[r] / n;
+	model_backward(&g->m, &g->b);
+	scalar(g, "ce", ce);
+	scalar(g, "balance_raw", t.balance);
+	scalar(g, "temporal", t.temporal);
+	scalar(g, "router_locality", t.locality);
+	scalar(g, "lookahead", t.lookahead);
+	scalar(g, "lookahead_topk", t.topk);
+	scalar(g, "lookahead_union", t.union_);
+	scalar(g, "pretrain_total", ce + total);
+	check_gradients(g, "pretrain");
+	check_metrics(g, &in);
+}
+
+static void check_anchor(struct golden *g)
+{
+	struct forward_opt fo = { 0 };
+	struct route_lambda lam = { .anchor = 1 };
+	struct route_terms t;
+	int n = g->m.cfg.num_sparse * g->m.cfg.num_experts;
+	double count[n], total;
+	struct route_load load = { count, 0 };
+
+	memset(count, 0, sizeof(count));
+	load_weights(g, &g->ref, "reference-model.safetensors");
+	model_forward(&g->ref, &g->b, &fo);
+	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
+	model_forward(&g->m, &g->b, &fo);
+	struct route_in in = route_in(g);
+
+	in.ref_probs = g->ref.probs;
+	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, &g->scratch);
+	memset(g->m.dhidden, 0, (size_t)g->R * (size_t)g->m.cfg.hidden_size * sizeof(real));
+	model_backward(&g->m, &g->b);
+	scalar(g, "anchor_per_layer", total);
+	check_gradients(g, "anchor");
+}
+
+static void run(const char *dir)
+{
+	struct golden g = { 0 };
+	struct err e = { 0 };
+	struct model_opt o = { .train = true, .head_rows = 7 };
+	char path[4200];
+
+	snprintf(g.dir, sizeof(g.dir), "%s", dir);
+	g.name = strrchr(dir, '/') ? strrchr(dir, '/') + 1 : dir;
+	g.batch = open_in(&g, "batch.safetensors");
+	g.want = open_in(&g, "expected.safetensors");
+	snprintf(path, sizeof(path), "%s/expected.json", dir);
+	if ((g.scalar = json_load_file(path, 0, NULL)) == NULL)
+		err_die(EX_DATAERR, "%s: not JSON", path);
+	if (modeldir_open(&g.md, dir, 0, NULL, &e) < 0)
+		err_exit(&e);
+	load_batch(&g);
+	o.max_b = g.b.B, o.max_t = g.b.T;
+	if (model_open(&g.m, &g.md.cfg, &o, &backend_cpu, &e) < 0 || model_open(&g.ref, &g.md.cfg, &o, &backend_cpu, &e) < 0)
+		err_exit(&e);
+	load_weights(&g, &g.m, "model.safetensors");
+	check_outputs(&g);
+	check_cached(&g);
+	check_pretrain(&g);
+	check_anchor(&g);
+	model_close(&g.m);
+	model_close(&g.ref);
+	route_scratch_free(g.scratch);
+	modeldir_close(&g.md);
+	st_close(g.batch);
+	st_close(g.want);
+	json_decref(g.scalar);
+	free(g.b.tok), free(g.b.target), free(g.b.doc_start);
+}
+
+int main(int argc, char **argv)
+{
+	glob_t found = { 0 };
+	char pattern[4200];
+	const char *shared = getenv("CHR_SHARED");
+
+	err_init(argv[0]);
+	pool_init(2);
+	for (int i = 1; i < argc; i++)
+		run(argv[i]);
+	if (argc > 1)
+		return tap_done();
+	snprintf(pattern, sizeof(pattern), "%s/golden/*/expected.json", shared ? shared : "../shared");
+	if (glob(pattern, 0, NULL, &found) != 0)
+		return tap_skip("no golden folders");
+	for (size_t i = 0; i < found.gl_pathc; i++) {
+		*strrchr(found.gl_pathv[i], '/') = 0;
+		run(found.gl_pathv[i]);
+	}
+	globfree(&found);
+	return tap_done();
+}
