@@ -214,6 +214,24 @@ static void check_gradients(struct golden *g, const char *loss)
 	printf("# worst %.2g at %s\n", w, at);
 }
 
+/* The per-layer value of a term whose format 1 loss is on the layer mean. */
+static void check_per_layer(struct golden *g, const struct route_in *in)
+{
+	struct config c = *in->cfg;
+	struct route_in per = *in;
+	struct route_lambda lam = { 0 };
+	struct route_terms t;
+	double count[c.num_sparse * c.num_experts];
+	struct route_load load = { count, 0 };
+
+	memset(count, 0, sizeof(count));
+	c.format = 2;
+	per.cfg = &c;
+	per.look = NULL;
+	route_loss(&per, &lam, &load, &t, NULL, NULL, &g->scratch);
+	scalar(g, "temporal_per_layer", t.temporal);
+}
+
 static void check_metrics(struct golden *g, const struct route_in *in)
 {
 	struct route_stats s = { 0 };
@@ -226,6 +244,7 @@ static void check_metrics(struct golden *g, const struct route_in *in)
 	scalar(g, "router_adjacent_jaccard", s.overlap / s.pairs);
 	scalar(g, "lookahead_topk_recall", recall);
 	scalar(g, "lookahead_union_recall", s.union_recall / s.union_rows);
+	check_per_layer(g, in);
 }
 
 static void check_pretrain(struct golden *g)
