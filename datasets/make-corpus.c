@@ -3,13 +3,15 @@
  *
  *	cc -O1 -o make-corpus make-corpus.c && ./make-corpus datasets
  *
- * The same bytes on every machine: integers only, one generator of random numbers, no clock, no locale. Facts are in
+ * The same bytes on every machine: integers only, one generator of random numbers, no clock,
+    no locale. Facts are in
  * the tables, sentences in the documents' functions; `say` expands templates:
  *
  *	[a|b|c]   one of them		$x   the value of variable x (a letter)
  *	&         "a" or "an", as the next word asks	^   the next letter as a capital
  *
- * Sums whose numbers fall on `held_out()` appear only in heldout.jsonl and prompts.jsonl, so that a correct answer
+ * Sums whose numbers fall on `held_out()` appear only in heldout.jsonl and prompts.jsonl,
+    so that a correct answer
  * there was computed and not remembered.
  */
 #include <ctype.h>
@@ -21,7 +23,7 @@
 
 #define LEN(a) ((int)(sizeof(a) / sizeof *(a)))
 
-/* ---- the world ---- */
+/* ---- the world: one row a line, however long ---- */
 
 enum { A_NAME, A_YOUNG, A_SOUND, A_FOOD, A_HOME, A_KIND, A_COLOUR, A_SKILL, A_TIME };
 static const char *const animals[][9] = {
@@ -48,7 +50,8 @@ static const char *const animals[][9] = {
 };
 
 enum { P_NAME, P_WHAT, P_WATER, P_FAME, P_HOUSE, P_COLOUR, P_DAY };
-static const char *const places[16][7] = {	/* place i lies at column i%4 from the west, row i/4 from the north */
+/* Place i lies at column i%4 from the west, row i/4 from the north. */
+static const char *const places[16][7] = {
 	{ "Aldermoor", "village", "the Willow river", "cheese", "chapel", "white", "Monday" },
 	{ "Birchholt", "village", "a mill pond", "baskets", "water mill", "grey", "Tuesday" },
 	{ "Cranlow", "town", "the Willow river", "woollen cloth", "town hall", "red", "Saturday" },
@@ -152,8 +155,10 @@ static const char *const workers[][4] = {
 	{ "shepherd", "fold", "wool", "hay" },
 };
 
-static const char *const goods[] = { "apples", "eggs", "loaves", "candles", "buttons", "nails", "jugs", "baskets", "pears",
-	"ropes", "bricks", "coins", "seeds", "ribbons", "keys", "plates" };
+static const char *const goods[] = {
+	"apples", "eggs", "loaves", "candles", "buttons", "nails", "jugs", "baskets", "pears", "ropes", "bricks", "coins",
+	"seeds", "ribbons", "keys", "plates"
+};
 static const char *const opposites[][2] = { { "hot", "cold" }, { "wet", "dry" }, { "high", "low" }, { "early", "late" },
 	{ "heavy", "light" }, { "full", "empty" }, { "old", "new" }, { "near", "far" }, { "open", "closed" }, { "sharp", "blunt" },
 	{ "loud", "quiet" }, { "fast", "slow" }, { "deep", "shallow" }, { "rough", "smooth" }, { "thick", "thin" }, { "sweet", "sour" } };
@@ -332,7 +337,8 @@ static struct sum draw_sum(const char *ops, bool held)
 		}
 	} while (held_out(s.op, s.a, s.b) != held);
 	let_int('a', s.a), let_int('b', s.b), let_int('c', s.c);
-	let('o', s.op == '+' ? "plus" : s.op == '-' ? "minus" : s.op == '*' ? "times" : "divided by");
+	let('o', s.op == '+' ? "plus" : s.op == '-' ? "minus" : s.op == '*' ? "times" :
+	    "divided by");
 	let('p', s.op == '+' ? "+" : s.op == '-' ? "-" : s.op == '*' ? "*" : "/");
 	return s;
 }
@@ -341,9 +347,12 @@ static struct sum draw_sum(const char *ops, bool held)
 static void word_problem(bool held, struct text *question, struct text *answer)
 {
 	static const char *const ask[4][3] = {
-		{ "[There are|You see] $a $g in the basket. [^the|A] $w brings $b more. How many $g are there now?",
-		  "The $w sells $a $g in the morning and $b in the afternoon. How many $g is that in all?",
-		  "One shelf holds $a $g and the other holds $b. How many $g are on both shelves?" },
+		{ "[There are|You see] $a $g in the basket. [^the|A] $w brings $b more. How many "
+		    "$g are there now?",
+		  "The $w sells $a $g in the morning and $b in the afternoon. How many $g is that "
+		    "in all?",
+		  "One shelf holds $a $g and the other holds $b. How many $g are on both "
+		    "shelves?" },
 		{ "There are $a $g in the basket. The $w takes $b away. How many $g are left?",
 		  "The $w has $a $g and sells $b. How many $g remain?",
 		  "Of $a $g, $b are broken. How many $g are whole?" },
@@ -398,18 +407,26 @@ static void let_animal(int i)
 {
 	const char *const *a = animals[i];
 
-	let('n', a[A_NAME]), let('y', a[A_YOUNG]), let('s', a[A_SOUND]), let('f', a[A_FOOD]), let('h', a[A_HOME]);
+	let('n', a[A_NAME]), let('y', a[A_YOUNG]), let('s', a[A_SOUND]), let('f', a[A_FOOD]);
+	let('h', a[A_HOME]);
 	let('k', a[A_KIND]), let('c', a[A_COLOUR]), let('d', a[A_SKILL]), let('t', a[A_TIME]);
 }
 
 static void doc_animal(void)
 {
 	static const char *const more[] = {
-		"It [eats|feeds on|likes] $f.", "Its [home|place] is the $h.", "A young $n is called & $y.",
-		"[You can hear it, for it|When it calls it|It] $s.", "The $n is [awake|busy|seen most often] $t.",
-		"Its [coat is|colour is] $c.", "It is well known that the $n $d.", "Like every $k, it [looks after|cares for] its young.",
-		"[In winter|When snow falls] it [stays near|rests in] the $h.", "The $y [follows|learns from] the old $n.",
-		"Nobody is surprised when the $n $d.", "[If|When] you find the $h, the $n is not far away.",
+		"It [eats|feeds on|likes] $f.",
+		"Its [home|place] is the $h.",
+		"A young $n is called & $y.",
+		"[You can hear it, for it|When it calls it|It] $s.",
+		"The $n is [awake|busy|seen most often] $t.",
+		"Its [coat is|colour is] $c.",
+		"It is well known that the $n $d.",
+		"Like every $k, it [looks after|cares for] its young.",
+		"[In winter|When snow falls] it [stays near|rests in] the $h.",
+		"The $y [follows|learns from] the old $n.",
+		"Nobody is surprised when the $n $d.",
+		"[If|When] you find the $h, the $n is not far away.",
 		"Give it $f and it will [stay|come back].",
 	};
 
@@ -423,14 +440,18 @@ static void doc_two_animals(void)
 	int i = below(LEN(animals)), j = (i + 1 + below(LEN(animals) - 1)) % LEN(animals);
 	const char *const *a = animals[i], *const *b = animals[j];
 
-	let('a', a[A_NAME]), let('b', b[A_NAME]), let('c', a[A_FOOD]), let('d', b[A_FOOD]), let('e', a[A_HOME]);
-	let('f', b[A_HOME]), let('g', a[A_SOUND]), let('h', b[A_SOUND]), let('i', a[A_KIND]), let('j', b[A_KIND]);
+	let('a', a[A_NAME]), let('b', b[A_NAME]), let('c', a[A_FOOD]), let('d', b[A_FOOD]);
+	let('e', a[A_HOME]), let('f', b[A_HOME]), let('g', a[A_SOUND]), let('h', b[A_SOUND]), let('i', a[A_KIND]);
+	let('j', b[A_KIND]);
 	let('k', a[A_YOUNG]), let('l', b[A_YOUNG]), let('m', a[A_TIME]), let('n', b[A_TIME]);
 	say("[The $a and the $b.|How do the $a and the $b differ?] The $a $g and the $b $h. ");
 	say("The $a lives in the $e, [but|while] the $b lives in the $f. ");
-	say("[To feed them, bring $c for the $a and $d for the $b.|The $a eats $c, the $b eats $d.] ");
-	say(!strcmp(a[A_KIND], b[A_KIND]) ? "Both are of one kind: & $i. " : "The $a is & $i and the $b is & $j. ");
-	say(!strcmp(a[A_TIME], b[A_TIME]) ? "Both are awake $m. " : "The $a is awake $m and the $b $n. ");
+	say("[To feed them, bring $c for the $a and $d for the $b.|The $a eats $c, the $b eats "
+	    "$d.] ");
+	say(!strcmp(a[A_KIND], b[A_KIND]) ? "Both are of one kind: & $i. " :
+	    "The $a is & $i and the $b is & $j. ");
+	say(!strcmp(a[A_TIME], b[A_TIME]) ? "Both are awake $m. " :
+	    "The $a is awake $m and the $b $n. ");
 	say("The young are called $k and $l.");
 }
 
@@ -438,7 +459,8 @@ static void let_place(int i)
 {
 	const char *const *p = places[i];
 
-	let('n', p[P_NAME]), let('w', p[P_WHAT]), let('r', p[P_WATER]), let('f', p[P_FAME]), let('h', p[P_HOUSE]);
+	let('n', p[P_NAME]), let('w', p[P_WHAT]), let('r', p[P_WATER]), let('f', p[P_FAME]);
+	let('h', p[P_HOUSE]);
 	let('c', p[P_COLOUR]), let('d', p[P_DAY]);
 }
 
@@ -461,9 +483,13 @@ static void say_way(struct text *t, int i, int j)
 static void doc_place(void)
 {
 	static const char *const more[] = {
-		"It lies [by|on|near] $r.", "[It is known for its|People come here to buy|The best thing here is the] $f.",
-		"The $h is [painted $c|$c].", "[Market day is|The market is held on] $d.", "On $d the [square|street] is full of [stalls|carts].",
-		"[From far away you see|Every child here can draw] the $c $h.", "[Boats|Carts|Donkeys] carry the $f away.",
+		"It lies [by|on|near] $r.",
+		"[It is known for its|People come here to buy|The best thing here is the] $f.",
+		"The $h is [painted $c|$c].",
+		"[Market day is|The market is held on] $d.",
+		"On $d the [square|street] is full of [stalls|carts].",
+		"[From far away you see|Every child here can draw] the $c $h.",
+		"[Boats|Carts|Donkeys] carry the $f away.",
 		"The water comes from $r.", "If you want $f, go to $n.",
 	};
 	int i = below(16), j = (i + 1 + below(15)) % 16;
@@ -497,16 +523,21 @@ static void doc_ways(void)
 static void let_month(int i)
 {
 	let('m', months[i][C_NAME]), let('s', months[i][C_SEASON]), let('w', months[i][C_WEATHER]);
-	let('k', months[i][C_WORK]), let('y', months[i][C_SKY]), let_int('d', month_days[i]), let_int('i', i + 1);
+	let('k', months[i][C_WORK]), let('y', months[i][C_SKY]), let_int('d', month_days[i]);
+	let_int('i', i + 1);
 	let('p', months[(i + 11) % 12][C_NAME]), let('f', months[(i + 1) % 12][C_NAME]);
 }
 
 static void doc_month(void)
 {
 	static const char *const more[] = {
-		"It has $d days.", "[It brings $w.|Expect $w.|The weather: $w.]", "[On the farm it is time to $k.|Now the farmers $k.]",
-		"It comes after $p and before $f.", "[It is month number $i of the year.|Count the months: it is number $i.]",
-		"Look up and you will see $y.", "[When $m ends, $f begins.|After the last day of $m comes $f.]",
+		"It has $d days.",
+		"[It brings $w.|Expect $w.|The weather: $w.]",
+		"[On the farm it is time to $k.|Now the farmers $k.]",
+		"It comes after $p and before $f.",
+		"[It is month number $i of the year.|Count the months: it is number $i.]",
+		"Look up and you will see $y.",
+		"[When $m ends, $f begins.|After the last day of $m comes $f.]",
 		"In $m the people $k.", "The almanac for $m promises $w.",
 	};
 
@@ -517,28 +548,37 @@ static void doc_month(void)
 
 static void doc_weather(void)
 {
-	int i = below(12), d = below(7), hot = i >= 4 && i <= 8, t = hot ? 14 + below(14) : -4 + below(14), rise = 1 + below(5);
+	int i = below(12), d = below(7);
+	int hot = i >= 4 && i <= 8, t = hot ? 14 + below(14) : -4 + below(14), rise = 1 + below(5);
 
 	let_month(i);
 	let('d', days[d]), let('e', days[(d + 1) % 7]), let('n', places[below(16)][P_NAME]);
 	let_int('a', t), let_int('b', t + rise), let_int('c', rise);
-	say("Weather report for $n, $d, [early|late] $m. [^the morning has|Today we see] $a degrees[ and $w|]. ");
+	say("Weather report for $n, $d, [early|late] $m. [^the morning has|Today we see] $a "
+	    "degrees[ and $w|]. ");
 	say("[Tomorrow, on $e,|On $e] it will be $c degree");
 	say(rise == 1 ? "" : "s");
 	say(" warmer: $b degrees. ");
-	say("[That is usual for $s.|It is $s, after all.|Such is $s in $n.] [Farmers $k.|Good days to $k.]");
+	say("[That is usual for $s.|It is $s, after all.|Such is $s in $n.] [Farmers $k.|Good "
+	    "days to $k.]");
 }
 
 static void doc_tool(void)
 {
 	static const char *const more[] = {
-		"It is made of $o.", "The $w [keeps it|leaves it] $k.", "[After work|In the evening], $c.", "Without & $n it is hard to $u.",
-		"[If you lend it, ask for it back.|Do not leave it in the rain.|A good one lasts for years.]", "The $w [uses|needs] it to $u.",
+		"It is made of $o.",
+		"The $w [keeps it|leaves it] $k.",
+		"[After work|In the evening], $c.",
+		"Without & $n it is hard to $u.",
+		"[If you lend it, ask for it back.|Do not leave it in the rain.|A good one lasts "
+		    "for years.]",
+		"The $w [uses|needs] it to $u.",
 		"You will find it $k.", "[Take care|Remember]: $c.",
 	};
 	const char *const *t = tools[below(LEN(tools))];
 
-	let('n', t[T_NAME]), let('u', t[T_USE]), let('o', t[T_OF]), let('w', t[T_WHO]), let('k', t[T_KEPT]), let('c', t[T_CARE]);
+	let('n', t[T_NAME]), let('u', t[T_USE]), let('o', t[T_OF]), let('w', t[T_WHO]);
+	let('k', t[T_KEPT]), let('c', t[T_CARE]);
 	say("[^& $n is a tool to $u.|The $n is used to $u.|^the $w owns & $n.] ");
 	say_some(more, LEN(more), 3, 6);
 }
@@ -547,7 +587,8 @@ static void let_machine(int i)
 {
 	const char *const *m = machines[i];
 
-	let('n', m[M_NAME]), let('j', m[M_JOB]), let('p', m[M_POWER]), let('1', m[M_FIRST]), let('2', m[M_SECOND]);
+	let('n', m[M_NAME]), let('j', m[M_JOB]), let('p', m[M_POWER]), let('1', m[M_FIRST]);
+	let('2', m[M_SECOND]);
 	let('3', m[M_THIRD]), let('f', m[M_FAULT]), let('c', m[M_CAUSE]), let('r', m[M_REMEDY]);
 	let('V', i == LEN(machines) - 1 ? "" : "s");	/* "bellows" is the plural one */
 	let('B', i == LEN(machines) - 1 ? "are" : "is");
@@ -558,9 +599,11 @@ static void doc_machine(void)
 {
 	let_machine(below(LEN(machines)));
 	say("[The $n $j.|How the $n work$V.|This is the manual of the $n, which $j.] ");
-	say("[It is driven by|The power comes from] $p. The $1 moves the $2, and the $2 moves the $3. ");
+	say("[It is driven by|The power comes from] $p. The $1 moves the $2, and the $2 moves the "
+	    "$3. ");
 	say("[If the $n $f, the reason is that $c.|Fault: the $n $f. Cause: $c.] ");
-	say("[Then $r.|Remedy: $r.|To repair it, $r.] [Stop the $1 before you touch the $3.|Keep hands away from the $3.|Oil the $1 once a month.|]");
+	say("[Then $r.|Remedy: $r.|To repair it, $r.] [Stop the $1 before you touch the $3.|Keep "
+	    "hands away from the $3.|Oil the $1 once a month.|]");
 	while (out.s[out.n - 1] == ' ')
 		out.s[--out.n] = 0;
 }
@@ -570,34 +613,50 @@ static void doc_recipe(void)
 	int i = below(LEN(recipes)), people = 2 + 2 * below(3), form = below(2);
 	const char *const *r = recipes[i];
 
-	let('n', r[R_NAME]), let('w', r[R_WITH]), let('1', r[R_FIRST]), let('2', r[R_SECOND]), let('3', r[R_THIRD]);
-	let('t', r[R_TOOL]), let('5', r[R_STEP1]), let('6', r[R_STEP2]), let('7', r[R_STEP3]), let('8', r[R_END]);
-	let_int('m', recipe_minutes[i]), let_int('p', people), let_int('g', 100 * people), let_int('h', 50 * people);
+	let('n', r[R_NAME]), let('w', r[R_WITH]), let('1', r[R_FIRST]), let('2', r[R_SECOND]);
+	let('3', r[R_THIRD]);
+	let('t', r[R_TOOL]), let('5', r[R_STEP1]), let('6', r[R_STEP2]), let('7', r[R_STEP3]);
+	let('8', r[R_END]);
+	let_int('m', recipe_minutes[i]), let_int('p', people), let_int('g', 100 * people),
+	    let_int('h', 50 * people);
 	say("[Recipe:|How to make|Cooking:] $n for $p people.\n");
 	say("[You need|Take] $g grams of $1, $h grams of $2, some $3 and a $t.\n");
-	say(form ? "1. ^$5.\n2. ^$6.\n3. ^$7.\n4. ^$8.\n" : "First $5. Then $6. Next $7. Finally $8.\n");
+	say(form ? "1. ^$5.\n2. ^$6.\n3. ^$7.\n4. ^$8.\n" : "First $5. Then $6. Next $7. Finally "
+	    "$8.\n");
 	say("[It takes|The time is] $m minutes. [Serve|Eat] it with $w.");
 }
 
 static void doc_story(void)
 {
 	static const char *const ends[] = {
-		"[From that day on|Since then] the $a and the $b were friends.", "And so the $a learned that [help is better than haste|two see more than one|a friend is worth more than $c].",
-		"That evening they shared $c [by the fire|under the elm|near the $e].", "The $b laughed, and the $a laughed too.",
+		"[From that day on|Since then] the $a and the $b were friends.",
+		"And so the $a learned that [help is better than haste|two see more than one|a "
+		    "friend is worth more than $c].",
+		"That evening they shared $c [by the fire|under the elm|near the $e].",
+		"The $b laughed, and the $a laughed too.",
 	};
-	int i = below(LEN(animals)), j = (i + 1 + below(LEN(animals) - 1)) % LEN(animals), t = below(LEN(tools)), m = below(12);
+	int i = below(LEN(animals)), j = (i + 1 + below(LEN(animals) - 1)) % LEN(animals);
+	int t = below(LEN(tools)), m = below(12);
 
-	let('a', animals[i][A_NAME]), let('b', animals[j][A_NAME]), let('c', animals[i][A_FOOD]), let('d', animals[j][A_SKILL]);
-	let('e', animals[i][A_HOME]), let('f', animals[j][A_HOME]), let('g', animals[i][A_SOUND]), let('t', tools[t][T_NAME]);
-	let('u', tools[t][T_USE]), let('w', tools[t][T_WHO]), let('n', places[below(16)][P_NAME]), let('m', months[m][C_NAME]);
+	let('a', animals[i][A_NAME]), let('b', animals[j][A_NAME]), let('c', animals[i][A_FOOD]);
+	let('d', animals[j][A_SKILL]);
+	let('e', animals[i][A_HOME]), let('f', animals[j][A_HOME]), let('g', animals[i][A_SOUND]);
+	let('t', tools[t][T_NAME]);
+	let('u', tools[t][T_USE]), let('w', tools[t][T_WHO]), let('n', places[below(16)][P_NAME]);
+	let('m', months[m][C_NAME]);
 	let('x', months[m][C_WEATHER]), let('y', animals[j][A_FOOD]);
-	say("[Once upon a time|One day in $m|Long ago], near $n, & $a [was hungry|looked for $c|could not sleep]. ");
+	say("[Once upon a time|One day in $m|Long ago], near $n, & $a [was hungry|looked for "
+	    "$c|could not sleep]. ");
 	say("[There was $x.|^the season brought $x.|It was $m, and there was $x.] ");
-	say("[The door of the $e was closed.|A stone had fallen before the $e.|The path to the $e was gone.] ");
-	say("\"[Who will help me?|What shall I do?|I cannot get home,]\" said the $a. [It tried alone and failed.|It waited and waited.|It sat down.] ");
-	say("[Then|After a while] & $b came from the $f. \"[I can help|Let me try|Do not worry],\" said the $b. ");
+	say("[The door of the $e was closed.|A stone had fallen before the $e.|The path to the $e "
+	    "was gone.] ");
+	say("\"[Who will help me?|What shall I do?|I cannot get home,]\" said the $a. [It tried "
+	    "alone and failed.|It waited and waited.|It sat down.] ");
+	say("[Then|After a while] & $b came from the $f. \"[I can help|Let me try|Do not "
+	    "worry],\" said the $b. ");
 	say("[Everyone knows that the $b $d.|For the $b $d, as you know.] ");
-	say("[The $w lent them & $t.|They borrowed & $t from the $w.|They found & $t beside the road.] [With it you can $u.|It is made to $u.] ");
+	say("[The $w lent them & $t.|They borrowed & $t from the $w.|They found & $t beside the "
+	    "road.] [With it you can $u.|It is made to $u.] ");
 	say("[Soon|Before night] the work was done. ");
 	say(ends[below(LEN(ends))]);
 }
@@ -605,7 +664,8 @@ static void doc_story(void)
 static void say_price(bool held)
 {
 	draw_sum("*", held);
-	say("I need $m. What does one piece cost?\n^$W: One piece costs $a coins. How many do you want?\n");
+	say("I need $m. What does one piece cost?\n^$W: One piece costs $a coins. How many do you "
+	    "want?\n");
 	say("^$V: $b, please.\n^$W: $a times $b is $c. That makes $c coins.\n^$V: Here they are. ");
 }
 
@@ -614,7 +674,8 @@ static void say_directions(void)
 	int from = below(16), to = (from + 1 + below(15)) % 16;
 
 	let('m', places[from][P_NAME]), let('n', places[to][P_NAME]), let('f', places[to][P_FAME]);
-	say("I want to buy $f. Where [must|should] I go?\n^$W: $n is known for $f.\n^$V: And how do I get there from $m?\n^$W: Walk ");
+	say("I want to buy $f. Where [must|should] I go?\n^$W: $n is known for $f.\n^$V: And how "
+	    "do I get there from $m?\n^$W: Walk ");
 	say_way(&out, from, to);
 	say(".\n^$V: ");
 }
@@ -626,23 +687,28 @@ static void say_waiting(void)
 	let_month(below(12));
 	let('t', days[day]), let('u', days[(day + 1) % 7]);
 	say("[I am waiting for $N.|My $N did not come.|I have no $N left.]\n^$W: Today is $t. ");
-	say("[The cart comes on $u.|Tomorrow is $u, and the cart will come.]\n^$V: In $m one must be patient.\n");
+	say("[The cart comes on $u.|Tomorrow is $u, and the cart will come.]\n^$V: In $m one must "
+	    "be patient.\n");
 	say("^$W: Yes, $m [brings|means] $w.\n^$V: ");
 }
 
 static void doc_dialogue(bool held)
 {
-	int i = below(LEN(workers)), j = (i + 1 + below(LEN(workers) - 1)) % LEN(workers), kind = below(3);
+	int i = below(LEN(workers));
+	int j = (i + 1 + below(LEN(workers) - 1)) % LEN(workers), kind = below(3);
 
-	let('W', workers[i][W_NAME]), let('V', workers[j][W_NAME]), let('N', workers[j][W_NEEDS]), let('m', workers[i][W_MAKES]);
-	say("^$W: [Good morning|Good day|Hello]. [How are you?|You are early today.|Come in.]\n^$V: ");
+	let('W', workers[i][W_NAME]), let('V', workers[j][W_NAME]), let('N', workers[j][W_NEEDS]);
+	let('m', workers[i][W_MAKES]);
+	say("^$W: [Good morning|Good day|Hello]. [How are you?|You are early today.|Come "
+	    "in.]\n^$V: ");
 	if (kind == 0)
 		say_price(held);
 	else if (kind == 1)
 		say_directions();
 	else
 		say_waiting();
-	say("[Thank you.|Many thanks.|That is kind of you.]\n^$W: [Good bye.|Safe travels.|Until next time.]");
+	say("[Thank you.|Many thanks.|That is kind of you.]\n^$W: [Good bye.|Safe travels.|Until "
+	    "next time.]");
 }
 
 static void doc_list(void)
@@ -681,7 +747,8 @@ static void doc_list(void)
 		for (int i = 0; i < n; i++) {
 			int side = below(2);
 
-			let('x', opposites[order[i]][side]), let('y', opposites[order[i]][1 - side]);
+			let('x', opposites[order[i]][side]);
+			let('y', opposites[order[i]][1 - side]);
 			say("\n$x: $y");
 		}
 	} else if (kind == 3) {
@@ -761,10 +828,14 @@ static const char *differs(const char *const *table, int rows, int width, int ro
 static void ask_animal(void)
 {
 	static const struct { int column; const char *question, *answer; } q[] = {
-		{ A_YOUNG, "[What is a young $n called?|What do you call the young of the $n?]", "[A young $n is called & $x.|It is called & $x.]" },
-		{ A_FOOD, "[What does the $n eat?|What should I feed & $n?]", "[The $n eats $x.|It likes $x.]" },
-		{ A_HOME, "[Where does the $n live?|Where can I find the $n?]", "[The $n lives in the $x.|Its home is the $x.]" },
-		{ A_SOUND, "[What sound does the $n make?|How does & $n sound?]", "[The $n $x.|When it calls it $x.]" },
+		{ A_YOUNG, "[What is a young $n called?|What do you call the young of the $n?]",
+		    "[A young $n is called & $x.|It is called & $x.]" },
+		{ A_FOOD, "[What does the $n eat?|What should I feed & $n?]",
+		    "[The $n eats $x.|It likes $x.]" },
+		{ A_HOME, "[Where does the $n live?|Where can I find the $n?]",
+		    "[The $n lives in the $x.|Its home is the $x.]" },
+		{ A_SOUND, "[What sound does the $n make?|How does & $n sound?]",
+		    "[The $n $x.|When it calls it $x.]" },
 		{ A_KIND, "What kind of animal is the $n?", "[The $n is & $x.|It is & $x.]" },
 		{ A_SKILL, "What is special about the $n?", "It is well known that the $n $x." },
 		{ A_TIME, "When is the $n awake?", "The $n is awake $x." },
@@ -781,10 +852,13 @@ static void ask_animal(void)
 static void ask_place(void)
 {
 	static const struct { int column; const char *question, *answer; } q[] = {
-		{ P_FAME, "[What is $n known for?|What can I buy in $n?]", "[$n is known for its $x.|The best thing there is the $x.]" },
-		{ P_DAY, "When is market day in $n?", "[The market in $n is held on $x.|Market day is $x.]" },
+		{ P_FAME, "[What is $n known for?|What can I buy in $n?]",
+		    "[$n is known for its $x.|The best thing there is the $x.]" },
+		{ P_DAY, "When is market day in $n?", "[The market in $n is held on $x.|Market "
+		    "day is $x.]" },
 		{ P_COLOUR, "What colour is the $h of $n?", "The $h of $n is $x." },
-		{ P_WATER, "[Where does $n lie?|Where does the water of $n come from?]", "[$n lies near $x.|Look for $x.]" },
+		{ P_WATER, "[Where does $n lie?|Where does the water of $n come from?]",
+		    "[$n lies near $x.|Look for $x.]" },
 	};
 	int i = below(16), j = other(i, 16), k = below(LEN(q) + 2);
 
@@ -829,9 +903,12 @@ static void ask_month(void)
 static void ask_tool(void)
 {
 	static const char *const q[][2] = {
-		{ "[What is & $n for?|What can I do with & $n?]", "[With & $n you can $u.|It is used to $u.]" },
-		{ "[Where is the $n kept?|Where can I find the $n?]", "[It is kept $k.|The $w keeps it $k.]" },
-		{ "[How do I look after & $n?|What must I do with the $n after work?]", "After work, $c." },
+		{ "[What is & $n for?|What can I do with & $n?]",
+		    "[With & $n you can $u.|It is used to $u.]" },
+		{ "[Where is the $n kept?|Where can I find the $n?]",
+		    "[It is kept $k.|The $w keeps it $k.]" },
+		{ "[How do I look after & $n?|What must I do with the $n after work?]",
+		    "After work, $c." },
 	};
 	int i = below(LEN(tools)), k = below(LEN(q));
 
@@ -839,7 +916,8 @@ static void ask_tool(void)
 	let('u', tools[i][T_USE]), let('k', tools[i][T_KEPT]), let('c', tools[i][T_CARE]);
 	say(q[k][0]);
 	say_to(&second, q[k][1]);
-	let('u', differs(&tools[0][0], LEN(tools), 6, i, T_USE)), let('k', differs(&tools[0][0], LEN(tools), 6, i, T_KEPT));
+	let('u', differs(&tools[0][0], LEN(tools), 6, i, T_USE));
+	let('k', differs(&tools[0][0], LEN(tools), 6, i, T_KEPT));
 	let('c', differs(&tools[0][0], LEN(tools), 6, i, T_CARE));
 	say_to(&wrong, q[k][1]);
 }
@@ -847,7 +925,8 @@ static void ask_tool(void)
 static void ask_machine(void)
 {
 	static const char *const q[][2] = {
-		{ "[Why is it that the $n $f?|The $n $f. What is the cause?]", "The reason is that $c." },
+		{ "[Why is it that the $n $f?|The $n $f. What is the cause?]",
+		    "The reason is that $c." },
 		{ "[The $n $f. What shall I do?|Help, the $n $f!]", "[To repair it, $r.|^$r.]" },
 		{ "What drives the $n?", "The power comes from $p." },
 		{ "What $D the $n do?", "The $n $j." },
@@ -859,7 +938,8 @@ static void ask_machine(void)
 	say_to(&second, q[k][1]);
 	while (!strcmp(machines[j][M_POWER], machines[i][M_POWER]))
 		j = other(i, LEN(machines));
-	let('j', machines[j][M_JOB]), let('p', machines[j][M_POWER]), let('c', machines[j][M_CAUSE]), let('r', machines[j][M_REMEDY]);
+	let('j', machines[j][M_JOB]), let('p', machines[j][M_POWER]);
+	let('c', machines[j][M_CAUSE]), let('r', machines[j][M_REMEDY]);
 	say_to(&wrong, q[k][1]);
 }
 
@@ -867,12 +947,16 @@ static void ask_recipe(void)
 {
 	int i = below(LEN(recipes)), j = other(i, LEN(recipes)), k = below(3);
 
-	let('n', recipes[i][R_NAME]), let('1', recipes[i][R_FIRST]), let('2', recipes[i][R_SECOND]), let('w', recipes[i][R_WITH]);
+	let('n', recipes[i][R_NAME]), let('1', recipes[i][R_FIRST]), let('2', recipes[i][R_SECOND]);
+	let('w', recipes[i][R_WITH]);
 	let_int('m', recipe_minutes[i]);
-	say(k == 0 ? "[What do I need for $n?|Which things go into $n?]" : k == 1 ? "How long does it take to make $n?" : "What goes well with $n?");
+	say(k == 0 ? "[What do I need for $n?|Which things go into $n?]" : k == 1 ?
+	    "How long does it take to make $n?" : "What goes well with $n?");
 	for (int side = 0; side < 2; side++) {
-		say_to(side ? &wrong : &second, k == 0 ? "You need $1, $2 and a little more." : k == 1 ? "It takes $m minutes." : "Serve it with $w.");
-		let('1', recipes[j][R_FIRST]), let('2', recipes[j][R_SECOND]), let('w', recipes[j][R_WITH]);
+		say_to(side ? &wrong : &second, k == 0 ? "You need $1, $2 and a little more." :
+		    k == 1 ? "It takes $m minutes." : "Serve it with $w.");
+		let('1', recipes[j][R_FIRST]), let('2', recipes[j][R_SECOND]);
+		let('w', recipes[j][R_WITH]);
 		let_int('m', recipe_minutes[j]);
 	}
 }
@@ -922,14 +1006,16 @@ static void make_question(void)
 /* A rejected answer: mostly wrong, sometimes right but rude, or about something else. */
 static void spoil(void)
 {
-	static const char *const off_topic[] = { "Let us talk about cheese.", "It looks like rain.", "I like the colour blue.", "The road is long." };
+	static const char *const off_topic[] = { "Let us talk about cheese.",
+	    "It looks like rain.", "I like the colour blue.", "The road is long." };
 	int r = below(10);
 
 	if (r < 6)
 		return;
 	clear(&wrong);
 	if (r < 8)
-		say_to(&wrong, "[What a silly question.|Go away.|Ask someone else.|I do not care.|You should know that yourself.]");
+		say_to(&wrong, "[What a silly question.|Go away.|Ask someone else.|I do not "
+		    "care.|You should know that yourself.]");
 	else
 		say_to(&wrong, off_topic[below(LEN(off_topic))]);
 }
