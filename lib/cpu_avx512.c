@@ -4,7 +4,13 @@
 #if defined(__x86_64__) && !defined(CHR_DOUBLE)
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")))
+/* clang ignores a whole target string that has prefer-vector-width, and needs it less: the vectors are explicit. */
+#ifdef __clang__
+#define WIDTH ""
+#else
+#define WIDTH ",prefer-vector-width=512"
+#endif
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma" WIDTH)))
 
 /* Sums of four vectors: within 128-bit quarters, then across. */
 static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
