@@ -104,17 +104,23 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 static ssize_t jsonl_read(struct jsonl *in, void *buf, size_t size, struct err *e)
 {
 	struct pollfd p = { .fd = in->fd, .events = POLLIN };
+	int ready;
 	ssize_t n;
 
-	do {
-		/* poll() is interrupted even by signals that restart read(). */
-		if (sig_stop || (poll(&p, 1, -1) < 0 && errno == EINTR && sig_stop))
+	for (;;) {
+		if (sig_stop)
 			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", in->name, (int)sig_stop);
+		/* poll() is interrupted even by signals that restart read(); half a second later it notices one that
+		 * came just before it. */
+		ready = poll(&p, 1, 500);
+		if (ready == 0 || (ready < 0 && errno == EINTR))
+			continue;
 		n = read(in->fd, buf, size);
-	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
-	if (n < 0)
-		return err_set(e, errno == EISDIR ? EX_NOINPUT : EX_IOERR, "%s:", in->name);
-	return n;
+		if (n >= 0)
+			return n;
+		if (errno != EINTR && errno != EAGAIN)
+			return err_set(e, errno == EISDIR ? EX_NOINPUT : EX_IOERR, "%s:", in->name);
+	}
 }
 
 /* Looks at the first two bytes, which are put where the format wants them. */

@@ -334,7 +334,7 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	s->place = malloc((size_t)p->keys * sizeof *s->place);
 	s->fault = calloc((size_t)p->keys, sizeof *s->fault);
 	s->checked = calloc((size_t)p->keys, sizeof *s->checked);
-	s->cache = cache_new(p->keys, p->slots, guesses, c->num_hidden_layers);
+	s->cache = cache_new(p->keys, p->slots, guesses, c->num_sparse);
 	if (s->place == NULL || s->fault == NULL || s->checked == NULL || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
 	memcpy(s->place, m->place, (size_t)p->keys * sizeof *s->place);

@@ -2,11 +2,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zlib.h>
 
 #include "file.h"
 #include "json.h"
+#include "sig.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/chr-jsonl-XXXXXX";
@@ -169,6 +171,36 @@ static void test_live(bool compressed)
 	close(saved);
 }
 
+/* A signal that only asks for a checkpoint must not leave the reader deaf to the one that stops. */
+static void test_stop(void)
+{
+	struct err e = {0};
+	struct jsonl *in;
+	int fd[2];
+	pid_t pid;
+
+	sig_install();
+	if (pipe(fd))
+		return;
+	pid = fork();
+	if (pid == 0) {
+		usleep(50000);
+		kill(getppid(), SIGUSR1);
+		usleep(50000);
+		kill(getppid(), SIGTERM);
+		sleep(5);		/* the pipe stays open: its end would end the wait, too */
+		_exit(0);
+	}
+	close(fd[1]);
+	dup2(fd[0], STDIN_FILENO);
+	close(fd[0]);
+	in = jsonl_open(0, NULL, false, &e);
+	ok(!jsonl_next(in, &e) && e.status == EX_TEMPFAIL && sig_save, "SIGUSR1 and SIGTERM during a wait: stopped");
+	jsonl_close(in);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
 static void test_open(void)
 {
 	char *const both[] = { put("a", "{\"n\":1}", 7), put("b", "{\"n\":2}\n", 8) }, *const none[] = { "/nonexistent" };
@@ -231,6 +263,7 @@ int main(void)
 	test_live(true);
 	test_open();
 	test_put();
+	test_stop();
 	file_remove_tree(dir, &e);
 	return tap_done();
 }
