@@ -1,0 +1,335 @@
+/* chr-ls: what is in safetensors files and model directories, and whether it is whole and finite. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "err.h"
+#include "file.h"
+#include "json.h"
+#include "lsview.h"
+#include "manifest.h"
+#include "modeldir.h"
+#include "opt.h"
+#include "pool.h"
+#include "verify.h"
+
+static struct {
+	bool human, check, all;
+	int threads;
+} o;
+
+static struct opt opts[] = {
+	{ 'H', "human", OPT_FLAG, &o.human, .help = "a table for people (default on a terminal)" },
+	{ 0, "check", OPT_FLAG, &o.check, .help = "read everything: whole and finite? status 1 if not" },
+	{ 'a', "all", OPT_FLAG, &o.all, .help = "list padding too" },
+	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N", "threads of --check; 0: one per CPU" },
+	{ 0 }
+};
+
+static const struct opt_prog prog = { "chr-ls", "[options] [FILE|DIR...]",
+	"list tensors, metadata and ancestry of models",
+	"FILE is a safetensors or .ctsr file, DIR a model directory, plain, sharded or packed.", true };
+
+static bool answer_no;		/* a check found something */
+
+/* Every line is a record; people get it as a table. */
+static void put(json_t *r)
+{
+	struct err e = { 0 };
+
+	if (o.human)
+		lsview_put(r);
+	else if (json_put(stdout, r, &e) < 0)
+		err_exit(&e);
+	json_decref(r);
+}
+
+/* ---- listing ---- */
+
+static void put_tensor(const struct st_tensor *t, const char *file)
+{
+	json_t *shape = json_array();
+
+	for (int i = 0; i < t->ndim; i++)
+		json_array_append_new(shape, json_integer((json_int_t)t->shape[i]));
+	put(json_pack("{s:s, s:s, s:s, s:o, s:I, s:I, s:s}", "type", "tensor", "name", t->name, "dtype",
+	    st_dtype_name(t->dtype), "shape", shape, "bytes", (json_int_t)t->nbytes, "offset", (json_int_t)t->offset,
+	    "file", file));
+}
+
+static void put_ancestry(const char *text, const char *file)
+{
+	json_t *list = text ? json_loads(text, 0, NULL) : NULL, *one;
+	size_t i;
+
+	json_array_foreach(list, i, one) {
+		json_t *r = json_pack("{s:s, s:i, s:s}", "type", "ancestry", "n", (int)i + 1, "file", file);
+
+		json_object_update_missing(r, one);
+		put(r);
+	}
+	json_decref(list);
+}
+
+static void put_metadata(const struct st_file *f, const char *file)
+{
+	json_t *meta = json_object();
+	const char *key, *value;
+
+	for (size_t i = 0; (key = st_meta_at(f, i, &value)); i++)
+		json_object_set_new(meta, key, json_string(value));
+	if (json_object_size(meta))
+		put(json_pack("{s:s, s:s, s:O}", "type", "metadata", "file", file, "metadata", meta));
+	json_decref(meta);
+	put_ancestry(st_meta(f, "chronos.ancestry"), file);
+}
+
+static bool is_pad(const struct st_tensor *t)
+{
+	return strncmp(t->name, "__pad.", 6) == 0;
+}
+
+static void list_file(const struct st_file *f, const char *file)
+{
+	const struct st_tensor *t;
+	int64_t n = 0, pad = 0;
+
+	for (size_t i = 0; (t = st_at(f, i)); i++) {
+		n += !is_pad(t);
+		pad += is_pad(t) ? (int64_t)t->nbytes : 0;
+	}
+	put(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I}", "type", "file", "file", file, "tensors", (json_int_t)n, "bytes",
+	    (json_int_t)st_size(f), "header_bytes", (json_int_t)st_data_start(f), "pad_bytes", (json_int_t)pad));
+	put_metadata(f, file);
+	for (size_t i = 0; (t = st_at(f, i)); i++)
+		if (o.all || !is_pad(t))
+			put_tensor(t, file);
+}
+
+/* Bytes of one expert: those of the first sparse layer stand for all. */
+static int64_t expert_bytes(const struct modeldir *md, const struct manifest *m)
+{
+	int64_t n = 0;
+	int l = 0;
+
+	if (m)
+		return m->gate_bytes + m->up_bytes + m->down_bytes;
+	while (l < md->cfg.num_hidden_layers && !md->cfg.sparse[l])
+		l++;
+	for (int k = P_EXP_GATE; k <= P_EXP_DOWN; k++) {
+		const struct param *p = params_get(&md->par, (enum param_kind)k, l, 0);
+		struct view v;
+
+		if (p && modeldir_find(md, p->name, &v) == 0)
+			n += (int64_t)v.t->nbytes;
+	}
+	return n;
+}
+
+static int64_t tensor_bytes(const struct modeldir *md)
+{
+	int64_t n = 0;
+	struct view v;
+
+	for (int i = 0; i < md->par.n; i++)
+		if (modeldir_find(md, md->par.p[i].name, &v) == 0)
+			n += (int64_t)v.t->nbytes;
+	return n;
+}
+
+static void put_model(const struct modeldir *md, const struct manifest *m)
+{
+	const struct config *c = &md->cfg;
+	int64_t each = 3 * (int64_t)c->hidden_size * c->moe_intermediate_size, one = expert_bytes(md, m);
+	int64_t experts = (int64_t)c->num_sparse * c->num_experts, idle = (int64_t)c->num_sparse * (c->num_experts -
+	    c->num_experts_per_tok);
+	const char *type = json_string_value(json_object_get(c->raw, "model_type"));
+	const char *fp = modeldir_meta(md, "chronos.fingerprint");
+
+	put(json_pack("{s:s, s:s, s:s, s:i, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:b, s:s?}", "type", "model",
+	    "path", md->path, "model_type", type ? type : "chronos", "format", c->format, "params",
+	    (json_int_t)md->par.count, "active_params", (json_int_t)(md->par.count - idle * each), "layers",
+	    c->num_hidden_layers, "sparse_layers", c->num_sparse, "experts", c->num_experts, "experts_per_token",
+	    c->num_experts_per_tok, "shared_experts", c->num_shared_experts, "expert_bytes", (json_int_t)one,
+	    "experts_bytes", (json_int_t)(one * experts), "bytes", (json_int_t)(tensor_bytes(md) + (m ? one * experts : 0)),
+	    "packed", md->packed, "fingerprint", fp));
+}
+
+static int list_clusters(const struct modeldir *md, const struct manifest *m, struct err *e)
+{
+	for (int i = 0; i < m->nclusters; i++) {
+		char *path = file_join(md->path, m->file[i]);
+		struct st_error se;
+		struct st_file *f = st_open(path, ST_READ, &se);
+		int r = f ? 0 : modeldir_st_err(e, path, &se);
+
+		if (f)
+			list_file(f, path);
+		st_close(f);
+		free(path);
+		if (r < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int list_model(const struct modeldir *md, struct err *e)
+{
+	char *name = file_join(md->path, MANIFEST_NAME);
+	struct manifest m;
+	int r = md->packed ? manifest_load(&m, name, e) : 0;
+
+	free(name);
+	if (r < 0)
+		return -1;
+	put_model(md, md->packed ? &m : NULL);
+	for (int i = 0; i < md->nfiles; i++)
+		list_file(md->st[i], md->file[i]);
+	if (md->packed) {
+		r = list_clusters(md, &m, e);
+		manifest_free(&m);
+	}
+	return r;
+}
+
+/* ---- checking ---- */
+
+static void put_bad(void *ctx, const struct verify_bad *b)
+{
+	json_t *r = json_pack("{s:s, s:s}", "type", "bad", "file", b->file);
+
+	(void)ctx;
+	if (b->tensor)
+		json_set_str(r, "name", b->tensor);
+	if (b->expert >= 0) {
+		json_set_int(r, "layer", b->layer);
+		json_set_int(r, "expert", b->expert);
+	}
+	if (b->why)
+		json_set_str(r, "error", b->why);
+	else {
+		json_set_int(r, "nan", (int64_t)b->nan);
+		json_set_int(r, "inf", (int64_t)b->inf);
+		json_set_int(r, "first", (int64_t)b->first);
+	}
+	put(r);
+}
+
+static void put_check(const char *path, const struct verify *v)
+{
+	answer_no |= v->found > 0;
+	put(json_pack("{s:s, s:s, s:b, s:I, s:I, s:I}", "type", "check", "path", path, "ok", v->found == 0, "tensors",
+	    (json_int_t)v->tensors, "bytes", (json_int_t)v->bytes, "bad", (json_int_t)v->found));
+}
+
+/* What cannot be opened because of its bytes is an answer, what is not there is trouble. */
+static int check_refused(const char *path, struct err *e)
+{
+	struct verify v = { .bad = put_bad };
+
+	if (e->status != EX_DATAERR && e->status != EX_IOERR)
+		return -1;
+	verify_tell(&v, path, e->msg);
+	put_check(path, &v);
+	*e = (struct err){ 0 };
+	return 0;
+}
+
+/* ---- operands ---- */
+
+static int do_model(const char *path, struct err *e)
+{
+	struct verify v = { .bad = put_bad };
+	struct modeldir md;
+	int r;
+
+	if (modeldir_open(&md, path, 0, NULL, e) < 0)
+		return o.check ? check_refused(path, e) : -1;
+	r = o.check ? verify_model(&v, &md, e) : list_model(&md, e);
+	if (o.check && r == 0)
+		put_check(path, &v);
+	modeldir_close(&md);
+	return r;
+}
+
+static char *read_stdin(size_t *len, struct err *e)
+{
+	size_t cap = 1 << 20, n;
+	char *buf = malloc(cap), *more;
+
+	for (*len = 0; buf && (n = fread(buf + *len, 1, cap - *len, stdin)) > 0;) {
+		*len += n;
+		if (*len < cap)
+			continue;
+		more = realloc(buf, cap *= 2);
+		if (!more)
+			free(buf);
+		buf = more;
+	}
+	if (!buf)
+		err_set(e, EX_OSERR, "<stdin>: out of memory");
+	else if (ferror(stdin)) {
+		err_set(e, EX_IOERR, "<stdin>:");
+		free(buf);
+		buf = NULL;
+	}
+	return buf;
+}
+
+static int do_file(const char *path, struct err *e)
+{
+	bool in = strcmp(path, "-") == 0;
+	const char *name = in ? "<stdin>" : path;
+	struct verify v = { .bad = put_bad };
+	struct st_error se;
+	struct st_file *f;
+	char *buf = NULL;
+	size_t len = 0;
+	int r = 0;
+
+	if (in && !(buf = read_stdin(&len, e)))
+		return -1;
+	f = in ? st_open_mem(buf, len, &se) : st_open(path, ST_READ, &se);
+	if (!f) {
+		modeldir_st_err(e, name, &se);
+		r = o.check ? check_refused(name, e) : -1;
+	} else if (o.check) {
+		r = verify_file(&v, f, name, e);
+		if (r == 0)
+			put_check(name, &v);
+	} else
+		list_file(f, name);
+	st_close(f);
+	free(buf);
+	return r;
+}
+
+static int do_operand(const char *path, struct err *e)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && S_ISDIR(st.st_mode) ? do_model(path, e) : do_file(path, e);
+}
+
+int main(int argc, char **argv)
+{
+	static char *standard_input[] = { "-" };
+	struct err e = { 0 };
+	char **operand;
+	int first, n;
+
+	err_init(argv[0]);
+	o.human = isatty(STDOUT_FILENO);
+	first = opt_parse(argc, argv, opts, &prog);
+	n = argc - first;
+	operand = n ? argv + first : standard_input;
+	pool_init(o.threads);
+	for (int i = 0; i < (n ? n : 1); i++)
+		if (do_operand(operand[i], &e) < 0)
+			err_exit(&e);
+	pool_quit();
+	err_close_stdout();
+	return answer_no ? EX_NO : EX_OK;
+}
