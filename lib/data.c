@@ -68,59 +68,20 @@ static void frame(struct data *d)
 		ids_push(s, (uint32_t)eos);
 }
 
-static int from_tokens(struct data *d, struct jsonl *in, const json_t *list, struct err *e)
-{
-	json_t *v;
-	size_t i;
-
-	if (!json_is_array(list))
-		return jsonl_bad(in, e, "\"tokens\" is not a list");
-	json_array_foreach(list, i, v) {
-		if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= d->o.vocab) {
-			d->scratch.n = 0;
-			return jsonl_bad(in, e, "\"tokens\"[%zu] is not a token id below %d", i, d->o.vocab);
-		}
-		ids_push(&d->scratch, (uint32_t)json_integer_value(v));
-	}
-	return 0;
-}
-
-static int from_text(struct data *d, struct jsonl *in, const json_t *rec, struct err *e)
-{
-	const json_t *chat = record_messages(rec);
-	struct err why = {0};
-	char *text;
-	size_t len;
-
-	if (d->o.tok == NULL)
-		return jsonl_bad(in, e, "no \"tokens\", and no tokenizer for text");
-	if (chat != NULL) {
-		if (tok_chat(d->o.tok, chat, false, false, &d->scratch, NULL, &why) == 0)
-			return 0;
-		d->scratch.n = 0;
-		return jsonl_bad(in, e, "%s", why.msg);
-	}
-	if ((text = record_text(rec, &len)) == NULL)
-		return jsonl_bad(in, e, "no text in the record");
-	tok_encode(d->o.tok, text, len, false, &d->scratch);
-	free(text);
-	return 0;
-}
-
 /* The next record's document into scratch. 1, 0 at the end, -1. */
 static int read_doc(struct data *d, struct jsonl *in, struct err *e)
 {
-	json_t *rec, *tokens;
+	struct err why = {0};
+	json_t *rec;
 	int rc;
 
 	do {
 		if ((rec = jsonl_next(in, e)) == NULL)
 			return e->status != 0 ? -1 : 0;
 		d->scratch.n = 0;
-		tokens = json_object_get(rec, "tokens");
-		rc = tokens != NULL ? from_tokens(d, in, tokens, e) : from_text(d, in, rec, e);
+		rc = record_ids(rec, d->o.tok, d->o.vocab, &d->scratch, &why);
 		json_decref(rec);
-		if (rc < 0)
+		if (rc < 0 && jsonl_bad(in, e, "%s", why.msg) < 0)
 			return -1;
 		frame(d);
 	} while (d->scratch.n == 0);	/* empty, or bad and passed over */

@@ -34,7 +34,7 @@ struct data_opt {
 
 struct data;
 
-/* nfiles 0 is stdin. NULL on error. */
+/* nfiles 0 is stdin; the list of names is borrowed until data_close(). NULL on error. */
 struct data *data_open(int nfiles, char *const files[], const struct data_opt *o, struct err *e);
 void data_close(struct data *d);
 

@@ -1,0 +1,511 @@
+#include "ckpt.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "file.h"
+#include "modeldir.h"
+#include "safetensors.h"
+
+__attribute__((format(printf, 1, 2)))
+static char *format(const char *fmt, ...)
+{
+	va_list ap;
+	char *s;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&s, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		err_die(EX_OSERR, "out of memory");
+	return s;
+}
+
+static bool exists(const char *dir, const char *name)
+{
+	char *path = file_join(dir, name);
+	struct stat st;
+	bool there = stat(path, &st) == 0;
+
+	free(path);
+	return there;
+}
+
+/* --- between the device and files --- */
+
+/* Is the device's memory ours, and as files have it? */
+static bool in_place(const struct backend *be)
+{
+	return be == &backend_cpu && sizeof(real) == sizeof(float);
+}
+
+int64_t ckpt_bytes(const struct params *ps, const struct backend *be)
+{
+	return in_place(be) ? 0 : ps->total * (int64_t)(sizeof(real) + sizeof(float));
+}
+
+/* The n elements at dev as floats of the host: the same memory, or a copy. NULL: no memory. */
+static float *from_device(const struct backend *be, real *dev, int64_t n)
+{
+	float *f;
+	real *host;
+
+	if (in_place(be))
+		return (float *)dev;
+	f = malloc((size_t)n * sizeof *f);
+	host = malloc((size_t)n * sizeof *host);
+	if (f != NULL && host != NULL) {
+		be->get(host, dev, (size_t)n * sizeof *host);
+		for (int64_t i = 0; i < n; i++)
+			f[i] = (float)host[i];
+	}
+	free(host);
+	return f;
+}
+
+/* Puts f, that from_device() gave, back and frees it. */
+static int to_device(const struct backend *be, real *dev, float *f, int64_t n, struct err *e)
+{
+	real *host;
+
+	if (in_place(be))
+		return 0;
+	if ((host = malloc((size_t)n * sizeof *host)) == NULL)
+		return err_set(e, EX_OSERR, "no memory to read weights");
+	for (int64_t i = 0; i < n; i++)
+		host[i] = (real)f[i];
+	be->put(dev, host, (size_t)n * sizeof *host);
+	free(host);
+	return 0;
+}
+
+static void release(const struct backend *be, float *f)
+{
+	if (!in_place(be))
+		free(f);
+}
+
+/* --- writing --- */
+
+struct part {			/* one array over all parameters; every tensor's name gets the prefix */
+	const char *prefix;
+	real *from;
+};
+
+static void declare(struct st_writer *w, const char *prefix, const struct param *p, struct st_error *se)
+{
+	const uint64_t shape[2] = { (uint64_t)p->rows, (uint64_t)p->cols };
+	char name[sizeof p->name + 16];
+
+	snprintf(name, sizeof name, "%s%s", prefix, p->name);
+	st_writer_add(w, name, ST_F32, p->ndim, shape, 0, se);
+}
+
+/* A failed writer stays failed, so only the last call is looked at. */
+static int put_parts(const char *path, const struct model *m, const struct part *part, int nparts, struct err *e)
+{
+	const struct params *ps = &m->par;
+	struct st_error se = {0};
+	struct st_writer *w = st_writer_create(path, &se);
+
+	for (int j = 0; w != NULL && j < nparts; j++)
+		for (int i = 0; i < ps->n; i++)
+			declare(w, part[j].prefix, &ps->p[i], &se);
+	if (w != NULL)
+		st_writer_begin(w, &se);
+	for (int j = 0; w != NULL && j < nparts; j++) {
+		float *f = from_device(m->be, part[j].from, ps->total);
+
+		if (f == NULL) {
+			st_writer_abort(w);
+			return err_set(e, EX_OSERR, "no memory to write %s", path);
+		}
+		for (int i = 0; i < ps->n; i++)
+			st_writer_data(w, f + ps->p[i].off, (size_t)param_size(&ps->p[i]) * sizeof *f, &se);
+		release(m->be, f);
+	}
+	return st_writer_finish(w, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
+}
+
+int ckpt_put_gradients(const char *path, const struct model *m, struct err *e)
+{
+	const struct part part = { "", m->g };
+
+	return put_parts(path, m, &part, 1, e);
+}
+
+static int put_moments(const char *dir, const struct ckpt *c, struct err *e)
+{
+	const struct part part[] = { { "m.", c->opt->m }, { "v.", c->opt->v }, { "master.", c->m->w } };
+	char *path = file_join(dir, "optimizer.safetensors");
+	int rc = put_parts(path, c->m, part, c->dtype == DT_F32 ? 2 : 3, e);
+
+	free(path);
+	return rc;
+}
+
+static int put_weights(const char *dir, const struct ckpt *c, struct err *e)
+{
+	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size, .meta = c->metadata };
+	float *f = from_device(c->m->be, c->m->w, c->m->par.total);
+	int rc;
+
+	if (f == NULL)
+		return err_set(e, EX_OSERR, "no memory to write weights");
+	rc = modeldir_save(dir, &c->m->cfg, &c->m->par, f, &o, NULL, e);
+	release(c->m->be, f);
+	return rc;
+}
+
+static int put_state(const char *dir, const json_t *state, struct err *e)
+{
+	char *path = file_join(dir, "train_state.json"), *text = json_dumps(state, JSON_INDENT(1));
+	int rc = text != NULL ? file_put(path, text, strlen(text), e) :
+	    err_set(e, EX_SOFTWARE, "%s: cannot be written as JSON", path);
+
+	free(text);
+	free(path);
+	return rc;
+}
+
+static int fill(const char *dir, const struct ckpt *c, struct err *e)
+{
+	if (file_mkdirs(dir, e) < 0 || (c->tok != NULL && tok_save(c->tok, dir, e) < 0) || put_weights(dir, c, e) < 0 ||
+	    put_moments(dir, c, e) < 0 || put_state(dir, c->state, e) < 0)
+		return -1;
+	return file_sync_dir(dir, e);
+}
+
+static int move(const char *from, const char *to, struct err *e)
+{
+	return rename(from, to) < 0 ? err_set(e, EX_CANTCREAT, "%s:", to) : 0;
+}
+
+int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e)
+{
+	char *dir = format("%s/checkpoint-%" PRId64, out, step), *tmp = format("%s/.checkpoint-%" PRId64 ".tmp", out, step);
+	int rc = 0;
+
+	/* The state at a step is always the same: what has this name is what would be written. */
+	if (!exists(dir, "train_state.json")) {
+		rc = fill(tmp, c, e);
+		if (rc == 0)
+			rc = move(tmp, dir, e);
+		if (rc == 0)
+			rc = file_sync_dir(out, e);
+	}
+	free(dir);
+	free(tmp);
+	return rc;
+}
+
+/* A second name for the file where the file system can, else a copy. */
+static int publish_file(const char *from, const char *to, struct err *e)
+{
+	char *tmp = format("%s.publish.tmp", to);
+	int rc;
+
+	unlink(tmp);
+	if (link(from, tmp) == 0)
+		rc = move(tmp, to, e);
+	else
+		rc = file_copy(from, to, e);
+	unlink(tmp);		/* rename() leaves both names when they are one file already */
+	free(tmp);
+	return rc;
+}
+
+static int remove_dir(const char *out, int64_t step, struct err *e)
+{
+	char *dir = format("%s/checkpoint-%" PRId64, out, step), *tmp = format("%s/.checkpoint-%" PRId64 ".old", out, step);
+	int rc = move(dir, tmp, e);	/* half removed, it must not look like a checkpoint */
+
+	if (rc == 0)
+		rc = file_remove_tree(tmp, e);
+	free(dir);
+	free(tmp);
+	return rc;
+}
+
+static int publish_named(const char *dir, const char *out, const char *name, struct err *e)
+{
+	char *from = file_join(dir, name), *to = file_join(out, name);
+	int rc = publish_file(from, to, e);
+
+	free(from);
+	free(to);
+	return rc;
+}
+
+/* Weights of another model, or of this one before it was cut into other shards. */
+static bool stale(const char *dir, const char *name)
+{
+	return strncmp(name, "model", 5) == 0 && strstr(name, ".safetensors") != NULL && !exists(dir, name);
+}
+
+/* Calls publish on all files of dir but the state, or removes stale files of out. */
+static int sweep(const char *dir, const char *out, bool publish, struct err *e)
+{
+	DIR *d = opendir(publish ? dir : out);
+	struct dirent *ent;
+	int rc = 0;
+
+	if (d == NULL)
+		return err_set(e, EX_NOINPUT, "%s:", publish ? dir : out);
+	while (rc == 0 && (ent = readdir(d)) != NULL) {
+		char *old = !publish && stale(dir, ent->d_name) ? file_join(out, ent->d_name) : NULL;
+
+		if (publish && ent->d_name[0] != '.' && strcmp(ent->d_name, "train_state.json") != 0)
+			rc = publish_named(dir, out, ent->d_name, e);
+		if (old != NULL && unlink(old) < 0)
+			rc = err_set(e, EX_CANTCREAT, "%s:", old);
+		free(old);
+	}
+	closedir(d);
+	return rc;
+}
+
+int ckpt_publish(const char *out, int64_t step, struct err *e)
+{
+	char *dir = format("%s/checkpoint-%" PRId64, out, step);
+	int rc = sweep(dir, out, true, e);
+
+	if (rc == 0)
+		rc = sweep(dir, out, false, e);
+	if (rc == 0)		/* last: it says that the rest is there */
+		rc = publish_named(dir, out, "train_state.json", e);
+	free(dir);
+	if (rc < 0 || file_sync_dir(out, e) < 0)
+		return -1;
+	return remove_dir(out, step, e);
+}
+
+/* --- which checkpoints there are --- */
+
+static int64_t step_of(const char *name)
+{
+	char *end;
+	long long n;
+
+	if (strncmp(name, "checkpoint-", 11) != 0 || name[11] < '0' || name[11] > '9')
+		return -1;
+	errno = 0;
+	n = strtoll(name + 11, &end, 10);
+	return *end == '\0' && errno == 0 ? n : -1;
+}
+
+static int newest_first(const void *a, const void *b)
+{
+	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+	return (x < y) - (x > y);
+}
+
+/* Steps of the checkpoints in out, newest first, malloc'ed. A directory that is not there has none. Returns how many. */
+static int list(const char *out, int64_t **steps, struct err *e)
+{
+	DIR *d = opendir(out);
+	struct dirent *ent;
+	int n = 0, cap = 0;
+
+	*steps = NULL;
+	if (d == NULL)
+		return errno == ENOENT ? 0 : err_set(e, EX_NOINPUT, "%s:", out);
+	while ((ent = readdir(d)) != NULL) {
+		if (step_of(ent->d_name) < 0)
+			continue;
+		if (n == cap && (*steps = realloc(*steps, (size_t)(cap = 2 * cap + 16) * sizeof **steps)) == NULL)
+			err_die(EX_OSERR, "out of memory");
+		(*steps)[n++] = step_of(ent->d_name);
+	}
+	closedir(d);
+	if (n > 0)
+		qsort(*steps, (size_t)n, sizeof **steps, newest_first);
+	return n;
+}
+
+int ckpt_prune(const char *out, int keep, struct err *e)
+{
+	int64_t *steps;
+	int n = list(out, &steps, e), rc = n < 0 ? -1 : 0;
+
+	for (int i = keep; i < n && rc == 0; i++)
+		rc = remove_dir(out, steps[i], e);
+	free(steps);
+	return rc;
+}
+
+static bool leftover(const char *name)
+{
+	size_t n = strlen(name);
+
+	if (n > 12 && strcmp(name + n - 12, ".publish.tmp") == 0)
+		return true;
+	return n > 4 && strncmp(name, ".checkpoint-", 12) == 0 &&
+	    (strcmp(name + n - 4, ".tmp") == 0 || strcmp(name + n - 4, ".old") == 0);
+}
+
+int ckpt_clean(const char *out, struct err *e)
+{
+	DIR *d = opendir(out);
+	struct dirent *ent;
+	int rc = 0;
+
+	if (d == NULL)
+		return errno == ENOENT ? 0 : err_set(e, EX_NOINPUT, "%s:", out);
+	while (rc == 0 && (ent = readdir(d)) != NULL) {
+		char *path = leftover(ent->d_name) ? file_join(out, ent->d_name) : NULL;
+
+		if (path != NULL && unlink(path) < 0)
+			rc = file_remove_tree(path, e);
+		free(path);
+	}
+	closedir(d);
+	return rc;
+}
+
+int ckpt_remove_all(const char *out, struct err *e)
+{
+	char *state = file_join(out, "train_state.json");
+	int rc = unlink(state) < 0 && errno != ENOENT ? err_set(e, EX_CANTCREAT, "%s:", state) : 0;
+
+	free(state);
+	return rc < 0 ? rc : ckpt_prune(out, 0, e);
+}
+
+bool ckpt_occupied(const char *out)
+{
+	struct err e = {0};
+	int64_t *steps;
+	int n = list(out, &steps, &e);
+
+	free(steps);
+	return n != 0 || exists(out, "config.json") || exists(out, "model.safetensors");
+}
+
+int ckpt_state(const char *dir, json_t **state, struct err *e)
+{
+	char *path = file_join(dir, "train_state.json"), *text = NULL;
+	json_error_t je;
+	size_t len;
+	int rc = file_get(path, &text, &len, e);
+
+	if (rc == 0 && !json_is_object(*state = json_loadb(text, len, 0, &je))) {
+		json_decref(*state);
+		rc = err_set(e, EX_DATAERR, "%s: not a JSON object", path);
+	}
+	free(text);
+	free(path);
+	return rc;
+}
+
+int ckpt_newest(const char *out, char **dir, struct err *e)
+{
+	int64_t *steps, top = -1;
+	int n = list(out, &steps, e);
+	json_t *state;
+
+	*dir = NULL;
+	if (n > 0)
+		top = steps[0];
+	free(steps);
+	if (n < 0)
+		return -1;
+	if (exists(out, "train_state.json")) {
+		if (ckpt_state(out, &state, e) < 0)
+			return -1;
+		if (json_integer_value(json_object_get(state, "step")) > top)
+			*dir = format("%s", out);
+		json_decref(state);
+	}
+	if (*dir == NULL && top >= 0)
+		*dir = format("%s/checkpoint-%" PRId64, out, top);
+	return 0;
+}
+
+/* --- reading --- */
+
+/* Tensors prefix + name of f into dst (all parameters, flat). */
+static int get_part(const struct st_file *f, const char *path, const char *prefix, const struct params *ps, float *dst,
+    struct err *e)
+{
+	struct st_error se = {0};
+
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
+		const struct st_tensor *t;
+		char name[sizeof p->name + 16];
+
+		snprintf(name, sizeof name, "%s%s", prefix, p->name);
+		t = st_find(f, name);
+		if (t == NULL || t->dtype != ST_F32 || t->nbytes != (uint64_t)param_size(p) * sizeof(float))
+			return err_set(e, EX_DATAERR, "%s: %s: absent or not of this model", path, name);
+		if (st_read(f, t, 0, dst + p->off, (size_t)t->nbytes, &se) < 0)
+			return modeldir_st_err(e, path, &se);
+	}
+	return 0;
+}
+
+static int read_part(const struct st_file *f, const char *path, const char *prefix, const struct model *m, real *dev,
+    struct err *e)
+{
+	float *flat = from_device(m->be, dev, m->par.total);
+	int rc;
+
+	if (flat == NULL)
+		return err_set(e, EX_OSERR, "no memory to read %s", path);
+	rc = get_part(f, path, prefix, &m->par, flat, e);
+	if (rc == 0)
+		rc = to_device(m->be, dev, flat, m->par.total, e);
+	release(m->be, flat);
+	return rc;
+}
+
+int ckpt_load(const char *dir, struct model *m, struct optim *o, struct err *e)
+{
+	char *path = file_join(dir, "optimizer.safetensors"), first[sizeof m->par.p->name + 16];
+	struct st_error se = {0};
+	struct st_file *f = st_open(path, ST_READ, &se);
+	int rc;
+
+	if (f == NULL) {
+		rc = modeldir_st_err(e, path, &se);
+		free(path);
+		return rc;
+	}
+	snprintf(first, sizeof first, "master.%s", m->par.p[0].name);
+	rc = st_find(f, first) != NULL ? read_part(f, path, "master.", m, m->w, e) : ckpt_load_weights(dir, m, e);
+	if (rc == 0)
+		rc = read_part(f, path, "m.", m, o->m, e);
+	if (rc == 0)
+		rc = read_part(f, path, "v.", m, o->v, e);
+	st_close(f);
+	free(path);
+	return rc;
+}
+
+int ckpt_load_weights(const char *dir, struct model *m, struct err *e)
+{
+	struct modeldir md;
+	float *flat;
+	int rc;
+
+	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
+		return -1;
+	flat = from_device(m->be, m->w, m->par.total);
+	rc = flat == NULL ? err_set(e, EX_OSERR, "no memory to read %s", dir) :
+	    modeldir_load_f32(&md, &m->par, flat, e);
+	if (rc == 0)
+		rc = to_device(m->be, m->w, flat, m->par.total, e);
+	release(m->be, flat);
+	modeldir_close(&md);
+	return rc;
+}

@@ -1,0 +1,51 @@
+/*
+ * ckpt: a run's state on disk. A checkpoint is a whole model directory, OUT/checkpoint-STEP, with optimizer.safetensors
+ * and train_state.json beside the model. It is written under another name, synced, and renamed, so whatever has the
+ * name of a checkpoint is whole; killing the program at any moment leaves the one before as it was.
+ *
+ *	ckpt_clean(out, &e);				(what a killed run left half done)
+ *	if (ckpt_newest(out, &dir, &e) == 0 && dir != NULL)
+ *		ckpt_load(dir, &m, &opt, &state, &e);
+ *	ckpt_save(out, step, &c, &e);
+ *	ckpt_publish(out, step, &e);			(at the end: the checkpoint's files become those of OUT)
+ *
+ * optimizer.safetensors holds m.NAME and v.NAME per parameter, F32, and master.NAME when the weights are written as BF16.
+ */
+#ifndef CHR_CKPT_H
+#define CHR_CKPT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "model.h"
+#include "optim.h"
+#include "tok.h"
+
+struct ckpt {
+	const struct model *m;
+	const struct optim *opt;
+	const struct tok *tok;	/* NULL: no tokenizer files */
+	enum dtype dtype;	/* of model.safetensors: DT_F32 or DT_BF16 */
+	int64_t shard_size;	/* a larger model is written in shards; 0: never */
+	json_t *metadata, *state;
+};
+
+int64_t ckpt_bytes(const struct params *ps, const struct backend *be);	/* held while reading or writing */
+
+int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
+int ckpt_publish(const char *out, int64_t step, struct err *e);
+int ckpt_prune(const char *out, int keep, struct err *e);	/* removes all but the newest `keep` checkpoints */
+int ckpt_clean(const char *out, struct err *e);
+int ckpt_remove_all(const char *out, struct err *e);		/* every checkpoint, and the resume state of OUT itself */
+
+/* malloc'ed name of the newest checkpoint (OUT itself when its state is newer), or NULL in *dir when there is none. */
+int ckpt_newest(const char *out, char **dir, struct err *e);
+bool ckpt_occupied(const char *out);			/* holds a model or checkpoints */
+
+int ckpt_state(const char *dir, json_t **state, struct err *e);	/* train_state.json */
+int ckpt_load(const char *dir, struct model *m, struct optim *o, struct err *e);	/* weights and moments, exact */
+
+int ckpt_load_weights(const char *dir, struct model *m, struct err *e);		/* any model directory, any float type */
+int ckpt_put_gradients(const char *path, const struct model *m, struct err *e);	/* m->g, F32, by parameter name */
+
+#endif

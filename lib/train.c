@@ -1,0 +1,364 @@
+#include "train.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ckpt.h"
+#include "json.h"
+#include "loss.h"
+#include "prov.h"
+#include "sig.h"
+#include "train_impl.h"
+
+struct train_opt train_flags = {
+	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01, .batch = 8,
+	.accum = 1, .seq = 512, .shard_size = (int64_t)4 << 30, .keep = 2, .shuffle = true,
+};
+
+const struct opt train_opts[] = {
+	{ .kind = OPT_GROUP, .help = "Model and data" },
+	{ 'm', "model", OPT_STR, &train_flags.model, 0, 0, "DIR", "model to start from" },
+	{ 'o', "out", OPT_STR, &train_flags.out, 0, 0, "DIR", "model directory to write" },
+	{ 'c', "config", OPT_STR, &train_flags.config, 0, 0, "FILE", "config.json of a new model" },
+	{ 0, "set", OPT_LIST, &train_flags.sets, 0, 0, "KEY=VALUE", "override a value of config.json; may be repeated" },
+	{ 't', "tokenizer", OPT_STR, &train_flags.tokenizer, 0, 0, "FILE", "tokenizer.json, or a directory that has one" },
+	{ 0, "shuffle", OPT_FLAG, &train_flags.shuffle, 0, 0, NULL, "a new order of the records each epoch; not of a pipe" },
+	{ 0, "skip-bad", OPT_FLAG, &train_flags.skip_bad, 0, 0, NULL, "count bad records instead of stopping" },
+	{ .kind = OPT_GROUP, .help = "Training" },
+	{ 'n', "steps", OPT_COUNT, &train_flags.steps, 0, 1e12, "N", "optimiser steps; 0: as many as --epochs gives" },
+	{ 0, "epochs", OPT_FLOAT, &train_flags.epochs, 1e-6, 1e6, "X", "times through the data; with -n, without end" },
+	{ 'b', "batch", OPT_INT, &train_flags.batch, 1, 65536, "N", "sequences of a micro-batch" },
+	{ 0, "accum", OPT_INT, &train_flags.accum, 1, 65536, "N", "micro-batches of a step" },
+	{ 0, "seq", OPT_INT, &train_flags.seq, 2, 1 << 20, "N", "tokens of a sequence" },
+	{ 'l', "lr", OPT_FLOAT, &train_flags.lr, 0, 100, "X", "highest learning rate" },
+	{ 0, "warmup", OPT_COUNT, &train_flags.warmup, 0, 1e12, "N", "steps to reach it; 0: a twentieth of all, at most 500" },
+	{ 0, "weight-decay", OPT_FLOAT, &train_flags.weight_decay, 0, 10, "X", "of matrices other than the embedding" },
+	{ 0, "clip", OPT_FLOAT, &train_flags.clip, 0, 1e9, "X", "limit on the norm of the gradient; 0: none" },
+	{ 0, "dropout", OPT_FLOAT, &train_flags.dropout, 0, 0.99, "X", "unless config.json says" },
+	{ 0, "fallback-mask-prob", OPT_FLOAT, &train_flags.mask_prob, 0, 1, "X",
+	    "chance that an expert is missing and the shared one stands in, unless config.json says" },
+	{ 's', "seed", OPT_COUNT, &train_flags.seed, 0, 0x1p62, "N", "seed of weights, order, dropout and misses" },
+	{ .kind = OPT_GROUP, .help = "Stopping and saving" },
+	{ 0, "resume", OPT_FLAG, &train_flags.resume, 0, 0, NULL, "go on from the newest checkpoint in -o, if there is one" },
+	{ 0, "force", OPT_FLAG, &train_flags.force, 0, 0, NULL, "replace the model in -o" },
+	{ 0, "stop-after", OPT_COUNT, &train_flags.stop_after, 0, 1e12, "N",
+	    "stop with a checkpoint and status 75 after N steps of this run; 0: do not" },
+	{ 0, "save-every", OPT_COUNT, &train_flags.save_every, 0, 1e12, "N", "steps between checkpoints; 0: only at the end" },
+	{ 0, "keep", OPT_INT, &train_flags.keep, 1, 1e6, "N", "checkpoints to keep" },
+	{ 0, "dtype", OPT_CHOICE, &train_flags.dtype, 0, 0, "f32|bf16", "of the weights written" },
+	{ 0, "shard-size", OPT_BYTES, &train_flags.shard_size, 0, 0, "BYTES", "largest file of weights; 0: one file" },
+	{ .kind = OPT_GROUP, .help = "Watching" },
+	{ 0, "log-every", OPT_COUNT, &train_flags.log_every, 1, 1e12, "N", "steps between step records" },
+	{ 0, "eval", OPT_STR, &train_flags.eval, 0, 0, "FILE", "held-out records, evaluated at the end" },
+	{ 0, "eval-every", OPT_COUNT, &train_flags.eval_every, 0, 1e12, "N", "and every N steps; 0: only at the end" },
+	{ 0, "eval-batches", OPT_COUNT, &train_flags.eval_batches, 0, 1e12, "N", "micro-batches of them; 0: all" },
+	{ 0, "grad-dump", OPT_STR, &train_flags.grad_dump, 0, 0, "FILE", "write the first step's gradients and stop" },
+	{ .kind = OPT_GROUP, .help = "Machine" },
+	{ 'j', "threads", OPT_INT, &train_flags.threads, 0, 256, "N", "threads; 0: one per CPU" },
+	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
+	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES", "refuse a plan above this; 0: no limit" },
+	{ 0, "dry-run", OPT_FLAG, &train_flags.dry_run, 0, 0, NULL, "print the memory plan and stop" },
+	{ .kind = OPT_END }
+};
+
+/* They say where, how often and how loud, and cannot change a byte of the model. */
+static const char *const not_recorded[] = {
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "eval", "eval-every",
+	"eval-batches", "ram", "dry-run", "quiet", "verbose", NULL
+};
+
+/* --- one step --- */
+
+/* Takes the micro-batches of a step. Their number, 0 at the end of the data, or -1. */
+static int take(struct train *t, struct err *e)
+{
+	int n, rc;
+
+	for (n = 0; n < t->o.accum; n++) {
+		struct micro *mb = &t->micro[n];
+
+		if ((rc = t->s->source->next(t->src, mb, t->o.batch, e)) < 0)
+			return -1;
+		if (rc == 0)
+			break;
+		mb->tokens = loss_tokens(&mb->b);
+		mb->targets = loss_targets(&mb->b);
+	}
+	return n;
+}
+
+static struct route_in route_view(const struct train *t, const struct micro *mb, int64_t total_tokens)
+{
+	const struct config *c = &t->cfg;
+
+	return (struct route_in){
+		.cfg = c, .B = mb->b.B, .T = mb->b.T, .doc_start = mb->b.doc_start, .probs = t->m.probs, .topk = t->m.topk,
+		.look = c->lookahead_steps > 0 ? t->m.look : NULL, .ref_probs = t->has_ref ? t->ref.probs : NULL,
+		.total_tokens = total_tokens,
+	};
+}
+
+/* Forward, losses and, when training, backward of one micro-batch; sums go to t->now. */
+static void run_micro(struct train *t, const struct micro *mb, int64_t number, int64_t targets, int64_t tokens,
+    bool train, bool count)
+{
+	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
+	    .fallback_mask_prob = train && t->cfg.num_shared_experts > 0 ? t->o.mask_prob : 0 };
+	const struct forward_opt plain = {0};
+	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb, .targets = targets,
+	    .coef = train ? t->coef : NULL, .logp = t->logp };
+	struct route_terms terms = {0};
+	struct route_in route;
+	double base, extra = 0;
+
+	if (t->has_ref)
+		model_forward(&t->ref, &mb->b, &plain);
+	model_forward(&t->m, &mb->b, &fo);
+	base = t->s->loss(&in);
+	route = route_view(t, mb, tokens);
+	if (t->cfg.num_sparse > 0)
+		extra = route_loss(&route, &t->lambda, &t->load, &terms, train ? t->m.dprobs : NULL,
+		    train ? t->m.dlook : NULL, &t->scratch);
+	if (train)
+		model_backward(&t->m, &mb->b);
+	metric_add(&t->now, base, extra, &terms, (double)mb->tokens);
+	if (count && t->cfg.num_sparse > 0) {
+		route_stats_add(&t->now.stats, &route);
+		t->now.counted = true;
+	}
+}
+
+static void clear_step(struct train *t)
+{
+	metric_clear(&t->now);
+	memset(t->load.count, 0, (size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts * sizeof *t->load.count);
+	t->load.tokens = 0;
+}
+
+/* Gradients of n micro-batches into m.g. */
+static int gradients(struct train *t, int n, bool count, struct err *e)
+{
+	int64_t targets = 0, tokens = 0;
+
+	for (int i = 0; i < n; i++) {
+		targets += t->micro[i].targets;
+		tokens += t->micro[i].tokens;
+	}
+	clear_step(t);
+	t->be->zero(t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
+	for (int i = 0; i < n; i++) {
+		run_micro(t, &t->micro[i], t->step * t->o.accum + i, targets, tokens, true, count);
+		if (!isfinite(t->now.loss))
+			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g);"
+			    " the weights of the step before are in the newest checkpoint", t->step + 1, i + 1, n, t->now.loss);
+	}
+	t->tokens += tokens;
+	return 0;
+}
+
+static int put_step(struct train *t, double lr, double norm, struct err *e)
+{
+	double now = progress_clock(), dt = now - t->clock;
+	json_t *rec = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", t->s->name, "step", (json_int_t)t->step);
+	int rc;
+
+	metric_losses(&t->now, rec);
+	json_set_num(rec, "lr", lr);
+	json_set_num(rec, "grad_norm", norm);
+	json_set_int(rec, "tokens", t->tokens);
+	json_set_num(rec, "tok_per_s", dt > 0 ? (double)(t->tokens - t->clock_tokens) / dt : 0);
+	metric_routing(&t->now, &t->cfg, &t->load, rec);
+	json_set_int(rec, "mem_bytes", mem_peak_rss());
+	rc = json_put(stdout, rec, e);
+	json_decref(rec);
+	t->clock = now;
+	t->clock_tokens = t->tokens;
+	return rc;
+}
+
+static int train_step(struct train *t, int n, struct err *e)
+{
+	bool log = (t->step + 1) % t->o.log_every == 0 || t->step + 1 == t->schedule.total;
+	double norm, lr = optim_lr(&t->schedule, t->step + 1);
+
+	if (gradients(t, n, log, e) < 0)
+		return -1;
+	norm = optim_norm(&t->opt, t->m.g);
+	if (!isfinite(norm))
+		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g); the"
+		    " weights of the step before are in the newest checkpoint", t->step + 1, n, t->now.loss);
+	optim_step(&t->opt, t->m.w, t->m.g, lr, optim_clip(norm, t->o.clip));
+	t->step++;
+	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
+	    (double)(t->tokens - t->clock_tokens) / fmax(progress_clock() - t->clock, 1e-9));
+	return log ? put_step(t, lr, norm, e) : 0;
+}
+
+/* --- evaluation --- */
+
+/* Held-out loss: the mean over all targets, each batch weighing by its own. */
+static int evaluate(struct train *t, struct err *e)
+{
+	const struct source *src = t->s->source;
+	struct micro *mb = &t->micro[0];
+	double began = progress_clock(), sum = 0, targets = 0;
+	json_t *rec;
+	int rc = 0;
+
+	if (src->seek(t->eval_src, NULL, e) < 0)
+		return -1;
+	clear_step(t);
+	for (int64_t i = 0; t->o.eval_batches == 0 || i < t->o.eval_batches; i++) {
+		double before = t->now.base;
+
+		if ((rc = src->next(t->eval_src, mb, t->o.batch, e)) <= 0)
+			break;
+		mb->tokens = loss_tokens(&mb->b);
+		mb->targets = loss_targets(&mb->b);
+		run_micro(t, mb, 0, mb->targets, mb->tokens, false, true);
+		sum += (double)mb->targets * (t->now.base - before);
+		targets += (double)mb->targets;
+	}
+	if (rc < 0)
+		return -1;
+	t->now.base = t->now.loss = targets > 0 ? sum / targets : 0;
+	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step", (json_int_t)t->step);
+	metric_losses(&t->now, rec);
+	json_set_num(rec, "perplexity", exp(t->now.base));
+	json_set_num(rec, "targets", targets);
+	metric_routing(&t->now, &t->cfg, &t->load, rec);
+	json_set_num(rec, "seconds", progress_clock() - began);
+	rc = json_put(stdout, rec, e);
+	json_decref(rec);
+	t->clock += progress_clock() - began;	/* not the next step's time */
+	return rc;
+}
+
+/* --- saving --- */
+
+static json_t *state(const struct train *t)
+{
+	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
+	    "step", (json_int_t)t->step, "total", (json_int_t)t->schedule.total, "tokens", (json_int_t)t->tokens,
+	    "position", t->s->source->position(t->src), "settings", train_settings(t));
+}
+
+static int save(struct train *t, bool final, struct err *e)
+{
+	const uint64_t seed = (uint64_t)t->o.seed;
+	struct ckpt c = { .m = &t->m, .opt = &t->opt, .tok = t->tok, .dtype = t->o.dtype == 1 ? DT_BF16 : DT_F32,
+	    .shard_size = t->o.shard_size };
+	struct prov p = { .program = err_prog, .command = t->command, .seed = &seed, .parent_metadata = t->metadata,
+	    .parent = t->parent[0] != '\0' ? t->parent : NULL };
+	json_t *config = config_to_json(&t->cfg), *data = t->s->source->inputs(t->src);
+	int rc;
+
+	p.config = config;
+	p.data = data;
+	c.metadata = prov_metadata(&p);
+	c.state = state(t);
+	rc = ckpt_save(t->o.out, t->step, &c, e);
+	if (rc == 0 && final)
+		rc = ckpt_publish(t->o.out, t->step, e);
+	if (rc == 0)
+		rc = ckpt_prune(t->o.out, t->o.keep, e);
+	json_decref(c.metadata);
+	json_decref(c.state);
+	json_decref(config);
+	json_decref(data);
+	return rc;
+}
+
+/* --- the loop --- */
+
+static bool every(int64_t step, int64_t n)
+{
+	return n > 0 && step % n == 0;
+}
+
+/* What is due after a step. Returns 1 to stop early, 0 to go on, -1. */
+static int after_step(struct train *t, struct err *e)
+{
+	bool last = t->step == t->schedule.total;
+	bool stop = !last && (sig_stop || t->step - t->first_step == t->o.stop_after);
+
+	if (t->eval_src != NULL && every(t->step, t->o.eval_every) && !last && evaluate(t, e) < 0)
+		return -1;
+	if (stop || (!last && every(t->step, t->o.save_every)) || sig_save) {
+		sig_save = 0;
+		if (save(t, false, e) < 0)
+			return -1;
+	}
+	return stop;
+}
+
+static int loop(struct train *t, struct err *e)
+{
+	int n, rc;
+
+	while (t->schedule.total == 0 || t->step < t->schedule.total) {
+		if ((n = take(t, e)) < 0)
+			return -1;
+		if (n == 0)
+			break;
+		if (train_step(t, n, e) < 0 || (rc = after_step(t, e)) < 0)
+			return -1;
+		if (rc > 0)
+			return EX_TEMPFAIL;
+	}
+	if (t->step == 0)
+		return err_set(e, EX_DATAERR, "no tokens to train on");
+	if (t->eval_src != NULL && evaluate(t, e) < 0)
+		return -1;
+	return save(t, true, e);
+}
+
+static int dump_gradients(struct train *t, struct err *e)
+{
+	int n = take(t, e);
+
+	if (n < 0 || (n > 0 && gradients(t, n, false, e) < 0))
+		return -1;
+	if (n == 0)
+		return err_set(e, EX_DATAERR, "no tokens to train on");
+	return ckpt_put_gradients(t->o.grad_dump, &t->m, e);
+}
+
+static int print_plan(struct train *t, struct err *e)
+{
+	json_t *rec = mem_plan_json(&t->plan);
+	int rc;
+
+	json_set_int(rec, "steps", t->schedule.total);
+	json_set_int(rec, "parameters", t->parameters);
+	json_set_int(rec, "tokens_per_step", (int64_t)t->o.batch * t->o.seq * t->o.accum);
+	rc = json_put(stdout, rec, e);
+	json_decref(rec);
+	if (!opt_quiet)
+		mem_plan_print(&t->plan, stderr);
+	return rc;
+}
+
+int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
+    char *const files[], struct err *e)
+{
+	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files };
+	int rc;
+
+	t.command = prov_command(argc, argv, opts, not_recorded);
+	rc = train_setup(&t, e);
+	if (rc == 0 && t.o.dry_run) {
+		rc = print_plan(&t, e);
+	} else if (rc == 0) {
+		progress_start(&t.progress, s->name, "steps", (double)t.schedule.total);
+		t.clock = progress_clock();
+		rc = t.o.grad_dump != NULL ? dump_gradients(&t, e) : loop(&t, e);
+		progress_end(&t.progress);
+		if (rc == EX_TEMPFAIL && !opt_quiet)
+			err_warn("stopped after step %" PRId64 " with a checkpoint; --resume goes on", t.step);
+	}
+	train_teardown(&t);
+	return rc;
+}

@@ -1,0 +1,90 @@
+/*
+ * train: the loop that all trainers share. A trainer is where batches come from and what the loss is (struct stage);
+ * train_run() owns accumulation, schedule, clipping, AdamW, router losses, evaluation, checkpoints, records, signals.
+ *
+ *	static const struct stage stage = { "pretrain", &packed_source, loss };
+ *	train_flags.lr = 5e-4;					(the stage's own defaults, before the table is read)
+ *	first = opt_parse(argc, argv, opts, &prog);		(opts includes train_opts)
+ *	status = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
+ *
+ * One optimiser step:
+ *
+ *	take `accum` micro-batches			so that the number of targets of the whole step is known
+ *	for each: model_forward
+ *	          stage->loss				base loss; fills the head's gradient through model_head
+ *	          route_loss				router terms; fills dprobs and dlook
+ *	          model_backward
+ *	clip to the global norm, AdamW, record
+ *
+ * The state that carries over from one step to the next is weights, moments, step count and position in the data, all
+ * of it in a checkpoint; random numbers are functions of seed and step. So 20 steps equal 10 + 10, bit for bit.
+ */
+#ifndef CHR_TRAIN_H
+#define CHR_TRAIN_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config.h"
+#include "err.h"
+#include "model.h"
+#include "opt.h"
+#include "tok.h"
+
+struct train_opt {
+	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump;
+	struct opt_list sets;
+	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, log_every, shard_size, ram,
+	    seed;
+	double epochs, lr, clip, weight_decay, mask_prob, dropout;
+	int batch, accum, seq, threads, keep, dtype;
+	bool shuffle, skip_bad, resume, force, dry_run;
+};
+extern struct train_opt train_flags;		/* what the table fills in */
+extern const struct opt train_opts[];
+
+struct micro {			/* a micro-batch */
+	struct batch b;		/* arrays of batch * seq entries */
+	int64_t tokens;		/* rows that are not padding */
+	int64_t targets;	/* rows with a target */
+	void *extra;		/* source->extra bytes for the stage's own use (which rows belong together, rewards) */
+};
+
+/* Where batches come from. `self` is what open returned. */
+struct source {
+	size_t extra;
+	void *(*open)(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+	    char *const files[], bool eval, struct err *e);	/* eval: in order, once; t may be NULL */
+	void (*close)(void *self);
+	int64_t (*rows)(const void *self);			/* sequences until the end; -1: no end, or not known */
+	int64_t (*bytes)(const void *self);			/* memory held */
+	json_t *(*identity)(const void *self);			/* object that tells other data from this, for --resume */
+	int (*next)(void *self, struct micro *mb, int B, struct err *e);	/* up to B sequences: 1, 0 at the end, -1 */
+	json_t *(*position)(const void *self);
+	int (*seek)(void *self, const json_t *position, struct err *e);	/* NULL: the start */
+	json_t *(*inputs)(const void *self);			/* chronos.data */
+};
+extern const struct source packed_source;			/* documents, packed (data.h) */
+
+struct stage_in {
+	struct model *m;	/* after model_forward on this batch */
+	struct model *ref;	/* the frozen start, after the same; NULL unless asked for */
+	const struct micro *mb;
+	int64_t targets;	/* of the whole step; means are over these */
+	real *coef;		/* (R) scratch; NULL: the loss only, no gradient (evaluation) */
+	real *logp;		/* (R) scratch */
+};
+
+struct stage {
+	const char *name;	/* "pretrain": the records' "stage" */
+	const struct source *source;
+	double (*loss)(const struct stage_in *in);	/* this batch's part of the step's base loss */
+	bool needs_ref;		/* the frozen starting model (-m), also without a router anchor */
+};
+
+/* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or -1. */
+int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
+    char *const files[], struct err *e);
+
+#endif

@@ -1,0 +1,55 @@
+/*
+ * train_impl: the state of a run, shared by train.c (the loop) and train_setup.c (what must be there before it starts).
+ */
+#ifndef CHR_TRAIN_IMPL_H
+#define CHR_TRAIN_IMPL_H
+
+#include "mem.h"
+#include "metric.h"
+#include "optim.h"
+#include "progress.h"
+#include "route.h"
+#include "train.h"
+
+struct train {
+	struct train_opt o;		/* as given, with what follows from other options filled in */
+	const struct stage *s;
+	int nfiles;
+	char *const *files;
+	json_t *command;		/* canonical command line */
+
+	struct config cfg;
+	struct tok *tok;		/* NULL: none needed */
+	const struct backend *be;
+	struct model m, ref;		/* ref: the frozen start; open when has_ref */
+	bool has_ref;
+	struct optim opt;
+	struct schedule schedule;
+	json_t *metadata;		/* of the starting model (-m), or NULL */
+	char parent[33];		/* its fingerprint */
+
+	void *src, *eval_src;
+	struct micro *micro;		/* (accum) */
+	real *coef, *logp;		/* (R) */
+	struct route_lambda lambda;
+	struct route_load load;
+	struct route_scratch *scratch;
+	struct mem_plan plan;
+	int64_t parameters;
+
+	char *resume;			/* directory of the checkpoint to go on from, or NULL */
+	int64_t step, first_step;	/* optimiser steps done; when this run began */
+	int64_t tokens;			/* input so far, padding not counted */
+	struct metric now;		/* of the step */
+	struct progress progress;
+	double clock;			/* time of the last record, */
+	int64_t clock_tokens;		/* and the tokens then */
+};
+
+/* Everything up to the first step. Returns 0, or -1. After --dry-run there is only the plan. */
+int train_setup(struct train *t, struct err *e);
+void train_teardown(struct train *t);
+
+json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with the one before */
+
+#endif

@@ -1,0 +1,439 @@
+#include "train_impl.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ckpt.h"
+#include "data.h"
+#include "file.h"
+#include "json.h"
+#include "modeldir.h"
+#include "pool.h"
+#include "sig.h"
+
+/* --- documents, packed: the source of stages that learn from every token --- */
+
+static void *packed_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+    char *const files[], bool eval, struct err *e)
+{
+	const struct data_opt d = { .tok = t, .vocab = c->vocab_size, .T = o->seq, .shuffle = o->shuffle && !eval,
+	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
+
+	return data_open(nfiles, files, &d, e);
+}
+
+static void packed_close(void *self)
+{
+	data_close(self);
+}
+
+static int64_t packed_rows(const void *self)
+{
+	return data_rows(self);
+}
+
+static int64_t packed_bytes(const void *self)
+{
+	return data_bytes(self);
+}
+
+static json_t *packed_identity(const void *self)
+{
+	return json_pack("{s:I, s:I}", "documents", (json_int_t)data_docs(self), "data_tokens",
+	    (json_int_t)data_tokens(self));
+}
+
+static int packed_next(void *self, struct micro *mb, int B, struct err *e)
+{
+	return data_next(self, &mb->b, B, e);
+}
+
+static json_t *packed_position(const void *self)
+{
+	return data_position(self);
+}
+
+static int packed_seek(void *self, const json_t *position, struct err *e)
+{
+	return data_seek(self, position, e);
+}
+
+static json_t *packed_inputs(const void *self)
+{
+	return data_inputs(self);
+}
+
+const struct source packed_source = {
+	.open = packed_open, .close = packed_close, .rows = packed_rows, .bytes = packed_bytes,
+	.identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
+	.inputs = packed_inputs,
+};
+
+/* --- options --- */
+
+static bool given(const struct train *t, const char *name)
+{
+	size_t i, n = strlen(name);
+	json_t *v;
+
+	json_array_foreach(t->command, i, v) {
+		const char *s = json_string_value(v);
+
+		if (strncmp(s, "--", 2) == 0 && strncmp(s + 2, name, n) == 0 && s[2 + n] == '=')
+			return true;
+	}
+	return false;
+}
+
+static int check_options(struct train *t, struct err *e)
+{
+	struct train_opt *o = &t->o;
+
+	if (o->config == NULL && o->model == NULL && !o->resume)
+		return err_set(e, EX_USAGE, "a new model needs a configuration: -c FILE (or -m DIR to go on from a model)");
+	if (o->out == NULL && o->grad_dump == NULL && !o->dry_run)
+		return err_set(e, EX_USAGE, "where should the model go? -o DIR");
+	if (o->resume && o->out == NULL)
+		return err_set(e, EX_USAGE, "--resume needs -o DIR");
+	if (o->resume && o->force)
+		return err_set(e, EX_USAGE, "--resume and --force contradict each other");
+	if (given(t, "steps") && o->steps > 0 && !given(t, "epochs"))
+		o->epochs = 0;
+	return 0;
+}
+
+/* Looks at OUT: what to go on from, or whether it may be replaced. */
+static int check_out(struct train *t, struct err *e)
+{
+	const char *out = t->o.out;
+
+	if (out == NULL)
+		return 0;
+	if (t->o.resume && ckpt_newest(out, &t->resume, e) < 0)
+		return -1;
+	if (t->o.resume && t->resume == NULL && !opt_quiet)
+		err_warn("%s: no checkpoint yet, starting from the beginning", out);
+	if (t->resume == NULL && !t->o.force && ckpt_occupied(out))
+		return err_set(e, EX_CANTCREAT, "%s: holds a model already (--resume goes on, --force replaces it)", out);
+	if (t->resume == NULL && t->o.config == NULL && t->o.model == NULL)
+		return err_set(e, EX_USAGE, "nothing to resume, and a new model needs -c FILE");
+	return 0;
+}
+
+/* --- configuration, tokenizer, data --- */
+
+/* --dropout and --fallback-mask-prob, when not given, yield to config.json. */
+static void settle_probabilities(struct train *t)
+{
+	struct config *c = &t->cfg;
+
+	if (given(t, "dropout") || json_object_get(c->raw, "dropout") == NULL)
+		c->dropout = t->o.dropout;
+	if (!given(t, "fallback-mask-prob") && json_object_get(c->raw, "fallback_mask_prob") != NULL)
+		t->o.mask_prob = c->fallback_mask_prob;
+	t->lambda = (struct route_lambda){ c->lambda_balance, c->lambda_temporal, c->lambda_router_locality,
+	    c->lambda_lookahead, c->lambda_lookahead_topk, c->lambda_lookahead_union, c->lambda_router_anchor };
+}
+
+static int open_config(struct train *t, struct err *e)
+{
+	const struct train_opt *o = &t->o;
+	const char *path = o->config != NULL ? o->config : o->model != NULL ? o->model : t->resume;
+
+	if (config_load(&t->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
+		return -1;
+	settle_probabilities(t);
+	if (o->seq > t->cfg.max_position_embeddings)
+		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings %d", o->seq,
+		    t->cfg.max_position_embeddings);
+	t->has_ref = t->s->needs_ref || t->lambda.anchor > 0;
+	if (t->has_ref && o->model == NULL)
+		return err_set(e, EX_USAGE, "%s needs a model to start from: -m DIR",
+		    t->s->needs_ref ? t->s->name : "lambda_router_anchor");
+	return 0;
+}
+
+static bool holds_tokenizer(const char *dir)
+{
+	char *path = dir != NULL ? file_join(dir, "tokenizer.json") : NULL;
+	FILE *f = path != NULL ? fopen(path, "r") : NULL;
+
+	if (f != NULL)
+		fclose(f);
+	free(path);
+	return f != NULL;
+}
+
+static int open_tokenizer(struct train *t, struct err *e)
+{
+	const char *path = t->o.tokenizer;
+
+	if (path == NULL && holds_tokenizer(t->o.model))
+		path = t->o.model;
+	if (path == NULL && holds_tokenizer(t->resume))
+		path = t->resume;
+	if (path == NULL)
+		return 0;
+	if ((t->tok = tok_load(path, e)) == NULL)
+		return -1;
+	if (tok_vocab(t->tok) > t->cfg.vocab_size)
+		return err_set(e, EX_DATAERR, "%s: has %d tokens, the model's vocab_size is only %d", path,
+		    tok_vocab(t->tok), t->cfg.vocab_size);
+	t->cfg.bos_token_id = tok_bos(t->tok);
+	t->cfg.eos_token_id = tok_eos(t->tok);
+	t->cfg.pad_token_id = tok_pad(t->tok);
+	return 0;
+}
+
+static int open_data(struct train *t, struct err *e)
+{
+	const struct source *s = t->s->source;
+	const char *eval = t->o.eval;
+
+	t->src = s->open(&t->o, &t->cfg, t->tok, t->nfiles, t->files, false, e);
+	if (t->src == NULL)
+		return -1;
+	if (eval == NULL)
+		return 0;
+	t->eval_src = s->open(&t->o, &t->cfg, t->tok, 1, (char *const *)&t->o.eval, true, e);
+	if (t->eval_src == NULL)
+		return -1;
+	if (s->rows(t->eval_src) < 0)
+		return err_set(e, EX_USAGE, "--eval %s: must be a regular file, it is read more than once", eval);
+	return 0;
+}
+
+static int64_t ceil_div(int64_t a, int64_t b)
+{
+	return (a + b - 1) / b;
+}
+
+static void plan_steps(struct train *t)
+{
+	int64_t rows = t->s->source->rows(t->src);
+	int64_t total = rows < 0 ? 0 : ceil_div(ceil_div(rows, t->o.batch), t->o.accum);
+
+	if (t->o.steps > 0 && (total == 0 || t->o.steps < total))
+		total = t->o.steps;
+	t->schedule = (struct schedule){ .base = t->o.lr, .total = total,
+	    .warmup = t->o.warmup > 0 ? t->o.warmup : optim_warmup(total > 0 ? total : INT64_MAX) };
+}
+
+/* --- memory --- */
+
+static int64_t rows(const struct train *t)
+{
+	return (int64_t)t->o.batch * t->o.seq;
+}
+
+static int64_t micro_bytes(const struct train *t)
+{
+	return rows(t) * (int64_t)(sizeof(uint32_t) + 2 * sizeof(int32_t)) + (int64_t)t->s->source->extra;
+}
+
+static int plan_memory(struct train *t, struct err *e)
+{
+	const struct model_opt train = { .max_b = t->o.batch, .max_t = t->o.seq, .train = true };
+	const struct model_opt frozen = { .max_b = t->o.batch, .max_t = t->o.seq };
+	struct params ps;
+
+	if (params_build(&ps, &t->cfg, e) < 0)
+		return -1;
+	model_plan(&t->plan, &t->cfg, &train);
+	if (t->has_ref)
+		model_plan(&t->plan, &t->cfg, &frozen);
+	mem_plan_add(&t->plan, "optimizer", optim_bytes(&ps));
+	if (ckpt_bytes(&ps, t->be) > 0)
+		mem_plan_add(&t->plan, "checkpoint in transit", ckpt_bytes(&ps, t->be));
+	t->parameters = ps.count;
+	mem_plan_add(&t->plan, "batches", t->o.accum * micro_bytes(t) + 2 * rows(t) * (int64_t)sizeof(real));
+	mem_plan_add(&t->plan, "training data", t->s->source->bytes(t->src) +
+	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0));
+	params_free(&ps);
+	return mem_plan_check(&t->plan, t->o.ram, "a smaller --batch or --seq (and more --accum) needs less", e);
+}
+
+static void open_batches(struct train *t)
+{
+	size_t n = (size_t)rows(t);
+
+	t->micro = mem_alloc((size_t)t->o.accum * sizeof *t->micro);
+	for (int i = 0; i < t->o.accum; i++) {
+		t->micro[i].b.tok = mem_alloc(n * sizeof(uint32_t));
+		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
+		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
+		if (t->s->source->extra > 0)
+			t->micro[i].extra = mem_alloc(t->s->source->extra);
+	}
+	t->coef = mem_alloc(n * sizeof *t->coef);
+	t->logp = mem_alloc(n * sizeof *t->logp);
+	t->load.count = mem_alloc(((size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts + 1) * sizeof *t->load.count);
+}
+
+/* --- weights --- */
+
+/* What the starting model says of itself, for the ancestry of the new one. */
+static int open_parent(struct train *t, struct err *e)
+{
+	struct modeldir md;
+	const char *fingerprint;
+
+	if (t->o.model == NULL)
+		return 0;
+	if (modeldir_open(&md, t->o.model, 0, NULL, e) < 0)
+		return -1;
+	t->metadata = modeldir_metadata(&md);
+	if ((fingerprint = modeldir_fingerprint(&md, e)) != NULL)
+		snprintf(t->parent, sizeof t->parent, "%s", fingerprint);
+	modeldir_close(&md);
+	return fingerprint != NULL ? 0 : -1;
+}
+
+static int open_models(struct train *t, struct err *e)
+{
+	const struct model_opt train = { .max_b = t->o.batch, .max_t = t->o.seq, .train = true };
+	const struct model_opt frozen = { .max_b = t->o.batch, .max_t = t->o.seq };
+
+	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0 ||
+	    optim_open(&t->opt, &t->m.par, t->be, t->o.weight_decay, e) < 0)
+		return -1;
+	if (t->has_ref && (model_open(&t->ref, &t->cfg, &frozen, t->be, e) < 0 ||
+	    ckpt_load_weights(t->o.model, &t->ref, e) < 0))
+		return -1;
+	if (t->resume != NULL)
+		return ckpt_load(t->resume, &t->m, &t->opt, e);
+	if (t->o.model != NULL)
+		return ckpt_load_weights(t->o.model, &t->m, e);
+	model_init_weights(&t->m, (uint64_t)t->o.seed);
+	return 0;
+}
+
+/* --- resuming --- */
+
+json_t *train_settings(const struct train *t)
+{
+	const struct train_opt *o = &t->o;
+	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:f, s:b, s:b}", "seed", (json_int_t)o->seed,
+	    "batch", o->batch, "accum", o->accum, "seq", o->seq, "lr", o->lr, "warmup", (json_int_t)o->warmup,
+	    "weight-decay", o->weight_decay, "clip", o->clip, "fallback-mask-prob", o->mask_prob, "shuffle", o->shuffle,
+	    "skip-bad", o->skip_bad);
+	json_t *data = t->s->source->identity(t->src), *config = config_to_json(&t->cfg);
+
+	json_object_update(s, data);
+	json_object_set_new(s, "config.json", config);
+	json_decref(data);
+	return s;
+}
+
+static int compare_settings(const struct train *t, const json_t *old, struct err *e)
+{
+	json_t *now = train_settings(t), *v;
+	const char *key;
+	int rc = 0;
+
+	json_object_foreach(now, key, v) {
+		const json_t *was = json_object_get(old, key);
+		char *a, *b;
+
+		if (rc < 0 || json_equal(v, was))
+			continue;
+		a = json_dumps(was, JSON_ENCODE_ANY | JSON_COMPACT);
+		b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+		if (json_is_object(v))
+			rc = err_set(e, EX_USAGE, "--resume: %s is not that of %s", key, t->resume);
+		else
+			rc = err_set(e, EX_USAGE, "--resume: %s is %s, but was %s when %s was written", key, b,
+			    a != NULL ? a : "absent", t->resume);
+		free(a);
+		free(b);
+	}
+	json_decref(now);
+	return rc;
+}
+
+static int restore(struct train *t, struct err *e)
+{
+	json_int_t step = 0, tokens = 0;
+	const char *stage = NULL;
+	json_t *state = NULL, *position = NULL, *settings = NULL;
+	int rc = ckpt_state(t->resume, &state, e);
+
+	if (rc < 0)
+		return -1;
+	if (json_unpack(state, "{s:s, s:I, s:I, s:o, s:o}", "stage", &stage, "step", &step, "tokens", &tokens, "position",
+	    &position, "settings", &settings) < 0 || step < 0)
+		rc = err_set(e, EX_DATAERR, "%s/train_state.json: not the state of a run", t->resume);
+	else if (strcmp(stage, t->s->name) != 0)
+		rc = err_set(e, EX_USAGE, "--resume: %s is of the stage %s", t->resume, stage);
+	else
+		rc = compare_settings(t, settings, e);
+	if (rc == 0)
+		rc = t->s->source->seek(t->src, position, e);
+	if (rc == 0 && !opt_quiet)
+		err_warn("going on from %s", t->resume);
+	t->step = t->first_step = t->opt.updates = step;
+	t->tokens = t->clock_tokens = tokens;
+	json_decref(state);
+	return rc;
+}
+
+/* From here on OUT is ours: nothing before this has changed a byte of it. */
+static int take_out(struct train *t, struct err *e)
+{
+	if (t->o.out == NULL || t->o.grad_dump != NULL)
+		return 0;
+	if (file_mkdirs(t->o.out, e) < 0 || ckpt_clean(t->o.out, e) < 0)
+		return -1;
+	return t->o.force ? ckpt_remove_all(t->o.out, e) : 0;
+}
+
+int train_setup(struct train *t, struct err *e)
+{
+	if (check_options(t, e) < 0 || check_out(t, e) < 0)
+		return -1;
+	pool_init(t->o.threads);
+	sig_install();
+	if ((t->be = backend_open(t->o.backend, e)) == NULL || open_config(t, e) < 0 || open_tokenizer(t, e) < 0 ||
+	    open_data(t, e) < 0)
+		return -1;
+	plan_steps(t);
+	if (plan_memory(t, e) < 0)
+		return -1;
+	if (t->o.dry_run)
+		return 0;
+	open_batches(t);
+	if (open_parent(t, e) < 0 || open_models(t, e) < 0 || (t->resume != NULL && restore(t, e) < 0))
+		return -1;
+	return take_out(t, e);
+}
+
+void train_teardown(struct train *t)
+{
+	for (int i = 0; t->micro != NULL && i < t->o.accum; i++) {
+		mem_free(t->micro[i].b.tok);
+		mem_free(t->micro[i].b.target);
+		mem_free(t->micro[i].b.doc_start);
+		mem_free(t->micro[i].extra);
+	}
+	mem_free(t->micro);
+	mem_free(t->coef);
+	mem_free(t->logp);
+	mem_free(t->load.count);
+	route_scratch_free(t->scratch);
+	optim_close(&t->opt);
+	if (t->m.w != NULL)
+		model_close(&t->m);
+	if (t->ref.w != NULL)
+		model_close(&t->ref);
+	if (t->src != NULL)
+		t->s->source->close(t->src);
+	if (t->eval_src != NULL)
+		t->s->source->close(t->eval_src);
+	tok_free(t->tok);
+	config_free(&t->cfg);
+	json_decref(t->metadata);
+	json_decref(t->command);
+	free(t->resume);
+}
