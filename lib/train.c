@@ -76,6 +76,10 @@ static int take(struct train *t, struct err *e)
 {
 	int n, rc;
 
+	if (t->streams) {		/* a stop signal may end the wait for records in the middle of this */
+		json_decref(t->position);
+		t->position = t->s->source->position(t->src);
+	}
 	for (n = 0; n < t->o.accum; n++) {
 		struct micro *mb = &t->micro[n];
 
@@ -242,7 +246,7 @@ static json_t *state(const struct train *t)
 {
 	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
 	    "step", (json_int_t)t->step, "total", (json_int_t)t->schedule.total, "tokens", (json_int_t)t->tokens,
-	    "position", t->s->source->position(t->src), "settings", train_settings(t));
+	    "position", t->position != NULL ? json_incref(t->position) : t->s->source->position(t->src), "settings", train_settings(t));
 }
 
 static int save(struct train *t, bool final, struct err *e)
@@ -294,13 +298,22 @@ static int after_step(struct train *t, struct err *e)
 	return stop;
 }
 
+/* A signal came while the next records did not: what was done so far is saved, as after any step. */
+static int stop_waiting(struct train *t, struct err *e)
+{
+	*e = (struct err){0};
+	return save(t, false, e) < 0 ? -1 : EX_TEMPFAIL;
+}
+
 static int loop(struct train *t, struct err *e)
 {
 	int n, rc;
 
 	while (t->schedule.total == 0 || t->step < t->schedule.total) {
 		if ((n = take(t, e)) < 0)
-			return -1;
+			return e->status == EX_TEMPFAIL ? stop_waiting(t, e) : -1;
+		json_decref(t->position);
+		t->position = NULL;
 		if (n == 0)
 			break;
 		if (train_step(t, n, e) < 0 || (rc = after_step(t, e)) < 0)

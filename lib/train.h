@@ -57,6 +57,7 @@ struct source {
 	void *(*open)(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
 	    char *const files[], bool eval, struct err *e);	/* eval: in order, once; t may be NULL */
 	void (*close)(void *self);
+	bool (*streams)(const void *self);			/* reads a pipe */
 	int64_t (*rows)(const void *self);			/* sequences until the end; -1: no end, or not known */
 	int64_t (*bytes)(const void *self);			/* memory held */
 	json_t *(*identity)(const void *self);			/* object that tells other data from this, for --resume */

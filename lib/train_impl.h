@@ -29,6 +29,8 @@ struct train {
 	char parent[33];		/* its fingerprint */
 
 	void *src, *eval_src;
+	bool streams;			/* the data come through a pipe */
+	json_t *position;		/* of a stream: where the step being taken began; NULL between steps */
 	struct micro *micro;		/* (accum) */
 	real *coef, *logp;		/* (R) */
 	struct route_lambda lambda;

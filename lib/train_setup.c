@@ -29,6 +29,11 @@ static void packed_close(void *self)
 	data_close(self);
 }
 
+static bool packed_streams(const void *self)
+{
+	return data_streams(self);
+}
+
 static int64_t packed_rows(const void *self)
 {
 	return data_rows(self);
@@ -66,8 +71,8 @@ static json_t *packed_inputs(const void *self)
 }
 
 const struct source packed_source = {
-	.open = packed_open, .close = packed_close, .rows = packed_rows, .bytes = packed_bytes,
-	.identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
+	.open = packed_open, .close = packed_close, .streams = packed_streams, .rows = packed_rows,
+	.bytes = packed_bytes, .identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
 	.inputs = packed_inputs,
 };
 
@@ -195,12 +200,13 @@ static int open_data(struct train *t, struct err *e)
 	t->src = s->open(&t->o, &t->cfg, t->tok, t->nfiles, t->files, false, e);
 	if (t->src == NULL)
 		return -1;
+	t->streams = s->streams(t->src);
 	if (eval == NULL)
 		return 0;
 	t->eval_src = s->open(&t->o, &t->cfg, t->tok, 1, (char *const *)&t->o.eval, true, e);
 	if (t->eval_src == NULL)
 		return -1;
-	if (s->rows(t->eval_src) < 0)
+	if (s->streams(t->eval_src))
 		return err_set(e, EX_USAGE, "--eval %s: must be a regular file, it is read more than once", eval);
 	return 0;
 }
@@ -433,6 +439,7 @@ void train_teardown(struct train *t)
 		t->s->source->close(t->eval_src);
 	tok_free(t->tok);
 	config_free(&t->cfg);
+	json_decref(t->position);
 	json_decref(t->metadata);
 	json_decref(t->command);
 	free(t->resume);

@@ -1,0 +1,41 @@
+/*
+ * chr-pretrain: trains a model on documents to predict their next token.
+ */
+#include "err.h"
+#include "loss.h"
+#include "opt.h"
+#include "train.h"
+
+static double pretrain_loss(const struct stage_in *in)
+{
+	return loss_ce(in->m, &in->mb->b, in->targets, in->coef, in->logp);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct stage stage = { .name = "pretrain", .source = &packed_source, .loss = pretrain_loss };
+	static const struct opt opts[] = {
+		{ .kind = OPT_TABLE, .value = (void *)train_opts },
+		{ .kind = OPT_END }
+	};
+	static const struct opt_prog prog = {
+		.name = "chr-pretrain", .operands = "[options] -c FILE -o DIR [FILE...]",
+		.purpose = "train a model on documents to predict their next token",
+		.notes = "FILE is JSONL (text, messages, tokens; .gz too) or a token shard (.safetensors). Step records go to\n"
+		    "stdout. Exit status 75: stopped early with a checkpoint, run again with --resume.",
+		.reads_stdin = true,
+	};
+	struct err e = {0};
+	int first, rc;
+
+	err_init(argv[0]);
+	train_flags.lr = 5e-4;
+	train_flags.epochs = 2;
+	train_flags.mask_prob = 0.08;
+	first = opt_parse(argc, argv, opts, &prog);
+	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
+	if (rc < 0)
+		err_exit(&e);
+	err_close_stdout();
+	return rc;
+}
