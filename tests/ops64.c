@@ -1,0 +1,333 @@
+/*
+ * ops64: every operation of the cpu backend in double precision: matrix products against plain loops, and each backward
+ * row against central differences of its forward row, in every argument.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+#include "pool.h"
+#include "rng.h"
+#include "tap.h"
+
+#define STEP 1e-6
+#define TOL 1e-7
+
+static const struct backend *be = &backend_cpu;
+static uint64_t stream;
+
+static real *randoms(int64_t n)
+{
+	real *p = malloc((size_t)n * sizeof(real));
+
+	stream++;
+	for (int64_t i = 0; i < n; i++)
+		p[i] = rng_normal(5, stream, (uint64_t)i);
+	return p;
+}
+
+/* An op under test: f() fills out (nout) from its inputs; the loss is out . seed. */
+struct op {
+	void (*f)(void *ctx);
+	void *ctx;
+	const real *out, *seed;
+	int64_t nout;
+};
+
+static double loss(const struct op *o)
+{
+	double s = 0;
+
+	o->f(o->ctx);
+	for (int64_t i = 0; i < o->nout; i++)
+		s += o->out[i] * o->seed[i];
+	return s;
+}
+
+/* Gradient `g` of input `x` (n values) against differences, element by element. */
+static void check(const struct op *o, const char *name, real *x, const real *g, int64_t n)
+{
+	double worst = 0;
+
+	for (int64_t i = 0; i < n; i++) {
+		real keep = x[i];
+		double up, down, d;
+
+		x[i] = keep + STEP;
+		up = loss(o);
+		x[i] = keep - STEP;
+		down = loss(o);
+		x[i] = keep;
+		d = fabs((up - down) / (2 * STEP) - g[i]) / (1 + fabs(g[i]));
+		worst = d > worst || isnan(d) ? d : worst;
+	}
+	if (!ok(worst < TOL, "%s", name))
+		printf("# worst %g\n", worst);
+}
+
+/* ---- matrices ---- */
+
+static void gemm_case(enum gemm_kind kind, int m, int n, int k, real beta)
+{
+	real *a = randoms((int64_t)(m + k) * (m + k + 3)), *b = randoms((int64_t)(n + k) * (n + k + 3));
+	int64_t lda = (kind == GEMM_TN ? m : k) + 3, ldb = (kind == GEMM_NT ? k : n) + 3, ldc = n + 2;
+	real *c = randoms(m * ldc), *was = malloc((size_t)(m * ldc) * sizeof(real));
+	struct gemm_job j = { c, ldc, a, lda, b, ldb, DT_REAL, m, n, k, beta };
+	double worst = 0;
+
+	memcpy(was, c, (size_t)(m * ldc) * sizeof(real));
+	be->gemm(kind, &j, 1);
+	for (int i = 0; i < m; i++)
+		for (int q = 0; q < ldc; q++) {
+			double want = q < n ? beta * was[i * ldc + q] : was[i * ldc + q];
+
+			for (int p = 0; q < n && p < k; p++)
+				want += (kind == GEMM_TN ? a[p * lda + i] : a[i * lda + p]) *
+				    (kind == GEMM_NT ? b[q * ldb + p] : b[p * ldb + q]);
+			worst = fmax(worst, fabs(want - c[i * ldc + q]));
+		}
+	if (!(worst < 1e-11))
+		ok(0, "gemm kind %d %dx%dx%d beta %g: %g", kind, m, n, k, beta, worst);
+	free(a), free(b), free(c), free(was);
+}
+
+static void test_gemm(void)
+{
+	static const int size[] = { 1, 2, 3, 5, 8, 17, 97, 193 };
+	int before = tap_failed;
+
+	for (int kind = 0; kind < 3; kind++)
+		for (int m = 0; m < 8; m++)
+			for (int n = 0; n < 8; n++)
+				for (int k = 0; k < 7; k += 2)
+					gemm_case(kind, size[m], size[n], size[k], (m + n) % 2);
+	gemm_case(GEMM_TN, 5, 50, 600, 1);
+	gemm_case(GEMM_NN, 90, 50, 600, 0);
+	ok(tap_failed == before, "matrix products of all kinds and edges");
+}
+
+/* ---- rows ---- */
+
+struct rms { real *x, *g, *y, *rstd; int n, w; };
+static void rms_f(void *c) { struct rms *r = c; be->rmsnorm(r->y, r->rstd, r->x, r->g, r->n, r->w, 1e-6); }
+
+static void test_rmsnorm(void)
+{
+	int n = 37, w = 19;
+	struct rms r = { randoms(n * w), randoms(w), randoms(n * w), randoms(n), n, w };
+	real *seed = randoms(n * w), *dx = calloc((size_t)(n * w), sizeof(real)), *dg = calloc((size_t)w, sizeof(real));
+	struct op o = { rms_f, &r, r.y, seed, n * w };
+
+	rms_f(&r);
+	be->rmsnorm_back(dx, dg, seed, r.x, r.g, r.rstd, n, w, true);
+	check(&o, "rmsnorm: input", r.x, dx, n * w);
+	check(&o, "rmsnorm: gain", r.g, dg, w);
+}
+
+struct rope { real *x, *in, *table; int32_t pos[3]; int w; };
+static void rope_f(void *c)
+{
+	struct rope *r = c;
+
+	memcpy(r->x, r->in, (size_t)(3 * 2 * (r->w + 1)) * sizeof(real));
+	be->rope(r->x, 2 * (r->w + 1), r->w + 1, 3, 2, r->w, r->table, r->pos, false);
+}
+
+static void test_rope(int w)
+{
+	int n = 3 * 2 * (w + 1);
+	struct rope r = { randoms(n), randoms(n), randoms(8 * 2 * w), { 0, 5, 7 }, w };
+	real *seed = randoms(n), *g = malloc((size_t)n * sizeof(real));
+	struct op o = { rope_f, &r, r.x, seed, n };
+
+	memcpy(g, seed, (size_t)n * sizeof(real));
+	be->rope(g, 2 * (w + 1), w + 1, 3, 2, w, r.table, r.pos, true);
+	check(&o, w % 2 ? "rope: odd width" : "rope", r.in, g, n);
+}
+
+static void attn_f(void *c) { be->attn(c); }
+
+static void test_attn(const char *name, int T, int window, double drop)
+{
+	enum { B = 2, NH = 4, G = 2, DQ = 5, DV = 3 };
+	int R = B * T;
+	int32_t *doc = calloc((size_t)R, sizeof(*doc));
+	struct attn_args a = { .B = B, .T = T, .H = NH, .G = G, .dq = DQ, .dv = DV, .window = window, .scale = 0.4,
+		.doc_start = doc, .dropout = drop, .drop_key = 77 };
+	real *q = randoms(R * NH * DQ), *k = randoms(R * G * DQ), *v = randoms(R * G * DV), *seed = randoms(R * NH * DV);
+	struct op o = { attn_f, &a, NULL, seed, R * NH * DV };
+	char what[100];
+
+	for (int r = 0; r < R; r++)
+		doc[r] = r % T >= T - 2 && r >= T ? -1 : r % T >= T / 3 ? T / 3 : 0;
+	a.q = q, a.k = k, a.v = v, a.o = randoms(R * NH * DV), a.lse = randoms(R * NH), a.d_o = seed;
+	a.dq_ = randoms(R * NH * DQ), a.dk = randoms(R * G * DQ), a.dv_ = randoms(R * G * DV);
+	o.out = a.o;
+	be->attn(&a);
+	be->attn_back(&a);
+	snprintf(what, sizeof(what), "attention, %s: queries", name);
+	check(&o, what, q, a.dq_, R * NH * DQ);
+	snprintf(what, sizeof(what), "attention, %s: keys", name);
+	check(&o, what, k, a.dk, R * G * DQ);
+	snprintf(what, sizeof(what), "attention, %s: values", name);
+	check(&o, what, v, a.dv_, R * G * DV);
+	for (int r = 0; r < R; r++)
+		for (int h = 0; doc[r] < 0 && h < NH * DV; h++)
+			if (a.o[r * NH * DV + h] != 0) {
+				ok(0, "padding attends to nothing");
+				return;
+			}
+	ok(1, "padding attends to nothing");
+}
+
+struct glu { real *g, *u, *y; int n; };
+static void glu_f(void *c) { struct glu *x = c; be->swiglu(x->y, x->g, x->u, x->n); }
+static void silu_f(void *c) { struct glu *x = c; be->silu(x->y, x->g, x->n); }
+
+static void test_swiglu(void)
+{
+	int n = 50;
+	struct glu x = { randoms(n), randoms(n), randoms(n), n };
+	real *seed = randoms(n), *dg = randoms(n), *du = randoms(n);
+	struct op o = { glu_f, &x, x.y, seed, n }, s = { silu_f, &x, x.y, seed, n };
+
+	be->swiglu_back(dg, du, seed, x.g, x.u, n);
+	check(&o, "swiglu: gate", x.g, dg, n);
+	check(&o, "swiglu: up", x.u, du, n);
+	be->silu_back(dg, seed, x.g, n);
+	check(&s, "silu", x.g, dg, n);
+}
+
+/* Loss of routing: seed . probs + wseed . weights. */
+struct route { real *z, *p, *w, *both; int32_t *ids; int n, E, K; bool norm; };
+static void route_f(void *c)
+{
+	struct route *x = c;
+
+	memcpy(x->p, x->z, (size_t)(x->n * x->E) * sizeof(real));
+	be->route(x->p, x->ids, x->w, x->n, x->E, x->K, x->norm);
+	memcpy(x->both, x->p, (size_t)(x->n * x->E) * sizeof(real));
+	memcpy(x->both + x->n * x->E, x->w, (size_t)(x->n * x->K) * sizeof(real));
+}
+
+static void test_route(bool norm)
+{
+	int n = 9, E = 7, K = 3;
+	struct route x = { randoms(n * E), randoms(n * E), randoms(n * K), randoms(n * (E + K)),
+		calloc((size_t)(n * K), sizeof(int32_t)), n, E, K, norm };
+	real *seed = randoms(n * (E + K)), *dz = randoms(n * E);
+	struct op o = { route_f, &x, x.both, seed, n * (E + K) };
+	int good = 1;
+
+	route_f(&x);
+	be->route_back(dz, seed + n * E, seed, x.p, x.ids, x.w, n, E, K, norm);
+	check(&o, norm ? "routing, normalised weights" : "routing, plain weights", x.z, dz, n * E);
+	for (int i = 0; i < n * E; i++)
+		x.z[i] = i % 2;		/* ties: lowest ids first, chosen ones descending */
+	route_f(&x);
+	for (int i = 0; i < n; i++) {
+		int first = i * E % 2 == 0;
+
+		for (int k = 0; k < K; k++)
+			good &= x.ids[i * K + k] == first + 2 * k;
+	}
+	ok(good, "routing breaks ties to the lowest id");
+}
+
+struct lp { real *z, *tmp, *logp; int32_t *target; int n, V; };
+static void lp_f(void *c)
+{
+	struct lp *x = c;
+
+	memcpy(x->tmp, x->z, (size_t)(x->n * x->V) * sizeof(real));
+	be->logprob(x->tmp, x->logp, x->target, NULL, x->n, x->V);
+}
+
+static void test_logprob(void)
+{
+	int n = 6, V = 41;
+	int32_t target[6] = { 3, 40, -1, 0, 7, 7 };
+	struct lp x = { randoms(n * V), randoms(n * V), randoms(n), target, n, V };
+	real *seed = randoms(n);
+	struct op o = { lp_f, &x, x.logp, seed, n };
+	real *g = malloc((size_t)(n * V) * sizeof(real));
+
+	memcpy(g, x.z, (size_t)(n * V) * sizeof(real));
+	be->logprob(g, x.logp, target, seed, n, V);
+	check(&o, "log-probability of targets", x.z, g, n * V);
+	ok(x.logp[2] == 0, "no target: log-probability 0");
+}
+
+static void test_moves(void)
+{
+	real *src = randoms(4 * 3), *dst = calloc(5 * 3, sizeof(real)), *dot = calloc(5, sizeof(real));
+	int32_t slot[10] = { 0, 1, 2, -1, 3, 3, -1, -1, 1, 0 }, rows[5] = { 3, 0, 0, 1, 2 };
+	uint32_t ids[5] = { 1, 1, 0, 2, 1 };
+	real *coef = randoms(10), *tab = calloc(3 * 3, sizeof(real)), *got = calloc(5 * 3, sizeof(real));
+	double worst = 0;
+
+	be->combine(dst, src, slot, coef, 5, 2, 3);
+	for (int i = 0; i < 5; i++)
+		for (int j = 0; j < 3; j++) {
+			double want = 0;
+
+			for (int k = 0; k < 2; k++)
+				want += slot[i * 2 + k] < 0 ? 0 : coef[i * 2 + k] * src[slot[i * 2 + k] * 3 + j];
+			worst = fmax(worst, fabs(want - dst[i * 3 + j]));
+		}
+	ok(worst < 1e-14, "combine");
+	be->gather(got, src, rows, 5, 3);
+	be->dot_rows(dot, got, (int32_t[]){ 0, 1, 2, 3, 4 }, src, rows, 5, 3);
+	worst = 0;
+	for (int i = 0; i < 5; i++) {
+		double want = 0;
+
+		for (int j = 0; j < 3; j++)
+			want += src[rows[i] * 3 + j] * src[rows[i] * 3 + j];
+		worst = fmax(worst, fabs(want - dot[i]));
+	}
+	ok(worst < 1e-14, "gather and dot_rows");
+	be->scatter_add(tab, got, ids, 5, 3);
+	worst = 0;
+	for (int j = 0; j < 3; j++)
+		worst = fmax(worst, fabs(tab[3 + j] - (got[j] + got[3 + j] + got[12 + j])));
+	ok(worst < 1e-14, "scatter_add");
+}
+
+static void test_dropout(void)
+{
+	int n = 100000;
+	real *x = malloc((size_t)n * sizeof(real)), *y = malloc((size_t)n * sizeof(real));
+	double kept = 0;
+	int same = 1;
+
+	for (int i = 0; i < n; i++)
+		x[i] = y[i] = 1;
+	be->dropout(x, n, 0.25, 9);
+	be->dropout(y, n, 0.25, 9);
+	for (int i = 0; i < n; i++) {
+		kept += x[i] != 0;
+		same &= x[i] == y[i] && (x[i] == 0 || fabs(x[i] - 1 / 0.75) < 1e-12);
+	}
+	ok(same, "dropout: same key, same mask, scaled");
+	ok(fabs(kept / n - 0.75) < 0.01, "dropout keeps 1-p");
+}
+
+int main(void)
+{
+	pool_init(2);
+	test_gemm();
+	test_rmsnorm();
+	test_rope(6);
+	test_rope(5);
+	test_attn("causal", 11, 0, 0);
+	test_attn("window", 11, 3, 0);
+	test_attn("several tiles, window, dropout", 71, 40, 0.3);
+	test_swiglu();
+	test_route(true);
+	test_route(false);
+	test_logprob();
+	test_moves();
+	test_dropout();
+	return tap_done();
+}
