@@ -54,7 +54,8 @@ $B/tests/%: $B/tests/%.o $B/libchronos.a
 $B/f64/%.o $B/tests/%64.o: private EXTRA := -DCHR_DOUBLE
 $B/f64/%.o: lib/%.c $B/flags
 	$(COMPILE)
-$B/tests/%64: $B/tests/%64.o $(F64)
+# A static rule: make must not fall back to the float library when these objects are not there yet.
+$(filter %64,$(TESTS)): $B/tests/%: $B/tests/%.o $(F64)
 	$(LINK)
 
 # Only the benchmarks look at OpenBLAS, to compare with.

@@ -1,0 +1,172 @@
+/*
+ * kernels: every instruction set this machine has against the portable loops, and the promise of GEMM_NT: a row's
+ * result depends on nothing but that row, B and K.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+#include "cpu_kernels.h"
+#include "pool.h"
+#include "rng.h"
+#include "tap.h"
+
+static float *randoms(int64_t n, uint64_t stream)
+{
+	float *p = malloc((size_t)n * sizeof(float));
+
+	for (int64_t i = 0; i < n; i++)
+		p[i] = (float)rng_normal(5, stream, (uint64_t)i);
+	return p;
+}
+
+static double worst_rel(const float *a, const float *b, int64_t n)
+{
+	double w = 0;
+
+	for (int64_t i = 0; i < n; i++) {
+		double d = fabs((double)a[i] - (double)b[i]) / (1 + fabs((double)b[i]));
+
+		w = d > w || isnan(d) ? d : w;
+	}
+	return w;
+}
+
+/* Products of awkward sizes; tolerance is that of k float32 additions. */
+static void test_products(const char *isa)
+{
+	static const int size[][3] = { { 1, 1, 1 }, { 1, 7, 19 }, { 1, 65, 40 }, { 5, 6, 7 }, { 7, 47, 33 }, { 13, 50, 16 },
+		{ 97, 193, 65 }, { 40, 49, 300 }, { 33, 16, 31 } };
+	double worst = 0;
+
+	for (size_t s = 0; s < sizeof(size) / sizeof(size[0]); s++)
+		for (int kind = 0; kind < 3; kind++) {
+			int m = size[s][0], n = size[s][1], k = size[s][2];
+			float *a = randoms((int64_t)m * k, 1), *b = randoms((int64_t)n * k, 2), *c = randoms((int64_t)m * n, 3),
+			      *d = randoms((int64_t)m * n, 3);
+			struct gemm_job j = { c, n, a, kind == GEMM_TN ? m : k, b, kind == GEMM_NT ? k : n, DT_F32, m, n, k, 1 };
+			double w;
+
+			cpu_isa_force(isa);
+			backend_cpu.gemm(kind, &j, 1);
+			j.c = d;
+			cpu_isa_force("portable");
+			backend_cpu.gemm(kind, &j, 1);
+			w = worst_rel(c, d, (int64_t)m * n);
+			worst = w > worst ? w : worst;
+			free(a), free(b), free(c), free(d);
+		}
+	ok(worst < 1e-5, "%s: matrix products", isa);
+	printf("# worst %.2g\n", worst);
+}
+
+static void test_rows(const char *isa)
+{
+	enum { N = 37, W = 77 };
+	float *x = randoms(N * W, 4), *y = randoms(N * W, 5), *g = randoms(N * W, 6), out[2][N * W], aux[2][N * W], r[2][N];
+	double sq[2];
+
+	for (int i = 0; i < 2; i++) {
+		cpu_isa_force(i ? "portable" : isa);
+		const struct cpu_kernels *k = cpu_kernels();
+
+		memcpy(out[i], x, sizeof(out[i]));
+		k->softmax(out[i], N, W);
+		k->swiglu(aux[i], x, y, N * W);
+		sq[i] = k->sumsq(x, N * W);
+	}
+	ok(worst_rel(out[0], out[1], N * W) < 1e-6, "%s: softmax", isa);
+	ok(worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: swiglu", isa);
+	ok(fabs(sq[0] - sq[1]) < 1e-9 * sq[1], "%s: sum of squares", isa);
+	for (int i = 0; i < 2; i++) {
+		cpu_isa_force(i ? "portable" : isa);
+		const struct cpu_kernels *k = cpu_kernels();
+
+		k->swiglu_back(out[i], aux[i], g, x, y, N * W);
+	}
+	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: swiglu backward", isa);
+	for (int i = 0; i < 2; i++) {
+		cpu_isa_force(i ? "portable" : isa);
+		const struct cpu_kernels *k = cpu_kernels();
+
+		k->rmsnorm(out[i], r[i], x, y, N, W, 1e-6);
+		k->rmsnorm_dx(aux[i], g, x, y, r[i], N, W, 0);
+	}
+	ok(worst_rel(out[0], out[1], N * W) < 1e-5 && worst_rel(aux[0], aux[1], N * W) < 1e-5, "%s: rmsnorm and backward", isa);
+	for (int i = 0; i < 2; i++) {
+		float c[8] = { 0.01f, 0.9f, 0.95f, 1.2f, 1e-8f, 0.001f, 0.5f, 0 };
+
+		cpu_isa_force(i ? "portable" : isa);
+		memcpy(out[i], x, sizeof(out[i]));
+		memcpy(aux[i], y, sizeof(aux[i]));
+		float *v = randoms(N * W, 8);
+
+		for (int j = 0; j < N * W; j++)
+			v[j] *= v[j];
+		cpu_kernels()->adamw(out[i], aux[i], v, g, N * W, c);
+		free(v);
+	}
+	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: adamw", isa);
+	free(x), free(y), free(g);
+}
+
+/* Softmax of this suite against libm, over the whole useful range. */
+static void test_exp(const char *isa)
+{
+	double worst = 0;
+
+	cpu_isa_force(isa);
+	for (int i = 0; i < 20000; i++) {
+		float x[2] = { 0, (float)(-80.0 * i / 20000) }, y = x[1];
+
+		cpu_kernels()->exp_sum(x, 2, 0);
+		worst = fmax(worst, fabs((double)x[1] / exp((double)y) - 1));
+	}
+	ok(worst < 3e-7, "%s: exp", isa);
+	printf("# worst relative error %.2g\n", worst);
+}
+
+/* Rows one by one, in threes, and all at once; narrow weights too: the same bytes. */
+static void test_invariance(const char *isa, enum dtype dt)
+{
+	enum { M = 101, N = 203, K = 77 };
+	float *a = randoms(M * K, 1), *w = randoms(N * K, 2), *one = calloc(M * N, 4), *all = calloc(M * N, 4);
+	void *b = malloc(N * K * 4);
+	static const int step[] = { 1, 3, 7, 100 };
+	struct gemm_job j = { all, N, a, K, b, K, dt, M, N, K, 0 };
+	int same = 1;
+
+	cpu_isa_force(isa);
+	tensor_from_f32(b, dt, w, N * K);
+	backend_cpu.gemm(GEMM_NT, &j, 1);
+	for (size_t s = 0; s < sizeof(step) / sizeof(step[0]); s++) {
+		memset(one, 0, M * N * 4);
+		for (int i = 0; i < M; i += step[s]) {
+			struct gemm_job r = { one + i * N, N, a + i * K, K, b, K, dt, M - i < step[s] ? M - i : step[s], N, K, 0 };
+
+			backend_cpu.gemm(GEMM_NT, &r, 1);
+		}
+		same &= memcmp(one, all, M * N * 4) == 0;
+	}
+	ok(same, "%s: rows of GEMM_NT do not depend on batching, %s weights", isa, dtype_name(dt));
+	free(a), free(w), free(one), free(all), free(b);
+}
+
+int main(void)
+{
+	static const char *const isa[] = { "portable", "avx2", "avx512" };
+
+	pool_init(2);
+	for (int i = 0; i < 3; i++) {
+		if (cpu_isa_force(isa[i]) < 0) {
+			ok(1, "%s # SKIP not on this machine", isa[i]);
+			continue;
+		}
+		test_products(isa[i]);
+		test_rows(isa[i]);
+		test_exp(isa[i]);
+		for (int t = DT_F32; t <= DT_F16; t++)
+			test_invariance(isa[i], (enum dtype)t);
+	}
+	return tap_done();
+}
