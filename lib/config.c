@@ -118,6 +118,21 @@ static bool known_key(const char *key)
 	return false;
 }
 
+/* A key given on the command line must count: it drops the key of the file that would go before it. */
+static void drop_stronger(json_t *o, const char *key)
+{
+	static const struct { const char *key, *stronger; } pairs[] = {
+		{ "use_hybrid_attention", "layer_types" }, { "use_moe", "mlp_layer_types" },
+		{ "decoder_sparse_step", "mlp_layer_types" }, { "mlp_only_layers", "mlp_layer_types" },
+		{ "rope_parameters", "rope_scaling" }, { "inference_rope_scaling", "rope_scaling" },
+		{ "sliding_window", "sliding_window_size" },
+	};
+
+	for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+		if (strcmp(key, pairs[i].key) == 0)
+			json_object_del(o, pairs[i].stronger);
+}
+
 static int apply_set(json_t *o, const char *set, struct err *e)
 {
 	const char *eq = strchr(set, '=');
@@ -134,6 +149,7 @@ static int apply_set(json_t *o, const char *set, struct err *e)
 		v = json_string(eq + 1);
 	if (!v)
 		return err_set(e, EX_USAGE, "--set %s: value is not UTF-8", set);
+	drop_stronger(o, key);
 	json_object_set_new(o, key, v);
 	return 0;
 }

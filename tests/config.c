@@ -131,6 +131,7 @@ static void test_refusals(void)
 static void test_sets(void)
 {
 	static const char *const good[] = { "num_experts=16", "lookahead_scope=per_layer", "dropout=0.25" };
+	static const char *const general[] = { "use_hybrid_attention=false", "sliding_window=7" };
 	static const char *const unknown[] = { "num_expert=16" }, *const wrong[] = { "num_experts=many" };
 	struct err e = { 0 };
 	struct config c;
@@ -145,6 +146,9 @@ static void test_sets(void)
 	config_free(&c);
 	ok(config_from_json(&c, back, 0, NULL, &e) == 0 && c.num_experts == 16 && c.rope_dim == 32 && c.num_sparse == 8,
 	    "what was written loads again");
+	config_free(&c);
+	ok(config_from_json(&c, back, 2, general, &e) == 0 && c.layer_type[0] == LAYER_FULL && c.sliding_window_size == 7,
+	    "--set of a general key goes before a special one of the file");
 	config_free(&c);
 	ok(config_from_json(&c, o, 1, unknown, &e) < 0 && e.status == EX_USAGE, "unknown key in --set: %s", e.msg);
 	ok(config_from_json(&c, o, 1, wrong, &e) < 0 && e.status == EX_USAGE, "bad value in --set: %s", e.msg);
