@@ -13,13 +13,12 @@ static struct {
 	int64_t seed, max_bytes, min_bytes, expert_bytes;
 	double w_token, w_next, resolution, holdout;
 	bool skip_bad;
-} o = { .tries = 10, .seed = 1, .max_bytes = 64 << 20, .min_bytes = 4 << 20, .w_token = 1, .w_next = 0.5,
-	.resolution = 1, .holdout = 0.1 };
+} o = { .tries = 10, .seed = 1, .w_token = 1, .w_next = 0.5, .resolution = 1, .holdout = 0.1 };
 
 static struct opt opts[] = {
 	{ 0, "layout", OPT_CHOICE, &o.layout, 0, 0, "louvain|layer|hot", "order of experts in the files" },
-	{ 0, "max-bytes", OPT_BYTES, &o.max_bytes, 1, 0x1p60, "N", "largest cluster" },
-	{ 0, "min-bytes", OPT_BYTES, &o.min_bytes, 0, 0x1p60, "N", "join smaller clusters up to this" },
+	{ 0, "max-bytes", OPT_BYTES, &o.max_bytes, 0, 0x1p60, "N", "largest cluster; 0: 64M, or 1/128 of a large model" },
+	{ 0, "min-bytes", OPT_BYTES, &o.min_bytes, 0, 0x1p60, "N", "join smaller clusters up to this; 0: 4M or 1/512" },
 	{ 0, "expert-bytes", OPT_BYTES, &o.expert_bytes, 0, 0x1p60, "N", "size of an expert; 0: as the records say" },
 	{ 0, "w-token", OPT_FLOAT, &o.w_token, 0, 1e6, "X", "weight of use by the same token" },
 	{ 0, "w-next", OPT_FLOAT, &o.w_next, 0, 1e6, "X", "weight of use by neighbouring tokens" },
@@ -83,7 +82,7 @@ int main(int argc, char **argv)
 
 	err_init(argv[0]);
 	first = opt_parse(argc, argv, opts, &prog);
-	if (o.min_bytes > o.max_bytes)
+	if (o.max_bytes && o.min_bytes > o.max_bytes)
 		opt_usage("--min-bytes is above --max-bytes");
 	if (!(in = jsonl_open(argc - first, argv + first, o.skip_bad, &e)))
 		err_exit(&e);
@@ -93,6 +92,7 @@ int main(int argc, char **argv)
 		.min_bytes = o.min_bytes, .expert_bytes = o.expert_bytes ? o.expert_bytes : a.model.expert_bytes };
 	if (!co.expert_bytes)
 		opt_usage("the records do not say how large an expert is: give --expert-bytes");
+	cluster_sizes(&c, &co);
 	if (cluster_plan(&p, &c, &co, &e) < 0 || !(manifest = cluster_manifest(&p, &c, &co, a.model.fingerprint, &e)))
 		err_exit(&e);
 	if (json_put(stdout, manifest, &e) < 0)

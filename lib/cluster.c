@@ -407,6 +407,22 @@ static int measure(struct cluster_plan *p, const struct coact *c, const struct c
 	return rc;
 }
 
+void cluster_sizes(const struct coact *c, struct cluster_opt *o)
+{
+	int64_t layers = 0, all;
+
+	for (int l = 0; l < c->layers; l++)
+		layers += c->sparse[l];
+	if (__builtin_mul_overflow(manifest_align(o->expert_bytes), layers * c->experts, &all))
+		all = INT64_MAX;
+	if (!o->max_bytes)
+		o->max_bytes = all / 128 > 64 << 20 ? all / 128 : 64 << 20;
+	if (!o->min_bytes)
+		o->min_bytes = all / 512 > 4 << 20 ? all / 512 : 4 << 20;
+	if (o->min_bytes > o->max_bytes)
+		o->min_bytes = o->max_bytes;
+}
+
 int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o, struct err *e)
 {
 	size_t nodes = (size_t)c->layers * c->experts;

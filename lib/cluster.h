@@ -6,6 +6,7 @@
  *	coact_init(&c, &log.model, hold_every, &e);
  *	while (actlog_next(&log, &e) == 1)
  *		coact_add(&c, &log.act, &e);
+ *	cluster_sizes(&c, &opt);
  *	cluster_plan(&p, &c, &opt, &e);
  *	json_t *manifest = cluster_manifest(&p, &c, &opt, fingerprint, &e);
  *
@@ -42,7 +43,7 @@ struct cluster_opt {
 	uint64_t seed;
 	int tries;			/* Louvain runs per layer; the best counts */
 	int64_t expert_bytes;		/* a file needs this, rounded up to 4096, per expert */
-	int64_t max_bytes, min_bytes;	/* of a cluster; neighbours in file order are joined until min_bytes */
+	int64_t max_bytes, min_bytes;	/* of a cluster; neighbours in file order are joined until min_bytes; 1: never */
 };
 
 struct cluster_plan {
@@ -58,6 +59,10 @@ struct cluster_plan {
 int coact_init(struct coact *c, const struct actlog_model *m, int hold_every, struct err *e);
 int coact_add(struct coact *c, const struct act *a, struct err *e);	/* EX_DATAERR: a layer both dense and sparse */
 void coact_free(struct coact *c);
+
+/* Sizes that are 0: at most 64 MiB and at least 4 MiB, or 1/128 and 1/512 of the experts where that is more, so that a
+ * large model does not become thousands of files; min_bytes never above max_bytes. */
+void cluster_sizes(const struct coact *c, struct cluster_opt *o);
 
 /* EX_USAGE when max_bytes does not hold one expert, EX_DATAERR when nothing was counted. */
 int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o, struct err *e);

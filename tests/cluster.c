@@ -108,7 +108,7 @@ static void test_graph_edges(void)
 }
 
 static const struct cluster_opt plain_opt = { .w_token = 1, .w_next = 0.5, .resolution = 1, .seed = 1, .tries = 3,
-	.expert_bytes = 98304, .max_bytes = 64 << 20, .min_bytes = 0 };
+	.expert_bytes = 98304, .max_bytes = 64 << 20, .min_bytes = 1 };
 
 static void count_log(struct coact *c, int hold_every)
 {
@@ -159,6 +159,29 @@ static void test_sizes(const struct coact *c)
 				    (int)min, p.n);
 				cluster_plan_free(&p);
 			}
+}
+
+static void test_default_sizes(void)
+{
+	struct actlog_model m = { .layers = 3, .experts = 256, .top_k = 1 };
+	struct cluster_opt o = { .expert_bytes = 9000 };
+	struct err e = {0};
+	struct coact c;
+
+	coact_init(&c, &m, 0, &e);
+	c.sparse[1] = c.sparse[2] = true;
+	cluster_sizes(&c, &o);
+	ok(o.max_bytes == 64 << 20 && o.min_bytes == 4 << 20, "a small model: 64 MiB and 4 MiB");
+	o = (struct cluster_opt){ .expert_bytes = 50 << 20 };
+	cluster_sizes(&c, &o);
+	ok(o.max_bytes == 200 << 20 && o.min_bytes == 50 << 20, "a large one: 1/128 and 1/512 of it");
+	o = (struct cluster_opt){ .expert_bytes = 9000, .max_bytes = 20000 };
+	cluster_sizes(&c, &o);
+	ok(o.max_bytes == 20000 && o.min_bytes == 20000, "as given");
+	o = (struct cluster_opt){ .expert_bytes = INT64_MAX / 4 };
+	cluster_sizes(&c, &o);
+	ok(o.max_bytes == INT64_MAX / 128, "absurd sizes do not overflow");
+	coact_free(&c);
 }
 
 static void test_plan(void)
@@ -288,6 +311,7 @@ int main(void)
 	test_networkx();
 	test_graph_edges();
 	test_by_hand();
+	test_default_sizes();
 	test_plan();
 	test_hostile();
 	test_dense_and_sparse();

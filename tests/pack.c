@@ -249,7 +249,7 @@ static void test_pipe(void)
 	    "for i in 1 2 3 4 5 6 7 8; do for p in 0 1 2 3; do "
 	    "printf '{\"type\":\"act\",\"seq\":%%d,\"pos\":%%d,\"layers\":[[],[%%d,%%d],[%%d,7]]}\\n' $i $p $((p)) $((p + 4)) "
 	    "$((i %% 7)); done; done >> act");
-	ok(sh("for l in louvain layer hot; do chr-cluster --layout $l --min-bytes 0 --max-bytes 50K act | "
+	ok(sh("for l in louvain layer hot; do chr-cluster --layout $l --min-bytes 1 --max-bytes 50K act | "
 	    "chr-pack -m f32 -o p.$l > /dev/null && chr-pack --unpack -m p.$l -o u.$l > /dev/null || exit 1; done") == 0,
 	    "chr-cluster | chr-pack | unpack");
 	ok(same_tensors("f32", "u.hot") && same_tensors("f32", "u.louvain"), "the model comes back from every layout");
