@@ -93,8 +93,11 @@ for p in "$top"/bin/chr-*.c; do
 	check_help "$prog"
 	check_page "$prog"
 	clean "$prog: unknown option" 64 "$prog" --no-such-option
-	clean "$prog: option without its argument" 64 "$prog" "$@" "$(number "$prog")"
-	clean "$prog: $(number "$prog") 4x" 64 "$prog" "$@" "$(number "$prog")" 4x "$input"
+	n=$(number "$prog")
+	if [ -n "$n" ]; then
+		clean "$prog: option without its argument" 64 "$prog" "$@" "$n"
+		clean "$prog: $n 4x" 64 "$prog" "$@" "$n" 4x "$input"
+	fi
 	clean "$prog: missing input" 66 "$prog" "$@" nonexistent
 	head -c $(($(wc -c < "$input") - 9)) "$input" > truncated
 	for bad in truncated garbage garbage.gz; do
