@@ -1,0 +1,261 @@
+/*
+ * Decode on random tiny models: the bytes of a token's logits must not depend on how the text was cut into calls and
+ * passes, on the other sequences, or on threads; and the values must be those of the training forward pass.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "decode.h"
+#include "file.h"
+#include "model.h"
+#include "modeldir.h"
+#include "pool.h"
+#include "rng.h"
+#include "tap.h"
+
+#define T 37
+static const struct { const char *name, *json; } models[] = {
+	{ "mla and sliding, format 2", "{\"chronos_format\":2,\"hidden_size\":24,\"num_attention_heads\":4,"
+	    "\"num_key_value_heads\":2,\"head_dim\":10,\"rope_dim\":4,\"kv_latent_dim\":9,\"sliding_window_size\":7,"
+	    "\"num_hidden_layers\":4,\"num_experts\":6,\"num_experts_per_tok\":2,\"moe_intermediate_size\":13,"
+	    "\"vocab_size\":61,\"use_hybrid_attention\":true,\"lookahead_steps\":2,\"num_shared_experts\":2}" },
+	{ "mla and sliding, format 1, odd rope", "{\"hidden_size\":24,\"num_attention_heads\":3,"
+	    "\"num_key_value_heads\":3,\"head_dim\":8,\"rope_dim\":5,\"kv_latent_dim\":20,\"sliding_window_size\":16,"
+	    "\"num_hidden_layers\":3,\"num_experts\":5,\"num_experts_per_tok\":1,\"moe_intermediate_size\":40,"
+	    "\"vocab_size\":97,\"use_hybrid_attention\":true,\"lookahead_steps\":1}" },
+	{ "full attention, dense first, untied, no shared, yarn", "{\"chronos_format\":2,\"hidden_size\":20,"
+	    "\"num_attention_heads\":4,\"num_key_value_heads\":1,\"head_dim\":6,\"num_hidden_layers\":3,\"num_experts\":7,"
+	    "\"num_experts_per_tok\":3,\"moe_intermediate_size\":9,\"intermediate_size\":31,\"vocab_size\":50,"
+	    "\"use_hybrid_attention\":false,\"lookahead_steps\":0,\"num_shared_experts\":0,\"norm_topk_prob\":false,"
+	    "\"tie_word_embeddings\":false,\"mlp_layer_types\":[\"dense\",\"sparse\",\"sparse\"],"
+	    "\"inference_rope_scaling\":true,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+	    "\"original_max_position_embeddings\":64,\"beta_fast\":32,\"beta_slow\":1,\"attention_factor\":1.0}}" },
+};
+#define MODELS ((int)(sizeof(models) / sizeof(*models)))
+
+static struct err e;
+static char dir[256];
+
+static void must(int failed)
+{
+	if (failed) {
+		printf("Bail out! %s\n", e.msg);
+		exit(1);
+	}
+}
+
+static void write_model(const char *json, enum dtype dt)
+{
+	struct config c;
+	struct params ps;
+	json_t *o = json_loads(json, 0, NULL);
+	float *flat;
+
+	must(!o || config_from_json(&c, o, 0, NULL, &e) < 0 || params_build(&ps, &c, &e) < 0);
+	flat = calloc((size_t)ps.total, sizeof(*flat));
+	for (int i = 0; i < ps.n; i++)
+		for (int64_t j = 0; j < param_size(&ps.p[i]); j++)
+			flat[ps.p[i].off + j] = (float)(ps.p[i].ndim == 1 ? 1 + 0.2 * rng_normal(3, (uint64_t)i, (uint64_t)j)
+			    : 0.35 * rng_normal(3, (uint64_t)i, (uint64_t)j));
+	must(modeldir_save(dir, &c, &ps, flat, &(struct modeldir_out){ .dtype = dt }, NULL, &e) < 0);
+	free(flat);
+	params_free(&ps);
+	config_free(&c);
+	json_decref(o);
+}
+
+static struct engine *open_engine(int max_rows)
+{
+	struct engine_opt o = { .max_seqs = 3, .max_tokens = T, .max_rows = max_rows, .predict = PREDICT_ALL };
+	struct engine *g = engine_open(dir, &o, &backend_cpu, NULL, &e);
+
+	must(!g);
+	return g;
+}
+
+static void text(uint32_t *tok, int n, int V, uint64_t stream)
+{
+	for (int i = 0; i < n; i++)
+		tok[i] = (uint32_t)rng_below(11, stream, (uint64_t)i, (uint64_t)V);
+}
+
+static real *new_logits(int V) { return calloc((size_t)T * (size_t)V, sizeof(real)); }
+
+/* All logits of a text, evaluated in calls of the given lengths (cyclic; 0 ends the list) and passes of max_rows. */
+static void run(real *out, const uint32_t *tok, int max_rows, const int *cut)
+{
+	struct engine *g = open_engine(max_rows);
+	int V = engine_config(g)->vocab_size;
+	struct seq *s = seq_new(g, &e);
+
+	for (int t = 0, i = 0; t < T; i++) {
+		int n;
+
+		if (cut[i] == 0)
+			i = 0;
+		n = cut[i] < T - t ? cut[i] : T - t;
+		must(engine_eval(g, &(struct eval_item){ .s = s, .tok = tok + t, .n = n, .logits = out + (int64_t)t * V,
+		    .all = true }, 1, NULL, &e) < 0);
+		t += n;
+	}
+	engine_close(g);
+}
+
+/* The same text as the second of three sequences of different lengths, one of which was used before. */
+static void run_batch(real *out, const uint32_t *tok, int V)
+{
+	struct engine *g = open_engine(5);
+	struct seq *s[3];
+	struct eval_item it[3] = { 0 };
+	uint32_t other[2][T];
+	real *first = calloc((size_t)V, sizeof(real)), *again = calloc((size_t)V, sizeof(real));
+	struct eval_stats st;
+
+	for (int i = 0; i < 3; i++)
+		must(!(s[i] = seq_new(g, &e)));
+	text(other[0], T, V, 1);
+	text(other[1], T, V, 2);
+	must(engine_eval(g, &(struct eval_item){ .s = s[1], .tok = other[0], .n = 9 }, 1, NULL, &e) < 0);
+	seq_reset(s[1]);
+	for (int t = 0; t < T; t += 4) {
+		int n = T - t < 4 ? T - t : 4, k = 0;
+
+		if (t < 20)
+			it[k++] = (struct eval_item){ .s = s[0], .tok = other[0] + t, .n = 3, .logits = first };
+		it[k++] = (struct eval_item){ .s = s[1], .tok = tok + t, .n = n, .logits = out + (int64_t)t * V, .all = true };
+		if (t > 8)
+			it[k++] = (struct eval_item){ .s = s[2], .tok = other[1] + t, .n = 1 };
+		must(engine_eval(g, it, k, &st, &e) < 0);
+	}
+	ok(st.slots > 0 && st.gate_hit <= st.gate_pred && st.look_hit <= st.look_pred && st.sets_whole <= st.sets,
+	    "recall counts are within their totals");
+	seq_free(s[2]);
+	must(!(s[2] = seq_new(g, &e)));
+	for (int t = 0; t < 20; t += 4)
+		must(engine_eval(g, &(struct eval_item){ .s = s[2], .tok = other[0] + t, .n = 3, .logits = again }, 1, NULL, &e)
+		    < 0);
+	ok(memcmp(first, again, sizeof(real) * (size_t)V) == 0, "a sequence used again starts anew");
+	free(first);
+	free(again);
+	engine_close(g);
+}
+
+static double worst(const real *a, const real *b, int64_t n)
+{
+	double w = 0;
+
+	for (int64_t i = 0; i < n; i++)
+		if (!(fabs((double)(a[i] - b[i])) <= w))
+			w = fabs((double)(a[i] - b[i]));
+	return w;
+}
+
+/* Against model_forward(): logits, router probabilities and lookahead probabilities of the whole text. */
+static void against_training(const real *logits, uint32_t *tok)
+{
+	struct modeldir md;
+	struct model m;
+	struct engine *g = open_engine(8);
+	const struct config *c = engine_config(g);
+	int Ls = c->num_sparse, E = c->num_experts, V = c->vocab_size, W = config_lookahead_rows(c);
+	int32_t target[T], start[T] = { 0 };
+	struct batch b = { 1, T, tok, target, start };
+	struct eval_item it = { .s = seq_new(g, &e), .tok = tok, .n = T };
+	real *want = new_logits(V), *look = calloc((size_t)T * (size_t)W + 1, sizeof(real));
+	double router = 0, head = 0;
+
+	memset(target, -1, sizeof(target));
+	it.probs = calloc((size_t)T * (size_t)Ls * (size_t)E, sizeof(real));
+	it.look = W ? look : NULL;
+	must(engine_eval(g, &it, 1, NULL, &e) < 0 || modeldir_open(&md, dir, 0, NULL, &e) < 0);
+	must(model_open(&m, &md.cfg, &(struct model_opt){ .max_b = 1, .max_t = T }, &backend_cpu, &e) < 0);
+	must(modeldir_load_f32(&md, &m.par, (float *)m.w, &e) < 0);
+	model_forward(&m, &b, &(struct forward_opt){ 0 });
+	model_logits(&m, want);
+	is_close(worst(logits, want, (int64_t)T * V), 0, 1e-4, "logits are those of the training forward");
+	for (int i = 0; i < Ls; i++)
+		for (int t = 0; t < T; t++)
+			router = fmax(router, worst(it.probs + ((int64_t)t * Ls + i) * E, m.probs + ((int64_t)i * T + t) * E, E));
+	is_close(router, 0, 1e-5, "and so are router probabilities");
+	if (W) {
+		backend_cpu.softmax(m.look, (int64_t)T * (W / E), E);
+		head = worst(look, m.look, (int64_t)T * W);
+		is_close(head, 0, 1e-5, "and lookahead probabilities");
+	}
+	free(want);
+	free(look);
+	free(it.probs);
+	model_close(&m);
+	modeldir_close(&md);
+	engine_close(g);
+}
+
+static void test_model(const char *name, int V)
+{
+	uint32_t tok[T];
+	real *full = new_logits(V), *other = new_logits(V);
+	size_t bytes = sizeof(real) * (size_t)T * (size_t)V;
+
+	text(tok, T, V, 0);
+	run(full, tok, T, (const int[]){ T, 0 });
+	run(other, tok, 3, (const int[]){ 1, 0 });
+	ok(memcmp(full, other, bytes) == 0, "%s: one by one is full, byte for byte", name);
+	run(other, tok, 11, (const int[]){ 5, 1, 13, 2, 0 });
+	ok(memcmp(full, other, bytes) == 0, "%s: chunked is full", name);
+	run(other, tok, 4, (const int[]){ T, 0 });
+	ok(memcmp(full, other, bytes) == 0, "%s: small passes are full", name);
+	memset(other, 0, bytes);
+	run_batch(other, tok, V);
+	ok(memcmp(full, other, bytes) == 0, "%s: so is one of a batch", name);
+	pool_quit();
+	pool_init(3);
+	run(other, tok, T, (const int[]){ 30, 1, 0 });
+	ok(memcmp(full, other, bytes) == 0, "%s: and with three threads", name);
+	pool_quit();
+	pool_init(1);
+	against_training(full, tok);
+	free(full);
+	free(other);
+}
+
+static void test_refusals(void)
+{
+	struct engine *g = open_engine(8);
+	struct seq *s = seq_new(g, &e);
+	uint32_t tok[T + 1] = { 0 };
+	struct eval_item it = { .s = s, .tok = tok, .n = T + 1 };
+	struct mem_plan plan = { 0 };
+	struct engine_opt o = { .ram = 1 << 20, .max_seqs = 1, .max_tokens = T, .max_rows = 4 };
+
+	ok(engine_eval(g, &it, 1, NULL, &e) < 0 && seq_len(s) == 0, "more tokens than the caches hold: %s", e.msg);
+	tok[3] = 1u << 30;
+	it.n = 5;
+	ok(engine_eval(g, &it, 1, NULL, &e) < 0 && seq_len(s) == 0, "a token outside the vocabulary: %s", e.msg);
+	engine_close(g);
+	ok(engine_open(dir, &o, &backend_cpu, &plan, &e) == NULL && e.status == EX_OSERR && strstr(e.msg, "chr-pack"),
+	    "--ram 1M: %s", e.msg);
+	ok(mem_plan_total(&plan) > o.ram, "and the plan was filled");
+}
+
+int main(void)
+{
+	char tmp[] = "/tmp/chr-decode.XXXXXX";
+
+	must(!mkdtemp(tmp));
+	pool_init(1);
+	for (int i = 0; i < MODELS; i++) {
+		struct config c;
+
+		snprintf(dir, sizeof(dir), "%s/%d", tmp, i);
+		must(file_mkdirs(dir, &e) < 0);
+		write_model(models[i].json, i == 1 ? DT_BF16 : DT_F32);
+		must(config_load(&c, dir, 0, NULL, &e) < 0);
+		test_model(models[i].name, c.vocab_size);
+		config_free(&c);
+	}
+	test_refusals();
+	pool_quit();
+	file_remove_tree(tmp, &e);
+	return tap_done();
+}
