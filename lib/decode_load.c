@@ -149,7 +149,7 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 	look0 = params_get(&g->md.par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
 	sets = predict_set_size(g->cfg);
-	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME);
+	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME + o->other);
 	mem_plan_add(plan, "dense weights", dense_elements(&g->md.par) * (int64_t)sizeof(real));
 	mem_plan_add(plan, "position tables",
 	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));

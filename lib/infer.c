@@ -1,0 +1,215 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "file.h"
+#include "infer.h"
+#include "json.h"
+#include "pool.h"
+#include "record.h"
+
+struct infer infer = { .backend = "auto", .readers = 4, .predict = PREDICT_GATE };
+
+struct opt infer_opts[] = {
+	{ .kind = OPT_GROUP, .help = "model and memory" },
+	{ 'm', "model", OPT_STR, &infer.model, 0, 0, "DIR", "model directory, plain or packed" },
+	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the model" },
+	{ 'j', "threads", OPT_INT, &infer.threads, 0, POOL_MAX, "N", "compute threads; 0: one per CPU" },
+	{ 'B', "backend", OPT_STR, &infer.backend, 0, 0, "NAME", "where to compute" },
+	{ 0, "ram", OPT_BYTES, &infer.ram, 0, 0, "BYTES", "limit on the memory of the process; 0: none" },
+	{ 0, "force", OPT_FLAG, &infer.force, 0, 0, NULL, "accept room for less than one token's experts" },
+	{ 0, "dry-run", OPT_FLAG, &infer.dry_run, 0, 0, NULL, "print the memory plan and stop" },
+	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
+	{ 0, "predict", OPT_CHOICE, &infer.predict, 0, 0, "none|gate|lookahead|all", "who says which experts to read ahead" },
+	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "reader threads" },
+	{ 0, "buffered", OPT_FLAG, &infer.buffered, 0, 0, NULL, "read through the page cache" },
+	{ 0, "cold", OPT_FLAG, &infer.cold, 0, 0, NULL, "drop the expert files from the page cache first" },
+	{ 0, "sim-ssd", OPT_STR, &infer.sim_ssd, 0, 0, "MS,BYTES",
+	    "pretend each read takes MS milliseconds more, and the drive gives BYTES per second" },
+	{ 0 }
+};
+
+/* "MS,BYTES" of --sim-ssd, or CHR_SIM_SSD_MS from the environment. */
+static void parse_sim(struct store_opt *so)
+{
+	const char *text = infer.sim_ssd ? infer.sim_ssd : getenv("CHR_SIM_SSD_MS"), *why = NULL, *comma;
+	char ms[64];
+	double latency = 0;
+	int64_t bandwidth = 0;
+
+	if (!text || !*text)
+		return;
+	comma = strchr(text, ',');
+	snprintf(ms, sizeof(ms), "%.*s", comma ? (int)(comma - text) : (int)strlen(text), text);
+	if (opt_float(ms, &latency, &why) < 0 || (comma && opt_bytes(comma + 1, &bandwidth, &why) < 0))
+		opt_usage("%s '%s': %s", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text, why);
+	if (latency < 0 || latency > 1e6)
+		opt_usage("%s '%s': milliseconds must be 0 to 1000000", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text);
+	so->sim_latency = latency / 1000;
+	so->sim_bandwidth = (double)bandwidth;
+}
+
+static void drop_cache(const char *dir)
+{
+	DIR *d = opendir(dir);
+	struct dirent *f;
+
+	while (d && (f = readdir(d)) != NULL) {
+		size_t n = strlen(f->d_name);
+		int fd;
+
+		if (n < 5 || strcmp(f->d_name + n - 5, ".ctsr") != 0)
+			continue;
+		if ((fd = openat(dirfd(d), f->d_name, O_RDONLY | O_CLOEXEC)) < 0)
+			continue;
+		if (posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0)
+			err_warn("%s/%s: cannot drop from the page cache", dir, f->d_name);
+		close(fd);
+	}
+	if (d)
+		closedir(d);
+}
+
+void infer_begin(bool tok)
+{
+	struct err e = { 0 };
+	char *path;
+
+	if (!infer.model)
+		opt_usage("no model: give -m DIR");
+	if ((infer.be = backend_open(infer.backend, &e)) == NULL || config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
+		err_exit(&e);
+	path = infer.tokenizer ? strdup(infer.tokenizer) : file_join(infer.model, "tokenizer.json");
+	if (tok || infer.tokenizer || access(path, F_OK) == 0)
+		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) == NULL)
+			err_exit(&e);
+	free(path);
+	pool_init(infer.threads);
+}
+
+void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
+{
+	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
+	    .other = other, .predict = infer.predict, .on_miss = infer.on_miss };
+	struct mem_plan plan = { 0 };
+	struct err e = { 0 };
+	int status = 0;
+
+	o.store = (struct store_opt){ .readers = infer.readers, .buffered = infer.buffered, .force = infer.force };
+	parse_sim(&o.store);
+	if (infer.cold)
+		drop_cache(infer.model);
+	if (infer.dry_run)
+		status = engine_plan(infer.model, &o, &plan, &e);
+	else
+		infer.g = engine_open(infer.model, &o, infer.be, &plan, &e);
+	if (plan.n > 0 && (opt_verbose || e.status == EX_OSERR))
+		mem_plan_print(&plan, stderr);
+	if (infer.dry_run && status == 0) {
+		json_t *r = mem_plan_json(&plan);
+
+		if (json_put(stdout, r, &e) < 0)
+			err_exit(&e);
+		json_decref(r);
+		infer_close();
+		err_close_stdout();
+		exit(0);
+	}
+	if (e.status)
+		err_exit(&e);
+}
+
+void infer_close(void)
+{
+	engine_close(infer.g);
+	tok_free(infer.tok);
+	config_free(&infer.cfg);
+	pool_quit();
+}
+
+static int ids_of_tokens(const json_t *a, struct ids *ids, struct err *e)
+{
+	size_t i;
+	json_t *v;
+
+	json_array_foreach(a, i, v) {
+		json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
+
+		if (id < 0 || id >= infer.cfg.vocab_size)
+			return err_set(e, EX_DATAERR, "\"tokens\"[%zu] is not an id below %d", i, infer.cfg.vocab_size);
+		ids_push(ids, (uint32_t)id);
+	}
+	return 0;
+}
+
+static int ids_of_text(const json_t *rec, struct ids *ids, struct err *e)
+{
+	size_t len;
+	char *text = record_text(rec, &len);
+
+	if (!text)
+		return err_set(e, EX_DATAERR, "no text, messages or tokens in the record");
+	tok_encode(infer.tok, text, len, false, ids);
+	free(text);
+	return 0;
+}
+
+int infer_ids(const json_t *rec, bool generate, struct ids *ids, struct ids *mask, struct err *e)
+{
+	const json_t *tokens = json_object_get(rec, "tokens"), *messages = record_messages(rec);
+	int first = ids->n, status;
+
+	if (json_is_array(tokens))
+		status = ids_of_tokens(tokens, ids, e);
+	else if (!infer.tok)
+		return err_set(e, EX_NOINPUT, "%s has no tokenizer.json: give -t FILE, or records with \"tokens\"", infer.model);
+	else if (messages)
+		return tok_chat(infer.tok, messages, generate, false, ids, mask, e);
+	else
+		status = ids_of_text(rec, ids, e);
+	for (int i = first; mask && i < ids->n; i++)
+		ids_push(mask, 1);
+	return status;
+}
+
+/* Length of the UTF-8 character at s, 0 when there is none. */
+static size_t utf8_length(const unsigned char *s, size_t left)
+{
+	static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };
+	size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+	uint32_t c;
+
+	if (n < 2)
+		return n;
+	if (n > left)
+		return 0;
+	c = s[0] & (0x7fu >> n);
+	for (size_t i = 1; i < n; i++) {
+		if (s[i] >> 6 != 2)
+			return 0;
+		c = c << 6 | (s[i] & 63);
+	}
+	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
+}
+
+json_t *infer_json_text(const char *s, size_t len)
+{
+	char *out = malloc(3 * len + 1);
+	size_t n = 0;
+	json_t *v;
+
+	if (!out)
+		err_die(EX_OSERR, "out of memory");
+	for (size_t i = 0; i < len;) {
+		size_t c = utf8_length((const unsigned char *)s + i, len - i);
+
+		memcpy(out + n, c ? s + i : "\xef\xbf\xbd", c ? c : 3);
+		n += c ? c : 3;
+		i += c ? c : 1;
+	}
+	v = json_stringn(out, n);
+	free(out);
+	return v;
+}
