@@ -129,49 +129,34 @@ void infer_close(void)
 	pool_quit();
 }
 
-static int ids_of_tokens(const json_t *a, struct ids *ids, struct err *e)
+/* As documents were framed in training: begin-of-text in front and, of a whole one, end-of-text behind. */
+static void frame(struct ids *ids, int first, bool whole)
 {
-	size_t i;
-	json_t *v;
+	int bos = tok_bos(infer.tok), eos = tok_eos(infer.tok);
 
-	json_array_foreach(a, i, v) {
-		json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
-
-		if (id < 0 || id >= infer.cfg.vocab_size)
-			return err_set(e, EX_DATAERR, "\"tokens\"[%zu] is not an id below %d", i, infer.cfg.vocab_size);
-		ids_push(ids, (uint32_t)id);
+	if (bos >= 0 && (ids->n == first || ids->v[first] != (uint32_t)bos)) {
+		ids_push(ids, 0);
+		memmove(ids->v + first + 1, ids->v + first, sizeof(*ids->v) * (size_t)(ids->n - 1 - first));
+		ids->v[first] = (uint32_t)bos;
 	}
-	return 0;
+	if (whole && eos >= 0 && ids->v[ids->n - 1] != (uint32_t)eos)
+		ids_push(ids, (uint32_t)eos);
 }
 
-static int ids_of_text(const json_t *rec, struct ids *ids, struct err *e)
+int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
 {
-	size_t len;
-	char *text = record_text(rec, &len);
+	const json_t *messages = json_object_get(rec, "tokens") ? NULL : record_messages(rec);
+	int first = ids->n;
 
-	if (!text)
-		return err_set(e, EX_DATAERR, "no text, messages or tokens in the record");
-	tok_encode(infer.tok, text, len, false, ids);
-	free(text);
-	return 0;
-}
-
-int infer_ids(const json_t *rec, bool generate, struct ids *ids, struct ids *mask, struct err *e)
-{
-	const json_t *tokens = json_object_get(rec, "tokens"), *messages = record_messages(rec);
-	int first = ids->n, status;
-
-	if (json_is_array(tokens))
-		status = ids_of_tokens(tokens, ids, e);
-	else if (!infer.tok)
-		return err_set(e, EX_NOINPUT, "%s has no tokenizer.json: give -t FILE, or records with \"tokens\"", infer.model);
-	else if (messages)
-		return tok_chat(infer.tok, messages, generate, false, ids, mask, e);
-	else
-		status = ids_of_text(rec, ids, e);
+	if (messages && infer.tok)
+		return tok_chat(infer.tok, messages, prompt, false, ids, mask, e);
+	if (record_ids(rec, infer.tok, infer.cfg.vocab_size, ids, e) < 0)
+		return -1;
+	if (!json_object_get(rec, "tokens"))
+		frame(ids, first, !prompt);
 	for (int i = first; mask && i < ids->n; i++)
 		ids_push(mask, 1);
-	return status;
+	return 0;
 }
 
 /* Length of the UTF-8 character at s, 0 when there is none. */

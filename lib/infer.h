@@ -37,10 +37,11 @@ void infer_begin(bool tok);
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other);
 void infer_close(void);
 
-/* Appends the ids of a record: "tokens", or the chat template of its messages, or its text. mask (may be NULL) gets one
- * entry per id: 1 where the record is to be scored (everything but a conversation's other turns). generate: the template
- * ends with the header of an answer. 0, or -1 with the reason in e->msg. */
-int infer_ids(const json_t *rec, bool generate, struct ids *ids, struct ids *mask, struct err *e);
+/* Appends the ids of a record: "tokens" as they are, or its conversation through the chat template, or its text between
+ * the marks training puts around a document. prompt: without the end mark; a conversation ends with the header of an
+ * answer. mask (may be NULL) gets one entry per id: 1 where the record is to be scored (all but the turns of others).
+ * 0, or -1 with the reason in e->msg. */
+int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e);
 
 /* The JSON string of bytes that need not be UTF-8: what is not becomes U+FFFD. */
 json_t *infer_json_text(const char *s, size_t len);

@@ -1,0 +1,421 @@
+/* chr-generate: continues prompts. Records in, completions out in the same order; plain text for one prompt by hand. */
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "gen.h"
+#include "infer.h"
+#include "json.h"
+#include "progress.h"
+#include "report.h"
+#include "sig.h"
+
+#define CONTEXT 2048	/* tokens of a sequence when nothing says how many there will be */
+
+static struct {
+	const char *prompt, *stats;
+	int batch, max_new, context, chunk, top_k;
+	int64_t seed;
+	double temperature, top_p, min_p, penalty;
+	bool chat, raw, skip_bad;
+	struct opt_list stop;
+} o = { .batch = 1, .max_new = 128, .chunk = 256, .top_k = 40, .temperature = 0.8, .top_p = 0.95, .min_p = 0.05,
+	.penalty = 1 };
+
+static const struct opt opts[] = {
+	{ 'p', "prompt", OPT_STR, &o.prompt, 0, 0, "TEXT", "continue TEXT instead of records" },
+	{ 'n', "new", OPT_INT, &o.max_new, 0, 1 << 24, "N", "at most N new tokens for each prompt" },
+	{ 'b', "batch", OPT_INT, &o.batch, 1, 1024, "N", "sequences evaluated together" },
+	{ 0, "context", OPT_INT, &o.context, 0, 1 << 24, "N", "room for N tokens, prompt included; 0: as many as needed, "
+	    "2048 when that is not known" },
+	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "prompt tokens evaluated at a time" },
+	{ 0, "chat", OPT_FLAG, &o.chat, 0, 0, NULL, "a prompt is what a user says; converses on a terminal" },
+	{ 0, "raw", OPT_FLAG, &o.raw, 0, 0, NULL, "text out, not records (as with -p on a terminal)" },
+	{ 0, "stop", OPT_LIST, &o.stop, 0, 0, "TEXT", "end at TEXT, which is left out" },
+	{ 0, "stats", OPT_STR, &o.stats, 0, 0, "FD|FILE", "write a record for each step" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ .kind = OPT_GROUP, .help = "sampling" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X", "0 always takes the most likely token" },
+	{ 0, "top-k", OPT_INT, &o.top_k, 0, INT_MAX, "N", "among the N most likely tokens; 0: all" },
+	{ 0, "top-p", OPT_FLOAT, &o.top_p, 0, 1, "X", "among the fewest that have probability X together" },
+	{ 0, "min-p", OPT_FLOAT, &o.min_p, 0, 1, "X", "among those at least X times as likely as the best" },
+	{ 0, "repeat-penalty", OPT_FLOAT, &o.penalty, 1e-3, 1e3, "X", "make tokens that occurred less likely; 1: do not" },
+	{ 's', "seed", OPT_COUNT, &o.seed, 0, 9e18, "N", "of the draws; a record's own \"seed\" goes before it" },
+	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared",
+	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
+	{ .kind = OPT_TABLE, .value = infer_opts },
+	{ 0 }
+};
+
+static const struct opt_prog prog = { "chr-generate", "[FILE...]", "continue prompts with a model",
+	"Records hold \"prompt\" (text, or messages), \"messages\", \"text\" or \"tokens\"; the others are carried through.",
+	false };
+
+struct job {
+	json_t *rec;
+	struct gen gen;
+	struct seq *seq;
+	float *logits;
+	size_t printed;
+	double began, first, ended, prefill;
+	struct job *next;
+};
+
+static struct {
+	struct jsonl *in;
+	struct gen_opt gen;
+	struct sampler *sampler;
+	struct report report;
+	struct job *head, **tail;	/* in input order; the head is the next to be written */
+	int active, waiting, context;	/* waiting: ended, but behind one that has not */
+	int64_t count;
+	bool text;			/* text out */
+	struct progress progress;
+	struct err e;
+} s = { .tail = &s.head };
+
+static void must(int failed)
+{
+	if (!failed)
+		return;
+	progress_clear(&s.progress);
+	err_exit(&s.e);
+}
+
+/* The record that says what to evaluate: a user's turn, or what "prompt" holds. New reference. */
+static json_t *asked(const json_t *rec)
+{
+	json_t *prompt = json_object_get(rec, "prompt");
+
+	if (json_is_array(prompt))
+		return json_pack("{s:O}", "messages", prompt);
+	if (json_is_string(prompt))
+		return o.chat ? json_pack("{s:[{s:s,s:O}]}", "messages", "role", "user", "content", prompt)
+		    : json_pack("{s:O}", "text", prompt);
+	return json_incref((json_t *)rec);
+}
+
+/* A job for a record, or NULL when the record is bad and passed over. Takes the reference. */
+static struct job *new_job(json_t *rec)
+{
+	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, (uint64_t)o.seed };
+	const json_t *seed = json_object_get(rec, "seed");
+	struct ids ids = { 0 };
+	struct err why = { 0 };
+	json_t *ask = asked(rec);
+	struct job *j = NULL;
+	int status = infer_ids(ask, true, &ids, NULL, &why);
+
+	json_decref(ask);
+	if (status == 0 && ids.n == 0)
+		status = err_set(&why, EX_DATAERR, "empty prompt, and no token to begin with");
+	if (status == 0 && s.context > 0 && ids.n >= s.context)
+		status = err_set(&why, EX_DATAERR, "prompt of %d tokens leaves nothing of --context %d", ids.n, s.context);
+	if (status < 0) {
+		json_decref(rec);
+		if (!s.in) {
+			s.e = why;
+			must(true);
+		}
+		must(jsonl_bad(s.in, &s.e, "%s", why.msg) < 0);
+	} else if ((j = calloc(1, sizeof(*j))) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	else {
+		if (json_is_integer(seed))
+			so.seed = (uint64_t)json_integer_value(seed);
+		gen_start(&j->gen, &ids, &so, o.max_new, (uint64_t)s.count++);
+		j->rec = rec;
+	}
+	ids_free(&ids);
+	return j;
+}
+
+/* Evaluates the prompt and draws the first token. */
+static void start_job(struct job *j)
+{
+	struct eval_item it = { .tok = j->gen.ids.v, .n = j->gen.ids.n };
+	struct eval_stats st;
+
+	j->began = progress_clock();
+	*s.tail = j;
+	s.tail = &j->next;
+	if (j->gen.max_new > s.context - j->gen.nprompt)
+		j->gen.max_new = s.context - j->gen.nprompt;
+	j->logits = malloc(sizeof(*j->logits) * (size_t)infer.cfg.vocab_size);
+	j->seq = seq_new(infer.g, &s.e);
+	must(!j->seq || !j->logits);
+	it.s = j->seq;
+	it.logits = j->logits;
+	must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0 || report_prompt(&s.report, it.n, &st, &s.e) < 0);
+	if (!j->gen.finish)
+		gen_next(&j->gen, &s.gen, s.sampler, j->logits);
+	j->first = j->ended = progress_clock();
+	j->prefill = st.wall;
+	s.active++;
+}
+
+static void end_job(struct job *j)
+{
+	j->ended = progress_clock();
+	seq_free(j->seq);
+	free(j->logits);
+	j->seq = NULL;
+	j->logits = NULL;
+	s.active--;
+	s.waiting++;
+}
+
+static void write_record(struct job *j)
+{
+	const struct gen *g = &j->gen;
+	json_t *timing = json_object(), *tokens = json_array();
+	int made = g->ids.n - g->nprompt;
+	double decode = j->ended - j->first;
+
+	for (int i = g->nprompt; i < g->ids.n; i++)
+		json_array_append_new(tokens, json_integer(g->ids.v[i]));
+	json_object_set_new(j->rec, "completion", infer_json_text(g->text ? g->text : "", g->len));
+	json_object_set_new(j->rec, "tokens", tokens);
+	json_set_str(j->rec, "finish", g->finish);
+	json_set_num(timing, "prefill_s", j->prefill);
+	json_set_num(timing, "decode_s", decode);
+	json_set_num(timing, "ttft_s", j->first - j->began);
+	json_set_num(timing, "tok_per_s", made > 1 && decode > 0 ? (made - 1) / decode : 0);
+	json_object_set_new(j->rec, "timing", timing);
+	must(json_put(stdout, j->rec, &s.e) < 0);
+}
+
+/* Writes what can be written in order. */
+static void flush_jobs(void)
+{
+	struct job *j;
+
+	while ((j = s.head) != NULL) {
+		if (s.text) {
+			size_t n = gen_shown(&j->gen, &s.gen);
+
+			fwrite(j->gen.text ? j->gen.text + j->printed : "", 1, n - j->printed, stdout);
+			j->printed = n;
+			fflush(stdout);
+		}
+		if (!j->gen.finish)
+			return;
+		if (s.text)
+			putchar('\n');
+		else
+			write_record(j);
+		s.waiting--;
+		s.head = j->next;
+		if (!s.head)
+			s.tail = &s.head;
+		json_decref(j->rec);
+		gen_free(&j->gen);
+		free(j);
+	}
+}
+
+/* One token for every active job. */
+static void step(void)
+{
+	struct eval_item it[1024];
+	struct job *job[1024];
+	struct eval_stats st;
+	int n = 0;
+
+	for (struct job *j = s.head; j; j = j->next)
+		if (j->seq && !j->gen.finish) {
+			it[n] = (struct eval_item){ .s = j->seq, .tok = &j->gen.ids.v[j->gen.ids.n - 1], .n = 1,
+			    .logits = j->logits };
+			job[n++] = j;
+		}
+	if (n == 0)
+		return;
+	must(engine_eval(infer.g, it, n, &st, &s.e) < 0 || report_step(&s.report, n, &st, &s.e) < 0);
+	for (int i = 0; i < n; i++)
+		gen_next(&job[i]->gen, &s.gen, s.sampler, job[i]->logits);
+}
+
+static void end_jobs(void)
+{
+	for (struct job *j = s.head; j; j = j->next) {
+		if (sig_stop && !j->gen.finish)
+			j->gen.finish = "interrupted";
+		if (j->seq && j->gen.finish)
+			end_job(j);
+	}
+	flush_jobs();
+}
+
+static struct job *next_record(void)
+{
+	struct job *j = NULL;
+	json_t *rec;
+
+	while (!j && (rec = jsonl_next(s.in, &s.e)) != NULL)
+		j = new_job(rec);
+	must(s.e.status != 0);
+	return j;
+}
+
+static void run_records(void)
+{
+	bool more = true;
+
+	progress_start(&s.progress, "generating", "tokens", 0);
+	while (!sig_stop && (more || s.active > 0)) {
+		/* A slow one at the head may hold back only so many results. */
+		while (more && !sig_stop && s.active < o.batch && s.waiting < 16 * o.batch) {
+			struct job *j = next_record();
+
+			more = j != NULL;
+			if (j)
+				start_job(j);
+			end_jobs();
+		}
+		step();
+		end_jobs();
+		if (!s.text || !isatty(STDOUT_FILENO))
+			progress_at(&s.progress, (double)s.report.tokens, "%lld prompts", (long long)s.count);
+	}
+	progress_end(&s.progress);
+}
+
+static void run_prompt(struct job *j)
+{
+	start_job(j);
+	end_jobs();
+	while (s.active > 0 && !sig_stop) {
+		step();
+		end_jobs();
+	}
+}
+
+/* Answers to what is typed. The caches hold `held`; a turn evaluates only what is new. */
+static void converse(void)
+{
+	json_t *messages = json_array();
+	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, (uint64_t)o.seed };
+	struct seq *seq = seq_new(infer.g, &s.e);
+	float *logits = malloc(sizeof(*logits) * (size_t)infer.cfg.vocab_size);
+	struct ids held = { 0 };
+	char *line = NULL;
+	size_t cap = 0;
+	ssize_t n;
+
+	must(!seq || !logits);
+	while (fputs("> ", stderr), !sig_stop && (n = getline(&line, &cap, stdin)) > 0) {
+		struct gen g;
+		struct ids ids = { 0 };
+		int at = 0;
+		size_t shown = 0;
+
+		line[n - (line[n - 1] == '\n')] = '\0';
+		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "user", "content",
+		    infer_json_text(line, strlen(line))));
+		must(tok_chat(infer.tok, messages, true, false, &ids, NULL, &s.e) < 0);
+		while (at < held.n && at < ids.n - 1 && held.v[at] == ids.v[at])
+			at++;
+		if (at < held.n)
+			seq_reset(seq);
+		if (ids.n >= s.context) {
+			err_warn("the conversation has outgrown --context %d", s.context);
+			ids_free(&ids);
+			break;
+		}
+		gen_start(&g, &ids, &so, o.max_new < s.context - ids.n ? o.max_new : s.context - ids.n, (uint64_t)s.count++);
+		while (!g.finish && !sig_stop) {
+			int from = seq_len(seq);
+			struct eval_item it = { .s = seq, .tok = g.ids.v + from, .n = g.ids.n - from, .logits = logits };
+			struct eval_stats st;
+
+			must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0);
+			must((from < g.nprompt ? report_prompt(&s.report, it.n, &st, &s.e)
+			    : report_step(&s.report, 1, &st, &s.e)) < 0);
+			gen_next(&g, &s.gen, s.sampler, logits);
+			fwrite(g.text ? g.text + shown : "", 1, gen_shown(&g, &s.gen) - shown, stdout);
+			shown = gen_shown(&g, &s.gen);
+			fflush(stdout);
+		}
+		putchar('\n');
+		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "assistant", "content",
+		    infer_json_text(g.text ? g.text : "", g.len)));
+		held.n = 0;
+		for (int i = 0; i < seq_len(seq); i++)
+			ids_push(&held, g.ids.v[i]);
+		gen_free(&g);
+		ids_free(&ids);
+	}
+	ids_free(&held);
+	free(line);
+	free(logits);
+	json_decref(messages);
+	seq_free(seq);
+}
+
+static void set_ends(void)
+{
+	s.gen = (struct gen_opt){ .tok = infer.tok, .end = { infer.cfg.eos_token_id, -1, -1 }, .nstop = o.stop.n,
+	    .stop = o.stop.v };
+	if (infer.tok) {
+		s.gen.end[1] = tok_eos(infer.tok);
+		s.gen.end[2] = tok_id(infer.tok, "<|im_end|>");
+	} else if (o.stop.n || o.raw || o.prompt || o.chat)
+		err_die(EX_NOINPUT, "%s has no tokenizer.json: give -t FILE", infer.model);
+}
+
+/* Tokens a sequence may have: what the prompt by hand needs, else --context. */
+static void set_context(const struct job *by_hand)
+{
+	int most = infer.cfg.max_position_embeddings;
+
+	s.context = o.context ? o.context : by_hand ? by_hand->gen.nprompt + o.max_new
+	    : o.max_new > CONTEXT / 2 ? 2 * o.max_new : CONTEXT;
+	if (!o.context && s.context > most)
+		s.context = most;
+	if (by_hand && by_hand->gen.nprompt >= s.context && o.max_new > 0)
+		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d", by_hand->gen.nprompt, s.context);
+}
+
+int main(int argc, char **argv)
+{
+	struct job *by_hand = NULL;
+	bool talk;
+	int first, V;
+
+	err_init(argv[0]);
+	first = opt_parse(argc, argv, opts, &prog);
+	talk = o.chat && !o.prompt && first == argc && isatty(STDIN_FILENO);
+	if (o.prompt && first < argc)
+		opt_usage("-p and files do not go together");
+	if (!o.prompt && !talk && first == argc && isatty(STDIN_FILENO))
+		opt_usage("nothing to continue: give -p TEXT, a file, or --chat");
+	sig_install();
+	infer_begin(false);
+	set_ends();
+	V = infer.cfg.vocab_size;
+	if (o.prompt)
+		by_hand = new_job(json_pack("{s:o}", "prompt", infer_json_text(o.prompt, strlen(o.prompt))));
+	else if (!talk && !infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
+		must(true);
+	set_context(by_hand);
+	infer_open(o.batch, s.context, o.chunk, (int64_t)V * (4 * o.batch + 16));
+	s.text = o.raw || (o.prompt && isatty(STDOUT_FILENO));
+	if ((s.sampler = sampler_new(V)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	must(report_open(&s.report, o.stats, infer.g, &s.e) < 0);
+	if (by_hand)
+		run_prompt(by_hand);
+	else if (talk)
+		converse();
+	else
+		run_records();
+	must(report_close(&s.report, &s.e) < 0);
+	if (s.in && jsonl_skipped(s.in) > 0)
+		err_warn("%lld bad records passed over", (long long)jsonl_skipped(s.in));
+	jsonl_close(s.in);
+	sampler_free(s.sampler);
+	infer_close();
+	err_close_stdout();
+	return sig_stop ? EX_TEMPFAIL : 0;
+}

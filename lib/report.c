@@ -1,0 +1,189 @@
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "json.h"
+#include "progress.h"
+#include "report.h"
+
+static long major_faults(void)
+{
+	struct rusage u;
+
+	return getrusage(RUSAGE_SELF, &u) == 0 ? u.ru_majflt : 0;
+}
+
+/* What the kernel says this process has read: by system calls, and from the disk. */
+static void kernel_reads(int64_t *rchar, int64_t *disk)
+{
+	FILE *f = fopen("/proc/self/io", "r");
+	char line[128];
+	long long v;
+
+	*rchar = *disk = 0;
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "rchar: %lld", &v) == 1)
+			*rchar = v;
+		if (sscanf(line, "read_bytes: %lld", &v) == 1)
+			*disk = v;
+	}
+	if (f)
+		fclose(f);
+}
+
+int report_open(struct report *r, const char *spec, struct engine *g, struct err *e)
+{
+	*r = (struct report){ .g = g, .majflt = major_faults(), .began = progress_clock() };
+	store_stats(engine_store(g), &r->last);
+	r->first = r->last;
+	kernel_reads(&r->rchar, &r->disk);
+	if (!spec)
+		return 0;
+	if (*spec && strspn(spec, "0123456789") == strlen(spec) && strlen(spec) < 6)
+		r->f = fdopen(atoi(spec), "w");
+	else
+		r->f = fopen(spec, "we");
+	return r->f ? 0 : err_set(e, EX_CANTCREAT, "--stats %s:", spec);
+}
+
+static void put_store(json_t *o, const struct store_stats *a, const struct store_stats *b)
+{
+	json_set_int(o, "read_bytes", (int64_t)(b->read_bytes - a->read_bytes));
+	json_set_int(o, "wasted_bytes", (int64_t)(b->wasted_bytes - a->wasted_bytes));
+	json_set_int(o, "hits", (int64_t)(b->hits - a->hits));
+	json_set_int(o, "misses", (int64_t)(b->misses - a->misses));
+	json_set_int(o, "late", (int64_t)(b->late - a->late));
+}
+
+static void put_share(json_t *o, const char *key, uint64_t part, uint64_t whole)
+{
+	if (whole > 0)
+		json_set_num(o, key, (double)part / (double)whole);
+	else
+		json_object_set_new(o, key, json_null());
+}
+
+static void put_recall(json_t *o, const struct eval_stats *st)
+{
+	json_t *r = json_object();
+
+	put_share(r, "gate", st->gate_hit, st->gate_pred);
+	put_share(r, "lookahead", st->look_hit, st->look_pred);
+	put_share(r, "whole", st->sets_whole, st->sets);
+	json_object_set_new(o, "recall", r);
+}
+
+static void put_time(json_t *o, double wall, double compute, double stall)
+{
+	json_set_num(o, "wall", wall);
+	json_set_num(o, "compute", compute);
+	json_set_num(o, "stall", stall);
+}
+
+static void add(struct report *r, const struct eval_stats *st)
+{
+	r->wall += st->wall;
+	r->compute += st->compute;
+	r->stall += st->stall;
+	r->sum.gate_pred += st->gate_pred;
+	r->sum.gate_hit += st->gate_hit;
+	r->sum.look_pred += st->look_pred;
+	r->sum.look_hit += st->look_hit;
+	r->sum.sets += st->sets;
+	r->sum.sets_whole += st->sets_whole;
+}
+
+static int put(struct report *r, const char *type, const char *count, int64_t n, int rows, const struct eval_stats *st,
+    struct err *e)
+{
+	struct store_stats now;
+	long faults = major_faults();
+	json_t *o;
+	int status;
+
+	add(r, st);
+	store_stats(engine_store(r->g), &now);
+	if (!r->f)
+		return 0;
+	o = json_object();
+	json_set_str(o, "type", type);
+	json_set_int(o, count, n);
+	if (rows > 0)
+		json_set_int(o, "rows", rows);
+	put_time(o, st->wall, st->compute, st->stall);
+	put_store(o, &r->last, &now);
+	json_set_num(o, "replaced_mass", st->replaced_mass);
+	put_recall(o, st);
+	json_set_int(o, "majflt", faults - r->majflt);
+	status = json_put(r->f, o, e);
+	json_decref(o);
+	r->last = now;
+	r->majflt = faults;
+	return status;
+}
+
+int report_prompt(struct report *r, int n, const struct eval_stats *st, struct err *e)
+{
+	r->prompt_tokens += n;
+	r->prefill += st->wall;
+	return put(r, "prefill", "tokens", n, 0, st, e);
+}
+
+int report_step(struct report *r, int rows, const struct eval_stats *st, struct err *e)
+{
+	r->tokens += rows;
+	r->mass += st->replaced_mass * rows;
+	return put(r, "token", "n", r->steps++, rows, st, e);
+}
+
+static json_t *summary(struct report *r)
+{
+	struct store *store = engine_store(r->g);
+	struct store_stats now;
+	double decode = r->wall - r->prefill;
+	int64_t rchar, disk;
+	json_t *o = json_object();
+
+	store_stats(store, &now);
+	kernel_reads(&rchar, &disk);
+	json_set_str(o, "type", "summary");
+	json_set_int(o, "tokens", r->tokens);
+	json_set_int(o, "prompt_tokens", r->prompt_tokens);
+	json_set_num(o, "elapsed", progress_clock() - r->began);
+	json_set_num(o, "prefill", r->prefill);
+	put_time(o, r->wall, r->compute, r->stall);
+	json_set_num(o, "tok_per_s", decode > 0 ? (double)r->tokens / decode : 0);
+	put_store(o, &r->first, &now);
+	json_set_int(o, "reads", (int64_t)(now.reads - r->first.reads));
+	json_set_int(o, "predicted", (int64_t)(now.predicted - r->first.predicted));
+	json_set_int(o, "predicted_used", (int64_t)(now.predicted_used - r->first.predicted_used));
+	json_set_int(o, "expired", (int64_t)(now.expired - r->first.expired));
+	json_set_num(o, "replaced_mass", r->tokens > 0 ? r->mass / (double)r->tokens : 0);
+	put_recall(o, &r->sum);
+	json_set_int(o, "rchar", rchar - r->rchar);
+	json_set_int(o, "disk_bytes", disk - r->disk);
+	json_set_int(o, "expert_bytes", engine_expert_bytes(r->g));
+	if (store_slots(store) < INT_MAX)
+		json_set_int(o, "slots", store_slots(store));
+	json_set_int(o, "peak_rss", mem_peak_rss());
+	return o;
+}
+
+int report_close(struct report *r, struct err *e)
+{
+	json_t *o;
+	int status;
+
+	if (!r->f)
+		return 0;
+	o = summary(r);
+	status = json_put(r->f, o, e);
+	json_decref(o);
+	if (fclose(r->f) != 0 && status == 0)
+		status = err_set(e, EX_IOERR, "--stats:");
+	r->f = NULL;
+	return status;
+}
