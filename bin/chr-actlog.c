@@ -1,0 +1,210 @@
+/* chr-actlog: which experts every token of a text uses in every layer. */
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "actlog.h"
+#include "gen.h"
+#include "infer.h"
+#include "json.h"
+#include "progress.h"
+#include "sig.h"
+
+static struct {
+	int seq, generate, chunk;
+	int64_t seed;
+	double temperature;
+	bool gzip, skip_bad;
+} o = { .seq = 512, .chunk = 256, .temperature = 0.8 };
+
+static const struct opt opts[] = {
+	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are cut into sequences of N tokens" },
+	{ 'z', "gzip", OPT_FLAG, &o.gzip, 0, 0, NULL, "write gzip" },
+	{ 0, "generate", OPT_INT, &o.generate, 0, 1 << 24, "N", "take records as prompts; log N tokens generated after each too" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X", "of --generate; 0 always takes the most likely token" },
+	{ 's', "seed", OPT_COUNT, &o.seed, 0, 9e18, "N", "of --generate" },
+	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "tokens evaluated at a time" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ .kind = OPT_TABLE, .value = infer_opts },
+	{ 0 }
+};
+
+static const struct opt_prog prog = { "chr-actlog", "[FILE...]", "log which experts texts use",
+	"Records hold \"text\", \"messages\" or \"tokens\". The output is for chr-cluster.", true };
+
+static struct {
+	struct jsonl *in;
+	gzFile gz;
+	struct seq *seq;
+	int32_t *topk;			/* (--seq + --generate, Ls, K) */
+	char *line;
+	struct sampler *sampler;
+	float *logits;
+	int64_t nseq, tokens;
+	struct progress progress;
+	struct err e;
+} s;
+
+static void must(int failed)
+{
+	if (!failed)
+		return;
+	progress_clear(&s.progress);
+	err_exit(&s.e);
+}
+
+static void put(const char *text, size_t n)
+{
+	if (s.gz ? gzwrite(s.gz, text, (unsigned)n) != (int)n : fwrite(text, 1, n, stdout) != n)
+		err_die(EX_IOERR, "write error:");
+}
+
+static void put_model(void)
+{
+	const char *print = engine_fingerprint(infer.g, &s.e);
+	struct actlog_model m = { .layers = infer.cfg.num_hidden_layers, .experts = infer.cfg.num_experts,
+	    .top_k = infer.cfg.num_experts_per_tok, .expert_bytes = engine_expert_bytes(infer.g) };
+	json_t *r;
+	char *text;
+
+	must(!print);
+	snprintf(m.fingerprint, sizeof(m.fingerprint), "%s", print);
+	r = actlog_model_json(&m);
+	text = json_dumps(r, JSON_COMPACT);
+	if (!text)
+		err_die(EX_OSERR, "out of memory");
+	put(text, strlen(text));
+	put("\n", 1);
+	free(text);
+	json_decref(r);
+}
+
+/* Longest record: each expert id has at most 5 bytes with its comma. */
+static size_t line_size(void)
+{
+	return 160 + (size_t)infer.cfg.num_hidden_layers * (3 + 5 * (size_t)infer.cfg.num_experts_per_tok);
+}
+
+static void put_act(int pos, uint32_t token, bool gen, const int32_t *topk)
+{
+	int K = infer.cfg.num_experts_per_tok;
+	char *p = s.line;
+
+	p += sprintf(p, "{\"type\":\"act\",\"seq\":%lld,\"pos\":%d,\"token\":%u,%s\"layers\":[", (long long)s.nseq, pos, token,
+	    gen ? "\"gen\":true," : "");
+	for (int l = 0; l < infer.cfg.num_hidden_layers; l++) {
+		*p++ = '[';
+		if (infer.cfg.sparse[l]) {
+			for (int k = 0; k < K; k++)
+				p += sprintf(p, k ? ",%d" : "%d", topk[k]);
+			topk += K;
+		}
+		*p++ = ']';
+		*p++ = ',';
+	}
+	p += sprintf(p - 1, "]}\n") - 1;
+	put(s.line, (size_t)(p - s.line));
+}
+
+/* Appends up to o.generate tokens and their choices, of which the first `from` are there. */
+static void generate(struct gen *g, int from)
+{
+	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
+	struct gen_opt go = { .end = { infer.cfg.eos_token_id, infer.tok ? tok_eos(infer.tok) : -1, -1 } };
+
+	while (gen_next(g, &go, s.sampler, s.logits), g->ids.n > from && !sig_stop) {
+		struct eval_item it = { .s = s.seq, .tok = g->ids.v + from, .n = 1, .logits = s.logits,
+		    .topk = s.topk + from * per_token };
+
+		must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
+		from++;
+		if (g->finish)
+			break;
+	}
+}
+
+static void log_sequence(const uint32_t *tok, int n)
+{
+	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
+	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .topk = s.topk, .logits = o.generate ? s.logits : NULL };
+	struct sample_opt so = { .temperature = o.temperature, .top_p = 0.95, .min_p = 0.05, .repetition_penalty = 1,
+	    .top_k = 40, .seed = (uint64_t)o.seed };
+	struct ids prompt = { .n = n, .v = (uint32_t *)tok };
+	struct gen g;
+
+	seq_reset(s.seq);
+	must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
+	gen_start(&g, &prompt, &so, o.generate, (uint64_t)s.nseq);
+	if (o.generate)
+		generate(&g, n);
+	for (int i = 0; i < seq_len(s.seq); i++)
+		put_act(i, g.ids.v[i], i >= n, s.topk + i * per_token);
+	s.tokens += seq_len(s.seq);
+	gen_free(&g);
+	s.nseq++;
+	if (!s.gz && fflush(stdout) != 0)
+		err_die(EX_IOERR, "write error:");
+}
+
+static void log_record(const json_t *rec)
+{
+	struct ids ids = { 0 };
+	struct err why = { 0 };
+
+	if (infer_ids(rec, o.generate > 0, &ids, NULL, &why) < 0)
+		must(jsonl_bad(s.in, &s.e, "%s", why.msg) < 0);
+	else
+		for (int i = 0; i < ids.n && !sig_stop; i += o.seq)
+			log_sequence(ids.v + i, ids.n - i < o.seq ? ids.n - i : o.seq);
+	ids_free(&ids);
+	progress_at(&s.progress, (double)s.tokens, "%lld sequences", (long long)s.nseq);
+}
+
+int main(int argc, char **argv)
+{
+	json_t *rec;
+	int first, most;
+
+	err_init(argv[0]);
+	first = opt_parse(argc, argv, opts, &prog);
+	sig_install();
+	infer_begin(false);
+	if (infer.cfg.num_sparse == 0)
+		err_die(EX_DATAERR, "%s: no layer has experts", infer.model);
+	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
+		must(true);
+	most = o.seq + o.generate;
+	infer_open(1, most, o.chunk, (int64_t)most * infer.cfg.num_sparse * infer.cfg.num_experts_per_tok * 4
+	    + (int64_t)infer.cfg.vocab_size * 20);
+	s.topk = calloc((size_t)most * infer.cfg.num_sparse * infer.cfg.num_experts_per_tok, sizeof(*s.topk));
+	s.logits = calloc((size_t)infer.cfg.vocab_size, sizeof(*s.logits));
+	s.line = malloc(line_size());
+	s.sampler = sampler_new(infer.cfg.vocab_size);
+	if (!s.topk || !s.logits || !s.line || !s.sampler)
+		err_die(EX_OSERR, "out of memory");
+	must((s.seq = seq_new(infer.g, &s.e)) == NULL);
+	if (o.gzip && (s.gz = gzdopen(dup(STDOUT_FILENO), "wb")) == NULL)
+		err_die(EX_IOERR, "cannot write gzip:");
+	put_model();
+	progress_start(&s.progress, "logging", "tokens", 0);
+	while (!sig_stop && (rec = jsonl_next(s.in, &s.e)) != NULL) {
+		log_record(rec);
+		json_decref(rec);
+	}
+	must(s.e.status != 0);
+	progress_end(&s.progress);
+	if (s.gz && gzclose(s.gz) != Z_OK)
+		err_die(EX_IOERR, "write error:");
+	if (jsonl_skipped(s.in) > 0)
+		err_warn("%lld bad records passed over", (long long)jsonl_skipped(s.in));
+	jsonl_close(s.in);
+	sampler_free(s.sampler);
+	free(s.topk);
+	free(s.logits);
+	free(s.line);
+	infer_close();
+	err_close_stdout();
+	return sig_stop ? EX_TEMPFAIL : 0;
+}
