@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "opt.h"
+
 static const char *bytes_text(double n, char out[32])
 {
 	static const char *const unit[] = { "B", "KiB", "MiB", "GiB", "TiB" };
@@ -33,6 +35,23 @@ static const char *str(const json_t *r, const char *key)
 	return s ? s : "-";
 }
 
+/* A value in one line of the table; -v shows all of it. */
+static void put_value(const char *s)
+{
+	size_t n = strlen(s), max = 100;
+	char head[104];
+
+	if (n <= max || opt_verbose) {
+		put_safe(s, 0);
+		return;
+	}
+	while ((s[max] & 0xc0) == 0x80)		/* not inside a character */
+		max--;
+	snprintf(head, sizeof head, "%.*s", (int)max, s);
+	put_safe(head, 0);
+	printf("... (%zu bytes)", n);
+}
+
 static double num(const json_t *r, const char *key)
 {
 	return json_number_value(json_object_get(r, key));
@@ -59,7 +78,7 @@ static void show_metadata(const json_t *r)
 		printf("  ");
 		put_safe(key, 0);
 		printf(": ");
-		put_safe(json_string_value(v), 0);
+		put_value(json_string_value(v));
 		putchar('\n');
 	}
 }
