@@ -1,20 +1,6 @@
 #!/bin/sh
 # The embedded corpus: its program gives the committed bytes, and the files keep what datasets/README.md promises.
-cd "$(dirname "$0")/.." || exit 1
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-n=0
-ok() { # ok NAME COMMAND...: passes when the command does
-	name=$1
-	shift
-	n=$((n + 1))
-	if "$@" > "$tmp/log" 2>&1; then
-		echo "ok $n - $name"
-	else
-		echo "not ok $n - $name"
-		sed 's/^/# /' "$tmp/log" | head -20
-	fi
-}
+. "$(dirname "$0")/lib.sh"
 files="pretrain heldout chat prefs prompts openings"
 
 ok "make-corpus compiles" "${CC:-cc}" -std=c11 -O1 -Wall -Wextra -Werror -o "$tmp/make-corpus" datasets/make-corpus.c
@@ -68,4 +54,4 @@ ok "records have their keys, sums are right, held-out sums occur nowhere else" p
 	print "only $checked sums\n" if $checked < 300;
 	for (keys %held) { print "$_ is in both\n" if $train{$_} }
 	exit($bad || $checked < 300 || grep { $train{$_} } keys %held)' datasets/*.jsonl
-echo "1..$n"
+done_testing

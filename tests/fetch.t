@@ -1,27 +1,6 @@
 #!/bin/sh
 # scripts/fetch without a network: a table of our own with file:// addresses.
-cd "$(dirname "$0")/.." || exit 1
-tmp=$(mktemp -d) || exit 1
-trap 'rm -rf "$tmp"' EXIT
-n=0
-ok() { # ok NAME COMMAND...: passes when the command does
-	name=$1
-	shift
-	n=$((n + 1))
-	if "$@" > "$tmp/log" 2>&1; then
-		echo "ok $n - $name"
-	else
-		echo "not ok $n - $name"
-		sed 's/^/# /' "$tmp/log" | head -20
-	fi
-}
-status() { # status WANT COMMAND...
-	want=$1
-	shift
-	"$@"
-	got=$?
-	[ $got -eq "$want" ] || { echo "status $got, expected $want"; return 1; }
-}
+. "$(dirname "$0")/lib.sh"
 row() { printf '%s\tfile://%s\t%s\t%s\t%s\n' "$@"; }
 
 printf 'One "day" the fox\tslept.\n\nThe end.\n<|endoftext|>\n\nA back\\slash.\n<|endoftext|>\n' > "$tmp/a.txt"
@@ -37,14 +16,14 @@ ok "fetch takes a file with the right sum" scripts/fetch -t "$tmp/table" tinysto
 printf '%s\n' '{"text":"One \"day\" the fox\tslept.\n\nThe end."}' '{"text":"A back\\slash."}' > "$tmp/want"
 ok "and writes one record per story" cmp "$tmp/want" "$tmp/out/tinystories-a.jsonl"
 ok "a second time too" scripts/fetch -t "$tmp/table" tinystories-a "$tmp/out"
-ok "a wrong sum is refused" status 65 scripts/fetch -t "$tmp/table" wrong "$tmp/out"
+status "a wrong sum is refused" 65 scripts/fetch -t "$tmp/table" wrong "$tmp/out"
 ok "and leaves nothing" sh -c "! ls '$tmp/out' | grep wrong"
-ok "an unknown sum is refused" status 65 scripts/fetch -t "$tmp/table" unknown "$tmp/out"
+status "an unknown sum is refused" 65 scripts/fetch -t "$tmp/table" unknown "$tmp/out"
 ok "unless it is trusted" scripts/fetch -t "$tmp/table" --trust-first-download unknown "$tmp/out"
 ok "which prints the sum" sh -c "cd '$PWD' && scripts/fetch -t '$tmp/table' --trust-first-download unknown '$tmp/out' 2>&1 | grep -q $sum"
-ok "an unknown name is usage" status 64 scripts/fetch nothing "$tmp/out"
+status "an unknown name is usage" 64 scripts/fetch nothing "$tmp/out"
 # shellcheck disable=SC2016
 ok "every row of datasets/public.tsv is whole" awk -F '\t' '
 	!/^#/ && (NF != 5 || $2 !~ /^https:/ || ($3 != "-" && $3 !~ /^[0-9a-f]+$/) || ($3 != "-" && length($3) != 64) || $4 !~ /^[0-9]+$/) { print; bad = 1 }
 	END { exit bad }' datasets/public.tsv
-echo "1..$n"
+done_testing

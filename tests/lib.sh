@@ -82,7 +82,7 @@ world()
 			{"chronos_format": 2, "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2,
 			"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 16,
 			"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "kv_latent_dim": 16,
-			"rope_dim": 4, "sliding_window_size": 32, "max_position_embeddings": 256, "lookahead_steps": 2}
+			"rope_dim": 4, "sliding_window_size": 32, "max_position_embeddings": 1024, "lookahead_steps": 2}
 		END
 		head -5 datasets/pretrain.jsonl > in.jsonl &&
 		chr-tokenize -q --train -v 320 -o tokenizer.json datasets/pretrain.jsonl &&

@@ -7,7 +7,7 @@ cd "$tmp/w" || exit 1
 # How to run each: program, the input its operand names, and the options that it cannot do without.
 table="
 chr-tokenize	in.jsonl	-t tokenizer.json --jsonl
-chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out
+chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
