@@ -262,22 +262,40 @@ static size_t from_gz(void *buf, size_t n, void *gz)
 	return got < 0 ? (size_t)-1 : (size_t)got;
 }
 
+static json_t *load_gz(gzFile gz, const char *name, struct err *e)
+{
+	json_error_t je;
+	json_t *o = json_load_callback(from_gz, gz, JSON_REJECT_DUPLICATES, &je);
+	const char *why;
+	int z;
+
+	if (o)
+		return o;
+	why = gzerror(gz, &z);
+	if (z == Z_ERRNO)
+		err_set(e, EX_IOERR, "cannot read %s:", name);
+	else if (z != Z_OK && z != Z_STREAM_END)
+		err_set(e, EX_DATAERR, "%s: gzip data is damaged: %s", name, why);
+	else
+		err_set(e, EX_DATAERR, "%s:%d: %s", name, je.line, je.text);
+	return NULL;
+}
+
 int manifest_load(struct manifest *m, const char *path, struct err *e)
 {
 	bool in = strcmp(path, "-") == 0;
 	const char *name = in ? "<stdin>" : path;
 	gzFile gz = in ? gzdopen(dup(0), "r") : gzopen(path, "r");
-	json_error_t je;
 	json_t *o;
 	int rc;
 
 	*m = (struct manifest){0};
 	if (!gz)
 		return err_set(e, EX_NOINPUT, "cannot open %s:", name);
-	o = json_load_callback(from_gz, gz, JSON_REJECT_DUPLICATES, &je);
+	o = load_gz(gz, name, e);
 	gzclose(gz);
 	if (!o)
-		return err_set(e, EX_DATAERR, "%s:%d: %s", name, je.line, je.text);
+		return -1;
 	rc = manifest_parse(m, o, name, e);
 	json_decref(o);
 	return rc;
