@@ -179,11 +179,17 @@ static TARGET void nn_rows(int m, int v, int last, int k, const real *a, int64_t
 
 /* Columns are taken in panels; with enough rows to pay for it a panel of B is first copied to consecutive memory. */
 #define NN_KC 256
+INLINE TARGET void nn_pack(real *pack, const real *b, int64_t ldb, int kc, const int v, int last)
+{
+	for (int q = 0; q < kc; q++, b += ldb, pack += v * VL)
+		for (int j = 0; j < v; j++)
+			V_STORE(pack + j * VL, j < v - 1 ? V_LOAD(b + j * VL) : V_LOADN(b + j * VL, last));
+}
+
 static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_t ars, int64_t acs, const real *b,
     int64_t ldb, real *c, int64_t ldc, real beta)
 {
 	static _Thread_local real pack[NN_KC * NN_V * VL] __attribute__((aligned(64)));
-	int width = (v - 1) * VL + last;
 
 	for (int p = 0; p < k; p += NN_KC) {
 		int kc = k - p < NN_KC ? k - p : NN_KC;
@@ -191,10 +197,12 @@ static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_
 		int64_t ldp = ldb;
 
 		if (m >= 4 * NN_M) {
-			for (int q = 0; q < kc; q++)
-				memcpy(pack + q * width, bp + q * ldb, (size_t)width * sizeof(real));
+			if (v == NN_V)
+				nn_pack(pack, bp, ldb, kc, NN_V, last);
+			else
+				nn_pack(pack, bp, ldb, kc, v, last);
 			bp = pack;
-			ldp = width;
+			ldp = v * VL;
 		}
 		for (int i = 0; i < m; i += NN_M)
 			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs, ars, acs, bp, ldp,
