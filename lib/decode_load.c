@@ -8,10 +8,11 @@
 #include "decode_int.h"
 #include "file.h"
 #include "model.h"
+#include "pool.h"
 
 #define MIB ((int64_t)1 << 20)
-/* Stacks and heap that grow after the plan: threads, gemm buffers, file headers, staging of one tensor's pieces. */
-#define RUNTIME (4 * MIB)
+/* Stacks and heap that grow after the plan: file headers, pieces of tensors; and per thread, kernel buffers. */
+#define RUNTIME MIB
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
@@ -149,7 +150,7 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 	look0 = params_get(&g->md.par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
 	sets = predict_set_size(g->cfg);
-	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME + o->other);
+	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME * (1 + pool_threads()) + o->other);
 	mem_plan_add(plan, "dense weights", dense_elements(&g->md.par) * (int64_t)sizeof(real));
 	mem_plan_add(plan, "position tables",
 	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));

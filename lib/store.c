@@ -15,7 +15,7 @@
 #include "reader.h"
 
 #define HUGE_PAGE ((int64_t)2 << 20)
-#define STACK (768 << 10)		/* of a reader thread; thread-local arrays of the whole program lie in it too */
+#define STACK (512 << 10)		/* of a reader thread; thread-local arrays of the whole program lie in it too */
 #define MAX_READERS 64
 #define SPIN 50e-6			/* seconds store_get polls; about what waking a sleeper costs */
 
