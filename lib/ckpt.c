@@ -2,11 +2,13 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -341,6 +343,17 @@ int ckpt_prune(const char *out, int keep, struct err *e)
 		rc = remove_dir(out, steps[i], e);
 	free(steps);
 	return rc;
+}
+
+/* A lock on the directory itself leaves no file behind, and a killed run none either. */
+int ckpt_lock(const char *out, int *fd, struct err *e)
+{
+	*fd = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (*fd < 0)
+		return errno == ENOENT ? 0 : err_set(e, EX_CANTCREAT, "%s:", out);
+	if (flock(*fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)	/* not every file system has locks */
+		return 0;
+	return err_set(e, EX_CANTCREAT, "%s: another run is writing there", out);
 }
 
 static bool leftover(const char *name)

@@ -3,6 +3,7 @@
  * and train_state.json beside the model. It is written under another name, synced, and renamed, so whatever has the
  * name of a checkpoint is whole; killing the program at any moment leaves the one before as it was.
  *
+ *	ckpt_lock(out, &fd, &e);
  *	ckpt_clean(out, &e);				(what a killed run left half done)
  *	if (ckpt_newest(out, &dir, &e) == 0 && dir != NULL)
  *		ckpt_load(dir, &m, &opt, &state, &e);
@@ -35,6 +36,8 @@ int64_t ckpt_bytes(const struct params *ps, const struct backend *be);	/* held w
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
 int ckpt_publish(const char *out, int64_t step, struct err *e);
 int ckpt_prune(const char *out, int keep, struct err *e);	/* removes all but the newest `keep` checkpoints */
+/* One run at a time: *fd is to be closed at the end, -1 when there is no such directory yet. */
+int ckpt_lock(const char *out, int *fd, struct err *e);
 int ckpt_clean(const char *out, struct err *e);
 int ckpt_remove_all(const char *out, struct err *e);		/* every checkpoint, and the resume state of OUT itself */
 

@@ -31,14 +31,14 @@ const struct opt train_opts[] = {
 	{ 0, "epochs", OPT_FLOAT, &train_flags.epochs, 1e-6, 1e6, "X", "times through the data; with -n, without end" },
 	{ 'b', "batch", OPT_INT, &train_flags.batch, 1, 65536, "N", "sequences of a micro-batch" },
 	{ 0, "accum", OPT_INT, &train_flags.accum, 1, 65536, "N", "micro-batches of a step" },
-	{ 0, "seq", OPT_INT, &train_flags.seq, 2, 1 << 20, "N", "tokens of a sequence" },
+	{ 0, "seq", OPT_INT, &train_flags.seq, 2, 1 << 20, "N", "tokens of a sequence; at most the model's max_position_embeddings" },
 	{ 'l', "lr", OPT_FLOAT, &train_flags.lr, 0, 100, "X", "highest learning rate" },
 	{ 0, "warmup", OPT_COUNT, &train_flags.warmup, 0, 1e12, "N", "steps to reach it; 0: a twentieth of all, at most 500" },
 	{ 0, "weight-decay", OPT_FLOAT, &train_flags.weight_decay, 0, 10, "X", "of matrices other than the embedding" },
 	{ 0, "clip", OPT_FLOAT, &train_flags.clip, 0, 1e9, "X", "limit on the norm of the gradient; 0: none" },
-	{ 0, "dropout", OPT_FLOAT, &train_flags.dropout, 0, 0.99, "X", "unless config.json says" },
+	{ 0, "dropout", OPT_FLOAT, &train_flags.dropout, 0, 0.99, "X", "unless -c or --set says" },
 	{ 0, "fallback-mask-prob", OPT_FLOAT, &train_flags.mask_prob, 0, 1, "X",
-	    "chance that an expert is missing and the shared one stands in, unless config.json says" },
+	    "chance that an expert is missing and the shared one stands in, unless -c or --set says" },
 	{ 's', "seed", OPT_COUNT, &train_flags.seed, 0, 0x1p62, "N", "seed of weights, order, dropout and misses" },
 	{ .kind = OPT_GROUP, .help = "Stopping and saving" },
 	{ 0, "resume", OPT_FLAG, &train_flags.resume, 0, 0, NULL, "go on from the newest checkpoint in -o, if there is one" },
@@ -109,7 +109,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, i
     bool train, bool count)
 {
 	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
-	    .fallback_mask_prob = train && t->cfg.num_shared_experts > 0 ? t->o.mask_prob : 0 };
+	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0 };
 	const struct forward_opt plain = {0};
 	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb, .targets = targets,
 	    .coef = train ? t->coef : NULL, .logp = t->logp };
@@ -231,7 +231,7 @@ static int evaluate(struct train *t, struct err *e)
 	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step", (json_int_t)t->step);
 	metric_losses(&t->now, rec);
 	json_set_num(rec, "perplexity", exp(t->now.base));
-	json_set_num(rec, "targets", targets);
+	json_set_int(rec, "targets", (int64_t)targets);
 	metric_routing(&t->now, &t->cfg, &t->load, rec);
 	json_set_num(rec, "seconds", progress_clock() - began);
 	rc = json_put(stdout, rec, e);
@@ -357,7 +357,7 @@ static int print_plan(struct train *t, struct err *e)
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
     char *const files[], struct err *e)
 {
-	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files };
+	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1 };
 	int rc;
 
 	t.command = prov_command(argc, argv, opts, not_recorded);

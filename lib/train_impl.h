@@ -39,6 +39,7 @@ struct train {
 	struct mem_plan plan;
 	int64_t parameters;
 
+	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
 	int64_t step, first_step;	/* optimiser steps done; when this run began */
 	int64_t tokens;			/* input so far, padding not counted */

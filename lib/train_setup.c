@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ckpt.h"
 #include "data.h"
@@ -114,8 +115,10 @@ static int check_out(struct train *t, struct err *e)
 {
 	const char *out = t->o.out;
 
-	if (out == NULL)
+	if (out == NULL || t->o.grad_dump != NULL || t->o.dry_run)
 		return 0;
+	if (ckpt_lock(out, &t->lock, e) < 0)
+		return -1;
 	if (t->o.resume && ckpt_newest(out, &t->resume, e) < 0)
 		return -1;
 	if (t->o.resume && t->resume == NULL && !opt_quiet)
@@ -129,15 +132,28 @@ static int check_out(struct train *t, struct err *e)
 
 /* --- configuration, tokenizer, data --- */
 
-/* --dropout and --fallback-mask-prob, when not given, yield to config.json. */
-static void settle_probabilities(struct train *t)
+/* Does the configuration ask for this value? A trained model's config.json only tells what its own stage used. */
+static bool configured(const struct train *t, const char *key)
+{
+	size_t n = strlen(key);
+
+	for (int i = 0; i < t->o.sets.n; i++)
+		if (strncmp(t->o.sets.v[i], key, n) == 0 && t->o.sets.v[i][n] == '=')
+			return true;
+	return (t->o.config != NULL || t->o.model == NULL) && json_object_get(t->cfg.raw, key) != NULL;
+}
+
+/* Options first, then config.json, then the stage's defaults. What is used goes into the new config.json. */
+static void settle(struct train *t)
 {
 	struct config *c = &t->cfg;
 
-	if (given(t, "dropout") || json_object_get(c->raw, "dropout") == NULL)
+	if (given(t, "dropout") || !configured(t, "dropout"))
 		c->dropout = t->o.dropout;
-	if (!given(t, "fallback-mask-prob") && json_object_get(c->raw, "fallback_mask_prob") != NULL)
-		t->o.mask_prob = c->fallback_mask_prob;
+	if (given(t, "fallback-mask-prob") || !configured(t, "fallback_mask_prob"))
+		c->fallback_mask_prob = c->num_shared_experts > 0 ? t->o.mask_prob : 0;
+	if (!given(t, "seq") && t->o.seq > c->max_position_embeddings)
+		t->o.seq = c->max_position_embeddings;
 	t->lambda = (struct route_lambda){ c->lambda_balance, c->lambda_temporal, c->lambda_router_locality,
 	    c->lambda_lookahead, c->lambda_lookahead_topk, c->lambda_lookahead_union, c->lambda_router_anchor };
 }
@@ -149,7 +165,7 @@ static int open_config(struct train *t, struct err *e)
 
 	if (config_load(&t->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
 		return -1;
-	settle_probabilities(t);
+	settle(t);
 	if (o->seq > t->cfg.max_position_embeddings)
 		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings %d", o->seq,
 		    t->cfg.max_position_embeddings);
@@ -321,10 +337,9 @@ static int open_models(struct train *t, struct err *e)
 json_t *train_settings(const struct train *t)
 {
 	const struct train_opt *o = &t->o;
-	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:f, s:b, s:b}", "seed", (json_int_t)o->seed,
+	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:b, s:b}", "seed", (json_int_t)o->seed,
 	    "batch", o->batch, "accum", o->accum, "seq", o->seq, "lr", o->lr, "warmup", (json_int_t)o->warmup,
-	    "weight-decay", o->weight_decay, "clip", o->clip, "fallback-mask-prob", o->mask_prob, "shuffle", o->shuffle,
-	    "skip-bad", o->skip_bad);
+	    "weight-decay", o->weight_decay, "clip", o->clip, "shuffle", o->shuffle, "skip-bad", o->skip_bad);
 	json_t *data = t->s->source->identity(t->src), *config = config_to_json(&t->cfg);
 
 	json_object_update(s, data);
@@ -385,12 +400,13 @@ static int restore(struct train *t, struct err *e)
 	return rc;
 }
 
-/* From here on OUT is ours: nothing before this has changed a byte of it. */
+/* The first change to OUT. */
 static int take_out(struct train *t, struct err *e)
 {
 	if (t->o.out == NULL || t->o.grad_dump != NULL)
 		return 0;
-	if (file_mkdirs(t->o.out, e) < 0 || ckpt_clean(t->o.out, e) < 0)
+	if (file_mkdirs(t->o.out, e) < 0 || (t->lock < 0 && ckpt_lock(t->o.out, &t->lock, e) < 0) ||
+	    ckpt_clean(t->o.out, e) < 0)
 		return -1;
 	return t->o.force ? ckpt_remove_all(t->o.out, e) : 0;
 }
@@ -443,4 +459,6 @@ void train_teardown(struct train *t)
 	json_decref(t->metadata);
 	json_decref(t->command);
 	free(t->resume);
+	if (t->lock >= 0)
+		close(t->lock);
 }
