@@ -33,7 +33,7 @@ status "--check of a good file" 0 chr-ls --check a.safetensors
 status "--check of one that is not finite" 1 chr-ls --check a.safetensors inf.safetensors
 is "and it says where" "$(chr-ls --check inf.safetensors | head -1)" \
 	'{"type":"bad","file":"inf.safetensors","name":"a","nan":0,"inf":1,"first":1}'
-head -c 300 a.safetensors > cut
+head -c 300 a.safetensors > "cut"
 status "--check of a truncated file" 1 chr-ls --check cut
 status "listing a truncated file" 65 chr-ls cut
 status "--check of a missing file" 66 chr-ls --check nonexistent
