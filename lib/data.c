@@ -51,7 +51,7 @@ static bool is_shard(const char *path)
 	return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
 }
 
-/* bos and eos around scratch, unless the document brings its own. */
+/* bos and eos around scratch, unless the document brings its own. (A conversation ends with eos and a newline.) */
 static void frame(struct data *d)
 {
 	struct ids *s = &d->scratch;
@@ -64,7 +64,7 @@ static void frame(struct data *d)
 		memmove(s->v + 1, s->v, (size_t)(s->n - 1) * sizeof *s->v);
 		s->v[0] = (uint32_t)bos;
 	}
-	if (eos >= 0 && s->v[s->n - 1] != (uint32_t)eos)
+	if (eos >= 0 && s->v[s->n - 1] != (uint32_t)eos && (s->n < 2 || s->v[s->n - 2] != (uint32_t)eos))
 		ids_push(s, (uint32_t)eos);
 }
 
