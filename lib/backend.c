@@ -1,6 +1,7 @@
 /* backend: finds a table by name and checks that every row is there. */
 #include "backend.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const struct backend *const backends[] = { &backend_cpu };
@@ -35,6 +36,10 @@ const struct backend *backend_open(const char *name, struct err *e)
 
 		if (name && strcmp(name, "auto") != 0 && strcmp(name, b->name) != 0)
 			continue;
+		if (b == &backend_cpu && getenv("CHR_ISA") && cpu_isa_force(getenv("CHR_ISA")) < 0) {
+			err_set(e, EX_UNAVAILABLE, "CHR_ISA=%s: this machine has no such kernels", getenv("CHR_ISA"));
+			return NULL;
+		}
 		if ((row = missing_row(b)) != NULL) {
 			err_set(e, EX_UNAVAILABLE, "backend %s has no operation %s", b->name, row);
 			return NULL;

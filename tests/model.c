@@ -1,0 +1,200 @@
+/*
+ * model: properties of the forward pass that no gradient check shows: nothing leaks from the future, from behind the
+ * window, from other documents or from padding; chunks of the head do not matter; balance is 1 at even load.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model_int.h"
+#include "pool.h"
+#include "rng.h"
+#include "route.h"
+#include "tap.h"
+
+#define NT 90		/* more than one attention tile */
+#define VOCAB 50
+
+#define COMMON "\"model_type\": \"chronos\", \"chronos_format\": 2, \"vocab_size\": 50, \"hidden_size\": 32," \
+	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 8, \"moe_intermediate_size\": 24," \
+	"\"num_experts\": 6, \"num_experts_per_tok\": 2, \"kv_latent_dim\": 16, \"rope_dim\": 4, \"lookahead_steps\": 2," \
+	"\"sliding_window_size\": 7"
+
+struct run {
+	struct model m;
+	struct batch b;
+	float *logits;
+};
+
+static void run_open(struct run *r, const char *json, int B, int head_rows)
+{
+	struct err e = { 0 };
+	struct config c;
+	json_t *j = json_loads(json, 0, NULL);
+	struct model_opt o = { .max_b = B, .max_t = NT, .head_rows = head_rows };
+
+	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&r->m, &c, &o, &backend_cpu, &e) < 0)
+		err_exit(&e);
+	json_decref(j);
+	config_free(&c);
+	model_init_weights(&r->m, 4);
+	r->b = (struct batch){ B, NT, calloc((size_t)(B * NT), 4), calloc((size_t)(B * NT), 4), calloc((size_t)(B * NT), 4) };
+	r->logits = malloc((size_t)(B * NT * VOCAB) * sizeof(float));
+	for (int i = 0; i < B * NT; i++) {
+		r->b.tok[i] = (uint32_t)rng_below(3, 1, (uint64_t)i, VOCAB);
+		r->b.target[i] = (int32_t)rng_below(3, 2, (uint64_t)i, VOCAB);
+	}
+}
+
+static const float *run_logits(struct run *r)
+{
+	struct forward_opt o = { 0 };
+
+	model_forward(&r->m, &r->b, &o);
+	model_logits(&r->m, r->logits);
+	return r->logits;
+}
+
+static void run_close(struct run *r)
+{
+	free(r->b.tok), free(r->b.target), free(r->b.doc_start), free(r->logits);
+	model_close(&r->m);
+}
+
+/* First row whose logits change when token t does. */
+static int first_change(struct run *r, int t, int *last)
+{
+	float *was = malloc(NT * VOCAB * sizeof(float));
+	int first = NT;
+
+	memcpy(was, run_logits(r), NT * VOCAB * sizeof(float));
+	r->b.tok[t] = (r->b.tok[t] + 1) % VOCAB;
+	run_logits(r);
+	r->b.tok[t] = (r->b.tok[t] + VOCAB - 1) % VOCAB;
+	*last = -1;
+	for (int i = 0; i < NT; i++)
+		if (memcmp(was + i * VOCAB, r->logits + i * VOCAB, VOCAB * sizeof(float)) != 0) {
+			first = i < first ? i : first;
+			*last = i;
+		}
+	free(was);
+	return first;
+}
+
+static void test_leaks(void)
+{
+	static const int at[] = { 0, 20, 64, 88 };
+	int last, good = 1;
+	struct run r;
+
+	run_open(&r, "{" COMMON ", \"num_hidden_layers\": 4}", 1, 0);
+	for (int i = 0; i < 4; i++)
+		good &= first_change(&r, at[i], &last) == at[i];
+	ok(good, "hybrid: a token changes nothing before it");
+	ok(last == NT - 1, "hybrid: and everything after, through the MLA layers");
+	run_close(&r);
+	run_open(&r, "{" COMMON ", \"num_hidden_layers\": 2, \"layer_types\": [\"sliding_attention\", \"sliding_attention\"]}", 1, 0);
+	good = first_change(&r, 20, &last) == 20;
+	ok(good && last == 20 + 2 * 6, "two sliding layers of window 7: a token reaches 12 further, not more");
+	printf("# reaches row %d\n", last);
+	run_close(&r);
+}
+
+/* Rows from..from+n of a packed run equal the document alone. */
+static int same_alone(const struct run *packed, const float *logits, int from, int n)
+{
+	struct run alone;
+	int good;
+
+	run_open(&alone, "{" COMMON ", \"num_hidden_layers\": 4}", 1, 0);
+	for (int t = 0; t < NT; t++) {
+		alone.b.tok[t] = t < n ? packed->b.tok[from + t] : 0;
+		alone.b.doc_start[t] = t < n ? 0 : -1;
+	}
+	run_logits(&alone);
+	good = 1;
+	for (int64_t i = 0; i < (int64_t)n * VOCAB; i++)
+		good &= fabsf(alone.logits[i] - logits[from * VOCAB + i]) < 1e-5f;
+	run_close(&alone);
+	return good;
+}
+
+static void test_documents(void)
+{
+	struct run r;
+
+	run_open(&r, "{" COMMON ", \"num_hidden_layers\": 4}", 1, 0);
+	for (int t = 0; t < NT; t++)
+		r.b.doc_start[t] = t < 30 ? 0 : t < 75 ? 30 : -1;
+	run_logits(&r);
+	ok(same_alone(&r, r.logits, 0, 30), "a packed document equals the document alone");
+	ok(same_alone(&r, r.logits, 30, 45), "and so does the one behind it");
+	run_close(&r);
+}
+
+static void test_head(void)
+{
+	float logp[2][NT];
+	int good = 1;
+
+	for (int i = 0; i < 2; i++) {
+		struct run r;
+
+		run_open(&r, "{" COMMON ", \"num_hidden_layers\": 2}", 1, 0);
+		r.m.act->head_rows = i ? 11 : NT;
+		run_logits(&r);
+		model_head(&r.m, &r.b, NULL, logp[i], NULL);
+		for (int t = 0; i == 0 && t < NT; t++) {
+			double max = -1e30, sum = 0;
+
+			for (int v = 0; v < VOCAB; v++)
+				max = fmax(max, (double)r.logits[t * VOCAB + v]);
+			for (int v = 0; v < VOCAB; v++)
+				sum += exp((double)r.logits[t * VOCAB + v] - max);
+			good &= fabs((double)r.logits[t * VOCAB + r.b.target[t]] - max - log(sum) - (double)logp[0][t]) < 1e-5;
+		}
+		run_close(&r);
+	}
+	ok(good, "log-probabilities are those of the logits");
+	ok(memcmp(logp[0], logp[1], sizeof(logp[0])) == 0, "chunks of the head do not matter");
+}
+
+/* Probabilities 1/E and every expert chosen alike: balance 1, locality ln K + ln(E/K) ... in closed form. */
+static void test_route_values(void)
+{
+	enum { E = 6, K = 2, T = 12 };
+	float probs[T * E];
+	int32_t ids[T * K], doc[T] = { 0 };
+	double count[E] = { 0 };
+	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 1 };
+	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs, .topk = ids };
+	struct route_load load = { count, 0 };
+	struct route_lambda lam = { .balance = 1 };
+	struct route_scratch *s = NULL;
+	struct route_terms t;
+	double total;
+
+	for (int i = 0; i < T * E; i++)
+		probs[i] = 1.0f / E;
+	for (int i = 0; i < T * K; i++)
+		ids[i] = i % E;
+	total = route_loss(&in, &lam, &load, &t, NULL, NULL, &s);
+	is_close(t.balance, 1, 1e-6, "balance is 1 at even load");
+	is_close(total, 1, 1e-6, "and the weighted sum is the term");
+	is_close(t.temporal, 0, 1e-9, "constant probabilities: no temporal loss");
+	is_close(t.locality, log(E), 1e-6, "locality of uniform probabilities is ln E");
+	is_close(route_load_entropy(&load, 1, E), 1, 1e-9, "load entropy is 1 at even load");
+	memset(doc, 0xff, sizeof(doc));
+	total = route_loss(&in, &lam, &load, &t, NULL, NULL, &s);
+	is_close(total, 0, 0, "padding alone contributes zero, never NaN");
+	route_scratch_free(s);
+}
+
+int main(void)
+{
+	pool_init(2);
+	test_leaks();
+	test_documents();
+	test_head();
+	test_route_values();
+	return tap_done();
+}
