@@ -5,6 +5,7 @@
 #include "cpu.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,9 +86,18 @@ static int64_t col_block(const struct gemm_job *j) { return j->m < 8 ? GEMM_NB1 
 
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-/* Grows, never shrinks: steady state allocates nothing. */
+static pthread_key_t buffer_key;
+
+static void buffer_key_make(void)
+{
+	if (pthread_key_create(&buffer_key, free) != 0)
+		abort();	/* the first of 1024 */
+}
+
+/* Grows, never shrinks: steady state allocates nothing. Freed when its thread ends. */
 static void *thread_buffer(size_t bytes)
 {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	static _Thread_local void *buf;
 	static _Thread_local size_t cap;
 
@@ -96,6 +106,8 @@ static void *thread_buffer(size_t bytes)
 		cap = (bytes + 4095) & ~(size_t)4095;
 		if ((buf = aligned_alloc(64, cap)) == NULL)
 			abort();	/* a few hundred kilobytes */
+		pthread_once(&once, buffer_key_make);
+		pthread_setspecific(buffer_key, buf);
 	}
 	return buf;
 }
