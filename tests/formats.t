@@ -15,8 +15,8 @@ ok "programs write records" sh -e -c '
 	chr-actlog -q -m model --generate 2 in.jsonl > 6
 	chr-pack -q -m packed --unpack -o plain > 7
 	head -n 2 datasets/openings.jsonl > prompts.jsonl
-	chr-generate -q -m model -n 4 --stats 8 prompts.jsonl > 9
-	chr-generate -q -m packed -n 4 --stats 10 prompts.jsonl > 11
+	chr-generate -q -m model -n 4 --stats s8 prompts.jsonl > 9
+	chr-generate -q -m packed -n 4 --stats s10 prompts.jsonl > 11
 	chr-ls model > 12
 	chr-ls --check model > 13
 	cp pack.json 14
@@ -49,7 +49,7 @@ ok "every key is in chr-jsonl.5" perl -MJSON::PP -e '
 	for my $t (qw(step eval mem_plan shard score total model act pack unpack prefill token summary completion file metadata
 	    ancestry tensor check)) { $seen{$t} or $bad{"no record $t was written"} = 1 }
 	print "$_\n" for sort keys %bad;
-	exit(%bad > 0)' "$page/chr-jsonl.5" 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+	exit(%bad > 0)' "$page/chr-jsonl.5" 1 2 3 4 5 6 7 s8 9 s10 11 12 13 14 15
 
 # shellcheck disable=SC2016
 ok "config.json, tensors and metadata are in chr-model.5" perl -MJSON::PP -0777 -e '
