@@ -411,7 +411,8 @@ int ckpt_state(const char *dir, json_t **state, struct err *e)
 	size_t len;
 	int rc = file_get(path, &text, &len, e);
 
-	if (rc == 0 && !json_is_object(*state = json_loadb(text, len, 0, &je))) {
+	*state = rc == 0 ? json_loadb(text, len, 0, &je) : NULL;
+	if (rc == 0 && !json_is_object(*state)) {
 		json_decref(*state);
 		rc = err_set(e, EX_DATAERR, "%s: not a JSON object", path);
 	}

@@ -250,7 +250,7 @@ INLINE TARGET real kexp(real x)
 	p = p * r + 1.6666665459e-1f;
 	p = p * r + 5.0000001201e-1f;
 	p = p * r * r + r + 1.0f;
-	u.i = (u.i - 0x4b400000 + 127) << 23;
+	u.i = (int32_t)((uint32_t)(u.i - 0x4b400000 + 127) << 23);	/* unsigned: x may be NaN */
 	return p * u.f;
 #endif
 }

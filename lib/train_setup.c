@@ -255,10 +255,22 @@ static int64_t micro_bytes(const struct train *t)
 	return rows(t) * (int64_t)(sizeof(uint32_t) + 2 * sizeof(int32_t)) + (int64_t)t->s->source->extra;
 }
 
+/* What route_loss() takes with format 1: the mean over layers, its gradient, its choices. */
+static int64_t router_bytes(const struct train *t)
+{
+	const struct config *c = &t->cfg;
+
+	if (c->format != 1 || c->num_sparse == 0)
+		return 0;
+	return rows(t) * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok * (int64_t)sizeof(int32_t));
+}
+
 static int plan_memory(struct train *t, struct err *e)
 {
 	const struct model_opt train = { .max_b = t->o.batch, .max_t = t->o.seq, .train = true };
 	const struct model_opt frozen = { .max_b = t->o.batch, .max_t = t->o.seq };
+	const int64_t data = t->s->source->bytes(t->src) +
+	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0), used = mem_peak_rss();
 	struct params ps;
 
 	if (params_build(&ps, &t->cfg, e) < 0)
@@ -270,9 +282,10 @@ static int plan_memory(struct train *t, struct err *e)
 	if (ckpt_bytes(&ps, t->be) > 0)
 		mem_plan_add(&t->plan, "checkpoint in transit", ckpt_bytes(&ps, t->be));
 	t->parameters = ps.count;
-	mem_plan_add(&t->plan, "batches", t->o.accum * micro_bytes(t) + 2 * rows(t) * (int64_t)sizeof(real));
-	mem_plan_add(&t->plan, "training data", t->s->source->bytes(t->src) +
-	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0));
+	mem_plan_add(&t->plan, "batches", t->o.accum * micro_bytes(t) + 2 * rows(t) * (int64_t)sizeof(real) +
+	    router_bytes(t));
+	mem_plan_add(&t->plan, "training data", data);
+	mem_plan_add(&t->plan, "program and tokenizer", used > data ? used - data : 0);
 	params_free(&ps);
 	return mem_plan_check(&t->plan, t->o.ram, "a smaller --batch or --seq (and more --accum) needs less", e);
 }
