@@ -22,22 +22,54 @@
 
 typedef real lanes __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real))));
 
-/* out[i] += q . key of slot i, n slots */
+typedef real half __attribute__((vector_size(LANES / 2 * sizeof(real))));
+typedef real quarter __attribute__((vector_size(LANES / 4 * sizeof(real))));
+
+/* A macro, so that no vector crosses a call between functions of different instruction sets. */
+#define SUM_LANES(out, s) do { \
+	half h_ = __builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) \
+	    + __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15); \
+	quarter q_ = __builtin_shufflevector(h_, h_, 0, 1, 2, 3) + __builtin_shufflevector(h_, h_, 4, 5, 6, 7); \
+	(out) += (q_[0] + q_[2]) + (q_[1] + q_[3]); \
+} while (0)
+
+/* out[i] += q . key of slot i, n slots; four keys at a time, each summed in the same way as alone */
 CLONES static void block_scores(real *out, const real *q, const real *k, int64_t ldk, int n, int w)
 {
-	for (int i = 0; i < n; i++, k += ldk) {
-		lanes s = { 0 };
-		real tail = 0;
-		int j = 0;
+	int whole = w / LANES * LANES, i = 0;
 
-		for (; j + LANES <= w; j += LANES)
-			s += *(const lanes *)(q + j) * *(const lanes *)(k + j);
-		for (; j < w; j++)
-			tail += q[j] * k[j];
-		for (int half = LANES / 2; half > 0; half /= 2)
-			for (int l = 0; l < half; l++)
-				s[l] += s[l + half];
-		out[i] += s[0] + tail;
+	for (; i + 4 <= n; i += 4) {
+		const real *k0 = k + i * ldk, *k1 = k0 + ldk, *k2 = k1 + ldk, *k3 = k2 + ldk;
+		lanes s0 = { 0 }, s1 = { 0 }, s2 = { 0 }, s3 = { 0 };
+
+		for (int j = 0; j < whole; j += LANES) {
+			lanes x = *(const lanes *)(q + j);
+
+			s0 += x * *(const lanes *)(k0 + j);
+			s1 += x * *(const lanes *)(k1 + j);
+			s2 += x * *(const lanes *)(k2 + j);
+			s3 += x * *(const lanes *)(k3 + j);
+		}
+		SUM_LANES(out[i], s0);
+		SUM_LANES(out[i + 1], s1);
+		SUM_LANES(out[i + 2], s2);
+		SUM_LANES(out[i + 3], s3);
+	}
+	for (; i < n; i++) {
+		lanes s = { 0 };
+
+		for (int j = 0; j < whole; j += LANES)
+			s += *(const lanes *)(q + j) * *(const lanes *)(k + i * ldk + j);
+		SUM_LANES(out[i], s);
+	}
+	if (whole == w)
+		return;
+	for (i = 0; i < n; i++) {
+		real tail = 0;
+
+		for (int j = whole; j < w; j++)
+			tail += q[j] * k[i * ldk + j];
+		out[i] += tail;
 	}
 }
 
