@@ -155,8 +155,8 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	for (int i = 0; i < n; i++) {
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, targets, tokens, true, count);
 		if (!isfinite(t->now.loss))
-			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g);"
-			    " the weights of the step before are in the newest checkpoint", t->step + 1, i + 1, n, t->now.loss);
+			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
+			    t->step + 1, i + 1, n, t->now.loss);
 	}
 	t->tokens += tokens;
 	return 0;
@@ -191,8 +191,8 @@ static int train_step(struct train *t, int n, struct err *e)
 		return -1;
 	norm = optim_norm(&t->opt, t->m.g);
 	if (!isfinite(norm))
-		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g); the"
-		    " weights of the step before are in the newest checkpoint", t->step + 1, n, t->now.loss);
+		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g)",
+		    t->step + 1, n, t->now.loss);
 	optim_step(&t->opt, t->m.w, t->m.g, lr, optim_clip(norm, t->o.clip));
 	t->step++;
 	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
