@@ -94,8 +94,7 @@ static void buffer_key_make(void)
 		abort();	/* the first of 1024 */
 }
 
-/* Grows, never shrinks: steady state allocates nothing. Freed when its thread ends. */
-static void *thread_buffer(size_t bytes)
+void *cpu_thread_buffer(size_t bytes)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	static _Thread_local void *buf;
@@ -115,7 +114,7 @@ static void *thread_buffer(size_t bytes)
 static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
 {
 #ifndef CHR_DOUBLE
-	float *w = thread_buffer(GEMM_CONV * (size_t)j->k * sizeof(float));
+	float *w = cpu_thread_buffer(GEMM_CONV * (size_t)j->k * sizeof(float));
 
 	for (int64_t c = c0; c < c0 + n; c += GEMM_CONV) {
 		int64_t nc = c0 + n - c < GEMM_CONV ? c0 + n - c : GEMM_CONV;
@@ -249,7 +248,7 @@ ROWS(rmsnorm_dg_slice)
 static void rmsnorm_back(real *dx, real *dg, const real *dy, const real *x, const real *g, const real *rstd, int64_t n,
     int w, bool add_dx)
 {
-	real *part = thread_buffer((size_t)DG_SLICES * (size_t)w * sizeof(real));
+	real *part = cpu_thread_buffer((size_t)DG_SLICES * (size_t)w * sizeof(real));
 	struct rows_ctx c = { .y = part, .x = dy, .x2 = x, .x3 = g, .x4 = rstd, .w = w, .ld = n, .flag = add_dx };
 
 	cpu_kernels();
@@ -657,7 +656,7 @@ static void sumsq_blocks(void *ctx, int64_t b0, int64_t b1, int worker)
 static double sumsq(const real *x, int64_t n)
 {
 	int64_t nb = blocks(n, SUMSQ_BLOCK);
-	struct sumsq_ctx c = { x, n, thread_buffer((size_t)nb * sizeof(double)) };
+	struct sumsq_ctx c = { x, n, cpu_thread_buffer((size_t)nb * sizeof(double)) };
 	double s = 0;
 
 	cpu_kernels();

@@ -10,4 +10,8 @@ void cpu_attn(const struct attn_args *a);			/* cpu_attn.c */
 void cpu_attn_back(const struct attn_args *a);
 void cpu_attn_cached(const struct attn_cached_args *a);		/* cpu_decode.c */
 
+/* Scratch of the calling thread, one per thread: the next call may move it. Grows, never shrinks: steady state allocates
+ * nothing. Freed when the thread ends. Not thread-local storage, which would lie in every thread's stack. */
+void *cpu_thread_buffer(size_t bytes);
+
 #endif

@@ -113,37 +113,37 @@ static void visible(const struct attn_args *a, int64_t row0, int t, int s0, int 
 
 static void forward_tile(const struct attn_args *a, int b, int h, int t0)
 {
-	static _Thread_local struct tile x;
+	struct tile *x = cpu_thread_buffer(sizeof(*x));
 	const struct cpu_kernels *kn = cpu_kernels();
 	int64_t row0 = (int64_t)b * a->T;
 	int nq = a->T - t0 < TILE ? a->T - t0 : TILE, g = h / (a->H / a->G), dv = a->dv;
 	int lo = tile_first_key(a, row0, t0, t0 + nq);
 
-	memset(x.o, 0, (size_t)(nq * dv) * sizeof(real));
+	memset(x->o, 0, (size_t)(nq * dv) * sizeof(real));
 	for (int i = 0; i < nq; i++)
-		x.max[i] = -INFINITY, x.sum[i] = 0;
+		x->max[i] = -INFINITY, x->sum[i] = 0;
 	for (int s0 = lo; lo >= 0 && s0 < t0 + nq; s0 += TILE) {
 		int nk = t0 + nq - s0 < TILE ? t0 + nq - s0 : TILE;
 
-		scores(a, row0, h, t0, nq, s0, nk, x.s);
+		scores(a, row0, h, t0, nq, s0, nk, x->s);
 		for (int i = 0; i < nq; i++) {
 			int v0, v1;
 
 			visible(a, row0, t0 + i, s0, nk, &v0, &v1);
-			soft_row(&x, i, dv, v0, v1, nk);
+			soft_row(x, i, dv, v0, v1, nk);
 			if (a->dropout > 0)
 				for (int j = v0; j < v1; j++)
-					x.s[i * TILE + j] *= drop_factor(a, drop_key(a, b, h), t0 + i, s0 + j);
+					x->s[i * TILE + j] *= drop_factor(a, drop_key(a, b, h), t0 + i, s0 + j);
 		}
-		kn->nn(nq, dv, nk, x.s, TILE, 1, head_kv(a, a->v, row0 + s0, g, dv), (int64_t)a->G * dv, x.o, dv, 1);
+		kn->nn(nq, dv, nk, x->s, TILE, 1, head_kv(a, a->v, row0 + s0, g, dv), (int64_t)a->G * dv, x->o, dv, 1);
 	}
 	for (int i = 0; i < nq; i++) {
-		real *o = a->o + ((row0 + t0 + i) * a->H + h) * dv, inv = x.sum[i] > 0 ? 1 / x.sum[i] : 0;
+		real *o = a->o + ((row0 + t0 + i) * a->H + h) * dv, inv = x->sum[i] > 0 ? 1 / x->sum[i] : 0;
 
 		for (int c = 0; c < dv; c++)
-			o[c] = x.o[i * dv + c] * inv;
+			o[c] = x->o[i * dv + c] * inv;
 		if (a->lse)
-			a->lse[(row0 + t0 + i) * a->H + h] = x.sum[i] > 0 ? x.max[i] + (real)log((double)x.sum[i]) : 0;
+			a->lse[(row0 + t0 + i) * a->H + h] = x->sum[i] > 0 ? x->max[i] + (real)log((double)x->sum[i]) : 0;
 	}
 }
 
@@ -194,7 +194,7 @@ static void back_pairs(const struct attn_args *a, struct back_tile *x, int b, in
 
 static void back_tile(const struct attn_args *a, int b, int h, int t0, int nq, int s0, int nk)
 {
-	static _Thread_local struct back_tile x;
+	struct back_tile *x = cpu_thread_buffer(sizeof(*x));
 	const struct cpu_kernels *kn = cpu_kernels();
 	int64_t row0 = (int64_t)b * a->T, qrow = row0 + t0, krow = row0 + s0;
 	int g = h / (a->H / a->G), dq = a->dq, dv = a->dv;
@@ -202,13 +202,13 @@ static void back_tile(const struct attn_args *a, int b, int h, int t0, int nq, i
 	const real *dob = head_q(a, a->d_o, qrow, h, dv);
 
 	for (int i = 0; i < nq; i++)
-		x.delta[i] = kn->dot(dob + i * ldo, head_q(a, a->o, qrow + i, h, dv), dv);
-	scores(a, row0, h, t0, nq, s0, nk, x.p);
-	kn->nt(nq, nk, dv, dob, ldo, head_kv(a, a->v, krow, g, dv), ldv, x.dp, TILE, 0);
-	back_pairs(a, &x, b, h, t0, nq, s0, nk);
-	kn->nn(nk, dv, nq, x.p, 1, TILE, dob, ldo, a->dv_ + (krow * a->G + g) * dv, ldv, 1);
-	kn->nn(nk, dq, nq, x.dp, 1, TILE, head_q(a, a->q, qrow, h, dq), ldq, a->dk + (krow * a->G + g) * dq, ldk, 1);
-	kn->nn(nq, dq, nk, x.dp, TILE, 1, head_kv(a, a->k, krow, g, dq), ldk, a->dq_ + (qrow * a->H + h) * dq, ldq, 1);
+		x->delta[i] = kn->dot(dob + i * ldo, head_q(a, a->o, qrow + i, h, dv), dv);
+	scores(a, row0, h, t0, nq, s0, nk, x->p);
+	kn->nt(nq, nk, dv, dob, ldo, head_kv(a, a->v, krow, g, dv), ldv, x->dp, TILE, 0);
+	back_pairs(a, x, b, h, t0, nq, s0, nk);
+	kn->nn(nk, dv, nq, x->p, 1, TILE, dob, ldo, a->dv_ + (krow * a->G + g) * dv, ldv, 1);
+	kn->nn(nk, dq, nq, x->dp, 1, TILE, head_q(a, a->q, qrow, h, dq), ldq, a->dk + (krow * a->G + g) * dq, ldk, 1);
+	kn->nn(nq, dq, nk, x->dp, TILE, 1, head_kv(a, a->k, krow, g, dq), ldk, a->dq_ + (qrow * a->H + h) * dq, ldq, 1);
 }
 
 /* One sequence, one key/value head: all its query heads, so that dk and dv are summed by one thread. */
