@@ -311,7 +311,8 @@ static int newest_first(const void *a, const void *b)
 	return (x < y) - (x > y);
 }
 
-/* Steps of the checkpoints in out, newest first, malloc'ed. A directory that is not there has none. Returns how many. */
+/* Steps of the checkpoints in out, newest first, malloc'ed. A directory that is not there has none.
+ * Returns how many. */
 static int list(const char *out, int64_t **steps, struct err *e)
 {
 	DIR *d = opendir(out);

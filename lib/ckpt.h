@@ -41,7 +41,8 @@ int ckpt_lock(const char *out, int *fd, struct err *e);
 int ckpt_clean(const char *out, struct err *e);
 int ckpt_remove_all(const char *out, struct err *e);		/* every checkpoint, and the resume state of OUT itself */
 
-/* malloc'ed name of the newest checkpoint (OUT itself when its state is newer), or NULL in *dir when there is none. */
+/* malloc'ed name of the newest checkpoint (OUT itself when its state is newer), or NULL in *dir
+ * when there is none. */
 int ckpt_newest(const char *out, char **dir, struct err *e);
 bool ckpt_occupied(const char *out);			/* holds a model or checkpoints */
 

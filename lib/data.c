@@ -51,7 +51,8 @@ static bool is_shard(const char *path)
 	return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
 }
 
-/* bos and eos around scratch, unless the document brings its own. (A conversation ends with eos and a newline.) */
+/* bos and eos around scratch, unless the document brings its own. (A conversation ends with eos and
+ * a newline.) */
 static void frame(struct data *d)
 {
 	struct ids *s = &d->scratch;

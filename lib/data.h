@@ -44,12 +44,13 @@ int64_t data_tokens(const struct data *d);	/* tokens in memory: of one epoch */
 int64_t data_rows(const struct data *d);	/* rows until the end; -1: no end, or not known */
 int64_t data_bytes(const struct data *d);	/* memory held, for the plan */
 
-/* Fills up to B rows of the batch (arrays of at least B*T) and sets b->B and b->T. The last row is padded. Returns 1, 0
- * at the end of the data, -1 on error. */
+/* Fills up to B rows of the batch (arrays of at least B*T) and sets b->B and b->T. The last row is
+ * padded. Returns 1, 0 at the end of the data, -1 on error. */
 int data_next(struct data *d, struct batch *b, int B, struct err *e);
 
-/* Where the next row begins: an object for train_state.json, and the way back. Seeking is exact: the rows that follow
- * are those that would have followed. A pipe is read up to that place, so it must hold the same records again. */
+/* Where the next row begins: an object for train_state.json, and the way back. Seeking is exact:
+ * the rows that follow are those that would have followed. A pipe is read up to that place, so it
+ * must hold the same records again. */
 json_t *data_position(const struct data *d);
 int data_seek(struct data *d, const json_t *position, struct err *e);	/* NULL: the start (not of a pipe) */
 

@@ -9,7 +9,8 @@ static bool decays(const struct param *p)
 	return p->ndim >= 2 && p->kind != P_EMBED;
 }
 
-/* A run ends where the next one begins: the padding between parameters is zero in every array and stays so. */
+/* A run ends where the next one begins: the padding between parameters is zero in every array and
+ * stays so. */
 static void build_runs(struct optim *o, const struct params *ps)
 {
 	struct optim_run *r = NULL;

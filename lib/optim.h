@@ -35,8 +35,8 @@ double optim_clip(double norm, double limit);		/* factor for the gradients; limi
 /* One update of w with gradients g * grad_scale; counts it. */
 void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale);
 
-/* Linear to base over `warmup` updates, then base * (0.1 + 0.45 * (1 + cos(pi * (s-W)/(total-W)))), a tenth of it at the
- * end. total 0: nobody knows (a pipe without -n), it stays at base. */
+/* Linear to base over `warmup` updates, then base * (0.1 + 0.45 * (1 + cos(pi * (s-W)/(total-W)))),
+ * a tenth of it at the end. total 0: nobody knows (a pipe without -n), it stays at base. */
 struct schedule {
 	double base;
 	int64_t warmup, total;

@@ -35,7 +35,8 @@ static void format_time(char *s, size_t size, double seconds)
 		snprintf(s, size, "%ld:%02ld", t / 60, t % 60);
 }
 
-/* The rate counts from the first call, so that a resumed run is not credited with the work of the one before. */
+/* The rate counts from the first call, so that a resumed run is not credited with the work of the
+ * one before. */
 static void format_left(const struct progress *p, char *s, size_t size, double done, double now)
 {
 	char left[32];

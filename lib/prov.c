@@ -14,7 +14,8 @@ static const struct opt free_opts[] = {
 	{ 0 }
 };
 
-/* The option of this letter (or, letter 0, whose name starts with name[0..len)); an exact name wins. */
+/* The option of this letter (or, letter 0, whose name starts with name[0..len)); an exact name
+ * wins. */
 static const struct opt *find(const struct opt *o, int letter, const char *name, size_t len)
 {
 	const struct opt *prefix = NULL, *sub;
@@ -162,7 +163,8 @@ static void set_dump(json_t *meta, const char *key, const json_t *value)
 	free(s);
 }
 
-/* The parent's list with this program at the end; a parent that has none, or none that parses, starts a new one. */
+/* The parent's list with this program at the end; a parent that has none, or none that parses,
+ * starts a new one. */
 static json_t *ancestry(const struct prov *p)
 {
 	const char *old = json_string_value(json_object_get(p->parent_metadata, "chronos.ancestry"));

@@ -34,9 +34,10 @@ struct prov {			/* all borrowed; NULL leaves the key out */
 
 json_t *prov_metadata(const struct prov *p);	/* an object of strings; the caller json_decref()s */
 
-/* The command line in canonical form: program name, long options as --name=value in the order given, operands. Options
- * named in `omit` (NULL-terminated list of long names; NULL for none) are left out: those that say where to put the
- * result or how often to talk about it, and cannot change it. */
+/* The command line in canonical form: program name, long options as --name=value in the order
+ * given, operands. Options named in `omit` (NULL-terminated list of long names; NULL for none) are
+ * left out: those that say where to put the result or how often to talk about it, and cannot change
+ * it. */
 json_t *prov_command(int argc, char *const argv[], const struct opt *opts, const char *const omit[]);
 
 /* {"file":name,"sha256":hex,"records":n}, reading the file for its digest; NULL on error. */

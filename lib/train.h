@@ -84,7 +84,8 @@ struct stage {
 	bool needs_ref;		/* the frozen starting model (-m), also without a router anchor */
 };
 
-/* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or -1. */
+/* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or -1.
+ * */
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
     char *const files[], struct err *e);
 

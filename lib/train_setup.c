@@ -132,7 +132,8 @@ static int check_out(struct train *t, struct err *e)
 
 /* --- configuration, tokenizer, data --- */
 
-/* Does the configuration ask for this value? A trained model's config.json only tells what its own stage used. */
+/* Does the configuration ask for this value? A trained model's config.json only tells what its own
+ * stage used. */
 static bool configured(const struct train *t, const char *key)
 {
 	size_t n = strlen(key);
@@ -143,7 +144,8 @@ static bool configured(const struct train *t, const char *key)
 	return (t->o.config != NULL || t->o.model == NULL) && json_object_get(t->cfg.raw, key) != NULL;
 }
 
-/* Options first, then config.json, then the stage's defaults. What is used goes into the new config.json. */
+/* Options first, then config.json, then the stage's defaults. What is used goes into the new
+ * config.json. */
 static void settle(struct train *t)
 {
 	struct config *c = &t->cfg;
