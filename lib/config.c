@@ -383,8 +383,18 @@ static int read_scope(struct config *c, const struct source *s)
 		return 0;
 	if (!name || (strcmp(name, "layer_mean") != 0 && strcmp(name, "per_layer") != 0))
 		return bad(s, "lookahead_scope", "must be layer_mean or per_layer");
-	c->lookahead_per_layer = strcmp(name, "per_layer") == 0;
+	if ((strcmp(name, "per_layer") == 0) != c->lookahead_per_layer)
+		return bad(s, "lookahead_scope", c->format == 2 ? "must be per_layer in format 2" :
+		    "must be layer_mean in format 1");
 	return 0;
+}
+
+/* The reference's weight is of a raw sum over layers and choices. On a term that is 1 at even load it lets routers
+ * collapse: 8 layers of 16 experts, 150 steps of 1,024 tokens of shared text, load entropy 0.4-0.7 at 0.02, 0.94 at 0.1. */
+static void balance_default(struct config *c, const struct source *s)
+{
+	if (c->format == 2 && !get(s, "lambda_balance"))
+		c->lambda_balance = 0.1;
 }
 
 /* Format 1 clamps as the reference does, odd widths included. Ours must be a rotation: even, and part of a head. */
@@ -472,6 +482,7 @@ static int read_all(struct config *c, const struct source *s)
 	    read_mlp_types(c, s) < 0 || read_rope(c, qwen, s) < 0 || read_scope(c, s) < 0 ||
 	    resolve_heads(c, s) < 0)
 		return -1;
+	balance_default(c, s);
 	resolve_widths(c);
 	return check_ids(c, s);
 }
