@@ -162,7 +162,7 @@ static int put_weights(const char *dir, const struct ckpt *c, struct err *e)
 
 	if (f == NULL)
 		return err_set(e, EX_OSERR, "no memory to write weights");
-	rc = modeldir_save(dir, &c->m->cfg, &c->m->par, f, &o, NULL, e);
+	rc = modeldir_save(dir, c->cfg, &c->m->par, f, &o, NULL, e);
 	release(c->m->be, f);
 	return rc;
 }

@@ -24,6 +24,7 @@
 
 struct ckpt {
 	const struct model *m;
+	const struct config *cfg;	/* that of m with the keys it was read with, which are written back */
 	const struct optim *opt;
 	const struct tok *tok;	/* NULL: no tokenizer files */
 	enum dtype dtype;	/* of model.safetensors: DT_F32 or DT_BF16 */

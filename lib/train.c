@@ -273,8 +273,8 @@ static json_t *state(const struct train *t)
 static int save(struct train *t, bool final, struct err *e)
 {
 	const uint64_t seed = (uint64_t)t->o.seed;
-	struct ckpt c = { .m = &t->m, .opt = &t->opt, .tok = t->tok, .dtype = t->o.dtype == 1 ? DT_BF16 : DT_F32,
-	    .shard_size = t->o.shard_size };
+	struct ckpt c = { .m = &t->m, .cfg = &t->cfg, .opt = &t->opt, .tok = t->tok,
+	    .dtype = t->o.dtype == 1 ? DT_BF16 : DT_F32, .shard_size = t->o.shard_size };
 	struct prov p = { .program = err_prog, .command = t->command, .seed = &seed, .parent_metadata = t->metadata,
 	    .parent = t->parent[0] != '\0' ? t->parent : NULL };
 	json_t *config = config_to_json(&t->cfg), *data = t->s->source->inputs(t->src);
