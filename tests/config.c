@@ -124,13 +124,15 @@ static void test_refusals(void)
 	refused("{\"attention_bias\":true}", "biases");
 	refused("{\"dropout\":1}", "dropout");
 	refused("{\"lookahead_scope\":\"all\"}", "lookahead_scope");
+	refused("{\"lookahead_scope\":\"per_layer\"}", "format 1");
+	refused("{\"chronos_format\":2,\"lookahead_scope\":\"layer_mean\"}", "format 2");
 	refused("{\"eos_token_id\":6400}", "vocab_size");
 	refused("{\"tie_word_embeddings\":1}", "true or false");
 }
 
 static void test_sets(void)
 {
-	static const char *const good[] = { "num_experts=16", "lookahead_scope=per_layer", "dropout=0.25" };
+	static const char *const good[] = { "num_experts=16", "chronos_format=2", "dropout=0.25" };
 	static const char *const general[] = { "use_hybrid_attention=false", "sliding_window=7" };
 	static const char *const unknown[] = { "num_expert=16" }, *const wrong[] = { "num_experts=many" };
 	struct err e = { 0 };
