@@ -48,6 +48,14 @@ void metric_losses(const struct metric *m, json_t *rec)
 		json_set_num(rec, term_name[i], m->tokens > 0 ? v[i] / m->tokens : 0);
 }
 
+/* A measure of nothing is left out. */
+void metric_stage(const struct metric *m, const char *const *names, json_t *rec)
+{
+	for (int i = 0; names != NULL && names[i] != NULL; i++)
+		if (m->weight[i] > 0)
+			json_set_num(rec, names[i], m->sum[i] / m->weight[i]);
+}
+
 /* name<k><suffix>: hits / all, left out when there was nothing to hit */
 static void set_share(json_t *rec, const char *name, int k, const char *suffix, double hits, double all)
 {

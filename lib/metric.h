@@ -13,17 +13,21 @@
 #include "config.h"
 #include "route.h"
 
+#define METRIC_MAX 16		/* measures of a stage's own */
+
 struct metric {
 	double base, loss;		/* sums: each batch brings its part of the mean */
 	double tokens;			/* weights of the terms below */
 	struct route_terms terms;	/* sums of tokens * value */
 	bool counted;			/* stats were taken */
 	struct route_stats stats;
+	double sum[METRIC_MAX], weight[METRIC_MAX];	/* of the stage's own measures */
 };
 
 void metric_clear(struct metric *m);
 void metric_add(struct metric *m, double base, double route, const struct route_terms *t, double tokens);
 void metric_losses(const struct metric *m, json_t *rec);		/* "loss", "base", "balance", ... */
+void metric_stage(const struct metric *m, const char *const *names, json_t *rec);	/* names NULL-terminated, or NULL */
 void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load, json_t *rec);
 
 #endif

@@ -92,6 +92,13 @@ static const char *const not_recorded[] = {
 
 /* --- one step --- */
 
+static void measure(const struct train *t, struct micro *mb)
+{
+	mb->tokens = loss_tokens(&mb->b);
+	mb->targets = loss_targets(&mb->b);
+	mb->units = t->s->units != NULL ? t->s->units(mb) : mb->targets;
+}
+
 /* Takes the micro-batches of a step. Their number, 0 at the end of the data, or -1. */
 static int take(struct train *t, struct err *e)
 {
@@ -108,8 +115,7 @@ static int take(struct train *t, struct err *e)
 			return -1;
 		if (rc == 0)
 			break;
-		mb->tokens = loss_tokens(&mb->b);
-		mb->targets = loss_targets(&mb->b);
+		measure(t, mb);
 	}
 	return n;
 }
@@ -125,15 +131,16 @@ static struct route_in route_view(const struct train *t, const struct micro *mb,
 	};
 }
 
-/* Forward, losses and, when training, backward of one micro-batch; sums go to t->now. */
-static void run_micro(struct train *t, const struct micro *mb, int64_t number, int64_t targets, int64_t tokens,
-    bool train, bool count)
+/* Forward, losses and, when training, backward of one micro-batch of `all`; sums go to t->now. */
+static void run_micro(struct train *t, const struct micro *mb, int64_t number, const struct micro *all, bool train,
+    bool count)
 {
 	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
 	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0 };
 	const struct forward_opt plain = {0};
-	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb, .targets = targets,
-	    .coef = train ? t->coef : NULL, .logp = t->logp };
+	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb,
+	    .targets = all->targets, .units = all->units, .coef = train ? t->coef : NULL, .logp = t->logp,
+	    .sum = t->now.sum, .weight = t->now.weight };
 	struct route_terms terms = {0};
 	struct route_in route;
 	double base, extra = 0;
@@ -142,7 +149,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, i
 		model_forward(&t->ref, &mb->b, &plain);
 	model_forward(&t->m, &mb->b, &fo);
 	base = t->s->loss(&in);
-	route = route_view(t, mb, tokens);
+	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
 		extra = route_loss(&route, &t->lambda, &t->load, &terms, train ? t->m.dprobs : NULL,
 		    train ? t->m.dlook : NULL, &t->scratch);
@@ -165,21 +172,22 @@ static void clear_step(struct train *t)
 /* Gradients of n micro-batches into m.g. */
 static int gradients(struct train *t, int n, bool count, struct err *e)
 {
-	int64_t targets = 0, tokens = 0;
+	struct micro all = {0};		/* the counts of the whole step */
 
 	for (int i = 0; i < n; i++) {
-		targets += t->micro[i].targets;
-		tokens += t->micro[i].tokens;
+		all.targets += t->micro[i].targets;
+		all.units += t->micro[i].units;
+		all.tokens += t->micro[i].tokens;
 	}
 	clear_step(t);
 	t->be->zero(t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
 	for (int i = 0; i < n; i++) {
-		run_micro(t, &t->micro[i], t->step * t->o.accum + i, targets, tokens, true, count);
+		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
 		if (!isfinite(t->now.loss))
 			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
 	}
-	t->tokens += tokens;
+	t->tokens += all.tokens;
 	return 0;
 }
 
@@ -190,6 +198,7 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	int rc;
 
 	metric_losses(&t->now, rec);
+	metric_stage(&t->now, t->s->metrics, rec);
 	json_set_num(rec, "lr", lr);
 	json_set_num(rec, "grad_norm", norm);
 	json_set_int(rec, "tokens", t->tokens);
@@ -223,12 +232,13 @@ static int train_step(struct train *t, int n, struct err *e)
 
 /* --- evaluation --- */
 
-/* Held-out loss: the mean over all targets, each batch weighing by its own. */
+/* Held-out loss: the mean over all targets (or what else the stage counts), each batch weighing by its own. */
 static int evaluate(struct train *t, struct err *e)
 {
 	const struct source *src = t->s->source;
 	struct micro *mb = &t->micro[0];
-	double began = progress_clock(), sum = 0, targets = 0;
+	double began = progress_clock(), sum = 0, units = 0;
+	int64_t targets = 0;
 	json_t *rec;
 	int rc = 0;
 
@@ -240,19 +250,21 @@ static int evaluate(struct train *t, struct err *e)
 
 		if ((rc = src->next(t->eval_src, mb, t->o.batch, e)) <= 0)
 			break;
-		mb->tokens = loss_tokens(&mb->b);
-		mb->targets = loss_targets(&mb->b);
-		run_micro(t, mb, 0, mb->targets, mb->tokens, false, true);
-		sum += (double)mb->targets * (t->now.base - before);
-		targets += (double)mb->targets;
+		measure(t, mb);
+		run_micro(t, mb, 0, mb, false, true);
+		sum += (double)mb->units * (t->now.base - before);
+		units += (double)mb->units;
+		targets += mb->targets;
 	}
 	if (rc < 0)
 		return -1;
-	t->now.base = t->now.loss = targets > 0 ? sum / targets : 0;
+	t->now.base = t->now.loss = units > 0 ? sum / units : 0;
 	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step", (json_int_t)t->step);
 	metric_losses(&t->now, rec);
-	json_set_num(rec, "perplexity", exp(t->now.base));
-	json_set_int(rec, "targets", (int64_t)targets);
+	if (t->s->units == NULL)
+		json_set_num(rec, "perplexity", exp(t->now.base));
+	json_set_int(rec, "targets", targets);
+	metric_stage(&t->now, t->s->metrics, rec);
 	metric_routing(&t->now, &t->cfg, &t->load, rec);
 	json_set_num(rec, "seconds", progress_clock() - began);
 	rc = json_put(stdout, rec, e);
@@ -368,7 +380,7 @@ static int print_plan(struct train *t, struct err *e)
 
 	json_set_int(rec, "steps", t->schedule.total);
 	json_set_int(rec, "parameters", t->parameters);
-	json_set_int(rec, "tokens_per_step", (int64_t)t->o.batch * t->o.seq * t->o.accum);
+	json_set_int(rec, "tokens_per_step", train_rows(t) * t->o.accum);
 	rc = json_put(stdout, rec, e);
 	json_decref(rec);
 	if (!opt_quiet)

@@ -48,20 +48,21 @@ struct micro {			/* a micro-batch */
 	struct batch b;		/* arrays of batch * seq entries */
 	int64_t tokens;		/* rows that are not padding */
 	int64_t targets;	/* rows with a target */
-	void *extra;		/* source->extra bytes for the stage's own use (which rows belong together, rewards) */
+	int64_t units;		/* what the base loss is a mean over: stage->units, or targets */
+	void *extra;		/* batch * source->extra bytes, for the stage's own use (which rows belong together, rewards) */
 };
 
 /* Where batches come from. `self` is what open returned. */
 struct source {
-	size_t extra;
+	size_t extra;						/* bytes of micro.extra, for each item of --batch */
 	void *(*open)(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
 	    char *const files[], bool eval, struct err *e);	/* eval: in order, once; t may be NULL */
 	void (*close)(void *self);
 	bool (*streams)(const void *self);			/* reads a pipe */
-	int64_t (*rows)(const void *self);			/* sequences until the end; -1: no end, or not known */
+	int64_t (*rows)(const void *self);			/* items until the end; -1: no end, or not known */
 	int64_t (*bytes)(const void *self);			/* memory held */
 	json_t *(*identity)(const void *self);			/* object that tells other data from this, for --resume */
-	int (*next)(void *self, struct micro *mb, int B, struct err *e);	/* up to B sequences: 1, 0 at the end, -1 */
+	int (*next)(void *self, struct micro *mb, int B, struct err *e);	/* up to B items: 1, 0 at the end, -1 */
 	json_t *(*position)(const void *self);
 	int (*seek)(void *self, const json_t *position, struct err *e);	/* NULL: the start */
 	json_t *(*inputs)(const void *self);			/* chronos.data */
@@ -72,15 +73,21 @@ struct stage_in {
 	struct model *m;	/* after model_forward on this batch */
 	struct model *ref;	/* the frozen start, after the same; NULL unless asked for */
 	const struct micro *mb;
-	int64_t targets;	/* of the whole step; means are over these */
+	int64_t targets, units;	/* of the whole step; means are over units */
 	real *coef;		/* (R) scratch; NULL: the loss only, no gradient (evaluation) */
 	real *logp;		/* (R) scratch */
+	double *sum, *weight;	/* (METRIC_MAX) add to them: measures by stage->metrics; records show sum / weight */
 };
 
 struct stage {
 	const char *name;	/* "pretrain": the records' "stage" */
 	const struct source *source;
 	double (*loss)(const struct stage_in *in);	/* this batch's part of the step's base loss */
+	const char *const *metrics;	/* names of what loss measures, NULL-terminated, at most METRIC_MAX; NULL: nothing */
+	int64_t (*units)(const struct micro *mb);	/* NULL: rows with a target */
+	int group;		/* sequences of an item, which --batch counts and source->rows and next give; 0: 1 */
+	json_t *(*settings)(void);	/* object: options of its own that a resumed run must share; NULL: none */
+	bool no_noise;		/* neither dropout nor random misses */
 	bool needs_ref;		/* the frozen starting model (-m), also without a router anchor */
 };
 

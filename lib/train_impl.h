@@ -53,6 +53,7 @@ struct train {
 int train_setup(struct train *t, struct err *e);
 void train_teardown(struct train *t);
 
+int64_t train_rows(const struct train *t);	/* of a micro-batch at most */
 json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with the one before */
 
 #endif

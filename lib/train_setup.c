@@ -105,6 +105,10 @@ static int check_options(struct train *t, struct err *e)
 		return err_set(e, EX_USAGE, "--resume needs -o DIR");
 	if (o->resume && o->force)
 		return err_set(e, EX_USAGE, "--resume and --force contradict each other");
+	if (t->s->no_noise && ((given(t, "dropout") && o->dropout > 0) ||
+	    (given(t, "fallback-mask-prob") && o->mask_prob > 0)))
+		return err_set(e, EX_USAGE, "%s compares log-probabilities, so it has neither dropout nor missing experts",
+		    t->s->name);
 	if (given(t, "steps") && o->steps > 0 && !given(t, "epochs"))
 		o->epochs = 0;
 	return 0;
@@ -154,6 +158,8 @@ static void settle(struct train *t)
 		c->dropout = t->o.dropout;
 	if (given(t, "fallback-mask-prob") || !configured(t, "fallback_mask_prob"))
 		c->fallback_mask_prob = c->num_shared_experts > 0 ? t->o.mask_prob : 0;
+	if (t->s->no_noise)
+		c->dropout = c->fallback_mask_prob = 0;
 	if (!given(t, "seq") && t->o.seq > c->max_position_embeddings)
 		t->o.seq = c->max_position_embeddings;
 	t->lambda = (struct route_lambda){ c->lambda_balance, c->lambda_temporal, c->lambda_router_locality,
@@ -247,14 +253,20 @@ static void plan_steps(struct train *t)
 
 /* --- memory --- */
 
-static int64_t rows(const struct train *t)
+static int sequences(const struct train *t)
 {
-	return (int64_t)t->o.batch * t->o.seq;
+	return t->o.batch * (t->s->group > 0 ? t->s->group : 1);
+}
+
+int64_t train_rows(const struct train *t)
+{
+	return (int64_t)sequences(t) * t->o.seq;
 }
 
 static int64_t micro_bytes(const struct train *t)
 {
-	return rows(t) * (int64_t)(sizeof(uint32_t) + 2 * sizeof(int32_t)) + (int64_t)t->s->source->extra;
+	return train_rows(t) * (int64_t)(sizeof(uint32_t) + 2 * sizeof(int32_t)) +
+	    t->o.batch * (int64_t)t->s->source->extra;
 }
 
 /* What route_loss() takes with format 1: the mean over layers, its gradient, its choices. */
@@ -264,13 +276,13 @@ static int64_t router_bytes(const struct train *t)
 
 	if (c->format != 1 || c->num_sparse == 0)
 		return 0;
-	return rows(t) * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok * (int64_t)sizeof(int32_t));
+	return train_rows(t) * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok * (int64_t)sizeof(int32_t));
 }
 
 static int plan_memory(struct train *t, struct err *e)
 {
-	const struct model_opt train = { .max_b = t->o.batch, .max_t = t->o.seq, .train = true };
-	const struct model_opt frozen = { .max_b = t->o.batch, .max_t = t->o.seq };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
 	const int64_t data = t->s->source->bytes(t->src) +
 	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0), used = mem_peak_rss();
 	struct params ps;
@@ -284,7 +296,7 @@ static int plan_memory(struct train *t, struct err *e)
 	if (ckpt_bytes(&ps, t->be) > 0)
 		mem_plan_add(&t->plan, "checkpoint in transit", ckpt_bytes(&ps, t->be));
 	t->parameters = ps.count;
-	mem_plan_add(&t->plan, "batches", t->o.accum * micro_bytes(t) + 2 * rows(t) * (int64_t)sizeof(real) +
+	mem_plan_add(&t->plan, "batches", t->o.accum * micro_bytes(t) + 2 * train_rows(t) * (int64_t)sizeof(real) +
 	    router_bytes(t));
 	mem_plan_add(&t->plan, "training data", data);
 	mem_plan_add(&t->plan, "program and tokenizer", used > data ? used - data : 0);
@@ -294,7 +306,7 @@ static int plan_memory(struct train *t, struct err *e)
 
 static void open_batches(struct train *t)
 {
-	size_t n = (size_t)rows(t);
+	size_t n = (size_t)train_rows(t);
 
 	t->micro = mem_alloc((size_t)t->o.accum * sizeof *t->micro);
 	for (int i = 0; i < t->o.accum; i++) {
@@ -302,7 +314,7 @@ static void open_batches(struct train *t)
 		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
 		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
 		if (t->s->source->extra > 0)
-			t->micro[i].extra = mem_alloc(t->s->source->extra);
+			t->micro[i].extra = mem_alloc((size_t)t->o.batch * t->s->source->extra);
 	}
 	t->coef = mem_alloc(n * sizeof *t->coef);
 	t->logp = mem_alloc(n * sizeof *t->logp);
@@ -330,8 +342,8 @@ static int open_parent(struct train *t, struct err *e)
 
 static int open_models(struct train *t, struct err *e)
 {
-	const struct model_opt train = { .max_b = t->o.batch, .max_t = t->o.seq, .train = true };
-	const struct model_opt frozen = { .max_b = t->o.batch, .max_t = t->o.seq };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
 
 	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0 ||
 	    optim_open(&t->opt, &t->m.par, t->be, t->o.weight_decay, e) < 0)
@@ -356,10 +368,14 @@ json_t *train_settings(const struct train *t)
 	    "batch", o->batch, "accum", o->accum, "seq", o->seq, "lr", o->lr, "warmup", (json_int_t)o->warmup,
 	    "weight-decay", o->weight_decay, "clip", o->clip, "shuffle", o->shuffle, "skip-bad", o->skip_bad);
 	json_t *data = t->s->source->identity(t->src), *config = config_to_json(&t->cfg);
+	json_t *own = t->s->settings != NULL ? t->s->settings() : NULL;
 
 	json_object_update(s, data);
+	if (own != NULL)
+		json_object_update(s, own);
 	json_object_set_new(s, "config.json", config);
 	json_decref(data);
+	json_decref(own);
 	return s;
 }
 
