@@ -4,45 +4,22 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
-#include "json.h"
-#include "progress.h"
-#include "prov.h"
+#include "corpus.h"
 #include "record.h"
-#include "rng.h"
 #include "safetensors.h"
-
-enum { STREAM_ORDER = 0x64617461 };	/* random stream of the documents' order; the epoch is added */
 
 struct data {
 	struct data_opt o;
-	int nfiles;
-	char *const *files;
-	json_t *inputs;			/* prov_file() of each file */
-
-	/* files: everything in memory */
-	uint32_t *tok;			/* documents one after the other */
-	int64_t *off;			/* (ndocs + 1) where each begins in tok */
-	uint32_t *order;		/* (ndocs) of this epoch */
-	int64_t ndocs, cap_docs, cap_tok, limit;	/* limit: tokens to deliver in all, -1 without end */
-
-	/* a pipe: one document at a time */
-	struct jsonl *in;
-	struct ids scratch;		/* the document last tokenised */
+	struct corpus *corpus;
+	struct ids scratch;		/* a document of a shard */
+	int64_t limit;			/* tokens to deliver in all, -1 without end */
 
 	/* position; doc NULL: the next document is not fetched yet */
 	const uint32_t *doc;
 	int64_t len, offset;		/* of the current document, and where in it the next row begins */
-	int64_t epoch, index, taken;	/* documents gone by in this epoch; tokens delivered in all */
+	int64_t taken;			/* tokens delivered in all */
 };
-
-static bool regular(const char *path)
-{
-	struct stat st;
-
-	return strcmp(path, "-") != 0 && (stat(path, &st) < 0 || S_ISREG(st.st_mode));
-}
 
 static bool is_shard(const char *path)
 {
@@ -51,11 +28,9 @@ static bool is_shard(const char *path)
 	return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
 }
 
-/* bos and eos around scratch, unless the document brings its own. (A conversation ends with eos and
- * a newline.) */
-static void frame(struct data *d)
+/* bos and eos around a document, unless it brings its own. (A conversation ends with eos and a newline.) */
+static void frame(const struct data *d, struct ids *s)
 {
-	struct ids *s = &d->scratch;
 	int bos = d->o.tok ? tok_bos(d->o.tok) : -1, eos = d->o.tok ? tok_eos(d->o.tok) : -1;
 
 	if (s->n == 0)
@@ -69,71 +44,14 @@ static void frame(struct data *d)
 		ids_push(s, (uint32_t)eos);
 }
 
-/* The next record's document into scratch. 1, 0 at the end, -1. */
-static int read_doc(struct data *d, struct jsonl *in, struct err *e)
+static int document(void *self, const json_t *rec, struct ids *out, struct err *why)
 {
-	struct err why = {0};
-	json_t *rec;
-	int rc;
+	struct data *d = self;
 
-	do {
-		if ((rec = jsonl_next(in, e)) == NULL)
-			return e->status != 0 ? -1 : 0;
-		d->scratch.n = 0;
-		rc = record_ids(rec, d->o.tok, d->o.vocab, &d->scratch, &why);
-		json_decref(rec);
-		if (rc < 0 && jsonl_bad(in, e, "%s", why.msg) < 0)
-			return -1;
-		frame(d);
-	} while (d->scratch.n == 0);	/* empty, or bad and passed over */
-	return 1;
-}
-
-static int grow(void *pp, int64_t need, int64_t *cap, size_t size, struct err *e)
-{
-	int64_t want = need + need / 2 + 1024;
-	void *p, **at = pp;
-
-	if (need <= *cap)
-		return 0;
-	if ((p = realloc(*at, (size_t)want * size)) == NULL)
-		return err_set(e, EX_OSERR, "no memory for %" PRId64 " bytes of training data", want * (int64_t)size);
-	*at = p;
-	*cap = want;
-	return 0;
-}
-
-static int append(struct data *d, struct err *e)
-{
-	int64_t at = data_tokens(d), n = d->scratch.n;
-
-	if (grow(&d->off, d->ndocs + 2, &d->cap_docs, sizeof *d->off, e) < 0 ||
-	    grow(&d->tok, at + n, &d->cap_tok, sizeof *d->tok, e) < 0)
+	if (record_ids(rec, d->o.tok, d->o.vocab, out, why) < 0)
 		return -1;
-	d->off[0] = 0;
-	memcpy(d->tok + at, d->scratch.v, (size_t)n * sizeof *d->tok);
-	d->off[++d->ndocs] = at + n;
+	frame(d, out);
 	return 0;
-}
-
-static int load_jsonl(struct data *d, char *path, struct progress *p, struct err *e)
-{
-	struct jsonl *in = jsonl_open(1, &path, d->o.skip_bad, e);
-	int rc;
-
-	if (in == NULL)
-		return -1;
-	while ((rc = read_doc(d, in, e)) > 0) {
-		if ((rc = append(d, e)) < 0)
-			break;
-		progress_at(p, (double)d->ndocs, "%" PRId64 " tokens", d->off[d->ndocs]);
-	}
-	if (jsonl_skipped(in) > 0) {
-		progress_clear(p);
-		err_warn("%s: %" PRId64 " bad records passed over", path, jsonl_skipped(in));
-	}
-	jsonl_close(in);
-	return rc;
 }
 
 /* A token shard: "tokens" (N) U16 or U32, "offsets" (docs + 1) I64. */
@@ -180,94 +98,55 @@ static int shard_doc(struct data *d, const struct shard *s, int64_t i, const cha
 			    " vocab_size %d", path, id, i, d->o.vocab);
 		ids_push(&d->scratch, id);
 	}
-	frame(d);
+	frame(d, &d->scratch);
 	return 0;
 }
 
-static int load_shard(struct data *d, const char *path, struct err *e)
+static int load_shard(void *self, struct corpus *c, const char *path, struct err *e)
 {
+	struct data *d = self;
 	struct st_error se;
-	struct st_file *f = st_open(path, ST_MMAP, &se);
+	struct st_file *f;
 	struct shard s = {0};
 	int rc;
 
-	if (f == NULL)
+	if (!is_shard(path))
+		return 0;
+	if ((f = st_open(path, ST_MMAP, &se)) == NULL)
 		return err_set(e, se.code == ST_EOPEN ? EX_NOINPUT : EX_DATAERR, "%s: %s", path, se.msg);
 	rc = check_shard(&s, f, path, e);
 	for (int64_t i = 0; rc == 0 && i < s.docs; i++) {
 		rc = shard_doc(d, &s, i, path, e);
 		if (rc == 0 && d->scratch.n > 0)
-			rc = append(d, e);
+			rc = corpus_add(c, d->scratch.v, d->scratch.n, e);
 	}
 	st_close(f);
-	return rc;
-}
-
-static void shuffle(struct data *d)
-{
-	for (int64_t i = 0; i < d->ndocs; i++)
-		d->order[i] = (uint32_t)i;
-	if (d->o.shuffle)
-		rng_shuffle(d->o.seed, STREAM_ORDER + ((uint64_t)d->epoch << 32), d->order, (uint64_t)d->ndocs);
-}
-
-static int load(struct data *d, struct err *e)
-{
-	struct progress p;
-	int64_t before;
-	int rc = 0;
-
-	d->inputs = json_array();
-	progress_start(&p, "reading", "documents", 0);
-	for (int i = 0; i < d->nfiles && rc == 0; i++) {
-		before = d->ndocs;
-		rc = is_shard(d->files[i]) ? load_shard(d, d->files[i], e) : load_jsonl(d, d->files[i], &p, e);
-		if (rc == 0)
-			rc = json_array_append_new(d->inputs, prov_file(d->files[i], d->ndocs - before, e));
-	}
-	progress_end(&p);
-	if (rc < 0)
-		return -1;
-	if (d->ndocs == 0)
-		return err_set(e, EX_DATAERR, "%s: no tokens to train on", d->files[0]);
-	if (d->ndocs > UINT32_MAX)
-		return err_set(e, EX_DATAERR, "more than %" PRIu32 " documents", UINT32_MAX);
-	d->order = malloc((size_t)d->ndocs * sizeof *d->order);
-	if (d->order == NULL)
-		return err_set(e, EX_OSERR, "no memory for the order of %" PRId64 " documents", d->ndocs);
-	d->limit = d->o.epochs > 0 ? llround(d->o.epochs * (double)data_tokens(d)) : -1;
-	shuffle(d);
-	return 0;
+	return rc < 0 ? -1 : 1;
 }
 
 struct data *data_open(int nfiles, char *const files[], const struct data_opt *o, struct err *e)
 {
-	static char *const from_stdin[] = { "-" };
 	struct data *d = calloc(1, sizeof *d);
-	bool stream = nfiles == 0;
-	int rc = 0;
+	const struct corpus_opt co = { .unit = "documents", .item = document, .file = load_shard, .self = d,
+	    .shuffle = o->shuffle, .skip_bad = o->skip_bad, .seed = o->seed };
 
 	if (d == NULL) {
 		err_set(e, EX_OSERR, "out of memory");
 		return NULL;
 	}
 	d->o = *o;
-	d->nfiles = nfiles > 0 ? nfiles : 1;
-	d->files = nfiles > 0 ? files : from_stdin;
-	d->limit = -1;
-	for (int i = 0; i < nfiles; i++)
-		stream |= !regular(files[i]);
-	for (int i = 0; i < nfiles && stream && rc == 0; i++)
-		if (is_shard(files[i]))
-			rc = err_set(e, EX_USAGE, "%s: token shards cannot be read together with a pipe", files[i]);
-	if (rc == 0 && stream)
-		rc = (d->in = jsonl_open(d->nfiles, d->files, o->skip_bad, e)) == NULL ? -1 : 0;
-	else if (rc == 0)
-		rc = load(d, e);
-	if (rc < 0) {
+	if ((d->corpus = corpus_open(nfiles, files, &co, e)) == NULL) {
 		data_close(d);
 		return NULL;
 	}
+	for (int i = 0; i < nfiles; i++)
+		if (corpus_streams(d->corpus) && is_shard(files[i])) {
+			err_set(e, EX_USAGE, "%s: token shards cannot be read together with a pipe", files[i]);
+			data_close(d);
+			return NULL;
+		}
+	d->limit = o->epochs > 0 && !corpus_streams(d->corpus) ?
+	    llround(o->epochs * (double)corpus_words(d->corpus)) : -1;
 	return d;
 }
 
@@ -275,29 +154,24 @@ void data_close(struct data *d)
 {
 	if (d == NULL)
 		return;
-	if (d->in != NULL)
-		jsonl_close(d->in);
+	corpus_close(d->corpus);
 	ids_free(&d->scratch);
-	json_decref(d->inputs);
-	free(d->order);
-	free(d->tok);
-	free(d->off);
 	free(d);
 }
 
 bool data_streams(const struct data *d)
 {
-	return d->in != NULL;
+	return corpus_streams(d->corpus);
 }
 
 int64_t data_docs(const struct data *d)
 {
-	return d->ndocs;
+	return corpus_items(d->corpus);
 }
 
 int64_t data_tokens(const struct data *d)
 {
-	return d->ndocs > 0 ? d->off[d->ndocs] : 0;
+	return corpus_words(d->corpus);
 }
 
 int64_t data_rows(const struct data *d)
@@ -307,32 +181,13 @@ int64_t data_rows(const struct data *d)
 
 int64_t data_bytes(const struct data *d)
 {
-	return d->cap_tok * (int64_t)sizeof *d->tok + d->cap_docs * (int64_t)sizeof *d->off +
-	    d->ndocs * (int64_t)sizeof *d->order;
+	return corpus_bytes(d->corpus);
 }
 
 /* Makes d->doc the document at the position. 1, 0 at the end, -1. */
 static int fetch(struct data *d, struct err *e)
 {
-	int rc;
-
-	if (d->doc != NULL)
-		return 1;
-	if (d->in != NULL) {
-		if ((rc = read_doc(d, d->in, e)) <= 0)
-			return rc;
-		d->doc = d->scratch.v;
-		d->len = d->scratch.n;
-		return 1;
-	}
-	if (d->index == d->ndocs) {
-		d->epoch++;
-		d->index = 0;
-		shuffle(d);
-	}
-	d->doc = d->tok + d->off[d->order[d->index]];
-	d->len = d->off[d->order[d->index] + 1] - d->off[d->order[d->index]];
-	return 1;
+	return d->doc != NULL ? 1 : corpus_get(d->corpus, &d->doc, &d->len, e);
 }
 
 static void advance(struct data *d, int64_t n)
@@ -343,7 +198,7 @@ static void advance(struct data *d, int64_t n)
 		return;
 	d->doc = NULL;
 	d->offset = 0;
-	d->index++;
+	corpus_advance(d->corpus);
 }
 
 /* Tokens into row r from column t on, as many as this document and the row have. */
@@ -400,27 +255,8 @@ int data_next(struct data *d, struct batch *b, int B, struct err *e)
 
 json_t *data_position(const struct data *d)
 {
-	return json_pack("{s:I, s:I, s:I, s:I}", "epoch", (json_int_t)d->epoch, "document", (json_int_t)d->index,
-	    "offset", (json_int_t)d->offset, "tokens", (json_int_t)d->taken);
-}
-
-/* Reads and drops the documents before the position. */
-static int skip_stream(struct data *d, int64_t docs, int64_t offset, struct err *e)
-{
-	int rc = 1;
-
-	while (d->index < docs && (rc = fetch(d, e)) > 0) {
-		d->doc = NULL;
-		d->index++;
-	}
-	if (rc > 0 && offset > 0)
-		rc = fetch(d, e);
-	if (rc < 0)
-		return -1;
-	if (rc == 0 || (offset > 0 && offset >= d->len))
-		return err_set(e, EX_DATAERR, "%s: the input is not the one this run began with: it ends after %" PRId64
-		    " records", jsonl_name(d->in), d->index);
-	return 0;
+	return json_pack("{s:I, s:I, s:I, s:I}", "epoch", (json_int_t)corpus_epoch(d->corpus), "document",
+	    (json_int_t)corpus_index(d->corpus), "offset", (json_int_t)d->offset, "tokens", (json_int_t)d->taken);
 }
 
 int data_seek(struct data *d, const json_t *position, struct err *e)
@@ -430,28 +266,28 @@ int data_seek(struct data *d, const json_t *position, struct err *e)
 	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I, s:I, s:I}", "epoch", &epoch, "document",
 	    &index, "offset", &offset, "tokens", &taken) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
-	if (d->in != NULL) {
-		if (index < d->index || skip_stream(d, index, offset, e) < 0)
-			return e->status != 0 ? -1 : err_set(e, EX_SOFTWARE, "a pipe cannot be rewound");
-	} else {
-		if (epoch < 0 || index < 0 || index > d->ndocs || offset < 0 || taken < 0 || (index == d->ndocs && offset))
-			return err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
-		d->epoch = epoch;
-		d->index = index;
-		d->doc = NULL;
-		shuffle(d);
-		if (index < d->ndocs && fetch(d, e) > 0 && offset >= d->len)
-			return err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
-	}
+	if (corpus_seek(d->corpus, epoch, index, e) < 0)
+		return -1;
+	d->doc = NULL;
 	d->offset = offset;
 	d->taken = taken;
-	return 0;
+	if (offset == 0)
+		return 0;
+	if (fetch(d, e) < 0)
+		return -1;
+	return d->doc == NULL || offset < 0 || offset >= d->len || corpus_index(d->corpus) != index ?
+	    err_set(e, EX_DATAERR, "train_state.json: its position is not in this data") : 0;
 }
 
 json_t *data_inputs(const struct data *d)
 {
-	if (d->in == NULL)
-		return json_incref(d->inputs);
-	return json_pack("[{s:s, s:I, s:I}]", "file", "<stdin>", "records", (json_int_t)(d->index + (d->offset > 0)),
-	    "tokens", (json_int_t)d->taken);
+	json_t *list = corpus_inputs(d->corpus);
+
+	if (data_streams(d)) {
+		json_t *in = json_array_get(list, 0);
+
+		json_object_set_new(in, "records", json_integer(corpus_index(d->corpus) + (d->offset > 0)));
+		json_object_set_new(in, "tokens", json_integer(d->taken));
+	}
+	return list;
 }
