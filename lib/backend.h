@@ -108,6 +108,8 @@ struct backend {
 	/* Rows of router logits (n,E) -> softmax probs (n,E, in place), K best ids (descending; ties: lowest id) and
 	 * weights (n,K) = prob, divided by their sum + 1e-20 when norm. */
 	void (*route)(real *logits, int32_t *ids, real *weights, int64_t n, int E, int K, bool norm);
+	/* The weights that route would give a choice made elsewhere. */
+	void (*route_weights)(real *weights, const real *probs, const int32_t *ids, int64_t n, int E, int K, bool norm);
 	/* dlogits (n,E, overwritten) from dweights (n,K) and dprobs (n,E; may be NULL) */
 	void (*route_back)(real *dlogits, const real *dweights, const real *dprobs, const real *probs,
 	    const int32_t *ids, const real *weights, int64_t n, int E, int K, bool norm);

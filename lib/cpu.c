@@ -364,6 +364,16 @@ static void top_k(const real *p, int E, int K, int32_t *ids)
 	}
 }
 
+static void weigh(real *w, const real *p, const int32_t *ids, int K, bool norm)
+{
+	real sum = 0;
+
+	for (int k = 0; k < K; k++)
+		sum += w[k] = p[ids[k]];
+	for (int k = 0; norm && k < K; k++)
+		w[k] /= sum + (real)1e-20;
+}
+
 ROWS(route_rows)
 {
 	CTX;
@@ -371,16 +381,8 @@ ROWS(route_rows)
 
 	kern->softmax(c->y + i0 * E, i1 - i0, E);
 	for (int64_t i = i0; i < i1; i++) {
-		const real *p = c->y + i * E;
-		int32_t *ids = c->ids + i * K;
-		real *w = c->y2 + i * K, sum = 0;
-
-		top_k(p, E, K, ids);
-		for (int k = 0; k < K; k++)
-			sum += w[k] = p[ids[k]];
-		if (c->flag)
-			for (int k = 0; k < K; k++)
-				w[k] /= sum + (real)1e-20;
+		top_k(c->y + i * E, E, K, c->ids + i * K);
+		weigh(c->y2 + i * K, c->y + i * E, c->ids + i * K, K, c->flag);
 	}
 }
 
@@ -390,6 +392,20 @@ static void route(real *logits, int32_t *ids, real *weights, int64_t n, int E, i
 
 	cpu_kernels();
 	pool_for(n, grain(E * 8), route_rows, &c);
+}
+
+ROWS(route_weights_rows)
+{
+	CTX;
+	for (int64_t i = i0; i < i1; i++)
+		weigh(c->y + i * c->k, c->x + i * c->w, c->in + i * c->k, c->k, c->flag);
+}
+
+static void route_weights(real *weights, const real *probs, const int32_t *ids, int64_t n, int E, int K, bool norm)
+{
+	struct rows_ctx c = { .y = weights, .x = probs, .in = ids, .w = E, .k = K, .flag = norm };
+
+	pool_for(n, grain(E), route_weights_rows, &c);
 }
 
 /* dp = dprobs, plus dweights through the (normalised) choice; then the softmax. */
@@ -691,7 +707,7 @@ const struct backend backend_cpu = {
 	.alloc = alloc, .free = free, .put = put, .get = put, .copy = put, .zero = zero,
 	.gemm = gemm, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .copy2d = copy2d,
 	.attn = cpu_attn, .attn_back = cpu_attn_back, .attn_cached = cpu_attn_cached,
-	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_back = route_back,
+	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,
 	.gather = gather, .combine = combine, .dot_rows = dot_rows, .scatter_add = scatter_add,
 	.axpy = axpy, .scale = scale, .scale_rows = scale_rows, .silu = silu, .silu_back = silu_back,
 	.softmax = softmax, .dropout = dropout, .logprob = logprob, .sumsq = sumsq, .adamw = adamw,

@@ -458,6 +458,7 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 
 	load_batch(m, b);
 	a->fo = *o;
+	m->replayed = m->moved = 0;
 	clear_gradients(m);
 	m->be->gather(a->layer[0].x, model_w(m, P_EMBED, -1, -1), (const int32_t *)a->tok, a->R, D);
 	if (o->train && c->dropout > 0)

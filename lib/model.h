@@ -38,6 +38,8 @@ struct forward_opt {
 	bool train;		/* dropout and random expert misses on */
 	uint64_t seed, step;	/* of this micro-batch, for dropout and misses */
 	double fallback_mask_prob;
+	const int32_t *replay;		/* (Ls, R, K) experts to use instead of the router's choice, weighted by its present
+					   probabilities; a row whose first is -1 keeps its own. NULL: none */
 	const uint8_t *available;	/* (E) or NULL: 0 = expert replaced by the shared output in every layer */
 };
 
@@ -50,6 +52,7 @@ struct model {
 	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers only */
 	real *probs;		/* (Ls, R, E) router probabilities */
 	int32_t *topk;		/* (Ls, R, K) chosen experts */
+	int64_t replayed, moved;	/* (layer, row) pairs with given experts; of these, the router would choose others now */
 	real *look;		/* (R, config_lookahead_rows) lookahead logits */
 	real *hidden;		/* (R, D) after the final norm */
 	/* inputs of model_backward, zeroed by model_forward, filled by route_loss() */

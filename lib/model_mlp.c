@@ -120,6 +120,36 @@ static void shared_coef(struct model *m, struct layer_act *x)
 		m->be->combine(x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
 }
 
+static bool same_set(const int32_t *a, const int32_t *b, int K)
+{
+	int found = 0;
+
+	for (int i = 0; i < K; i++)
+		for (int j = 0; j < K; j++)
+			found += a[i] == b[j];
+	return found == K;
+}
+
+/* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The gradient goes through the
+ * weights as always. (R3, arXiv:2510.11370: training must use the experts that sampling used.) */
+static void replay(struct model *m, int s, struct layer_act *x, const real *probs, int32_t *ids)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+	int K = c->num_experts_per_tok;
+	const int32_t *given = a->fo.replay + (int64_t)s * a->R * K;
+
+	for (int r = 0; r < a->R; r++, given += K) {
+		if (given[0] < 0)
+			continue;
+		m->replayed++;
+		m->moved += !same_set(given, a->hid + r * K, K);
+		memcpy(a->hid + r * K, given, (size_t)K * sizeof(*given));
+	}
+	m->be->put(ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));
+	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K, c->norm_topk_prob);
+}
+
 static void route(struct model *m, int l, struct layer_act *x)
 {
 	const struct config *c = &m->cfg;
@@ -132,6 +162,8 @@ static void route(struct model *m, int l, struct layer_act *x)
 	model_linear(m, probs, x->n2, model_w(m, P_GATE, l, -1), E, c->hidden_size, 0);
 	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
 	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
+	if (a->fo.replay)
+		replay(m, s, x, probs, ids);
 	draw_available(m, l, avail);
 	place_slots(m, x, a->hid, avail);
 	shared_coef(m, x);

@@ -136,7 +136,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
     bool count)
 {
 	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
-	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0 };
+	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .replay = mb->replay };
 	const struct forward_opt plain = {0};
 	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb,
 	    .targets = all->targets, .units = all->units, .coef = train ? t->coef : NULL, .logp = t->logp,
@@ -318,17 +318,18 @@ static bool every(int64_t step, int64_t n)
 /* What is due after a step. Returns 1 to stop early, 0 to go on, -1. */
 static int after_step(struct train *t, struct err *e)
 {
-	bool last = t->step == t->schedule.total;
-	bool stop = !last && (sig_stop || t->step - t->first_step == t->o.stop_after);
+	const struct source *src = t->s->source;
+	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
 
+	t->stopping |= sig_stop || t->step - t->first_step == t->o.stop_after;
+	t->due |= every(t->step, t->o.save_every) || sig_save;
+	sig_save = 0;
 	if (t->eval_src != NULL && every(t->step, t->o.eval_every) && !last && evaluate(t, e) < 0)
 		return -1;
-	if (stop || (!last && every(t->step, t->o.save_every)) || sig_save) {
-		sig_save = 0;
-		if (save(t, false, e) < 0)
-			return -1;
-	}
-	return stop;
+	if (last || !whole || !(t->stopping || t->due))
+		return 0;
+	t->due = false;
+	return save(t, false, e) < 0 ? -1 : t->stopping;
 }
 
 /* A signal came while the next records did not: what was done so far is saved, as after any step.

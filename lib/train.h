@@ -49,6 +49,7 @@ struct micro {			/* a micro-batch */
 	int64_t tokens;		/* rows that are not padding */
 	int64_t targets;	/* rows with a target */
 	int64_t units;		/* what the base loss is a mean over: stage->units, or targets */
+	const int32_t *replay;	/* as in struct forward_opt; NULL unless the source sets it */
 	void *extra;		/* batch * source->extra bytes, for the stage's own use (which rows belong together, rewards) */
 };
 
@@ -63,6 +64,8 @@ struct source {
 	int64_t (*bytes)(const void *self);			/* memory held */
 	json_t *(*identity)(const void *self);			/* object that tells other data from this, for --resume */
 	int (*next)(void *self, struct micro *mb, int B, struct err *e);	/* up to B items: 1, 0 at the end, -1 */
+	bool (*midway)(const void *self);			/* has given only part of what it cannot make again: no
+								   checkpoint now; NULL: never */
 	json_t *(*position)(const void *self);
 	int (*seek)(void *self, const json_t *position, struct err *e);	/* NULL: the start */
 	json_t *(*inputs)(const void *self);			/* chronos.data */
@@ -79,6 +82,15 @@ struct stage_in {
 	double *sum, *weight;	/* (METRIC_MAX) add to them: measures by stage->metrics; records show sum / weight */
 };
 
+struct stage_env {		/* what a stage may build on */
+	const struct train_opt *o;
+	const struct config *cfg;
+	struct tok *tok;	/* NULL: none */
+	const struct backend *be;
+	const struct model *m;	/* the one in training, its weights in place; NULL while planning */
+	int sequences;		/* of a micro-batch at most */
+};
+
 struct stage {
 	const char *name;	/* "pretrain": the records' "stage" */
 	const struct source *source;
@@ -89,10 +101,14 @@ struct stage {
 	json_t *(*settings)(void);	/* object: options of its own that a resumed run must share; NULL: none */
 	bool no_noise;		/* neither dropout nor random misses */
 	bool needs_ref;		/* the frozen starting model (-m), also without a router anchor */
+	/* What the stage holds besides (a teacher, an engine): what it will take, taken before the first step, given back
+	 * (also if never taken). NULL: nothing. */
+	int (*plan)(const struct stage_env *v, struct mem_plan *p, struct err *e);
+	int (*open)(const struct stage_env *v, struct err *e);
+	void (*close)(void);
 };
 
-/* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or -1.
- * */
+/* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or -1. */
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
     char *const files[], struct err *e);
 

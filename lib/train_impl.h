@@ -39,6 +39,7 @@ struct train {
 	struct mem_plan plan;
 	int64_t parameters;
 
+	bool stopping, due;		/* stop, save as soon as the source is not midway */
 	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
 	int64_t step, first_step;	/* optimiser steps done; when this run began */

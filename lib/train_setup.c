@@ -279,8 +279,15 @@ static int64_t router_bytes(const struct train *t)
 	return train_rows(t) * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok * (int64_t)sizeof(int32_t));
 }
 
+static struct stage_env stage_env(const struct train *t, bool planning)
+{
+	return (struct stage_env){ .o = &t->o, .cfg = &t->cfg, .tok = t->tok, .be = t->be,
+	    .m = planning ? NULL : &t->m, .sequences = sequences(t) };
+}
+
 static int plan_memory(struct train *t, struct err *e)
 {
+	const struct stage_env env = stage_env(t, true);
 	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
 	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
 	const int64_t data = t->s->source->bytes(t->src) +
@@ -301,6 +308,8 @@ static int plan_memory(struct train *t, struct err *e)
 	mem_plan_add(&t->plan, "training data", data);
 	mem_plan_add(&t->plan, "program and tokenizer", used > data ? used - data : 0);
 	params_free(&ps);
+	if (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0)
+		return -1;
 	return mem_plan_check(&t->plan, t->o.ram, "a smaller --batch or --seq (and more --accum) needs less", e);
 }
 
@@ -442,6 +451,13 @@ static int take_out(struct train *t, struct err *e)
 	return t->o.force ? ckpt_remove_all(t->o.out, e) : 0;
 }
 
+static int open_stage(struct train *t, struct err *e)
+{
+	const struct stage_env env = stage_env(t, false);
+
+	return t->s->open != NULL ? t->s->open(&env, e) : 0;
+}
+
 int train_setup(struct train *t, struct err *e)
 {
 	if (check_options(t, e) < 0 || check_out(t, e) < 0)
@@ -457,13 +473,16 @@ int train_setup(struct train *t, struct err *e)
 	if (t->o.dry_run)
 		return 0;
 	open_batches(t);
-	if (open_parent(t, e) < 0 || open_models(t, e) < 0 || (t->resume != NULL && restore(t, e) < 0))
+	if (open_parent(t, e) < 0 || open_models(t, e) < 0 || (t->resume != NULL && restore(t, e) < 0) ||
+	    open_stage(t, e) < 0)
 		return -1;
 	return take_out(t, e);
 }
 
 void train_teardown(struct train *t)
 {
+	if (t->s->close != NULL)
+		t->s->close();
 	for (int i = 0; t->micro != NULL && i < t->o.accum; i++) {
 		mem_free(t->micro[i].b.tok);
 		mem_free(t->micro[i].b.target);

@@ -189,6 +189,36 @@ static void test_route_values(void)
 	route_scratch_free(s);
 }
 
+/* The experts of another model, given to this one: they are the ones used; and its own, given back, change nothing. */
+static void test_replay(void)
+{
+	enum { K = 2, LS = 2 };
+	struct forward_opt fo = { 0 };
+	int32_t ids[LS * NT * K];
+	float own[NT * VOCAB];
+	int used = 1;
+	struct run r;
+
+	run_open(&r, "{" COMMON ", \"num_hidden_layers\": 2}", 1, 0);
+	memcpy(own, run_logits(&r), sizeof(own));
+	memcpy(ids, r.m.topk, sizeof(ids));
+	fo.replay = ids;
+	model_forward(&r.m, &r.b, &fo);
+	model_logits(&r.m, r.logits);
+	ok(memcmp(own, r.logits, sizeof(own)) == 0, "its own experts replayed: the same bytes");
+	ok(r.m.replayed == LS * NT && r.m.moved == 0, "and nothing has moved");
+	for (int i = 0; i < LS * NT; i++) {
+		ids[i * K] = i % 5 == 0 ? -1 : (ids[i * K] + 1) % 6;
+		ids[i * K + 1] = (ids[i * K] + 3) % 6;
+	}
+	model_forward(&r.m, &r.b, &fo);
+	for (int i = 0; i < LS * NT; i++)
+		used &= ids[i * K] < 0 || memcmp(ids + i * K, r.m.topk + i * K, K * sizeof(*ids)) == 0;
+	ok(used, "other experts replayed are the ones used");
+	ok(r.m.replayed == LS * NT - (LS * NT + 4) / 5 && r.m.moved > 0, "and counted as moved");
+	run_close(&r);
+}
+
 int main(void)
 {
 	pool_init(2);
@@ -196,5 +226,6 @@ int main(void)
 	test_documents();
 	test_head();
 	test_route_values();
+	test_replay();
 	return tap_done();
 }
