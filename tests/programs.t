@@ -8,6 +8,7 @@ cd "$tmp/w" || exit 1
 table="
 chr-tokenize	in.jsonl	-t tokenizer.json --jsonl
 chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32
+chr-sft		chat.jsonl	-m model -n 1 -o out -b 2 --seq 64
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
@@ -15,6 +16,7 @@ chr-cluster	act.jsonl
 chr-pack	manifest.json	-m model -o out
 chr-generate	in.jsonl	-m model -n 2
 "
+head -5 datasets/chat.jsonl > chat.jsonl
 printf '\037\213 this only begins like gzip' > garbage.gz
 printf 'neither { nor ] \001\n' > garbage
 

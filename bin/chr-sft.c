@@ -1,0 +1,42 @@
+/*
+ * chr-sft: trains a model on conversations, to say what the assistant says in them.
+ */
+#include "chat.h"
+#include "err.h"
+#include "loss.h"
+#include "opt.h"
+#include "train.h"
+
+static double sft_loss(const struct stage_in *in)
+{
+	return loss_ce(in->m, &in->mb->b, in->targets, in->coef, in->logp);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct stage stage = { .name = "sft", .source = &chat_source, .loss = sft_loss };
+	static const struct opt opts[] = {
+		{ .kind = OPT_TABLE, .value = (void *)train_opts },
+		{ .kind = OPT_TABLE, .value = (void *)chat_opts },
+		{ .kind = OPT_END }
+	};
+	static const struct opt_prog prog = {
+		.name = "chr-sft", .operands = "[options] -m DIR -o DIR [FILE...]",
+		.purpose = "train a model on conversations",
+		.notes = "FILE is JSONL with messages, conversations, or tokens and mask (.gz too). Step records go to stdout. Exit\n"
+		    "status 75: stopped early with a checkpoint, run again with --resume.",
+		.reads_stdin = true,
+	};
+	struct err e = {0};
+	int first, rc;
+
+	err_init(argv[0]);
+	train_flags.lr = 5e-5;
+	train_flags.mask_prob = 0.04;
+	first = opt_parse(argc, argv, opts, &prog);
+	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
+	if (rc < 0)
+		err_exit(&e);
+	err_close_stdout();
+	return rc;
+}

@@ -1,0 +1,307 @@
+#include "chat.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "corpus.h"
+#include "mem.h"
+#include "record.h"
+
+struct chat_opt chat_flags;
+
+const struct opt chat_opts[] = {
+	{ .kind = OPT_GROUP, .help = "Conversations" },
+	{ 0, "truncate", OPT_CHOICE, &chat_flags.truncate, 0, 0, "keep-start|keep-end|drop",
+	    "what to do with those longer than --seq" },
+	{ 0, "think", OPT_FLAG, &chat_flags.think, 0, 0, NULL,
+	    "an empty think block opens each answer that has none" },
+	{ .kind = OPT_END }
+};
+
+bool chat_fit(struct ids *ids, struct ids *mask, int n, struct chat_count *count)
+{
+	int over = ids->n - n;
+
+	if (over <= 0)
+		return true;
+	if (chat_flags.truncate == CHAT_DROP) {
+		count->dropped++;
+		return false;
+	}
+	count->cut++;
+	if (chat_flags.truncate == CHAT_KEEP_END) {
+		memmove(ids->v, ids->v + over, (size_t)n * sizeof *ids->v);
+		if (mask != NULL)
+			memmove(mask->v, mask->v + over, (size_t)n * sizeof *mask->v);
+	}
+	ids->n = n;
+	if (mask != NULL)
+		mask->n = n;
+	return true;
+}
+
+/* The first id is never a target: nothing comes before it. */
+static int last_target(const struct ids *mask)
+{
+	int i = mask->n - 1;
+
+	while (i > 0 && !mask->v[i])
+		i--;
+	return i;
+}
+
+/* What chr-tokenize --mask wrote. */
+static int read_mask(const json_t *rec, int n, struct ids *mask, struct err *why)
+{
+	const json_t *list = json_object_get(rec, "mask"), *v;
+	size_t i;
+
+	if (json_array_size(list) != (size_t)n)
+		return err_set(why, EX_DATAERR, "\"tokens\" without a \"mask\" of the same length");
+	json_array_foreach(list, i, v)
+		ids_push(mask, json_integer_value(v) != 0);
+	return 0;
+}
+
+static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct ids *mask, struct err *why)
+{
+	const json_t *messages = record_messages(rec);
+
+	if (json_object_get(rec, "tokens") != NULL)
+		return record_tokens(rec, vocab, out, why) < 0 ? -1 : read_mask(rec, out->n, mask, why);
+	if (messages == NULL)
+		return err_set(why, EX_DATAERR, "missing \"messages\"");
+	if (t == NULL)
+		return err_set(why, EX_DATAERR, "no tokenizer for a conversation");
+	return tok_chat(t, messages, false, chat_flags.think, out, mask, why);
+}
+
+int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+    struct err *why)
+{
+	struct ids mask = {0};
+	int rc = encode(t, vocab, rec, out, &mask, why);
+
+	if (rc < 0 || !chat_fit(out, &mask, n, count)) {
+		out->n = 0;
+	} else {
+		out->n = last_target(&mask) + 1;
+		for (int i = 1; i < out->n; i++)
+			out->v[i] |= mask.v[i] ? CHAT_LEARN : 0;
+		if (out->n < 2) {
+			count->empty++;
+			out->n = 0;
+		}
+	}
+	ids_free(&mask);
+	return rc;
+}
+
+void chat_report(const struct chat_count *count)
+{
+	if (opt_quiet || count->cut + count->dropped + count->empty == 0)
+		return;
+	err_warn("%" PRId64 " conversations cut to --seq, %" PRId64 " left out as too long, %" PRId64
+	    " without anything to learn", count->cut, count->dropped, count->empty);
+}
+
+/* --- the source --- */
+
+struct chat {
+	struct tok *tok;
+	int vocab, T;
+	struct corpus *corpus;
+	struct chat_count count;
+	int64_t limit, rows;		/* conversations to deliver, rows that they take; -1: no end, or not known */
+	int *used;			/* (batch) columns of each row of the micro-batch */
+};
+
+static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
+{
+	struct chat *c = self;
+
+	return chat_words(c->tok, c->vocab, rec, c->T + 1, out, &c->count, why);
+}
+
+/* The first row with room for n, or -1. */
+static int find_room(const struct chat *c, int B, int64_t n)
+{
+	for (int r = 0; r < B; r++)
+		if (c->used[r] + n <= c->T)
+			return r;
+	return -1;
+}
+
+static void place(const struct chat *c, struct batch *b, int r, const uint32_t *word, int64_t n)
+{
+	int64_t at = (int64_t)r * c->T + c->used[r];
+
+	for (int64_t i = 0; i < n; i++) {
+		b->tok[at + i] = CHAT_ID(word[i]);
+		b->target[at + i] = word[i + 1] & CHAT_LEARN ? (int32_t)CHAT_ID(word[i + 1]) : -1;
+		b->doc_start[at + i] = c->used[r];
+	}
+}
+
+static void pad(const struct chat *c, struct batch *b, int r)
+{
+	for (int64_t i = (int64_t)r * c->T + c->used[r]; i < (int64_t)(r + 1) * c->T; i++) {
+		b->tok[i] = 0;
+		b->target[i] = -1;
+		b->doc_start[i] = -1;
+	}
+}
+
+/* Packs one micro-batch into b, or only moves on when that is NULL. Rows used, 0 at the end, -1. */
+static int pack(struct chat *c, struct batch *b, int B, struct err *e)
+{
+	const uint32_t *word;
+	int rows = 0, r, rc;
+	int64_t n;
+
+	memset(c->used, 0, (size_t)B * sizeof *c->used);
+	while (c->limit < 0 || corpus_passed(c->corpus) < c->limit) {
+		if ((rc = corpus_get(c->corpus, &word, &n, e)) < 0)
+			return -1;
+		if (rc == 0 || (r = find_room(c, B, n - 1)) < 0)
+			break;
+		if (b != NULL)
+			place(c, b, r, word, n - 1);
+		c->used[r] += (int)n - 1;
+		rows = r + 1 > rows ? r + 1 : rows;
+		corpus_advance(c->corpus);
+	}
+	for (r = 0; b != NULL && r < rows; r++)
+		pad(c, b, r);
+	return rows;
+}
+
+/* Goes through all the data to see how many micro-batches there are, and back. */
+static int count_rows(struct chat *c, int B, struct err *e)
+{
+	int rows;
+
+	if (c->limit < 0) {
+		c->rows = -1;
+		return 0;
+	}
+	while ((rows = pack(c, NULL, B, e)) > 0)
+		c->rows += B;
+	return rows < 0 ? -1 : corpus_seek(c->corpus, 0, 0, e);
+}
+
+static void chat_close(void *self)
+{
+	struct chat *c = self;
+
+	if (c->corpus != NULL && corpus_streams(c->corpus))
+		chat_report(&c->count);
+	corpus_close(c->corpus);
+	mem_free(c->used);
+	free(c);
+}
+
+static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, char *const files[], bool eval,
+    struct err *e)
+{
+	const struct corpus_opt co = { .unit = "conversations", .item = item, .self = c, .shuffle = o->shuffle && !eval,
+	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
+
+	if ((c->corpus = corpus_open(nfiles, files, &co, e)) == NULL)
+		return -1;
+	c->limit = corpus_streams(c->corpus) || (o->epochs == 0 && !eval) ? -1 :
+	    llround((eval ? 1 : o->epochs) * (double)corpus_items(c->corpus));
+	if (!corpus_streams(c->corpus))
+		chat_report(&c->count);
+	return count_rows(c, o->batch, e);
+}
+
+static void *chat_open(const struct train_opt *o, const struct config *cfg, struct tok *t, int nfiles,
+    char *const files[], bool eval, struct err *e)
+{
+	struct chat *c = calloc(1, sizeof *c);
+
+	if (c == NULL) {
+		err_set(e, EX_OSERR, "out of memory");
+		return NULL;
+	}
+	c->tok = t;
+	c->vocab = cfg->vocab_size;
+	c->T = o->seq;
+	c->used = mem_alloc((size_t)o->batch * sizeof *c->used);
+	if (open_corpus(c, o, nfiles, files, eval, e) == 0)
+		return c;
+	chat_close(c);
+	return NULL;
+}
+
+static bool chat_streams(const void *self)
+{
+	return corpus_streams(((const struct chat *)self)->corpus);
+}
+
+static int64_t chat_rows(const void *self)
+{
+	return ((const struct chat *)self)->rows;
+}
+
+static int64_t chat_bytes(const void *self)
+{
+	return corpus_bytes(((const struct chat *)self)->corpus);
+}
+
+static json_t *chat_identity(const void *self)
+{
+	const struct chat *c = self;
+
+	return json_pack("{s:I, s:I, s:i, s:b}", "conversations", (json_int_t)corpus_items(c->corpus), "data_tokens",
+	    (json_int_t)corpus_words(c->corpus), "truncate", chat_flags.truncate, "think", chat_flags.think);
+}
+
+static int chat_next(void *self, struct micro *mb, int B, struct err *e)
+{
+	struct chat *c = self;
+
+	mb->b.T = c->T;
+	mb->b.B = pack(c, &mb->b, B, e);
+	return mb->b.B < 0 ? -1 : mb->b.B > 0;
+}
+
+static json_t *chat_position(const void *self)
+{
+	const struct chat *c = self;
+
+	return json_pack("{s:I, s:I}", "epoch", (json_int_t)corpus_epoch(c->corpus), "conversation",
+	    (json_int_t)corpus_index(c->corpus));
+}
+
+static int chat_seek(void *self, const json_t *position, struct err *e)
+{
+	struct chat *c = self;
+	json_int_t epoch = 0, index = 0;
+
+	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I}", "epoch", &epoch, "conversation", &index) < 0)
+		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
+	return corpus_seek(c->corpus, epoch, index, e);
+}
+
+static json_t *chat_inputs(const void *self)
+{
+	const struct chat *c = self;
+	json_t *list = corpus_inputs(c->corpus), *all;
+
+	if (c->count.cut + c->count.dropped + c->count.empty == 0)
+		return list;
+	all = json_copy(list);
+	json_decref(list);
+	json_array_append_new(all, json_pack("{s:I, s:I, s:I}", "cut", (json_int_t)c->count.cut, "too_long",
+	    (json_int_t)c->count.dropped, "nothing_to_learn", (json_int_t)c->count.empty));
+	return all;
+}
+
+const struct source chat_source = {
+	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
+	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek, .inputs = chat_inputs,
+};

@@ -1,0 +1,55 @@
+/*
+ * chat: conversations as training data. What the assistant says, with the end of its turns, is to be learned; the rest
+ * is only read. Conversations are packed whole, several to a row, with positions that restart and no attention from one
+ * to another; none is cut in two.
+ *
+ *	const struct stage stage = { .name = "sft", .source = &chat_source, ... };
+ *	opts includes chat_opts
+ *
+ * A micro-batch is filled by first fit: a conversation goes to the first row that has room, and when none has, it
+ * begins the next micro-batch. So nothing is carried over between micro-batches, and the position is a number of
+ * conversations. What comes after the last target of a conversation is left out.
+ */
+#ifndef CHR_CHAT_H
+#define CHR_CHAT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "opt.h"
+#include "tok.h"
+#include "train.h"
+
+enum chat_truncate { CHAT_KEEP_START, CHAT_KEEP_END, CHAT_DROP };
+
+struct chat_opt {
+	int truncate;		/* enum chat_truncate */
+	bool think;
+};
+extern struct chat_opt chat_flags;		/* what the table fills in */
+extern const struct opt chat_opts[];		/* --truncate, --think: of every stage that reads conversations */
+
+struct chat_count {
+	int64_t cut, dropped;	/* too long: shortened, left out */
+	int64_t empty;		/* left out: nothing in it is to be learned */
+};
+
+#define CHAT_LEARN (1u << 31)	/* on an id that is a target */
+#define CHAT_ID(w) ((w) & ~CHAT_LEARN)
+
+/* Shortens ids, and mask unless NULL, to n entries as --truncate says. False: it is to be left out. Counts either. */
+bool chat_fit(struct ids *ids, struct ids *mask, int n, struct chat_count *count);
+
+/* The conversation of a record (messages, conversations, or tokens with a mask) as ids with CHAT_LEARN, at most n of
+ * them, appended to the empty out; nothing when it is left out. t may be NULL: then only tokens will do. 0, or -1 with a
+ * reason. */
+int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+    struct err *why);
+
+/* "2 conversations cut, 1 left out, ..." on stderr, if there is anything to tell and no --quiet. */
+void chat_report(const struct chat_count *count);
+
+extern const struct source chat_source;
+
+#endif
