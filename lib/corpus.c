@@ -74,7 +74,7 @@ static int grow(void *pp, int64_t need, int64_t *cap, size_t size, struct err *e
 	return 0;
 }
 
-int corpus_add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
+static int add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
 {
 	int64_t at = corpus_words(c);
 
@@ -85,6 +85,16 @@ int corpus_add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
 	memcpy(c->word + at, item, (size_t)n * sizeof *item);
 	c->off[++c->n] = at + n;
 	return 0;
+}
+
+int corpus_add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
+{
+	int64_t piece = c->o.piece > 0 ? c->o.piece : n;
+	int rc = 0;
+
+	for (int64_t i = 0; rc == 0 && i < n; i += piece)
+		rc = add(c, item + i, n - i < piece ? n - i : piece, e);
+	return rc;
 }
 
 static int load_jsonl(struct corpus *c, char *path, struct progress *p, struct err *e)

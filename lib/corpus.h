@@ -32,6 +32,7 @@ struct corpus_opt {
 	int (*file)(void *self, struct corpus *c, const char *path, struct err *e);
 	void *self;		/* for both */
 	bool shuffle;		/* of files; pipes keep their order */
+	int64_t piece;		/* items of files above this length are cut into pieces, each an item; 0: whole */
 	bool skip_bad;		/* bad records are counted, not fatal */
 	uint64_t seed;
 };
@@ -39,7 +40,8 @@ struct corpus_opt {
 /* nfiles 0 is stdin; the list of names is borrowed until corpus_close(). NULL on error; no items are one. */
 struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o, struct err *e);
 void corpus_close(struct corpus *c);
-int corpus_add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e);	/* from opt.file only */
+/* From opt.file only. */
+int corpus_add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e);
 
 bool corpus_streams(const struct corpus *c);	/* reads a pipe: how much there is nobody knows */
 int64_t corpus_items(const struct corpus *c);	/* in memory: of one epoch; 0 of a pipe */

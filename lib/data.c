@@ -128,7 +128,7 @@ struct data *data_open(int nfiles, char *const files[], const struct data_opt *o
 {
 	struct data *d = calloc(1, sizeof *d);
 	const struct corpus_opt co = { .unit = "documents", .item = document, .file = load_shard, .self = d,
-	    .shuffle = o->shuffle, .skip_bad = o->skip_bad, .seed = o->seed };
+	    .shuffle = o->shuffle, .piece = o->shuffle ? o->T : 0, .skip_bad = o->skip_bad, .seed = o->seed };
 
 	if (d == NULL) {
 		err_set(e, EX_OSERR, "out of memory");

@@ -10,6 +10,8 @@
  * Inputs are JSONL (`tokens`, or a conversation through the chat template, or text: record.h) and token shards (files
  * named .safetensors). Regular files are read once, into memory, and gone through in a new order each epoch. If any
  * input is a pipe, all are read once, as they come, in order: the first batch is there after the first records.
+ * Shuffling cuts documents longer than a row into pieces of a row, each a document of its own: else one long article
+ * would fill whole batches, and steps would learn from one text at a time.
  */
 #ifndef CHR_DATA_H
 #define CHR_DATA_H
