@@ -20,7 +20,8 @@ ok "programs write records" sh -e -c '
 	chr-ls model > 12
 	chr-ls --check model > 13
 	cp pack.json 14
-	chr-ls packed > 15'
+	chr-ls packed > 15
+	chr-diff -q model packed in.jsonl > 16'
 
 # shellcheck disable=SC2016
 ok "every key is in chr-jsonl.5" perl -MJSON::PP -e '
@@ -35,21 +36,23 @@ ok "every key is in chr-jsonl.5" perl -MJSON::PP -e '
 	%{$doc{eval}} = (%{$doc{step}}, %{$doc{eval}});
 	%{$doc{total}} = (%{$doc{score}}, %{$doc{total}});
 	%{$doc{summary}} = (%{$doc{token}}, %{$doc{summary}});
+	%{$doc{diff}} = (%{$doc{step}}, %{$doc{score}}, %{$doc{diff}});
 	my (%carried, %seen) = map { $_ => 1 } qw(type prompt text messages answer);
 	while (<>) {
 		my $r = decode_json($_);
 		my $t = $r->{type} // (exists $r->{completion} ? "completion" : "");
 		$t eq "" || $have{$t} or $bad{"no section $t"} = 1;
-		for my $k (keys %$r, $t eq "completion" ? keys %{$r->{timing}} : (), ref $r->{recall} ? keys %{$r->{recall}} : ()) {
+		for my $k (keys %$r, $t eq "completion" ? keys %{$r->{timing}} : (), ref $r->{recall} ? keys %{$r->{recall}} : (),
+		    map { ref $_ eq "HASH" ? keys %$_ : () } @{$r}{"a", "b"}) {
 			my $name = $k =~ s/^(recall|repeat)[2-9]/${1}1/r;
 			$seen{$t}++;
 			$doc{$t}{$name} || $carried{$k} or $bad{"type \"$t\": $k"} = 1;
 		}
 	}
 	for my $t (qw(step eval mem_plan shard score total model act pack unpack prefill token summary completion file metadata
-	    ancestry tensor check)) { $seen{$t} or $bad{"no record $t was written"} = 1 }
+	    ancestry tensor check diff)) { $seen{$t} or $bad{"no record $t was written"} = 1 }
 	print "$_\n" for sort keys %bad;
-	exit(%bad > 0)' "$page/chr-jsonl.5" 1 2 3 4 5 6 7 s8 9 s10 11 12 13 14 15
+	exit(%bad > 0)' "$page/chr-jsonl.5" 1 2 3 4 5 6 7 s8 9 s10 11 12 13 14 15 16
 
 # shellcheck disable=SC2016
 ok "config.json, tensors and metadata are in chr-model.5" perl -MJSON::PP -0777 -e '

@@ -15,6 +15,7 @@ chr-actlog	in.jsonl	-m model
 chr-cluster	act.jsonl
 chr-pack	manifest.json	-m model -o out
 chr-generate	in.jsonl	-m model -n 2
+chr-diff	in.jsonl	model packed
 "
 head -5 datasets/chat.jsonl > chat.jsonl
 printf '\037\213 this only begins like gzip' > garbage.gz
