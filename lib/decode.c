@@ -110,13 +110,13 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	int L = g->cfg->num_hidden_layers, sets = predict_set_size(g->cfg);
 	int64_t per_seq = kv_bytes(g);
 
-	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, g->cfg, &g->md.par, &g->opt, NULL));
+	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, g->cfg, g->par, &g->opt, NULL));
 	g->kv_mem = g->be->alloc((size_t)(per_seq * g->opt.max_seqs));
 	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
 	g->predict = predict_new(g->cfg, g->opt.max_rows);
 	if (!g->scratch_mem || !g->kv_mem || !g->seqs || !g->predict)
 		return err_set(e, EX_OSERR, "%s: out of memory for caches", dir);
-	scratch_layout(&g->s, g->cfg, &g->md.par, &g->opt, g->scratch_mem);
+	scratch_layout(&g->s, g->cfg, g->par, &g->opt, g->scratch_mem);
 	for (int i = 0; i < g->opt.max_seqs; i++) {
 		struct seq *s = &g->seqs[i];
 		char *base = (char *)g->kv_mem + i * per_seq;
@@ -170,7 +170,28 @@ struct engine *engine_open(const char *dir, const struct engine_opt *o, const st
 	if (!g)
 		return NULL;
 	g->be = be;
-	if (load_weights(g, dir, e) < 0 || open_state(g, dir, e) < 0) {
+	if (load_weights(g, e) < 0 || open_state(g, dir, e) < 0) {
+		engine_close(g);
+		return NULL;
+	}
+	return g;
+}
+
+struct engine *engine_over(const struct config *c, const struct params *ps, const real *w, const struct engine_opt *o,
+    const struct backend *be, struct err *e)
+{
+	struct engine *g = calloc(1, sizeof(*g));
+
+	if (!g) {
+		err_set(e, EX_OSERR, "out of memory");
+		return NULL;
+	}
+	g->opt = *o;
+	g->cfg = c;
+	g->par = ps;
+	g->flat = w;
+	g->be = be;
+	if (over_weights(g, e) < 0 || open_state(g, "model in training", e) < 0) {
 		engine_close(g);
 		return NULL;
 	}
@@ -197,6 +218,7 @@ void engine_close(struct engine *g)
 		g->be->free(g->rope_mla);
 		g->be->free(g->expert_mem);
 	}
+	free(g->host);
 	free(g->experts);
 	free(g->ffn_views);
 	manifest_free(&g->man);
@@ -231,6 +253,21 @@ void seq_reset(struct seq *s)
 	s->next_valid = false;
 	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
 		s->kv[l].base = 0;
+}
+
+struct seq *seq_fork(const struct seq *s, struct err *e)
+{
+	struct seq *t = seq_new(s->g, e);
+	size_t sets = (size_t)predict_set_size(s->g->cfg) * sizeof(*s->next);
+
+	if (!t)
+		return NULL;
+	t->len = s->len;
+	t->next_valid = s->next_valid;
+	memcpy(t->next, s->next, sets);
+	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
+		kv_copy(s->g, l, &t->kv[l], &s->kv[l], s->len);
+	return t;
 }
 
 void seq_free(struct seq *s)

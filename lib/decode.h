@@ -44,12 +44,22 @@ int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *pl
 struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be, struct mem_plan *plan,
     struct err *e);
 void engine_close(struct engine *g);
+
+/* An engine over weights that lie in memory already, flat as in struct params (a model in training), and are borrowed,
+ * like c and ps, until engine_close(). Nothing is copied but MLA's key projections, in another order; engine_refresh()
+ * does that again when the weights have changed. o->ram and o->store do not count. The plan gets what it will hold. */
+void engine_over_plan(const struct config *c, const struct params *ps, const struct engine_opt *o, struct mem_plan *plan);
+struct engine *engine_over(const struct config *c, const struct params *ps, const real *w, const struct engine_opt *o,
+    const struct backend *be, struct err *e);
+void engine_refresh(struct engine *g);
+
 const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
 const char *engine_fingerprint(struct engine *g, struct err *e);	/* hex; may have to read everything; NULL on error */
 int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
 
 struct seq *seq_new(struct engine *g, struct err *e);	/* NULL when max_seqs are in use */
+struct seq *seq_fork(const struct seq *s, struct err *e);	/* a new one that has evaluated the same tokens; or NULL */
 void seq_reset(struct seq *s);
 void seq_free(struct seq *s);
 int seq_len(const struct seq *s);

@@ -10,19 +10,35 @@ static int max_int(int a, int b) { return a > b ? a : b; }
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
+static void kv_widths(const struct config *c, int l, int64_t *wa, int64_t *wb)
+{
+	bool mla = c->layer_type[l] == LAYER_MLA;
+
+	*wa = mla ? c->kv_latent_dim : config_kv_width(c);
+	*wb = mla ? (int64_t)c->num_key_value_heads * c->rope_dim : config_kv_width(c);
+}
+
 /* Places the caches of layer l at base and returns their bytes; a sliding layer keeps its window and one pass. */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base)
 {
-	int64_t slots = o->max_tokens, wa = config_kv_width(c), wb = wa, bytes;
+	int64_t slots = o->max_tokens, wa, wb, bytes;
 
-	if (c->layer_type[l] == LAYER_MLA) {
-		wa = c->kv_latent_dim;
-		wb = (int64_t)c->num_key_value_heads * c->rope_dim;
-	} else if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size + o->max_rows < slots)
+	kv_widths(c, l, &wa, &wb);
+	if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size + o->max_rows < slots)
 		slots = (int64_t)c->sliding_window_size + o->max_rows;
 	bytes = align64(slots * wa * (int64_t)sizeof(real));
 	*kv = (struct kv){ (real *)base, (real *)(base + bytes), 0, (int)slots };
 	return bytes + align64(slots * wb * (int64_t)sizeof(real));
+}
+
+void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len)
+{
+	int64_t wa, wb, n = len - from->base;
+
+	kv_widths(g->cfg, l, &wa, &wb);
+	to->base = from->base;
+	g->be->copy(to->a, from->a, sizeof(real) * (size_t)(n * wa));
+	g->be->copy(to->b, from->b, sizeof(real) * (size_t)(n * wb));
 }
 
 /* Moves the last `keep` of `have` slots to the front, in pieces that do not overlap. */

@@ -84,7 +84,9 @@ struct scratch {
 
 struct engine {
 	struct modeldir md;
-	const struct config *cfg;		/* &md.cfg */
+	const struct config *cfg;		/* of md, or of the model that this is an engine over */
+	const struct params *par;		/* likewise */
+	const real *flat;			/* its weights; NULL: read from md */
 	struct manifest man;			/* packed directories */
 	const struct backend *be;
 	struct engine_opt opt;
@@ -93,7 +95,8 @@ struct engine {
 	const real *embed, *norm, *head;	/* (V, D), (D), (V, D) */
 	const real *look0, *look2;		/* (look_width, D), (rows, look_width) */
 	int look_width;
-	real *w;				/* dense parameters */
+	real *w;				/* dense parameters; over a model only the transposed ones, */
+	real *host;				/* and room to transpose the largest */
 	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
 	void *expert_mem;			/* plain directories: all experts, in the type of the file */
 	struct expert *experts;			/* (Ls * E) views of it */
@@ -118,10 +121,20 @@ int64_t kv_bytes(const struct engine *g);	/* of one sequence */
 
 /* decode_load.c */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
-int load_weights(struct engine *g, const char *dir, struct err *e);
+int load_weights(struct engine *g, struct err *e);
+void load_plan_state(const struct engine *g, struct mem_plan *plan);	/* all but weights */
+int load_layers(struct engine *g, struct err *e);	/* what the config says of them, and position tables */
+void load_place(struct engine *g, const struct param *p, const real *w);	/* a dense parameter is at w */
+int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);	/* where k_nope's element i goes */
+bool load_is_expert(const struct param *p);
+struct mat *load_expert_mat(struct engine *g, const struct param *p);	/* where the view of an expert's matrix belongs */
+
+/* decode_over.c */
+int over_weights(struct engine *g, struct err *e);
 
 /* decode_attn.c */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base);
+void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
 void attn_layer(struct engine *g, int l);
 
 /* decode_moe.c */

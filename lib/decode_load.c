@@ -16,7 +16,7 @@
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
-static bool is_expert(const struct param *p)
+bool load_is_expert(const struct param *p)
 {
 	return p->kind == P_EXP_GATE || p->kind == P_EXP_UP || p->kind == P_EXP_DOWN;
 }
@@ -26,7 +26,7 @@ static int64_t dense_elements(const struct params *ps)
 	int64_t n = 0;
 
 	for (int i = 0; i < ps->n; i++)
-		if (!is_expert(&ps->p[i]))
+		if (!load_is_expert(&ps->p[i]))
 			n += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
 	return n;
 }
@@ -63,11 +63,11 @@ static int64_t expert_total(struct engine *g, struct err *e)
 	int64_t total = 0, first = 0;
 	int left = 3;
 
-	for (int i = 0; i < g->md.par.n; i++) {
-		const struct param *p = &g->md.par.p[i];
+	for (int i = 0; i < g->par->n; i++) {
+		const struct param *p = &g->par->p[i];
 		struct view v;
 
-		if (!is_expert(p))
+		if (!load_is_expert(p))
 			continue;
 		if (expert_view(g, p, &v, e) < 0)
 			return -1;
@@ -133,39 +133,53 @@ static int load_manifest(struct engine *g, struct err *e)
 	return status;
 }
 
+void load_plan_state(const struct engine *g, struct mem_plan *plan)
+{
+	const struct engine_opt *o = &g->opt;
+	int64_t sets = predict_set_size(g->cfg);
+	struct scratch s;
+
+	mem_plan_add(plan, "position tables",
+	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));
+	mem_plan_add(plan, "KV caches", kv_bytes(g) * o->max_seqs);
+	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
+	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
+	    + o->max_seqs * (2 * sets * (int64_t)sizeof(int32_t) + g->cfg->num_hidden_layers * (int64_t)sizeof(struct kv)));
+}
+
 /* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
 {
 	const struct engine_opt *o = &g->opt;
 	const struct param *look0;
-	int64_t sets;
 
 	if (modeldir_open(&g->md, dir, 0, NULL, e) < 0)
 		return -1;
 	g->cfg = &g->md.cfg;
+	g->par = &g->md.par;
 	if (g->md.packed && load_manifest(g, e) < 0)
 		return -1;
 	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
 		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
-	look0 = params_get(&g->md.par, P_LOOK0, -1, -1);
+	look0 = params_get(g->par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
-	sets = predict_set_size(g->cfg);
 	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME * (1 + pool_threads()) + o->other);
-	mem_plan_add(plan, "dense weights", dense_elements(&g->md.par) * (int64_t)sizeof(real));
-	mem_plan_add(plan, "position tables",
-	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));
-	mem_plan_add(plan, "KV caches", kv_bytes(g) * o->max_seqs);
-	mem_plan_add(plan, "activations", scratch_layout(&g->s, g->cfg, &g->md.par, o, NULL));
-	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
-	    + o->max_seqs * (2 * sets * (int64_t)sizeof(int32_t) + g->cfg->num_hidden_layers * (int64_t)sizeof(struct kv)));
+	mem_plan_add(plan, "dense weights", dense_elements(g->par) * (int64_t)sizeof(real));
+	load_plan_state(g, plan);
 	return plan_experts(g, plan, e);
+}
+
+int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i)
+{
+	int64_t N = p->rows / c->num_key_value_heads, C = p->cols, head = i / (N * C), row = i / C % N, col = i % C;
+
+	return (head * C + col) * N + row;
 }
 
 /* Reads one dense parameter to w; k_nope is transposed per key head. */
 static int read_dense(struct engine *g, const struct param *p, float *host, real *w, struct err *e)
 {
 	int64_t n = param_size(p);
-	int G = g->cfg->num_key_value_heads, N = p->rows / G, C = p->cols;
 	real *out;
 
 	/* Without a copy where there is nothing to rearrange: an embedding may be most of the dense part. */
@@ -176,12 +190,7 @@ static int read_dense(struct engine *g, const struct param *p, float *host, real
 	if ((out = malloc(sizeof(*out) * (size_t)n)) == NULL)
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int64_t i = 0; i < n; i++)
-		if (p->kind == P_KNOPE) {
-			int64_t head = i / ((int64_t)N * C), row = i / C % N, col = i % C;
-
-			out[(head * C + col) * N + row] = (real)host[i];
-		} else
-			out[i] = (real)host[i];
+		out[p->kind == P_KNOPE ? load_knope_at(g->cfg, p, i) : i] = (real)host[i];
 	g->be->put(w, out, sizeof(*out) * (size_t)n);
 	free(out);
 	return 0;
@@ -199,12 +208,16 @@ static void place_ffn(struct layer *l, enum param_kind kind, int i, const real *
 		l->ffn[i].down = m;
 }
 
-static void place(struct engine *g, const struct param *p, const real *w)
+void load_place(struct engine *g, const struct param *p, const real *w)
 {
 	struct layer *l = p->layer >= 0 ? &g->layer[p->layer] : NULL;
 
 	switch (p->kind) {
-	case P_EMBED: g->embed = w; break;
+	case P_EMBED:
+		g->embed = w;
+		if (!params_get(g->par, P_HEAD, -1, -1))
+			g->head = w;
+		break;
 	case P_HEAD: g->head = w; break;
 	case P_NORM: g->norm = w; break;
 	case P_LOOK0: g->look0 = w; break;
@@ -240,59 +253,59 @@ static void place(struct engine *g, const struct param *p, const real *w)
 
 static int load_dense(struct engine *g, struct err *e)
 {
-	const struct params *ps = &g->md.par;
+	const struct params *ps = g->par;
 	int64_t biggest = 0;
 	float *host;
 	real *w;
 	int status = 0;
 
 	for (int i = 0; i < ps->n; i++)
-		if (!is_expert(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
+		if (!load_is_expert(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
 			biggest = param_size(&ps->p[i]);
 	w = g->w = g->be->alloc(sizeof(real) * (size_t)dense_elements(ps));
 	host = malloc(sizeof(*host) * (size_t)biggest);
 	if (!w || !host)
 		status = err_set(e, EX_OSERR, "%s: out of memory for dense weights", g->md.path);
 	for (int i = 0; i < ps->n && status == 0; i++)
-		if (!is_expert(&ps->p[i])) {
+		if (!load_is_expert(&ps->p[i])) {
 			status = read_dense(g, &ps->p[i], host, w, e);
-			place(g, &ps->p[i], w);
+			load_place(g, &ps->p[i], w);
 			w += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
 		}
 	free(host);
-	if (!g->head)
-		g->head = g->embed;
 	return status;
+}
+
+struct mat *load_expert_mat(struct engine *g, const struct param *p)
+{
+	struct expert *x = &g->experts[(int64_t)p->layer * g->cfg->num_experts + p->expert];
+
+	return p->kind == P_EXP_GATE ? &x->gate : p->kind == P_EXP_UP ? &x->up : &x->down;
 }
 
 static int load_experts(struct engine *g, struct err *e)
 {
-	const struct params *ps = &g->md.par;
+	const struct params *ps = g->par;
 	int64_t total = expert_total(g, e);
 	char *at;
 
 	if (total < 0)
 		return -1;
-	g->experts = calloc((size_t)g->cfg->num_hidden_layers * g->cfg->num_experts + 1, sizeof(*g->experts));
 	at = g->expert_mem = g->be->alloc((size_t)total + 64);
-	if (!g->experts || !at)
+	if (!at)
 		return err_set(e, EX_OSERR, "%s: out of memory for experts", g->md.path);
 	for (int i = 0; i < ps->n; i++) {
 		const struct param *p = &ps->p[i];
-		struct expert *x;
-		struct mat *m;
 		struct view v;
 		struct st_error se;
 
-		if (!is_expert(p))
+		if (!load_is_expert(p))
 			continue;
 		if (expert_view(g, p, &v, e) < 0)
 			return -1;
-		x = &g->experts[(int64_t)p->layer * g->cfg->num_experts + p->expert];
-		m = p->kind == P_EXP_GATE ? &x->gate : p->kind == P_EXP_UP ? &x->up : &x->down;
 		if (st_read(v.st, v.t, 0, at, v.t->nbytes, &se) < 0)
 			return modeldir_st_err(e, v.file, &se);
-		*m = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype), p->rows, p->cols };
+		*load_expert_mat(g, p) = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype), p->rows, p->cols };
 		at += align64((int64_t)v.t->nbytes);
 	}
 	return 0;
@@ -308,7 +321,7 @@ static int load_tables(struct engine *g, struct err *e)
 		*table = g->be->alloc(sizeof(real) * (size_t)(n + 1));
 		if (!host || !*table) {
 			free(host);
-			return err_set(e, EX_OSERR, "%s: out of memory for position tables", g->md.path);
+			return err_set(e, EX_OSERR, "out of memory for position tables");
 		}
 		if (n > 0) {
 			model_rope_table(g->cfg, mla, g->opt.max_tokens, host);
@@ -319,14 +332,16 @@ static int load_tables(struct engine *g, struct err *e)
 	return 0;
 }
 
-int load_weights(struct engine *g, const char *dir, struct err *e)
+int load_layers(struct engine *g, struct err *e)
 {
 	const struct config *c = g->cfg;
 	int S = c->num_shared_experts, sparse = 0;
 
 	g->ffn_views = calloc((size_t)c->num_hidden_layers * (S + 1), sizeof(*g->ffn_views));
-	if (!g->ffn_views)
-		return err_set(e, EX_OSERR, "%s: out of memory", dir);
+	if (!g->md.packed)
+		g->experts = calloc((size_t)c->num_hidden_layers * c->num_experts + 1, sizeof(*g->experts));
+	if (!g->ffn_views || !(g->experts || g->md.packed))
+		return err_set(e, EX_OSERR, "out of memory");
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		g->layer[l].type = c->layer_type[l];
 		g->layer[l].sparse = c->sparse[l] ? sparse++ : -1;
@@ -334,7 +349,12 @@ int load_weights(struct engine *g, const char *dir, struct err *e)
 		g->layer[l].n_ffn = c->sparse[l] ? S : 1;
 		g->layer[l].width = c->sparse[l] ? c->moe_intermediate_size : c->intermediate_size;
 	}
-	if (load_dense(g, e) < 0 || load_tables(g, e) < 0)
+	return load_tables(g, e);
+}
+
+int load_weights(struct engine *g, struct err *e)
+{
+	if (load_layers(g, e) < 0 || load_dense(g, e) < 0)
 		return -1;
 	return g->md.packed ? 0 : load_experts(g, e);
 }

@@ -191,6 +191,53 @@ static void against_training(const real *logits, uint32_t *tok)
 	engine_close(g);
 }
 
+/* Logits (T, V) of an engine over m: the first 9 tokens once, then a fork each for two ways of cutting the rest. */
+static void run_over(struct engine *g, const uint32_t *tok, int V, real *a, real *b)
+{
+	struct seq *s = seq_new(g, &e), *f;
+	struct eval_item it[2] = { { .s = s, .tok = tok, .n = 9, .logits = a, .all = true } };
+
+	must(!s || engine_eval(g, it, 1, NULL, &e) < 0);
+	memcpy(b, a, sizeof(real) * 9 * (size_t)V);
+	must((f = seq_fork(s, &e)) == NULL);
+	it[0] = (struct eval_item){ .s = f, .tok = tok + 9, .n = 4, .logits = b + 9 * V, .all = true };
+	it[1] = (struct eval_item){ .s = s, .tok = tok + 9, .n = T - 9, .logits = a + 9 * V, .all = true };
+	must(engine_eval(g, it, 2, NULL, &e) < 0);
+	it[0] = (struct eval_item){ .s = f, .tok = tok + 13, .n = T - 13, .logits = b + 13 * V, .all = true };
+	must(engine_eval(g, it, 1, NULL, &e) < 0 || seq_len(f) != T);
+	seq_free(f);
+	seq_free(s);
+}
+
+/* An engine over weights in memory, before and after they change; forks. */
+static void test_over(const real *full, const uint32_t *tok, int V)
+{
+	struct modeldir md;
+	struct engine_opt o = { .max_seqs = 2, .max_tokens = T, .max_rows = 8 };
+	size_t bytes = sizeof(real) * (size_t)T * (size_t)V;
+	real *w, *a = new_logits(V), *b = new_logits(V), *c = new_logits(V);
+	struct engine *g, *h;
+
+	must(modeldir_open(&md, dir, 0, NULL, &e) < 0);
+	w = calloc((size_t)md.par.total, sizeof(*w));
+	must(modeldir_load_f32(&md, &md.par, (float *)w, &e) < 0);
+	must((g = engine_over(&md.cfg, &md.par, w, &o, &backend_cpu, &e)) == NULL);
+	run_over(g, tok, V, a, b);
+	ok(memcmp(a, full, bytes) == 0, "an engine over weights in memory gives the same bytes");
+	ok(memcmp(b, full, bytes) == 0, "and so does a fork, in other chunks");
+	for (int64_t i = 0; i < md.par.total; i++)
+		w[i] *= (real)1.25;
+	engine_refresh(g);
+	run_over(g, tok, V, a, b);
+	must((h = engine_over(&md.cfg, &md.par, w, &o, &backend_cpu, &e)) == NULL);
+	run_over(h, tok, V, c, b);
+	ok(memcmp(a, c, bytes) == 0 && memcmp(a, full, bytes) != 0, "and follows them when they change");
+	engine_close(g);
+	engine_close(h);
+	modeldir_close(&md);
+	free(w), free(a), free(b), free(c);
+}
+
 static void test_model(const char *name, int V)
 {
 	uint32_t tok[T];
@@ -215,6 +262,7 @@ static void test_model(const char *name, int V)
 	pool_quit();
 	pool_init(1);
 	against_training(full, tok);
+	test_over(full, tok, V);
 	free(full);
 	free(other);
 }
