@@ -33,6 +33,7 @@ int main(int argc, char **argv)
 	err_init(argv[0]);
 	train_flags.lr = 5e-5;
 	train_flags.mask_prob = 0.04;
+	train_flags.anchor = 0.01;
 	first = opt_parse(argc, argv, opts, &prog);
 	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
 	if (rc < 0)

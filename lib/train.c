@@ -49,6 +49,8 @@ const struct opt train_opts[] = {
 	{ 0, "dropout", OPT_FLOAT, &train_flags.dropout, 0, 0.99, "X", "unless -c or --set says" },
 	{ 0, "fallback-mask-prob", OPT_FLOAT, &train_flags.mask_prob, 0, 1, "X",
 	    "chance that an expert is missing and the shared one stands in, unless -c or --set says" },
+	{ 0, "anchor-lambda", OPT_FLOAT, &train_flags.anchor, 0, 1e6, "X",
+	    "weight of the router anchor to the model under -m, unless -c or --set says" },
 	{ 's', "seed", OPT_COUNT, &train_flags.seed, 0, 0x1p62, "N",
 	    "seed of weights, order, dropout and misses" },
 	{ .kind = OPT_GROUP, .help = "Stopping and saving" },

@@ -37,7 +37,7 @@ struct train_opt {
 	struct opt_list sets;
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, log_every, shard_size, ram,
 	    seed;
-	double epochs, lr, clip, weight_decay, mask_prob, dropout;
+	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor;
 	int batch, accum, seq, threads, keep, dtype;
 	bool shuffle, skip_bad, resume, force, dry_run;
 };

@@ -158,6 +158,8 @@ static void settle(struct train *t)
 		c->dropout = t->o.dropout;
 	if (given(t, "fallback-mask-prob") || !configured(t, "fallback_mask_prob"))
 		c->fallback_mask_prob = c->num_shared_experts > 0 ? t->o.mask_prob : 0;
+	if (given(t, "anchor-lambda") || !configured(t, "lambda_router_anchor"))
+		c->lambda_router_anchor = t->o.anchor;
 	if (t->s->no_noise)
 		c->dropout = c->fallback_mask_prob = 0;
 	if (!given(t, "seq") && t->o.seq > c->max_position_embeddings)
@@ -180,7 +182,7 @@ static int open_config(struct train *t, struct err *e)
 	t->has_ref = t->s->needs_ref || t->lambda.anchor > 0;
 	if (t->has_ref && o->model == NULL)
 		return err_set(e, EX_USAGE, "%s needs a model to start from: -m DIR",
-		    t->s->needs_ref ? t->s->name : "lambda_router_anchor");
+		    t->s->needs_ref ? t->s->name : "the router anchor (--anchor-lambda)");
 	return 0;
 }
 

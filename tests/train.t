@@ -151,7 +151,7 @@ status "a plan above --ram: 71" 71 pretrain --ram 100K -o no docs.jsonl
 
 # From a model on
 status "-m with a router anchor" 0 sh -c '"$@" > anchor.log' sh chr-pretrain -q -m one --seq 32 -b 2 -n 2 -o onward \
-	--set lambda_router_anchor=0.1 --dropout 0 --fallback-mask-prob 0 docs.jsonl
+	--anchor-lambda 0.1 --dropout 0 --fallback-mask-prob 0 docs.jsonl
 is "the anchor starts at nothing" "$(values anchor.log anchor | head -1)" 0.0
 ok "and pulls" awk 'BEGIN { exit !('"$(values anchor.log anchor | tail -1)"' > 0) }'
 is "two ancestors" "$(head -c 8000 onward/model.safetensors | grep -ao 'program' | wc -l)" 2
