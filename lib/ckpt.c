@@ -335,13 +335,23 @@ static int list(const char *out, int64_t **steps, struct err *e)
 	return n;
 }
 
-int ckpt_prune(const char *out, int keep, struct err *e)
+bool ckpt_exists(const char *out, int64_t step)
+{
+	char *dir = format("%s/checkpoint-%" PRId64, out, step);
+	bool there = exists(dir, "train_state.json");
+
+	free(dir);
+	return there;
+}
+
+int ckpt_prune(const char *out, int keep, int64_t spare, struct err *e)
 {
 	int64_t *steps;
 	int n = list(out, &steps, e), rc = n < 0 ? -1 : 0;
 
 	for (int i = keep; i < n && rc == 0; i++)
-		rc = remove_dir(out, steps[i], e);
+		if (steps[i] != spare)
+			rc = remove_dir(out, steps[i], e);
 	free(steps);
 	return rc;
 }
@@ -392,7 +402,7 @@ int ckpt_remove_all(const char *out, struct err *e)
 	int rc = unlink(state) < 0 && errno != ENOENT ? err_set(e, EX_CANTCREAT, "%s:", state) : 0;
 
 	free(state);
-	return rc < 0 ? rc : ckpt_prune(out, 0, e);
+	return rc < 0 ? rc : ckpt_prune(out, 0, -1, e);
 }
 
 bool ckpt_occupied(const char *out)

@@ -36,7 +36,9 @@ int64_t ckpt_bytes(const struct params *ps, const struct backend *be);	/* held w
 
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
 int ckpt_publish(const char *out, int64_t step, struct err *e);
-int ckpt_prune(const char *out, int keep, struct err *e);	/* removes all but the newest `keep` checkpoints */
+bool ckpt_exists(const char *out, int64_t step);
+/* Removes all checkpoints but the newest `keep` and that of step `spare` (-1: none). */
+int ckpt_prune(const char *out, int keep, int64_t spare, struct err *e);
 /* One run at a time: *fd is to be closed at the end, -1 when there is no such directory yet. */
 int ckpt_lock(const char *out, int *fd, struct err *e);
 int ckpt_clean(const char *out, struct err *e);

@@ -74,6 +74,10 @@ const struct opt train_opts[] = {
 	    "and every N steps; 0: only at the end" },
 	{ 0, "eval-batches", OPT_COUNT, &train_flags.eval_batches, 0, 1e12, "N",
 	    "micro-batches of them; 0: all" },
+	{ 0, "keep-best", OPT_STR, &train_flags.keep_best, 0, 0, "METRIC",
+	    "the result is the model whose evaluation has the best METRIC; +METRIC: the highest, -METRIC: the lowest" },
+	{ 0, "patience", OPT_COUNT, &train_flags.patience, 0, 1e12, "N",
+	    "stop when N evaluations have brought no better one; 0: do not" },
 	{ 0, "grad-dump", OPT_STR, &train_flags.grad_dump, 0, 0, "FILE",
 	    "write the first step's gradients and stop" },
 	{ .kind = OPT_GROUP, .help = "Machine" },
@@ -86,10 +90,14 @@ const struct opt train_opts[] = {
 	{ .kind = OPT_END }
 };
 
-/* They say where, how often and how loud, and cannot change a byte of the model. */
+/* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "eval", "eval-every",
-	"eval-batches", "ram", "dry-run", "quiet", "verbose", NULL
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"verbose", "eval", "eval-every", "eval-batches", NULL
+};
+static const char *const not_recorded_best[] = {
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"verbose", NULL
 };
 
 /* --- one step --- */
@@ -242,7 +250,7 @@ static int evaluate(struct train *t, struct err *e)
 	double began = progress_clock(), sum = 0, units = 0;
 	int64_t targets = 0;
 	json_t *rec;
-	int rc = 0;
+	int rc = 0, best = 0;
 
 	if (src->seek(t->eval_src, NULL, e) < 0)
 		return -1;
@@ -269,7 +277,9 @@ static int evaluate(struct train *t, struct err *e)
 	metric_stage(&t->now, t->s->metrics, rec);
 	metric_routing(&t->now, &t->cfg, &t->load, rec);
 	json_set_num(rec, "seconds", progress_clock() - began);
-	rc = json_put(stdout, rec, e);
+	if (t->best.metric != NULL && (best = best_see(&t->best, rec, t->step, e)) >= 0)
+		json_object_set_new(rec, "best", json_boolean(best));
+	rc = best < 0 ? -1 : json_put(stdout, rec, e);
 	json_decref(rec);
 	t->clock += progress_clock() - began;	/* not the next step's time */
 	return rc;
@@ -279,9 +289,10 @@ static int evaluate(struct train *t, struct err *e)
 
 static json_t *state(const struct train *t)
 {
-	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
+	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
 	    "step", (json_int_t)t->step, "total", (json_int_t)t->schedule.total, "tokens", (json_int_t)t->tokens,
-	    "position", t->position != NULL ? json_incref(t->position) : t->s->source->position(t->src), "settings", train_settings(t));
+	    "position", t->position != NULL ? json_incref(t->position) : t->s->source->position(t->src), "settings", train_settings(t),
+	    "best", best_state(&t->best));
 }
 
 static int save(struct train *t, bool final, struct err *e)
@@ -302,7 +313,7 @@ static int save(struct train *t, bool final, struct err *e)
 	if (rc == 0 && final)
 		rc = ckpt_publish(t->o.out, t->step, e);
 	if (rc == 0)
-		rc = ckpt_prune(t->o.out, t->o.keep, e);
+		rc = ckpt_prune(t->o.out, t->o.keep, t->best.step, e);
 	json_decref(c.metadata);
 	json_decref(c.state);
 	json_decref(config);
@@ -317,6 +328,14 @@ static bool every(int64_t step, int64_t n)
 	return n > 0 && step % n == 0;
 }
 
+/* An evaluation, and a checkpoint when it is the best so far. */
+static int look(struct train *t, struct err *e)
+{
+	if (evaluate(t, e) < 0)
+		return -1;
+	return t->best.step == t->step ? save(t, false, e) : 0;
+}
+
 /* What is due after a step. Returns 1 to stop early, 0 to go on, -1. */
 static int after_step(struct train *t, struct err *e)
 {
@@ -325,13 +344,38 @@ static int after_step(struct train *t, struct err *e)
 
 	t->stopping |= sig_stop || t->step - t->first_step == t->o.stop_after;
 	t->due |= every(t->step, t->o.save_every) || sig_save;
+	t->look_due |= every(t->step, t->o.eval_every);
 	sig_save = 0;
-	if (t->eval_src != NULL && every(t->step, t->o.eval_every) && !last && evaluate(t, e) < 0)
+	if (last || !whole)
+		return 0;
+	if (t->eval_src != NULL && t->look_due && look(t, e) < 0)
 		return -1;
-	if (last || !whole || !(t->stopping || t->due))
+	t->look_due = false;
+	if (!(t->stopping || t->due))
 		return 0;
 	t->due = false;
 	return save(t, false, e) < 0 ? -1 : t->stopping;
+}
+
+static bool given_up(const struct train *t)
+{
+	return t->o.patience > 0 && t->best.since >= t->o.patience;
+}
+
+/* The result is this step's model, or the best. The last checkpoint then stays, so that --resume finds the end. */
+static int finish(struct train *t, struct err *e)
+{
+	if (t->step == 0)
+		return err_set(e, EX_DATAERR, "no tokens to train on");
+	if (t->eval_src != NULL && !given_up(t) && evaluate(t, e) < 0)
+		return -1;
+	if (t->best.metric == NULL || t->best.step == t->step)
+		return save(t, true, e);
+	if (save(t, false, e) < 0)
+		return -1;
+	if (!opt_quiet)
+		err_warn("the result is the model of step %" PRId64 ", with %s %g", t->best.step, t->best.metric, t->best.value);
+	return ckpt_exists(t->o.out, t->best.step) ? ckpt_publish(t->o.out, t->best.step, e) : 0;
 }
 
 /* A signal came while the next records did not: what was done so far is saved, as after any step.
@@ -346,7 +390,9 @@ static int loop(struct train *t, struct err *e)
 {
 	int n, rc;
 
-	while (t->schedule.total == 0 || t->step < t->schedule.total) {
+	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)
+		return -1;
+	while ((t->schedule.total == 0 || t->step < t->schedule.total) && !given_up(t)) {
 		if ((n = take(t, e)) < 0)
 			return e->status == EX_TEMPFAIL ? stop_waiting(t, e) : -1;
 		json_decref(t->position);
@@ -358,11 +404,7 @@ static int loop(struct train *t, struct err *e)
 		if (rc > 0)
 			return EX_TEMPFAIL;
 	}
-	if (t->step == 0)
-		return err_set(e, EX_DATAERR, "no tokens to train on");
-	if (t->eval_src != NULL && evaluate(t, e) < 0)
-		return -1;
-	return save(t, true, e);
+	return finish(t, e);
 }
 
 static int dump_gradients(struct train *t, struct err *e)
@@ -397,7 +439,8 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1 };
 	int rc;
 
-	t.command = prov_command(argc, argv, opts, not_recorded);
+	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best : not_recorded);
+	best_open(&t.best, t.o.keep_best);
 	rc = train_setup(&t, e);
 	if (rc == 0 && t.o.dry_run) {
 		rc = print_plan(&t, e);

@@ -33,9 +33,9 @@
 #include "tok.h"
 
 struct train_opt {
-	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump;
+	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best;
 	struct opt_list sets;
-	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, log_every, shard_size, ram,
+	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience, log_every, shard_size, ram,
 	    seed;
 	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor;
 	int batch, accum, seq, threads, keep, dtype;

@@ -4,6 +4,7 @@
 #ifndef CHR_TRAIN_IMPL_H
 #define CHR_TRAIN_IMPL_H
 
+#include "best.h"
 #include "mem.h"
 #include "metric.h"
 #include "optim.h"
@@ -39,12 +40,13 @@ struct train {
 	struct mem_plan plan;
 	int64_t parameters;
 
-	bool stopping, due;		/* stop, save as soon as the source is not midway */
+	bool stopping, due, look_due;	/* stop, save, evaluate as soon as the source is not midway */
 	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
 	int64_t step, first_step;	/* optimiser steps done; when this run began */
 	int64_t tokens;			/* input so far, padding not counted */
 	struct metric now;		/* of the step */
+	struct best best;
 	struct progress progress;
 	double clock;			/* time of the last record, */
 	int64_t clock_tokens;		/* and the tokens then */

@@ -109,6 +109,10 @@ static int check_options(struct train *t, struct err *e)
 	    (given(t, "fallback-mask-prob") && o->mask_prob > 0)))
 		return err_set(e, EX_USAGE, "%s compares log-probabilities, so it has neither dropout nor missing experts",
 		    t->s->name);
+	if (o->keep_best != NULL && o->eval == NULL)
+		return err_set(e, EX_USAGE, "--keep-best needs --eval FILE");
+	if (o->patience > 0 && (o->keep_best == NULL || o->eval_every == 0))
+		return err_set(e, EX_USAGE, "--patience needs --keep-best and --eval-every");
 	if (given(t, "steps") && o->steps > 0 && !given(t, "epochs"))
 		o->epochs = 0;
 	return 0;
@@ -385,6 +389,8 @@ json_t *train_settings(const struct train *t)
 	if (own != NULL)
 		json_object_update(s, own);
 	json_object_set_new(s, "config.json", config);
+	json_object_set_new(s, "keep-best", o->keep_best == NULL ? json_null() : json_pack("[s, s, I, I, I]", o->keep_best,
+	    o->eval, (json_int_t)o->eval_every, (json_int_t)o->eval_batches, (json_int_t)o->patience));
 	json_decref(data);
 	json_decref(own);
 	return s;
@@ -420,18 +426,20 @@ static int restore(struct train *t, struct err *e)
 {
 	json_int_t step = 0, tokens = 0;
 	const char *stage = NULL;
-	json_t *state = NULL, *position = NULL, *settings = NULL;
+	json_t *state = NULL, *position = NULL, *settings = NULL, *best = NULL;
 	int rc = ckpt_state(t->resume, &state, e);
 
 	if (rc < 0)
 		return -1;
-	if (json_unpack(state, "{s:s, s:I, s:I, s:o, s:o}", "stage", &stage, "step", &step, "tokens", &tokens, "position",
-	    &position, "settings", &settings) < 0 || step < 0)
+	if (json_unpack(state, "{s:s, s:I, s:I, s:o, s:o, s:o}", "stage", &stage, "step", &step, "tokens", &tokens,
+	    "position", &position, "settings", &settings, "best", &best) < 0 || step < 0)
 		rc = err_set(e, EX_DATAERR, "%s/train_state.json: not the state of a run", t->resume);
 	else if (strcmp(stage, t->s->name) != 0)
 		rc = err_set(e, EX_USAGE, "--resume: %s is of the stage %s", t->resume, stage);
 	else
 		rc = compare_settings(t, settings, e);
+	if (rc == 0)
+		rc = best_restore(&t->best, best, e);
 	if (rc == 0)
 		rc = t->s->source->seek(t->src, position, e);
 	if (rc == 0 && !opt_quiet)

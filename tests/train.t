@@ -141,6 +141,20 @@ is "an evaluation every two steps" "$(values eval.log step | tr '\n' ' ')" "1 2 
 is "that learns" "$(values eval.log perplexity | awk 'NR > 1 && $1 >= last { bad = 1 } { last = $1 } END { print bad + 0 }')" 0
 pretrain -n 6 -o blind docs.jsonl > /dev/null
 same "that changes nothing" eval blind
+# The best model is kept, and the run ends when no better one comes (a learning rate that forgets)
+best="--keep-best base --patience 2 --eval heldout.jsonl --eval-every 2 -n 40 -l 0.3"
+status "--keep-best, --patience" 0 sh -c '"$@" > best.log' sh $run $best -o best docs.jsonl
+is "begins with the starting model" "$(head -1 best.log | cut -d, -f 1-3)" '{"type":"eval","stage":"pretrain","step":0'
+top_step=$(grep '"best":true' best.log | tail -1 | values /dev/stdin step)
+is "ends two evaluations after the best" "$(tail -1 best.log | values /dev/stdin step)" $((top_step + 4))
+is "the best is the lowest" "$(grep '"eval"' best.log | values /dev/stdin base | sort -n | head -1)" \
+	"$(grep '"best":true' best.log | tail -1 | values /dev/stdin base)"
+is "the result is that of the best step" "$(grep -o '"step": [0-9]*,' best/train_state.json | head -1)" "\"step\": $top_step,"
+until pretrain $best -o best2 --resume --stop-after 3 docs.jsonl > best2.log; do :; done
+same "in pieces too" best best2
+same "with its last checkpoint" best/checkpoint-$((top_step + 4)) best2/checkpoint-$((top_step + 4))
+status "--resume of it" 0 pretrain $best -o best --resume docs.jsonl
+same "changes nothing" best best2
 status "--grad-dump" 0 pretrain --grad-dump grad.safetensors docs.jsonl
 is "has every parameter" "$(head -c 20000 grad.safetensors | grep -ao '"dtype"' | wc -l)" \
 	"$(head -c 20000 blind/model.safetensors | grep -ao '"dtype"' | wc -l)"
@@ -175,6 +189,8 @@ refuses "resuming with another batch" 64 "batch is 4, but was 2" pretrain --accu
 refuses "resuming with another configuration" 64 "config.json" pretrain --set lambda_balance=1 --accum 2 -n 20 -o two \
 	--resume docs.jsonl
 refuses "resuming with other data" 64 "documents is" pretrain --accum 2 -n 20 -o two --resume heldout.jsonl
+refuses "a measure there is not" 64 "nosuch" pretrain --keep-best nosuch --eval heldout.jsonl -o no2 docs.jsonl
+refuses "--keep-best without --eval" 64 "--eval" pretrain --keep-best loss -o no docs.jsonl
 refuses "no configuration" 64 "-c FILE" chr-pretrain -q -o no docs.jsonl
 refuses "nowhere to write" 64 "-o DIR" pretrain docs.jsonl
 refuses "two runs in one directory" 73 "another" flock busy $run -n 1 -o busy docs.jsonl
