@@ -197,8 +197,6 @@ int main(int argc, char **argv)
 	progress_end(&s.progress);
 	if (s.gz && gzclose(s.gz) != Z_OK)
 		err_die(EX_IOERR, "write error:");
-	if (jsonl_skipped(s.in) > 0)
-		err_warn("%lld bad records passed over", (long long)jsonl_skipped(s.in));
 	jsonl_close(s.in);
 	sampler_free(s.sampler);
 	free(s.topk);

@@ -268,8 +268,6 @@ int main(int argc, char **argv)
 	same = s.f.max_abs <= o.tol;
 	if (!sig_stop)
 		put_result(same);
-	if (jsonl_skipped(s.in) > 0)
-		err_warn("%lld bad records passed over", (long long)jsonl_skipped(s.in));
 	jsonl_close(s.in);
 	side_close(&s.a);
 	side_close(&s.b);

@@ -411,8 +411,6 @@ int main(int argc, char **argv)
 	else
 		run_records();
 	must(report_close(&s.report, &s.e) < 0);
-	if (s.in && jsonl_skipped(s.in) > 0)
-		err_warn("%lld bad records passed over", (long long)jsonl_skipped(s.in));
 	jsonl_close(s.in);
 	sampler_free(s.sampler);
 	infer_close();

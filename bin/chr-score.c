@@ -269,8 +269,6 @@ int main(int argc, char **argv)
 		if (o.dump)
 			write_dump();
 	}
-	if (jsonl_skipped(s.in) > 0)
-		err_warn("%lld bad records passed over", (long long)jsonl_skipped(s.in));
 	jsonl_close(s.in);
 	free(s.logits);
 	free(s.logp);

@@ -133,8 +133,6 @@ static int each_doc(int n, char **files, doc_fn fn, void *ctx, struct err *e)
 			rc = -1;
 		else if (first >= 0)
 			rc = is_jsonl(in, first) ? each_record(in, fn, ctx, e) : one_text(in, fn, ctx, e);
-		if (!rc && jsonl_skipped(in))
-			err_warn("%s: %" PRId64 " bad records skipped", jsonl_name(in), jsonl_skipped(in));
 		jsonl_close(in);
 	}
 	return rc;

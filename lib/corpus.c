@@ -109,10 +109,7 @@ static int load_jsonl(struct corpus *c, char *path, struct progress *p, struct e
 			break;
 		progress_at(p, (double)c->n, "%" PRId64 " tokens", corpus_words(c));
 	}
-	if (jsonl_skipped(in) > 0) {
-		progress_clear(p);
-		err_warn("%s: %" PRId64 " bad records passed over", path, jsonl_skipped(in));
-	}
+	progress_clear(p);
 	jsonl_close(in);
 	return rc;
 }

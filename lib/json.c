@@ -351,6 +351,9 @@ void jsonl_close(struct jsonl *in)
 {
 	if (!in)
 		return;
+	if (in->skipped > 0)
+		err_warn("%s%s%lld bad records passed over", in->nfiles == 1 ? in->name : "", in->nfiles == 1 ? ": " : "",
+		    (long long)in->skipped);
 	jsonl_shut(in);
 	inflateEnd(&in->z);
 	free(in->buf);

@@ -47,7 +47,7 @@ int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...) __attribute
 const char *jsonl_name(const struct jsonl *in);	/* file of the last record, "<stdin>" */
 int64_t jsonl_lineno(const struct jsonl *in);
 int64_t jsonl_skipped(const struct jsonl *in);
-void jsonl_close(struct jsonl *in);
+void jsonl_close(struct jsonl *in);		/* says how many bad records there were */
 
 /* Writes one compact line in key order (reals as %.9g, UTF-8 kept) and flushes it. 0, or -1 with EX_IOERR. */
 int json_put(FILE *f, const json_t *o, struct err *e);

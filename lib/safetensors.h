@@ -1028,6 +1028,7 @@ struct st_writer *st_writer_create(const char *path, struct st_error *e)
 {
 	struct st_writer *w = (struct st_writer *)calloc(1, sizeof *w);
 	size_t n = strlen(path) + 40;
+	struct stat st;
 	int i;
 
 	memset(e, 0, sizeof *e);
@@ -1038,7 +1039,13 @@ struct st_writer *st_writer_create(const char *path, struct st_error *e)
 		free(w);
 		return NULL;
 	}
-	for (i = 0, w->fd = -1; i < 100 && w->fd < 0; i++) {
+	w->fd = -1;
+	if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {	/* renaming over /dev/null would be a disaster */
+		st__fail(e, ST_EOPEN, 0, "not a regular file");
+		st_writer_abort(w);
+		return NULL;
+	}
+	for (i = 0; i < 100 && w->fd < 0; i++) {
 		snprintf(w->tmp, n, "%s.%ld.%d.tmp", path, (long)getpid(), i);
 		w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
 		if (w->fd < 0 && errno != EEXIST)

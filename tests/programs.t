@@ -106,6 +106,13 @@ for p in "$top"/bin/chr-*.c; do
 	for bad in truncated garbage garbage.gz; do
 		clean "$prog: $bad input" 65 "$prog" -q "$@" $bad
 	done
+	if "$prog" --help | grep -q -- --skip-bad; then
+		rm -rf out
+		{ echo '{'; cat "$input"; } > almost
+		# shellcheck disable=SC2016
+		status "$prog: --skip-bad of a pipe" 0 sh -c 'cat almost | "$@" -q --skip-bad 2> stderr' sh "$prog" "$@"
+		ok "$prog: and says how many" grep -q ': 1 bad records passed over$' stderr
+	fi
 	rm -rf out
 	status "$prog: good input" 0 "$prog" -q "$@" "$input"
 	full "$prog" -q "$@" "$input"

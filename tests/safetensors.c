@@ -345,6 +345,7 @@ static void test_misuse(void)
 	st_writer_meta(w, "k", "1", &e);
 	ok(st_writer_meta(w, "k", "2", &e) < 0 && st_writer_finish(w, &e) < 0, "%s", e.msg);
 	ok(!st_writer_create("/nonexistent/x", &e) && e.code == ST_EOPEN && st_writer_finish(NULL, &e) < 0, "%s", e.msg);
+	ok(!st_writer_create("/dev/null", &e) && e.code == ST_EOPEN, "a device is not replaced by a file: %s", e.msg);
 	ok(access(path, F_OK) < 0, "no failed writer left a file");
 }
 

@@ -47,7 +47,7 @@ status "a record without tokens to decode" 65 sh -c 'echo "{}" | chr-tokenize -t
 status "a token that is no id" 65 sh -c 'echo "{\"tokens\":[1,-1]}" | chr-tokenize -t t.json -d'
 status "a record without text" 65 sh -c 'echo "{}" | chr-tokenize -t t.json'
 printf '{"text":"a"}\n{}\nnot json\n{"text":"b"}\n' > bad.jsonl
-ok "bad records are skipped when asked to" sh -c '[ "$(chr-tokenize -t t.json --skip-bad bad.jsonl 2> said | wc -l)" = 2 ] && grep -q "2 bad records" said'
+ok "bad records are skipped when asked to" sh -c '[ "$(chr-tokenize -t t.json --skip-bad bad.jsonl 2> said | wc -l)" = 2 ] && grep -q ": 2 bad records passed over$" said'
 
 # conversations
 printf '{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]}\n' > chat.jsonl
