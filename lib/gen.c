@@ -7,7 +7,7 @@
 
 void gen_start(struct gen *g, const struct ids *prompt, const struct sample_opt *so, int max_new, uint64_t stream)
 {
-	*g = (struct gen){ .nprompt = prompt->n, .max_new = max_new, .sample = *so, .stream = stream };
+	*g = (struct gen){ .nprompt = prompt->n, .max_new = max_new, .sample = *so, .stream = stream, .end = -1 };
 	for (int i = 0; i < prompt->n; i++)
 		ids_push(&g->ids, prompt->v[i]);
 	if (max_new == 0)
@@ -66,8 +66,10 @@ void gen_next(struct gen *g, const struct gen_opt *o, struct sampler *s, const f
 	size_t fresh = 0;
 
 	for (int i = 0; i < GEN_ENDS; i++)
-		if (o->end[i] >= 0 && id == (uint32_t)o->end[i])
+		if (o->end[i] >= 0 && id == (uint32_t)o->end[i]) {
 			g->finish = "stop";
+			g->end = o->end[i];
+		}
 	if (!g->finish) {
 		ids_push(&g->ids, id);
 		if (o->tok)

@@ -31,6 +31,7 @@ struct gen {
 	size_t len, cap;
 	struct tok_stream tail;
 	const char *finish;		/* NULL while it goes on; "stop", "length" */
+	int32_t end;			/* the end token that stopped it (not in ids), or -1 */
 };
 
 void gen_start(struct gen *g, const struct ids *prompt, const struct sample_opt *so, int max_new, uint64_t stream);

@@ -191,6 +191,7 @@ static void layout_scratch(struct carve *x, struct model *m, const struct model_
 	if (!o->train)
 		return;
 	a->dlogits = take_real(x, "logits", (int64_t)a->head_rows * c->vocab_size);
+	a->ones = take_real(x, "logits", a->head_rows);
 	a->t3 = take_real(x, "gradient scratch", R * wide);
 	a->t4 = take_real(x, "gradient scratch", R * wide);
 	a->t5 = take_real(x, "gradient scratch", R * wide);
@@ -287,6 +288,11 @@ static void tables(struct model *m)
 	for (int i = 0; i < niota; i++)
 		iota[i] = i;
 	m->be->put(a->iota, iota, (size_t)niota * sizeof(*iota));
+	for (int i = 0; a->ones && i < a->head_rows; i++) {
+		const real one = 1;
+
+		m->be->put(a->ones + i, &one, sizeof(one));
+	}
 	free(t);
 	free(iota);
 }

@@ -73,9 +73,11 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 /* Log-probs of the targets into logp (R; host), logits computed in chunks and never held whole. coef NULL: forward
  * only. Else coef[r] = dLoss/dlogp[r] and the gradient of the head and dhidden are accumulated on the way.
  * rows: called on each chunk of logits before the log-prob (n rows from row0), for losses that need whole rows;
- * it may add to dlogits, which the gradient of the log-prob is added to. May be NULL. */
+ * it may add to dlogits, which the gradient of the log-prob is added to. May be NULL. weigh: called when the log-probs of
+ * n rows from row0 are known and before coef is looked at, for losses whose coef depends on them; not when coef is NULL. */
 struct head_hook {
-	void (*fn)(void *ctx, const real *logits, real *dlogits, int64_t row0, int64_t n, int V);
+	void (*fn)(void *ctx, const real *logits, real *dlogits, int64_t row0, int64_t n, int V);	/* NULL: none */
+	void (*weigh)(void *ctx, int64_t row0, int64_t n);						/* NULL: none */
 	void *ctx;
 };
 void model_head(struct model *m, const struct batch *b, const real *coef, real *logp, const struct head_hook *hook);

@@ -35,12 +35,17 @@ void model_head(struct model *m, const struct batch *b, const real *coef, real *
 		int64_t n = a->R - r0 < a->head_rows ? a->R - r0 : a->head_rows;
 
 		chunk_logits(m, a->logits, r0, n);
-		if (hook) {
+		if (hook && hook->fn) {
 			m->be->zero(a->dlogits, (size_t)(n * V) * sizeof(real));
 			hook->fn(hook->ctx, a->logits, a->dlogits, r0, n, V);
 		}
-		m->be->logprob(a->logits, logp + r0, b->target + r0, coef ? coef + r0 : NULL, n, V);
-		if (hook && coef)
+		if (hook && hook->weigh && coef) {
+			m->be->logprob(a->logits, logp + r0, b->target + r0, a->ones, n, V);
+			hook->weigh(hook->ctx, r0, n);
+			m->be->scale_rows(a->logits, coef + r0, n, V);
+		} else
+			m->be->logprob(a->logits, logp + r0, b->target + r0, coef ? coef + r0 : NULL, n, V);
+		if (hook && hook->fn && coef)
 			m->be->axpy(a->logits, a->dlogits, 1, n * V);
 		if (coef)
 			chunk_back(m, a->logits, r0, n);

@@ -44,6 +44,7 @@ struct model_act {
 	real *rope, *rope_mla;	/* (max_t, 2, d), (max_t, 2, r) */
 	real *logits;		/* (head_rows, V) */
 	real *dlogits;		/* (head_rows, V), with hooks only */
+	real *ones;		/* (head_rows) */
 	real *t1, *t2, *t3, *t4, *t5, *t6;	/* (R, widest of D, H*d, C, E) */
 	real *xs, *ys;		/* (R*K, D) */
 	real *a1, *a2, *a3, *a4;	/* (slots or S*R, F) or (R, I) */

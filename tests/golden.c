@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "decode.h"
+#include "loss_grpo.h"
 #include "model.h"
 #include "modeldir.h"
 #include "pool.h"
@@ -23,6 +24,7 @@
 #define TOL_PROB 2e-5
 #define TOL_SCALAR 1e-5
 #define TOL_GRAD 1e-4
+#define NOISE 1e-12
 
 struct golden {
 	char dir[4096];
@@ -206,6 +208,8 @@ static void check_gradients(struct golden *g, const char *loss)
 			d += ((double)got[j] - x) * ((double)got[j] - x);
 			n += x * x;
 		}
+		if (sqrt(n) < NOISE)	/* zero but for the rounding of the case itself */
+			n = 0, d = sqrt(d) < NOISE ? 0 : d;
 		d = n > 0 ? sqrt(d / n) : d > 0 ? INFINITY : 0;
 		if (d > w || isnan(d))
 			w = d, at = p->name;
@@ -284,6 +288,68 @@ static void check_pretrain(struct golden *g)
 	check_metrics(g, &in);
 }
 
+/* The sequences of the preferences as completions of one prompt. The caller frees. */
+static struct batch sampled_batch(const struct golden *g)
+{
+	const struct st_tensor *t = st_find(g->batch, "pref_ids");
+	const int64_t *ids = data(g->batch, "pref_ids"), *target = data(g->batch, "pref_targets");
+	const float *mask = data(g->batch, "pref_mask");
+	int B = (int)t->shape[0], T = (int)t->shape[1], R = B * T;
+	struct batch b = { B, T, calloc((size_t)R, 4), calloc((size_t)R, 4), calloc((size_t)R, 4) };
+
+	for (int r = 0; r < R; r++) {
+		b.tok[r] = (uint32_t)ids[r];
+		b.target[r] = mask[r] > 0.5f ? (int32_t)target[r] : -1;
+	}
+	return b;
+}
+
+/* The reference's base loss is -mean(A mean ln p) + beta kl: at ratio 1 it has the gradient of ours. */
+static void check_grpo(struct golden *g)
+{
+	struct batch b = sampled_batch(g);
+	struct model_opt mo = { .max_b = b.B, .max_t = b.T, .train = true, .head_rows = 7 };
+	struct grpo_opt o = { .beta = json_number_value(json_object_get(g->scalar, "grpo_beta")), .epsilon = 0.2,
+		.epsilon_high = 0.2, .temperature = 1 };
+	struct forward_opt fo = { 0 };
+	struct grpo_sums s;
+	struct golden own = *g;
+	int R = b.B * b.T, n = 0;
+	real adv[b.B], coef[R], logp[R], old[R], ref[R];
+	double reward[b.B], pg = 0;
+	struct err e = { 0 };
+
+	if (model_open(&own.m, &g->md.cfg, &mo, &backend_cpu, &e) < 0)
+		err_exit(&e);
+	for (int i = 0; i < b.B; i++)
+		reward[i] = json_number_value(json_array_get(json_object_get(g->scalar, "grpo_rewards"), (size_t)i));
+	grpo_advantages(reward, b.B, b.B, GRPO_SCALE_GROUP, adv, NULL);
+	for (int r = 0; r < R; r++)
+		n += b.target[r] >= 0;
+	load_weights(&own, &own.m, "reference-model.safetensors");
+	model_forward(&own.m, &b, &fo);
+	grpo_logp(&own.m, &b, 1, ref);
+	load_weights(&own, &own.m, "model.safetensors");
+	model_forward(&own.m, &b, &fo);
+	grpo_loss(&own.m, &(struct grpo_in){ &o, &b, adv, old, true, ref, b.B, n, coef, logp }, &s);
+	model_backward(&own.m, &b);
+	for (int i = 0; i < b.B; i++) {
+		double sum = 0;
+		int len = 0;
+
+		for (int r = i * b.T; r < (i + 1) * b.T; r++)
+			if (b.target[r] >= 0)
+				sum += (double)logp[r], len++;
+		pg -= (double)adv[i] * sum / len / b.B;
+	}
+	scalar(g, "grpo_pg", pg);
+	scalar(g, "grpo_kl", s.kl / n);
+	scalar(g, "grpo", pg + o.beta * s.kl / n);
+	check_gradients(&own, "grpo");
+	model_close(&own.m);
+	free(b.tok), free(b.target), free(b.doc_start);
+}
+
 static void check_anchor(struct golden *g)
 {
 	struct forward_opt fo = { 0 };
@@ -332,6 +398,7 @@ static void run(const char *dir)
 	check_outputs(&g);
 	check_cached(&g);
 	check_pretrain(&g);
+	check_grpo(&g);
 	check_anchor(&g);
 	model_close(&g.m);
 	model_close(&g.ref);
