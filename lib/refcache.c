@@ -1,9 +1,10 @@
 #include "refcache.h"
 
+#include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "mem.h"
 #include "modeldir.h"
 #include "safetensors.h"
 
@@ -112,6 +113,8 @@ static int take(struct refcache *c, const struct st_file *f, const char *path, s
 
 		memcpy(&key, (const char *)k->data + i * sizeof key, sizeof key);
 		memcpy(logp, (const char *)l->data + i * sizeof logp, sizeof logp);
+		if (!isfinite(logp[0]) || !isfinite(logp[1]))
+			return err_set(e, EX_DATAERR, "%s: log-prob %" PRIu64 " is not finite", path, i);
 		refcache_put(c, key, logp);
 	}
 	refcache_sort(c);

@@ -89,6 +89,8 @@ struct stage_env {		/* what a stage may build on */
 	const struct backend *be;
 	const struct model *m;	/* the one in training, its weights in place; NULL while planning */
 	int sequences;		/* of a micro-batch at most */
+	void *src, *eval_src;	/* what stage->source opened; eval_src NULL: no --eval */
+	const char *parent;	/* fingerprint of the starting model; "": none */
 };
 
 struct stage {
@@ -105,6 +107,8 @@ struct stage {
 	 * (also if never taken). NULL: nothing. */
 	int (*plan)(const struct stage_env *v, struct mem_plan *p, struct err *e);
 	int (*open)(const struct stage_env *v, struct err *e);
+	/* Before the models are opened: what is computed once, in memory given back before they take it. NULL: nothing. */
+	int (*prepare)(const struct stage_env *v, struct err *e);
 	void (*close)(void);
 };
 

@@ -288,7 +288,8 @@ static int64_t router_bytes(const struct train *t)
 static struct stage_env stage_env(const struct train *t, bool planning)
 {
 	return (struct stage_env){ .o = &t->o, .cfg = &t->cfg, .tok = t->tok, .be = t->be,
-	    .m = planning ? NULL : &t->m, .sequences = sequences(t) };
+	    .m = planning ? NULL : &t->m, .sequences = sequences(t), .src = t->src, .eval_src = t->eval_src,
+	    .parent = t->parent };
 }
 
 static int plan_memory(struct train *t, struct err *e)
@@ -461,6 +462,13 @@ static int take_out(struct train *t, struct err *e)
 	return t->o.force ? ckpt_remove_all(t->o.out, e) : 0;
 }
 
+static int prepare_stage(struct train *t, struct err *e)
+{
+	const struct stage_env env = stage_env(t, true);
+
+	return t->s->prepare != NULL ? t->s->prepare(&env, e) : 0;
+}
+
 static int open_stage(struct train *t, struct err *e)
 {
 	const struct stage_env env = stage_env(t, false);
@@ -483,8 +491,8 @@ int train_setup(struct train *t, struct err *e)
 	if (t->o.dry_run)
 		return 0;
 	open_batches(t);
-	if (open_parent(t, e) < 0 || open_models(t, e) < 0 || (t->resume != NULL && restore(t, e) < 0) ||
-	    open_stage(t, e) < 0)
+	if (open_parent(t, e) < 0 || prepare_stage(t, e) < 0 || open_models(t, e) < 0 ||
+	    (t->resume != NULL && restore(t, e) < 0) || open_stage(t, e) < 0)
 		return -1;
 	return take_out(t, e);
 }
