@@ -14,6 +14,8 @@
 
 #include "decode.h"
 #include "loss_grpo.h"
+#include "loss_pref.h"
+#include "metric.h"
 #include "model.h"
 #include "modeldir.h"
 #include "pool.h"
@@ -374,6 +376,60 @@ static void check_anchor(struct golden *g)
 	check_gradients(g, "anchor");
 }
 
+/* Rows 0 and 1 are chosen, 2 and 3 rejected. The caller frees the arrays. */
+static struct batch pref_batch(struct golden *g, struct pref pair[2])
+{
+	const struct st_tensor *t = st_find(g->batch, "pref_ids");
+	const int64_t *ids = data(g->batch, "pref_ids"), *targets = data(g->batch, "pref_targets");
+	const float *mask = data(g->batch, "pref_mask");
+	int B = (int)t->shape[0], T = (int)t->shape[1];
+	size_t R = (size_t)B * (size_t)T;
+	struct batch b = { B, T, calloc(R, 4), calloc(R, 4), calloc(R, 4) };
+
+	for (size_t r = 0; r < R; r++) {
+		b.tok[r] = (uint32_t)ids[r];
+		b.target[r] = mask[r] > 0.5f ? (int32_t)targets[r] : -1;
+	}
+	for (int i = 0; i < 2; i++) {
+		pair[i] = (struct pref){ .n = 2, .first = { i * T, (i + 2) * T }, .rows = { T, T } };
+		for (int s = 0; s < 2; s++)
+			for (int r = pair[i].first[s]; r < pair[i].first[s] + T; r++)
+				pair[i].targets[s] += b.target[r] >= 0;
+	}
+	return b;
+}
+
+static void check_preferences(struct golden *g)
+{
+	const struct dpo_opt dpo = { .beta = json_number_value(json_object_get(g->scalar, "dpo_beta")) };
+	const struct orpo_opt orpo = { json_number_value(json_object_get(g->scalar, "orpo_lambda")),
+		json_number_value(json_object_get(g->scalar, "orpo_beta")) };
+	struct forward_opt fo = { 0 };
+	struct pref pair[2];
+	struct batch b = pref_batch(g, pair);
+	double sum[METRIC_MAX] = { 0 }, weight[METRIC_MAX] = { 0 };
+	real *coef = calloc((size_t)(b.B * b.T), sizeof(*coef)), *logp = calloc((size_t)(b.B * b.T), sizeof(*logp));
+
+	load_weights(g, &g->ref, "reference-model.safetensors");
+	model_forward(&g->ref, &b, &fo);
+	loss_pref_reference(&g->ref, &b, pair, 2, logp);
+	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
+	model_forward(&g->m, &b, &fo);
+	scalar(g, "dpo", loss_dpo(&g->m, &b, pair, 2, 2, &dpo, coef, logp, sum, weight));
+	model_backward(&g->m, &b);
+	check_gradients(g, "dpo");
+	memset(sum, 0, sizeof(sum));
+	memset(weight, 0, sizeof(weight));
+	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
+	model_forward(&g->m, &b, &fo);
+	scalar(g, "orpo", loss_orpo(&g->m, &b, pair, 2, 2, &orpo, coef, logp, sum, weight));
+	scalar(g, "orpo_nll", sum[0] / weight[0]);
+	scalar(g, "orpo_or", sum[1] / weight[1]);
+	model_backward(&g->m, &b);
+	check_gradients(g, "orpo");
+	free(b.tok), free(b.target), free(b.doc_start), free(coef), free(logp);
+}
+
 static void run(const char *dir)
 {
 	struct golden g = { 0 };
@@ -391,7 +447,7 @@ static void run(const char *dir)
 	if (modeldir_open(&g.md, dir, 0, NULL, &e) < 0)
 		err_exit(&e);
 	load_batch(&g);
-	o.max_b = g.b.B, o.max_t = g.b.T;
+	o.max_b = 4, o.max_t = g.b.T;	/* the largest batch is the pairs' */
 	if (model_open(&g.m, &g.md.cfg, &o, &backend_cpu, &e) < 0 || model_open(&g.ref, &g.md.cfg, &o, &backend_cpu, &e) < 0)
 		err_exit(&e);
 	load_weights(&g, &g.m, "model.safetensors");
@@ -400,6 +456,7 @@ static void run(const char *dir)
 	check_pretrain(&g);
 	check_grpo(&g);
 	check_anchor(&g);
+	check_preferences(&g);
 	model_close(&g.m);
 	model_close(&g.ref);
 	route_scratch_free(g.scratch);
