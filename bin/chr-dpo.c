@@ -2,6 +2,7 @@
  * chr-dpo: trains a model to prefer one completion to another, against a frozen reference (direct preference
  * optimisation).
  */
+#include "chat.h"
 #include "err.h"
 #include "loss_pref.h"
 #include "opt.h"
@@ -17,7 +18,7 @@ static double dpo_loss(const struct stage_in *in)
 	struct pref *pair = in->mb->extra;
 	int n = (int)in->mb->units;
 
-	if (prefs_flags.ref == NULL)
+	if (prefs_ref == NULL)
 		loss_pref_reference(in->ref, b, pair, n, in->logp);
 	return loss_dpo(in->m, b, pair, n, in->units, &dpo, in->coef, in->logp, in->sum, in->weight);
 }
@@ -38,7 +39,7 @@ static const struct opt opts[] = {
 	{ 0, "beta", OPT_FLOAT, &dpo.beta, 1e-6, 1e3, "X", "how closely the policy stays with the reference" },
 	{ 0, "label-smoothing", OPT_FLOAT, &dpo.smoothing, 0, 0.5, "X", "chance that a label is wrong; --loss sigmoid only" },
 	{ 0, "rpo-alpha", OPT_FLOAT, &dpo.rpo_alpha, 0, 1e3, "X", "weight of the chosen completions' likelihood" },
-	{ 0, "precompute-ref", OPT_STR, &prefs_flags.ref, 0, 0, "FILE",
+	{ 0, "precompute-ref", OPT_STR, &prefs_ref, 0, 0, "FILE",
 	    "read the reference's log-probs from FILE; if it is not there, compute them first and write it" },
 	{ .kind = OPT_END }
 };
@@ -61,11 +62,13 @@ int main(int argc, char **argv)
 	err_init(argv[0]);
 	train_flags.lr = 5e-6;
 	train_flags.batch = 2;
+	train_flags.anchor = 0.1;
+	chat_flags.truncate = CHAT_DROP;	/* a comparison of halves is not one */
 	first = opt_parse(argc, argv, opts, &prog);
 	dpo.kind = (enum dpo_kind)kind;
 	if (dpo.smoothing > 0 && dpo.kind != DPO_SIGMOID)
 		opt_usage("--label-smoothing goes with --loss sigmoid only");
-	stage.needs_ref = prefs_flags.ref == NULL;
+	stage.needs_ref = prefs_ref == NULL;
 	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
 	if (rc < 0)
 		err_exit(&e);

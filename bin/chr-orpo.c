@@ -2,6 +2,7 @@
  * chr-orpo: trains a model on preference pairs without a reference: likelihood of the chosen completion plus the odds
  * ratio of chosen to rejected.
  */
+#include "chat.h"
 #include "err.h"
 #include "loss_pref.h"
 #include "opt.h"
@@ -47,6 +48,8 @@ int main(int argc, char **argv)
 	err_init(argv[0]);
 	train_flags.lr = 5e-6;
 	train_flags.batch = 2;
+	train_flags.anchor = 0.1;
+	chat_flags.truncate = CHAT_DROP;	/* a comparison of halves is not one */
 	train_flags.mask_prob = 0.02;
 	first = opt_parse(argc, argv, opts, &prog);
 	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);

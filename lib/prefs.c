@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chat.h"
 #include "ckpt.h"
 #include "corpus.h"
 #include "json.h"
@@ -15,19 +16,15 @@
 #include "refcache.h"
 #include "sha256.h"
 
-struct prefs_opt prefs_flags;
+const char *prefs_ref;
 
 const struct opt prefs_opts[] = {
-	{ .kind = OPT_GROUP, .help = "Pairs" },
 	{ 'b', "batch", OPT_INT, &train_flags.batch, 1, 65536, "N", "pairs of a micro-batch" },
-	{ 0, "truncate", OPT_CHOICE, &prefs_flags.truncate, 0, 0, "drop|keep-start|keep-end",
-	    "of pairs with a sequence longer than --seq" },
-	{ 0, "think", OPT_FLAG, &prefs_flags.think, 0, 0, NULL, "an empty think block opens each assistant turn" },
+	{ .kind = OPT_TABLE, .value = (void *)chat_opts },
 	{ .kind = OPT_END }
 };
 
-/* An item: header, then the ids of both sequences. LEARNED marks an id that is a target. */
-#define LEARNED 0x80000000u
+/* An item: header, then the ids of both sequences, targets marked with CHAT_LEARN. */
 enum { LEN_W, LEN_L, KEY_LOW, KEY_HIGH, HEADER };
 
 struct span {			/* a sequence on its way into the batch; its rows are all ids but the last */
@@ -41,7 +38,7 @@ struct prefs {
 	int T;
 	int64_t limit;			/* pairs to deliver in all, -1 without end */
 	int64_t taken;
-	int64_t dropped, cut;		/* pairs too long */
+	struct chat_count count;	/* pairs */
 	bool eval;
 	struct refcache *cache;		/* NULL: ref is not known here */
 	struct ids ids, mask, copy;	/* of one record; copy: items of one batch, side by side */
@@ -129,50 +126,39 @@ static int prompt_length(struct prefs *p, const json_t *turns, size_t common, st
 	head = json_array();
 	for (size_t i = 0; i < common; i++)
 		json_array_append(head, json_array_get(turns, i));
-	rc = tok_chat(p->tok, head, false, prefs_flags.think, &p->ids, NULL, why);
+	rc = tok_chat(p->tok, head, false, chat_flags.think, &p->ids, NULL, why);
 	json_decref(head);
 	return rc < 0 ? -1 : p->ids.n;
 }
 
-/* What fits into T rows, of ids whose last is a target. Returns where the part that is kept begins, its length in *n; -1:
- * the pair must go. */
-static int fit(struct prefs *p, int *n, bool *cut)
+static void trim(struct prefs *p)
 {
-	int from = 0;
-
-	if (*n - 1 > p->T) {
-		if (prefs_flags.truncate == PREFS_DROP)
-			return -1;
-		*cut = true;
-		if (prefs_flags.truncate == PREFS_KEEP_END)
-			from = *n - 1 - p->T;
-		*n = p->T + 1;
-	}
-	while (*n > 1 && !p->mask.v[from + *n - 1])
-		(*n)--;
-	return *n > 1 ? from : -1;
+	while (p->mask.n > 0 && !p->mask.v[p->mask.n - 1])
+		p->ids.n = --p->mask.n;
 }
 
 /* Appends the sequence of one side, with marks. Its length, 0: the pair must go, -1: bad. */
-static int put_side(struct prefs *p, const json_t *turns, size_t common, const char *name, bool *cut, struct ids *out,
-    struct err *why)
+static int put_side(struct prefs *p, const json_t *turns, size_t common, const char *name, struct chat_count *count,
+    struct ids *out, struct err *why)
 {
-	int begin = prompt_length(p, turns, common, why), n, from;
+	int begin = prompt_length(p, turns, common, why);
 
 	p->ids.n = p->mask.n = 0;
-	if (begin < 0 || tok_chat(p->tok, turns, false, prefs_flags.think, &p->ids, &p->mask, why) < 0)
+	if (begin < 0 || tok_chat(p->tok, turns, false, chat_flags.think, &p->ids, &p->mask, why) < 0)
 		return -1;
-	for (int i = 0; i < begin || i < 1; i++)	/* the first id has nothing to be predicted from */
+	for (int i = 0; i < begin && i < p->mask.n; i++)
 		p->mask.v[i] = 0;
-	for (n = p->ids.n; n > 0 && !p->mask.v[n - 1]; n--)
-		;
-	if (n == 0)
+	trim(p);
+	if (p->ids.n == 0)
 		return err_set(why, EX_DATAERR, "\"%s\": the assistant says nothing", name);
-	if ((from = fit(p, &n, cut)) < 0)
+	if (!chat_fit(&p->ids, &p->mask, p->T + 1, count))
 		return 0;
-	for (int i = from; i < from + n; i++)
-		ids_push(out, p->ids.v[i] | (p->mask.v[i] && i > from ? LEARNED : 0));
-	return n;
+	p->mask.v[0] = 0;		/* nothing comes before the first id */
+	trim(p);
+	count->empty += p->ids.n == 0;
+	for (int i = 0; i < p->ids.n; i++)
+		ids_push(out, p->ids.v[i] | (p->mask.v[i] ? CHAT_LEARN : 0));
+	return p->ids.n;
 }
 
 static void set_key(uint32_t *item, int n)
@@ -211,23 +197,24 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 {
 	struct prefs *p = self;
 	json_t *turns[2] = { NULL, NULL };
-	bool cut = false;
+	struct chat_count c = {0};
 	int at = out->n, rc = conversations(rec, turns, why), n[2] = { 0, 0 };
 
 	for (int i = 0; i < HEADER; i++)
 		ids_push(out, 0);
 	if (rc == 0)
-		rc = n[0] = put_side(p, turns[0], shared(turns[0], turns[1]), "chosen", &cut, out, why);
+		rc = n[0] = put_side(p, turns[0], shared(turns[0], turns[1]), "chosen", &c, out, why);
 	if (rc > 0)
-		rc = n[1] = put_side(p, turns[1], shared(turns[0], turns[1]), "rejected", &cut, out, why);
+		rc = n[1] = put_side(p, turns[1], shared(turns[0], turns[1]), "rejected", &c, out, why);
 	json_decref(turns[0]);
 	json_decref(turns[1]);
 	if (rc <= 0) {
 		out->n = at;
-		p->dropped += rc == 0;
+		p->count.dropped += c.dropped > 0;
+		p->count.empty += c.empty > 0;
 		return rc;
 	}
-	p->cut += cut;
+	p->count.cut += c.cut > 0;
 	out->v[at + LEN_W] = (uint32_t)n[CHOSEN];
 	out->v[at + LEN_L] = (uint32_t)n[REJECTED];
 	set_key(out->v + at, out->n - at);
@@ -236,13 +223,21 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 
 /* --- opening --- */
 
+static void report(const struct prefs *p)
+{
+	const struct chat_count *c = &p->count;
+
+	if (!opt_quiet && c->cut + c->dropped + c->empty > 0)
+		err_warn("%" PRId64 " pairs cut to --seq, %" PRId64 " left out as too long, %" PRId64 " with nothing left to learn",
+		    c->cut, c->dropped, c->empty);
+}
+
 static void prefs_close(void *self)
 {
 	struct prefs *p = self;
 
-	if (p->corpus != NULL && corpus_streams(p->corpus) && (p->dropped > 0 || p->cut > 0) && !opt_quiet)
-		err_warn("%" PRId64 " pairs were longer than --seq: %" PRId64 " dropped, %" PRId64 " cut", p->dropped + p->cut,
-		    p->dropped, p->cut);
+	if (p->corpus != NULL && corpus_streams(p->corpus))
+		report(p);
 	corpus_close(p->corpus);
 	if (!p->eval)
 		refcache_free(p->cache);
@@ -270,18 +265,17 @@ static void *prefs_open(const struct train_opt *o, const struct config *c, struc
 	p->eval = eval;
 	if (t == NULL)
 		err_set(e, EX_USAGE, "pairs are text, which needs a tokenizer: -t FILE");
-	if (t == NULL || (p->corpus = corpus_open(nfiles, files, &co, e)) == NULL) {
-		if (p->dropped > 0)
-			err_warn("%" PRId64 " pairs are longer than --seq %d", p->dropped, p->T);
+	if (t != NULL)
+		p->corpus = corpus_open(nfiles, files, &co, e);
+	if (t != NULL && (p->corpus == NULL || !corpus_streams(p->corpus)))
+		report(p);
+	if (p->corpus == NULL) {
 		prefs_close(p);
 		return NULL;
 	}
-	p->limit = eval || o->epochs > 0 ? llround((eval ? 1 : o->epochs) * (double)corpus_items(p->corpus)) : -1;
-	if (corpus_streams(p->corpus))
-		p->limit = -1;
-	if ((p->dropped > 0 || p->cut > 0) && !opt_quiet)
-		err_warn("%" PRId64 " of %" PRId64 " pairs are longer than --seq %d: %" PRId64 " dropped, %" PRId64 " cut",
-		    p->dropped + p->cut, corpus_items(p->corpus) + p->dropped, p->T, p->dropped, p->cut);
+	p->limit = -1;
+	if (!corpus_streams(p->corpus) && (eval || o->epochs > 0))
+		p->limit = llround((eval ? 1 : o->epochs) * (double)corpus_items(p->corpus));
 	return p;
 }
 
@@ -299,17 +293,17 @@ static int64_t prefs_bytes(const void *self)
 {
 	const struct prefs *p = self;
 
-	return corpus_bytes(p->corpus) + (prefs_flags.ref != NULL ? 24 * corpus_items(p->corpus) : 0);
+	return corpus_bytes(p->corpus) + (prefs_ref != NULL ? 24 * corpus_items(p->corpus) : 0);
 }
 
 static json_t *prefs_identity(const void *self)
 {
 	const struct prefs *p = self;
-	static const char *const how[] = { "drop", "keep-start", "keep-end" };
+	static const char *const how[] = { "keep-start", "keep-end", "drop" };	/* enum chat_truncate */
 
 	return json_pack("{s:I, s:I, s:s, s:b}", "pairs", (json_int_t)corpus_items(p->corpus), "data_tokens",
 	    (json_int_t)(corpus_words(p->corpus) - HEADER * corpus_items(p->corpus)), "truncate",
-	    how[prefs_flags.truncate], "think", prefs_flags.think);
+	    how[chat_flags.truncate], "think", chat_flags.think);
 }
 
 /* --- pairs to rows --- */
@@ -326,8 +320,8 @@ static int longest_first(const void *a, const void *b)
 static void place(struct batch *b, const struct span *s, int32_t at, int32_t column)
 {
 	for (int32_t i = 0; i < s->rows; i++) {
-		b->tok[at + i] = s->v[i] & ~LEARNED;
-		b->target[at + i] = s->v[i + 1] & LEARNED ? (int32_t)(s->v[i + 1] & ~LEARNED) : -1;
+		b->tok[at + i] = CHAT_ID(s->v[i]);
+		b->target[at + i] = s->v[i + 1] & CHAT_LEARN ? (int32_t)CHAT_ID(s->v[i + 1]) : -1;
 		b->doc_start[at + i] = column;
 	}
 }
@@ -397,7 +391,7 @@ static int pairs(struct prefs *p, struct micro *mb, int B, int64_t limit, struct
 			p->span[2 * i + s] = (struct span){ v + HEADER + (s == REJECTED ? v[LEN_W] : 0), len - 1, i, s };
 			pair[i].targets[s] = 0;
 			for (int32_t j = 1; j < len; j++)
-				pair[i].targets[s] += (p->span[2 * i + s].v[j] & LEARNED) != 0;
+				pair[i].targets[s] += (p->span[2 * i + s].v[j] & CHAT_LEARN) != 0;
 		}
 		v += HEADER + v[LEN_W] + v[LEN_L];
 	}
@@ -414,7 +408,7 @@ static int prefs_next(void *self, struct micro *mb, int B, struct err *e)
 	for (int i = 0; rc > 0 && p->cache != NULL && i < pair[0].n; i++)
 		if (!refcache_get(p->cache, pair[i].key, pair[i].ref))
 			return err_set(e, EX_DATAERR, "%s: has not the log-probs of pair %" PRId64 "; it was made from other data or"
-			    " another --seq", prefs_flags.ref, p->taken - pair[0].n + i + 1);
+			    " another --seq", prefs_ref, p->taken - pair[0].n + i + 1);
 	return rc;
 }
 
@@ -523,7 +517,7 @@ static struct refcache *make_cache(const struct stage_env *v, struct err *e)
 	progress_end(&bar);
 	refcache_sort(c);
 	if (rc == 0)
-		rc = refcache_save(c, prefs_flags.ref, v->parent, e);
+		rc = refcache_save(c, prefs_ref, v->parent, e);
 	mem_free(logp);
 	close_micro(&mb);
 	model_close(&m);
@@ -552,7 +546,7 @@ static int check_cache(struct prefs *p, const struct refcache *c, struct err *e)
 	}
 	if (lacking > 0)
 		return err_set(e, EX_DATAERR, "%s: lacks %" PRId64 " of %" PRId64 " pairs: it was made from other data or another"
-		    " --seq; without that file they are computed anew", prefs_flags.ref, lacking, n);
+		    " --seq; without that file they are computed anew", prefs_ref, lacking, n);
 	return p == NULL || n == 0 ? 0 : prefs_seek(p, NULL, e);
 }
 
@@ -561,15 +555,15 @@ int prefs_prepare(const struct stage_env *v, struct err *e)
 	struct prefs *p = v->src, *eval = v->eval_src;
 	struct refcache *c;
 
-	if (prefs_flags.ref == NULL)
+	if (prefs_ref == NULL)
 		return 0;
 	if (v->o->model == NULL)
 		return err_set(e, EX_USAGE, "--precompute-ref needs the model they are of: -m DIR");
-	if (access(prefs_flags.ref, F_OK) == 0)
-		c = refcache_load(prefs_flags.ref, v->parent, e);
+	if (access(prefs_ref, F_OK) == 0)
+		c = refcache_load(prefs_ref, v->parent, e);
 	else if (corpus_streams(p->corpus))
 		return err_set(e, EX_USAGE, "--precompute-ref %s: is not there, and pairs from a pipe come only once",
-		    prefs_flags.ref);
+		    prefs_ref);
 	else
 		c = make_cache(v, e);
 	if (c == NULL)

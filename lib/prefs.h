@@ -14,21 +14,14 @@
 #include "loss_pref.h"
 #include "train.h"
 
-enum { PREFS_DROP, PREFS_KEEP_START, PREFS_KEEP_END };
-
-struct prefs_opt {
-	int truncate;			/* what becomes of a sequence that is longer than --seq */
-	bool think;			/* an empty think block opens each assistant turn */
-	const char *ref;		/* file of reference log-probs (refcache.h), or NULL */
-};
-extern struct prefs_opt prefs_flags;	/* what the tables fill in */
-extern const struct opt prefs_opts[];	/* --truncate, --think */
+extern const char *prefs_ref;		/* file of reference log-probs (refcache.h), or NULL */
+extern const struct opt prefs_opts[];	/* --batch of pairs, and those of conversations */
 
 extern const struct source prefs_source;	/* items are pairs: a stage's group is 2 */
 
 int64_t prefs_pairs(const struct micro *mb);	/* a stage's units */
 
-/* A stage's prepare: when prefs_flags.ref is set, reads the log-probs in that file, or computes those of all pairs under
+/* A stage's prepare: when prefs_ref is set, reads the log-probs in that file, or computes those of all pairs under
  * the starting model and writes it. struct pref has them in ref from then on. */
 int prefs_prepare(const struct stage_env *v, struct err *e);
 

@@ -376,27 +376,17 @@ static void check_anchor(struct golden *g)
 	check_gradients(g, "anchor");
 }
 
-/* Rows 0 and 1 are chosen, 2 and 3 rejected. The caller frees the arrays. */
-static struct batch pref_batch(struct golden *g, struct pref pair[2])
+/* Rows 0 and 1 are chosen, 2 and 3 rejected. */
+static void find_pairs(const struct batch *b, struct pref pair[2])
 {
-	const struct st_tensor *t = st_find(g->batch, "pref_ids");
-	const int64_t *ids = data(g->batch, "pref_ids"), *targets = data(g->batch, "pref_targets");
-	const float *mask = data(g->batch, "pref_mask");
-	int B = (int)t->shape[0], T = (int)t->shape[1];
-	size_t R = (size_t)B * (size_t)T;
-	struct batch b = { B, T, calloc(R, 4), calloc(R, 4), calloc(R, 4) };
+	int T = b->T;
 
-	for (size_t r = 0; r < R; r++) {
-		b.tok[r] = (uint32_t)ids[r];
-		b.target[r] = mask[r] > 0.5f ? (int32_t)targets[r] : -1;
-	}
 	for (int i = 0; i < 2; i++) {
 		pair[i] = (struct pref){ .n = 2, .first = { i * T, (i + 2) * T }, .rows = { T, T } };
 		for (int s = 0; s < 2; s++)
 			for (int r = pair[i].first[s]; r < pair[i].first[s] + T; r++)
-				pair[i].targets[s] += b.target[r] >= 0;
+				pair[i].targets[s] += b->target[r] >= 0;
 	}
-	return b;
 }
 
 static void check_preferences(struct golden *g)
@@ -406,10 +396,11 @@ static void check_preferences(struct golden *g)
 		json_number_value(json_object_get(g->scalar, "orpo_beta")) };
 	struct forward_opt fo = { 0 };
 	struct pref pair[2];
-	struct batch b = pref_batch(g, pair);
+	struct batch b = sampled_batch(g);
 	double sum[METRIC_MAX] = { 0 }, weight[METRIC_MAX] = { 0 };
 	real *coef = calloc((size_t)(b.B * b.T), sizeof(*coef)), *logp = calloc((size_t)(b.B * b.T), sizeof(*logp));
 
+	find_pairs(&b, pair);
 	load_weights(g, &g->ref, "reference-model.safetensors");
 	model_forward(&g->ref, &b, &fo);
 	loss_pref_reference(&g->ref, &b, pair, 2, logp);

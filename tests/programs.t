@@ -9,6 +9,8 @@ table="
 chr-tokenize	in.jsonl	-t tokenizer.json --jsonl
 chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32
 chr-sft		chat.jsonl	-m model -n 1 -o out -b 2 --seq 64
+chr-dpo		prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
+chr-orpo	prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
@@ -18,6 +20,7 @@ chr-generate	in.jsonl	-m model -n 2
 chr-diff	in.jsonl	model packed
 "
 head -5 datasets/chat.jsonl > chat.jsonl
+head -4 datasets/prefs.jsonl > prefs.jsonl
 printf '\037\213 this only begins like gzip' > garbage.gz
 printf 'neither { nor ] \001\n' > garbage
 
