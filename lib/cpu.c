@@ -73,6 +73,7 @@ static void zero(void *p, size_t n) { memset(p, 0, n); }
 #define GEMM_MB 96	/* rows and columns of C in one task; multiples of every register tile */
 #define GEMM_NB 192
 #define GEMM_NB1 64	/* columns in one task when A has few rows */
+#define GEMM_KB 512	/* rows of A copied together for A^T B */
 #define GEMM_CONV 16	/* rows of a BF16 or F16 B converted at a time */
 
 struct gemm_ctx {
@@ -131,6 +132,21 @@ static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t 
 #endif
 }
 
+/* Columns of A lie lda apart, which at powers of two is one set of the cache: a block of them is copied together. */
+static void tn_block(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
+{
+	real *a = cpu_thread_buffer((size_t)(GEMM_KB * m) * sizeof(real)), *c = j->c + i0 * j->ldc + c0;
+
+	for (int64_t p = 0; p < j->k || p == 0; p += GEMM_KB) {
+		int64_t k = j->k - p < GEMM_KB ? j->k - p : GEMM_KB;
+
+		for (int64_t q = 0; q < k; q++)
+			memcpy(a + q * m, j->a + (p + q) * j->lda + i0, (size_t)m * sizeof(real));
+		kern->nn((int)m, (int)n, (int)k, a, 1, m, (const real *)j->b + p * j->ldb + c0, j->ldb, c, j->ldc,
+		    p == 0 ? j->beta : 1);
+	}
+}
+
 static void gemm_task(const struct gemm_ctx *x, const struct gemm_job *j, int64_t t)
 {
 	int64_t nb = col_block(j), cols = blocks(j->n, nb);
@@ -147,8 +163,7 @@ static void gemm_task(const struct gemm_ctx *x, const struct gemm_job *j, int64_
 		kern->nn((int)m, (int)n, (int)j->k, j->a + i0 * j->lda, j->lda, 1, (const real *)j->b + c0, j->ldb, c,
 		    j->ldc, j->beta);
 	else
-		kern->nn((int)m, (int)n, (int)j->k, j->a + i0, 1, j->lda, (const real *)j->b + c0, j->ldb, c, j->ldc,
-		    j->beta);
+		tn_block(j, i0, m, c0, n);
 }
 
 static void gemm_range(void *ctx, int64_t t0, int64_t t1, int worker)
