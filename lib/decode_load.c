@@ -11,8 +11,6 @@
 #include "pool.h"
 
 #define MIB ((int64_t)1 << 20)
-/* Stacks and heap that grow after the plan: file headers, pieces of tensors; and per thread, kernel buffers. */
-#define RUNTIME MIB
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
@@ -94,7 +92,7 @@ static int store_share(struct engine *g, const struct mem_plan *plan, struct err
 	if (so->bytes < need && (!so->force || so->bytes < g->expert_bytes))
 		return err_set(e, EX_OSERR, "%s: --ram %lld leaves %lld bytes for experts, one token needs %lld: use --ram "
 		    "%lldM%s", g->md.path, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need,
-		    (long long)((g->opt.ram - so->bytes + need + MIB - 1) / MIB),
+		    (long long)((g->opt.ram - so->bytes + need + MEM_JITTER + MIB - 1) / MIB),
 		    so->force ? "" : ", or --force to thrash");
 	while ((over = store_plan_bytes(g->cfg, &g->man, so) - rest) > 0 && so->bytes > over)
 		so->bytes -= over;
@@ -163,7 +161,7 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
 	look0 = params_get(g->par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
-	mem_plan_add(plan, "program", (mem_peak_rss() + MIB - 1) / MIB * MIB + RUNTIME * (1 + pool_threads()) + o->other);
+	mem_plan_add(plan, "program", mem_program(pool_threads()) + o->other);
 	mem_plan_add(plan, "dense weights", dense_elements(g->par) * (int64_t)sizeof(real));
 	load_plan_state(g, plan);
 	return plan_experts(g, plan, e);

@@ -92,7 +92,7 @@ void infer_begin(bool tok)
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
 	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
-	    .other = other, .predict = infer.predict, .on_miss = infer.on_miss };
+	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .predict = infer.predict, .on_miss = infer.on_miss };
 	struct mem_plan plan = { 0 };
 	struct err e = { 0 };
 	int status = 0;

@@ -119,6 +119,13 @@ int64_t mem_peak_rss(void)
 	return (int64_t)kib * 1024;
 }
 
+int64_t mem_program(int threads)
+{
+	const int64_t mib1 = (int64_t)1 << 20;
+
+	return ((mem_peak_rss() + mib1 - 1) / mib1 + 1 + threads) * mib1;
+}
+
 void *mem_alloc(size_t bytes)
 {
 	size_t size = (bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;

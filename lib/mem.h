@@ -38,6 +38,12 @@ void *arena_get(struct arena *a, size_t bytes);		/* aborts when the plan was wro
 void arena_free(struct arena *a);
 
 int64_t mem_peak_rss(void);				/* VmHWM in bytes */
+
+/* For a plan: what the process has already, and what it will take beside the items of the plan: stacks and kernel
+ * buffers of its threads, file headers, records. In whole MiB. The first part is never quite the same twice, so a plan for
+ * another run (--dry-run, a hint) adds MEM_JITTER. */
+#define MEM_JITTER ((int64_t)1 << 20)
+int64_t mem_program(int threads);
 void *mem_alloc(size_t bytes);				/* zeroed, 64-byte aligned; dies with EX_OSERR */
 void mem_free(void *p);
 

@@ -298,7 +298,8 @@ static int plan_memory(struct train *t, struct err *e)
 	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
 	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
 	const int64_t data = t->s->source->bytes(t->src) +
-	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0), used = mem_peak_rss();
+	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0),
+	    program = mem_program(pool_threads()) + (t->o.dry_run ? MEM_JITTER : 0);
 	struct params ps;
 
 	if (params_build(&ps, &t->cfg, e) < 0)
@@ -313,7 +314,7 @@ static int plan_memory(struct train *t, struct err *e)
 	mem_plan_add(&t->plan, "batches", t->o.accum * micro_bytes(t) + 2 * train_rows(t) * (int64_t)sizeof(real) +
 	    router_bytes(t));
 	mem_plan_add(&t->plan, "training data", data);
-	mem_plan_add(&t->plan, "program and tokenizer", used > data ? used - data : 0);
+	mem_plan_add(&t->plan, "program and tokenizer", program - data);
 	params_free(&ps);
 	if (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0)
 		return -1;

@@ -87,6 +87,8 @@ ok "without prediction only misses are read" [ "$(field s.none reads)" = "$(fiel
 ok "peak memory is within --ram" within 1 "$(field s.all peak_rss)" $((least << 20))
 ok "and the plan says so before" sh -c "chr-generate -m louvain --ram ${least}M --context 100 --chunk 32 -j 2 --dry-run < /dev/null |
 	grep -q '^{\"type\":\"mem_plan\",\"total\":'"
+plan=$(chr-generate -q -m big --context 100 --chunk 32 -j 2 --dry-run < /dev/null | sed 's/.*"total":\([0-9]*\).*/\1/')
+ok "a limit of what --dry-run says is enough" gen planned -m big -j 2 --ram "$plan"
 status "a limit below one token's experts is refused" 71 chr-generate -q -m louvain --ram 1M prompts.jsonl
 chr-generate -q -m big --ram 1M prompts.jsonl > out 2> err
 is "a plain directory that does not fit is refused" $? 71

@@ -161,6 +161,9 @@ is "has every parameter" "$(head -c 20000 grad.safetensors | grep -ao '"dtype"' 
 status "--dry-run" 0 sh -c '"$@" > plan 2> /dev/null' sh chr-pretrain -c config.json -t tokenizer.json --dry-run -o no docs.jsonl
 ok "prints the plan" grep -q '^{"type":"mem_plan","total":[0-9]*,"items":{.*"optimizer"' plan
 ok "and makes nothing" test ! -e no
+plan=$(values plan total)
+chr-pretrain -q -c config.json -t tokenizer.json --ram "$plan" -n 5 --save-every 1 --eval heldout.jsonl -o planned docs.jsonl > planned.log
+ok "which a run keeps to" [ "$(values planned.log mem_bytes | sort -n | tail -1)" -le "$plan" ]
 status "a plan above --ram: 71" 71 pretrain --ram 100K -o no docs.jsonl
 
 # From a model on
