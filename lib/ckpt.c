@@ -97,10 +97,16 @@ static void release(const struct backend *be, float *f)
 
 /* --- writing --- */
 
-struct part {			/* one array over all parameters; every tensor's name gets the prefix */
+struct part {			/* an array over parameters; every tensor's name gets the prefix */
 	const char *prefix;
 	real *from;
+	const int64_t *at;	/* where each parameter is, -1: it is not; NULL: at its offset */
 };
+
+static int64_t place_of(const struct part *part, const struct params *ps, int i)
+{
+	return part->at != NULL ? part->at[i] : ps->p[i].off;
+}
 
 static void declare(struct st_writer *w, const char *prefix, const struct param *p, struct st_error *se)
 {
@@ -111,65 +117,71 @@ static void declare(struct st_writer *w, const char *prefix, const struct param 
 	st_writer_add(w, name, ST_F32, p->ndim, shape, 0, se);
 }
 
-/* A failed writer stays failed, so only the last call is looked at. */
-static int put_parts(const char *path, const struct model *m, const struct part *part, int nparts, struct err *e)
+/* -1: no memory for a copy. */
+static int put_part(struct st_writer *w, const struct weights *x, const struct part *part, struct st_error *se)
 {
-	const struct params *ps = &m->par;
+	int64_t n = 0;
+	float *f;
+
+	for (int i = 0; i < x->par->n; i++)
+		if (place_of(part, x->par, i) >= 0)
+			n = place_of(part, x->par, i) + param_size(&x->par->p[i]);
+	if ((f = from_device(x->be, part->from, n)) == NULL)
+		return -1;
+	for (int i = 0; i < x->par->n; i++)
+		if (place_of(part, x->par, i) >= 0)
+			st_writer_data(w, f + place_of(part, x->par, i), (size_t)param_size(&x->par->p[i]) * sizeof *f, se);
+	release(x->be, f);
+	return 0;
+}
+
+/* A failed writer stays failed, so only the last call is looked at. */
+static int put_parts(const char *path, const struct weights *x, const struct part *part, int nparts,
+    const json_t *metadata, struct err *e)
+{
 	struct st_error se = {0};
 	struct st_writer *w = st_writer_create(path, &se);
+	const char *key;
+	json_t *v;
 
 	for (int j = 0; w != NULL && j < nparts; j++)
-		for (int i = 0; i < ps->n; i++)
-			declare(w, part[j].prefix, &ps->p[i], &se);
+		for (int i = 0; i < x->par->n; i++)
+			if (place_of(&part[j], x->par, i) >= 0)
+				declare(w, part[j].prefix, &x->par->p[i], &se);
+	if (w != NULL && metadata != NULL)
+		json_object_foreach((json_t *)metadata, key, v)
+			st_writer_meta(w, key, json_string_value(v), &se);
 	if (w != NULL)
 		st_writer_begin(w, &se);
-	for (int j = 0; w != NULL && j < nparts; j++) {
-		float *f = from_device(m->be, part[j].from, ps->total);
-
-		if (f == NULL) {
+	for (int j = 0; w != NULL && j < nparts; j++)
+		if (put_part(w, x, &part[j], &se) < 0) {
 			st_writer_abort(w);
 			return err_set(e, EX_OSERR, "no memory to write %s", path);
 		}
-		for (int i = 0; i < ps->n; i++)
-			st_writer_data(w, f + ps->p[i].off, (size_t)param_size(&ps->p[i]) * sizeof *f, &se);
-		release(m->be, f);
-	}
 	return st_writer_finish(w, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
 }
 
-int ckpt_put_gradients(const char *path, const struct model *m, struct err *e)
+int ckpt_put_gradients(const char *path, const struct weights *w, struct err *e)
 {
-	const struct part part = { "", m->g };
+	const struct part part = { "", w->g, NULL };
 
-	return put_parts(path, m, &part, 1, e);
+	return put_parts(path, w, &part, 1, NULL, e);
 }
 
 static int put_moments(const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct part part[] = { { "m.", c->opt->m }, { "v.", c->opt->v }, { "master.", c->m->w } };
+	const struct part part[] = { { "m.", c->opt->m, c->opt->at }, { "v.", c->opt->v, c->opt->at },
+	    { "master.", c->w.w, NULL } };
 	char *path = file_join(dir, "optimizer.safetensors");
-	int rc = put_parts(path, c->m, part, c->dtype == DT_F32 ? 2 : 3, e);
+	int rc = put_parts(path, &c->w, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL, e);
 
 	free(path);
 	return rc;
 }
 
-static int put_weights(const char *dir, const struct ckpt *c, struct err *e)
+static int put_json(const char *dir, const char *name, const json_t *o, struct err *e)
 {
-	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size, .meta = c->metadata };
-	float *f = from_device(c->m->be, c->m->w, c->m->par.total);
-	int rc;
-
-	if (f == NULL)
-		return err_set(e, EX_OSERR, "no memory to write weights");
-	rc = modeldir_save(dir, c->cfg, &c->m->par, f, &o, NULL, e);
-	release(c->m->be, f);
-	return rc;
-}
-
-static int put_state(const char *dir, const json_t *state, struct err *e)
-{
-	char *path = file_join(dir, "train_state.json"), *text = json_dumps(state, JSON_INDENT(1));
+	char *path = file_join(dir, name), *text = json_dumps(o, JSON_INDENT(1));
 	int rc = text != NULL ? file_put(path, text, strlen(text), e) :
 	    err_set(e, EX_SOFTWARE, "%s: cannot be written as JSON", path);
 
@@ -178,10 +190,35 @@ static int put_state(const char *dir, const json_t *state, struct err *e)
 	return rc;
 }
 
+static int put_adapter(const char *dir, const struct ckpt *c, struct err *e)
+{
+	const struct part part = { "", c->w.w, NULL };
+	char *path = file_join(dir, "adapter_model.safetensors");
+	int rc = put_parts(path, &c->w, &part, 1, c->metadata, e);
+
+	free(path);
+	return rc < 0 ? -1 : put_json(dir, "adapter_config.json", c->adapter, e);
+}
+
+static int put_weights(const char *dir, const struct ckpt *c, struct err *e)
+{
+	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size, .meta = c->metadata };
+	float *f;
+	int rc;
+
+	if (c->adapter != NULL)
+		return put_adapter(dir, c, e);
+	if ((f = from_device(c->w.be, c->w.w, c->w.par->total)) == NULL)
+		return err_set(e, EX_OSERR, "no memory to write weights");
+	rc = modeldir_save(dir, c->cfg, c->w.par, f, &o, NULL, e);
+	release(c->w.be, f);
+	return rc;
+}
+
 static int fill(const char *dir, const struct ckpt *c, struct err *e)
 {
 	if (file_mkdirs(dir, e) < 0 || (c->tok != NULL && tok_save(c->tok, dir, e) < 0) || put_weights(dir, c, e) < 0 ||
-	    put_moments(dir, c, e) < 0 || put_state(dir, c->state, e) < 0)
+	    put_moments(dir, c, e) < 0 || put_json(dir, "train_state.json", c->state, e) < 0)
 		return -1;
 	return file_sync_dir(dir, e);
 }
@@ -412,7 +449,8 @@ bool ckpt_occupied(const char *out)
 	int n = list(out, &steps, &e);
 
 	free(steps);
-	return n != 0 || exists(out, "config.json") || exists(out, "model.safetensors");
+	return n != 0 || exists(out, "config.json") || exists(out, "model.safetensors") ||
+	    exists(out, "adapter_model.safetensors");
 }
 
 int ckpt_state(const char *dir, json_t **state, struct err *e)
@@ -458,66 +496,47 @@ int ckpt_newest(const char *out, char **dir, struct err *e)
 
 /* --- reading --- */
 
-/* Tensors prefix + name of f into dst (all parameters, flat). */
-static int get_part(const struct st_file *f, const char *path, const char *prefix, const struct params *ps, float *dst,
+/* Tensors prefix + name of f into dst. */
+static int get_part(const struct st_file *f, const char *path, const struct part *part, const struct params *ps, float *dst,
     struct err *e)
 {
 	struct st_error se = {0};
 
 	for (int i = 0; i < ps->n; i++) {
 		const struct param *p = &ps->p[i];
+		int64_t at = place_of(part, ps, i);
 		const struct st_tensor *t;
 		char name[sizeof p->name + 16];
 
-		snprintf(name, sizeof name, "%s%s", prefix, p->name);
+		if (at < 0)
+			continue;
+		snprintf(name, sizeof name, "%s%s", part->prefix, p->name);
 		t = st_find(f, name);
 		if (t == NULL || t->dtype != ST_F32 || t->nbytes != (uint64_t)param_size(p) * sizeof(float))
 			return err_set(e, EX_DATAERR, "%s: %s: absent or not of this model", path, name);
-		if (st_read(f, t, 0, dst + p->off, (size_t)t->nbytes, &se) < 0)
+		if (st_read(f, t, 0, dst + at, (size_t)t->nbytes, &se) < 0)
 			return modeldir_st_err(e, path, &se);
 	}
 	return 0;
 }
 
-static int read_part(const struct st_file *f, const char *path, const char *prefix, const struct model *m, real *dev,
-    struct err *e)
+/* n: elements of the array. */
+static int read_part(const struct st_file *f, const char *path, const struct weights *w, const struct part *part,
+    int64_t n, struct err *e)
 {
-	float *flat = from_device(m->be, dev, m->par.total);
+	float *flat = from_device(w->be, part->from, n);
 	int rc;
 
 	if (flat == NULL)
 		return err_set(e, EX_OSERR, "no memory to read %s", path);
-	rc = get_part(f, path, prefix, &m->par, flat, e);
+	rc = get_part(f, path, part, w->par, flat, e);
 	if (rc == 0)
-		rc = to_device(m->be, dev, flat, m->par.total, e);
-	release(m->be, flat);
+		rc = to_device(w->be, part->from, flat, n, e);
+	release(w->be, flat);
 	return rc;
 }
 
-int ckpt_load(const char *dir, struct model *m, struct optim *o, struct err *e)
-{
-	char *path = file_join(dir, "optimizer.safetensors"), first[sizeof m->par.p->name + 16];
-	struct st_error se = {0};
-	struct st_file *f = st_open(path, ST_READ, &se);
-	int rc;
-
-	if (f == NULL) {
-		rc = modeldir_st_err(e, path, &se);
-		free(path);
-		return rc;
-	}
-	snprintf(first, sizeof first, "master.%s", m->par.p[0].name);
-	rc = st_find(f, first) != NULL ? read_part(f, path, "master.", m, m->w, e) : ckpt_load_weights(dir, m, e);
-	if (rc == 0)
-		rc = read_part(f, path, "m.", m, o->m, e);
-	if (rc == 0)
-		rc = read_part(f, path, "v.", m, o->v, e);
-	st_close(f);
-	free(path);
-	return rc;
-}
-
-int ckpt_load_weights(const char *dir, struct model *m, struct err *e)
+static int load_flat(const char *dir, const struct weights *w, struct err *e)
 {
 	struct modeldir md;
 	float *flat;
@@ -525,12 +544,71 @@ int ckpt_load_weights(const char *dir, struct model *m, struct err *e)
 
 	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
 		return -1;
-	flat = from_device(m->be, m->w, m->par.total);
+	flat = from_device(w->be, w->w, w->par->total);
 	rc = flat == NULL ? err_set(e, EX_OSERR, "no memory to read %s", dir) :
-	    modeldir_load_f32(&md, &m->par, flat, e);
+	    modeldir_load_f32(&md, w->par, flat, e);
 	if (rc == 0)
-		rc = to_device(m->be, m->w, flat, m->par.total, e);
-	release(m->be, flat);
+		rc = to_device(w->be, w->w, flat, w->par->total, e);
+	release(w->be, flat);
 	modeldir_close(&md);
 	return rc;
+}
+
+static struct st_file *open_file(const char *dir, const char *name, char **path, struct err *e)
+{
+	struct st_error se = {0};
+	struct st_file *f;
+
+	*path = file_join(dir, name);
+	f = st_open(*path, ST_READ, &se);
+	if (f == NULL) {
+		modeldir_st_err(e, *path, &se);
+		free(*path);
+	}
+	return f;
+}
+
+static int load_adapter(const char *dir, const struct weights *w, struct err *e)
+{
+	const struct part part = { "", w->w, NULL };
+	char *path;
+	struct st_file *f = open_file(dir, "adapter_model.safetensors", &path, e);
+	int rc;
+
+	if (f == NULL)
+		return -1;
+	rc = read_part(f, path, w, &part, w->par->total, e);
+	st_close(f);
+	free(path);
+	return rc;
+}
+
+int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e)
+{
+	const struct part master = { "master.", w->w, NULL }, m = { "m.", o->m, o->at }, v = { "v.", o->v, o->at };
+	char *path, first[sizeof w->par->p->name + 16];
+	struct st_file *f = open_file(dir, "optimizer.safetensors", &path, e);
+	int rc;
+
+	if (f == NULL)
+		return -1;
+	snprintf(first, sizeof first, "master.%s", w->par->p[0].name);
+	if (adapter)
+		rc = load_adapter(dir, w, e);
+	else
+		rc = st_find(f, first) != NULL ? read_part(f, path, w, &master, w->par->total, e) : load_flat(dir, w, e);
+	if (rc == 0)
+		rc = read_part(f, path, w, &m, o->total, e);
+	if (rc == 0)
+		rc = read_part(f, path, w, &v, o->total, e);
+	st_close(f);
+	free(path);
+	return rc;
+}
+
+int ckpt_load_weights(const char *dir, struct model *m, struct err *e)
+{
+	const struct weights w = { &m->par, m->be, m->w, NULL };
+
+	return load_flat(dir, &w, e);
 }

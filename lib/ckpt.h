@@ -10,7 +10,9 @@
  *	ckpt_save(out, step, &c, &e);
  *	ckpt_publish(out, step, &e);			(at the end: the checkpoint's files become those of OUT)
  *
- * optimizer.safetensors holds m.NAME and v.NAME per parameter, F32, and master.NAME when the weights are written as BF16.
+ * optimizer.safetensors holds m.NAME and v.NAME per parameter that is not frozen, F32, and master.NAME of all when the
+ * weights are written as BF16. The checkpoint of an adapter has adapter_model.safetensors (F32) and adapter_config.json in
+ * place of a model.
  */
 #ifndef CHR_CKPT_H
 #define CHR_CKPT_H
@@ -22,9 +24,16 @@
 #include "optim.h"
 #include "tok.h"
 
+struct weights {		/* what is trained: the parameters of a model, or those of an adapter on it (lora.h) */
+	const struct params *par;
+	const struct backend *be;
+	real *w, *g;		/* (par->total) */
+};
+
 struct ckpt {
-	const struct model *m;
-	const struct config *cfg;	/* that of m with the keys it was read with, which are written back */
+	struct weights w;
+	const struct config *cfg;	/* that of the model with the keys it was read with, which are written back */
+	const json_t *adapter;	/* adapter_config.json: the weights are an adapter's; NULL: a model's */
 	const struct optim *opt;
 	const struct tok *tok;	/* NULL: no tokenizer files */
 	enum dtype dtype;	/* of model.safetensors: DT_F32 or DT_BF16 */
@@ -50,9 +59,10 @@ int ckpt_newest(const char *out, char **dir, struct err *e);
 bool ckpt_occupied(const char *out);			/* holds a model or checkpoints */
 
 int ckpt_state(const char *dir, json_t **state, struct err *e);	/* train_state.json */
-int ckpt_load(const char *dir, struct model *m, struct optim *o, struct err *e);	/* weights and moments, exact */
+/* Weights and moments, exact. */
+int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e);
 
 int ckpt_load_weights(const char *dir, struct model *m, struct err *e);		/* any model directory, any float type */
-int ckpt_put_gradients(const char *path, const struct model *m, struct err *e);	/* m->g, F32, by parameter name */
+int ckpt_put_gradients(const char *path, const struct weights *w, struct err *e);	/* w->g, F32, by parameter name */
 
 #endif

@@ -1,5 +1,6 @@
 #include "config.h"
 
+#include <fnmatch.h>
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -799,6 +800,20 @@ const struct param *params_get(const struct params *ps, enum param_kind k, int l
 	if (at >= ps->n || ps->p[at].kind != k || ps->p[at].layer != layer || ps->p[at].expert != expert)
 		return NULL;
 	return &ps->p[at];
+}
+
+int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit, struct err *e)
+{
+	for (int i = 0; i < npatterns; i++) {
+		bool any = false;
+
+		for (int j = 0; j < ps->n; j++)
+			if (fnmatch(patterns[i], ps->p[j].name, 0) == 0)
+				hit[j] = any = true;
+		if (!any)
+			return err_set(e, EX_USAGE, "no parameter has a name like \"%s\" (chr-ls lists them)", patterns[i]);
+	}
+	return 0;
 }
 
 void params_free(struct params *ps)

@@ -70,7 +70,7 @@ enum param_kind {
 };
 
 struct param {
-	char name[80];			/* tensor name in model.safetensors */
+	char name[104];			/* tensor name in model.safetensors */
 	enum param_kind kind;
 	int layer, expert;		/* -1 where meaningless; expert is also the index of a shared expert */
 	int ndim;			/* 1 or 2 */
@@ -92,6 +92,8 @@ struct params {
 int params_build(struct params *ps, const struct config *c, struct err *e);
 const struct param *params_find(const struct params *ps, const char *name);			/* O(1); NULL if absent */
 const struct param *params_get(const struct params *ps, enum param_kind k, int layer, int expert); /* O(1), NULL */
+/* hit[i] (n of ps): does the name of parameter i match one of the shell patterns? -1: one matches nothing (EX_USAGE). */
+int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit, struct err *e);
 void params_free(struct params *ps);
 static inline int64_t param_size(const struct param *p) { return (int64_t)p->rows * p->cols; }
 

@@ -9,37 +9,63 @@ static bool decays(const struct param *p)
 	return p->ndim >= 2 && p->kind != P_EMBED;
 }
 
+static int64_t span(const struct params *ps, int i)
+{
+	return (i + 1 < ps->n ? ps->p[i + 1].off : ps->total) - ps->p[i].off;
+}
+
 /* A run ends where the next one begins: the padding between parameters is zero in every array and
  * stays so. */
-static void build_runs(struct optim *o, const struct params *ps)
+static void build_runs(struct optim *o, const struct params *ps, const bool *frozen)
 {
 	struct optim_run *r = NULL;
+	int64_t at = 0;
 
 	for (int i = 0; i < ps->n; i++) {
+		if (frozen != NULL && frozen[i]) {
+			o->at[i] = -1;
+			r = NULL;
+			continue;
+		}
 		if (r == NULL || r->decay != decays(&ps->p[i])) {
 			r = &o->run[o->nruns++];
-			*r = (struct optim_run){ ps->p[i].off, 0, decays(&ps->p[i]) };
+			*r = (struct optim_run){ ps->p[i].off, at, 0, decays(&ps->p[i]) };
 		}
-		r->n = (i + 1 < ps->n ? ps->p[i + 1].off : ps->total) - r->off;
+		o->at[i] = at;
+		at += span(ps, i);
+		r->n += span(ps, i);
 	}
 }
 
-int64_t optim_bytes(const struct params *ps)
+static int64_t elements(const struct params *ps, const bool *frozen)
 {
-	return 2 * ps->total * (int64_t)sizeof(real);
+	int64_t n = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		n += frozen != NULL && frozen[i] ? 0 : span(ps, i);
+	return n;
 }
 
-int optim_open(struct optim *o, const struct params *ps, const struct backend *be, double weight_decay, struct err *e)
+int64_t optim_bytes(const struct params *ps, const bool *frozen)
 {
-	*o = (struct optim){ .be = be, .total = ps->total, .weight_decay = weight_decay };
-	o->m = be->alloc((size_t)ps->total * sizeof *o->m);
-	o->v = be->alloc((size_t)ps->total * sizeof *o->v);
+	return 2 * elements(ps, frozen) * (int64_t)sizeof(real);
+}
+
+int optim_open(struct optim *o, const struct params *ps, const bool *frozen, const struct backend *be,
+    double weight_decay, struct err *e)
+{
+	*o = (struct optim){ .be = be, .total = elements(ps, frozen), .weight_decay = weight_decay };
+	if (o->total == 0)
+		return err_set(e, EX_USAGE, "everything is frozen: nothing to train");
+	o->m = be->alloc((size_t)o->total * sizeof *o->m);
+	o->v = be->alloc((size_t)o->total * sizeof *o->v);
+	o->at = calloc((size_t)ps->n, sizeof *o->at);
 	o->run = calloc((size_t)ps->n, sizeof *o->run);
-	if (o->m == NULL || o->v == NULL || o->run == NULL) {
+	if (o->m == NULL || o->v == NULL || o->at == NULL || o->run == NULL) {
 		optim_close(o);
 		return err_set(e, EX_OSERR, "no memory for the optimizer's moments");
 	}
-	build_runs(o, ps);
+	build_runs(o, ps, frozen);
 	return 0;
 }
 
@@ -49,13 +75,18 @@ void optim_close(struct optim *o)
 		o->be->free(o->m);
 	if (o->v != NULL)
 		o->be->free(o->v);
+	free(o->at);
 	free(o->run);
 	memset(o, 0, sizeof *o);
 }
 
 double optim_norm(const struct optim *o, const real *g)
 {
-	return sqrt(o->be->sumsq(g, o->total));
+	double sum = 0;
+
+	for (int i = 0; i < o->nruns; i++)
+		sum += o->be->sumsq(g + o->run[i].off, o->run[i].n);
+	return sqrt(sum);
 }
 
 double optim_clip(double norm, double limit)
@@ -67,9 +98,9 @@ void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
 {
 	o->updates++;
 	for (int i = 0; i < o->nruns; i++) {
-		int64_t off = o->run[i].off;
+		int64_t off = o->run[i].off, at = o->run[i].at;
 		struct adamw_args a = {
-			.w = w + off, .g = g + off, .m = o->m + off, .v = o->v + off, .n = o->run[i].n,
+			.w = w + off, .g = g + off, .m = o->m + at, .v = o->v + at, .n = o->run[i].n,
 			.lr = lr, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
 			.weight_decay = o->run[i].decay ? o->weight_decay : 0,
 			.grad_scale = grad_scale, .step = o->updates,

@@ -2,9 +2,11 @@
  * optim: AdamW (Loshchilov, Hutter 2019, arXiv:1711.05101) over the flat parameter array, global-norm clipping, and the
  * learning rate of each update.
  *
- *	optim_open(&o, &m.par, m.be, weight_decay, &e);
+ *	optim_open(&o, &m.par, NULL, m.be, weight_decay, &e);
  *	norm = optim_norm(&o, m.g);
  *	optim_step(&o, m.w, m.g, optim_lr(&schedule, o.updates + 1), optim_clip(norm, 1.0));
+ *
+ * Frozen parameters keep their values: they have no moments, and their gradients do not count in the norm.
  *
  * betas 0.9 and 0.95, eps 1e-8. Weight decay acts on matrices; vectors (norms) and the embedding (also when it is the
  * tied head) have none.
@@ -18,15 +20,18 @@
 
 struct optim {
 	const struct backend *be;
-	real *m, *v;			/* (total) first and second moments, on the device */
+	real *m, *v;			/* (total) first and second moments of what is not frozen, on the device */
 	int64_t total, updates;		/* elements; updates done so far */
+	int64_t *at;			/* (n of the parameters) where each one's moments begin; -1: frozen */
 	double weight_decay;
 	int nruns;			/* neighbours that share their weight decay go in one call */
-	struct optim_run { int64_t off, n; bool decay; } *run;
+	struct optim_run { int64_t off, at, n; bool decay; } *run;
 };
 
-int64_t optim_bytes(const struct params *ps);		/* what optim_open takes on the device */
-int optim_open(struct optim *o, const struct params *ps, const struct backend *be, double weight_decay, struct err *e);
+/* frozen: (n of ps), or NULL for none. optim_bytes: what optim_open takes on the device. */
+int64_t optim_bytes(const struct params *ps, const bool *frozen);
+int optim_open(struct optim *o, const struct params *ps, const bool *frozen, const struct backend *be,
+    double weight_decay, struct err *e);
 void optim_close(struct optim *o);
 
 double optim_norm(const struct optim *o, const real *g);	/* L2 norm of all gradients; not finite if any is not */

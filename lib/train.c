@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ckpt.h"
 #include "json.h"
 #include "loss.h"
 #include "prov.h"
@@ -51,6 +50,14 @@ const struct opt train_opts[] = {
 	    "chance that an expert is missing and the shared one stands in, unless -c or --set says" },
 	{ 0, "anchor-lambda", OPT_FLOAT, &train_flags.anchor, 0, 1e6, "X",
 	    "weight of the router anchor to the model under -m, unless -c or --set says" },
+	{ 0, "freeze", OPT_LIST, &train_flags.freeze, 0, 0, "PATTERN",
+	    "parameters that stay as they are, such as '*.mlp.gate.weight'; may be repeated" },
+	{ 0, "lora-rank", OPT_INT, &train_flags.lora_rank, 0, LORA_MAX_RANK, "R",
+	    "train an adapter of this rank instead of the model; 0: the model" },
+	{ 0, "lora-alpha", OPT_FLOAT, &train_flags.lora_alpha, 0, 1e6, "A",
+	    "its weight is A/R; 0: twice the rank" },
+	{ 0, "lora-target", OPT_LIST, &train_flags.lora_target, 0, 0, "PATTERN",
+	    "matrices that get one; may be repeated; none: '*.self_attn.*_proj.weight'" },
 	{ 's', "seed", OPT_COUNT, &train_flags.seed, 0, 0x1p62, "N",
 	    "seed of weights, order, dropout and misses" },
 	{ .kind = OPT_GROUP, .help = "Stopping and saving" },
@@ -197,6 +204,8 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
 	}
+	if (t->o.lora_rank > 0)
+		lora_gradients(&t->lora, t->m.g);
 	t->tokens += all.tokens;
 	return 0;
 }
@@ -229,11 +238,13 @@ static int train_step(struct train *t, int n, struct err *e)
 
 	if (gradients(t, n, log, e) < 0)
 		return -1;
-	norm = optim_norm(&t->opt, t->m.g);
+	norm = optim_norm(&t->opt, t->trained.g);
 	if (!isfinite(norm))
 		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g)",
 		    t->step + 1, n, t->now.loss);
-	optim_step(&t->opt, t->m.w, t->m.g, lr, optim_clip(norm, t->o.clip));
+	optim_step(&t->opt, t->trained.w, t->trained.g, lr, optim_clip(norm, t->o.clip));
+	if (t->o.lora_rank > 0)
+		lora_apply(&t->lora, t->m.w);
 	t->step++;
 	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
 	    (double)(t->tokens - t->clock_tokens) / fmax(progress_clock() - t->clock, 1e-9));
@@ -298,15 +309,17 @@ static json_t *state(const struct train *t)
 static int save(struct train *t, bool final, struct err *e)
 {
 	const uint64_t seed = (uint64_t)t->o.seed;
-	struct ckpt c = { .m = &t->m, .cfg = &t->cfg, .opt = &t->opt, .tok = t->tok,
+	struct ckpt c = { .w = t->trained, .cfg = &t->cfg, .opt = &t->opt, .tok = t->tok,
 	    .dtype = t->o.dtype == 1 ? DT_BF16 : DT_F32, .shard_size = t->o.shard_size };
 	struct prov p = { .program = err_prog, .command = t->command, .seed = &seed, .parent_metadata = t->metadata,
 	    .parent = t->parent[0] != '\0' ? t->parent : NULL };
 	json_t *config = config_to_json(&t->cfg), *data = t->s->source->inputs(t->src);
+	json_t *adapter = t->o.lora_rank > 0 ? lora_config(&t->lora, t->o.model) : NULL;
 	int rc;
 
 	p.config = config;
 	p.data = data;
+	c.adapter = adapter;
 	c.metadata = prov_metadata(&p);
 	c.state = state(t);
 	rc = ckpt_save(t->o.out, t->step, &c, e);
@@ -318,6 +331,7 @@ static int save(struct train *t, bool final, struct err *e)
 	json_decref(c.state);
 	json_decref(config);
 	json_decref(data);
+	json_decref(adapter);
 	return rc;
 }
 
@@ -415,7 +429,7 @@ static int dump_gradients(struct train *t, struct err *e)
 		return -1;
 	if (n == 0)
 		return err_set(e, EX_DATAERR, "no tokens to train on");
-	return ckpt_put_gradients(t->o.grad_dump, &t->m, e);
+	return ckpt_put_gradients(t->o.grad_dump, &t->trained, e);
 }
 
 static int print_plan(struct train *t, struct err *e)

@@ -34,11 +34,11 @@
 
 struct train_opt {
 	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best;
-	struct opt_list sets;
+	struct opt_list sets, freeze, lora_target;
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience, log_every, shard_size, ram,
 	    seed;
-	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor;
-	int batch, accum, seq, threads, keep, dtype;
+	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha;
+	int batch, accum, seq, threads, keep, dtype, lora_rank;
 	bool shuffle, skip_bad, resume, force, dry_run;
 };
 extern struct train_opt train_flags;		/* what the table fills in */

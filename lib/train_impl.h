@@ -5,6 +5,8 @@
 #define CHR_TRAIN_IMPL_H
 
 #include "best.h"
+#include "ckpt.h"
+#include "lora.h"
 #include "mem.h"
 #include "metric.h"
 #include "optim.h"
@@ -24,6 +26,9 @@ struct train {
 	const struct backend *be;
 	struct model m, ref;		/* ref: the frozen start; open when has_ref */
 	bool has_ref;
+	bool *picked;			/* (parameters) that --freeze or --lora-target names; NULL: neither was given */
+	struct lora lora;		/* open when o.lora_rank > 0 */
+	struct weights trained;		/* of m, or of lora */
 	struct optim opt;
 	struct schedule schedule;
 	json_t *metadata;		/* of the starting model (-m), or NULL */

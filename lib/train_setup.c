@@ -6,7 +6,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "ckpt.h"
 #include "data.h"
 #include "file.h"
 #include "json.h"
@@ -109,6 +108,14 @@ static int check_options(struct train *t, struct err *e)
 	    (given(t, "fallback-mask-prob") && o->mask_prob > 0)))
 		return err_set(e, EX_USAGE, "%s compares log-probabilities, so it has neither dropout nor missing experts",
 		    t->s->name);
+	if (o->lora_rank > 0 && o->model == NULL)
+		return err_set(e, EX_USAGE, "--lora-rank makes an adapter for a model: -m DIR");
+	if (o->lora_rank > 0 && o->freeze.n > 0)
+		return err_set(e, EX_USAGE, "--lora-rank freezes the whole model, so it goes without --freeze");
+	if (o->lora_rank == 0 && (o->lora_target.n > 0 || o->lora_alpha > 0))
+		return err_set(e, EX_USAGE, "an adapter needs --lora-rank R");
+	if (o->lora_alpha == 0)
+		o->lora_alpha = 2 * o->lora_rank;
 	if (o->keep_best != NULL && o->eval == NULL)
 		return err_set(e, EX_USAGE, "--keep-best needs --eval FILE");
 	if (o->patience > 0 && (o->keep_best == NULL || o->eval_every == 0))
@@ -292,6 +299,18 @@ static struct stage_env stage_env(const struct train *t, bool planning)
 	    .parent = t->parent };
 }
 
+/* Which parameters --freeze or --lora-target names. */
+static int pick(struct train *t, const struct params *ps, struct err *e)
+{
+	static const char *const attention[] = { "*.self_attn.*_proj.weight" };
+	const struct opt_list *l = t->o.lora_rank > 0 ? &t->o.lora_target : &t->o.freeze;
+
+	if (t->o.lora_rank == 0 && l->n == 0)
+		return 0;
+	t->picked = mem_alloc((size_t)ps->n * sizeof *t->picked);
+	return l->n > 0 ? params_match(ps, l->n, l->v, t->picked, e) : params_match(ps, 1, attention, t->picked, e);
+}
+
 static int plan_memory(struct train *t, struct err *e)
 {
 	const struct stage_env env = stage_env(t, true);
@@ -304,10 +323,17 @@ static int plan_memory(struct train *t, struct err *e)
 
 	if (params_build(&ps, &t->cfg, e) < 0)
 		return -1;
+	if (pick(t, &ps, e) < 0) {
+		params_free(&ps);
+		return -1;
+	}
 	model_plan(&t->plan, &t->cfg, &train);
 	if (t->has_ref)
 		model_plan(&t->plan, &t->cfg, &frozen);
-	mem_plan_add(&t->plan, "optimizer", optim_bytes(&ps));
+	if (t->o.lora_rank > 0)
+		lora_plan(&t->plan, &ps, t->picked, t->o.lora_rank);
+	else
+		mem_plan_add(&t->plan, "optimizer", optim_bytes(&ps, t->picked));
 	if (ckpt_bytes(&ps, t->be) > 0)
 		mem_plan_add(&t->plan, "checkpoint in transit", ckpt_bytes(&ps, t->be));
 	t->parameters = ps.count;
@@ -357,26 +383,60 @@ static int open_parent(struct train *t, struct err *e)
 	return fingerprint != NULL ? 0 : -1;
 }
 
+/* The weights to begin with: those of -m, of the checkpoint, or random ones. */
+static int first_weights(struct train *t, struct err *e)
+{
+	if (t->o.model != NULL && (t->resume == NULL || t->o.lora_rank > 0))
+		return ckpt_load_weights(t->o.model, &t->m, e);
+	if (t->resume == NULL)
+		model_init_weights(&t->m, (uint64_t)t->o.seed);
+	return 0;
+}
+
+/* What is trained, its optimizer, and the checkpoint of both. */
+static int open_trained(struct train *t, struct err *e)
+{
+	bool adapter = t->o.lora_rank > 0;
+
+	t->trained = (struct weights){ &t->m.par, t->be, t->m.w, t->m.g };
+	if (adapter) {
+		if (lora_open(&t->lora, &t->m.par, t->picked, t->o.lora_rank, t->o.lora_alpha, t->be, e) < 0)
+			return -1;
+		lora_start(&t->lora, t->m.w, (uint64_t)t->o.seed);
+		t->trained = (struct weights){ &t->lora.par, t->be, t->lora.w, t->lora.g };
+	}
+	if (optim_open(&t->opt, t->trained.par, adapter ? NULL : t->picked, t->be, t->o.weight_decay, e) < 0)
+		return -1;
+	if (t->resume != NULL && ckpt_load(t->resume, &t->trained, adapter, &t->opt, e) < 0)
+		return -1;
+	if (t->resume != NULL && adapter)
+		lora_apply(&t->lora, t->m.w);
+	return 0;
+}
+
 static int open_models(struct train *t, struct err *e)
 {
 	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
 	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
 
-	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0 ||
-	    optim_open(&t->opt, &t->m.par, t->be, t->o.weight_decay, e) < 0)
+	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0)
 		return -1;
 	if (t->has_ref && (model_open(&t->ref, &t->cfg, &frozen, t->be, e) < 0 ||
 	    ckpt_load_weights(t->o.model, &t->ref, e) < 0))
 		return -1;
-	if (t->resume != NULL)
-		return ckpt_load(t->resume, &t->m, &t->opt, e);
-	if (t->o.model != NULL)
-		return ckpt_load_weights(t->o.model, &t->m, e);
-	model_init_weights(&t->m, (uint64_t)t->o.seed);
-	return 0;
+	return first_weights(t, e) < 0 || open_trained(t, e) < 0 ? -1 : 0;
 }
 
 /* --- resuming --- */
+
+static json_t *list_of(const struct opt_list *l)
+{
+	json_t *list = json_array();
+
+	for (int i = 0; i < l->n; i++)
+		json_array_append_new(list, json_string(l->v[i]));
+	return list;
+}
 
 json_t *train_settings(const struct train *t)
 {
@@ -391,6 +451,9 @@ json_t *train_settings(const struct train *t)
 	if (own != NULL)
 		json_object_update(s, own);
 	json_object_set_new(s, "config.json", config);
+	json_object_set_new(s, "freeze", list_of(&o->freeze));
+	json_object_set_new(s, "lora", o->lora_rank == 0 ? json_null() : json_pack("{s:i, s:f, s:o, s:s}", "rank",
+	    o->lora_rank, "alpha", o->lora_alpha, "target", list_of(&o->lora_target), "of", t->parent));
 	json_object_set_new(s, "keep-best", o->keep_best == NULL ? json_null() : json_pack("[s, s, I, I, I]", o->keep_best,
 	    o->eval, (json_int_t)o->eval_every, (json_int_t)o->eval_batches, (json_int_t)o->patience));
 	json_decref(data);
@@ -514,6 +577,9 @@ void train_teardown(struct train *t)
 	mem_free(t->load.count);
 	route_scratch_free(t->scratch);
 	optim_close(&t->opt);
+	if (t->lora.be != NULL)
+		lora_close(&t->lora);
+	mem_free(t->picked);
 	if (t->m.w != NULL)
 		model_close(&t->m);
 	if (t->ref.w != NULL)

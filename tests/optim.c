@@ -54,7 +54,7 @@ static void test_trajectory(void)
 	make_params(&ps, p);
 	w = calloc((size_t)ps.total, sizeof *w);
 	g = calloc((size_t)ps.total, sizeof *g);
-	ok(optim_open(&o, &ps, &backend_cpu, 0.1, &e) == 0, "optimizer opens");
+	ok(optim_open(&o, &ps, NULL, &backend_cpu, 0.1, &e) == 0, "optimizer opens");
 	for (int i = 0; i < 3 * N; i++) {
 		x[i] = (struct exact){ .w = (real)rng_normal(1, 2, (uint64_t)i) };
 		w[i / N * (N + 16) + i % N] = (real)x[i].w;
@@ -78,9 +78,38 @@ static void test_trajectory(void)
 	free(g);
 }
 
+static void test_frozen(void)
+{
+	const bool frozen[3] = { false, true, false }, all[3] = { true, true, true };
+	struct param p[3];
+	struct params ps;
+	struct optim o;
+	struct err e = {0};
+	real *w, *g;
+	int moved[3] = {0};
+
+	make_params(&ps, p);
+	w = calloc((size_t)ps.total, sizeof *w);
+	g = calloc((size_t)ps.total, sizeof *g);
+	ok(optim_open(&o, &ps, all, &backend_cpu, 0, &e) < 0 && e.status == EX_USAGE, "all frozen is refused");
+	ok(optim_open(&o, &ps, frozen, &backend_cpu, 0, &e) == 0 && o.at[1] < 0, "one is frozen");
+	ok(optim_bytes(&ps, frozen) == 4 * (N + 16) * (int64_t)sizeof(real), "and has no moments");
+	for (int i = 0; i < 3 * N; i++)
+		g[i / N * (N + 16) + i % N] = 1;
+	is_close(optim_norm(&o, g), sqrt(2 * N), 1e-4, "its gradient does not count in the norm");
+	optim_step(&o, w, g, 0.01, 1);
+	for (int i = 0; i < 3 * N; i++)
+		moved[i / N] += w[i / N * (N + 16) + i % N] != 0;
+	ok(moved[0] == N && moved[1] == 0 && moved[2] == N, "the others move");
+	optim_close(&o);
+	free(w);
+	free(g);
+}
+
 static void test_norm(void)
 {
-	struct optim o = { .be = &backend_cpu, .total = 1000 };
+	struct optim_run run = { .n = 1000 };
+	struct optim o = { .be = &backend_cpu, .total = 1000, .nruns = 1, .run = &run };
 	real g[1000];
 
 	for (int i = 0; i < 1000; i++)
@@ -110,6 +139,7 @@ static void test_schedule(void)
 int main(void)
 {
 	test_trajectory();
+	test_frozen();
 	test_norm();
 	test_schedule();
 	return tap_done();
