@@ -98,15 +98,18 @@ static int write_model(const struct modeldir *md, const float *w, const json_t *
 	return outdir_commit(&d, e);
 }
 
-static json_t *provenance(int argc, char **argv, const json_t *had, const char *fingerprint)
+/* An adapter from elsewhere does not know its ancestors: then those of the model are the ones to name. */
+static json_t *provenance(int argc, char **argv, const struct modeldir *md, const json_t *adapter, const char *fingerprint)
 {
 	static const char *const omit[] = { "out", "force", "threads", "quiet", "verbose", NULL };
-	json_t *command = prov_command(argc, argv, opts, omit);
+	json_t *command = prov_command(argc, argv, opts, omit), *own = modeldir_metadata(md);
+	const json_t *had = json_object_get(adapter, "chronos.ancestry") != NULL ? adapter : own;
 	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had, .parent = fingerprint };
 	json_t *meta = prov_metadata(&p);
 
 	json_object_update_missing(meta, (json_t *)had);
 	json_decref(command);
+	json_decref(own);
 	return meta;
 }
 
@@ -133,7 +136,7 @@ int main(int argc, char **argv)
 	if (modeldir_load_f32(&md, &md.par, w, &e) < 0 ||
 	    merge(&md, base, argc - first, argv + first, w, &had, &e) < 0)
 		err_exit(&e);
-	meta = provenance(argc, argv, had, base);
+	meta = provenance(argc, argv, &md, had, base);
 	if (write_model(&md, w, meta, made, &e) < 0)
 		err_exit(&e);
 	rec = json_pack("{s:s, s:i, s:s, s:s}", "type", "merge", "adapters", argc - first, "base", base, "fingerprint", made);

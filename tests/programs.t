@@ -11,6 +11,7 @@ chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32
 chr-sft		chat.jsonl	-m model -n 1 -o out -b 2 --seq 64
 chr-dpo		prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
 chr-orpo	prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
+chr-merge	adapter	-m model -o out
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
@@ -21,6 +22,7 @@ chr-diff	in.jsonl	model packed
 "
 head -5 datasets/chat.jsonl > chat.jsonl
 head -4 datasets/prefs.jsonl > prefs.jsonl
+chr-sft -q -m model -o adapter -n 1 -b 2 --seq 64 --lora-rank 2 chat.jsonl > /dev/null || exit 1
 printf '\037\213 this only begins like gzip' > garbage.gz
 printf 'neither { nor ] \001\n' > garbage
 
@@ -82,6 +84,25 @@ check_page()
 	fi
 }
 
+# spoil INPUT: truncated, garbage and garbage.gz in its place; of a directory, of its weights
+spoil()
+{
+	rm -rf bad
+	mkdir bad
+	for b in truncated garbage garbage.gz; do
+		if [ -d "$1" ]; then
+			cp -r "$1" bad/$b
+			to=bad/$b/adapter_model.safetensors from=$1/adapter_model.safetensors
+		else
+			to=bad/$b from=$1
+		fi
+		case $b in
+		truncated) head -c $(($(wc -c < "$from") - 9)) "$from" > "$to" ;;
+		*) cp $b "$to" ;;
+		esac
+	done
+}
+
 # number PROGRAM: an option that takes a number
 number()
 {
@@ -105,9 +126,9 @@ for p in "$top"/bin/chr-*.c; do
 		clean "$prog: $n 4x" 64 "$prog" "$@" "$n" 4x "$input"
 	fi
 	clean "$prog: missing input" 66 "$prog" "$@" nonexistent
-	head -c $(($(wc -c < "$input") - 9)) "$input" > truncated
+	spoil "$input"
 	for bad in truncated garbage garbage.gz; do
-		clean "$prog: $bad input" 65 "$prog" -q "$@" $bad
+		clean "$prog: $bad input" 65 "$prog" -q "$@" bad/$bad
 	done
 	if "$prog" --help | grep -q -- --skip-bad; then
 		rm -rf out

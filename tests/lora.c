@@ -1,0 +1,189 @@
+/* Adapters: the sum, its gradients by finite differences, the layout on disk, merging, hostile files. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "file.h"
+#include "lora.h"
+#include "pool.h"
+#include "rng.h"
+#include "safetensors.h"
+#include "tap.h"
+
+enum { RANK = 3 };
+
+static char dir[] = "/tmp/lora.XXXXXX";
+static struct params ps;
+static real *w, *g, *c;
+static bool *hit;
+
+static void make_model(void)
+{
+	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "chronos_format", 2, "vocab_size", 50,
+	    "hidden_size", 16, "num_hidden_layers", 2, "num_attention_heads", 2, "num_key_value_heads", 1, "head_dim", 8,
+	    "moe_intermediate_size", 12, "num_experts", 4, "kv_latent_dim", 8, "rope_dim", 4);
+	const char *const pattern[] = { "*.self_attn.*_proj.weight", "*.layers.1.mlp.experts.2.*" };
+	struct config cfg;
+	struct err e = {0};
+
+	ok(config_from_json(&cfg, o, 0, NULL, &e) == 0 && params_build(&ps, &cfg, &e) == 0, "a model %s", e.msg);
+	w = mem_alloc((size_t)ps.total * sizeof *w);
+	g = mem_alloc((size_t)ps.total * sizeof *g);
+	c = mem_alloc((size_t)ps.total * sizeof *c);
+	hit = mem_alloc((size_t)ps.n * sizeof *hit);
+	for (int i = 0; i < ps.n; i++)
+		for (int64_t j = 0; j < param_size(&ps.p[i]); j++) {
+			w[ps.p[i].off + j] = (real)rng_normal(1, (uint64_t)i, (uint64_t)j);
+			c[ps.p[i].off + j] = (real)rng_normal(2, (uint64_t)i, (uint64_t)j);
+		}
+	ok(params_match(&ps, 2, pattern, hit, &e) == 0, "patterns");
+	ok(params_match(&ps, 1, &(const char *){ "*nosuch*" }, hit, &e) < 0 && e.status == EX_USAGE, "one that matches nothing");
+	json_decref(o);
+	config_free(&cfg);
+}
+
+/* A loss whose gradient is known: sum of c * W^2 / 2. */
+static double loss(const struct lora *l, real *x)
+{
+	double sum = 0;
+
+	lora_apply(l, x);
+	for (int64_t i = 0; i < ps.total; i++) {
+		sum += 0.5 * (double)c[i] * (double)x[i] * (double)x[i];
+		g[i] = c[i] * x[i];
+	}
+	return sum;
+}
+
+static void test_gradients(struct lora *l, real *x)
+{
+	double worst = 0, h = 1e-2, norm = 0;
+
+	for (int64_t i = 0; i < l->par.n; i++)
+		for (int64_t j = 0; j < param_size(&l->par.p[i]); j++)
+			l->w[l->par.p[i].off + j] = (real)(0.3 * rng_normal(3, (uint64_t)i, (uint64_t)j));
+	loss(l, x);
+	lora_gradients(l, g);
+	for (int64_t i = 0; i < l->par.n; i++)
+		for (int64_t j = 0; j < param_size(&l->par.p[i]); j += 5) {
+			real *at = &l->w[l->par.p[i].off + j], was = *at;
+			double up, down, want = (double)l->g[l->par.p[i].off + j];
+
+			*at = was + (real)h, up = loss(l, x);
+			*at = was - (real)h, down = loss(l, x);
+			*at = was;
+			worst = fmax(worst, fabs((up - down) / (2 * h) - want));
+			norm = fmax(norm, fabs(want));
+		}
+	is_close(worst / norm, 0, 2e-3, "gradients of A and B by finite differences");
+	loss(l, x);
+}
+
+static void test_sum(struct lora *l, const real *x)
+{
+	double worst = 0;
+	int others = 0;
+
+	for (int t = 0; t < l->n; t++) {
+		const struct param *p = &ps.p[l->target[t]], *a = &l->par.p[2 * t], *b = a + 1;
+
+		for (int i = 0; i < p->rows; i++)
+			for (int j = 0; j < p->cols; j++) {
+				double s = 0;
+
+				for (int k = 0; k < RANK; k++)
+					s += (double)l->w[b->off + i * RANK + k] * (double)l->w[a->off + k * p->cols + j];
+				s = (double)w[p->off + i * p->cols + j] + 7.0 / RANK * s;
+				worst = fmax(worst, fabs(s - (double)x[p->off + i * p->cols + j]));
+			}
+	}
+	is_close(worst, 0, 1e-5, "W + alpha/rank * B A");
+	for (int i = 0; i < ps.n; i++)
+		if (!hit[i])
+			others += memcmp(x + ps.p[i].off, w + ps.p[i].off, (size_t)param_size(&ps.p[i]) * sizeof *x) != 0;
+	ok(others == 0, "and nothing else");
+}
+
+/* Writes l as PEFT would; cut: leaves the last tensor out; rank: what the configuration says. */
+static void write_adapter(const struct lora *l, int cut, const char *config)
+{
+	char *path = file_join(dir, "adapter_model.safetensors"), *conf = file_join(dir, "adapter_config.json");
+	struct st_error se;
+	struct err e = {0};
+	struct st_writer *f = st_writer_create(path, &se);
+
+	for (int i = 0; i < l->par.n - cut; i++) {
+		const uint64_t shape[2] = { (uint64_t)l->par.p[i].rows, (uint64_t)l->par.p[i].cols };
+
+		st_writer_add(f, l->par.p[i].name, ST_F32, 2, shape, 0, &se);
+	}
+	st_writer_begin(f, &se);
+	for (int i = 0; i < l->par.n - cut; i++)
+		st_writer_data(f, l->w + l->par.p[i].off, (size_t)param_size(&l->par.p[i]) * 4, &se);
+	ok(st_writer_finish(f, &se) == 0 && file_put(conf, config, strlen(config), &e) == 0, "adapter written");
+	free(path);
+	free(conf);
+}
+
+static void refused(const char *what, const char *config, const struct lora *l, int cut)
+{
+	real *y = mem_alloc((size_t)ps.total * sizeof *y);
+	struct err e = {0};
+
+	write_adapter(l, cut, config);
+	ok(lora_merge(dir, &ps, y, NULL, &e) < 0 && e.status == EX_DATAERR, "refused: %s: %s", what, e.msg);
+	mem_free(y);
+}
+
+static void test_merge(const struct lora *l, const real *x)
+{
+	real *y = mem_alloc((size_t)ps.total * sizeof *y);
+	struct err e = {0};
+	json_t *o = lora_config(l, "somewhere"), *metadata = NULL;
+	char *text = json_dumps(o, 0);
+
+	ok(strcmp(l->par.p[0].name, "base_model.model.model.layers.0.self_attn.q_nope_proj.lora_A.weight") == 0,
+	    "PEFT's names: %s", l->par.p[0].name);
+	write_adapter(l, 0, text);
+	memcpy(y, w, (size_t)ps.total * sizeof *y);
+	ok(lora_merge(dir, &ps, y, &metadata, &e) == 0, "merged %s", e.msg);
+	ok(memcmp(x, y, (size_t)ps.total * sizeof *y) == 0, "bit for bit what was trained");
+	refused("a part absent", text, l, 1);
+	refused("another rank", "{\"r\": 4, \"lora_alpha\": 1}", l, 0);
+	refused("no rank", "{\"lora_alpha\": 1}", l, 0);
+	refused("a huge rank", "{\"r\": 99999999999, \"lora_alpha\": 1}", l, 0);
+	refused("DoRA", "{\"r\": 3, \"lora_alpha\": 1, \"use_dora\": true}", l, 0);
+	refused("no JSON", "{", l, 0);
+	json_decref(metadata);
+	json_decref(o);
+	free(text);
+	mem_free(y);
+}
+
+int main(void)
+{
+	struct lora l;
+	struct err e = {0};
+	real *x;
+
+	if (!mkdtemp(dir))
+		err_die(EX_CANTCREAT, "%s:", dir);
+	pool_init(1);
+	make_model();
+	x = mem_alloc((size_t)ps.total * sizeof *x);
+	memcpy(x, w, (size_t)ps.total * sizeof *x);
+	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) == 0, "opened %s", e.msg);
+	lora_start(&l, x, 1);
+	lora_apply(&l, x);
+	ok(memcmp(x, w, (size_t)ps.total * sizeof *x) == 0, "it begins at nothing");
+	test_gradients(&l, x);
+	test_sum(&l, x);
+	test_merge(&l, x);
+	lora_close(&l);
+	hit[0] = true;
+	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) < 0 && e.status == EX_USAGE, "not for embeddings: %s", e.msg);
+	mem_free(x), mem_free(w), mem_free(g), mem_free(c), mem_free(hit);
+	params_free(&ps);
+	file_remove_tree(dir, &e);
+	return tap_done();
+}
