@@ -63,6 +63,24 @@ struct attn_cached_args {
 	const real *const *k2cache; int64_t ldk2; /* (n) likewise (slot, G2*dk2) */
 };
 
+enum diverge_kind {
+	DIVERGE_FORWARD,	/* KL(teacher || student) */
+	DIVERGE_REVERSE,	/* KL(student || teacher) */
+	DIVERGE_JS		/* Jensen-Shannon: mean of the KL of both to their mean; at most ln 2 */
+};
+
+/* Rows of logits of a student and of a teacher: the divergence of their distributions at a temperature, softmax(logits /
+ * temperature). Rows without a target are passed over: value 0, no gradient. */
+struct diverge_args {
+	enum diverge_kind kind;
+	double temperature;
+	int64_t n; int V;
+	const real *student, *teacher;		/* (n, V) */
+	const int32_t *target;			/* (n) */
+	real *value;				/* (n) */
+	real *dstudent; double coef;		/* (n, V) += coef * dvalue/dstudent; NULL: not wanted */
+};
+
 struct adamw_args {
 	real *w, *g, *m, *v;
 	int64_t n;
@@ -133,6 +151,8 @@ struct backend {
 	/* Rows of logits (n,V): logp[i] = log softmax(logits)[target[i]] (0 where target < 0). When coef is given the
 	 * logits are overwritten by coef[i] * (onehot - softmax), the gradient of sum_i coef[i]*logp[i]. */
 	void (*logprob)(real *logits, real *logp, const int32_t *target, const real *coef, int64_t n, int V);
+
+	void (*diverge)(const struct diverge_args *a);
 
 	double (*sumsq)(const real *x, int64_t n);
 	void (*adamw)(const struct adamw_args *a);		/* Loshchilov, Hutter 2019, bias-corrected */

@@ -78,6 +78,21 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
 	return tok_chat(t, messages, false, chat_flags.think, out, mask, why);
 }
 
+/* A record that is no conversation: all of it is to be learned. */
+static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct chat_count *count,
+    struct err *why)
+{
+	if (record_document(rec, t, vocab, out, why) < 0)
+		return -1;
+	for (int i = 1; i < out->n; i++)
+		out->v[i] |= CHAT_LEARN;
+	if (out->n < 2) {
+		count->empty++;
+		out->n = 0;
+	}
+	return 0;
+}
+
 int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
     struct err *why)
 {
@@ -110,11 +125,13 @@ void chat_report(const struct chat_count *count)
 /* --- the source --- */
 
 struct chat {
+	const struct chat_kind *kind;
 	struct tok *tok;
 	int vocab, T;
 	struct corpus *corpus;
 	struct chat_count count;
-	int64_t limit, rows;		/* conversations to deliver, rows that they take; -1: no end, or not known */
+	int64_t limit, rows;		/* items to deliver, rows that they take; -1: no end, or not known */
+	int64_t offset;			/* token of the next item at which its next piece begins */
 	int *used;			/* (batch) columns of each row of the micro-batch */
 };
 
@@ -122,7 +139,17 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 {
 	struct chat *c = self;
 
-	return chat_words(c->tok, c->vocab, rec, c->T + 1, out, &c->count, why);
+	return c->kind->item(c->tok, c->vocab, rec, c->T + 1, out, &c->count, why);
+}
+
+static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+    struct err *why)
+{
+	bool tokens = json_object_get(rec, "tokens") != NULL;
+
+	if (tokens ? json_object_get(rec, "mask") != NULL : record_messages(rec) != NULL)
+		return chat_words(t, vocab, rec, n, out, count, why);
+	return text_words(t, vocab, rec, out, count, why);
 }
 
 /* The first row with room for n, or -1. */
@@ -134,14 +161,22 @@ static int find_room(const struct chat *c, int B, int64_t n)
 	return -1;
 }
 
-static void place(const struct chat *c, struct batch *b, int r, const uint32_t *word, int64_t n)
+/* n rows into row r of the batch; what comes with their tokens into extra. */
+static void place(const struct chat *c, struct micro *mb, int r, const uint32_t *word, int64_t n)
 {
 	int64_t at = (int64_t)r * c->T + c->used[r];
+	int stride = c->kind->stride;
+	struct batch *b = &mb->b;
 
 	for (int64_t i = 0; i < n; i++) {
-		b->tok[at + i] = CHAT_ID(word[i]);
-		b->target[at + i] = word[i + 1] & CHAT_LEARN ? (int32_t)CHAT_ID(word[i + 1]) : -1;
+		uint32_t next = word[(i + 1) * stride];
+
+		b->tok[at + i] = CHAT_ID(word[i * stride]);
+		b->target[at + i] = next & CHAT_LEARN ? (int32_t)CHAT_ID(next) : -1;
 		b->doc_start[at + i] = c->used[r];
+		if (stride > 1)
+			memcpy((uint32_t *)mb->extra + (at + i) * (stride - 1), word + i * stride + 1,
+			    (size_t)(stride - 1) * sizeof *word);
 	}
 }
 
@@ -154,28 +189,43 @@ static void pad(const struct chat *c, struct batch *b, int r)
 	}
 }
 
-/* Packs one micro-batch into b, or only moves on when that is NULL. Rows used, 0 at the end, -1. */
-static int pack(struct chat *c, struct batch *b, int B, struct err *e)
+/* The piece that is next, at most T rows: rows, 0 at the end, -1. */
+static int64_t piece(struct chat *c, const uint32_t **word, int64_t *left, struct err *e)
+{
+	int64_t n;
+	int rc;
+
+	if (c->limit >= 0 && corpus_passed(c->corpus) >= c->limit)
+		return 0;
+	if ((rc = corpus_get(c->corpus, word, &n, e)) <= 0)
+		return rc;
+	*word += c->offset * c->kind->stride;
+	*left = n / c->kind->stride - c->offset - 1;
+	return *left < c->T ? *left : c->T;
+}
+
+/* Packs one micro-batch into mb, or only moves on when that is NULL. Rows used, 0 at the end, -1. */
+static int pack(struct chat *c, struct micro *mb, int B, struct err *e)
 {
 	const uint32_t *word;
-	int rows = 0, r, rc;
-	int64_t n;
+	int64_t n, left;
+	int rows = 0, r;
 
 	memset(c->used, 0, (size_t)B * sizeof *c->used);
-	while (c->limit < 0 || corpus_passed(c->corpus) < c->limit) {
-		if ((rc = corpus_get(c->corpus, &word, &n, e)) < 0)
-			return -1;
-		if (rc == 0 || (r = find_room(c, B, n - 1)) < 0)
-			break;
-		if (b != NULL)
-			place(c, b, r, word, n - 1);
-		c->used[r] += (int)n - 1;
+	while ((n = piece(c, &word, &left, e)) > 0 && (r = find_room(c, B, n)) >= 0) {
+		if (mb != NULL)
+			place(c, mb, r, word, n);
+		c->used[r] += (int)n;
 		rows = r + 1 > rows ? r + 1 : rows;
-		corpus_advance(c->corpus);
+		c->offset += n;
+		if (n == left) {
+			corpus_advance(c->corpus);
+			c->offset = 0;
+		}
 	}
-	for (r = 0; b != NULL && r < rows; r++)
-		pad(c, b, r);
-	return rows;
+	for (r = 0; mb != NULL && r < rows; r++)
+		pad(c, &mb->b, r);
+	return n < 0 ? -1 : rows;
 }
 
 /* Goes through all the data to see how many micro-batches there are, and back. */
@@ -206,7 +256,7 @@ static void chat_close(void *self)
 static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, char *const files[], bool eval,
     struct err *e)
 {
-	const struct corpus_opt co = { .unit = "conversations", .item = item, .self = c, .shuffle = o->shuffle && !eval,
+	const struct corpus_opt co = { .unit = c->kind->unit, .item = item, .self = c, .shuffle = o->shuffle && !eval,
 	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
 	if ((c->corpus = corpus_open(nfiles, files, &co, e)) == NULL)
@@ -218,8 +268,8 @@ static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, ch
 	return count_rows(c, o->batch, e);
 }
 
-static void *chat_open(const struct train_opt *o, const struct config *cfg, struct tok *t, int nfiles,
-    char *const files[], bool eval, struct err *e)
+void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o, const struct config *cfg, struct tok *t,
+    int nfiles, char *const files[], bool eval, struct err *e)
 {
 	struct chat *c = calloc(1, sizeof *c);
 
@@ -227,6 +277,7 @@ static void *chat_open(const struct train_opt *o, const struct config *cfg, stru
 		err_set(e, EX_OSERR, "out of memory");
 		return NULL;
 	}
+	c->kind = kind;
 	c->tok = t;
 	c->vocab = cfg->vocab_size;
 	c->T = o->seq;
@@ -235,6 +286,22 @@ static void *chat_open(const struct train_opt *o, const struct config *cfg, stru
 		return c;
 	chat_close(c);
 	return NULL;
+}
+
+static void *chat_open(const struct train_opt *o, const struct config *cfg, struct tok *t, int nfiles,
+    char *const files[], bool eval, struct err *e)
+{
+	static const struct chat_kind kind = { "conversations", 1, chat_words };
+
+	return chat_open_kind(&kind, o, cfg, t, nfiles, files, eval, e);
+}
+
+static void *text_open(const struct train_opt *o, const struct config *cfg, struct tok *t, int nfiles,
+    char *const files[], bool eval, struct err *e)
+{
+	static const struct chat_kind kind = { "conversations and texts", 1, text_item };
+
+	return chat_open_kind(&kind, o, cfg, t, nfiles, files, eval, e);
 }
 
 static bool chat_streams(const void *self)
@@ -265,7 +332,7 @@ static int chat_next(void *self, struct micro *mb, int B, struct err *e)
 	struct chat *c = self;
 
 	mb->b.T = c->T;
-	mb->b.B = pack(c, &mb->b, B, e);
+	mb->b.B = pack(c, mb, B, e);
 	return mb->b.B < 0 ? -1 : mb->b.B > 0;
 }
 
@@ -273,18 +340,26 @@ static json_t *chat_position(const void *self)
 {
 	const struct chat *c = self;
 
-	return json_pack("{s:I, s:I}", "epoch", (json_int_t)corpus_epoch(c->corpus), "conversation",
-	    (json_int_t)corpus_index(c->corpus));
+	return json_pack("{s:I, s:I, s:I}", "epoch", (json_int_t)corpus_epoch(c->corpus), "conversation",
+	    (json_int_t)corpus_index(c->corpus), "offset", (json_int_t)c->offset);
 }
 
 static int chat_seek(void *self, const json_t *position, struct err *e)
 {
 	struct chat *c = self;
-	json_int_t epoch = 0, index = 0;
+	json_int_t epoch = 0, index = 0, offset = 0;
+	const uint32_t *word;
+	int64_t left;
 
-	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I}", "epoch", &epoch, "conversation", &index) < 0)
+	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I, s:I}", "epoch", &epoch, "conversation", &index,
+	    "offset", &offset) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
-	return corpus_seek(c->corpus, epoch, index, e);
+	if (corpus_seek(c->corpus, epoch, index, e) < 0)
+		return -1;
+	c->offset = offset;
+	if (offset != 0 && (offset < 0 || piece(c, &word, &left, e) <= 0))
+		return e->status != 0 ? -1 : err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
+	return 0;
 }
 
 static json_t *chat_inputs(const void *self)
@@ -303,5 +378,10 @@ static json_t *chat_inputs(const void *self)
 
 const struct source chat_source = {
 	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
+	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek, .inputs = chat_inputs,
+};
+
+const struct source chat_text_source = {
+	.open = text_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
 	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek, .inputs = chat_inputs,
 };

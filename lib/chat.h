@@ -52,4 +52,21 @@ void chat_report(const struct chat_count *count);
 
 extern const struct source chat_source;
 
+/* The same, and besides conversations texts (or tokens without a mask), of which all is to be learned; those that are too
+ * long are cut into pieces. */
+extern const struct source chat_text_source;
+
+/* For sources of other records that are packed the same way: chat_source with another open, which calls chat_open_kind().
+ * Items longer than --seq + 1 tokens are cut into pieces. */
+struct chat_kind {
+	const char *unit;	/* what an item is, for people */
+	int stride;		/* words of a token: its id, with CHAT_LEARN, and those that go to micro.extra, (rows, stride - 1),
+				   at the row that it is the input of */
+	/* As chat_words(). */
+	int (*item)(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+	    struct err *why);
+};
+void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o, const struct config *cfg, struct tok *t,
+    int nfiles, char *const files[], bool eval, struct err *e);
+
 #endif

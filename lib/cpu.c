@@ -725,5 +725,6 @@ const struct backend backend_cpu = {
 	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,
 	.gather = gather, .combine = combine, .dot_rows = dot_rows, .scatter_add = scatter_add,
 	.axpy = axpy, .scale = scale, .scale_rows = scale_rows, .silu = silu, .silu_back = silu_back,
-	.softmax = softmax, .dropout = dropout, .logprob = logprob, .sumsq = sumsq, .adamw = adamw,
+	.softmax = softmax, .dropout = dropout, .logprob = logprob, .diverge = cpu_diverge,
+	.sumsq = sumsq, .adamw = adamw,
 };

@@ -9,6 +9,7 @@
 void cpu_attn(const struct attn_args *a);			/* cpu_attn.c */
 void cpu_attn_back(const struct attn_args *a);
 void cpu_attn_cached(const struct attn_cached_args *a);		/* cpu_decode.c */
+void cpu_diverge(const struct diverge_args *a);			/* cpu_diverge.c */
 
 /* Scratch of the calling thread, one per thread: the next call may move it. Grows, never shrinks: steady state allocates
  * nothing. Freed when the thread ends. Not thread-local storage, which would lie in every thread's stack. */

@@ -28,30 +28,11 @@ static bool is_shard(const char *path)
 	return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
 }
 
-/* bos and eos around a document, unless it brings its own. (A conversation ends with eos and a newline.) */
-static void frame(const struct data *d, struct ids *s)
-{
-	int bos = d->o.tok ? tok_bos(d->o.tok) : -1, eos = d->o.tok ? tok_eos(d->o.tok) : -1;
-
-	if (s->n == 0)
-		return;
-	if (bos >= 0 && s->v[0] != (uint32_t)bos) {
-		ids_push(s, 0);
-		memmove(s->v + 1, s->v, (size_t)(s->n - 1) * sizeof *s->v);
-		s->v[0] = (uint32_t)bos;
-	}
-	if (eos >= 0 && s->v[s->n - 1] != (uint32_t)eos && (s->n < 2 || s->v[s->n - 2] != (uint32_t)eos))
-		ids_push(s, (uint32_t)eos);
-}
-
 static int document(void *self, const json_t *rec, struct ids *out, struct err *why)
 {
 	struct data *d = self;
 
-	if (record_ids(rec, d->o.tok, d->o.vocab, out, why) < 0)
-		return -1;
-	frame(d, out);
-	return 0;
+	return record_document(rec, d->o.tok, d->o.vocab, out, why);
 }
 
 /* A token shard: "tokens" (N) U16 or U32, "offsets" (docs + 1) I64. */
@@ -98,7 +79,7 @@ static int shard_doc(struct data *d, const struct shard *s, int64_t i, const cha
 			    " vocab_size %d", path, id, i, d->o.vocab);
 		ids_push(&d->scratch, id);
 	}
-	frame(d, &d->scratch);
+	record_frame(d->o.tok, &d->scratch);
 	return 0;
 }
 

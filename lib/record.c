@@ -161,3 +161,27 @@ int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, str
 	free(text);
 	return 0;
 }
+
+/* (A conversation ends with eos and a newline.) */
+void record_frame(const struct tok *t, struct ids *ids)
+{
+	int bos = t ? tok_bos(t) : -1, eos = t ? tok_eos(t) : -1;
+
+	if (ids->n == 0)
+		return;
+	if (bos >= 0 && ids->v[0] != (uint32_t)bos) {
+		ids_push(ids, 0);
+		memmove(ids->v + 1, ids->v, (size_t)(ids->n - 1) * sizeof *ids->v);
+		ids->v[0] = (uint32_t)bos;
+	}
+	if (eos >= 0 && ids->v[ids->n - 1] != (uint32_t)eos && (ids->n < 2 || ids->v[ids->n - 2] != (uint32_t)eos))
+		ids_push(ids, (uint32_t)eos);
+}
+
+int record_document(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
+{
+	if (record_ids(rec, t, vocab, out, e) < 0)
+		return -1;
+	record_frame(t, out);
+	return 0;
+}

@@ -36,4 +36,9 @@ const json_t *record_messages(const json_t *rec);
 int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e);
 int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
 
+/* A document as training takes it: record_ids(), or ids that are there, between bos and eos, unless it brings its own.
+ * out is empty before; t may be NULL: then there are no marks. */
+int record_document(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
+void record_frame(const struct tok *t, struct ids *ids);
+
 #endif

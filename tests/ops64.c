@@ -276,6 +276,44 @@ static void test_logprob(void)
 	ok(x.logp[2] == 0, "no target: log-probability 0");
 }
 
+static void diverge_f(void *c) { be->diverge(c); }
+
+/* Logits far enough apart that some probabilities are next to nothing. */
+static void test_diverge(enum diverge_kind kind, const char *name)
+{
+	int n = 5, V = 37;
+	int32_t target[5] = { 3, 36, -1, 0, 7 };
+	real *z = randoms(n * V), *teacher = randoms(n * V), *seed = zeros(n, sizeof(real)), *g = zeros(n * V, sizeof(real));
+	struct diverge_args a = { .kind = kind, .temperature = 1.7, .n = n, .V = V, .student = z, .teacher = teacher,
+	    .target = target, .value = randoms(n) };
+	struct diverge_args back = a;
+	struct op o = { diverge_f, &a, a.value, seed, n };
+	double worst = 0;
+
+	for (int i = 0; i < n * V; i++) {
+		teacher[i] *= i % 11 ? 3 : 40;
+		g[i] = 1;		/* what is there already is added to */
+	}
+	for (int i = 0; i < n; i++)
+		seed[i] = 0.6;
+	back.dstudent = g;
+	back.coef = 0.6;
+	be->diverge(&back);
+	for (int i = 0; i < n * V; i++)
+		g[i] -= 1;
+	check(&o, name, z, g, n * V);
+	ok(a.value[2] == 0 && a.value[0] > 0, "%s: positive, and 0 without a target", name);
+	memcpy(z, teacher, (size_t)(n * V) * sizeof(real));
+	memset(g, 0, (size_t)(n * V) * sizeof(real));
+	be->diverge(&back);
+	for (int i = 0; i < n * V; i++)
+		worst = fmax(worst, fabs(g[i]));
+	for (int i = 0; i < n; i++)
+		worst = fmax(worst, fabs(a.value[i]));
+	ok(worst < 1e-14, "%s: nothing between equals", name);
+	release();
+}
+
 static void test_moves(void)
 {
 	real *src = randoms(4 * 3), *dst = zeros(5 * 3, sizeof(real)), *dot = zeros(5, sizeof(real));
@@ -345,6 +383,9 @@ int main(void)
 	test_route(true);
 	test_route(false);
 	test_logprob();
+	test_diverge(DIVERGE_FORWARD, "forward KL");
+	test_diverge(DIVERGE_REVERSE, "reverse KL");
+	test_diverge(DIVERGE_JS, "Jensen-Shannon divergence");
 	test_moves();
 	test_dropout();
 	return tap_done();
