@@ -175,7 +175,7 @@ static void write_record(struct job *j)
 
 	for (int i = g->nprompt; i < g->ids.n; i++)
 		json_array_append_new(tokens, json_integer(g->ids.v[i]));
-	json_object_set_new(j->rec, "completion", infer_json_text(g->text ? g->text : "", g->len));
+	json_object_set_new(j->rec, "completion", json_text(g->text ? g->text : "", g->len));
 	json_object_set_new(j->rec, "tokens", tokens);
 	json_set_str(j->rec, "finish", g->finish);
 	json_set_num(timing, "prefill_s", j->prefill);
@@ -312,7 +312,7 @@ static void converse(void)
 
 		line[n - (line[n - 1] == '\n')] = '\0';
 		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "user", "content",
-		    infer_json_text(line, strlen(line))));
+		    json_text(line, strlen(line))));
 		must(tok_chat(infer.tok, messages, true, false, &ids, NULL, &s.e) < 0);
 		while (at < held.n && at < ids.n - 1 && held.v[at] == ids.v[at])
 			at++;
@@ -339,7 +339,7 @@ static void converse(void)
 		}
 		putchar('\n');
 		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "assistant", "content",
-		    infer_json_text(g.text ? g.text : "", g.len)));
+		    json_text(g.text ? g.text : "", g.len)));
 		held.n = 0;
 		for (int i = 0; i < seq_len(seq); i++)
 			ids_push(&held, g.ids.v[i]);
@@ -395,7 +395,7 @@ int main(int argc, char **argv)
 	set_ends();
 	V = infer.cfg.vocab_size;
 	if (o.prompt)
-		by_hand = new_job(json_pack("{s:o}", "prompt", infer_json_text(o.prompt, strlen(o.prompt))));
+		by_hand = new_job(json_pack("{s:o}", "prompt", json_text(o.prompt, strlen(o.prompt))));
 	else if (!talk && !infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
 		must(true);
 	set_context(by_hand);

@@ -135,6 +135,12 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	return g->store ? 0 : -1;
 }
 
+void engine_settle(struct engine_opt *o)
+{
+	if (o->max_rows < o->max_seqs)
+		o->max_rows = o->max_seqs;
+}
+
 static struct engine *prepare(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e)
 {
 	struct engine *g = calloc(1, sizeof(*g));
@@ -144,8 +150,7 @@ static struct engine *prepare(const char *dir, const struct engine_opt *o, struc
 		return NULL;
 	}
 	g->opt = *o;
-	if (g->opt.max_rows < g->opt.max_seqs)
-		g->opt.max_rows = g->opt.max_seqs;
+	engine_settle(&g->opt);
 	if (load_plan(g, dir, plan, e) < 0) {
 		engine_close(g);
 		return NULL;
@@ -187,6 +192,7 @@ struct engine *engine_over(const struct config *c, const struct params *ps, cons
 		return NULL;
 	}
 	g->opt = *o;
+	engine_settle(&g->opt);
 	g->cfg = c;
 	g->par = ps;
 	g->flat = w;

@@ -115,6 +115,7 @@ struct engine {
 };
 
 /* decode.c */
+void engine_settle(struct engine_opt *o);	/* what follows from other options */
 int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
     char *base);
 int64_t kv_bytes(const struct engine *g);	/* of one sequence */

@@ -30,6 +30,7 @@ void engine_over_plan(const struct config *c, const struct params *ps, const str
 	if (!g)
 		err_die(EX_OSERR, "out of memory");
 	g->opt = *o;
+	engine_settle(&g->opt);
 	g->cfg = c;
 	g->par = ps;
 	load_plan_state(g, &own);

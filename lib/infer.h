@@ -43,7 +43,4 @@ void infer_close(void);
  * 0, or -1 with the reason in e->msg. */
 int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e);
 
-/* The JSON string of bytes that need not be UTF-8: what is not becomes U+FFFD. */
-json_t *infer_json_text(const char *s, size_t len);
-
 #endif

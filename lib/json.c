@@ -387,3 +387,43 @@ void json_set_str(json_t *o, const char *key, const char *v)
 {
 	json_object_set_new(o, key, v ? json_string(v) : json_null());
 }
+
+/* Length of the UTF-8 character at s, 0 when there is none. */
+static size_t utf8_length(const unsigned char *s, size_t left)
+{
+	static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };
+	size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+	uint32_t c;
+
+	if (n < 2)
+		return n;
+	if (n > left)
+		return 0;
+	c = s[0] & (0x7fu >> n);
+	for (size_t i = 1; i < n; i++) {
+		if (s[i] >> 6 != 2)
+			return 0;
+		c = c << 6 | (s[i] & 63);
+	}
+	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
+}
+
+json_t *json_text(const char *s, size_t len)
+{
+	char *out = malloc(3 * len + 1);
+	size_t n = 0;
+	json_t *v;
+
+	if (!out)
+		err_die(EX_OSERR, "out of memory");
+	for (size_t i = 0; i < len;) {
+		size_t c = utf8_length((const unsigned char *)s + i, len - i);
+
+		memcpy(out + n, c ? s + i : "\xef\xbf\xbd", c ? c : 3);
+		n += c ? c : 3;
+		i += c ? c : 1;
+	}
+	v = json_stringn(out, n);
+	free(out);
+	return v;
+}

@@ -57,4 +57,7 @@ void json_set_num(json_t *o, const char *key, double v);
 void json_set_int(json_t *o, const char *key, int64_t v);
 void json_set_str(json_t *o, const char *key, const char *v);
 
+/* The JSON string of bytes that need not be UTF-8: what is not becomes U+FFFD. */
+json_t *json_text(const char *s, size_t len);
+
 #endif
