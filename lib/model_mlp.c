@@ -8,6 +8,7 @@
 
 #include "model_int.h"
 #include "rng.h"
+#include "route.h"
 
 struct ffn { const real *gate, *up, *down; };	/* (F, D), (F, D), (D, F) */
 
@@ -120,16 +121,6 @@ static void shared_coef(struct model *m, struct layer_act *x)
 		m->be->combine(x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
 }
 
-static bool same_set(const int32_t *a, const int32_t *b, int K)
-{
-	int found = 0;
-
-	for (int i = 0; i < K; i++)
-		for (int j = 0; j < K; j++)
-			found += a[i] == b[j];
-	return found == K;
-}
-
 /* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The gradient goes through the
  * weights as always. (R3, arXiv:2510.11370: training must use the experts that sampling used.) */
 static void replay(struct model *m, int s, struct layer_act *x, const real *probs, int32_t *ids)
@@ -143,7 +134,7 @@ static void replay(struct model *m, int s, struct layer_act *x, const real *prob
 		if (given[0] < 0)
 			continue;
 		m->replayed++;
-		m->moved += !same_set(given, a->hid + r * K, K);
+		m->moved += !route_same_set(given, a->hid + r * K, K);
 		memcpy(a->hid + r * K, given, (size_t)K * sizeof(*given));
 	}
 	m->be->put(ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));

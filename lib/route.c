@@ -557,3 +557,13 @@ double route_load_entropy(const struct route_load *l, int layers, int E)
 	}
 	return layers > 0 && E > 1 ? sum / layers / log(E) : 0;
 }
+
+bool route_same_set(const int32_t *a, const int32_t *b, int K)
+{
+	int found = 0;
+
+	for (int i = 0; i < K; i++)
+		for (int j = 0; j < K; j++)
+			found += a[i] == b[j];
+	return found == K;
+}

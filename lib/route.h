@@ -51,6 +51,7 @@ struct route_stats {
 						   max_k Q, summed over rows */
 };
 void route_stats_add(struct route_stats *s, const struct route_in *in);
+bool route_same_set(const int32_t *a, const int32_t *b, int K);	/* the same experts, in any order */
 double route_load_entropy(const struct route_load *l, int layers, int E);	/* mean over layers, / ln E: 1 = even */
 
 #endif
