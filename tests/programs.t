@@ -11,6 +11,7 @@ chr-pretrain	in.jsonl	-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32
 chr-sft		chat.jsonl	-m model -n 1 -o out -b 2 --seq 64
 chr-dpo		prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
 chr-orpo	prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
+chr-grpo	prompts.jsonl	-m model -n 1 -o out -b 1 -G 2 --seq 96 --new 4 --reward toy
 chr-merge	adapter	-m model -o out
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
@@ -22,6 +23,7 @@ chr-diff	in.jsonl	model packed
 "
 head -5 datasets/chat.jsonl > chat.jsonl
 head -4 datasets/prefs.jsonl > prefs.jsonl
+head -4 datasets/prompts.jsonl > prompts.jsonl
 chr-sft -q -m model -o adapter -n 1 -b 2 --seq 64 --lora-rank 2 chat.jsonl > /dev/null || exit 1
 printf '\037\213 this only begins like gzip' > garbage.gz
 printf 'neither { nor ] \001\n' > garbage
