@@ -8,6 +8,7 @@
 #include "json.h"
 #include "loss.h"
 #include "prov.h"
+#include "rng.h"
 #include "sig.h"
 #include "train_impl.h"
 
@@ -251,6 +252,40 @@ static int train_step(struct train *t, int n, struct err *e)
 	return log ? put_step(t, lr, norm, e) : 0;
 }
 
+/* --- the longest batch --- */
+
+/* Every row of every sequence a token with a target, one document each: no batch can take more. */
+static void fill_batch(const struct train *t, struct batch *b)
+{
+	b->T = t->o.seq;
+	b->B = (int)(train_rows(t) / b->T);
+	for (int64_t r = 0; r < train_rows(t); r++) {
+		b->tok[r] = rng_hash(1, (uint64_t)r) % (uint32_t)t->cfg.vocab_size;
+		b->target[r] = (int32_t)b->tok[r];
+		b->doc_start[r] = 0;
+	}
+}
+
+/* Goes through the longest batch there can be and forgets it, so that what does not fit shows before the first step. */
+static void rehearse(struct train *t)
+{
+	const struct forward_opt fo = { .train = true, .fallback_mask_prob = t->cfg.fallback_mask_prob }, plain = {0};
+	struct micro *mb = &t->micro[0];
+	struct route_terms terms;
+	struct route_in route;
+
+	fill_batch(t, &mb->b);
+	clear_step(t);
+	if (t->has_ref)
+		model_forward(&t->ref, &mb->b, &plain);
+	model_forward(&t->m, &mb->b, &fo);
+	loss_ce(&t->m, &mb->b, train_rows(t), t->coef, t->logp);
+	route = route_view(t, mb, train_rows(t));
+	if (t->cfg.num_sparse > 0)
+		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook, &t->scratch);
+	model_backward(&t->m, &mb->b);
+}
+
 /* --- evaluation --- */
 
 /* Held-out loss: the mean over all targets (or what else the stage counts), each batch weighing by its own. */
@@ -404,6 +439,7 @@ static int loop(struct train *t, struct err *e)
 {
 	int n, rc;
 
+	rehearse(t);
 	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)
 		return -1;
 	while ((t->schedule.total == 0 || t->step < t->schedule.total) && !given_up(t)) {
