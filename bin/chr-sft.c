@@ -7,6 +7,11 @@
 #include "opt.h"
 #include "train.h"
 
+static json_t *settings(void)
+{
+	return json_pack("{s:f}", "neftune", train_flags.neftune);
+}
+
 static double sft_loss(const struct stage_in *in)
 {
 	return loss_ce(in->m, &in->mb->b, in->targets, in->coef, in->logp);
@@ -14,10 +19,13 @@ static double sft_loss(const struct stage_in *in)
 
 int main(int argc, char **argv)
 {
-	static const struct stage stage = { .name = "sft", .source = &chat_source, .loss = sft_loss };
+	static const struct stage stage = { .name = "sft", .source = &chat_source, .loss = sft_loss,
+	    .settings = settings };
 	static const struct opt opts[] = {
 		{ .kind = OPT_TABLE, .value = (void *)train_opts },
 		{ .kind = OPT_TABLE, .value = (void *)chat_opts },
+		{ 0, "neftune", OPT_FLOAT, &train_flags.neftune, 0, 1e3, "ALPHA",
+		    "noise on the embeddings in training; 0: none, 5 is usual" },
 		{ .kind = OPT_END }
 	};
 	static const struct opt_prog prog = {

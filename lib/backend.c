@@ -15,7 +15,7 @@ static const char *missing_row(const struct backend *b)
 		ROW(rmsnorm_back), ROW(rope), ROW(copy2d), ROW(attn), ROW(attn_back), ROW(attn_cached), ROW(swiglu),
 		ROW(swiglu_back), ROW(route), ROW(route_weights), ROW(route_back), ROW(gather), ROW(combine), ROW(dot_rows),
 		ROW(scatter_add), ROW(axpy), ROW(scale), ROW(scale_rows), ROW(silu), ROW(silu_back), ROW(softmax), ROW(dropout),
-		ROW(logprob), ROW(diverge), ROW(sumsq), ROW(adamw),
+		ROW(noise), ROW(logprob), ROW(diverge), ROW(sumsq), ROW(adamw),
 	};
 #undef ROW
 	for (size_t i = 0; i < sizeof(row) / sizeof(row[0]); i++) {

@@ -147,6 +147,7 @@ struct backend {
 	void (*silu_back)(real *dx, const real *dy, const real *x, int64_t n);	/* dx may be dy */
 	void (*softmax)(real *x, int64_t n, int w);				/* rows in place */
 	void (*dropout)(real *x, int64_t n, double p, uint64_t key);		/* same call on gradients */
+	void (*noise)(real *x, const real *s, int64_t n, int w, uint64_t key);	/* row i += s[i] * uniform in (-1, 1) */
 
 	/* Rows of logits (n,V): logp[i] = log softmax(logits)[target[i]] (0 where target < 0). When coef is given the
 	 * logits are overwritten by coef[i] * (onehot - softmax), the gradient of sum_i coef[i]*logp[i]. */

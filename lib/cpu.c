@@ -629,6 +629,21 @@ static void dropout(real *x, int64_t n, double p, uint64_t key)
 	pool_for(n, 16384, dropout_range, &c);
 }
 
+ROWS(noise_rows)
+{
+	CTX;
+
+	for (int64_t i = i0 * c->w; i < i1 * c->w; i++)
+		c->y[i] += c->x[i / c->w] * (real)((rng_hash(c->key, (uint64_t)i) + 0.5) * 0x1p-31 - 1);
+}
+
+static void noise(real *x, const real *s, int64_t n, int w, uint64_t key)
+{
+	struct rows_ctx c = { .y = x, .x = s, .w = w, .key = key };
+
+	pool_for(n, grain(w), noise_rows, &c);
+}
+
 ROWS(logprob_rows)
 {
 	CTX;
@@ -725,6 +740,6 @@ const struct backend backend_cpu = {
 	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,
 	.gather = gather, .combine = combine, .dot_rows = dot_rows, .scatter_add = scatter_add,
 	.axpy = axpy, .scale = scale, .scale_rows = scale_rows, .silu = silu, .silu_back = silu_back,
-	.softmax = softmax, .dropout = dropout, .logprob = logprob, .diverge = cpu_diverge,
+	.softmax = softmax, .dropout = dropout, .noise = noise, .logprob = logprob, .diverge = cpu_diverge,
 	.sumsq = sumsq, .adamw = adamw,
 };

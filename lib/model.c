@@ -456,6 +456,23 @@ static void clear_gradients(struct model *m)
 	m->be->zero(m->dlook, R * (size_t)config_lookahead_rows(&m->cfg) * sizeof(real));
 }
 
+/* Uniform noise of alpha / sqrt(tokens of the document * D); the scales are built where slots are built later. */
+static void embedding_noise(struct model *m, const struct batch *b, double alpha)
+{
+	struct model_act *a = m->act;
+	int D = m->cfg.hidden_size;
+
+	for (int r = 0, end; r < a->R; r = end) {
+		end = r + 1;
+		while (end < a->R && end % a->T != 0 && b->doc_start[end] == b->doc_start[r])
+			end++;
+		for (int i = r; i < end; i++)
+			a->scoef_h[i] = b->doc_start[r] < 0 ? 0 : (real)(alpha / sqrt((double)(end - r) * D));
+	}
+	m->be->put(a->drow, a->scoef_h, (size_t)a->R * sizeof(real));
+	m->be->noise(a->layer[0].x, a->drow, a->R, D, model_key(m, 0, 4));
+}
+
 void model_forward(struct model *m, const struct batch *b, const struct forward_opt *o)
 {
 	const struct config *c = &m->cfg;
@@ -467,6 +484,8 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	m->replayed = m->moved = 0;
 	clear_gradients(m);
 	m->be->gather(a->layer[0].x, model_w(m, P_EMBED, -1, -1), (const int32_t *)a->tok, a->R, D);
+	if (o->train && o->neftune > 0)
+		embedding_noise(m, b, o->neftune);
 	if (o->train && c->dropout > 0)
 		m->be->dropout(a->layer[0].x, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
 	for (int l = 0; l < L; l++) {

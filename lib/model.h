@@ -38,6 +38,7 @@ struct forward_opt {
 	bool train;		/* dropout and random expert misses on */
 	uint64_t seed, step;	/* of this micro-batch, for dropout and misses */
 	double fallback_mask_prob;
+	double neftune;		/* alpha of NEFTune (arXiv:2310.05914), when train: noise on the embeddings; 0: none */
 	const int32_t *replay;		/* (Ls, R, K) experts to use instead of the router's choice, weighted by its present
 					   probabilities; a row whose first is -1 keeps its own. NULL: none */
 	const uint8_t *available;	/* (E) or NULL: 0 = expert replaced by the shared output in every layer */

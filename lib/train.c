@@ -154,7 +154,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
     bool count)
 {
 	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
-	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .replay = mb->replay };
+	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .neftune = t->o.neftune, .replay = mb->replay };
 	const struct forward_opt plain = {0};
 	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb,
 	    .targets = all->targets, .units = all->units, .coef = train ? t->coef : NULL, .logp = t->logp,
@@ -440,6 +440,7 @@ static int loop(struct train *t, struct err *e)
 	int n, rc;
 
 	rehearse(t);
+	t->clock = progress_clock();
 	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)
 		return -1;
 	while ((t->schedule.total == 0 || t->step < t->schedule.total) && !given_up(t)) {
@@ -496,7 +497,6 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		rc = print_plan(&t, e);
 	} else if (rc == 0) {
 		progress_start(&t.progress, s->name, "steps", (double)t.schedule.total);
-		t.clock = progress_clock();
 		rc = t.o.grad_dump != NULL ? dump_gradients(&t, e) : loop(&t, e);
 		progress_end(&t.progress);
 		if (rc == EX_TEMPFAIL && !opt_quiet)

@@ -369,6 +369,24 @@ static void test_dropout(void)
 	ok(fabs(kept / n - 0.75) < 0.01, "dropout keeps 1-p");
 }
 
+static void test_noise(void)
+{
+	enum { N = 1000, W = 60 };
+	real *x = zeros(N * W, sizeof(real)), *s = zeros(N, sizeof(real));
+	double sum = 0, squares = 0, largest = 0;
+
+	for (int i = 0; i < N; i++)
+		s[i] = i % 2 ? 2 : 0;
+	be->noise(x, s, N, W, 9);
+	for (int i = 0; i < N * W; i++) {
+		largest = fmax(largest, i / W % 2 ? 0 : fabs(x[i]));
+		sum += x[i];
+		squares += x[i] * x[i];
+	}
+	ok(largest == 0, "noise: none where the scale is 0");
+	ok(fabs(sum / (N * W)) < 0.02 && fabs(squares / (N * W / 2) - 4.0 / 3) < 0.03, "noise: uniform in (-s, s)");
+}
+
 int main(void)
 {
 	pool_init(2);
@@ -388,5 +406,6 @@ int main(void)
 	test_diverge(DIVERGE_JS, "Jensen-Shannon divergence");
 	test_moves();
 	test_dropout();
+	test_noise();
 	return tap_done();
 }
