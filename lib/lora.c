@@ -217,7 +217,8 @@ static json_t *read_config(const char *dir, struct err *e)
 	size_t len;
 
 	if (file_get(path, &text, &len, e) == 0) {
-		if (!json_is_object(o = json_loadb(text, len, 0, NULL))) {
+		o = json_loadb(text, len, 0, NULL);
+		if (!json_is_object(o)) {
 			err_set(e, EX_DATAERR, "%s: not a JSON object", path);
 			json_decref(o);
 			o = NULL;
