@@ -94,10 +94,11 @@ static void collect(void *c, struct rows *r, int most)
 static void *open_talks(char *file, bool shuffle, double epochs)
 {
 	static char *name;
-	const struct train_opt o = { .batch = B, .seq = T, .shuffle = shuffle, .epochs = epochs, .seed = 5 };
-	struct err e = {0};
+	static struct train_opt o;
+	static struct err e;
 	void *c;
 
+	o = (struct train_opt){ .batch = B, .seq = T, .shuffle = shuffle, .epochs = epochs, .seed = 5 };
 	name = file;
 	c = chat_source.open(&o, &cfg, NULL, 1, &name, false, &e);
 	if (c == NULL)
