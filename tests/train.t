@@ -163,7 +163,11 @@ ok "prints the plan" grep -q '^{"type":"mem_plan","total":[0-9]*,"items":{.*"opt
 ok "and makes nothing" test ! -e no
 plan=$(values plan total)
 chr-pretrain -q -c config.json -t tokenizer.json --ram "$plan" -n 5 --save-every 1 --eval heldout.jsonl -o planned docs.jsonl > planned.log
-ok "which a run keeps to" [ "$(values planned.log mem_bytes | sort -n | tail -1)" -le "$plan" ]
+if [ "$bld" = "$top/build" ]; then
+	ok "which a run keeps to" [ "$(values planned.log mem_bytes | sort -n | tail -1)" -le "$plan" ]
+else
+	skip "which a run keeps to" "a sanitizer takes memory of its own"
+fi
 status "a plan above --ram: 71" 71 pretrain --ram 100K -o no docs.jsonl
 
 # From a model on
