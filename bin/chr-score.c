@@ -8,18 +8,23 @@
 #include "progress.h"
 #include "safetensors.h"
 #include "sig.h"
+#include "topk.h"
 
 #define LOGITS ((int64_t)16 << 20)	/* bytes of logits held at a time, about */
 
 static struct {
-	int seq;
+	int seq, topk;
+	double temperature;
 	const char *dump;
 	bool skip_bad;
-} o = { .seq = 512 };
+} o = { .seq = 512, .temperature = 4 };
 
 static const struct opt opts[] = {
 	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are scored in windows of N tokens" },
 	{ 0, "dump", OPT_STR, &o.dump, 0, 0, "FILE", "write logits, router and lookahead probabilities (safetensors)" },
+	{ 0, "topk", OPT_INT, &o.topk, 0, TOPK_MAX, "K",
+	    "instead of scores write the K best candidates for each token, as chr-distill reads them; 0: do not" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "of that distillation" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
@@ -34,6 +39,9 @@ static struct {
 	int rows;			/* of logits */
 	float *logits, *logp;		/* (rows, V), (rows) */
 	int32_t *target;		/* (rows) */
+	uint32_t *best;			/* (rows, K) with --topk, */
+	float *best_logp, *rest;	/* (rows, K), (rows) */
+	json_t *topk;			/* and the record of the window */
 	int64_t records, tokens;
 	double logprob;
 	struct progress progress;
@@ -87,6 +95,16 @@ static void dump_rows(const uint32_t *tok, int n)
 	}
 }
 
+static void topk_rows(const uint32_t *tok, int n)
+{
+	int K = o.topk;
+
+	topk_choose(s.logits, s.target, n, infer.cfg.vocab_size, K, o.temperature, s.best, s.best_logp, s.rest);
+	for (int i = 0; i < n; i++)
+		topk_add(s.topk, tok[i], s.target[i] >= 0 ? K : 0, s.best + (size_t)i * (size_t)K,
+		    s.best_logp + (size_t)i * (size_t)K, (double)s.rest[i]);
+}
+
 /* Evaluates n tokens at pos of a window, and adds the log-probabilities of those among the following that count. */
 static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool last, int64_t *count, double *sum)
 {
@@ -108,6 +126,8 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 	must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
 	if (o.dump)
 		dump_rows(tok, n);
+	if (o.topk)
+		topk_rows(tok, n);
 	if (!wanted)
 		return;
 	infer.be->logprob(s.logits, s.logp, s.target, NULL, n, infer.cfg.vocab_size);
@@ -118,20 +138,33 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 		}
 }
 
+/* Writes a record with what else there was in that which was read. */
+static void put_record(json_t *r, const json_t *rec)
+{
+	json_object_update_missing(r, (json_t *)rec);
+	if (!sig_stop)
+		must(json_put(stdout, r, &s.e) < 0);
+	json_decref(r);
+}
+
 /* Windows of --seq tokens; each begins with the last token of the one before, so that every token but the first of the
  * text is predicted once. */
-static void score(const struct ids *ids, const struct ids *mask, int64_t *count, double *sum)
+static void score(const struct ids *ids, const struct ids *mask, const json_t *rec, int64_t *count, double *sum)
 {
 	for (int w = 0; w < ids->n - 1 || w == 0; w += o.seq - 1) {
 		int n = ids->n - w < o.seq ? ids->n - w : o.seq;
 
 		seq_reset(s.seq);
+		if (o.topk)
+			s.topk = topk_record(infer.cfg.vocab_size, o.temperature);
 		for (int i = 0; i < n && !sig_stop; i += s.rows) {
 			int m = n - i < s.rows ? n - i : s.rows;
 
 			score_rows(ids->v + w + i, mask->v + w + i, m, i + m == n, count, sum);
 			progress_at(&s.progress, (double)(s.tokens + *count), "%lld records", (long long)s.records);
 		}
+		if (o.topk)
+			put_record(s.topk, rec);
 	}
 }
 
@@ -145,7 +178,7 @@ static void put_score(json_t *r, int64_t tokens, double logprob)
 
 static void score_record(json_t *rec)
 {
-	static const char *const bulky[] = { "type", "text", "messages", "conversations", "tokens" };
+	static const char *const bulky[] = { "type", "text", "messages", "conversations", "tokens", "mask" };
 	struct ids ids = { 0 }, mask = { 0 };
 	struct err why = { 0 };
 	int64_t count = 0;
@@ -158,15 +191,15 @@ static void score_record(json_t *rec)
 	else {
 		json_t *r = json_object();
 
-		score(&ids, &mask, &count, &sum);
 		json_set_str(r, "type", "score");
-		put_score(r, count, sum);
 		for (size_t i = 0; i < sizeof(bulky) / sizeof(*bulky); i++)
 			json_object_del(rec, bulky[i]);
-		json_object_update_missing(r, rec);
-		if (!sig_stop)
-			must(json_put(stdout, r, &s.e) < 0);
-		json_decref(r);
+		score(&ids, &mask, rec, &count, &sum);
+		put_score(r, count, sum);
+		if (o.topk)
+			json_decref(r);
+		else
+			put_record(r, rec);
 		s.records++;
 		s.tokens += count;
 		s.logprob += sum;
@@ -234,11 +267,16 @@ static void setup(void)
 	s.rows = rows < 16 ? 16 : rows > 256 ? 256 : (int)rows;
 	if (s.rows > o.seq)
 		s.rows = o.seq;
-	infer_open(1, o.seq, s.rows, (int64_t)s.rows * (4 * (int64_t)V + 8));
+	if (o.topk > V)
+		o.topk = V;
+	infer_open(1, o.seq, s.rows, (int64_t)s.rows * (4 * (int64_t)V + 12 + 8 * (int64_t)o.topk));
 	s.logits = malloc(sizeof(*s.logits) * (size_t)s.rows * (size_t)V);
 	s.logp = malloc(sizeof(*s.logp) * (size_t)s.rows);
 	s.target = malloc(sizeof(*s.target) * (size_t)s.rows);
-	if (!s.logits || !s.logp || !s.target)
+	s.best = malloc(sizeof(*s.best) * (size_t)s.rows * (size_t)o.topk + 1);
+	s.best_logp = malloc(sizeof(*s.best_logp) * (size_t)s.rows * (size_t)o.topk + 1);
+	s.rest = malloc(sizeof(*s.rest) * (size_t)s.rows);
+	if (!s.logits || !s.logp || !s.target || !s.best || !s.best_logp || !s.rest)
 		err_die(EX_OSERR, "out of memory");
 	must((s.seq = seq_new(infer.g, &s.e)) == NULL);
 }
@@ -273,6 +311,9 @@ int main(int argc, char **argv)
 	free(s.logits);
 	free(s.logp);
 	free(s.target);
+	free(s.best);
+	free(s.best_logp);
+	free(s.rest);
 	free(d.logits);
 	free(d.probs);
 	free(d.look);

@@ -28,6 +28,8 @@ enum { ONMISS_WAIT, ONMISS_SHARED };
 
 struct engine_opt {
 	int64_t ram;		/* limit on everything planned, 0 = none: all experts resident */
+	const char *budget;	/* NULL: ram is a limit on the process. Else on the engine alone, within a program that plans the
+				   rest itself; this is then the option that sets it */
 	int max_seqs;		/* parallel sequences */
 	int max_tokens;		/* capacity of one sequence's caches */
 	int max_rows;		/* rows evaluated at a time; longer prompts go in chunks of it. At least max_seqs */
@@ -36,8 +38,8 @@ struct engine_opt {
 	struct store_opt store;	/* .bytes 0: what the limit leaves */
 };
 
-/* Every byte engine_open would hold, without opening. Includes what the process holds already. EX_OSERR, with numbers
- * and the flag that would help, when it cannot be within o->ram; the plan is filled then too. */
+/* Every byte engine_open would hold, without opening. Includes what the process holds already, unless o->budget. EX_OSERR,
+ * with numbers and the flag that would help, when it cannot be within o->ram; the plan is filled then too. */
 int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e);
 
 /* Opens a model directory, plain or packed. The plan (may be NULL) is filled even on failure, for printing. */

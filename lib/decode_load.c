@@ -82,6 +82,7 @@ static int store_share(struct engine *g, const struct mem_plan *plan, struct err
 {
 	struct store_opt *so = &g->opt.store;
 	int64_t rest = g->opt.ram - mem_plan_total(plan), need = store_min_bytes(g->cfg, &g->man), over;
+	const char *flag = g->opt.budget ? g->opt.budget : "--ram";
 	struct store_opt least = *so;
 
 	if (so->bytes > 0 || g->opt.ram == 0 || store_plan_bytes(g->cfg, &g->man, so) <= rest)
@@ -90,10 +91,10 @@ static int store_share(struct engine *g, const struct mem_plan *plan, struct err
 	over = store_plan_bytes(g->cfg, &g->man, &least) - need;
 	so->bytes = rest - over;
 	if (so->bytes < need && (!so->force || so->bytes < g->expert_bytes))
-		return err_set(e, EX_OSERR, "%s: --ram %lld leaves %lld bytes for experts, one token needs %lld: use --ram "
-		    "%lldM%s", g->md.path, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need,
+		return err_set(e, EX_OSERR, "%s: %s %lld leaves %lld bytes for experts, one token needs %lld: use %s %lldM%s",
+		    g->md.path, flag, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need, flag,
 		    (long long)((g->opt.ram - so->bytes + need + MEM_JITTER + MIB - 1) / MIB),
-		    so->force ? "" : ", or --force to thrash");
+		    so->force || g->opt.budget ? "" : ", or --force to thrash");
 	while ((over = store_plan_bytes(g->cfg, &g->man, so) - rest) > 0 && so->bytes > over)
 		so->bytes -= over;
 	return 0;
@@ -161,7 +162,7 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
 	look0 = params_get(g->par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
-	mem_plan_add(plan, "program", mem_program(pool_threads()) + o->other);
+	mem_plan_add(plan, "program", (o->budget ? 0 : mem_program(pool_threads())) + o->other);
 	mem_plan_add(plan, "dense weights", dense_elements(g->par) * (int64_t)sizeof(real));
 	load_plan_state(g, plan);
 	return plan_experts(g, plan, e);

@@ -101,11 +101,11 @@ const struct opt train_opts[] = {
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
-	"verbose", "parallel", "log-samples", "reward-timeout", "eval", "eval-every", "eval-batches", NULL
+	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
-	"verbose", "parallel", "log-samples", "reward-timeout", NULL
+	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 
 /* --- one step --- */

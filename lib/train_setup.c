@@ -170,7 +170,7 @@ static void settle(struct train *t)
 	if (given(t, "fallback-mask-prob") || !configured(t, "fallback_mask_prob"))
 		c->fallback_mask_prob = c->num_shared_experts > 0 ? t->o.mask_prob : 0;
 	if (given(t, "anchor-lambda") || !configured(t, "lambda_router_anchor"))
-		c->lambda_router_anchor = t->o.anchor;
+		c->lambda_router_anchor = t->o.model != NULL || given(t, "anchor-lambda") ? t->o.anchor : 0;
 	if (t->s->no_noise)
 		c->dropout = c->fallback_mask_prob = 0;
 	if (!given(t, "seq") && t->o.seq > c->max_position_embeddings)

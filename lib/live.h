@@ -1,0 +1,47 @@
+/*
+ * live: a teacher that is there: a model directory, evaluated on the batches of its student. Plain or packed; packed
+ * ones read experts from disk within a limit. The logits are the same for every limit, and for every number of threads.
+ *
+ *	struct live_opt o = { "out/teacher", ram, "--teacher-ram", T };
+ *	live_plan(&o, &cfg, tok, &bytes, fingerprint, &e);
+ *	struct live *t = live_open(&o, be, &e);
+ *	struct teacher teacher = { .rows = live_rows, .self = t };
+ *
+ * Each document of a row is a sequence of its own, as it is for the student. Several are evaluated at once, as many
+ * rows as logits have room for: the more, the less often the experts of a packed teacher are read.
+ */
+#ifndef CHR_LIVE_H
+#define CHR_LIVE_H
+
+#include <stdint.h>
+
+#include "backend.h"
+#include "config.h"
+#include "decode.h"
+#include "distill.h"
+#include "tok.h"
+
+#define LIVE_SEQS 8		/* documents evaluated at a time */
+
+struct live_opt {
+	const char *dir;
+	int64_t ram;		/* limit on all that live_open takes; 0: none */
+	const char *budget;	/* the option that sets it, for messages */
+	int T;			/* tokens of a row */
+};
+
+/* Is it a teacher for this student? The vocabularies must have the same size and, where both have a tokenizer (tok may
+ * be NULL), the same tokens. *bytes is what live_open will take. */
+int live_plan(const struct live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
+    char fingerprint[33], struct err *e);
+
+struct live;
+struct live *live_open(const struct live_opt *o, const struct backend *be, struct err *e);	/* NULL on error */
+/* rows: of logits held. g has to have LIVE_SEQS sequences; live_close() leaves it open. */
+struct live *live_over(struct engine *g, int rows, struct err *e);
+void live_close(struct live *t);
+
+/* As struct teacher has it; self is the struct live. */
+int64_t live_rows(void *self, const struct micro *mb, int64_t row, int64_t n, const real **logits, struct err *e);
+
+#endif
