@@ -5,7 +5,7 @@
 static bool wanted_low(const char *metric)
 {
 	static const char *const low[] = { "loss", "base", "perplexity", "balance", "temporal", "locality", "lookahead",
-	    "lookahead_topk", "lookahead_union", "anchor", "nll", "odds_ratio", "seconds" };
+	    "lookahead_topk", "lookahead_union", "anchor", "nll", "odds_ratio", "ce", "kd", "kl", "seconds" };
 
 	for (size_t i = 0; i < sizeof low / sizeof *low; i++)
 		if (strcmp(metric, low[i]) == 0)

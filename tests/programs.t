@@ -12,6 +12,7 @@ chr-sft		chat.jsonl	-m model -n 1 -o out -b 2 --seq 64
 chr-dpo		prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
 chr-orpo	prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
 chr-grpo	prompts.jsonl	-m model -n 1 -o out -b 1 -G 2 --seq 96 --new 4 --reward toy
+chr-distill	in.jsonl	-m model --teacher packed -n 1 -o out -b 2 --seq 64
 chr-merge	adapter	-m model -o out
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
