@@ -111,8 +111,10 @@ int main(int argc, char **argv)
 	if (o.topk > 0)
 		stage.source = topk_source(o.topk, distill.o.temperature, train_flags.seq);
 	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
+	if (distill.e.status != 0)		/* why the loss was not a number; in an evaluation that stops nothing */
+		err_exit(&distill.e);
 	if (rc < 0)
-		err_exit(distill.e.status != 0 ? &distill.e : &e);	/* not only that the loss is not finite */
+		err_exit(&e);
 	err_close_stdout();
 	return rc;
 }

@@ -151,5 +151,5 @@ for f in broken/*.ctsr; do
 done
 refuses "a corrupt expert of the teacher" 65 "broken/.*expert" distill --teacher broken -n 2 -b 2 --seq 64 -o no docs.jsonl
 status "--dry-run" 0 sh -c 'chr-distill -c small.json -t tokenizer.json --teacher packed --teacher-ram 4M --seq 64 --dry-run -o no docs.jsonl > plan'
-ok "counts the teacher" awk 'match($0, /"teacher":[0-9]+/) { n = substr($0, RSTART + 10, RLENGTH - 10) } END { exit !(n > 3e6 && n < 12e6) }' plan
+ok "counts the teacher" awk 'match($0, /"teacher":[0-9]+/) { n = substr($0, RSTART + 10, RLENGTH - 10) } END { exit !(n + 0 > 3e6 && n + 0 < 12e6) }' plan
 done_testing
