@@ -69,9 +69,9 @@ is "a pipe, stopped: 75" $? 75
 cat docs.jsonl | pretrain -n 12 -o pipe2 --resume > /dev/null
 same "a pipe resumes exactly" pipe pipe2
 mkfifo fifo
-$run -n 100 -o waiting < fifo > waiting.log 2>&1 &
+$run -n 1000 -o waiting < fifo > waiting.log 2>&1 &
 pid=$!
-{ cat docs.jsonl; wait_for waiting.log 3 $pid; kill -TERM $pid; sleep 5; } > fifo 2> /dev/null &
+{ head -5 docs.jsonl; wait_for waiting.log 3 $pid; sleep 0.5; kill -TERM $pid; sleep 5; } > fifo 2> /dev/null &
 feeder=$!
 wait $pid
 is "stopped while the pipe has no records: 75" $? 75
