@@ -9,7 +9,6 @@
 #include "chat.h"
 #include "ckpt.h"
 #include "corpus.h"
-#include "json.h"
 #include "mem.h"
 #include "progress.h"
 #include "record.h"
@@ -228,8 +227,8 @@ static void report(const struct prefs *p)
 	const struct chat_count *c = &p->count;
 
 	if (!opt_quiet && c->cut + c->dropped + c->empty > 0)
-		err_warn("%" PRId64 " pairs cut to --seq, %" PRId64 " left out as too long, %" PRId64 " with nothing left to learn",
-		    c->cut, c->dropped, c->empty);
+		err_warn("%s%" PRId64 " pairs cut to --seq, %" PRId64 " left out as too long, %" PRId64 " with nothing left to learn",
+		    p->eval ? "--eval: " : "", c->cut, c->dropped, c->empty);
 }
 
 static void prefs_close(void *self)
