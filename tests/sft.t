@@ -79,7 +79,7 @@ plan()
 }
 ok "none takes no memory" less "$(plan --anchor-lambda 0)" "$(plan) - 100000"
 status "none needs no model to compare with" 0 sft --anchor-lambda 0 -n 1 -o none talks.jsonl
-status "one does: 64" 64 chr-sft -q -c config.json -t tokenizer.json -o no talks.jsonl
+status "one that is asked for does: 64" 64 chr-sft -q -c config.json -t tokenizer.json --anchor-lambda 0.1 -o no talks.jsonl
 
 # Frozen: the router cannot move when nothing before it does
 sft -n 8 -l 1e-1 --freeze 'model.layers.*' --freeze '*embed_tokens*' --eval held.jsonl -o frozen talks.jsonl > frozen.log
