@@ -240,6 +240,11 @@ int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e
 			rc = move(tmp, dir, e);
 		if (rc == 0)
 			rc = file_sync_dir(out, e);
+		if (rc < 0 && exists(tmp, "")) {	/* leave nothing on a disk that may be full; the first error counts */
+			struct err ignored = {0};
+
+			file_remove_tree(tmp, &ignored);
+		}
 	}
 	free(dir);
 	free(tmp);

@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #define MEM_ALIGN 64
 
@@ -65,43 +64,6 @@ int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, st
 			big = i;
 	return err_set(e, EX_OSERR, "needs %.1f MiB (%s %.1f MiB), limit is %.1f MiB; %s", mib(total),
 		p->item[big].name, mib(p->item[big].bytes), mib(limit), hint);
-}
-
-int arena_init(struct arena *a, size_t size, struct err *e)
-{
-	size = (size + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
-	if (!size)
-		size = MEM_ALIGN;
-	a->base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (a->base == MAP_FAILED) {
-		a->base = NULL;
-		return err_set(e, EX_OSERR, "cannot map %.1f MiB:", mib((int64_t)size));
-	}
-	/* Touched now, so that no step pays page faults and the plan is what the system sees. */
-	madvise(a->base, size, MADV_HUGEPAGE);
-	memset(a->base, 0, size);
-	a->size = size;
-	a->used = 0;
-	return 0;
-}
-
-void *arena_get(struct arena *a, size_t bytes)
-{
-	void *p = a->base + a->used;
-	size_t need = (bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
-
-	if (need < bytes || need > a->size - a->used)
-		err_die(EX_SOFTWARE, "arena of %zu bytes is too small for %zu more than the %zu in use (a bug)",
-			a->size, bytes, a->used);
-	a->used += need;
-	return p;
-}
-
-void arena_free(struct arena *a)
-{
-	if (a->base)
-		munmap(a->base, a->size);
-	*a = (struct arena){0};
 }
 
 int64_t mem_peak_rss(void)

@@ -1,6 +1,6 @@
 /*
  * mem: planned memory. A program adds up what it will hold before it starts, prints the plan, compares it with the
- * limit, and then takes it from arenas; nothing on a training or decode step calls malloc.
+ * limit, and then takes it in a few large pieces; nothing on a training or decode step calls malloc.
  */
 #ifndef CHR_MEM_H
 #define CHR_MEM_H
@@ -26,16 +26,6 @@ json_t *mem_plan_json(const struct mem_plan *p);			/* {"type":"mem_plan","total"
 
 /* EX_OSERR naming plan, limit and `hint` (the flag that would help) when the plan is above limit; limit 0 = none. */
 int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, struct err *e);
-
-/* An arena is one mapping, touched once. Allocations are 64-byte aligned and zeroed at creation, not at reset. */
-struct arena {
-	char *base;
-	size_t size, used;
-};
-
-int arena_init(struct arena *a, size_t size, struct err *e);
-void *arena_get(struct arena *a, size_t bytes);		/* aborts when the plan was wrong: that is our bug */
-void arena_free(struct arena *a);
 
 int64_t mem_peak_rss(void);				/* VmHWM in bytes */
 

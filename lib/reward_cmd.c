@@ -316,6 +316,7 @@ int reward_open_command(struct reward *r, const char *command, double timeout, s
 	c->text = strdup(command);
 	c->got = malloc(MOST_LINE);
 	if (c->text == NULL || c->got == NULL)
+		/* cppcheck-suppress memleak ; r owns c: whoever opened r closes it, also after an error */
 		return err_set(e, EX_OSERR, "out of memory");
 	return start(c, e);
 }

@@ -100,9 +100,12 @@ int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o
 		return err_set(e, EX_OSERR, "out of memory");
 	*r = (struct reward){ ask_lm, NULL, close_lm, lm };
 	if (same_tokenizer(dir, o->tok, e) < 0 || (lm->g = engine_open(dir, &eo, o->be, NULL, e)) == NULL)
+		/* cppcheck-suppress memleak ; r owns lm: whoever opened r closes it, also after an error */
 		return -1;
 	lm->logits = malloc((size_t)BLOCK * (size_t)engine_config(lm->g)->vocab_size * sizeof *lm->logits);
 	if (lm->logits == NULL)
+		/* cppcheck-suppress memleak */
 		return err_set(e, EX_OSERR, "out of memory");
+	/* cppcheck-suppress memleak */
 	return (lm->seq = seq_new(lm->g, e)) != NULL ? 0 : -1;
 }

@@ -1345,7 +1345,7 @@ static int st__send(struct st_writer *w, const char *p, size_t n, struct st_erro
 /* Steps over tensors that are complete, and fills pads. */
 static int st__advance(struct st_writer *w, struct st_error *e)
 {
-	static const char zeros[4096];
+	static const char zeros[4096] = { 0 };
 	const struct st__decl *d;
 	uint64_t left;
 

@@ -444,11 +444,6 @@ int store_slots(const struct store *s)
 	return s->resident ? INT_MAX : s->slots;
 }
 
-int64_t store_slot_bytes(const struct store *s)
-{
-	return s->slot_bytes;
-}
-
 bool store_direct(const struct store *s)
 {
 	return s->resident == NULL && reader_direct(s->reader);

@@ -63,7 +63,6 @@ struct store *store_resident(const struct config *c, const struct expert *x);
 void store_close(struct store *s);
 
 int store_slots(const struct store *s);			/* experts that fit; INT_MAX when resident */
-int64_t store_slot_bytes(const struct store *s);
 bool store_direct(const struct store *s);		/* reads go past the page cache; false once a file refused it */
 int64_t store_plan_bytes(const struct config *c, const struct manifest *m, const struct store_opt *o); /* all it allocates */
 int64_t store_min_bytes(const struct config *c, const struct manifest *m); /* store_opt.bytes for one token's working set */

@@ -303,10 +303,9 @@ static void test_trees(void)
 static void test_mem(void)
 {
 	struct mem_plan p = {0};
-	struct arena a;
 	struct err e = {0};
 	json_t *j;
-	char *x, *y;
+	char *x;
 
 	mem_plan_add(&p, "weights", 100 << 20);
 	mem_plan_add(&p, "cache", 20 << 20);
@@ -319,12 +318,6 @@ static void test_mem(void)
 	ok(json_integer_value(json_object_get(j, "total")) == 128 << 20
 		&& json_integer_value(json_object_get(json_object_get(j, "items"), "cache")) == 20 << 20, "plan record");
 	json_decref(j);
-	ok(!arena_init(&a, 1000, &e), "arena");
-	x = arena_get(&a, 1);
-	y = arena_get(&a, 900);
-	ok((uintptr_t)x % 64 == 0 && y == x + 64 && !x[0] && !y[899], "64-byte aligned, zeroed");
-	arena_free(&a);
-	ok(arena_init(&a, SIZE_MAX / 2, &e) == -1 && e.status == EX_OSERR, "an impossible arena: 71");
 	x = mem_alloc(100);
 	ok((uintptr_t)x % 64 == 0 && !x[0] && !x[99], "mem_alloc");
 	mem_free(x);
