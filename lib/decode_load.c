@@ -93,7 +93,7 @@ static int store_share(struct engine *g, const struct mem_plan *plan, struct err
 	if (so->bytes < need && (!so->force || so->bytes < g->expert_bytes))
 		return err_set(e, EX_OSERR, "%s: %s %lld leaves %lld bytes for experts, one token needs %lld: use %s %lldM%s",
 		    g->md.path, flag, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need, flag,
-		    (long long)((g->opt.ram - so->bytes + need + MEM_JITTER + MIB - 1) / MIB),
+		    (long long)((g->opt.ram - so->bytes + need + (g->opt.budget ? 0 : MEM_JITTER) + MIB - 1) / MIB),
 		    so->force || g->opt.budget ? "" : ", or --force to thrash");
 	while ((over = store_plan_bytes(g->cfg, &g->man, so) - rest) > 0 && so->bytes > over)
 		so->bytes -= over;

@@ -8,30 +8,29 @@
 #include "mem.h"
 #include "modeldir.h"
 
-#define BLOCK ((int64_t)32 << 20)	/* bytes of logits held, about */
+#define BLOCK ((int64_t)32 << 20)	/* bytes of logits held, about, */
+#define FEWEST 64			/* rows of them where the limit is tight */
 
 struct live {
 	struct engine *g, *own;		/* own: to be closed, or NULL */
 	int V;
 	int64_t cap, first, have;	/* rows of logits at most; rows first..first+have-1 of the batch are there */
 	real *logits;			/* (cap, V) */
-	struct seq *seq[LIVE_SEQS];		/* the first goes on where the rows before ended */
+	struct seq *seq[LIVE_SEQS];	/* the first goes on where the rows before ended */
 };
 
 static int64_t rows_held(int V, int T)
 {
 	int64_t n = BLOCK / ((int64_t)V * (int64_t)sizeof(real)), most = (int64_t)LIVE_SEQS * T;
 
-	n = n < 64 ? 64 : n;
+	n = n < FEWEST ? FEWEST : n;
 	return n < most ? n : most;
 }
 
-static struct engine_opt engine_opt(const struct live_opt *o, int V)
+static struct engine_opt engine_opt(const struct live_opt *o)
 {
-	const int64_t rows = rows_held(V, o->T);
-
 	return (struct engine_opt){ .ram = o->ram, .budget = o->budget, .max_seqs = LIVE_SEQS, .max_tokens = o->T,
-	    .max_rows = (int)rows, .other = rows * V * (int64_t)sizeof(real) };
+	    .max_rows = o->rows, .other = (int64_t)o->rows * o->V * (int64_t)sizeof(real) };
 }
 
 /* --- is it the right one? --- */
@@ -74,11 +73,26 @@ static int check_config(const struct live_opt *o, const struct config *c, const 
 	return 0;
 }
 
-int live_plan(const struct live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
+/* As many rows at a time as the limit allows. */
+static int fit(struct live_opt *o, int64_t *bytes, struct err *e)
+{
+	int rc;
+
+	for (o->rows = (int)rows_held(o->V, o->T);; o->rows /= 2) {
+		const struct engine_opt eo = engine_opt(o);
+		struct mem_plan plan = {0};
+
+		*e = (struct err){0};
+		rc = engine_plan(o->dir, &eo, &plan, e);
+		*bytes = mem_plan_total(&plan);
+		if (rc == 0 || e->status != EX_OSERR || o->rows < 2 * FEWEST)
+			return rc;
+	}
+}
+
+int live_plan(struct live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
     char fingerprint[33], struct err *e)
 {
-	const struct engine_opt eo = engine_opt(o, student->vocab_size);
-	struct mem_plan plan = {0};
 	const char *print = NULL;
 	struct modeldir md;
 
@@ -87,11 +101,9 @@ int live_plan(const struct live_opt *o, const struct config *student, const stru
 	if (check_config(o, &md.cfg, student, e) == 0 && check_tokens(o->dir, tok, e) == 0 &&
 	    (print = modeldir_fingerprint(&md, e)) != NULL)
 		memcpy(fingerprint, print, sizeof md.fingerprint);
+	o->V = md.cfg.vocab_size;
 	modeldir_close(&md);
-	if (print == NULL || engine_plan(o->dir, &eo, &plan, e) < 0)
-		return -1;
-	*bytes = mem_plan_total(&plan);
-	return 0;
+	return print != NULL ? fit(o, bytes, e) : -1;
 }
 
 /* --- */
@@ -118,18 +130,11 @@ struct live *live_over(struct engine *g, int rows, struct err *e)
 
 struct live *live_open(const struct live_opt *o, const struct backend *be, struct err *e)
 {
-	struct modeldir md;
-	struct engine_opt eo;
-	struct engine *g;
-	struct live *t;
+	const struct engine_opt eo = engine_opt(o);
+	struct engine *g = engine_open(o->dir, &eo, be, NULL, e);
+	struct live *t = g != NULL ? live_over(g, o->rows, e) : NULL;
 
-	if (modeldir_open(&md, o->dir, 0, NULL, e) < 0)
-		return NULL;
-	eo = engine_opt(o, md.cfg.vocab_size);
-	modeldir_close(&md);
-	if ((g = engine_open(o->dir, &eo, be, NULL, e)) == NULL)
-		return NULL;
-	if ((t = live_over(g, eo.max_rows, e)) == NULL)
+	if (t == NULL)
 		engine_close(g);
 	else
 		t->own = g;

@@ -8,7 +8,7 @@
  *	struct teacher teacher = { .rows = live_rows, .self = t };
  *
  * Each document of a row is a sequence of its own, as it is for the student. Several are evaluated at once, as many
- * rows as logits have room for: the more, the less often the experts of a packed teacher are read.
+ * rows as logits have room for within the limit: the more, the less often the experts of a packed teacher are read.
  */
 #ifndef CHR_LIVE_H
 #define CHR_LIVE_H
@@ -28,11 +28,12 @@ struct live_opt {
 	int64_t ram;		/* limit on all that live_open takes; 0: none */
 	const char *budget;	/* the option that sets it, for messages */
 	int T;			/* tokens of a row */
+	int rows, V;		/* live_plan: of a block of logits */
 };
 
 /* Is it a teacher for this student? The vocabularies must have the same size and, where both have a tokenizer (tok may
  * be NULL), the same tokens. *bytes is what live_open will take. */
-int live_plan(const struct live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
+int live_plan(struct live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
     char fingerprint[33], struct err *e);
 
 struct live;

@@ -44,7 +44,7 @@ refuses()	# NAME STATUS PATTERN COMMAND...
 # One teacher, wherever it is
 distill --teacher model -b 2 --seq 64 -n 6 -o live docs.jsonl > live.log
 distill --teacher packed -b 2 --seq 64 -n 6 -o disk docs.jsonl > disk.log
-distill --teacher packed --teacher-ram 4M -j 1 -b 2 --seq 64 -n 6 -o tight docs.jsonl > tight.log
+distill --teacher packed --teacher-ram 2M -j 1 -b 2 --seq 64 -n 6 -o tight docs.jsonl > tight.log
 is "a packed teacher is the plain one" "$(moments disk)" "$(moments live)"
 is "within any limit" "$(moments tight)" "$(moments live)"
 chr-score -q -m model --topk 320 --seq 33 docs.jsonl > all.jsonl
@@ -135,8 +135,8 @@ cp -r model stranger
 sed 's/"ab"/"ab"/; s/"<|im_end|>"/"<|im_over|>"/g' tokenizer.json > stranger/tokenizer.json
 sed 's/<|im_end|>/<|im_over|>/g' model/tokenizer_config.json > stranger/tokenizer_config.json
 refuses "another tokenizer" 65 "tokenizer is another" distill --teacher stranger -n 1 -o no docs.jsonl
-refuses "too little for a packed teacher" 71 "use --teacher-ram" distill --teacher packed --teacher-ram 1M --seq 64 -n 1 -o no docs.jsonl
-refuses "a plain one cannot be limited" 71 "pack it with chr-pack" distill --teacher model --teacher-ram 1M -n 1 -o no docs.jsonl
+refuses "too little for a packed teacher" 71 "use --teacher-ram" distill --teacher packed --teacher-ram 500K --seq 64 -n 1 -o no docs.jsonl
+refuses "a plain one cannot be limited" 71 "pack it with chr-pack" distill --teacher model --teacher-ram 100K -n 1 -o no docs.jsonl
 refuses "texts where candidates should be" 65 "chr-score --topk" distill --topk 4 -n 1 -o no docs.jsonl
 refuses "candidates for another temperature" 65 "made for --temperature 4" distill --topk 4 --temperature 2 -n 1 -o no four.jsonl
 refuses "more candidates than there are" 65 "has 4 entries" distill --topk 5 -n 1 -o no four.jsonl
