@@ -5,6 +5,7 @@
 
 static const struct { const char *name; size_t size; } types[] = {
 	[DT_F64] = { "F64", 8 }, [DT_F32] = { "F32", 4 }, [DT_BF16] = { "BF16", 2 }, [DT_F16] = { "F16", 2 },
+	[DT_Q8] = { "Q8", 0 }, [DT_Q4] = { "Q4", 0 }, [DT_Q4A] = { "Q4A", 0 },
 };
 
 size_t dtype_size(enum dtype t)

@@ -4,14 +4,20 @@
 #ifndef CHR_TENSOR_H
 #define CHR_TENSOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum dtype { DT_F64, DT_F32, DT_BF16, DT_F16 };	/* of weights; files may hold more (safetensors.h) */
+enum dtype {			/* of weights; files may hold more (safetensors.h) */
+	DT_F64, DT_F32, DT_BF16, DT_F16,
+	DT_Q8, DT_Q4, DT_Q4A	/* matrices in blocks of 32 values (quant.h) */
+};
 
-size_t dtype_size(enum dtype t);
-const char *dtype_name(enum dtype t);			/* "F32", as in safetensors */
-int dtype_parse(const char *name, enum dtype *t);	/* "f32", "BF16"; -1 unknown */
+size_t dtype_size(enum dtype t);			/* of one value; 0 for blocks */
+const char *dtype_name(enum dtype t);			/* "F32", as in safetensors; "Q8" */
+int dtype_parse(const char *name, enum dtype *t);	/* "f32", "BF16", "q4a"; -1 unknown */
+
+static inline bool dtype_blocks(enum dtype t) { return t >= DT_Q8; }
 
 /* (rows, cols) row-major weight: y = x W^T has rows outputs and cols inputs. */
 struct mat {
