@@ -31,6 +31,23 @@ struct gemm_job {
 	real beta;					/* 0 (c is not read) or 1 */
 };
 
+/* Products with matrices in blocks (quant.h). Rows of activations are quantised by the quantize row, quant_row_bytes(w)
+ * apart. As with GEMM_NT, one row of c depends on that row of a and on w only. */
+struct qgemm_job {		/* C(m, w.rows) = A(m, w.cols) W^T + beta C */
+	real *c; int64_t ldc;
+	const void *a;
+	struct mat w;
+	int64_t m;
+	real beta;
+};
+
+struct qffn_job {		/* h = silu(A gate^T) * (A up^T), quantised rows of gate.rows values */
+	const void *a;
+	void *h;
+	struct mat gate, up;
+	int64_t m;
+};
+
 /* Self-attention of training: B sequences of T rows, causal, query t of row b sees keys max(doc_start, t-window+1)..t
  * of the same row. Heads are interleaved in a row: q is (R, H*dq), k (R, G*dq), v (R, G*dv), o (R, H*dv). */
 struct attn_args {
@@ -100,6 +117,10 @@ struct backend {
 	void (*zero)(void *p, size_t bytes);
 
 	void (*gemm)(enum gemm_kind kind, const struct gemm_job *jobs, int n);	/* independent jobs, one parallel region */
+
+	void (*quantize)(void *rows, const real *x, int64_t n, int w);
+	void (*qgemm)(const struct qgemm_job *jobs, int n);
+	void (*qffn)(const struct qffn_job *jobs, int n);
 
 	/* y(n,w) = x * rsqrt(mean(x^2) + eps) * g; rstd(n) kept for backward (may be NULL). In place (y == x) allowed
 	 * in inference. */

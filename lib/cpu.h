@@ -9,6 +9,9 @@
 void cpu_attn(const struct attn_args *a);			/* cpu_attn.c */
 void cpu_attn_back(const struct attn_args *a);
 void cpu_attn_cached(const struct attn_cached_args *a);		/* cpu_decode.c */
+void cpu_quantize(void *rows, const real *x, int64_t n, int w);	/* cpu_quant.c */
+void cpu_qgemm(const struct qgemm_job *jobs, int n);
+void cpu_qffn(const struct qffn_job *jobs, int n);
 void cpu_diverge(const struct diverge_args *a);			/* cpu_diverge.c */
 
 /* Scratch of the calling thread, one per thread: the next call may move it. Grows, never shrinks: steady state allocates

@@ -1,5 +1,6 @@
 #include "tensor.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -107,6 +108,8 @@ void tensor_to_f32(float *dst, const void *src, enum dtype from, size_t n)
 			dst[i] = f32_from_f16(h);
 		}
 		break;
+	case DT_Q8: case DT_Q4: case DT_Q4A:
+		abort();		/* matrices only: quant_unpack */
 	}
 }
 
@@ -138,5 +141,7 @@ void tensor_from_f32(void *dst, enum dtype to, const float *src, size_t n)
 			memcpy(p + i * sizeof h, &h, sizeof h);
 		}
 		break;
+	case DT_Q8: case DT_Q4: case DT_Q4A:
+		abort();
 	}
 }
