@@ -52,7 +52,7 @@ static void mul(float *out, const void *panel, enum dtype t, int cols, const voi
 					sum += q[k] * a.q[b * QUANT_BLOCK + k];
 				x = (float)sum * (d[r] * a.d[b]);
 				if (t == DT_Q4A)
-					x += (float)a.sum[b] * (d[QUANT_PANEL + r] * a.d[b]);
+					x += (float)(a.off[b] / -128) * (d[QUANT_PANEL + r] * a.d[b]);
 				out[i * QUANT_PANEL + r] += x;
 			}
 		}
@@ -69,11 +69,11 @@ static void row(struct quant_row to, const float *x, int cols)
 			max = fabsf(x[k]) > max ? fabsf(x[k]) : max;
 		inv = max > 0 ? 127 / max : 0;
 		to.d[b] = max / 127;
-		to.sum[b] = 0;
+		to.off[b] = 0;
 		memset(to.q, 0, QUANT_BLOCK);
 		for (int k = 0; k < n; k++) {
 			to.q[k] = (int8_t)lrintf(x[k] * inv);
-			to.sum[b] += to.q[k];
+			to.off[b] -= 128 * to.q[k];
 		}
 	}
 }
@@ -221,7 +221,7 @@ static void ffn_block(const struct ctx *c, const struct qffn_job *j, int b, int6
 		struct quant_row to = quant_row_at(j->h, i + r, F);
 
 		to.d += b;
-		to.sum += b;
+		to.off += b;
 		to.q += b * QUANT_BLOCK;
 		c->k->row(to, h[r], n);
 	}

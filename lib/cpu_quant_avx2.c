@@ -60,7 +60,7 @@ static TARGET void mul(float *out, const void *panel, enum dtype t, int cols, co
 		const uint8_t *v = values;
 
 		for (int b = 0; b < quant_blocks(cols); b++, scale += per * QUANT_PANEL, v += t == DT_Q8 ? 512 : 256) {
-			__m256i start = _mm256_set1_epi32(t == DT_Q4 ? -8 * a.sum[b] : 0), sum[2] = { start, start };
+			__m256i start = _mm256_set1_epi32(t == DT_Q4 ? a.off[b] / 16 : 0), sum[2] = { start, start };
 			__m256 s = _mm256_set1_ps(a.d[b]);
 
 			if (t == DT_Q8)
@@ -73,7 +73,7 @@ static TARGET void mul(float *out, const void *panel, enum dtype t, int cols, co
 
 				if (t == DT_Q4A) {
 					d = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scale + QUANT_PANEL + half * 8)));
-					x = _mm256_add_ps(x, _mm256_mul_ps(_mm256_set1_ps((float)a.sum[b]), _mm256_mul_ps(d, s)));
+					x = _mm256_add_ps(x, _mm256_mul_ps(_mm256_set1_ps((float)(a.off[b] / -128)), _mm256_mul_ps(d, s)));
 				}
 				acc[half] = _mm256_add_ps(acc[half], x);
 			}

@@ -25,8 +25,7 @@ INLINE void block(__m512i *sum, const uint8_t *v, const int8_t *const *q, const 
 	for (int j = 0; j < (four ? 4 : 8); j++) {
 		__m512i w = _mm512_loadu_si512(v + j * 64), hi = _mm512_setzero_si512();
 
-		if (m == 1)
-			_mm_prefetch((const char *)v + j * 64 + AHEAD, _MM_HINT_T0);
+		_mm_prefetch((const char *)v + j * 64 + AHEAD, _MM_HINT_T0);
 		if (four) {
 			hi = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
 			w = _mm512_and_si512(w, low);
@@ -55,8 +54,9 @@ INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v, const
 			min = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(scale + QUANT_PANEL)));
 		for (int i = 0; i < m; i++) {
 			q[i] = a[i].q + b * QUANT_BLOCK;
-			sum[i] = t == DT_Q4A ? _mm512_setzero_si512()
-			    : _mm512_set1_epi32((t == DT_Q8 ? -128 : -8) * a[i].sum[b]);
+			sum[i] = t == DT_Q4A ? _mm512_setzero_si512() : _mm512_set1_epi32(a[i].off[b]);
+			if (t == DT_Q4)
+				sum[i] = _mm512_srai_epi32(sum[i], 4);
 		}
 		block(sum, v, q, m, t != DT_Q8);
 		for (int i = 0; i < m; i++) {
@@ -64,7 +64,7 @@ INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v, const
 			__m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[i]), _mm512_mul_ps(d, s));
 
 			if (t == DT_Q4A)
-				x = _mm512_add_ps(x, _mm512_mul_ps(_mm512_set1_ps((float)a[i].sum[b]), _mm512_mul_ps(min, s)));
+				x = _mm512_add_ps(x, _mm512_mul_ps(_mm512_set1_ps((float)(a[i].off[b] / -128)), _mm512_mul_ps(min, s)));
 			acc[i] = _mm512_add_ps(acc[i], x);
 		}
 		scale += QUANT_PANEL * (t == DT_Q4A ? 2 : 1);
@@ -111,7 +111,7 @@ static TARGET void row(struct quant_row to, const float *x, int cols)
 		__m512i ql = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inv)), qh = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inv));
 
 		to.d[b] = max / 127;
-		to.sum[b] = _mm512_reduce_add_epi32(_mm512_add_epi32(ql, qh));
+		to.off[b] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(ql, qh));
 		_mm_storeu_si128((__m128i *)to.q, _mm512_cvtepi32_epi8(ql));
 		_mm_storeu_si128((__m128i *)(to.q + 16), _mm512_cvtepi32_epi8(qh));
 	}

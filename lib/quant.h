@@ -46,10 +46,11 @@ size_t mat_bytes(enum dtype t, int rows, int cols);
 int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols);
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols);
 
-/* A row of activations: (nb) scales, (nb) sums of the values of a block, (nb, 32) values. */
+/* A row of activations: (nb, 32) values, (nb) scales, (nb) corrections: -128 times the sum of the values of a block, which is
+ * what a product with weights stored as q + 128 has too much. */
 struct quant_row {
 	float *d;
-	int32_t *sum;
+	int32_t *off;
 	int8_t *q;
 };
 
@@ -58,7 +59,6 @@ static inline size_t quant_row_bytes(int cols)	/* a multiple of 64 */
 	return ((size_t)quant_blocks(cols) * (8 + QUANT_BLOCK) + 63) & ~(size_t)63;
 }
 
-/* Values first: they are read in pieces of 64 bytes. */
 static inline struct quant_row quant_row_at(const void *rows, int64_t i, int cols)
 {
 	char *p = (char *)rows + (size_t)i * quant_row_bytes(cols);
