@@ -1,21 +1,27 @@
 /* chr-pack: a model directory and a cluster manifest in, a packed model directory out; and back. */
+#include <fnmatch.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "err.h"
 #include "file.h"
 #include "json.h"
 #include "manifest.h"
+#include "mem.h"
 #include "modeldir.h"
 #include "opt.h"
 #include "pack.h"
+#include "pool.h"
 #include "progress.h"
 #include "prov.h"
 #include "sig.h"
 
 static struct {
 	const char *model, *out;
-	int dtype;
+	int dtype, quant, dense, threads;
+	struct opt_list rule;
 	bool unpack, force;
 } o;
 
@@ -23,6 +29,12 @@ static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory to read" },
 	{ 'o', "output", OPT_STR, &o.out, .arg = "DIR", .help = "directory to make" },
 	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "model|f32|bf16|f16", .help = "type of the experts; model: as they are" },
+	{ 0, "quant", OPT_CHOICE, &o.quant, .arg = "none|q8|q4|q4a", .help = "experts in blocks of 8 or 4 bits (lossy)" },
+	{ 0, "quant-dense", OPT_CHOICE, &o.dense, .arg = "none|q8|q4|q4a",
+	    .help = "also all other matrices, but the router's and the lookahead head's" },
+	{ 0, "quant-for", OPT_LIST, &o.rule, .arg = "PATTERN=TYPE",
+	    .help = "tensors whose name matches; q8, q4, q4a, f32, bf16 or f16; later ones go before earlier" },
+	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one for each processor" },
 	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
 	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there" },
 	{ 0 }
@@ -57,7 +69,13 @@ static void report(const struct pack *p, double seconds)
 	if (!o.unpack)
 		json_set_int(r, "padding_bytes", p->padding);
 	json_set_int(r, "dense_bytes", p->dense_bytes);
-	json_set_str(r, "dtype", dtype_name((enum dtype)p->dtype));
+	json_set_str(r, "dtype", dtype_name(p->dt[0]));
+	if (p->dt[1] != p->dt[0])
+		json_set_str(r, "up_dtype", dtype_name(p->dt[1]));
+	if (p->dt[2] != p->dt[0])
+		json_set_str(r, "down_dtype", dtype_name(p->dt[2]));
+	if (p->square > 0)
+		json_set_num(r, "relative_error", sqrt(p->error / p->square));
 	json_set_str(r, "fingerprint", p->fingerprint);
 	json_set_num(r, "seconds", seconds);
 	if (json_put(stdout, r, &e) < 0)
@@ -65,9 +83,30 @@ static void report(const struct pack *p, double seconds)
 	json_decref(r);
 }
 
+static struct pack_rule *rules(void)
+{
+	static struct pack_rule *r;
+
+	r = mem_alloc(sizeof *r * (size_t)(o.rule.n + 1));
+
+	for (int i = 0; i < o.rule.n; i++) {
+		const char *eq = strrchr(o.rule.v[i], '=');
+
+		if (!eq || eq == o.rule.v[i] || dtype_parse(eq + 1, &r[i].t) < 0 || r[i].t == DT_F64)
+			opt_usage("--quant-for %s: not PATTERN=q8, q4, q4a, f32, bf16 or f16", o.rule.v[i]);
+		r[i].pattern = strndup(o.rule.v[i], (size_t)(eq - o.rule.v[i]));
+		if (!r[i].pattern)
+			err_die(EX_OSERR, "out of memory");
+		if (dtype_blocks(r[i].t) && (fnmatch(r[i].pattern, "model.layers.0.mlp.gate.weight", 0) == 0
+		    || fnmatch(r[i].pattern, "model.norm.weight", 0) == 0) && !strchr(r[i].pattern, '*'))
+			opt_usage("--quant-for %s: routers and norms are never quantised", o.rule.v[i]);
+	}
+	return r;
+}
+
 int main(int argc, char **argv)
 {
-	static const int dtype[] = { -1, DT_F32, DT_BF16, DT_F16 };
+	static const int dtype[] = { -1, DT_F32, DT_BF16, DT_F16 }, quant[] = { -1, DT_Q8, DT_Q4, DT_Q4A };
 	double began = progress_clock();
 	struct modeldir md;
 	struct manifest m;
@@ -83,15 +122,19 @@ int main(int argc, char **argv)
 		opt_usage("give a model with -m and an output directory with -o");
 	if (argc - first > (o.unpack ? 0 : 1))
 		opt_usage("unexpected operand \"%s\"", argv[argc - 1]);
-	if (o.unpack && o.dtype)
-		opt_usage("--unpack keeps the type of the experts: no --dtype");
+	if (o.unpack && (o.dtype || o.quant || o.dense || o.rule.n))
+		opt_usage("--unpack keeps types: no --dtype, --quant, --quant-dense or --quant-for");
+	if (o.dtype && o.quant)
+		opt_usage("--dtype or --quant, not both");
 	sig_install();
+	pool_init(o.threads);
 	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0)
 		err_exit(&e);
 	path = o.unpack ? file_join(o.model, MANIFEST_NAME) : NULL;
 	if (manifest_load(&m, path ? path : first < argc ? argv[first] : "-", &e) < 0)
 		err_exit(&e);
-	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force, .dtype = dtype[o.dtype] };
+	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force, .rule = rules(), .nrules = o.rule.n,
+	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = quant[o.dense] };
 	if (!o.unpack && pack_check(&p, &e) < 0)
 		err_exit(&e);
 	p.meta = meta = metadata(argc, argv, &md, o.unpack ? m.fingerprint : p.fingerprint);

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "decode_int.h"
+#include "quant.h"
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -41,7 +42,7 @@ static void carve_attention(struct scratch *s, const struct config *c, int64_t R
 	s->k2cache = carve(v, R, sizeof(*s->k2cache));
 }
 
-static void carve_experts(struct scratch *s, const struct config *c, int64_t R, struct carve *v)
+static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks, struct carve *v)
 {
 	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts, F = c->moe_intermediate_size;
 	int64_t rows = 0, inner = 0;
@@ -65,6 +66,19 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 	s->order = carve(v, R * K, sizeof(*s->order));
 	s->wanted = carve(v, E, sizeof(*s->wanted));
 	s->part = carve(v, E + S + 1, sizeof(*s->part));
+	s->qffn = carve(v, E + S + 1, sizeof(*s->qffn));
+	s->qgemm = carve(v, E + S + 1, sizeof(*s->qgemm));
+	if (blocks) {
+		int64_t most = max64(c->hidden_size, (int64_t)c->num_attention_heads * c->head_dim);
+		int64_t hidden = 0;
+
+		for (int l = 0; l < c->num_hidden_layers; l++)
+			hidden = max64(hidden, c->sparse[l] ? R * (K + S) * (int64_t)quant_row_bytes((int)F)
+			    : R * (int64_t)quant_row_bytes(c->intermediate_size));
+		s->xq = carve(v, max64(R, HEAD_ROWS), quant_row_bytes((int)most));
+		s->moe_xq = carve(v, rows, quant_row_bytes(c->hidden_size));
+		s->moe_hq = carve(v, hidden, 1);
+	}
 	s->job = carve(v, 2 * (E + S + 1) + c->num_attention_heads + 1, sizeof(*s->job));
 }
 
@@ -79,7 +93,7 @@ int64_t scratch_layout(struct scratch *s, const struct config *c, const struct p
 	s->h = carve(&v, R * D, sizeof(real));
 	s->x = carve(&v, R * D, sizeof(real));
 	carve_attention(s, c, R, &v);
-	carve_experts(s, c, R, &v);
+	carve_experts(s, c, R, o->blocks, &v);
 	s->head_x = carve(&v, HEAD_ROWS * D, sizeof(real));
 	s->logits = carve(&v, HEAD_ROWS * (int64_t)c->vocab_size, sizeof(real));
 	s->look_h = carve(&v, look0 ? HEAD_ROWS * (int64_t)look0->rows : 0, sizeof(real));
@@ -350,12 +364,11 @@ static void head_block(struct engine *g, const int32_t *rows, real *const *out, 
 {
 	struct scratch *s = &g->s;
 	int D = g->cfg->hidden_size, V = g->cfg->vocab_size;
-	struct gemm_job job = { .c = s->logits, .ldc = V, .a = s->head_x, .lda = D, .b = g->head, .ldb = D,
-	    .bt = DT_REAL, .m = n, .n = V, .k = D };
+	struct linear l = { s->logits, s->head_x, g->head, 0 };
 
 	g->be->gather(s->head_x, s->h, rows, n, D);
 	g->be->rmsnorm(s->head_x, NULL, s->head_x, g->norm, n, D, g->cfg->rms_norm_eps);
-	g->be->gemm(GEMM_NT, &job, 1);
+	linear(g, &l, 1, n);
 	for (int i = 0; i < n; i++)
 		g->be->get(out[i], s->logits + (int64_t)i * V, sizeof(real) * (size_t)V);
 }
@@ -382,7 +395,7 @@ static void head(struct engine *g)
 
 static int pass(struct engine *g, struct err *e)
 {
-	g->be->gather(g->s.h, g->embed, (const int32_t *)g->s.tok, g->rows, g->cfg->hidden_size);
+	embed_rows(g);
 	for (int l = 0; l < g->cfg->num_hidden_layers; l++) {
 		attn_layer(g, l);
 		if (ffn_layer(g, l, e) < 0)

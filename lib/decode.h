@@ -34,6 +34,7 @@ struct engine_opt {
 	int max_tokens;		/* capacity of one sequence's caches */
 	int max_rows;		/* rows evaluated at a time; longer prompts go in chunks of it. At least max_seqs */
 	int64_t other;		/* bytes the caller will hold besides: part of the plan */
+	bool blocks;		/* set by engine_plan and engine_open: some weights are quantised */
 	int predict, on_miss;	/* on_miss applies to single tokens after a prompt; prompts are always exact */
 	struct store_opt store;	/* .bytes 0: what the limit leaves */
 };

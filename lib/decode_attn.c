@@ -93,7 +93,7 @@ static void kv_append(struct engine *g, int l, const real *a, int wa, const real
 	}
 }
 
-static struct gemm_job linear(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int rows, int out, int in)
+static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int rows, int out, int in)
 {
 	return (struct gemm_job){ .c = y, .ldc = ldy, .a = x, .lda = ldx, .b = w, .ldb = in, .bt = DT_REAL,
 	    .m = rows, .n = out, .k = in };
@@ -105,15 +105,11 @@ static void gqa(struct engine *g, int l)
 	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int R = g->rows, D = c->hidden_size, d = c->head_dim;
+	int R = g->rows, d = c->head_dim;
 	int Hd = c->num_attention_heads * d, Gd = config_kv_width(c);
-	struct gemm_job job[3] = {
-		linear(s->q, Hd, s->x, D, w->q, R, Hd, D),
-		linear(s->k, Gd, s->x, D, w->k, R, Gd, D),
-		linear(s->k2, Gd, s->x, D, w->v, R, Gd, D),
-	};
+	struct linear qkv[3] = { { s->q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 }, { s->k2, s->x, w->v, 0 } };
 
-	be->gemm(GEMM_NT, job, 3);
+	linear(g, qkv, 3, R);
 	be->rmsnorm(s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d, c->rms_norm_eps);
 	be->rmsnorm(s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d, c->rms_norm_eps);
 	be->rope(s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
@@ -131,22 +127,18 @@ static void mla_project(struct engine *g, const struct layer *w)
 	const struct backend *be = g->be;
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
-	int R = g->rows, D = c->hidden_size, H = c->num_attention_heads, G = c->num_key_value_heads;
+	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
 	int C = c->kv_latent_dim, r = c->rope_dim, N = c->head_dim - r;
-	struct gemm_job job[3] = {
-		linear(s->q, H * N, s->x, D, w->q_nope, R, H * N, D),
-		linear(s->q2, H * r, s->x, D, w->q_rope, R, H * r, D),
-		linear(s->k, C, s->x, D, w->kv_down, R, C, D),
-	};
+	struct linear down[3] = { { s->q, s->x, w->q_nope, 0 }, { s->q2, s->x, w->q_rope, 0 }, { s->k, s->x, w->kv_down, 0 } };
 
-	be->gemm(GEMM_NT, job, 3);
+	linear(g, down, 3, R);
 	be->rmsnorm(s->q, NULL, s->q, w->q_nope_norm, (int64_t)R * H, N, c->rms_norm_eps);
 	be->rmsnorm(s->q2, NULL, s->q2, w->q_rope_norm, (int64_t)R * H, r, c->rms_norm_eps);
 	be->rmsnorm(s->k, NULL, s->k, w->kv_down_norm, R, C, c->rms_norm_eps);
 	for (int h = 0; h < H; h++)
-		s->job[h] = linear(s->q_abs + (int64_t)h * C, (int64_t)H * C, s->q + (int64_t)h * N, (int64_t)H * N,
+		s->job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C, s->q + (int64_t)h * N, (int64_t)H * N,
 		    w->k_nope_t + (int64_t)(h * G / H) * C * N, R, C, N);
-	s->job[H] = linear(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
+	s->job[H] = product(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
 	be->gemm(GEMM_NT, s->job, H + 1);
 	be->rope(s->q2, (int64_t)H * r, r, R, H, r, g->rope_mla, s->pos, false);
 	be->rope(s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
@@ -168,7 +160,7 @@ static void mla(struct engine *g, int l)
 	    .kcache = s->kcache, .ldk = C, .vcache = s->kcache, .ldv = C, .lo = s->lo, .hi = s->hi,
 	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = s->k2cache, .ldk2 = (int64_t)G * r });
 	for (int h = 0; h < H; h++)
-		s->job[h] = linear(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h * C, (int64_t)H * C,
+		s->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h * C, (int64_t)H * C,
 		    w->mla_v + (int64_t)(h * G / H) * d * C, R, d, C);
 	g->be->gemm(GEMM_NT, s->job, H);
 }
@@ -179,14 +171,12 @@ void attn_layer(struct engine *g, int l)
 	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int Hd = c->num_attention_heads * c->head_dim;
-	struct gemm_job job = linear(s->h, c->hidden_size, s->att, Hd, w->o, g->rows, c->hidden_size, Hd);
+	struct linear out = { s->h, s->att, w->o, 1 };
 
 	g->be->rmsnorm(s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size, c->rms_norm_eps);
 	if (w->type == LAYER_MLA)
 		mla(g, l);
 	else
 		gqa(g, l);
-	job.beta = 1;
-	g->be->gemm(GEMM_NT, &job, 1);
+	linear(g, &out, 1, g->rows);
 }

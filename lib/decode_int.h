@@ -19,12 +19,13 @@ struct layer {
 	enum layer_type type;
 	int sparse;				/* index among sparse layers, -1: dense */
 	const real *in_norm, *post_norm;	/* (D) */
-	const real *q, *k, *v;			/* (H*d, D), (G*d, D), (G*d, D) */
+	struct mat q, k, v;			/* (H*d, D), (G*d, D), (G*d, D) */
 	const real *q_norm, *k_norm;		/* (d) */
-	const real *o;				/* (D, H*d) */
-	const real *q_nope, *q_rope;		/* (H*N, D), (H*r, D) */
+	struct mat o;				/* (D, H*d) */
+	struct mat q_nope, q_rope;		/* (H*N, D), (H*r, D) */
 	const real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
-	const real *kv_down, *kv_down_norm;	/* (C, D), (C) */
+	struct mat kv_down;			/* (C, D) */
+	const real *kv_down_norm;		/* (C) */
 	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to absorb it into queries */
 	const real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
 	const real *gate;			/* (E, D) router */
@@ -67,6 +68,8 @@ struct scratch {
 	real *router, *router_next;	/* (R, E) */
 	real *weight, *coef;		/* (R, K), (R, K+S) */
 	real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
+	char *xq;			/* (R) quantised rows of what is being multiplied */
+	char *moe_xq, *moe_hq;		/* (R*(K+S)) quantised rows of D and of F or I */
 	real *head_x, *logits;		/* (HEAD_ROWS, D), (HEAD_ROWS, V) */
 	real *look_h, *look;		/* (HEAD_ROWS, look_width), (HEAD_ROWS, rows) */
 	uint32_t *tok;			/* (R) */
@@ -80,6 +83,8 @@ struct scratch {
 	struct seg *seg;		/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */
 	struct gemm_job *job;		/* (2 * (E + S) + H) */
+	struct qffn_job *qffn;		/* (E + S) */
+	struct qgemm_job *qgemm;	/* (E + S) */
 };
 
 struct engine {
@@ -92,10 +97,11 @@ struct engine {
 	struct engine_opt opt;
 	int64_t expert_bytes;
 	struct layer layer[CFG_MAX_LAYERS];
-	const real *embed, *norm, *head;	/* (V, D), (D), (V, D) */
+	struct mat embed, head;			/* (V, D), (V, D) */
+	const real *norm;			/* (D) */
 	const real *look0, *look2;		/* (look_width, D), (rows, look_width) */
 	int look_width;
-	real *w;				/* dense parameters; over a model only the transposed ones, */
+	real *w;				/* dense parameters, floats or blocks; over a model only the transposed ones, */
 	real *host;				/* and room to transpose the largest */
 	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
 	void *expert_mem;			/* plain directories: all experts, in the type of the file */
@@ -125,10 +131,20 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 int load_weights(struct engine *g, struct err *e);
 void load_plan_state(const struct engine *g, struct mem_plan *plan);	/* all but weights */
 int load_layers(struct engine *g, struct err *e);	/* what the config says of them, and position tables */
-void load_place(struct engine *g, const struct param *p, const real *w);	/* a dense parameter is at w */
+void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t);	/* a dense parameter is at w */
 int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);	/* where k_nope's element i goes */
 bool load_is_expert(const struct param *p);
 struct mat *load_expert_mat(struct engine *g, const struct param *p);	/* where the view of an expert's matrix belongs */
+
+/* decode_linear.c: y = x W^T (+ y), floats or blocks */
+struct linear {
+	real *y;
+	const real *x;		/* (rows, w.cols); jobs of one call that share it follow each other */
+	struct mat w;
+	real beta;		/* 0 or 1 */
+};
+void linear(struct engine *g, const struct linear *l, int n, int rows);	/* n <= 4 */
+void embed_rows(struct engine *g);			/* h of the tokens of this pass */
 
 /* decode_over.c */
 int over_weights(struct engine *g, struct err *e);

@@ -9,6 +9,7 @@
 #include "file.h"
 #include "model.h"
 #include "pool.h"
+#include "quant.h"
 
 #define MIB ((int64_t)1 << 20)
 
@@ -19,13 +20,33 @@ bool load_is_expert(const struct param *p)
 	return p->kind == P_EXP_GATE || p->kind == P_EXP_UP || p->kind == P_EXP_DOWN;
 }
 
-static int64_t dense_elements(const struct params *ps)
+/* The type of a dense parameter in memory, and its bytes. */
+static int dense_type(const struct engine *g, const struct param *p, enum dtype *t, int64_t *bytes, struct err *e)
 {
-	int64_t n = 0;
+	if (modeldir_type(&g->md, p, t, e) < 0)
+		return -1;
+	if (!dtype_blocks(*t))
+		*t = DT_REAL;
+	*bytes = align64((int64_t)(*t == DT_REAL ? (size_t)param_size(p) * sizeof(real) : mat_bytes(*t, p->rows, p->cols)));
+	return 0;
+}
 
-	for (int i = 0; i < ps->n; i++)
-		if (!load_is_expert(&ps->p[i]))
-			n += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
+/* Bytes of all dense parameters; notes whether any weights are in blocks. -1 on error. */
+static int64_t dense_bytes(struct engine *g, struct err *e)
+{
+	const struct params *ps = g->par;
+	int64_t n = 0, bytes;
+	enum dtype t;
+
+	g->opt.blocks = g->md.packed && (dtype_blocks(g->man.dt[0]) || dtype_blocks(g->man.dt[1]) || dtype_blocks(g->man.dt[2]));
+	for (int i = 0; i < ps->n; i++) {
+		if (load_is_expert(&ps->p[i]))
+			continue;
+		if (dense_type(g, &ps->p[i], &t, &bytes, e) < 0)
+			return -1;
+		n += bytes;
+		g->opt.blocks = g->opt.blocks || dtype_blocks(t);
+	}
 	return n;
 }
 
@@ -151,6 +172,7 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 {
 	const struct engine_opt *o = &g->opt;
 	const struct param *look0;
+	int64_t dense;
 
 	if (modeldir_open(&g->md, dir, 0, NULL, e) < 0)
 		return -1;
@@ -160,10 +182,12 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 		return -1;
 	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
 		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
+	if ((dense = dense_bytes(g, e)) < 0)
+		return -1;
 	look0 = params_get(g->par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
 	mem_plan_add(plan, "program", (o->budget ? 0 : mem_program(pool_threads())) + o->other);
-	mem_plan_add(plan, "dense weights", dense_elements(g->par) * (int64_t)sizeof(real));
+	mem_plan_add(plan, "dense weights", dense);
 	load_plan_state(g, plan);
 	return plan_experts(g, plan, e);
 }
@@ -195,10 +219,8 @@ static int read_dense(struct engine *g, const struct param *p, float *host, real
 	return 0;
 }
 
-static void place_ffn(struct layer *l, enum param_kind kind, int i, const real *w, const struct param *p)
+static void place_ffn(struct layer *l, enum param_kind kind, int i, struct mat m)
 {
-	struct mat m = { w, DT_REAL, p->rows, p->cols };
-
 	if (kind == P_SH_GATE || kind == P_MLP_GATE)
 		l->ffn[i].gate = m;
 	else if (kind == P_SH_UP || kind == P_MLP_UP)
@@ -207,43 +229,44 @@ static void place_ffn(struct layer *l, enum param_kind kind, int i, const real *
 		l->ffn[i].down = m;
 }
 
-void load_place(struct engine *g, const struct param *p, const real *w)
+void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t)
 {
 	struct layer *l = p->layer >= 0 ? &g->layer[p->layer] : NULL;
+	struct mat m = { w, t, p->rows, p->cols };
 
 	switch (p->kind) {
 	case P_EMBED:
-		g->embed = w;
+		g->embed = m;
 		if (!params_get(g->par, P_HEAD, -1, -1))
-			g->head = w;
+			g->head = m;
 		break;
-	case P_HEAD: g->head = w; break;
+	case P_HEAD: g->head = m; break;
 	case P_NORM: g->norm = w; break;
 	case P_LOOK0: g->look0 = w; break;
 	case P_LOOK2: g->look2 = w; break;
 	case P_IN_NORM: l->in_norm = w; break;
 	case P_POST_NORM: l->post_norm = w; break;
-	case P_Q: l->q = w; break;
-	case P_K: l->k = w; break;
-	case P_V: l->v = w; break;
-	case P_O: l->o = w; break;
+	case P_Q: l->q = m; break;
+	case P_K: l->k = m; break;
+	case P_V: l->v = m; break;
+	case P_O: l->o = m; break;
 	case P_QNORM: l->q_norm = w; break;
 	case P_KNORM: l->k_norm = w; break;
-	case P_QNOPE: l->q_nope = w; break;
-	case P_QROPE: l->q_rope = w; break;
+	case P_QNOPE: l->q_nope = m; break;
+	case P_QROPE: l->q_rope = m; break;
 	case P_QNOPE_NORM: l->q_nope_norm = w; break;
 	case P_QROPE_NORM: l->q_rope_norm = w; break;
-	case P_KVDOWN: l->kv_down = w; break;
+	case P_KVDOWN: l->kv_down = m; break;
 	case P_KVDOWN_NORM: l->kv_down_norm = w; break;
 	case P_KNOPE: l->k_nope_t = w; break;
 	case P_KROPE: l->k_rope = w; break;
 	case P_MLA_V: l->mla_v = w; break;
 	case P_GATE: l->gate = w; break;
 	case P_SH_GATE: case P_SH_UP: case P_SH_DOWN:
-		place_ffn(l, p->kind, p->expert, w, p);
+		place_ffn(l, p->kind, p->expert, m);
 		break;
 	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
-		place_ffn(l, p->kind, 0, w, p);
+		place_ffn(l, p->kind, 0, m);
 		break;
 	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_KINDS:
 		break;
@@ -253,25 +276,38 @@ void load_place(struct engine *g, const struct param *p, const real *w)
 static int load_dense(struct engine *g, struct err *e)
 {
 	const struct params *ps = g->par;
-	int64_t biggest = 0;
+	int64_t biggest = 0, bytes = 0;
+	enum dtype t;
 	float *host;
-	real *w;
+	char *w;
 	int status = 0;
 
 	for (int i = 0; i < ps->n; i++)
 		if (!load_is_expert(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
 			biggest = param_size(&ps->p[i]);
-	w = g->w = g->be->alloc(sizeof(real) * (size_t)dense_elements(ps));
+	w = g->be->alloc((size_t)dense_bytes(g, e));
+	g->w = (real *)w;
 	host = malloc(sizeof(*host) * (size_t)biggest);
 	if (!w || !host)
 		status = err_set(e, EX_OSERR, "%s: out of memory for dense weights", g->md.path);
 	for (int i = 0; i < ps->n && status == 0; i++)
 		if (!load_is_expert(&ps->p[i])) {
-			status = read_dense(g, &ps->p[i], host, w, e);
-			load_place(g, &ps->p[i], w);
-			w += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
+			status = dense_type(g, &ps->p[i], &t, &bytes, e);
+			if (status == 0)
+				status = dtype_blocks(t) ? modeldir_read(&g->md, &ps->p[i], w, e)
+				    : read_dense(g, &ps->p[i], host, (real *)w, e);
+			load_place(g, &ps->p[i], w, t);
+			w += bytes;
 		}
 	free(host);
+	for (int l = 0; l < g->cfg->num_hidden_layers && status == 0; l++)
+		for (int f = 0; f < g->layer[l].n_ffn && status == 0; f++) {
+			const struct expert *x = &g->layer[l].ffn[f];
+
+			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) || dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
+				status = err_set(e, EX_DATAERR, "%s: layer %d: gate, up and down are partly in blocks, partly not",
+				    g->md.path, l);
+		}
 	return status;
 }
 

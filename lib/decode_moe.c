@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "decode_int.h"
+#include "quant.h"
 
 static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, int rows)
 {
@@ -13,8 +14,30 @@ static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, in
 	    .bt = w->dt, .m = rows, .n = w->rows, .k = w->cols };
 }
 
+static bool part_blocks(const struct ffn_part *p) { return dtype_blocks(p->x.gate.dt); }
+
+/* As run_floats, of matrices in blocks; s->xq has the rows of s->x. */
+static void run_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	const struct backend *be = g->be;
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+	size_t row = quant_row_bytes(D), hidden = quant_row_bytes(width);
+	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
+
+	be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows, (int)(row / sizeof(real)));
+	for (int i = 0; i < n; i++) {
+		char *h = s->moe_hq + p[i].row0 * hidden;
+
+		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, h, p[i].x.gate, p[i].x.up, p[i].n };
+		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D, h, p[i].x.down, p[i].n, 0 };
+	}
+	be->qffn(s->qffn, n);
+	be->qgemm(s->qgemm, n);
+}
+
 /* FFNs of n parts whose rows follow each other in moe_x; the result replaces the input there. */
-static void run_parts(struct engine *g, const struct ffn_part *p, int n, int width)
+static void run_floats(struct engine *g, const struct ffn_part *p, int n, int width)
 {
 	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
@@ -34,6 +57,15 @@ static void run_parts(struct engine *g, const struct ffn_part *p, int n, int wid
 		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D, s->moe_g + (int64_t)p[i].row0 * width,
 		    &p[i].x.down, p[i].n);
 	be->gemm(GEMM_NT, s->job, n);
+}
+
+static void run_parts(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	for (int i = 0, m; i < n; i += m) {
+		for (m = 1; i + m < n && part_blocks(&p[i + m]) == part_blocks(&p[i]); m++)
+			continue;
+		(part_blocks(&p[i]) ? run_blocks : run_floats)(g, p + i, m, width);
+	}
 }
 
 /* Shared experts (or the MLP of a dense layer) take all rows and the first places of moe_x. */
@@ -241,6 +273,8 @@ int ffn_layer(struct engine *g, int l, struct err *e)
 	int D = g->cfg->hidden_size, K = w->sparse < 0 ? 0 : g->cfg->num_experts_per_tok;
 
 	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
+	if (g->opt.blocks)
+		g->be->quantize(s->xq, s->x, g->rows, D);
 	if (w->sparse < 0)
 		run_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
 	else if (routed(g, l, e) < 0)

@@ -56,7 +56,7 @@ void engine_refresh(struct engine *g)
 		for (int64_t j = 0; j < n; j++)
 			out[load_knope_at(g->cfg, p, j)] = in[j];
 		g->be->put(w, out, sizeof(*out) * (size_t)n);
-		load_place(g, p, w);
+		load_place(g, p, w, DT_REAL);
 		w += (n + 15) & ~(int64_t)15;
 	}
 }
@@ -80,7 +80,7 @@ int over_weights(struct engine *g, struct err *e)
 		if (load_is_expert(p))
 			*load_expert_mat(g, p) = (struct mat){ g->flat + p->off, DT_REAL, p->rows, p->cols };
 		else
-			load_place(g, p, g->flat + p->off);
+			load_place(g, p, g->flat + p->off, DT_REAL);
 	}
 	engine_refresh(g);
 	return 0;

@@ -168,6 +168,20 @@ static int parse_cluster(struct parse *p, const json_t *o, json_t *names)
 	return 0;
 }
 
+/* One type for gate, up and down, or a list of one for each. */
+static int parse_types(const json_t *j, enum dtype t[3])
+{
+	for (size_t i = 0; i < 3; i++) {
+		const char *name = json_string_value(json_is_array(j) ? json_array_get(j, i) : j);
+
+		if (!name || dtype_parse(name, &t[i]) < 0 || t[i] == DT_F64)
+			return -1;
+	}
+	if (dtype_blocks(t[0]) != dtype_blocks(t[1]) || dtype_blocks(t[0]) != dtype_blocks(t[2]))
+		return -1;
+	return json_is_array(j) && json_array_size(j) != 3 ? -1 : 0;
+}
+
 /* Keys only a packed manifest has: all of them or none. */
 static int parse_packed(struct parse *p, const json_t *o)
 {
@@ -177,8 +191,9 @@ static int parse_packed(struct parse *p, const json_t *o)
 
 	if (!dt)
 		return 0;
-	if (!json_is_string(dt) || dtype_parse(json_string_value(dt), &m->dtype) < 0 || m->dtype == DT_F64)
-		return err_set(p->e, EX_DATAERR, "%s: \"dtype\" is not F32, BF16 or F16", p->name);
+	if (parse_types(dt, m->dt) < 0)
+		return err_set(p->e, EX_DATAERR, "%s: \"dtype\" is neither F32, BF16 or F16, nor Q8, Q4 or Q4A, nor three of one "
+		    "kind", p->name);
 	if (get_int(p, o, "gate_bytes", 1, top, &m->gate_bytes) < 0 || get_int(p, o, "up_bytes", 1, top, &m->up_bytes) < 0
 	    || get_int(p, o, "down_bytes", 1, top, &m->down_bytes) < 0)
 		return -1;
@@ -395,7 +410,11 @@ static json_t *home_json(const struct manifest *m)
 
 static void packed_json(const struct manifest *m, json_t *o)
 {
-	json_object_set_new(o, "dtype", json_string(dtype_name(m->dtype)));
+	if (m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2])
+		json_object_set_new(o, "dtype", json_string(dtype_name(m->dt[0])));
+	else
+		json_object_set_new(o, "dtype", json_pack("[s, s, s]", dtype_name(m->dt[0]), dtype_name(m->dt[1]),
+		    dtype_name(m->dt[2])));
 	json_object_set_new(o, "gate_bytes", json_integer(m->gate_bytes));
 	json_object_set_new(o, "up_bytes", json_integer(m->up_bytes));
 	json_object_set_new(o, "down_bytes", json_integer(m->down_bytes));

@@ -39,7 +39,7 @@ struct manifest {
 	struct place *place;	/* (layers, experts) */
 	char *fingerprint;	/* of the model: hex, or NULL when not packed and not known */
 	bool packed;		/* has places; else all below but raw, and offset, bytes, crc above, are 0 */
-	enum dtype dtype;	/* of expert matrices in the files (packed only) */
+	enum dtype dt[3];	/* of gate, up and down of every expert in the files (packed only) */
 	int64_t gate_bytes, up_bytes, down_bytes;	/* an expert is gate, up, down in this order, no gap */
 	json_t *raw;		/* as read (keeps the reference's keys and statistics) */
 };

@@ -9,6 +9,7 @@
 #include <zlib.h>
 
 #include "file.h"
+#include "quant.h"
 #include "sha256.h"
 
 #define CHUNK ((size_t)64 << 10)	/* elements converted at a time */
@@ -199,7 +200,23 @@ static const char *shape_text(const struct param *p, char out[32])
 	return out;
 }
 
-static int locate(const struct modeldir *md, const struct param *p, struct view *v, struct err *e)
+/* Is it a matrix in blocks, of the shape asked for and all there? */
+static bool in_blocks(const struct view *v, const struct param *p, enum dtype *t)
+{
+	char key[128], name[8];
+	const char *text;
+	int rows, cols, end = 0;
+
+	if (v->t->dtype != ST_U8 || p->ndim != 2)
+		return false;
+	snprintf(key, sizeof key, "quant.%s", p->name);
+	text = st_meta(v->st, key);
+	return text && sscanf(text, "%7s %9d %9d%n", name, &rows, &cols, &end) == 3 && text[end] == '\0'
+	    && dtype_parse(name, t) == 0 && dtype_blocks(*t) && rows == p->rows && cols == p->cols
+	    && v->t->nbytes == mat_bytes(*t, rows, cols);
+}
+
+static int locate(const struct modeldir *md, const struct param *p, struct view *v, enum dtype *dt, struct err *e)
 {
 	const struct st_tensor *t;
 	char shape[32];
@@ -207,13 +224,45 @@ static int locate(const struct modeldir *md, const struct param *p, struct view 
 	if (modeldir_find(md, p->name, v) < 0)
 		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is missing", md->file[0], p->name);
 	t = v->t;
+	if (in_blocks(v, p, dt))
+		return 0;
 	if (t->ndim != p->ndim || t->shape[0] != (uint64_t)p->rows || (p->ndim == 2 && t->shape[1] != (uint64_t)p->cols))
 		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" has not the shape %s that config.json asks for", v->file,
 		    p->name, shape_text(p, shape));
 	if (float_type(t->dtype) < 0)
 		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is %s, not F64, F32, BF16 or F16", v->file, p->name,
 		    st_dtype_name(t->dtype));
+	*dt = (enum dtype)float_type(t->dtype);
 	return 0;
+}
+
+int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e)
+{
+	struct view v;
+
+	return locate(md, p, &v, t, e);
+}
+
+int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e)
+{
+	struct st_error se;
+	enum dtype t;
+	struct view v;
+
+	if (locate(md, p, &v, &t, e) < 0)
+		return -1;
+	return st_read(v.st, v.t, 0, dst, v.t->nbytes, &se) < 0 ? modeldir_st_err(e, v.file, &se) : 0;
+}
+
+static int read_blocks(const struct modeldir *md, const struct param *p, enum dtype t, float *dst, struct err *e)
+{
+	void *buf = malloc(mat_bytes(t, p->rows, p->cols));
+	int r = buf ? modeldir_read(md, p, buf, e) : err_set(e, EX_OSERR, "out of memory");
+
+	if (r == 0)
+		quant_unpack(dst, buf, t, p->rows, p->cols);
+	free(buf);
+	return r;
 }
 
 int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e)
@@ -221,11 +270,14 @@ int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *d
 	size_t n = (size_t)param_size(p), size, k;
 	struct st_error se;
 	struct view v;
+	enum dtype dt;
 	char *buf;
 	int r = 0;
 
-	if (locate(md, p, &v, e) < 0)
+	if (locate(md, p, &v, &dt, e) < 0)
 		return -1;
+	if (dtype_blocks(dt))
+		return read_blocks(md, p, dt, dst, e);
 	if (v.t->dtype == ST_F32)
 		return st_read(v.st, v.t, 0, dst, n * sizeof *dst, &se) < 0 ? modeldir_st_err(e, v.file, &se) : 0;
 	size = st_dtype_size(v.t->dtype);
@@ -262,10 +314,11 @@ static bool is_expert(const struct param *p)
 int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
 {
 	const struct st_tensor *t;
+	enum dtype dt;
 	struct view v;
 
 	for (int i = 0; i < ps->n; i++)
-		if (!(md->packed && is_expert(&ps->p[i])) && locate(md, &ps->p[i], &v, e) < 0)
+		if (!(md->packed && is_expert(&ps->p[i])) && locate(md, &ps->p[i], &v, &dt, e) < 0)
 			return -1;
 	for (int i = 0; i < md->nfiles; i++)
 		for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
@@ -346,13 +399,14 @@ int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct
 	struct print *pr = malloc((size_t)ps->n * sizeof *pr);
 	size_t size = CHUNK * sizeof(float);
 	char *buf = malloc(size);
+	enum dtype dt;
 	struct view v;
 	int r = 0;
 
 	if (!pr || !buf)
 		r = err_set(e, EX_OSERR, "out of memory");
 	for (int i = 0; i < ps->n && r == 0; i++) {
-		r = locate(md, &ps->p[i], &v, e);
+		r = locate(md, &ps->p[i], &v, &dt, e);
 		if (r == 0) {
 			pr[i].p = &ps->p[i];
 			pr[i].dtype = st_dtype_name(v.t->dtype);

@@ -48,9 +48,14 @@ void modeldir_close(struct modeldir *md);
 
 int modeldir_find(const struct modeldir *md, const char *name, struct view *v);		/* 0, or -1: absent */
 
-/* One parameter as float32, whatever float type it is stored in; dst has param_size(p) entries. Read with pread, so it
+/* One parameter as float32, whatever type it is stored in; dst has param_size(p) entries. Read with pread, so it
  * leaves no mapped pages behind. Absent, of another shape or not a float type: EX_DATAERR; EX_IOERR. */
 int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e);
+
+/* The type a parameter is stored in, and its bytes in dst as stored: mat_bytes(type, rows, cols) of quant.h for a matrix. A
+ * matrix in blocks is a tensor of U8 and the metadata says of which type: "quant.NAME" is "Q8 ROWS COLS". */
+int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e);
+int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e);
 
 /* All of them: flat has ps->total entries; gaps between parameters are left alone. Missing and unexpected tensors are
  * errors that name them. A tied lm_head.weight that equals the embedding is passed over. A packed directory is refused:

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 #include "mem.h"
 #include "outdir.h"
 #include "progress.h"
+#include "quant.h"
 #include "sig.h"
 
 #define CHUNK ((size_t)1 << 20)
@@ -52,35 +54,68 @@ static int check_layer(const struct pack *p, int l, struct err *e)
 	    has ? "experts" : "none", sparse ? "experts" : "none", p->md->path);
 }
 
-/* The one type all experts are stored in. */
-static int expert_dtype(const struct pack *p, struct err *e)
+bool pack_quantisable(const struct param *p)
+{
+	switch (p->kind) {
+	case P_EMBED: case P_HEAD: case P_Q: case P_K: case P_V: case P_O: case P_QNOPE: case P_QROPE: case P_KVDOWN:
+	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_SH_GATE: case P_SH_UP: case P_SH_DOWN:
+	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* The type to write a parameter in. */
+static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, struct err *e)
+{
+	int want = is_expert(pa) ? p->dtype : pack_quantisable(pa) ? p->dense : -1;
+
+	for (int i = 0; i < p->nrules; i++)
+		if (fnmatch(p->rule[i].pattern, pa->name, 0) == 0 && (pack_quantisable(pa) || !dtype_blocks(p->rule[i].t)))
+			want = (int)p->rule[i].t;
+	if (modeldir_type(p->md, pa, t, e) < 0)
+		return -1;
+	if (want >= 0)
+		*t = (enum dtype)want;
+	return 0;
+}
+
+/* The one type that all experts have, for each of their matrices; also the one they are stored in. */
+static int expert_types(struct pack *p, struct err *e)
 {
 	const struct params *ps = &p->md->par;
-	int found = -1;
+	int found[3] = { -1, -1, -1 };
 
+	p->model_dtype = -2;
 	for (int i = 0; i < ps->n; i++) {
-		enum dtype t;
-		struct view v;
+		int k = (int)ps->p[i].kind - (int)P_EXP_GATE;
+		enum dtype t, was;
 
 		if (!is_expert(&ps->p[i]))
 			continue;
-		if (modeldir_find(p->md, ps->p[i].name, &v) < 0 || dtype_parse(st_dtype_name(v.t->dtype), &t) < 0
-		    || t == DT_F64)
+		if (type_of(p, &ps->p[i], &t, e) < 0 || modeldir_type(p->md, &ps->p[i], &was, e) < 0)
+			return -1;
+		p->model_dtype = p->model_dtype == -2 || p->model_dtype == (int)was ? (int)was : -1;
+		if (t == DT_F64)
 			return err_set(e, EX_DATAERR, "%s: %s is not stored as F32, BF16 or F16: give --dtype",
 			    p->md->path, ps->p[i].name);
-		if (found >= 0 && found != (int)t)
-			return err_set(e, EX_DATAERR, "%s: experts are stored as %s and %s: give --dtype", p->md->path,
-			    dtype_name((enum dtype)found), dtype_name(t));
-		found = (int)t;
+		if (found[k] >= 0 && found[k] != (int)t)
+			return err_set(e, EX_DATAERR, "%s: %s would be %s, the same of another expert %s: experts have one size",
+			    p->md->path, ps->p[i].name, dtype_name(t), dtype_name((enum dtype)found[k]));
+		p->dt[k] = t;
+		found[k] = (int)t;
 	}
-	return found;
+	if (dtype_blocks(p->dt[0]) != dtype_blocks(p->dt[1]) || dtype_blocks(p->dt[0]) != dtype_blocks(p->dt[2]))
+		return err_set(e, EX_DATAERR, "gate, up and down of an expert would be %s, %s and %s: all of them in blocks, or none",
+		    dtype_name(p->dt[0]), dtype_name(p->dt[1]), dtype_name(p->dt[2]));
+	return 0;
 }
 
 int pack_check(struct pack *p, struct err *e)
 {
 	const struct config *c = &p->md->cfg;
 	const struct manifest *m = p->manifest;
-	struct err mixed = {0};
 	const char *fp;
 
 	if (p->md->packed)
@@ -99,14 +134,7 @@ int pack_check(struct pack *p, struct err *e)
 		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there, %s in %s", m->fingerprint,
 		    fp, p->md->path);
 	memcpy(p->fingerprint, fp, sizeof p->fingerprint);
-	p->model_dtype = expert_dtype(p, &mixed);
-	if (p->dtype < 0 && p->model_dtype < 0) {
-		*e = mixed;
-		return -1;
-	}
-	if (p->dtype < 0)
-		p->dtype = p->model_dtype;
-	return 0;
+	return expert_types(p, e);
 }
 
 /* ---- tensors from the model to a writer ---- */
@@ -121,6 +149,7 @@ struct job {			/* one packing or unpacking */
 	char *buf;		/* CHUNK, aligned for O_DIRECT */
 	float *x;		/* one matrix, when converting */
 	char *y;
+	float *back;		/* and what its blocks give */
 	struct st_file **ctsr;	/* (nclusters) unpacking: opened when first needed */
 	struct progress bar;
 	int64_t done;		/* bytes written and read back */
@@ -173,20 +202,52 @@ static int put_view(struct job *j, const struct view *v, uint32_t *crc)
 	return 0;
 }
 
-static int put_expert_part(struct job *j, const struct param *pa, uint32_t *crc)
+/* The matrix in j->x, in blocks, to j->y. */
+static int quantise(struct job *j, const struct param *pa, enum dtype to)
 {
-	enum dtype to = (enum dtype)j->p->dtype;
+	if (quant_pack(j->y, to, j->x, pa->rows, pa->cols) < 0)
+		return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite or too large for %s", j->p->md->path,
+		    pa->name, dtype_name(to));
+	quant_unpack(j->back, j->y, to, pa->rows, pa->cols);
+	for (int64_t i = 0; i < param_size(pa); i++) {
+		double d = (double)j->back[i] - (double)j->x[i];
+
+		j->p->error += d * d;
+		j->p->square += (double)j->x[i] * (double)j->x[i];
+	}
+	return 0;
+}
+
+static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
+{
 	size_t n = (size_t)param_size(pa);
+	enum dtype to;
 	struct view v;
 
-	if (modeldir_find(j->p->md, pa->name, &v) < 0)
-		return err_set(j->e, EX_DATAERR, "%s: missing %s", j->p->md->path, pa->name);
-	if (v.t->dtype == st_of(to))
+	if (type_of(j->p, pa, &to, j->e) < 0 || modeldir_find(j->p->md, pa->name, &v) < 0)
+		return -1;
+	if (v.t->dtype == st_of(to) || v.t->dtype == ST_U8)
 		return put_view(j, &v, crc);
 	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0)
 		return -1;
+	if (dtype_blocks(to))
+		return quantise(j, pa, to) < 0 ? -1 : put(j, j->y, mat_bytes(to, pa->rows, pa->cols), crc);
 	tensor_from_f32(j->y, to, j->x, n);
 	return put(j, j->y, n * dtype_size(to), crc);
+}
+
+static int declare_param(struct job *j, const char *key, const struct param *pa, enum dtype t, size_t align,
+    struct st_error *se)
+{
+	uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols }, bytes = mat_bytes(t, pa->rows, pa->cols);
+	char name[128], value[64];
+
+	if (!dtype_blocks(t))
+		return st_writer_add(j->w, key, st_of(t), pa->ndim, shape, align, se);
+	snprintf(name, sizeof name, "quant.%s", key);
+	snprintf(value, sizeof value, "%s %d %d", dtype_name(t), pa->rows, pa->cols);
+	st_writer_meta(j->w, name, value, se);
+	return st_writer_add(j->w, key, ST_U8, 1, &bytes, align ? align : 64, se);
 }
 
 static int begin_file(struct job *j, const char *name)
@@ -226,11 +287,8 @@ static int declare_expert(struct job *j, int layer, int expert, struct st_error 
 	char key[64];
 
 	for (int i = 0; i < 3; i++) {
-		const struct param *pa = expert_param(j, layer, expert, i);
-		uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols };
-
 		ctsr_key(key, layer, expert, i);
-		if (st_writer_add(j->w, key, st_of((enum dtype)j->p->dtype), 2, shape, i ? 0 : MANIFEST_ALIGN, se) < 0)
+		if (declare_param(j, key, expert_param(j, layer, expert, i), j->p->dt[i], i ? 0 : MANIFEST_ALIGN, se) < 0)
 			return -1;
 	}
 	return 0;
@@ -262,7 +320,7 @@ static int put_expert(struct job *j, int node, int rank)
 	uint32_t crc = 0;
 
 	for (int i = 0; i < 3; i++)
-		if (put_expert_part(j, expert_param(j, layer, expert, i), &crc) < 0)
+		if (put_param(j, expert_param(j, layer, expert, i), &crc) < 0)
 			return -1;
 	pl->offset = (int64_t)st_writer_offset(j->w, 3 * (size_t)rank);
 	pl->bytes = m->gate_bytes + m->up_bytes + m->down_bytes;
@@ -376,21 +434,17 @@ static void put_meta(struct job *j, struct st_error *se)	/* errors stick to the 
 static int declare_dense(struct job *j, const struct param *pa)
 {
 	struct st_error se;
-	struct view v;
+	enum dtype t;
 
-	if (modeldir_find(j->p->md, pa->name, &v) < 0)
-		return err_set(j->e, EX_DATAERR, "%s: missing %s", j->p->md->path, pa->name);
-	j->p->dense_bytes += (int64_t)v.t->nbytes;
-	if (st_writer_add(j->w, pa->name, v.t->dtype, v.t->ndim, v.t->shape, 0, &se) < 0)
-		return writer_failed(j, &se);
-	return 0;
+	if (type_of(j->p, pa, &t, j->e) < 0)
+		return -1;
+	j->p->dense_bytes += (int64_t)mat_bytes(t, pa->rows, pa->cols);
+	return declare_param(j, pa->name, pa, t, 0, &se) < 0 ? writer_failed(j, &se) : 0;
 }
 
 static int put_dense(struct job *j, const struct param *pa)
 {
-	struct view v;
-
-	return modeldir_find(j->p->md, pa->name, &v) < 0 || put_view(j, &v, NULL) < 0 || stopped(j) ? -1 : 0;
+	return put_param(j, pa, NULL) < 0 || stopped(j) ? -1 : 0;
 }
 
 /* Every parameter in order; experts through the two functions given, NULL: left out. */
@@ -457,7 +511,7 @@ static int job_begin(struct job *j, struct outdir *d, int64_t bytes)
 {
 	const struct params *ps = &j->p->md->par;
 	struct statvfs fs;
-	int64_t most = 1;
+	int64_t most = 1, blocks = 1;
 
 	if (outdir_begin(d, j->p->out, j->p->md->path, j->p->force, j->e) < 0)
 		return -1;
@@ -468,11 +522,15 @@ static int job_begin(struct job *j, struct outdir *d, int64_t bytes)
 		outdir_abort(d);
 		return -1;
 	}
-	for (int i = 0; i < ps->n; i++)
-		if (is_expert(&ps->p[i]) && param_size(&ps->p[i]) > most)
-			most = param_size(&ps->p[i]);
+	for (int i = 0; i < ps->n; i++) {
+		int64_t n = param_size(&ps->p[i]), q = (int64_t)mat_bytes(DT_Q8, ps->p[i].rows, ps->p[i].cols);
+
+		most = n > most ? n : most;
+		blocks = q > blocks ? q : blocks;
+	}
 	j->x = mem_alloc((size_t)most * sizeof *j->x);
-	j->y = mem_alloc((size_t)most * sizeof *j->x);
+	j->back = mem_alloc((size_t)most * sizeof *j->x);
+	j->y = mem_alloc((size_t)most * sizeof *j->x + (size_t)blocks);
 	if (posix_memalign((void **)&j->buf, MANIFEST_ALIGN, CHUNK))
 		err_die(EX_OSERR, "out of memory");
 	return 0;
@@ -489,6 +547,7 @@ static int job_end(struct job *j, struct outdir *d, int rc)
 	free(j->buf);
 	mem_free(j->x);
 	mem_free(j->y);
+	mem_free(j->back);
 	if (rc == 0)
 		return outdir_commit(d, j->e);
 	outdir_abort(d);
@@ -500,13 +559,16 @@ static int64_t total_bytes(const struct pack *p, bool experts)
 {
 	const struct params *ps = &p->md->par;
 	int64_t sum = 0;
-	struct view v;
+	struct err none;
 
 	for (int i = 0; i < ps->n; i++) {
-		if (is_expert(&ps->p[i]))
-			sum += experts ? param_size(&ps->p[i]) * (int64_t)dtype_size((enum dtype)p->dtype) : 0;
-		else if (modeldir_find(p->md, ps->p[i].name, &v) == 0)
-			sum += (int64_t)v.t->nbytes;
+		const struct param *pa = &ps->p[i];
+		enum dtype t = DT_F32;
+
+		if (is_expert(pa))
+			sum += experts ? (int64_t)mat_bytes(p->dt[pa->kind - P_EXP_GATE], pa->rows, pa->cols) : 0;
+		else if (type_of(p, pa, &t, &none) == 0)
+			sum += (int64_t)mat_bytes(t, pa->rows, pa->cols);
 	}
 	return sum;
 }
@@ -515,14 +577,16 @@ static int note_packed(struct pack *p, struct err *e)
 {
 	struct manifest *m = p->manifest;
 	const struct config *c = &p->md->cfg;
-	int64_t one = (int64_t)c->moe_intermediate_size * c->hidden_size * (int64_t)dtype_size((enum dtype)p->dtype);
+	int F = c->moe_intermediate_size, D = c->hidden_size;
 	int was = p->model_dtype;
 
 	free(m->fingerprint);
 	m->fingerprint = strdup(p->fingerprint);
 	m->packed = true;
-	m->dtype = (enum dtype)p->dtype;
-	m->gate_bytes = m->up_bytes = m->down_bytes = one;
+	memcpy(m->dt, p->dt, sizeof m->dt);
+	m->gate_bytes = (int64_t)mat_bytes(m->dt[0], F, D);
+	m->up_bytes = (int64_t)mat_bytes(m->dt[1], F, D);
+	m->down_bytes = (int64_t)mat_bytes(m->dt[2], D, F);
 	/* Unpacking gives back the model, fingerprint and all, when this equals dtype. */
 	json_object_set_new(m->raw, "model_dtype", was < 0 ? json_null() : json_string(dtype_name((enum dtype)was)));
 	return m->fingerprint ? 0 : err_set(e, EX_OSERR, "out of memory");
@@ -550,7 +614,7 @@ static int declare_packed(struct job *j, const struct param *pa)
 	uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols };
 	struct st_error se;
 
-	if (st_writer_add(j->w, pa->name, st_of(j->p->manifest->dtype), 2, shape, 0, &se) < 0)
+	if (st_writer_add(j->w, pa->name, st_of(j->p->dt[pa->kind - P_EXP_GATE]), 2, shape, 0, &se) < 0)
 		return writer_failed(j, &se);
 	return 0;
 }
@@ -582,7 +646,7 @@ static int find_packed(struct job *j, const struct param *pa, int i, struct view
 		return -1;
 	ctsr_key(key, pa->layer, pa->expert, i);
 	*v = (struct view){ st_find(j->ctsr[pl->cluster], key), j->ctsr[pl->cluster], m->file[pl->cluster] };
-	if (!v->t || v->t->dtype != st_of(m->dtype) || v->t->ndim != 2 || v->t->shape[0] != (uint64_t)pa->rows
+	if (!v->t || v->t->dtype != st_of(m->dt[i]) || v->t->ndim != 2 || v->t->shape[0] != (uint64_t)pa->rows
 	    || v->t->shape[1] != (uint64_t)pa->cols || v->t->offset != (uint64_t)(pl->offset + before[i]))
 		return err_set(j->e, EX_DATAERR, "%s/%s: %s is not where the manifest says", j->p->md->path, v->file, key);
 	return 0;
@@ -629,7 +693,21 @@ static bool type_kept(const struct manifest *m)
 {
 	const char *was = json_string_value(json_object_get(m->raw, "model_dtype"));
 
-	return was && strcmp(was, dtype_name(m->dtype)) == 0;
+	return was && strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
+}
+
+/* Blocks do not give back what they were made of. */
+static const char *quantised(const struct pack *p)
+{
+	const struct params *ps = &p->md->par;
+	struct err e;
+	enum dtype t;
+
+	for (int i = 0; i < ps->n; i++)
+		if (is_expert(&ps->p[i]) ? dtype_blocks(p->manifest->dt[ps->p[i].kind - P_EXP_GATE])
+		    : modeldir_type(p->md, &ps->p[i], &t, &e) == 0 && dtype_blocks(t))
+			return ps->p[i].name;
+	return NULL;
 }
 
 /* The model that was written is the one that was packed. */
@@ -662,8 +740,11 @@ int pack_undo(struct pack *p, struct err *e)
 	for (int l = 0; l < m->layers; l++)
 		if (check_layer(p, l, e) < 0)
 			return -1;
+	if (quantised(p))
+		return err_set(e, EX_DATAERR, "%s: %s is quantised: what it was made from cannot be given back", p->md->path,
+		    quantised(p));
 	j.fingerprint = type_kept(m) ? m->fingerprint : NULL;
-	p->dtype = (int)m->dtype;
+	memcpy(p->dt, m->dt, sizeof p->dt);
 	p->experts = p->md->cfg.num_sparse * m->experts;
 	if (job_begin(&j, &d, total_bytes(p, true)) < 0)
 		return -1;

@@ -18,15 +18,25 @@
 #include "manifest.h"
 #include "modeldir.h"
 
+struct pack_rule {			/* tensors whose name matches the pattern (fnmatch) get this type */
+	const char *pattern;
+	enum dtype t;
+};
+
 struct pack {
 	struct modeldir *md;		/* the model to read */
 	struct manifest *manifest;	/* order of experts; pack_write() completes it */
 	const char *out;
 	bool force;			/* replace a model directory at out */
 	int dtype;			/* enum dtype of the experts written; -1: as they are */
+	int dense;			/* of other matrices that pack_quantisable() allows; -1: as they are */
+	const struct pack_rule *rule;	/* (nrules) go before both; the last that matches holds */
+	int nrules;
 	const json_t *meta;		/* object of strings for the __metadata__ of model.safetensors */
 	/* results */
 	int model_dtype;		/* of the experts in md; -1: several */
+	enum dtype dt[3];		/* of gate, up and down as written */
+	double error, square;		/* sums over quantised values: squared error, square */
 	int experts;
 	int64_t bytes, padding;		/* of experts; of what lies between them */
 	int64_t dense_bytes;		/* tensors of model.safetensors */
@@ -34,8 +44,11 @@ struct pack {
 	char fingerprint[33];		/* of md; after pack_undo() of what was written */
 };
 
+/* May it be stored in blocks: not the router, which decides, nor norms, nor what the engine keeps transposed. */
+bool pack_quantisable(const struct param *p);
+
 /* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it has one? EX_DATAERR says
- * what differs. Fills dtype (EX_DATAERR when experts are stored in several types and dtype is -1) and fingerprint. */
+ * what differs. Fills dt (EX_DATAERR when it is not the same in all experts) and fingerprint. */
 int pack_check(struct pack *p, struct err *e);
 
 /* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer, manifest. Then reads
@@ -43,8 +56,8 @@ int pack_check(struct pack *p, struct err *e);
  * stop; p->out is then as it was. */
 int pack_write(struct pack *p, struct err *e);
 
-/* md is packed: writes p->out with all tensors in model.safetensors, experts in the type they were packed in (p->dtype is
- * set to it). CRCs are checked, and the fingerprint when the experts' type was not changed by packing. */
+/* md is packed and nothing in it is quantised: writes p->out with all tensors in model.safetensors, experts in the type they
+ * were packed in (p->dt is set to it). CRCs are checked, and the fingerprint when the experts' type was not changed by packing. */
 int pack_undo(struct pack *p, struct err *e);
 
 #endif

@@ -204,16 +204,22 @@ static float value_at(const struct pack *p, const char *panel, int r, int k)
 	return d * (float)((v[j % 16 / 4 * 64 + j % 4] >> (j < 16 ? 0 : 4) & 15) - (affine ? 0 : 8)) + m;
 }
 
+void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols)
+{
+	struct pack p = { .t = t, .cols = cols };
+	const char *panel = (const char *)src + (size_t)(row / QUANT_PANEL) * quant_panel_bytes(t, cols);
+
+	for (int k = 0; k < cols; k++)
+		dst[k] = value_at(&p, panel, row % QUANT_PANEL, k);
+}
+
 static void unpack_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 {
 	const struct pack *p = ctx;
-	size_t bytes = quant_panel_bytes(p->t, p->cols);
 
 	(void)worker;
 	for (int64_t i = i0; i < i1; i++)
-		for (int k = 0; k < p->cols; k++)
-			p->out[i * p->cols + k] = value_at(p, p->dst + (size_t)(i / QUANT_PANEL) * bytes,
-			    (int)(i % QUANT_PANEL), k);
+		quant_unpack_row(p->out + i * p->cols, p->dst, p->t, (int)i, p->cols);
 }
 
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols)

@@ -45,6 +45,7 @@ size_t mat_bytes(enum dtype t, int rows, int cols);
  * must be all of mat_bytes(). -1: a value is not finite, or too large for a half-precision scale. Threads of the pool. */
 int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols);
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols);
+void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols);
 
 /* A row of activations: (nb, 32) values, (nb) scales, (nb) corrections: -128 times the sum of the values of a block, which is
  * what a product with weights stored as q + 128 has too much. */

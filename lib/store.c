@@ -12,6 +12,7 @@
 
 #include "cache.h"
 #include "crc.h"
+#include "quant.h"
 #include "reader.h"
 
 #define HUGE_PAGE ((int64_t)2 << 20)
@@ -33,7 +34,7 @@ struct store {
 	struct place *place;		/* (layers, experts) */
 	char *dir, **file;		/* for messages */
 	int nfiles;
-	enum dtype dtype;
+	enum dtype dt[3];
 	int64_t gate_bytes, up_bytes;
 
 	char *base;			/* (slots, slot_bytes), a multiple of 4096 each */
@@ -136,10 +137,9 @@ static int check_budget(const struct plan *p, const struct config *c, const stru
 
 static bool right_size(int64_t bytes, int rows, int cols, enum dtype t)
 {
-	int64_t n;
+	size_t n = mat_bytes(t, rows, cols);
 
-	return rows > 0 && cols > 0 && !__builtin_mul_overflow((int64_t)rows * cols, (int64_t)dtype_size(t), &n)
-	    && bytes == n && bytes < INT64_MAX / 8;
+	return n > 0 && n < INT64_MAX / 8 && bytes == (int64_t)n;
 }
 
 static int check_shape(const char *dir, const struct config *c, const struct manifest *m, struct err *e)
@@ -151,11 +151,11 @@ static int check_shape(const char *dir, const struct config *c, const struct man
 		    m->layers, m->experts, c->num_hidden_layers, c->num_experts);
 	if (m->layers <= 0 || m->experts <= 0 || m->layers > INT_MAX / 2 / m->experts || c->num_sparse <= 0)
 		return err_set(e, EX_DATAERR, "%s: no experts", dir);
-	if (!right_size(m->gate_bytes, F, D, m->dtype) || !right_size(m->up_bytes, F, D, m->dtype)
-	    || !right_size(m->down_bytes, D, F, m->dtype))
-		return err_set(e, EX_DATAERR, "%s: matrices of %lld, %lld and %lld bytes are not %s of %d x %d", dir,
-		    (long long)m->gate_bytes, (long long)m->up_bytes, (long long)m->down_bytes, dtype_name(m->dtype),
-		    F, D);
+	if (!right_size(m->gate_bytes, F, D, m->dt[0]) || !right_size(m->up_bytes, F, D, m->dt[1])
+	    || !right_size(m->down_bytes, D, F, m->dt[2]))
+		return err_set(e, EX_DATAERR, "%s: matrices of %lld, %lld and %lld bytes are not %s, %s and %s of %d x %d", dir,
+		    (long long)m->gate_bytes, (long long)m->up_bytes, (long long)m->down_bytes, dtype_name(m->dt[0]),
+		    dtype_name(m->dt[1]), dtype_name(m->dt[2]), F, D);
 	return 0;
 }
 
@@ -374,7 +374,7 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 		return -1;
 	if (!alloc_tables(s, &p, dir, c, m))
 		return err_set(e, EX_OSERR, "%s: no memory for the tables of %d experts", dir, p.keys);
-	s->dtype = m->dtype;
+	memcpy(s->dt, m->dt, sizeof s->dt);
 	s->gate_bytes = m->gate_bytes;
 	s->up_bytes = m->up_bytes;
 	s->slots = p.slots;
@@ -555,9 +555,9 @@ int store_get(struct store *s, int layer, int id, struct expert *x, struct err *
 	if (cache_state(s->cache, k) != CACHE_RESIDENT && fetch(s, k, e) < 0)
 		return -1;
 	p = s->base + cache_slot(s->cache, k) * s->slot_bytes;
-	x->gate = (struct mat){ p, s->dtype, s->F, s->D };
-	x->up = (struct mat){ p + s->gate_bytes, s->dtype, s->F, s->D };
-	x->down = (struct mat){ p + s->gate_bytes + s->up_bytes, s->dtype, s->D, s->F };
+	x->gate = (struct mat){ p, s->dt[0], s->F, s->D };
+	x->up = (struct mat){ p + s->gate_bytes, s->dt[1], s->F, s->D };
+	x->down = (struct mat){ p + s->gate_bytes + s->up_bytes, s->dt[2], s->D, s->F };
 	return 0;
 }
 

@@ -216,7 +216,7 @@ static const char *check_place(const struct experts *x, int layer, int expert, c
 			return "not in the file that the manifest names";
 		if (t->offset != at || t->nbytes != (uint64_t)bytes[i])
 			return "not at the place that the manifest names";
-		if ((int)t->dtype != st_dtype_parse(dtype_name(x->m->dtype)))
+		if (dtype_blocks(x->m->dt[i]) ? t->dtype != ST_U8 : (int)t->dtype != st_dtype_parse(dtype_name(x->m->dt[i])))
 			return "not of the type that the manifest names";
 	}
 	return NULL;

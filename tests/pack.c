@@ -123,7 +123,7 @@ static int expert_lies(const struct modeldir *md, const struct manifest *m, stru
 
 	for (int i = 0; i < 3; i++) {
 		const struct param *p = params_get(&md->par, kind[i], l, x);
-		size_t n = (size_t)param_size(p), bytes = n * dtype_size(m->dtype);
+		size_t n = (size_t)param_size(p), bytes = n * dtype_size(m->dt[0]);
 		float *f = calloc(n, sizeof *f);
 		void *want = calloc(n, sizeof *f);
 		const struct st_tensor *t;
@@ -133,7 +133,7 @@ static int expert_lies(const struct modeldir *md, const struct manifest *m, stru
 		snprintf(key, sizeof key, "l%d_e%d__%s_proj.weight", l, x, part[i]);
 		t = st_find(st[pl->cluster], key);
 		modeldir_read_f32(md, p, f, &e);
-		tensor_from_f32(want, m->dtype, f, n);
+		tensor_from_f32(want, m->dt[0], f, n);
 		good = good && t && t->offset == at && t->nbytes == bytes && memcmp(t->data, want, bytes) == 0;
 		crc = (uint32_t)crc32(crc, want, (unsigned)bytes);
 		at += bytes;
@@ -154,7 +154,7 @@ static void check_packed(const char *model, const char *packed, const char *dtyp
 	int good;
 
 	ok(modeldir_open(&md, pm, 0, NULL, &e) == 0 && manifest_load(&m, mf, &e) == 0 && m.packed && m.nclusters == 3
-	    && strcmp(dtype_name(m.dtype), dtype) == 0, "%s: manifest %s", packed, e.msg);
+	    && strcmp(dtype_name(m.dt[0]), dtype) == 0, "%s: manifest %s", packed, e.msg);
 	for (int k = 0; k < 3; k++) {
 		char *f = file_join(pp, m.file[k]);
 

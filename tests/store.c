@@ -192,7 +192,7 @@ static void describe(void)
 	for (l = 0; l < LAYERS; l++)
 		config.sparse[l] = l != DENSE;
 	manifest = (struct manifest){ .layers = LAYERS, .experts = EXPERTS, .nclusters = 2, .file = names,
-		.place = places, .dtype = DT_F32, .gate_bytes = MATRIX, .up_bytes = MATRIX, .down_bytes = MATRIX };
+		.place = places, .dt = { DT_F32, DT_F32, DT_F32 }, .gate_bytes = MATRIX, .up_bytes = MATRIX, .down_bytes = MATRIX };
 }
 
 static struct store *open_slots(int slots, int readers, struct store_opt o)
