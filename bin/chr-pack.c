@@ -134,7 +134,7 @@ int main(int argc, char **argv)
 	if (manifest_load(&m, path ? path : first < argc ? argv[first] : "-", &e) < 0)
 		err_exit(&e);
 	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force, .rule = rules(), .nrules = o.rule.n,
-	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = quant[o.dense] };
+	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = o.dense ? quant[o.dense] : 0 };
 	if (!o.unpack && pack_check(&p, &e) < 0)
 		err_exit(&e);
 	p.meta = meta = metadata(argc, argv, &md, o.unpack ? m.fingerprint : p.fingerprint);

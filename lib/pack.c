@@ -69,7 +69,7 @@ bool pack_quantisable(const struct param *p)
 /* The type to write a parameter in. */
 static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, struct err *e)
 {
-	int want = is_expert(pa) ? p->dtype : pack_quantisable(pa) ? p->dense : -1;
+	int want = is_expert(pa) ? p->dtype : pack_quantisable(pa) && p->dense ? p->dense : -1;
 
 	for (int i = 0; i < p->nrules; i++)
 		if (fnmatch(p->rule[i].pattern, pa->name, 0) == 0 && (pack_quantisable(pa) || !dtype_blocks(p->rule[i].t)))

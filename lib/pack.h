@@ -29,7 +29,7 @@ struct pack {
 	const char *out;
 	bool force;			/* replace a model directory at out */
 	int dtype;			/* enum dtype of the experts written; -1: as they are */
-	int dense;			/* of other matrices that pack_quantisable() allows; -1: as they are */
+	int dense;			/* of other matrices that pack_quantisable() allows; 0: as they are */
 	const struct pack_rule *rule;	/* (nrules) go before both; the last that matches holds */
 	int nrules;
 	const json_t *meta;		/* object of strings for the __metadata__ of model.safetensors */

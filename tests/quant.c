@@ -1,0 +1,226 @@
+/*
+ * quant: matrices in blocks. What comes back from packing is within half a step; the search is never worse than plain rounding;
+ * every set of kernels gives the bytes of the portable one, whatever rows are computed together, and all are close to the product
+ * in floats.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+#include "cpu_quant.h"
+#include "pool.h"
+#include "quant.h"
+#include "rng.h"
+#include "tap.h"
+
+static const enum dtype types[] = { DT_Q8, DT_Q4, DT_Q4A };
+static const int shapes[][2] = { { 1, 1 }, { 16, 32 }, { 17, 33 }, { 40, 100 }, { 96, 256 }, { 5, 31 } };
+
+static float *randoms(int64_t n, uint64_t stream, bool heavy)
+{
+	float *p = malloc((size_t)n * sizeof(*p));
+
+	for (int64_t i = 0; i < n; i++) {
+		float x = (float)rng_normal(5, stream, (uint64_t)i);
+
+		p[i] = heavy ? x * x * x : x;
+	}
+	return p;
+}
+
+static void *blocks_of(const float *w, enum dtype t, int rows, int cols)
+{
+	void *q = aligned_alloc(64, mat_bytes(t, rows, cols));
+
+	if (quant_pack(q, t, w, rows, cols) < 0)
+		abort();
+	return q;
+}
+
+/* Largest error in steps: of the block's range in 254 or 14 or 15. */
+static void test_round_trip(enum dtype t)
+{
+	double worst = 0;
+
+	for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+		int rows = shapes[s][0], cols = shapes[s][1];
+		float *w = randoms((int64_t)rows * cols, s, false), *back = malloc(sizeof(*back) * (size_t)rows * cols);
+		void *q = blocks_of(w, t, rows, cols);
+
+		quant_unpack(back, q, t, rows, cols);
+		for (int r = 0; r < rows; r++)
+			for (int c0 = 0; c0 < cols; c0 += QUANT_BLOCK) {
+				float max = 0;
+
+				for (int c = c0; c < cols && c < c0 + QUANT_BLOCK; c++)
+					max = fmaxf(max, fabsf(w[r * cols + c]));
+				for (int c = c0; c < cols && c < c0 + QUANT_BLOCK; c++) {
+					double d = fabs((double)w[r * cols + c] - (double)back[r * cols + c]) / max * (t == DT_Q8 ? 127 : 7.5);
+
+					worst = d > worst ? d : worst;
+				}
+			}
+		free(w), free(back), free(q);
+	}
+	ok(worst < (t == DT_Q8 ? 0.6 : 1.6), "%s: back from blocks", dtype_name(t));
+	printf("# worst %.2f steps\n", worst);
+}
+
+/* Against the scale that just fits the largest value. */
+static double plain_error(const float *x, enum dtype t)
+{
+	float min = x[0], max = x[0], d;
+	double sum = 0;
+
+	for (int i = 0; i < QUANT_BLOCK; i++) {
+		min = fminf(min, x[i]);
+		max = fmaxf(max, x[i]);
+	}
+	d = t == DT_Q4 ? fmaxf(max, -min) / 7 : (max - min) / 15;
+	for (int i = 0; i < QUANT_BLOCK; i++) {
+		double y = t == DT_Q4 ? d * rintf(x[i] / d) : min + d * rintf((x[i] - min) / d);
+
+		sum += (x[i] - y) * (x[i] - y);
+	}
+	return sum;
+}
+
+static void test_search(enum dtype t, bool heavy)
+{
+	int n = 512;
+	float *w = randoms((int64_t)n * QUANT_BLOCK, 9, heavy), *back = malloc(sizeof(*back) * (size_t)n * QUANT_BLOCK);
+	void *q = blocks_of(w, t, n, QUANT_BLOCK);
+	double plain = 0, ours = 0;
+	int worse = 0;
+
+	quant_unpack(back, q, t, n, QUANT_BLOCK);
+	for (int b = 0; b < n; b++) {
+		const float *x = w + b * QUANT_BLOCK;
+		double e = 0, p = plain_error(x, t);
+
+		for (int i = 0; i < QUANT_BLOCK; i++)
+			e += ((double)x[i] - back[b * QUANT_BLOCK + i]) * ((double)x[i] - back[b * QUANT_BLOCK + i]);
+		worse += e > p * 1.01;		/* a scale that is a half is not exactly the one in floats */
+		plain += p;
+		ours += e;
+	}
+	ok(worse == 0 && sqrt(ours / plain) < 0.97, "%s, %s values: the search beats plain rounding", dtype_name(t),
+	    heavy ? "heavy-tailed" : "normal");
+	printf("# error %.3f of plain rounding, worse in %d of %d blocks\n", sqrt(ours / plain), worse, n);
+	free(w), free(back), free(q);
+}
+
+static void test_bad(enum dtype t)
+{
+	float w[QUANT_BLOCK] = { 1 }, big[QUANT_BLOCK] = { 1e30f };
+	char q[4096];
+
+	w[3] = NAN;
+	ok(quant_pack(q, t, w, 1, QUANT_BLOCK) < 0, "%s: NaN is refused", dtype_name(t));
+	w[3] = INFINITY;
+	ok(quant_pack(q, t, w, 1, QUANT_BLOCK) < 0, "%s: infinity is refused", dtype_name(t));
+	ok(quant_pack(q, t, big, 1, QUANT_BLOCK) < 0, "%s: a scale beyond half precision is refused", dtype_name(t));
+}
+
+/* m rows through a product, `at` rows at a time */
+static float *product(const char *isa, enum dtype t, const void *q, const float *x, int m, int rows, int cols, int at)
+{
+	char *a = aligned_alloc(64, quant_row_bytes(cols) * (size_t)m);
+	float *c = malloc(sizeof(*c) * (size_t)m * rows);
+
+	cpu_isa_force(isa);
+	backend_cpu.quantize(a, x, m, cols);
+	for (int i = 0; i < m; i += at) {
+		struct qgemm_job j = { c + (int64_t)i * rows, rows, a + quant_row_bytes(cols) * (size_t)i, { q, t, rows, cols },
+			m - i < at ? m - i : at, 0 };
+
+		backend_cpu.qgemm(&j, 1);
+	}
+	free(a);
+	return c;
+}
+
+static void test_product(const char *isa, enum dtype t)
+{
+	bool same = true, split = true;
+	double worst = 0;
+
+	for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
+		int rows = shapes[s][0], cols = shapes[s][1], m = 19;
+		float *w = randoms((int64_t)rows * cols, s, false), *x = randoms((int64_t)m * cols, 50 + s, false);
+		float *back = malloc(sizeof(*back) * (size_t)rows * cols), *c, *d, *e;
+		void *q = blocks_of(w, t, rows, cols);
+
+		quant_unpack(back, q, t, rows, cols);
+		c = product(isa, t, q, x, m, rows, cols, m);
+		d = product("portable", t, q, x, m, rows, cols, m);
+		e = product(isa, t, q, x, m, rows, cols, 1);
+		same = same && memcmp(c, d, sizeof(*c) * (size_t)m * rows) == 0;
+		split = split && memcmp(c, e, sizeof(*c) * (size_t)m * rows) == 0;
+		for (int i = 0; i < m; i++)
+			for (int r = 0; r < rows; r++) {
+				double sum = 0, norm = 0;
+
+				for (int k = 0; k < cols; k++) {
+					sum += (double)x[i * cols + k] * back[r * cols + k];
+					norm += fabs((double)x[i * cols + k] * back[r * cols + k]);
+				}
+				worst = fmax(worst, fabs(c[i * rows + r] - sum) / (norm + 1e-6));
+			}
+		free(w), free(x), free(back), free(c), free(d), free(e), free(q);
+	}
+	ok(same, "%s, %s: the bytes of the portable product", isa, dtype_name(t));
+	ok(split, "%s, %s: rows together or alone, the same bytes", isa, dtype_name(t));
+	ok(worst < 0.02, "%s, %s: close to floats", isa, dtype_name(t));
+	printf("# worst %.2g of the sum of magnitudes\n", worst);
+}
+
+/* The hidden row of a fused FFN is that of two products, SwiGLU, and quantising. */
+static void test_ffn(const char *isa, enum dtype t)
+{
+	int D = 70, F = 50, m = 11;
+	float *wg = randoms((int64_t)F * D, 1, false), *wu = randoms((int64_t)F * D, 2, false), *x = randoms((int64_t)m * D, 3, false);
+	void *gate = blocks_of(wg, t, F, D), *up = blocks_of(wu, t, F, D);
+	float *g = product(isa, t, gate, x, m, F, D, m), *u = product(isa, t, up, x, m, F, D, m);
+	size_t bytes = quant_row_bytes(F) * (size_t)m;
+	char *a = aligned_alloc(64, quant_row_bytes(D) * (size_t)m), *h = aligned_alloc(64, bytes), *want = aligned_alloc(64, bytes);
+	struct qffn_job j = { a, h, { gate, t, F, D }, { up, t, F, D }, m };
+
+	memset(h, 0, bytes);
+	memset(want, 0, bytes);
+	cpu_isa_force(isa);
+	backend_cpu.quantize(a, x, m, D);
+	backend_cpu.qffn(&j, 1);
+	backend_cpu.swiglu(g, g, u, (int64_t)m * F);
+	backend_cpu.quantize(want, g, m, F);
+	ok(memcmp(h, want, bytes) == 0, "%s, %s: fused gate, up and SwiGLU", isa, dtype_name(t));
+	free(wg), free(wu), free(x), free(gate), free(up), free(g), free(u), free(a), free(h), free(want);
+}
+
+int main(void)
+{
+	static const char *const isa[] = { "portable", "avx2", "avx512" };
+
+	pool_init(2);
+	for (size_t i = 0; i < 3; i++) {
+		test_round_trip(types[i]);
+		test_bad(types[i]);
+		if (types[i] != DT_Q8)
+			for (int heavy = 0; heavy < 2; heavy++)
+				test_search(types[i], heavy);
+	}
+	for (size_t k = 0; k < 3; k++) {
+		if (cpu_isa_force(isa[k]) < 0) {
+			ok(1, "%s # SKIP this machine has none", isa[k]);
+			continue;
+		}
+		for (size_t i = 0; i < 3; i++) {
+			test_product(isa[k], types[i]);
+			test_ffn(isa[k], types[i]);
+		}
+	}
+	ok(mat_bytes(DT_Q8, 0, 5) == 0 && mat_bytes(DT_Q4, 16, 32) == 64 + 256 && mat_bytes(DT_Q8, 17, 33) == 2 * (64 + 1024),
+	    "sizes");
+	return tap_done();
+}
