@@ -81,6 +81,27 @@ static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, 
 	return 0;
 }
 
+/* Shared experts and dense layers: what goes for an expert's three matrices goes for theirs. */
+static int check_fixed(const struct pack *p, struct err *e)
+{
+	const struct params *ps = &p->md->par;
+
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *pa = &ps->p[i];
+		enum dtype t[3];
+
+		if (pa->kind != P_SH_GATE && pa->kind != P_MLP_GATE)
+			continue;
+		for (int k = 0; k < 3; k++)
+			if (type_of(p, params_get(ps, (enum param_kind)(pa->kind + k), pa->layer, pa->expert), &t[k], e) < 0)
+				return -1;
+		if (dtype_blocks(t[0]) != dtype_blocks(t[1]) || dtype_blocks(t[0]) != dtype_blocks(t[2]))
+			return err_set(e, EX_DATAERR, "%s: with up and down it would be %s, %s and %s: all of them in blocks, or none",
+			    pa->name, dtype_name(t[0]), dtype_name(t[1]), dtype_name(t[2]));
+	}
+	return 0;
+}
+
 /* The one type that all experts have, for each of their matrices; also the one they are stored in. */
 static int expert_types(struct pack *p, struct err *e)
 {
@@ -134,7 +155,7 @@ int pack_check(struct pack *p, struct err *e)
 		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there, %s in %s", m->fingerprint,
 		    fp, p->md->path);
 	memcpy(p->fingerprint, fp, sizeof p->fingerprint);
-	return expert_types(p, e);
+	return check_fixed(p, e) < 0 ? -1 : expert_types(p, e);
 }
 
 /* ---- tensors from the model to a writer ---- */

@@ -36,14 +36,15 @@ for t in q8:0.002:33 q4:0.2:16 q4a:0.2:19; do
 	ok "$q: text is the same from disk" cmp "$tmp/resident" "$tmp/streamed"
 	ok "$q: chr-ls finds it whole" chr-ls -q --check "$tmp/$q"
 done
-ok "larger matrices by name" pack mixed --quant q4 --quant-for '*.down_proj.weight=q8'
+ok "larger matrices by name" pack mixed --quant q4 --quant-for '*.experts.*.down_proj.weight=q8'
 ok "... are as asked" grep -q '"dtype":"Q4","down_dtype":"Q8"' "$tmp/mixed.jsonl"
-text -m "$tmp/mixed" -n 4 > "$tmp/a"
+text -m "$tmp/mixed" > "$tmp/a"
 ok "... and generate" sh -c "tr -d '\n' < '$tmp/a' | grep -q ."
 ok "routers keep their floats" sh -c "chr-ls -q '$tmp/q8' | grep 'mlp.gate.weight' | grep -qv U8"
 status "a router by name" 64 chr-pack -q -m "$tmp/m" -o "$tmp/x" --quant-for model.layers.0.mlp.gate.weight=q8 "$tmp/manifest.json"
 status "no such type" 64 chr-pack -q -m "$tmp/m" -o "$tmp/x" --quant-for '*=q7' "$tmp/manifest.json"
 status "floats and blocks in one expert" 65 chr-pack -q -m "$tmp/m" -o "$tmp/x" --quant-for '*.experts.*.up_proj.weight=q8' "$tmp/manifest.json"
+status "the same of a shared expert" 65 chr-pack -q -m "$tmp/m" -o "$tmp/x" --quant-for '*.shared_experts.*.down_proj.weight=q8' "$tmp/manifest.json"
 status "one expert unlike the others" 65 chr-pack -q -m "$tmp/m" -o "$tmp/x" --quant q8 --quant-for '*.layers.0.mlp.experts.0.*=q4' "$tmp/manifest.json"
 status "what was quantised is not given back" 65 chr-pack -q --unpack -m "$tmp/q8" -o "$tmp/x"
 status "training does not start from a packed model" 65 chr-sft -q -m "$tmp/q8" -o "$tmp/x" datasets/chat.jsonl
