@@ -26,6 +26,7 @@ struct cache {
 	int *free, nfree;		/* (slots) */
 	int64_t *got;			/* (slots) bytes read into each */
 	int demands, guesses;		/* reads going on */
+	int residents;
 	struct cache_stats st;
 };
 
@@ -87,6 +88,11 @@ static void set_state(struct cache *c, int k, int state)
 int cache_slot(const struct cache *c, int k)
 {
 	return c->e[k].slot;
+}
+
+int cache_residents(const struct cache *c)
+{
+	return c->residents;
 }
 
 static void list_add(struct cache *c, int list, int k)
@@ -320,6 +326,7 @@ static int slot_for(struct cache *c, int64_t deadline)
 		c->st.wasted_bytes += (uint64_t)c->got[slot];
 	c->e[v].guess = false;
 	c->e[v].slot = -1;
+	c->residents--;
 	list_remove(c, v);
 	set_state(c, v, CACHE_ABSENT);
 	return slot;
@@ -383,6 +390,7 @@ void cache_done(struct cache *c, int k, int64_t got, bool good)
 		c->demands--;
 	if (good) {
 		c->got[x->slot] = got;
+		c->residents++;
 		list_add(c, x->guess ? FRESH : LRU, k);
 		set_state(c, k, CACHE_RESIDENT);
 		return;

@@ -30,6 +30,7 @@ void cache_free(struct cache *c);
 
 int cache_state(const struct cache *c, int k);			/* atomic; acquires what the reader wrote */
 int cache_slot(const struct cache *c, int k);			/* of a pinned resident */
+int cache_residents(const struct cache *c);
 
 int cache_demand(struct cache *c, int k);			/* pins k; CACHE_HIT, LATE or MISS */
 void cache_put(struct cache *c, int k);				/* undoes one demand */

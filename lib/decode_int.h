@@ -160,7 +160,7 @@ void look_rows(struct engine *g);
 
 static inline int look_mode(const struct engine *g)
 {
-	return g->cfg->lookahead_steps > 0 ? g->opt.predict & PREDICT_LOOKAHEAD : 0;
+	return g->cfg->lookahead_steps > 0 && !store_complete(g->store) ? g->opt.predict & PREDICT_LOOKAHEAD : 0;
 }
 
 #endif

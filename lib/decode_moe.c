@@ -93,7 +93,7 @@ static int choose(struct engine *g, int l)
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
 	int D = c->hidden_size, E = c->num_experts;
-	int next = g->opt.predict & PREDICT_GATE ? next_sparse(g, l) : -1;
+	int next = g->opt.predict & PREDICT_GATE && !store_complete(g->store) ? next_sparse(g, l) : -1;
 	struct mat gate = { g->layer[l].gate, DT_REAL, E, D };
 	struct mat ahead = { next < 0 ? NULL : g->layer[next].gate, DT_REAL, E, D };
 	struct gemm_job job[2] = {

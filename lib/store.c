@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -29,7 +30,9 @@ struct fault {				/* why the last read of an expert failed */
 struct store {
 	int layers, experts, D, F;
 	const struct expert *resident;	/* (layers, experts); NULL: streamed, and all below is used */
-	uint64_t resident_hits;
+	uint64_t resident_hits;		/* demands that went past the cache */
+	int all;			/* experts there are */
+	atomic_bool complete;		/* and all of them are in memory, each in a slot of its own */
 
 	struct place *place;		/* (layers, experts) */
 	char *dir, **file;		/* for messages */
@@ -237,6 +240,8 @@ static void serve(struct store *s, int k, int slot)	/* called and returns with t
 	s->checked[k] = checked || good;
 	s->fault[k] = f;
 	cache_done(s->cache, k, got, good);
+	if (cache_residents(s->cache) == s->all)
+		atomic_store(&s->complete, true);
 	/* Its turn to read may have come, too, when it waited for a slot. */
 	if (s->awaited == k || (s->awaited >= 0 && cache_queued(s->cache)))
 		pthread_cond_signal(&s->done);
@@ -355,6 +360,7 @@ static struct store *store_new(const struct config *c)
 	s->D = c->hidden_size;
 	s->F = c->moe_intermediate_size;
 	s->awaited = -1;
+	s->all = c->num_sparse * c->num_experts;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->work, NULL);
 	pthread_cond_init(&s->done, NULL);
@@ -444,6 +450,11 @@ int store_slots(const struct store *s)
 	return s->resident ? INT_MAX : s->slots;
 }
 
+bool store_complete(const struct store *s)
+{
+	return s->resident || atomic_load_explicit(&s->complete, memory_order_acquire);
+}
+
 bool store_direct(const struct store *s)
 {
 	return s->resident == NULL && reader_direct(s->reader);
@@ -461,7 +472,7 @@ void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *st
 	int i, r, reads = 0;
 
 	assert(n <= store_slots(s));
-	if (s->resident) {
+	if (store_complete(s)) {
 		s->resident_hits += (uint64_t)n;
 		if (status != NULL)
 			memset(status, STORE_HIT, (size_t)n);
@@ -480,7 +491,7 @@ void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *st
 
 bool store_ready(struct store *s, int layer, int id)
 {
-	return s->resident || cache_state(s->cache, key(s, layer, id)) == CACHE_RESIDENT;
+	return store_complete(s) || cache_state(s->cache, key(s, layer, id)) == CACHE_RESIDENT;
 }
 
 static int fault_message(const struct store *s, int k, struct err *e)
@@ -563,7 +574,7 @@ int store_get(struct store *s, int layer, int id, struct expert *x, struct err *
 
 void store_put(struct store *s, int layer, int id)
 {
-	if (s->resident)
+	if (store_complete(s))		/* pins of demands from before do not matter any more: nobody leaves */
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_put(s->cache, key(s, layer, id));
@@ -574,7 +585,7 @@ void store_put(struct store *s, int layer, int id)
 
 void store_abandon(struct store *s, int layer, int id)
 {
-	if (s->resident)
+	if (store_complete(s))
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_abandon(s->cache, key(s, layer, id));
@@ -586,7 +597,7 @@ void store_predict(struct store *s, int layer, int id, float prob, int when)
 {
 	int k = key(s, layer, id);
 
-	if (s->resident || s->place[k].cluster < 0)
+	if (store_complete(s) || s->place[k].cluster < 0)
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_predict(s->cache, k, prob, when);
@@ -596,7 +607,7 @@ void store_predict(struct store *s, int layer, int id, float prob, int when)
 
 void store_advance(struct store *s)
 {
-	if (s->resident)
+	if (store_complete(s))
 		return;
 	pthread_mutex_lock(&s->lock);
 	cache_advance(s->cache);
@@ -615,7 +626,7 @@ void store_stats(const struct store *s, struct store_stats *out)
 	pthread_mutex_lock(&w->lock);
 	st = cache_stats(s->cache);
 	*out = (struct store_stats){
-		.hits = st->hits, .late = st->late, .misses = st->misses,
+		.hits = st->hits + s->resident_hits, .late = st->late, .misses = st->misses,
 		.read_bytes = st->read_bytes, .reads = st->reads,
 		.predicted = st->predicted, .predicted_used = st->predicted_used,
 		.wasted_bytes = st->wasted_bytes, .expired = st->expired, .stall = s->stall,

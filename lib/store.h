@@ -67,6 +67,9 @@ bool store_direct(const struct store *s);		/* reads go past the page cache; fals
 int64_t store_plan_bytes(const struct config *c, const struct manifest *m, const struct store_opt *o); /* all it allocates */
 int64_t store_min_bytes(const struct config *c, const struct manifest *m); /* store_opt.bytes for one token's working set */
 
+/* Every expert is in memory and none will ever leave: there is nothing to predict, and no call below waits or locks. */
+bool store_complete(const struct store *s);
+
 /* status (n entries, may be NULL) gets STORE_HIT/LATE/MISS. Each demand is ended by one of: store_put after a
  * store_get that returned 0; a store_get that failed (the next demand reads the expert again); store_abandon.
  * Experts demanded and not ended must not exceed store_slots, over all calls. */
