@@ -1,6 +1,7 @@
 #include "cache.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -14,12 +15,16 @@ struct entry {
 	int heap;			/* index in heap[] while guessed */
 	int prev, next;			/* in one of the lists, newest first */
 	float prob;
+	float heat;			/* uses, halved with time, at clock `used` */
 	int64_t deadline;		/* clock of the predicted demand; nothing is predicted when it is past */
 	int64_t used;			/* clock of the last demand, -1: none */
 };
 
 struct cache {
 	int keys, slots, max_guesses, keep;
+	enum cache_policy policy;
+	int experts, layers, layer;	/* keys per layer; layers; of the last demand */
+	double usual;			/* share of tokens that use an expert: K / E */
 	int64_t clock;
 	struct entry *e;		/* (keys + LISTS); the last ones are heads of the lists */
 	int *heap, nheap;		/* (keys) guesses, the next to read first */
@@ -73,6 +78,36 @@ void cache_free(struct cache *c)
 	free(c->free);
 	free(c->got);
 	free(c);
+}
+
+void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k)
+{
+	/* With few in memory, what was used last is most of what can be kept, and counting only adds noise. */
+	c->policy = policy == CACHE_AUTO && c->slots < c->keys * 3 / 8 ? CACHE_CYCLE : policy;
+	c->experts = experts;
+	c->layers = c->keys / experts;
+	c->usual = (double)top_k / experts;
+}
+
+#define HALF_LIFE (c->policy == CACHE_LFRU ? 32 : 8)	/* tokens */
+#define PRIOR 16		/* tokens of average use that an expert counts as having */
+
+static double heat(const struct cache *c, const struct entry *x)
+{
+	return x->used < 0 ? 0 : x->heat * exp2(-(double)(c->clock - x->used) / (HALF_LIFE * (double)c->keep));
+}
+
+/* The larger, the sooner it leaves; equal ones by recency. */
+static double staleness(const struct cache *c, int k)
+{
+	double away = (k / c->experts - c->layer + c->layers - 1) % c->layers + 1, uses;
+
+	if (c->policy == CACHE_LFRU)
+		return -heat(c, &c->e[k]);
+	if (c->policy == CACHE_CYCLE)
+		return away;
+	uses = (heat(c, &c->e[k]) + PRIOR * c->usual) / (HALF_LIFE / M_LN2 + PRIOR);
+	return away + c->layers * (1 / uses);
 }
 
 int cache_state(const struct cache *c, int k)
@@ -201,6 +236,10 @@ int cache_demand(struct cache *c, int k)
 	struct entry *x = &c->e[k];
 
 	x->pins++;
+	if (c->policy != CACHE_LRU) {
+		x->heat = (float)heat(c, x) + 1;
+		c->layer = k / c->experts;
+	}
 	x->used = c->clock;
 	switch (cache_state(c, k)) {
 	case CACHE_RESIDENT:
@@ -292,23 +331,33 @@ static bool evictable(const struct cache *c, const struct entry *x, int64_t dead
 	return x->pins == 0 && (deadline < 0 || (x->used != c->clock && (x->deadline < c->clock || x->deadline > deadline)));
 }
 
-/* Who leaves: a guess that did not come true; else the least recently used that is not predicted; else, of those
+/* Who leaves: a guess that did not come true; else, of those not predicted, the one that the policy names; else, of those
  * that may, the one predicted for the latest time. -1: nobody. */
 static int victim(const struct cache *c, int64_t deadline)
 {
-	int list, k, latest = -1;
+	int list, k, latest = -1, stalest;
+	double most, stale;
 	const struct entry *x;
 
-	for (list = FRESH; list >= LRU; list--)
+	for (list = FRESH; list >= LRU; list--) {
+		stalest = -1;
+		most = 0;
 		for (k = list_oldest(c, list); k >= 0; k = list_newer(c, k)) {
 			x = &c->e[k];
 			if (!evictable(c, x, deadline))
 				continue;
-			if (x->deadline < c->clock)
+			if (x->deadline < c->clock && c->policy == CACHE_LRU)
 				return k;
+			if (x->deadline < c->clock && ((stale = staleness(c, k)) > most || stalest < 0)) {
+				stalest = k;
+				most = stale;
+			}
 			if (latest < 0 || x->deadline > c->e[latest].deadline)
 				latest = k;
 		}
+		if (stalest >= 0)
+			return stalest;
+	}
 	return latest;
 }
 

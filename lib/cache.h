@@ -28,6 +28,17 @@ int64_t cache_bytes(int keys, int slots);			/* all that cache_new allocates */
 struct cache *cache_new(int keys, int slots, int max_guesses, int keep);	/* NULL: out of memory */
 void cache_free(struct cache *c);
 
+/* Who leaves when a slot is needed:
+ *	lru	the least recently used
+ *	lfru	the least used, counting use so that it halves in 32 tokens (LRFU of Lee et al., IEEE ToC 50(12), 2001)
+ *	cycle	of the layer that comes round last, that is, the one just passed, the least recently used (least stale first:
+ *		arXiv:2602.03921)
+ *	auto	as cycle when less than 3/8 of all fit; else the one expected to be needed last: as far as its layer is away, and
+ *		a round more for each in which it is likely to be passed over, going by its share of recent use (half-life 8)
+ * Those predicted to be needed soon stay, whatever the policy. Without this call: lru. experts: keys per layer. */
+enum cache_policy { CACHE_LRU, CACHE_LFRU, CACHE_CYCLE, CACHE_AUTO };
+void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k);
+
 int cache_state(const struct cache *c, int k);			/* atomic; acquires what the reader wrote */
 int cache_slot(const struct cache *c, int k);			/* of a pinned resident */
 int cache_residents(const struct cache *c);

@@ -23,6 +23,7 @@ struct opt infer_opts[] = {
 	{ 0, "dry-run", OPT_FLAG, &infer.dry_run, 0, 0, NULL, "print the memory plan and stop" },
 	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
 	{ 0, "predict", OPT_CHOICE, &infer.predict, 0, 0, "none|gate|lookahead|all", "who says which experts to read ahead" },
+	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle", "which expert leaves for another" },
 	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "reader threads" },
 	{ 0, "buffered", OPT_FLAG, &infer.buffered, 0, 0, NULL, "read through the page cache" },
 	{ 0, "cold", OPT_FLAG, &infer.cold, 0, 0, NULL, "drop the expert files from the page cache first" },
@@ -89,6 +90,8 @@ void infer_begin(bool tok)
 	pool_init(infer.threads);
 }
 
+static const enum cache_policy evict[] = { CACHE_AUTO, CACHE_LRU, CACHE_LFRU, CACHE_CYCLE };
+
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
 	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
@@ -97,7 +100,7 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	struct err e = { 0 };
 	int status = 0;
 
-	o.store = (struct store_opt){ .readers = infer.readers, .buffered = infer.buffered, .force = infer.force };
+	o.store = (struct store_opt){ .evict = evict[infer.evict], .readers = infer.readers, .buffered = infer.buffered, .force = infer.force };
 	parse_sim(&o.store);
 	if (infer.cold)
 		drop_cache(infer.model);

@@ -19,7 +19,7 @@
 struct infer {
 	const char *model, *tokenizer, *backend, *sim_ssd;
 	int64_t ram;
-	int threads, readers, predict, on_miss;
+	int threads, readers, predict, on_miss, evict;
 	bool buffered, force, cold, dry_run;
 
 	struct config cfg;		/* read by infer_begin */

@@ -332,7 +332,7 @@ static bool copy_names(struct store *s, const char *dir, const struct manifest *
 }
 
 static bool alloc_tables(struct store *s, const struct plan *p, const char *dir, const struct config *c,
-    const struct manifest *m)
+    const struct manifest *m, const struct store_opt *o)
 {
 	int i, guesses = p->readers > 1 ? p->readers - 1 : 1;
 
@@ -340,6 +340,8 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	s->fault = calloc((size_t)p->keys, sizeof *s->fault);
 	s->checked = calloc((size_t)p->keys, sizeof *s->checked);
 	s->cache = cache_new(p->keys, p->slots, guesses, c->num_sparse);
+	if (s->cache != NULL)
+		cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok);
 	if (s->place == NULL || s->fault == NULL || s->checked == NULL || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
 	memcpy(s->place, m->place, (size_t)p->keys * sizeof *s->place);
@@ -378,7 +380,7 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 	p = plan(c, m, o);
 	if (check_budget(&p, c, o, e) < 0)
 		return -1;
-	if (!alloc_tables(s, &p, dir, c, m))
+	if (!alloc_tables(s, &p, dir, c, m, o))
 		return err_set(e, EX_OSERR, "%s: no memory for the tables of %d experts", dir, p.keys);
 	memcpy(s->dt, m->dt, sizeof s->dt);
 	s->gate_bytes = m->gate_bytes;

@@ -21,6 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cache.h"
 #include "config.h"
 #include "err.h"
 #include "manifest.h"
@@ -35,6 +36,7 @@ struct expert {			/* matrices of one expert, pinned between store_get and store_
 struct store_opt {
 	int64_t bytes;		/* for slots; 0: as many as there are experts */
 	int readers;		/* I/O threads; 0 = 2 */
+	enum cache_policy evict;
 	bool buffered;		/* do not try O_DIRECT */
 	double sim_latency;	/* seconds added to each read */
 	double sim_bandwidth;	/* bytes/s the simulated drive gives, 0 = no limit */

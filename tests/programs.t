@@ -21,6 +21,7 @@ chr-cluster	act.jsonl
 chr-pack	manifest.json	-m model -o out
 chr-generate	in.jsonl	-m model -n 2
 chr-diff	in.jsonl	model packed
+chr-bench	act.jsonl	replay --budget 50%
 "
 head -5 datasets/chat.jsonl > chat.jsonl
 head -4 datasets/prefs.jsonl > prefs.jsonl
