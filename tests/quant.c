@@ -127,7 +127,7 @@ static void test_bad(enum dtype t)
 static float *product(const char *isa, enum dtype t, const void *q, const float *x, int m, int rows, int cols, int at)
 {
 	char *a = aligned_alloc(64, quant_row_bytes(cols) * (size_t)m);
-	float *c = malloc(sizeof(*c) * (size_t)m * rows);
+	float *c = calloc((size_t)m * rows, sizeof(*c));
 
 	cpu_isa_force(isa);
 	backend_cpu.quantize(a, x, m, cols);
