@@ -229,14 +229,14 @@ static void write_prompts(const char *dir)
 	if (!f)
 		err_die(EX_CANTCREAT, "cannot write %s:", path);
 	for (int i = 0; i < PROMPTS; i++) {
-		int topic = topic_of(3, n++);
+		int topic = token_topic[3 + (int)rng_below(seed, 3, n++, (uint64_t)cfg.vocab_size - 3)];
 
 		fprintf(f, "{\"tokens\":[");
 		for (int t = 0; t < PROMPT_TOKENS; t++) {
 			int id;
 
 			if (rng_uniform(seed, 4, n++) > locality)
-				topic = topic_of(3, n++);
+				topic = token_topic[3 + (int)rng_below(seed, 3, n++, (uint64_t)cfg.vocab_size - 3)];
 			do
 				id = 3 + (int)rng_below(seed, 5, n++, (uint64_t)cfg.vocab_size - 3);
 			while (locality > 0 && token_topic[id] != topic);
