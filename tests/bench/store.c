@@ -203,7 +203,7 @@ static void describe(struct config *c, struct manifest *m, int64_t slot, int64_t
 	for (l = 0; l < c->num_hidden_layers && l < CFG_MAX_LAYERS; l++)
 		c->sparse[l] = true;
 	*m = (struct manifest){ .layers = c->num_hidden_layers, .experts = EXPERTS, .nclusters = 1, .file = file,
-		.dtype = DT_BF16, .place = calloc((size_t)n, sizeof *m->place) };
+		.dt = { DT_BF16, DT_BF16, DT_BF16 }, .place = calloc((size_t)n, sizeof *m->place) };
 	m->gate_bytes = m->up_bytes = m->down_bytes = (int64_t)2 * D * F;
 	for (k = 0; k < n; k++)
 		m->place[k] = (struct place){ .offset = k * slot, .bytes = (int64_t)6 * D * F,
