@@ -80,7 +80,7 @@ static void *take(int64_t n, size_t size)
 
 static void side_open(struct side *d, const char *dir)
 {
-	struct engine_opt eo = { .max_seqs = 1, .max_tokens = o.seq, .max_rows = s.rows, .store = { .readers = 4 } };
+	struct engine_opt eo = { .max_seqs = 1, .max_tokens = o.seq, .max_rows = s.rows };
 	const struct config *c;
 	int64_t n = o.seq;
 

@@ -44,6 +44,8 @@ static const struct opt opts[] = {
 	{ 's', "seed", OPT_COUNT, &o.seed, 0, 9e18, "N", "of the draws; a record's own \"seed\" goes before it" },
 	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared",
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
+	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
+	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };

@@ -2,14 +2,14 @@
 
 #include <assert.h>
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 
 enum { QUEUE, LRU, FRESH, LISTS };	/* to be read for a demand; used at least once; read as a guess, not yet used */
 
 struct entry {
-	_Atomic uint8_t state;
+	uint8_t state, source;
 	bool guess;			/* its read was or is for a prediction that has not come true yet */
+	bool pinned;			/* for good */
 	int pins;			/* demands not yet put back */
 	int slot;
 	int heap;			/* index in heap[] while guessed */
@@ -31,7 +31,8 @@ struct cache {
 	int *free, nfree;		/* (slots) */
 	int64_t *got;			/* (slots) bytes read into each */
 	int demands, guesses;		/* reads going on */
-	int residents;
+	int residents, pinned;
+	double waste, credit, size;	/* share of bytes; bytes; mean of those read so far, 0: none yet */
 	struct cache_stats st;
 };
 
@@ -52,6 +53,7 @@ struct cache *cache_new(int keys, int slots, int max_guesses, int keep)
 	c->slots = c->nfree = slots;
 	c->max_guesses = max_guesses;
 	c->keep = keep;
+	c->waste = -1;
 	c->e = calloc((size_t)keys + LISTS, sizeof *c->e);
 	c->heap = calloc((size_t)keys, sizeof *c->heap);
 	c->free = calloc((size_t)slots, sizeof *c->free);
@@ -89,6 +91,11 @@ void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, in
 	c->usual = (double)top_k / experts;
 }
 
+void cache_set_waste(struct cache *c, double share)
+{
+	c->waste = share;
+}
+
 #define HALF_LIFE (c->policy == CACHE_LFRU ? 32 : 8)	/* tokens */
 #define PRIOR 16		/* tokens of average use that an expert counts as having */
 
@@ -112,12 +119,12 @@ static double staleness(const struct cache *c, int k)
 
 int cache_state(const struct cache *c, int k)
 {
-	return atomic_load_explicit(&c->e[k].state, memory_order_acquire);
+	return c->e[k].state;
 }
 
 static void set_state(struct cache *c, int k, int state)
 {
-	atomic_store_explicit(&c->e[k].state, (uint8_t)state, memory_order_release);
+	c->e[k].state = (uint8_t)state;
 }
 
 int cache_slot(const struct cache *c, int k)
@@ -204,10 +211,11 @@ static void heap_remove(struct cache *c, int k)
 		heap_down(c, i, last);
 }
 
-static void guess(struct cache *c, int k, float prob, int64_t deadline)
+static void guess(struct cache *c, int k, float prob, int64_t deadline, int source)
 {
 	c->e[k].prob = prob;
 	c->e[k].deadline = deadline;
+	c->e[k].source = (uint8_t)source;
 	set_state(c, k, CACHE_GUESSED);
 	heap_up(c, c->nheap++, k);
 }
@@ -218,6 +226,24 @@ static void enqueue(struct cache *c, int k)
 	list_add(c, QUEUE, k);
 }
 
+#define SAVED 8			/* credit is at most that of this many guesses */
+
+/* What reading k for a guess of this probability would hold back. */
+static double stake(const struct cache *c, float prob)
+{
+	return (1 - fmin(prob, 1)) * c->size;
+}
+
+static bool affordable(const struct cache *c, float prob)
+{
+	return c->waste < 0 || 4 * stake(c, prob) <= c->credit;
+}
+
+static void earn(struct cache *c, double bytes)
+{
+	c->credit = fmin(c->credit + bytes, SAVED * c->size);
+}
+
 /* A guess came true while it is read or after. */
 static void guess_used(struct cache *c, int k)
 {
@@ -225,10 +251,19 @@ static void guess_used(struct cache *c, int k)
 		return;
 	c->e[k].guess = false;
 	c->st.predicted_used++;
+	earn(c, stake(c, c->e[k].prob) + c->waste * c->size);
 	if (cache_state(c, k) == CACHE_READING) {
 		c->guesses--;
 		c->demands++;
 	}
+}
+
+static void guess_wasted(struct cache *c, int k, int64_t bytes)
+{
+	c->st.wasted_bytes += (uint64_t)bytes;
+	c->st.wasted_by[c->e[k].source] += (uint64_t)bytes;
+	c->credit -= (double)bytes - stake(c, c->e[k].prob);
+	c->e[k].guess = false;
 }
 
 int cache_demand(struct cache *c, int k)
@@ -236,10 +271,8 @@ int cache_demand(struct cache *c, int k)
 	struct entry *x = &c->e[k];
 
 	x->pins++;
-	if (c->policy != CACHE_LRU) {
-		x->heat = (float)heat(c, x) + 1;
-		c->layer = k / c->experts;
-	}
+	x->heat = (float)heat(c, x) + 1;
+	c->layer = c->experts > 0 ? k / c->experts : 0;
 	x->used = c->clock;
 	switch (cache_state(c, k)) {
 	case CACHE_RESIDENT:
@@ -282,9 +315,11 @@ void cache_abandon(struct cache *c, int k)
 		return;
 	if (cache_state(c, k) == CACHE_QUEUED) {
 		list_remove(c, k);
-		guess(c, k, 1, c->clock + c->keep);
+		guess(c, k, 1, c->clock + c->keep, CACHE_SOURCES - 1);
 	} else if (cache_state(c, k) == CACHE_READING) {
 		x->guess = true;
+		x->prob = 1;
+		x->source = CACHE_SOURCES - 1;
 		x->deadline = c->clock + c->keep;
 		c->demands--;
 		c->guesses++;
@@ -292,24 +327,32 @@ void cache_abandon(struct cache *c, int k)
 	}
 }
 
-void cache_predict(struct cache *c, int k, float prob, int when)
+static void forget(struct cache *c, int k)
 {
-	struct entry *x = &c->e[k], p = { .prob = prob > 0 ? prob : 0, .deadline = c->clock + (when > 0 ? when : 0) };
+	heap_remove(c, k);
+	set_state(c, k, CACHE_ABSENT);
+	c->st.expired++;
+}
+
+void cache_predict(struct cache *c, int k, float prob, int when, int source)
+{
+	struct entry *x = &c->e[k];
+	int64_t deadline = c->clock + (when > 0 ? when : 0);
 
 	switch (cache_state(c, k)) {
-	case CACHE_ABSENT:
-		guess(c, k, p.prob, p.deadline);
-		break;
 	case CACHE_GUESSED:
-		if (!sooner(&p, x))
+		if (deadline > x->deadline)
 			break;
-		x->prob = p.prob;
-		x->deadline = p.deadline;
-		heap_up(c, x->heap, k);
+		heap_remove(c, k);
+		set_state(c, k, CACHE_ABSENT);
+		/* fall through */
+	case CACHE_ABSENT:
+		if (affordable(c, prob))
+			guess(c, k, prob, deadline, source);
 		break;
 	default:			/* keeps it from being evicted until then */
-		if (x->deadline < c->clock || p.deadline < x->deadline)
-			x->deadline = p.deadline;
+		if (prob >= 0.5f && (x->deadline < c->clock || deadline < x->deadline))
+			x->deadline = deadline;
 	}
 }
 
@@ -318,17 +361,14 @@ void cache_advance(struct cache *c)
 	int k;
 
 	c->clock++;
-	while (c->nheap > 0 && c->e[k = c->heap[0]].deadline < c->clock) {
-		heap_remove(c, k);
-		set_state(c, k, CACHE_ABSENT);
-		c->st.expired++;
-	}
+	while (c->nheap > 0 && c->e[k = c->heap[0]].deadline < c->clock)
+		forget(c, k);
 }
 
 /* Whether x may leave for a read that is needed at `deadline` (a guess; -1: a demand). */
 static bool evictable(const struct cache *c, const struct entry *x, int64_t deadline)
 {
-	return x->pins == 0 && (deadline < 0 || (x->used != c->clock && (x->deadline < c->clock || x->deadline > deadline)));
+	return x->pins == 0 && !x->pinned && (deadline < 0 || (x->used != c->clock && (x->deadline < c->clock || x->deadline > deadline)));
 }
 
 /* Who leaves: a guess that did not come true; else, of those not predicted, the one that the policy names; else, of those
@@ -372,8 +412,7 @@ static int slot_for(struct cache *c, int64_t deadline)
 		return -1;
 	slot = c->e[v].slot;
 	if (c->e[v].guess)
-		c->st.wasted_bytes += (uint64_t)c->got[slot];
-	c->e[v].guess = false;
+		guess_wasted(c, v, c->got[slot]);
 	c->e[v].slot = -1;
 	c->residents--;
 	list_remove(c, v);
@@ -396,18 +435,13 @@ bool cache_work(const struct cache *c)
 	return cache_queued(c) || may_guess(c);
 }
 
-int cache_take(struct cache *c, int *slot)
+static bool begin(struct cache *c, int k, bool demand, int *slot)
 {
-	int k = list_oldest(c, QUEUE);
-	bool demand = k >= 0;
+	struct entry *x = &c->e[k];
 
-	if (!demand && !may_guess(c))
-		return -1;
-	if (!demand)
-		k = c->heap[0];
-	*slot = slot_for(c, demand ? -1 : c->e[k].deadline);
+	*slot = slot_for(c, demand ? -1 : x->deadline);
 	if (*slot < 0)
-		return -1;
+		return false;
 	if (demand) {
 		list_remove(c, k);
 		c->demands++;
@@ -415,11 +449,34 @@ int cache_take(struct cache *c, int *slot)
 		heap_remove(c, k);
 		c->guesses++;
 		c->st.predicted++;
+		c->credit -= stake(c, x->prob);
 	}
-	c->e[k].guess = !demand;
-	c->e[k].slot = *slot;
+	x->guess = !demand;
+	x->slot = *slot;
 	set_state(c, k, CACHE_READING);
-	return k;
+	return true;
+}
+
+int cache_take(struct cache *c, int *slot)
+{
+	int k = list_oldest(c, QUEUE);
+	bool demand = k >= 0;
+
+	if (demand)
+		return begin(c, k, true, slot) ? k : -1;
+	while (may_guess(c) && !affordable(c, c->e[c->heap[0]].prob))
+		forget(c, c->heap[0]);
+	if (!may_guess(c))
+		return -1;
+	k = c->heap[0];
+	return begin(c, k, false, slot) ? k : -1;
+}
+
+bool cache_take_too(struct cache *c, int k, bool demand, int *slot)
+{
+	if (cache_state(c, k) != (demand ? CACHE_QUEUED : CACHE_GUESSED))
+		return false;
+	return (demand || affordable(c, c->e[k].prob)) && begin(c, k, demand, slot);
 }
 
 bool cache_stuck(const struct cache *c)
@@ -438,6 +495,9 @@ void cache_done(struct cache *c, int k, int64_t got, bool good)
 	else
 		c->demands--;
 	if (good) {
+		c->size += ((double)got - c->size) / (double)(c->st.reads < 64 ? c->st.reads : 64);
+		if (!x->guess)
+			earn(c, c->waste * (double)got);
 		c->got[x->slot] = got;
 		c->residents++;
 		list_add(c, x->guess ? FRESH : LRU, k);
@@ -445,11 +505,32 @@ void cache_done(struct cache *c, int k, int64_t got, bool good)
 		return;
 	}
 	if (x->guess)
-		c->st.wasted_bytes += (uint64_t)got;
-	x->guess = false;
+		guess_wasted(c, k, got);
 	c->free[c->nfree++] = x->slot;
 	x->slot = -1;
 	set_state(c, k, x->pins > 0 ? CACHE_FAILED : CACHE_ABSENT);
+}
+
+double cache_heat(const struct cache *c, int k)
+{
+	return heat(c, &c->e[k]);
+}
+
+void cache_set_heat(struct cache *c, int k, double heat)
+{
+	c->e[k].heat = (float)heat;
+	c->e[k].used = c->clock;
+}
+
+void cache_pin(struct cache *c, int k)
+{
+	c->pinned += !c->e[k].pinned;
+	c->e[k].pinned = true;
+}
+
+int cache_pinned(const struct cache *c)
+{
+	return c->pinned;
 }
 
 const struct cache_stats *cache_stats(const struct cache *c)

@@ -1,10 +1,16 @@
 /*
  * cache: the policy of the store: which expert is in which slot, which read comes next, who leaves for it. Plain data:
- * no locks, threads or I/O; store.c calls it under its mutex (cache_state alone may be called without).
+ * no locks, threads or I/O.
  *
  * An expert is a key k (layer * experts + expert). Its way: absent -> queued (demanded) or guessed (predicted) ->
  * reading -> resident -> absent. Demands are read in their order and before all guesses; guesses in the order of
- * (deadline, -prob), none while a demand is queued or being read. The clock counts layers (cache_advance).
+ * (deadline, -prob), none while a demand is queued or being read, so they get only what the drive has to spare. The clock
+ * counts layers (cache_advance).
+ *
+ * Guesses live on credit, so that those that turn out wrong cost at most a given share of all bytes read
+ * (cache_set_waste): what was read and used earns that share of its size, a guess of probability p holds back (1 - p) of
+ * its size until it is used, and the whole size is spent when it leaves unused. A guess that would take more than a
+ * quarter of the credit is not made: where guesses are often wrong only the surest are left, and at last none.
  */
 #ifndef CHR_CACHE_H
 #define CHR_CACHE_H
@@ -17,15 +23,19 @@ struct cache;
 enum { CACHE_ABSENT, CACHE_GUESSED, CACHE_QUEUED, CACHE_READING, CACHE_RESIDENT, CACHE_FAILED };
 enum { CACHE_HIT, CACHE_LATE, CACHE_MISS };
 
+#define CACHE_SOURCES 16		/* who predicts: the caller's numbers, kept apart in wasted_by */
+
 struct cache_stats {
 	uint64_t hits, late, misses;
 	uint64_t read_bytes, reads;
 	uint64_t predicted, predicted_used, wasted_bytes, expired;
+	uint64_t wasted_by[CACHE_SOURCES];
 };
 
 int64_t cache_bytes(int keys, int slots);			/* all that cache_new allocates */
 /* max_guesses: reads of guesses at once. keep: clock ticks for which an abandoned expert counts as guessed. */
 struct cache *cache_new(int keys, int slots, int max_guesses, int keep);	/* NULL: out of memory */
+void cache_set_waste(struct cache *c, double share);	/* of all bytes read; without this call guesses have no limit */
 void cache_free(struct cache *c);
 
 /* Who leaves when a slot is needed:
@@ -39,18 +49,21 @@ void cache_free(struct cache *c);
 enum cache_policy { CACHE_LRU, CACHE_LFRU, CACHE_CYCLE, CACHE_AUTO };
 void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k);
 
-int cache_state(const struct cache *c, int k);			/* atomic; acquires what the reader wrote */
+int cache_state(const struct cache *c, int k);
 int cache_slot(const struct cache *c, int k);			/* of a pinned resident */
 int cache_residents(const struct cache *c);
 
 int cache_demand(struct cache *c, int k);			/* pins k; CACHE_HIT, LATE or MISS */
 void cache_put(struct cache *c, int k);				/* undoes one demand */
 void cache_abandon(struct cache *c, int k);			/* the same, but a read not done becomes a guess */
-void cache_predict(struct cache *c, int k, float prob, int when);
+/* prob: that it will be demanded by then. The soonest deadline counts, and the last word on it. */
+void cache_predict(struct cache *c, int k, float prob, int when, int source);
 void cache_advance(struct cache *c);
 
 /* The next read to start: its key, now in state reading, and the slot it goes to; -1 when nothing may start now. */
 int cache_take(struct cache *c, int *slot);
+/* The same for k, if it waits for its read as the one before does (a demand, or a guess); false: not now. */
+bool cache_take_too(struct cache *c, int k, bool demand, int *slot);
 bool cache_queued(const struct cache *c);	/* a demand waits for its read to start */
 bool cache_work(const struct cache *c);		/* cheap: might cache_take find something? */
 bool cache_stuck(const struct cache *c);	/* a demand waits for a slot and only cache_put can give one */
@@ -58,6 +71,12 @@ bool cache_stuck(const struct cache *c);	/* a demand waits for a slot and only c
 /* A read ended with `got` bytes. Good: resident. Else failed until each who demanded it has called cache_put,
  * or absent at once when nobody has; the next demand reads it again. */
 void cache_done(struct cache *c, int k, int64_t got, bool good);
+
+/* Uses of k, halved with time: what is recorded of a run for the next, and what that begins with. */
+double cache_heat(const struct cache *c, int k);
+void cache_set_heat(struct cache *c, int k, double heat);
+void cache_pin(struct cache *c, int k);		/* once in memory it never leaves */
+int cache_pinned(const struct cache *c);
 
 const struct cache_stats *cache_stats(const struct cache *c);
 

@@ -53,6 +53,7 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 	}
 	s->router = carve(v, R * E, sizeof(real));
 	s->router_next = carve(v, R * E, sizeof(real));
+	s->ahead = carve(v, R * c->hidden_size, sizeof(real));
 	s->weight = carve(v, R * K, sizeof(real));
 	s->coef = carve(v, R * (K + S + 1), sizeof(real));
 	s->moe_x = carve(v, rows * c->hidden_size, sizeof(real));
@@ -65,6 +66,7 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 	s->start = carve(v, E + 1, sizeof(*s->start));
 	s->order = carve(v, R * K, sizeof(*s->order));
 	s->wanted = carve(v, E, sizeof(*s->wanted));
+	s->exact = carve(v, K, sizeof(*s->exact));
 	s->part = carve(v, E + S + 1, sizeof(*s->part));
 	s->qffn = carve(v, E + S + 1, sizeof(*s->qffn));
 	s->qgemm = carve(v, E + S + 1, sizeof(*s->qgemm));
@@ -103,7 +105,7 @@ int64_t scratch_layout(struct scratch *s, const struct config *c, const struct p
 	s->lo = carve(&v, R, sizeof(*s->lo));
 	s->hi = carve(&v, R, sizeof(*s->hi));
 	s->head_row = carve(&v, R, sizeof(*s->head_row));
-	s->next = carve(&v, R, sizeof(*s->next));
+	s->about = carve(&v, R, sizeof(*s->about));
 	s->seg = carve(&v, o->max_seqs, sizeof(*s->seg));
 	return v.used;
 }
@@ -118,16 +120,25 @@ int64_t kv_bytes(const struct engine *g)
 	return n;
 }
 
+int64_t seq_bytes(const struct config *c)
+{
+	int64_t E = c->num_experts, K = c->num_experts_per_tok;
+
+	return c->num_sparse * (3 * E * (int64_t)sizeof(float) + K * (int64_t)sizeof(int32_t))
+	    + c->num_hidden_layers * (int64_t)sizeof(struct kv);
+}
+
 /* Sequences, scratch, store and predictor, in memory that the plan counted. */
 static int open_state(struct engine *g, const char *dir, struct err *e)
 {
-	int L = g->cfg->num_hidden_layers, sets = predict_set_size(g->cfg);
+	int L = g->cfg->num_hidden_layers;
+	size_t each = (size_t)g->cfg->num_sparse * (size_t)g->cfg->num_experts + 1;
 	int64_t per_seq = kv_bytes(g);
 
 	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, g->cfg, g->par, &g->opt, NULL));
 	g->kv_mem = g->be->alloc((size_t)(per_seq * g->opt.max_seqs));
 	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
-	g->predict = predict_new(g->cfg, g->opt.max_rows);
+	g->predict = predict_new(g->cfg, g->opt.max_rows, g->opt.predict);
 	if (!g->scratch_mem || !g->kv_mem || !g->seqs || !g->predict)
 		return err_set(e, EX_OSERR, "%s: out of memory for caches", dir);
 	scratch_layout(&g->s, g->cfg, g->par, &g->opt, g->scratch_mem);
@@ -137,9 +148,11 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 
 		s->g = g;
 		s->kv = calloc((size_t)L, sizeof(*s->kv));
-		s->next = calloc((size_t)sets + 1, sizeof(*s->next));
-		s->coming = calloc((size_t)sets + 1, sizeof(*s->coming));
-		if (!s->kv || !s->next || !s->coming)
+		s->expect = calloc(each, sizeof(*s->expect));
+		s->coming = calloc(each, sizeof(*s->coming));
+		s->same = calloc(each, sizeof(*s->same));
+		s->last = calloc((size_t)g->cfg->num_sparse * g->cfg->num_experts_per_tok + 1, sizeof(*s->last));
+		if (!s->kv || !s->expect || !s->coming || !s->same || !s->last)
 			return err_set(e, EX_OSERR, "%s: out of memory for sequences", dir);
 		for (int l = 0; l < L; l++)
 			base += kv_layout(g->cfg, &g->opt, l, &s->kv[l], base);
@@ -226,8 +239,10 @@ void engine_close(struct engine *g)
 	predict_free(g->predict);
 	for (int i = 0; g->seqs && i < g->opt.max_seqs; i++) {
 		free(g->seqs[i].kv);
-		free(g->seqs[i].next);
+		free(g->seqs[i].expect);
 		free(g->seqs[i].coming);
+		free(g->seqs[i].same);
+		free(g->seqs[i].last);
 	}
 	free(g->seqs);
 	if (g->be) {
@@ -270,7 +285,7 @@ struct seq *seq_new(struct engine *g, struct err *e)
 void seq_reset(struct seq *s)
 {
 	s->len = 0;
-	s->next_valid = false;
+	s->expects = false;
 	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
 		s->kv[l].base = 0;
 }
@@ -278,13 +293,14 @@ void seq_reset(struct seq *s)
 struct seq *seq_fork(const struct seq *s, struct err *e)
 {
 	struct seq *t = seq_new(s->g, e);
-	size_t sets = (size_t)predict_set_size(s->g->cfg) * sizeof(*s->next);
+	const struct config *c = s->g->cfg;
 
 	if (!t)
 		return NULL;
 	t->len = s->len;
-	t->next_valid = s->next_valid;
-	memcpy(t->next, s->next, sets);
+	t->expects = s->expects;
+	memcpy(t->expect, s->expect, sizeof(*t->expect) * (size_t)c->num_sparse * (size_t)c->num_experts);
+	memcpy(t->last, s->last, sizeof(*t->last) * (size_t)c->num_sparse * (size_t)c->num_experts_per_tok);
 	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
 		kv_copy(s->g, l, &t->kv[l], &s->kv[l], s->len);
 	return t;
@@ -338,7 +354,9 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 		for (int i = 0; i < m; i++, g->rows++) {
 			s->tok[g->rows] = x->tok[*done + i];
 			s->pos[g->rows] = x->s->len + i;
-			s->next[g->rows] = i == 0 && x->s->next_valid ? x->s->next : NULL;
+			s->about[g->rows] = (struct predict_row){ 0 };
+			if (i == 0 && x->s->len > 0)
+				s->about[g->rows] = (struct predict_row){ .last = x->s->last, .expect = x->s->expects ? x->s->expect : NULL };
 		}
 		one = one && x->n == 1 && x->s->len > 0;
 		*done += m;
@@ -347,7 +365,7 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 			*done = 0;
 		}
 	}
-	g->soft = one && g->opt.on_miss == ONMISS_SHARED;
+	g->single = one;
 	return g->rows;
 }
 
@@ -398,6 +416,7 @@ static int pass(struct engine *g, struct err *e)
 	embed_rows(g);
 	for (int l = 0; l < g->cfg->num_hidden_layers; l++) {
 		attn_layer(g, l);
+		store_poll(g->store);
 		if (ffn_layer(g, l, e) < 0)
 			return -1;
 		if (l == 0 && g->look0)
@@ -406,12 +425,12 @@ static int pass(struct engine *g, struct err *e)
 	head(g);
 	for (int j = 0; j < g->nseg; j++) {
 		struct seq *s = g->s.seg[j].it->s;
-		int32_t *t = s->next;
+		float *t = s->expect;
 
 		s->len += g->s.seg[j].n;
-		s->next = s->coming;
+		s->expect = s->coming;
 		s->coming = t;
-		s->next_valid = look_mode(g) != 0;
+		s->expects = (look_mode(g) & SRC_BIT(SRC_LOOK)) != 0;
 	}
 	return 0;
 }

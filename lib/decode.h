@@ -18,12 +18,12 @@
 #include "backend.h"
 #include "config.h"
 #include "mem.h"
+#include "predict.h"
 #include "store.h"
 
 struct engine;
 struct seq;
 
-enum { PREDICT_NONE = 0, PREDICT_GATE = 1, PREDICT_LOOKAHEAD = 2, PREDICT_ALL = 3 };	/* bits */
 enum { ONMISS_WAIT, ONMISS_SHARED };
 
 struct engine_opt {
@@ -35,7 +35,9 @@ struct engine_opt {
 	int max_rows;		/* rows evaluated at a time; longer prompts go in chunks of it. At least max_seqs */
 	int64_t other;		/* bytes the caller will hold besides: part of the plan */
 	bool blocks;		/* set by engine_plan and engine_open: some weights are quantised */
-	int predict, on_miss;	/* on_miss applies to single tokens after a prompt; prompts are always exact */
+	int predict;		/* SRC_BIT()s of predict.h */
+	int on_miss;		/* this and route_bias apply to single tokens after a prompt; prompts are always exact */
+	double route_bias;	/* added to the router's logits of experts in memory; 0: exact */
 	struct store_opt store;	/* .bytes 0: what the limit leaves */
 };
 
@@ -81,11 +83,8 @@ struct eval_item {		/* new tokens of one sequence; a sequence may appear once in
 
 struct eval_stats {		/* of one engine_eval call */
 	double wall, compute, stall;		/* seconds; wall = compute + stall */
-	double replaced_mass;	/* routing weight given to the shared expert, mean over rows and layers */
-	uint64_t gate_pred, gate_hit;		/* slots predicted by the next-layer gate (as many as it was asked about); right */
-	uint64_t look_pred, look_hit;		/* by the lookahead head */
-	uint64_t sets, sets_whole;		/* layers of a row asked about; whole set predicted (union of sources) */
-	uint64_t slots;				/* all routed slots */
+	double replaced_mass;	/* routing weight not given to the router's own choice, mean over rows and layers */
+	struct source_stats source[SRC_N];
 };
 
 /* 0, or -1: EX_DATAERR (token outside the vocabulary, caches full, corrupt expert), EX_IOERR (unreadable expert). The

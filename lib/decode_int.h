@@ -11,7 +11,6 @@
 #include "decode.h"
 #include "manifest.h"
 #include "modeldir.h"
-#include "predict.h"
 
 #define HEAD_ROWS 16	/* rows of logits computed at a time */
 
@@ -44,9 +43,10 @@ struct seq {
 	bool used;
 	int len;
 	struct kv *kv;		/* (L) */
-	int32_t *next;		/* (Ls, K) experts the head expects of the next token, */
-	int32_t *coming;	/* and of the one after the token being evaluated */
-	bool next_valid;
+	float *expect, *coming;	/* (Ls, E) margins the head gave at the last token, and at the one being evaluated */
+	float *same;		/* (Ls, E) its offset 0 at that one */
+	int32_t *last;		/* (Ls, K) what the last token used */
+	bool expects;		/* expect is filled */
 };
 
 struct seg {			/* rows row0..row0+n-1 of a pass are the next tokens of one item */
@@ -66,6 +66,7 @@ struct scratch {
 	real *k, *k2;			/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
 	real *ctx, *att;		/* (R, H*C), (R, H*d) */
 	real *router, *router_next;	/* (R, E) */
+	real *ahead;			/* (R, D) what the next router will see, nearly */
 	real *weight, *coef;		/* (R, K), (R, K+S) */
 	real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
 	char *xq;			/* (R) quantised rows of what is being multiplied */
@@ -77,9 +78,10 @@ struct scratch {
 	int32_t *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
 	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
 	int32_t *wanted;		/* (E) */
+	int32_t *exact;			/* (K) the router's own choice for a row */
 	int32_t *head_row;		/* (R) */
 	const real **kcache, **vcache, **k2cache;	/* (R) */
-	const int32_t **next;		/* (R) predicted sets */
+	struct predict_row *about;	/* (R) */
 	struct seg *seg;		/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */
 	struct gemm_job *job;		/* (2 * (E + S) + H) */
@@ -115,7 +117,7 @@ struct engine {
 	struct predict *predict;
 	int rows;				/* R of the pass under way */
 	int nseg;
-	bool soft;				/* experts that are not there may be replaced in this pass */
+	bool single;				/* this pass is one token each of sequences past their prompts */
 	double replaced;			/* sum over rows and layers */
 	struct eval_stats *st;
 };
@@ -125,6 +127,7 @@ void engine_settle(struct engine_opt *o);	/* what follows from other options */
 int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
     char *base);
 int64_t kv_bytes(const struct engine *g);	/* of one sequence */
+int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
 
 /* decode_load.c */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
@@ -154,13 +157,16 @@ int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, str
 void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
 void attn_layer(struct engine *g, int l);
 
+/* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and weights change. */
+void bias_route(struct engine *g, int l);
+
 /* decode_moe.c */
 int ffn_layer(struct engine *g, int l, struct err *e);
 void look_rows(struct engine *g);
 
 static inline int look_mode(const struct engine *g)
 {
-	return g->cfg->lookahead_steps > 0 && !store_complete(g->store) ? g->opt.predict & PREDICT_LOOKAHEAD : 0;
+	return g->cfg->lookahead_steps > 0 && !store_complete(g->store) ? g->opt.predict & (SRC_BIT(SRC_LOOK) | SRC_BIT(SRC_SAME)) : 0;
 }
 
 #endif

@@ -156,7 +156,6 @@ static int load_manifest(struct engine *g, struct err *e)
 void load_plan_state(const struct engine *g, struct mem_plan *plan)
 {
 	const struct engine_opt *o = &g->opt;
-	int64_t sets = predict_set_size(g->cfg);
 	struct scratch s;
 
 	mem_plan_add(plan, "position tables",
@@ -164,7 +163,7 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	mem_plan_add(plan, "KV caches", kv_bytes(g) * o->max_seqs);
 	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
-	    + o->max_seqs * (2 * sets * (int64_t)sizeof(int32_t) + g->cfg->num_hidden_layers * (int64_t)sizeof(struct kv)));
+	    + o->max_seqs * seq_bytes(g->cfg));
 }
 
 /* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */

@@ -87,24 +87,70 @@ static int next_sparse(const struct engine *g, int l)
 	return -1;
 }
 
-/* The router's choice, and what the next layer's router says already. Returns that layer, or -1. */
-static int choose(struct engine *g, int l)
+static void router(struct engine *g, int l, const real *x, real *logits)
+{
+	struct mat gate = { g->layer[l].gate, DT_REAL, g->cfg->num_experts, g->cfg->hidden_size };
+	struct gemm_job job = times_mat(logits, x, &gate, g->rows);
+
+	g->be->gemm(GEMM_NT, &job, 1);
+}
+
+static bool asked(const struct engine *g, enum predictor s)
+{
+	return g->opt.predict & SRC_BIT(s);
+}
+
+/* The router's choice. */
+static void choose(struct engine *g, int l)
 {
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
-	int D = c->hidden_size, E = c->num_experts;
-	int next = g->opt.predict & PREDICT_GATE && !store_complete(g->store) ? next_sparse(g, l) : -1;
-	struct mat gate = { g->layer[l].gate, DT_REAL, E, D };
-	struct mat ahead = { next < 0 ? NULL : g->layer[next].gate, DT_REAL, E, D };
-	struct gemm_job job[2] = {
-		times_mat(s->router, s->x, &gate, g->rows), times_mat(s->router_next, s->x, &ahead, g->rows)
-	};
 
-	g->be->gemm(GEMM_NT, job, next < 0 ? 1 : 2);
-	g->be->route(s->router, s->ids, s->weight, g->rows, E, c->num_experts_per_tok, c->norm_topk_prob);
-	if (next >= 0)
-		g->be->softmax(s->router_next, g->rows, E);
-	return next;
+	router(g, l, s->x, s->router);
+	if (asked(g, SRC_CONTROL)) {
+		router(g, l, s->x, s->router_next);
+		predict_hear(g->predict, SRC_CONTROL, g->layer[l].sparse, s->router_next, g->rows);
+	}
+	g->be->route(s->router, s->ids, s->weight, g->rows, c->num_experts, c->num_experts_per_tok, c->norm_topk_prob);
+}
+
+/* The next router's input, if the routed experts of layer l added nothing: computes the shared ones, which lie first. */
+static void look_past_shared(struct engine *g, int l, int next)
+{
+	const struct config *c = g->cfg;
+	struct scratch *s = &g->s;
+	int S = g->layer[l].n_ffn, D = c->hidden_size;
+
+	g->be->copy(s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
+	for (int i = 0; i < g->rows * S; i++) {
+		s->slot[i] = i % S * g->rows + i / S;
+		s->coef[i] = (real)1 / S;
+	}
+	if (S > 0)
+		g->be->combine(s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
+	g->be->rmsnorm(s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D, c->rms_norm_eps);
+	router(g, next, s->ahead, s->router_next);
+	predict_hear(g->predict, SRC_SHARED, g->layer[next].sparse, s->router_next, g->rows);
+}
+
+/* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared experts. */
+static void foresee(struct engine *g, int l, int *fixed)
+{
+	int next = g->opt.predict && !store_complete(g->store) ? next_sparse(g, l) : -1;
+	struct scratch *s = &g->s;
+
+	if (next < 0)
+		return;
+	if (asked(g, SRC_GATE)) {
+		router(g, next, s->x, s->router_next);
+		predict_hear(g->predict, SRC_GATE, g->layer[next].sparse, s->router_next, g->rows);
+	}
+	if (asked(g, SRC_SHARED)) {
+		run_parts(g, s->part, *fixed, g->layer[l].width);
+		*fixed = 0;
+		look_past_shared(g, l, next);
+	}
+	predict_next(g->predict, g->store, g->layer[next].sparse, s->about, g->rows);
 }
 
 static void trace(struct engine *g, int i)
@@ -193,7 +239,7 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 		bool idle = fixed == 0 && !any_ready(g, l, ids, n);
 		int taken = 0;
 
-		if (idle && g->soft)
+		if (idle && g->single && g->opt.on_miss == ONMISS_SHARED)
 			break;
 		for (int i = 0; i < n; i++) {
 			int x = ids[i];
@@ -211,6 +257,7 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 		}
 		run_parts(g, p, fixed + taken, g->layer[l].width);
 		release(g, l, ids, taken, taken);
+		store_poll(g->store);
 		ids += taken;
 		n -= taken;
 		fixed = 0;
@@ -241,23 +288,39 @@ static void coefficients(struct engine *g, int K, int n_ffn)
 	}
 }
 
+/* Each sequence remembers what its last row used. */
+static void remember(struct engine *g, int i)
+{
+	int K = g->cfg->num_experts_per_tok;
+
+	for (int j = 0; j < g->nseg; j++) {
+		const struct seg *seg = &g->s.seg[j];
+
+		memcpy(seg->it->s->last + (int64_t)i * K, g->s.ids + (int64_t)(seg->row0 + seg->n - 1) * K, sizeof(int32_t) * (size_t)K);
+	}
+}
+
 static int routed(struct engine *g, int l, struct err *e)
 {
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int next = choose(g, l), n, most = store_slots(g->store), fixed = fixed_parts(g, w, s->part);
-	int row = fixed * g->rows;
+	int n, most = store_room(g->store), fixed = fixed_parts(g, w, s->part), row = fixed * g->rows;
 
+	choose(g, l);
+	if (g->single && g->opt.route_bias > 0 && !store_complete(g->store))
+		bias_route(g, l);
 	trace(g, w->sparse);
-	predict_seen(g->predict, w->sparse, s->ids, g->rows, s->next, g->st);
+	predict_seen(g->predict, w->sparse, s->ids, g->rows, s->about, g->st->source);
+	remember(g, w->sparse);
 	n = sort_slots(g, l);
-	memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg->num_experts_per_tok + w->n_ffn));
 	for (int i = 0; i < n; i += most) {
 		int m = n - i < most ? n - i : most;
 
 		store_demand(g->store, l, s->wanted + i, m, NULL);
-		if (i == 0 && next >= 0)
-			predict_gate(g->predict, g->store, w->sparse + 1, s->router_next, g->rows);
+		if (i == 0) {
+			foresee(g, l, &fixed);
+			memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg->num_experts_per_tok + w->n_ffn));
+		}
 		if (compute(g, l, s->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
 			return -1;
 	}
@@ -308,16 +371,19 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 	be->silu(s->look_h, s->look_h, (int64_t)n * g->look_width);
 	job = times_mat(s->look, s->look_h, &m2, n);
 	be->gemm(GEMM_NT, &job, 1);
-	be->softmax(s->look, (int64_t)n * (W / E), E);
 	for (int i = 0; i < n; i++) {
 		const struct seg *seg = seg_of(g, rows[i]);
-		const real *look = s->look + (int64_t)i * W;
+		struct seq *q = seg->it->s;
+		real *look = s->look + (int64_t)i * W;
 		int at = rows[i] - seg->row0;
 
-		if (seg->it->look)
+		if (look_mode(g) && at == seg->n - 1
+		    && predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, q->same, q->coming))
+			s->about[rows[i]].same = q->same;
+		if (seg->it->look) {
+			be->softmax(look, W / E, E);
 			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look, sizeof(real) * W);
-		if (look_mode(g) && at == seg->n - 1)
-			predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, seg->it->s->coming);
+		}
 	}
 }
 

@@ -10,7 +10,7 @@
 #include "pool.h"
 #include "record.h"
 
-struct infer infer = { .backend = "auto", .readers = 4, .predict = PREDICT_GATE };
+struct infer infer = { .backend = "auto", .readers = 4, .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
 
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
@@ -22,9 +22,12 @@ struct opt infer_opts[] = {
 	{ 0, "force", OPT_FLAG, &infer.force, 0, 0, NULL, "accept room for less than one token's experts" },
 	{ 0, "dry-run", OPT_FLAG, &infer.dry_run, 0, 0, NULL, "print the memory plan and stop" },
 	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
-	{ 0, "predict", OPT_CHOICE, &infer.predict, 0, 0, "none|gate|lookahead|all", "who says which experts to read ahead" },
+	{ 0, "predict", OPT_STR, &infer.predict, 0, 0, "LIST", "who says which experts to read ahead: gate, shared, same, lookahead, "
+	    "previous, popularity, control; all, none" },
+	{ 0, "waste", OPT_FLOAT, &infer.waste, 0, 1, "X", "share of the bytes read that guesses may waste" },
 	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle", "which expert leaves for another" },
-	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "reader threads" },
+	{ 0, "io", OPT_CHOICE, &infer.io, 0, 0, "auto|uring|threads", "how experts are read; auto: io_uring where there is one" },
+	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "threads, where they read" },
 	{ 0, "buffered", OPT_FLAG, &infer.buffered, 0, 0, NULL, "read through the page cache" },
 	{ 0, "cold", OPT_FLAG, &infer.cold, 0, 0, NULL, "drop the expert files from the page cache first" },
 	{ 0, "sim-ssd", OPT_STR, &infer.sim_ssd, 0, 0, "MS,BYTES",
@@ -48,8 +51,8 @@ static void parse_sim(struct store_opt *so)
 		opt_usage("%s '%s': %s", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text, why);
 	if (latency < 0 || latency > 1e6)
 		opt_usage("%s '%s': milliseconds must be 0 to 1000000", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text);
-	so->sim_latency = latency / 1000;
-	so->sim_bandwidth = (double)bandwidth;
+	so->reader.sim.latency = latency / 1000;
+	so->reader.sim.bandwidth = (double)bandwidth;
 }
 
 static void drop_cache(const char *dir)
@@ -95,12 +98,16 @@ static const enum cache_policy evict[] = { CACHE_AUTO, CACHE_LRU, CACHE_LFRU, CA
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
 	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
-	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .predict = infer.predict, .on_miss = infer.on_miss };
+	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias };
 	struct mem_plan plan = { 0 };
 	struct err e = { 0 };
+	const char *why;
 	int status = 0;
 
-	o.store = (struct store_opt){ .evict = evict[infer.evict], .readers = infer.readers, .buffered = infer.buffered, .force = infer.force };
+	if ((o.predict = source_list(infer.predict, &why)) < 0)
+		opt_usage("--predict '%s': %s", infer.predict, why);
+	o.store = (struct store_opt){ .evict = evict[infer.evict], .waste = infer.waste, .force = infer.force,
+	    .reader = { .io = (enum reader_io)infer.io, .threads = infer.readers, .buffered = infer.buffered } };
 	parse_sim(&o.store);
 	if (infer.cold)
 		drop_cache(infer.model);

@@ -17,9 +17,10 @@
 #include "tok.h"
 
 struct infer {
-	const char *model, *tokenizer, *backend, *sim_ssd;
+	const char *model, *tokenizer, *backend, *sim_ssd, *predict;
 	int64_t ram;
-	int threads, readers, predict, on_miss, evict;
+	int threads, readers, io, on_miss, evict;
+	double waste, route_bias;
 	bool buffered, force, cold, dry_run;
 
 	struct config cfg;		/* read by infer_begin */

@@ -1,107 +1,218 @@
+#include "predict.h"
+
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include "predict.h"
+enum { NEAR, SAME, NEXT, HORIZONS };
+enum { TEACHERS = 4 };			/* rows of a pass that teach, and for which the head and the last token are asked */
+#define RATE 0.004f			/* of learning */
+#define MOST 8				/* margins are cut to within +-MOST */
+#define LEAST 0.02f			/* less likely ones are not passed on */
+
+const char *const source_name[SRC_LABELS] = { "gate", "shared", "same", "lookahead", "previous", "popularity", "control",
+	"together", "intent", "heat", "abandoned" };
 
 struct predict {
 	const struct config *cfg;
+	int sources;
 	int layer[CFG_MAX_LAYERS];	/* real index of the i-th sparse layer */
-	int32_t *gate;			/* (R, K) what the gate said about layer gate_layer */
-	int gate_layer;			/* -1: nothing */
-	float *score;			/* (E) */
-	int32_t *best;			/* (K) */
+	float *heard[SRC_CONTROL + 1];	/* (R, E) gate, shared, control: margins, */
+	int heard_of[SRC_CONTROL + 1];	/* of this layer; -1: nothing */
+	float *popular;			/* (Ls, E) share of recent tokens that used it */
+	float *flat, *spare;		/* (E) margins from that; of an offset beyond the next token */
+	float *prob;			/* (E) that one of the rows will use it */
+	float *each;			/* (R, E) that this row will, of the layer told last, */
+	int each_of;			/* which is this; -1: none */
+	float w[HORIZONS][SRC_CONTROL + 1];	/* weights; the last is the bias, since control is no evidence */
+	double told[SRC_N][CFG_MAX_LAYERS];	/* when a source spoke about layer i */
+	int32_t *best;			/* (K + 1) */
 };
 
-int predict_set_size(const struct config *c)
+static double now(void)
 {
-	return c->num_sparse * c->num_experts_per_tok;
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
+
+int source_list(const char *list, const char **why)
+{
+	int bits = 0;
+
+	if (strcmp(list, "none") == 0)
+		return 0;
+	for (size_t n; *list; list += n + (list[n] == ',')) {
+		int i = 0;
+
+		n = strcspn(list, ",");
+		if (n == 3 && strncmp(list, "all", 3) == 0) {
+			bits |= SRC_MEASURED & ~SRC_BIT(SRC_CONTROL);
+			continue;
+		}
+		while (i <= SRC_CONTROL && (strlen(source_name[i]) != n || strncmp(list, source_name[i], n) != 0))
+			i++;
+		if (i > SRC_CONTROL) {
+			*why = "not a list of gate, shared, same, lookahead, previous, popularity, control; or all, or none";
+			return -1;
+		}
+		bits |= SRC_BIT(i);
+	}
+	*why = "an empty list";
+	return bits ? bits : -1;
+}
+
+/* How often each source was right on models of random weights and small trained ones, roughly: where learning begins. */
+static const float prior[HORIZONS][SRC_CONTROL + 1] = {
+	[NEAR] = { [SRC_GATE] = 1.5f, [SRC_SHARED] = 1.5f, [SRC_SAME] = 0.3f, [SRC_LOOK] = 0.1f, [SRC_PREVIOUS] = 0.2f,
+	    [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -0.5f },
+	[SAME] = { [SRC_SAME] = 0.8f, [SRC_LOOK] = 0.2f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
+	[NEXT] = { [SRC_LOOK] = 0.7f, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
+};
 
 int64_t predict_bytes(const struct config *c, int max_rows)
 {
-	return (int64_t)sizeof(struct predict) + 4 * (int64_t)c->num_experts
-	    + 4 * (int64_t)(max_rows + 1) * c->num_experts_per_tok;
+	int64_t E = c->num_experts, R = max_rows, K = c->num_experts_per_tok;
+
+	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 3 * E + K + 2);
 }
 
-struct predict *predict_new(const struct config *c, int max_rows)
+struct predict *predict_new(const struct config *c, int max_rows, int sources)
 {
-	struct predict *p = calloc(1, sizeof(*p));
+	struct predict *p = calloc(1, sizeof *p);
+	size_t E = (size_t)c->num_experts, each = (size_t)max_rows * E + 1;
 
-	if (!p)
+	if (p == NULL)
 		return NULL;
 	p->cfg = c;
-	p->gate_layer = -1;
-	p->gate = calloc((size_t)max_rows * c->num_experts_per_tok + 1, sizeof(*p->gate));
-	p->score = calloc((size_t)c->num_experts + 1, sizeof(*p->score));
-	p->best = calloc((size_t)c->num_experts_per_tok + 1, sizeof(*p->best));
-	if (!p->gate || !p->score || !p->best) {
+	p->sources = sources;
+	memcpy(p->w, prior, sizeof p->w);
+	p->each_of = -1;
+	for (int s = SRC_GATE; s <= SRC_CONTROL; s++)
+		p->heard_of[s] = -1;
+	p->heard[SRC_GATE] = calloc(each, sizeof(float));
+	p->heard[SRC_SHARED] = calloc(each, sizeof(float));
+	p->heard[SRC_CONTROL] = calloc(each, sizeof(float));
+	p->each = calloc(each, sizeof(float));
+	p->popular = calloc((size_t)c->num_sparse * E + 1, sizeof(float));
+	p->flat = calloc(E + 1, sizeof(float));
+	p->spare = calloc(E + 1, sizeof(float));
+	p->prob = calloc(E + 1, sizeof(float));
+	p->best = calloc((size_t)c->num_experts_per_tok + 2, sizeof *p->best);
+	if (!p->heard[SRC_GATE] || !p->heard[SRC_SHARED] || !p->heard[SRC_CONTROL] || !p->each || !p->popular || !p->flat
+	    || !p->spare || !p->prob || !p->best) {
 		predict_free(p);
 		return NULL;
 	}
 	for (int l = 0, i = 0; l < c->num_hidden_layers; l++)
 		if (c->sparse[l])
 			p->layer[i++] = l;
+	for (size_t i = 0; i < (size_t)c->num_sparse * E; i++)
+		p->popular[i] = (float)c->num_experts_per_tok / (float)E;
 	return p;
 }
 
 void predict_free(struct predict *p)
 {
-	if (!p)
+	if (p == NULL)
 		return;
-	free(p->gate);
-	free(p->score);
+	free(p->heard[SRC_GATE]);
+	free(p->heard[SRC_SHARED]);
+	free(p->heard[SRC_CONTROL]);
+	free(p->each);
+	free(p->popular);
+	free(p->flat);
+	free(p->spare);
+	free(p->prob);
 	free(p->best);
 	free(p);
 }
 
-/* The K largest of probs (E) in descending order, ties to the lowest id. */
-static void top(int32_t *best, int K, const real *probs, int E)
+static bool on(const struct predict *p, enum predictor s)
 {
-	int n = 0;
+	return p->sources & SRC_BIT(s);
+}
+
+/* The n largest of v (E) in descending order, ties to the lowest id. */
+static void top(int32_t *best, int n, const float *v, int E)
+{
+	int have = 0;
 
 	for (int x = 0; x < E; x++) {
 		int j;
 
-		if (n == K && !(probs[x] > probs[best[K - 1]]))
+		if (have == n && !(v[x] > v[best[n - 1]]))
 			continue;
-		j = n < K ? n++ : K - 1;
-		for (; j > 0 && probs[x] > probs[best[j - 1]]; j--)
+		j = have < n ? have++ : n - 1;
+		for (; j > 0 && v[x] > v[best[j - 1]]; j--)
 			best[j] = best[j - 1];
 		best[j] = x;
 	}
 }
 
-void predict_gate(struct predict *p, struct store *s, int i, const real *probs, int R)
+static float within(float x)
 {
-	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
-
-	memset(p->score, 0, sizeof(*p->score) * E);
-	for (int r = 0; r < R; r++) {
-		int32_t *best = p->gate + (int64_t)r * K;
-
-		top(best, K, probs + (int64_t)r * E, E);
-		for (int k = 0; k < K; k++)
-			p->score[best[k]] += (float)probs[(int64_t)r * E + best[k]];
-	}
-	p->gate_layer = i;
-	for (int x = 0; x < E; x++)
-		if (p->score[x] > 0)
-			store_predict(s, p->layer[i], x, p->score[x] < 1 ? p->score[x] : 1, 1);
+	return x > MOST ? MOST : x < -MOST ? -MOST : x;
 }
 
-void predict_look(struct predict *p, struct store *s, const real *look, int since, int32_t *next)
+/* margin (E) of logits (E) over the border of the top K; all zero when all are chosen anyway. */
+static void margins(struct predict *p, float *margin, const real *logits)
 {
-	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok, Ls = p->cfg->num_sparse;
+	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
+	float border;
 
-	for (int k = 1; k <= p->cfg->lookahead_steps; k++)
-		for (int i = 0; i < Ls; i++) {
-			int64_t row = p->cfg->lookahead_per_layer ? (int64_t)k * Ls + i : k;
-			int32_t *best = k == 1 ? next + (int64_t)i * K : p->best;
+	for (int x = 0; x < E; x++)
+		margin[x] = (float)logits[x];
+	if (K >= E)
+		return;
+	top(p->best, K + 1, margin, E);
+	border = (margin[p->best[K - 1]] + margin[p->best[K]]) / 2;
+	for (int x = 0; x < E; x++)
+		margin[x] = within(margin[x] - border);
+}
 
-			top(best, K, look + row * E, E);
-			for (int j = 0; j < K; j++)
-				store_predict(s, p->layer[i], best[j], (float)look[row * E + best[j]], k * Ls - since + i);
-		}
+void predict_hear(struct predict *p, enum predictor who, int i, const real *logits, int R)
+{
+	int64_t E = p->cfg->num_experts;
+
+	for (int r = 0; r < R; r++)
+		margins(p, p->heard[who] + r * E, logits + r * E);
+	p->heard_of[who] = i;
+	p->told[who][i] = now();
+}
+
+/* Margins of popularity in layer i, in p->flat. */
+static const float *flat(struct predict *p, int i)
+{
+	int E = p->cfg->num_experts;
+	const float *share = p->popular + (int64_t)i * E, even = (float)p->cfg->num_experts_per_tok / (float)E;
+
+	for (int x = 0; x < E; x++)
+		p->flat[x] = within(logf(share[x] / even + 1e-3f));
+	return p->flat;
+}
+
+struct evidence { const float *of[SRC_CONTROL]; const int32_t *last; };	/* (E) margins by source, or NULL */
+
+static struct evidence evidence(struct predict *p, int i, int r, const struct predict_row *row)
+{
+	int64_t E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
+	struct evidence e = { .last = NULL };
+
+	for (int s = SRC_GATE; s <= SRC_SHARED; s++)
+		if (p->heard_of[s] == i)
+			e.of[s] = p->heard[s] + r * E;
+	if (row->same)
+		e.of[SRC_SAME] = row->same + i * E;
+	if (row->expect)
+		e.of[SRC_LOOK] = row->expect + i * E;
+	if (on(p, SRC_POPULAR))
+		e.of[SRC_POPULAR] = p->flat;
+	if (on(p, SRC_PREVIOUS) && row->last)
+		e.last = row->last + i * K;
+	return e;
 }
 
 static bool among(const int32_t *set, int n, int32_t x)
@@ -112,28 +223,166 @@ static bool among(const int32_t *set, int n, int32_t x)
 	return false;
 }
 
-void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const int32_t *const *next,
-    struct eval_stats *st)
+static float margin_of(const struct evidence *e, enum predictor s, int K, int x)
 {
+	if (s == SRC_PREVIOUS)
+		return !e->last ? 0 : among(e->last, K, x) ? 1 : -1;
+	return e->of[s] ? e->of[s][x] : 0;
+}
+
+static float probability(const struct predict *p, int horizon, const struct evidence *e, int x)
+{
+	const float *w = p->w[horizon];
+	float z = w[SRC_CONTROL];
+
+	for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
+		if (e->of[s] || (s == SRC_PREVIOUS && e->last))
+			z += w[s] * margin_of(e, s, p->cfg->num_experts_per_tok, x);
+	return 1 / (1 + expf(-z));
+}
+
+static void tell(struct predict *p, struct store *s, int i, const float *prob, int when, enum predictor label)
+{
+	for (int x = 0; x < p->cfg->num_experts; x++)
+		if (prob[x] >= LEAST)
+			store_predict(s, p->layer[i], x, prob[x], when, label);
+}
+
+void predict_next(struct predict *p, struct store *s, int i, const struct predict_row *row, int R)
+{
+	int64_t E = p->cfg->num_experts;
+
+	flat(p, i);
+	for (int x = 0; x < E; x++)
+		p->prob[x] = 1;
+	for (int r = 0; r < R; r++) {
+		struct evidence e = evidence(p, i, r, &row[r]);
+
+		for (int x = 0; x < E; x++) {
+			p->each[r * E + x] = probability(p, NEAR, &e, x);
+			p->prob[x] *= 1 - p->each[r * E + x];
+		}
+	}
+	for (int x = 0; x < E; x++)
+		p->prob[x] = 1 - p->prob[x];
+	p->each_of = i;
+	p->told[SRC_TOGETHER][i] = now();
+	tell(p, s, i, p->prob, 1, SRC_GATE);
+}
+
+/* What the head says of one layer of this token or a later one. */
+static void look_layer(struct predict *p, struct store *s, int i, int horizon, enum predictor who, const float *margin, int when)
+{
+	struct evidence e = { .last = NULL };
+
+	e.of[who] = margin;
+	if (on(p, SRC_POPULAR))
+		e.of[SRC_POPULAR] = flat(p, i);
+	for (int x = 0; x < p->cfg->num_experts; x++)
+		p->prob[x] = probability(p, horizon, &e, x);
+	tell(p, s, i, p->prob, when, who);
+}
+
+bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same, float *coming)
+{
+	int Ls = p->cfg->num_sparse, E = p->cfg->num_experts, K = p->cfg->lookahead_steps;
+	bool layered = p->cfg->lookahead_per_layer;
+	double t = now();
+
+	for (int k = layered ? 0 : 1; k <= K; k++)
+		for (int i = 0; i < Ls; i++) {
+			float *margin = k == 0 ? same + (int64_t)i * E : k == 1 ? coming + (int64_t)i * E : p->spare;
+
+			if (k == 0 && !on(p, SRC_SAME))
+				break;
+			margins(p, margin, logits + (layered ? (int64_t)k * Ls + i : k) * E);
+			if (k > 0 && on(p, SRC_LOOK))
+				look_layer(p, s, i, NEXT, SRC_LOOK, margin, k * Ls - since + i);
+			else if (k == 0 && i > since)		/* the next layer is predict_next's */
+				look_layer(p, s, i, SAME, SRC_SAME, margin, i - since);
+			if (k <= 1)
+				p->told[k == 0 ? SRC_SAME : SRC_LOOK][i] = t;
+		}
+	return layered && on(p, SRC_SAME);
+}
+
+static void learn(struct predict *p, int horizon, const struct evidence *e, const float *prob, const int32_t *ids)
+{
+	float *w = p->w[horizon];
 	int K = p->cfg->num_experts_per_tok;
 
-	for (int r = 0; r < R; r++) {
-		const int32_t *gate = p->gate_layer == i ? p->gate + (int64_t)r * K : NULL;
-		const int32_t *look = next[r] ? next[r] + (int64_t)i * K : NULL;
-		int both = 0;
+	for (int x = 0; x < p->cfg->num_experts; x++) {
+		float was = prob ? prob[x] : probability(p, horizon, e, x), step = RATE * ((float)among(ids, K, x) - was);
 
-		for (int k = 0; k < K; k++) {
-			bool g = gate && among(gate, K, ids[(int64_t)r * K + k]);
-			bool h = look && among(look, K, ids[(int64_t)r * K + k]);
-
-			st->gate_hit += g;
-			st->look_hit += h;
-			both += g || h;
-		}
-		st->slots += K;
-		st->gate_pred += gate ? K : 0;
-		st->look_pred += look ? K : 0;
-		st->sets += gate || look;
-		st->sets_whole += (gate || look) && both == K;
+		for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
+			w[s] += step * margin_of(e, s, K, x);
+		w[SRC_CONTROL] += step;
 	}
+}
+
+static void count(struct source_stats *st, const int32_t *named, const int32_t *ids, int K, double lead)
+{
+	int right = 0;
+
+	for (int k = 0; k < K; k++)
+		right += among(named, K, ids[k]);
+	st->slots += (uint64_t)K;
+	st->hit += (uint64_t)right;
+	st->sets++;
+	st->whole += right == K;
+	st->lead += lead;
+}
+
+static void measure(struct predict *p, int i, int r, const struct evidence *e, const int32_t *ids, double t,
+    struct source_stats *stats)
+{
+	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
+
+	for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
+		if (e->of[s]) {
+			top(p->best, K, e->of[s], E);
+			count(&stats[s], p->best, ids, K, s == SRC_POPULAR ? 0 : t - p->told[s][i]);
+		}
+	if (e->last)
+		count(&stats[SRC_PREVIOUS], e->last, ids, K, 0);
+	if (p->heard_of[SRC_CONTROL] == i) {
+		top(p->best, K, p->heard[SRC_CONTROL] + (int64_t)r * E, E);
+		count(&stats[SRC_CONTROL], p->best, ids, K, 0);
+	}
+	if (p->each_of == i) {
+		top(p->best, K, p->each + (int64_t)r * E, E);
+		count(&stats[SRC_TOGETHER], p->best, ids, K, t - p->told[SRC_TOGETHER][i]);
+	}
+}
+
+#define FADE (1 / 64.0f)
+
+void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const struct predict_row *row,
+    struct source_stats *stats)
+{
+	int64_t E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
+	double t = now();
+
+	if (!p->sources)
+		return;
+	flat(p, i);
+	for (int r = 0; r < R; r++) {
+		struct evidence e = evidence(p, i, r, &row[r]), ahead = { .last = NULL };
+
+		measure(p, i, r, &e, ids + r * K, t, stats);
+		if (r >= TEACHERS)
+			continue;
+		if (p->each_of == i)
+			learn(p, NEAR, &e, p->each + r * E, ids + r * K);
+		ahead.of[SRC_POPULAR] = e.of[SRC_POPULAR];
+		if ((ahead.of[SRC_SAME] = e.of[SRC_SAME]) != NULL)
+			learn(p, SAME, &ahead, NULL, ids + r * K);
+		ahead.of[SRC_SAME] = NULL;
+		if ((ahead.of[SRC_LOOK] = e.of[SRC_LOOK]) != NULL)
+			learn(p, NEXT, &ahead, NULL, ids + r * K);
+	}
+	for (int64_t x = 0; x < E; x++)
+		p->popular[i * E + x] *= 1 - FADE;
+	for (int64_t j = 0; j < R * K; j++)
+		p->popular[i * E + ids[j]] += FADE / (float)R;
 }

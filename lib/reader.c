@@ -1,28 +1,13 @@
-#include "reader.h"
+#include "reader_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-struct file {
-	int fd;
-	int64_t size;
-};
-
-struct reader {
-	int n;
-	struct file *f;
-	atomic_bool direct;
-	struct reader_sim sim;
-	pthread_mutex_t lock;		/* guards idle_at */
-	double idle_at;			/* when the simulated drive has sent all that was asked of it */
-};
 
 static double now(void)
 {
@@ -42,7 +27,7 @@ static void set_buffered(int fd)
 	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
 }
 
-static int open_file(struct reader *r, int dirfd, const char *dir, const char *name, struct file *f, struct err *e)
+static int open_file(struct reader *r, int dirfd, const char *dir, const char *name, struct reader_file *f, struct err *e)
 {
 	int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;		/* a FIFO must not block us */
 	bool direct = atomic_load(&r->direct);
@@ -81,8 +66,20 @@ static int open_files(struct reader *r, const char *dir, char *const file[], int
 	return status;
 }
 
-struct reader *reader_open(const char *dir, char *const file[], int n, bool buffered, const struct reader_sim *sim,
-    struct err *e)
+static int open_engine(struct reader *r, const char *dir, const struct reader_opt *o, struct err *e)
+{
+	r->engine = &reader_uring;
+	r->state = o->io == READER_THREADS ? NULL : reader_uring_open(r);
+	if (r->state == NULL && o->io == READER_URING)
+		return err_set(e, EX_UNAVAILABLE, "%s: io_uring is not available here: use threads", dir);
+	if (r->state == NULL) {
+		r->engine = &reader_threads;
+		r->state = reader_threads_open(r, o->threads > 0 ? o->threads : READER_THREADS_USUAL, e);
+	}
+	return r->state != NULL ? 0 : -1;
+}
+
+struct reader *reader_open(const char *dir, char *const file[], int n, const struct reader_opt *o, struct err *e)
 {
 	struct reader *r = calloc(1, sizeof *r);
 
@@ -93,10 +90,13 @@ struct reader *reader_open(const char *dir, char *const file[], int n, bool buff
 		err_set(e, EX_OSERR, "%s: out of memory for %d files", dir, n);
 		return NULL;
 	}
-	atomic_init(&r->direct, !buffered);
-	r->sim = *sim;
-	pthread_mutex_init(&r->lock, NULL);
-	if (open_files(r, dir, file, n, e) < 0) {
+	atomic_init(&r->direct, !o->buffered);
+	r->sim = o->sim;
+	r->simulated = r->sim.latency > 0 || r->sim.bandwidth > 0;
+	r->last = &r->first;
+	if (r->simulated)
+		prctl(PR_SET_TIMERSLACK, 1000);		/* ns: late by no more than a wake-up */
+	if (open_files(r, dir, file, n, e) < 0 || open_engine(r, dir, o, e) < 0) {
 		reader_close(r);
 		return NULL;
 	}
@@ -109,12 +109,21 @@ void reader_close(struct reader *r)
 
 	if (r == NULL)
 		return;
+	r->simulated = false;
+	while (reader_reap(r, true) != NULL)
+		continue;
+	if (r->state != NULL)
+		r->engine->close(r->state);
 	for (i = 0; i < r->n; i++)
 		if (r->f[i].fd >= 0)
 			close(r->f[i].fd);
-	pthread_mutex_destroy(&r->lock);
 	free(r->f);
 	free(r);
+}
+
+int64_t reader_bytes(int nfiles, int threads)
+{
+	return (int64_t)sizeof(struct reader) + nfiles * (int64_t)sizeof(struct reader_file) + (int64_t)(threads > 0 ? threads : READER_THREADS_USUAL) * READER_STACK;
 }
 
 int64_t reader_size(const struct reader *r, int file)
@@ -127,38 +136,50 @@ bool reader_direct(const struct reader *r)
 	return atomic_load(&r->direct);
 }
 
-/* Loops over signals and short reads. A short direct read may end anywhere, but the next must start on an aligned
- * offset, so it repeats the odd bytes; one that brings nothing new has met the end of the file. */
-static int read_all(struct reader *r, struct reader_job *job)
+const char *reader_name(const struct reader *r)
 {
-	size_t want = (size_t)reader_round((int64_t)job->need), have = 0, from;
-	int fd = r->f[job->file].fd;
-	bool refused = false;
-	ssize_t n;
+	return r->engine->name;
+}
 
-	while (have < job->need) {
-		from = have / READER_ALIGN * READER_ALIGN;
-		n = pread(fd, (char *)job->buf + from, want - from, job->offset + (off_t)from);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EINVAL && !refused) {
-			refused = true;
-			atomic_store(&r->direct, false);
-			set_buffered(fd);
-			continue;
-		}
-		if (n < 0) {
-			job->error = errno;
-			return -1;
-		}
-		job->got += (size_t)n;
-		if (from + (size_t)n <= have) {
-			job->error = 0;
-			return -1;
-		}
-		have = from + (size_t)n;
+/* A short direct read may end anywhere, but the next must start on an aligned offset, so it repeats the odd bytes. */
+int64_t reader_rest(struct reader_job *job)
+{
+	size_t from = job->have / READER_ALIGN * READER_ALIGN, skip = from;
+
+	job->nleft = 0;
+	for (int i = 0; i < job->n; i++) {
+		size_t cut = skip < job->part[i].iov_len ? skip : job->part[i].iov_len;
+
+		skip -= cut;
+		if (cut < job->part[i].iov_len)
+			job->left[job->nleft++] = (struct iovec){ (char *)job->part[i].iov_base + cut, job->part[i].iov_len - cut };
 	}
-	return 0;
+	return job->offset + (int64_t)from;
+}
+
+bool reader_step(struct reader *r, struct reader_job *job, int64_t n)
+{
+	size_t from = job->have / READER_ALIGN * READER_ALIGN;
+
+	if (n == -EINTR || n == -EAGAIN)
+		return false;
+	if (n == -EINVAL && !job->refused) {
+		job->refused = true;
+		atomic_store(&r->direct, false);
+		set_buffered(r->f[job->file].fd);
+		return false;
+	}
+	if (n < 0) {
+		job->error = (int)-n;
+		return true;
+	}
+	job->got += (size_t)n;
+	if (from + (size_t)n <= job->have) {		/* nothing new: the end of the file */
+		job->error = READER_EOF;
+		return true;
+	}
+	job->have = from + (size_t)n;
+	return job->have >= job->need;
 }
 
 /* When the simulated drive would deliver `bytes` asked for now. */
@@ -168,12 +189,10 @@ static double sim_due(struct reader *r, size_t bytes)
 
 	if (r->sim.bandwidth <= 0)
 		return due;
-	pthread_mutex_lock(&r->lock);
 	if (due < r->idle_at)
 		due = r->idle_at;
 	due += (double)bytes / r->sim.bandwidth;
 	r->idle_at = due;
-	pthread_mutex_unlock(&r->lock);
 	return due;
 }
 
@@ -185,16 +204,49 @@ static void sleep_until(double due)
 		continue;
 }
 
-int reader_read(struct reader *r, struct reader_job *job)
+void reader_submit(struct reader *r, struct reader_job *job)
 {
-	bool sim = r->sim.latency > 0 || r->sim.bandwidth > 0;
-	double due = sim ? sim_due(r, (size_t)reader_round((int64_t)job->need)) : 0;
-	int status;
+	size_t bytes = 0;
 
-	job->got = 0;
+	job->got = job->have = 0;
 	job->error = 0;
-	status = read_all(r, job);
-	if (sim)
-		sleep_until(due);
-	return status;
+	job->refused = job->ended = false;
+	job->later = NULL;
+	for (int i = 0; i < job->n; i++)
+		bytes += job->part[i].iov_len;
+	if (r->simulated) {
+		job->due = sim_due(r, bytes);
+		*r->last = job;
+		r->last = &job->later;
+	}
+	r->under_way++;
+	r->engine->submit(r->state, job);
+}
+
+/* Dues never fall in order of submission, so the first submitted is the first delivered. */
+static struct reader_job *reap_simulated(struct reader *r, bool wait)
+{
+	struct reader_job *job, *done;
+
+	while ((done = r->engine->reap(r->state, wait && !r->first->ended)) != NULL)
+		done->ended = true;
+	job = r->first;
+	if (!job->ended || (!wait && now() < job->due))
+		return NULL;
+	sleep_until(job->due);
+	r->first = job->later;
+	if (r->first == NULL)
+		r->last = &r->first;
+	return job;
+}
+
+struct reader_job *reader_reap(struct reader *r, bool wait)
+{
+	struct reader_job *job;
+
+	if (r->under_way == 0)
+		return NULL;
+	job = r->simulated ? reap_simulated(r, wait) : r->engine->reap(r->state, wait);
+	r->under_way -= job != NULL;
+	return job;
 }

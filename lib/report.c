@@ -68,11 +68,13 @@ static void put_share(json_t *o, const char *key, uint64_t part, uint64_t whole)
 
 static void put_recall(json_t *o, const struct eval_stats *st)
 {
+	const struct source_stats *all = &st->source[SRC_TOGETHER];
 	json_t *r = json_object();
 
-	put_share(r, "gate", st->gate_hit, st->gate_pred);
-	put_share(r, "lookahead", st->look_hit, st->look_pred);
-	put_share(r, "whole", st->sets_whole, st->sets);
+	for (enum predictor s = SRC_GATE; s < SRC_N; s++)
+		if (st->source[s].sets > 0)
+			put_share(r, source_name[s], st->source[s].hit, st->source[s].slots);
+	put_share(r, "whole", all->whole, all->sets);
 	json_object_set_new(o, "recall", r);
 }
 
@@ -88,12 +90,13 @@ static void add(struct report *r, const struct eval_stats *st)
 	r->wall += st->wall;
 	r->compute += st->compute;
 	r->stall += st->stall;
-	r->sum.gate_pred += st->gate_pred;
-	r->sum.gate_hit += st->gate_hit;
-	r->sum.look_pred += st->look_pred;
-	r->sum.look_hit += st->look_hit;
-	r->sum.sets += st->sets;
-	r->sum.sets_whole += st->sets_whole;
+	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
+		r->sum.source[s].slots += st->source[s].slots;
+		r->sum.source[s].hit += st->source[s].hit;
+		r->sum.source[s].sets += st->source[s].sets;
+		r->sum.source[s].whole += st->source[s].whole;
+		r->sum.source[s].lead += st->source[s].lead;
+	}
 }
 
 static int put(struct report *r, const char *type, const char *count, int64_t n, int rows, const struct eval_stats *st,
@@ -139,6 +142,30 @@ int report_step(struct report *r, int rows, const struct eval_stats *st, struct 
 	return put(r, "token", "n", r->steps++, rows, st, e);
 }
 
+/* What each source was worth by itself, and what guesses in its name wasted. */
+static json_t *sources(const struct report *r, const struct store_stats *now)
+{
+	json_t *all = json_object();
+
+	for (enum predictor s = SRC_GATE; s < SRC_LABELS; s++) {
+		uint64_t wasted = now->wasted_by[s] - r->first.wasted_by[s];
+		const struct source_stats *st = &r->sum.source[s];
+		json_t *o;
+
+		if ((s >= SRC_N || st->sets == 0) && wasted == 0)
+			continue;
+		o = json_object();
+		if (s < SRC_N) {
+			put_share(o, "slots", st->hit, st->slots);
+			put_share(o, "whole", st->whole, st->sets);
+			json_set_num(o, "lead_us", st->sets > 0 ? 1e6 * st->lead / (double)st->sets : 0);
+		}
+		json_set_int(o, "wasted_bytes", (int64_t)wasted);
+		json_object_set_new(all, source_name[s], o);
+	}
+	return all;
+}
+
 static json_t *summary(struct report *r)
 {
 	struct store *store = engine_store(r->g);
@@ -158,16 +185,22 @@ static json_t *summary(struct report *r)
 	json_set_num(o, "tok_per_s", decode > 0 ? (double)r->tokens / decode : 0);
 	put_store(o, &r->first, &now);
 	json_set_int(o, "reads", (int64_t)(now.reads - r->first.reads));
+	json_set_int(o, "requests", (int64_t)(now.requests - r->first.requests));
 	json_set_int(o, "predicted", (int64_t)(now.predicted - r->first.predicted));
 	json_set_int(o, "predicted_used", (int64_t)(now.predicted_used - r->first.predicted_used));
 	json_set_int(o, "expired", (int64_t)(now.expired - r->first.expired));
 	json_set_num(o, "replaced_mass", r->tokens > 0 ? r->mass / (double)r->tokens : 0);
 	put_recall(o, &r->sum);
+	json_object_set_new(o, "sources", sources(r, &now));
+	json_set_num(o, "busy", now.busy - r->first.busy);
 	json_set_int(o, "rchar", rchar - r->rchar);
 	json_set_int(o, "disk_bytes", disk - r->disk);
 	json_set_int(o, "expert_bytes", engine_expert_bytes(r->g));
-	if (store_slots(store) < INT_MAX)
+	if (store_slots(store) < INT_MAX) {
 		json_set_int(o, "slots", store_slots(store));
+		json_set_str(o, "io", store_io(store));
+		json_object_set_new(o, "direct", json_boolean(store_direct(store)));
+	}
 	json_set_int(o, "peak_rss", mem_peak_rss());
 	return o;
 }

@@ -16,7 +16,7 @@ struct lm {
 
 static struct engine_opt options(const struct reward_opt *o)
 {
-	return (struct engine_opt){ .max_seqs = 1, .max_tokens = o->max_tokens, .max_rows = 256, .predict = PREDICT_GATE };
+	return (struct engine_opt){ .max_seqs = 1, .max_tokens = o->max_tokens, .max_rows = 256, .predict = SRC_BIT(SRC_GATE), .store = { .waste = 0.03 } };
 }
 
 int reward_plan_lm(const char *dir, const struct reward_opt *o, struct mem_plan *p, struct err *e)

@@ -29,7 +29,7 @@ struct rollout {
 static struct engine_opt engine_options(const struct rollout_opt *o)
 {
 	return (struct engine_opt){ .max_seqs = o->parallel + 1, .max_tokens = o->max_tokens,
-	    .max_rows = o->max_tokens < CHUNK ? o->max_tokens : CHUNK, .predict = PREDICT_NONE };
+	    .max_rows = o->max_tokens < CHUNK ? o->max_tokens : CHUNK };
 }
 
 void rollout_plan(struct mem_plan *p, const struct config *c, const struct params *ps, const struct rollout_opt *o)

@@ -2,24 +2,23 @@
 
 #include <assert.h>
 #include <limits.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <time.h>
+#include <zlib.h>
 
 #include "cache.h"
 #include "crc.h"
+#include "pool.h"
 #include "quant.h"
-#include "reader.h"
 
 #define HUGE_PAGE ((int64_t)2 << 20)
-#define STACK (512 << 10)		/* of a reader thread; thread-local arrays of the whole program lie in it too */
-#define MAX_READERS 64
-#define SPIN 50e-6			/* seconds store_get polls; about what waking a sleeper costs */
+#define DEMANDS ((int64_t)16 << 20)	/* bytes of demanded reads under way at once, */
+#define GUESSES ((int64_t)3 << 20)	/* and of guesses: a demand that comes waits for no more than these */
+#define MERGED ((int64_t)1 << 20)	/* neighbours are read together up to this */
+#define CRC_PIECE ((int64_t)256 << 10)
 
 struct fault {				/* why the last read of an expert failed */
 	enum { FAULT_NONE, FAULT_READ, FAULT_EOF, FAULT_CRC } kind;
@@ -27,14 +26,23 @@ struct fault {				/* why the last read of an expert failed */
 	uint32_t crc;			/* that of what was read */
 };
 
+struct flight {				/* a read under way: experts that lie one behind the other in their file */
+	struct reader_job job;
+	int key[READER_PARTS];
+	bool demand;
+	int64_t bytes;
+	struct flight *free;		/* next that is not in use */
+};
+
 struct store {
 	int layers, experts, D, F;
 	const struct expert *resident;	/* (layers, experts); NULL: streamed, and all below is used */
 	uint64_t resident_hits;		/* demands that went past the cache */
 	int all;			/* experts there are */
-	atomic_bool complete;		/* and all of them are in memory, each in a slot of its own */
+	bool complete;			/* and all of them are in memory, each in a slot of its own */
 
 	struct place *place;		/* (layers, experts) */
+	int *after;			/* (layers, experts) key of the expert that follows in the file, or -1 */
 	char *dir, **file;		/* for messages */
 	int nfiles;
 	enum dtype dt[3];
@@ -42,30 +50,20 @@ struct store {
 
 	char *base;			/* (slots, slot_bytes), a multiple of 4096 each */
 	int64_t map_bytes, slot_bytes;
-	int slots;
+	int slots, layer_needs;		/* layer_needs: experts of one token in one layer */
 
 	struct reader *reader;
-	pthread_t thread[MAX_READERS];
-	int nthreads;
+	struct flight *flight, *idle;	/* (READER_JOBS) */
+	int64_t flying[2];		/* bytes under way: guesses, demands */
+	int flights;
+	double since, busy;		/* when reads began to be under way; seconds before that */
 
-	pthread_mutex_t lock;		/* guards all below */
-	pthread_cond_t work, done;
 	struct cache *cache;
-	bool quit;
-	int idle;			/* threads waiting for work */
-	int awaited;			/* key store_get sleeps for, or -1 */
 	struct fault *fault;		/* (layers, experts) */
 	bool *checked;			/* (layers, experts) the CRC was right once */
 	double stall;
+	uint64_t requests;
 };
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int key(const struct store *s, int layer, int id)
 {
@@ -78,7 +76,7 @@ static int key(const struct store *s, int layer, int id)
  */
 
 struct plan {
-	int keys, slots, readers;
+	int keys, slots;
 	int64_t slot_bytes, map_bytes;
 };
 
@@ -94,7 +92,6 @@ static struct plan plan(const struct config *c, const struct manifest *m, const 
 	struct plan p = { .keys = m->layers * m->experts };
 	int64_t n = (int64_t)c->num_sparse * c->num_experts, fit;
 
-	p.readers = o->readers <= 0 ? 2 : o->readers < MAX_READERS ? o->readers : MAX_READERS;
 	p.slot_bytes = reader_round(m->gate_bytes + m->up_bytes + m->down_bytes);
 	fit = o->bytes == 0 || o->bytes / p.slot_bytes > n ? n : o->bytes / p.slot_bytes;
 	p.slots = fit > 0 ? (int)fit : 0;
@@ -106,9 +103,9 @@ int64_t store_plan_bytes(const struct config *c, const struct manifest *m, const
 {
 	struct plan p = plan(c, m, o);
 
-	return p.map_bytes + cache_bytes(p.keys, p.slots) + (int64_t)p.readers * STACK
-	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fault) + sizeof(bool))
-	    + (int64_t)sizeof(struct store);
+	return p.map_bytes + cache_bytes(p.keys, p.slots) + reader_bytes(m->nclusters, o->reader.threads)
+	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fault) + sizeof(bool) + sizeof(int))
+	    + READER_JOBS * (int64_t)sizeof(struct flight) + (int64_t)sizeof(struct store);
 }
 
 int64_t store_min_bytes(const struct config *c, const struct manifest *m)
@@ -192,98 +189,148 @@ static int check_places(const struct store *s, const struct config *c, const str
 }
 
 /*
- * Reader threads.
+ * Reads.
  */
 
-static bool check_crc(struct store *s, int k, const struct reader_job *job, struct fault *f)
+struct crc_work { const char *p; int64_t n; uint32_t *crc; };
+
+static void crc_pieces(void *ctx, int64_t i0, int64_t i1, int worker)
 {
-	f->crc = crc_32(job->buf, job->need);
-	if (f->crc == s->place[k].crc)
-		return true;
-	f->kind = FAULT_CRC;
-	return false;
+	const struct crc_work *w = ctx;
+
+	(void)worker;
+	for (int64_t i = i0; i < i1; i++) {
+		int64_t at = i * CRC_PIECE, n = w->n - at < CRC_PIECE ? w->n - at : CRC_PIECE;
+
+		w->crc[i] = crc_32(w->p + at, (size_t)n);
+	}
 }
 
-/* Reads expert k into its slot; called without the lock. */
-static bool read_expert(struct store *s, int k, int slot, bool checked, int64_t *got, struct fault *f)
+/* By all threads: on the first pass through a model every expert is checked, while the drive reads the next. */
+static uint32_t crc_of(const char *p, int64_t n)
 {
-	struct reader_job job = {
-		.file = s->place[k].cluster, .offset = s->place[k].offset, .need = (size_t)s->place[k].bytes,
-		.buf = s->base + slot * s->slot_bytes,
-	};
-	int status = reader_read(s->reader, &job);
+	uint32_t piece[64], crc;
+	struct crc_work w = { p, n, piece };
+	int64_t pieces = (n + CRC_PIECE - 1) / CRC_PIECE;
 
-	*got = (int64_t)job.got;
-	if (status == 0)
-		return checked || check_crc(s, k, &job, f);
-	f->kind = job.error ? FAULT_READ : FAULT_EOF;
-	f->error = job.error;
-	return false;
+	if (pieces > 64)
+		return crc_32(p, (size_t)n);
+	pool_for(pieces, 1, crc_pieces, &w);
+	crc = piece[0];
+	for (int64_t i = 1; i < pieces; i++)
+		crc = (uint32_t)crc32_combine(crc, piece[i], i + 1 < pieces ? CRC_PIECE : n - i * CRC_PIECE);
+	return crc;
 }
 
-static void wake_readers(struct store *s, int n)
+/* Takes in the expert of part i; need: bytes of the job that end with it. */
+static void land(struct store *s, struct flight *f, int i, size_t need)
 {
-	for (n = cache_work(s->cache) ? n < s->idle ? n : s->idle : 0; n > 0; n--)
-		pthread_cond_signal(&s->work);
+	int k = f->key[i];
+	const struct place *p = &s->place[k];
+	struct fault *fault = &s->fault[k];
+	size_t begin = need - (size_t)p->bytes, got = f->job.got > begin ? f->job.got - begin : 0, whole = f->job.part[i].iov_len;
+	bool good = f->job.error == 0 || f->job.have >= need;
+
+	*fault = (struct fault){ .kind = FAULT_NONE };
+	if (!good) {
+		fault->kind = f->job.error == READER_EOF ? FAULT_EOF : FAULT_READ;
+		fault->error = f->job.error;
+	} else if (!s->checked[k]) {
+		fault->crc = crc_of(f->job.part[i].iov_base, p->bytes);
+		good = s->checked[k] = fault->crc == p->crc;
+		fault->kind = good ? FAULT_NONE : FAULT_CRC;
+	}
+	/* What was read twice after a short read belongs to the last. */
+	cache_done(s->cache, k, (int64_t)(i + 1 < f->job.n && got > whole ? whole : got), good);
 }
 
-static void serve(struct store *s, int k, int slot)	/* called and returns with the lock held */
+static double now(void)
 {
-	bool checked = s->checked[k], good;
-	struct fault f = { .kind = FAULT_NONE };
-	int64_t got;
+	struct timespec t;
 
-	wake_readers(s, 1);
-	pthread_mutex_unlock(&s->lock);
-	good = read_expert(s, k, slot, checked, &got, &f);
-	pthread_mutex_lock(&s->lock);
-	s->checked[k] = checked || good;
-	s->fault[k] = f;
-	cache_done(s->cache, k, got, good);
-	if (cache_residents(s->cache) == s->all)
-		atomic_store(&s->complete, true);
-	/* Its turn to read may have come, too, when it waited for a slot. */
-	if (s->awaited == k || (s->awaited >= 0 && cache_queued(s->cache)))
-		pthread_cond_signal(&s->done);
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void *reader_main(void *arg)
+static void land_all(struct store *s, struct flight *f)
 {
-	struct store *s = arg;
+	size_t end = 0;
+
+	s->flying[f->demand] -= f->bytes;
+	if (--s->flights == 0)
+		s->busy += now() - s->since;
+	for (int i = 0; i < f->job.n; i++) {
+		land(s, f, i, end + (size_t)s->place[f->key[i]].bytes);
+		end += f->job.part[i].iov_len;
+	}
+	s->complete = cache_residents(s->cache) == s->all;
+	f->free = s->idle;
+	s->idle = f;
+}
+
+static void add_part(struct store *s, struct flight *f, int k, int slot)
+{
+	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes, (size_t)s->slot_bytes };
+	f->job.need = (size_t)(f->bytes + s->place[k].bytes);
+	f->key[f->job.n++] = k;
+	f->bytes += s->slot_bytes;
+}
+
+/* Starts the read of k, and of those behind it in the file that are wanted, too. */
+static void start(struct store *s, int k, int slot, bool demand)
+{
+	struct flight *f = s->idle;
+
+	s->idle = f->free;
+	f->demand = demand;
+	f->bytes = 0;
+	f->job.n = 0;
+	f->job.file = s->place[k].cluster;
+	f->job.offset = s->place[k].offset;
+	add_part(s, f, k, slot);
+	while ((k = s->after[k]) >= 0 && f->job.n < READER_PARTS && f->bytes + s->slot_bytes <= MERGED
+	    && cache_take_too(s->cache, k, demand, &slot))
+		add_part(s, f, k, slot);
+	s->flying[demand] += f->bytes;
+	if (s->flights++ == 0)
+		s->since = now();
+	s->requests++;
+	reader_submit(s->reader, &f->job);
+}
+
+static void start_reads(struct store *s)
+{
 	int k, slot;
 
-	prctl(PR_SET_TIMERSLACK, 1000);		/* ns: the simulated drive is late by no more than a wake-up */
-	pthread_mutex_lock(&s->lock);
-	while (!s->quit) {
-		k = cache_take(s->cache, &slot);
-		if (k >= 0) {
-			serve(s, k, slot);
-			continue;
-		}
-		s->idle++;
-		pthread_cond_wait(&s->work, &s->lock);
-		s->idle--;
+	while (s->idle != NULL) {
+		bool demand = cache_queued(s->cache);
+		int64_t most = demand ? DEMANDS : GUESSES, under_way = s->flying[demand];
+
+		if ((under_way > 0 && under_way + s->slot_bytes > most) || (k = cache_take(s->cache, &slot)) < 0)
+			return;
+		start(s, k, slot, demand);
 	}
-	pthread_mutex_unlock(&s->lock);
-	return NULL;
 }
 
-/* Signals are for the main thread: its reads and waits are the ones that must notice a stop. */
-static int start_readers(struct store *s, int n, struct err *e)
+/* wait: until a read has ended. false: none is under way. */
+static bool pump(struct store *s, bool wait)
 {
-	sigset_t all, old;
-	pthread_attr_t a;
-	int status = 0;
+	struct reader_job *job;
+	bool any = false;
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	pthread_attr_init(&a);
-	pthread_attr_setstacksize(&a, STACK);
-	for (; status == 0 && s->nthreads < n; s->nthreads += status == 0)
-		status = pthread_create(&s->thread[s->nthreads], &a, reader_main, s);
-	pthread_attr_destroy(&a);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return status == 0 ? 0 : err_set(e, EX_OSERR, "%s: cannot start a reader thread: %s", s->dir, strerror(status));
+	start_reads(s);
+	while ((job = reader_reap(s->reader, wait && !any)) != NULL) {
+		land_all(s, (struct flight *)job);
+		start_reads(s);
+		any = true;
+	}
+	return any || s->flights > 0;
+}
+
+void store_poll(struct store *s)
+{
+	if (!s->complete && !s->resident && (s->flights > 0 || cache_work(s->cache)))
+		pump(s, false);
 }
 
 /*
@@ -334,21 +381,57 @@ static bool copy_names(struct store *s, const char *dir, const struct manifest *
 static bool alloc_tables(struct store *s, const struct plan *p, const char *dir, const struct config *c,
     const struct manifest *m, const struct store_opt *o)
 {
-	int i, guesses = p->readers > 1 ? p->readers - 1 : 1;
+	int i;
 
 	s->place = malloc((size_t)p->keys * sizeof *s->place);
 	s->fault = calloc((size_t)p->keys, sizeof *s->fault);
 	s->checked = calloc((size_t)p->keys, sizeof *s->checked);
-	s->cache = cache_new(p->keys, p->slots, guesses, c->num_sparse);
-	if (s->cache != NULL)
-		cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok);
-	if (s->place == NULL || s->fault == NULL || s->checked == NULL || s->cache == NULL || !copy_names(s, dir, m))
+	s->after = malloc((size_t)p->keys * sizeof *s->after);
+	s->flight = calloc(READER_JOBS, sizeof *s->flight);
+	s->cache = cache_new(p->keys, p->slots, READER_JOBS, c->num_sparse);
+	if (s->place == NULL || s->fault == NULL || s->checked == NULL || s->after == NULL || s->flight == NULL
+	    || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
+	cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok);
+	cache_set_waste(s->cache, o->waste);
+	for (i = 0; i < READER_JOBS; i++) {
+		s->flight[i].free = s->idle;
+		s->idle = &s->flight[i];
+	}
 	memcpy(s->place, m->place, (size_t)p->keys * sizeof *s->place);
 	for (i = 0; i < p->keys; i++)
 		if (!c->sparse[i / m->experts])
 			s->place[i].cluster = -1;
 	return true;
+}
+
+static int by_place(const void *a, const void *b, void *arg)
+{
+	const struct place *place = arg, *p = &place[*(const int *)a], *q = &place[*(const int *)b];
+
+	if (p->cluster != q->cluster)
+		return p->cluster < q->cluster ? -1 : 1;
+	return p->offset < q->offset ? -1 : p->offset > q->offset;
+}
+
+/* Who lies right behind whom. */
+static int find_neighbours(struct store *s, struct err *e)
+{
+	int n = s->layers * s->experts, i, *order = malloc((size_t)n * sizeof *order);
+
+	if (order == NULL)
+		return err_set(e, EX_OSERR, "%s: no memory for the order of %d experts", s->dir, n);
+	for (i = 0; i < n; i++)
+		order[i] = i;
+	qsort_r(order, (size_t)n, sizeof *order, by_place, s->place);
+	for (i = 0; i < n; i++) {
+		const struct place *p = &s->place[order[i]], *q = i + 1 < n ? &s->place[order[i + 1]] : NULL;
+
+		s->after[order[i]] = q && p->cluster >= 0 && q->cluster == p->cluster && q->offset == p->offset + s->slot_bytes
+		    ? order[i + 1] : -1;
+	}
+	free(order);
+	return 0;
 }
 
 static struct store *store_new(const struct config *c)
@@ -361,18 +444,13 @@ static struct store *store_new(const struct config *c)
 	s->experts = c->num_experts;
 	s->D = c->hidden_size;
 	s->F = c->moe_intermediate_size;
-	s->awaited = -1;
 	s->all = c->num_sparse * c->num_experts;
-	pthread_mutex_init(&s->lock, NULL);
-	pthread_cond_init(&s->work, NULL);
-	pthread_cond_init(&s->done, NULL);
 	return s;
 }
 
 static int open_streamed(struct store *s, const char *dir, const struct config *c, const struct manifest *m,
     const struct store_opt *o, struct err *e)
 {
-	struct reader_sim sim = { o->sim_latency, o->sim_bandwidth };
 	struct plan p;
 
 	if (check_shape(dir, c, m, e) < 0)
@@ -386,11 +464,12 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 	s->gate_bytes = m->gate_bytes;
 	s->up_bytes = m->up_bytes;
 	s->slots = p.slots;
+	s->layer_needs = c->num_experts_per_tok;
 	s->slot_bytes = p.slot_bytes;
-	s->reader = reader_open(dir, m->file, m->nclusters, o->buffered, &sim, e);
-	if (s->reader == NULL || check_places(s, c, m, e) < 0 || map_slots(s, &p, e) < 0)
+	s->reader = reader_open(dir, m->file, m->nclusters, &o->reader, e);
+	if (s->reader == NULL || check_places(s, c, m, e) < 0 || find_neighbours(s, e) < 0)
 		return -1;
-	return start_readers(s, p.readers, e);
+	return map_slots(s, &p, e);
 }
 
 struct store *store_open(const char *dir, const struct config *c, const struct manifest *m, const struct store_opt *o,
@@ -424,12 +503,6 @@ void store_close(struct store *s)
 
 	if (s == NULL)
 		return;
-	pthread_mutex_lock(&s->lock);
-	s->quit = true;
-	pthread_cond_broadcast(&s->work);
-	pthread_mutex_unlock(&s->lock);
-	for (i = 0; i < s->nthreads; i++)
-		pthread_join(s->thread[i], NULL);
 	reader_close(s->reader);
 	if (s->map_bytes > 0)
 		munmap(s->base, (size_t)s->map_bytes);
@@ -441,9 +514,8 @@ void store_close(struct store *s)
 	free(s->place);
 	free(s->fault);
 	free(s->checked);
-	pthread_cond_destroy(&s->work);
-	pthread_cond_destroy(&s->done);
-	pthread_mutex_destroy(&s->lock);
+	free(s->after);
+	free(s->flight);
 	free(s);
 }
 
@@ -452,9 +524,19 @@ int store_slots(const struct store *s)
 	return s->resident ? INT_MAX : s->slots;
 }
 
+int store_room(const struct store *s)
+{
+	return s->resident ? INT_MAX : s->slots - cache_pinned(s->cache);
+}
+
+const char *store_io(const struct store *s)
+{
+	return s->resident ? NULL : reader_name(s->reader);
+}
+
 bool store_complete(const struct store *s)
 {
-	return s->resident || atomic_load_explicit(&s->complete, memory_order_acquire);
+	return s->resident || s->complete;
 }
 
 bool store_direct(const struct store *s)
@@ -471,27 +553,24 @@ void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *st
 	static const uint8_t what[] = {
 		[CACHE_HIT] = STORE_HIT, [CACHE_LATE] = STORE_LATE, [CACHE_MISS] = STORE_MISS
 	};
-	int i, r, reads = 0;
 
-	assert(n <= store_slots(s));
+	assert(n <= store_room(s));
 	if (store_complete(s)) {
 		s->resident_hits += (uint64_t)n;
 		if (status != NULL)
 			memset(status, STORE_HIT, (size_t)n);
 		return;
 	}
-	pthread_mutex_lock(&s->lock);
-	for (i = 0; i < n; i++) {
-		r = cache_demand(s->cache, key(s, layer, ids[i]));
-		reads += r != CACHE_HIT;
+	for (int i = 0; i < n; i++) {
+		int r = cache_demand(s->cache, key(s, layer, ids[i]));
+
 		if (status != NULL)
 			status[i] = what[r];
 	}
-	wake_readers(s, reads);
-	pthread_mutex_unlock(&s->lock);
+	pump(s, false);
 }
 
-bool store_ready(struct store *s, int layer, int id)
+bool store_ready(const struct store *s, int layer, int id)
 {
 	return store_complete(s) || cache_state(s->cache, key(s, layer, id)) == CACHE_RESIDENT;
 }
@@ -517,33 +596,13 @@ static bool arrived(const struct store *s, int k)
 	return state == CACHE_RESIDENT || state == CACHE_FAILED;
 }
 
-/* Waits for k. When no reader has begun it, this thread reads: a reader may be asleep, or busy with a guess. */
-static void await(struct store *s, int k)
-{
-	int slot, next;
-
-	s->awaited = k;
-	while (!arrived(s, k)) {
-		next = cache_state(s->cache, k) == CACHE_QUEUED ? cache_take(s->cache, &slot) : -1;
-		if (next >= 0)
-			serve(s, next, slot);
-		else if (cache_stuck(s->cache))
-			break;
-		else
-			pthread_cond_wait(&s->done, &s->lock);
-	}
-	s->awaited = -1;
-}
-
 static int fetch(struct store *s, int k, struct err *e)
 {
 	double start = now();
 	int status = 0;
 
-	while (cache_state(s->cache, k) == CACHE_READING && now() - start < SPIN)
+	while (!arrived(s, k) && pump(s, true))
 		continue;
-	pthread_mutex_lock(&s->lock);
-	await(s, k);
 	if (!arrived(s, k))
 		status = err_set(e, EX_SOFTWARE, "layer %d, expert %d: all %d slots are pinned", k / s->experts,
 		    k % s->experts, s->slots);
@@ -552,7 +611,6 @@ static int fetch(struct store *s, int k, struct err *e)
 	if (status < 0)
 		cache_abandon(s->cache, k);
 	s->stall += now() - start;
-	pthread_mutex_unlock(&s->lock);
 	return status;
 }
 
@@ -576,62 +634,87 @@ int store_get(struct store *s, int layer, int id, struct expert *x, struct err *
 
 void store_put(struct store *s, int layer, int id)
 {
-	if (store_complete(s))		/* pins of demands from before do not matter any more: nobody leaves */
-		return;
-	pthread_mutex_lock(&s->lock);
-	cache_put(s->cache, key(s, layer, id));
-	if (cache_queued(s->cache))		/* for the slot; a guess may not have what this layer used */
-		wake_readers(s, 1);
-	pthread_mutex_unlock(&s->lock);
+	if (!store_complete(s))		/* else pins do not matter any more: nobody leaves */
+		cache_put(s->cache, key(s, layer, id));
 }
 
 void store_abandon(struct store *s, int layer, int id)
 {
-	if (store_complete(s))
-		return;
-	pthread_mutex_lock(&s->lock);
-	cache_abandon(s->cache, key(s, layer, id));
-	wake_readers(s, 1);
-	pthread_mutex_unlock(&s->lock);
+	if (!store_complete(s))
+		cache_abandon(s->cache, key(s, layer, id));
 }
 
-void store_predict(struct store *s, int layer, int id, float prob, int when)
+void store_predict(struct store *s, int layer, int id, float prob, int when, int source)
 {
 	int k = key(s, layer, id);
 
-	if (store_complete(s) || s->place[k].cluster < 0)
-		return;
-	pthread_mutex_lock(&s->lock);
-	cache_predict(s->cache, k, prob, when);
-	wake_readers(s, 1);
-	pthread_mutex_unlock(&s->lock);
+	if (!store_complete(s) && s->place[k].cluster >= 0)
+		cache_predict(s->cache, k, prob, when, source);
 }
 
 void store_advance(struct store *s)
 {
 	if (store_complete(s))
 		return;
-	pthread_mutex_lock(&s->lock);
 	cache_advance(s->cache);
-	wake_readers(s, 1);
-	pthread_mutex_unlock(&s->lock);
+	pump(s, false);
+}
+
+void store_heat(const struct store *s, float *heat)
+{
+	for (int k = 0; k < s->layers * s->experts; k++)
+		heat[k] = s->resident ? 0 : (float)cache_heat(s->cache, k);
+}
+
+static int warmer(const void *a, const void *b, void *arg)
+{
+	const float *heat = arg, x = heat[*(const int *)a], y = heat[*(const int *)b];
+
+	if (x != y)
+		return x > y ? -1 : 1;
+	return *(const int *)a - *(const int *)b;
+}
+
+int store_warm(struct store *s, const float *heat, int pins, struct err *e)
+{
+	int n = s->layers * s->experts, *order;
+
+	if (s->resident)
+		return 0;
+	if (pins > s->slots - 2 * s->layer_needs)
+		return err_set(e, EX_OSERR, "%s: pinning %d of %d slots leaves less than two layers' worth, %d", s->dir, pins, s->slots,
+		    2 * s->layer_needs);
+	if ((order = malloc((size_t)n * sizeof *order)) == NULL)
+		return err_set(e, EX_OSERR, "%s: no memory for the order of %d experts", s->dir, n);
+	for (int i = 0; i < n; i++)
+		order[i] = i;
+	qsort_r(order, (size_t)n, sizeof *order, warmer, (void *)heat);
+	for (int i = 0; i < n; i++)
+		cache_set_heat(s->cache, order[i], heat[order[i]]);
+	for (int i = 0; i < n && i < s->slots && heat[order[i]] > 0; i++) {
+		if (i < pins && s->place[order[i]].cluster >= 0)
+			cache_pin(s->cache, order[i]);
+		store_predict(s, order[i] / s->experts, order[i] % s->experts, 1, INT_MAX, CACHE_SOURCES - 2);
+	}
+	pump(s, false);
+	free(order);
+	return 0;
 }
 
 void store_stats(const struct store *s, struct store_stats *out)
 {
-	struct store *w = (struct store *)s;		/* a lock is no change that a caller can see */
 	const struct cache_stats *st;
 
 	*out = (struct store_stats){ .hits = s->resident_hits };
 	if (s->resident)
 		return;
-	pthread_mutex_lock(&w->lock);
 	st = cache_stats(s->cache);
 	*out = (struct store_stats){
 		.hits = st->hits + s->resident_hits, .late = st->late, .misses = st->misses,
-		.read_bytes = st->read_bytes, .reads = st->reads,
+		.read_bytes = st->read_bytes, .reads = st->reads, .requests = s->requests,
 		.predicted = st->predicted, .predicted_used = st->predicted_used,
 		.wasted_bytes = st->wasted_bytes, .expired = st->expired, .stall = s->stall,
+		.busy = s->busy + (s->flights > 0 ? now() - s->since : 0),
 	};
-	pthread_mutex_unlock(&w->lock);
+	memcpy(out->wasted_by, st->wasted_by, sizeof out->wasted_by);
 }

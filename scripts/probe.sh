@@ -7,9 +7,14 @@ for p in $need; do
 	v=$(pkg-config --modversion "$p") || { echo "probe: $p not found by pkg-config (see INSTALL)" >&2; exit 1; }
 	features="$features${features:+, }$p $v"
 done
+if pkg-config --exists liburing; then
+	need="$need liburing"
+	features="$features, liburing $(pkg-config --modversion liburing)"
+	uring=-DHAVE_URING
+fi
 # shellcheck disable=SC2086
 cat <<END
-DEP_CFLAGS := $(pkg-config --cflags $need)
+DEP_CFLAGS := ${uring:-}${uring:+ }$(pkg-config --cflags $need)
 DEP_LIBS := $(pkg-config --libs $need)
 FEATURES := $features
 END
