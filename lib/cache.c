@@ -315,11 +315,11 @@ void cache_abandon(struct cache *c, int k)
 		return;
 	if (cache_state(c, k) == CACHE_QUEUED) {
 		list_remove(c, k);
-		guess(c, k, 1, c->clock + c->keep, CACHE_SOURCES - 1);
+		guess(c, k, 1, c->clock + c->keep, CACHE_ABANDONED);
 	} else if (cache_state(c, k) == CACHE_READING) {
 		x->guess = true;
 		x->prob = 1;
-		x->source = CACHE_SOURCES - 1;
+		x->source = CACHE_ABANDONED;
 		x->deadline = c->clock + c->keep;
 		c->demands--;
 		c->guesses++;

@@ -23,7 +23,8 @@ struct cache;
 enum { CACHE_ABSENT, CACHE_GUESSED, CACHE_QUEUED, CACHE_READING, CACHE_RESIDENT, CACHE_FAILED };
 enum { CACHE_HIT, CACHE_LATE, CACHE_MISS };
 
-#define CACHE_SOURCES 16		/* who predicts: the caller's numbers, kept apart in wasted_by */
+#define CACHE_SOURCES 16		/* who predicts: the caller's numbers, kept apart in wasted_by, */
+#define CACHE_ABANDONED 15	/* but this: what was demanded and then given up */
 
 struct cache_stats {
 	uint64_t hits, late, misses;

@@ -5,14 +5,18 @@
 #include <string.h>
 #include <time.h>
 
-enum { NEAR, SAME, NEXT, HORIZONS };
-enum { TEACHERS = 4 };			/* rows of a pass that teach, and for which the head and the last token are asked */
-#define RATE 0.004f			/* of learning */
+enum { NEAR, SAME, NEXT, MANY, HORIZONS };
+enum { TEACHERS = 4 };			/* rows of a pass that teach: rows in the middle of a prompt lack most evidence */
+#define RATE 0.5f			/* of learning: AdaGrad (Duchi et al., JMLR 12, 2011) */
 #define MOST 8				/* margins are cut to within +-MOST */
+#define FADE (1 / 64.0f)		/* weight of the newest in what is remembered */
 #define LEAST 0.02f			/* less likely ones are not passed on */
 
-const char *const source_name[SRC_LABELS] = { "gate", "shared", "same", "lookahead", "previous", "popularity", "control",
-	"together", "intent", "heat", "abandoned" };
+const char *const source_name[SRC_LABELS] = {
+	[SRC_GATE] = "gate", [SRC_SHARED] = "shared", [SRC_SAME] = "same", [SRC_LOOK] = "lookahead", [SRC_PREVIOUS] = "previous",
+	[SRC_POPULAR] = "popularity", [SRC_CONTROL] = "control", [SRC_TOGETHER] = "together", [SRC_INTENT] = "intent",
+	[SRC_HEAT] = "heat", [SRC_ABANDONED] = "abandoned",
+};
 
 struct predict {
 	const struct config *cfg;
@@ -22,11 +26,14 @@ struct predict {
 	int heard_of[SRC_CONTROL + 1];	/* of this layer; -1: nothing */
 	float *popular;			/* (Ls, E) share of recent tokens that used it */
 	float *flat, *spare;		/* (E) margins from that; of an offset beyond the next token */
-	float *prob;			/* (E) that one of the rows will use it */
+	float *prob;			/* (E) that one of the rows will use it, */
+	float *load;			/* (E) and how often they should, when they are many */
 	float *each;			/* (R, E) that this row will, of the layer told last, */
 	int each_of;			/* which is this; -1: none */
-	float w[HORIZONS][SRC_CONTROL + 1];	/* weights; the last is the bias, since control is no evidence */
+	float w[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];	/* weights; the last is the bias, since control is no evidence */
+	float squares[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];	/* of their gradients, summed */
 	double told[SRC_N][CFG_MAX_LAYERS];	/* when a source spoke about layer i */
+	float spread[SRC_CONTROL + 1][CFG_MAX_LAYERS];	/* standard deviation of a source's logits, of late */
 	int32_t *best;			/* (K + 1) */
 };
 
@@ -66,17 +73,18 @@ int source_list(const char *list, const char **why)
 
 /* How often each source was right on models of random weights and small trained ones, roughly: where learning begins. */
 static const float prior[HORIZONS][SRC_CONTROL + 1] = {
-	[NEAR] = { [SRC_GATE] = 1.5f, [SRC_SHARED] = 1.5f, [SRC_SAME] = 0.3f, [SRC_LOOK] = 0.1f, [SRC_PREVIOUS] = 0.2f,
+	[NEAR] = { [SRC_GATE] = 3, [SRC_SHARED] = 3, [SRC_SAME] = 1, [SRC_LOOK] = 0.1f, [SRC_PREVIOUS] = 0.2f,
 	    [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -0.5f },
-	[SAME] = { [SRC_SAME] = 0.8f, [SRC_LOOK] = 0.2f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
-	[NEXT] = { [SRC_LOOK] = 0.7f, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
+	[SAME] = { [SRC_SAME] = 2.5f, [SRC_LOOK] = 0.2f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
+	[NEXT] = { [SRC_LOOK] = 2, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
+	[MANY] = { [SRC_GATE] = 1.5f },		/* of the log of how often the rows should use it */
 };
 
 int64_t predict_bytes(const struct config *c, int max_rows)
 {
 	int64_t E = c->num_experts, R = max_rows, K = c->num_experts_per_tok;
 
-	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 3 * E + K + 2);
+	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 4 * E + K + 2);
 }
 
 struct predict *predict_new(const struct config *c, int max_rows, int sources)
@@ -88,7 +96,9 @@ struct predict *predict_new(const struct config *c, int max_rows, int sources)
 		return NULL;
 	p->cfg = c;
 	p->sources = sources;
-	memcpy(p->w, prior, sizeof p->w);
+	for (int h = 0; h < HORIZONS; h++)
+		for (int i = 0; i < c->num_sparse; i++)
+			memcpy(p->w[h][i], prior[h], sizeof prior[h]);
 	p->each_of = -1;
 	for (int s = SRC_GATE; s <= SRC_CONTROL; s++)
 		p->heard_of[s] = -1;
@@ -100,9 +110,10 @@ struct predict *predict_new(const struct config *c, int max_rows, int sources)
 	p->flat = calloc(E + 1, sizeof(float));
 	p->spare = calloc(E + 1, sizeof(float));
 	p->prob = calloc(E + 1, sizeof(float));
+	p->load = calloc(E + 1, sizeof(float));
 	p->best = calloc((size_t)c->num_experts_per_tok + 2, sizeof *p->best);
 	if (!p->heard[SRC_GATE] || !p->heard[SRC_SHARED] || !p->heard[SRC_CONTROL] || !p->each || !p->popular || !p->flat
-	    || !p->spare || !p->prob || !p->best) {
+	    || !p->spare || !p->prob || !p->load || !p->best) {
 		predict_free(p);
 		return NULL;
 	}
@@ -126,6 +137,7 @@ void predict_free(struct predict *p)
 	free(p->flat);
 	free(p->spare);
 	free(p->prob);
+	free(p->load);
 	free(p->best);
 	free(p);
 }
@@ -158,19 +170,24 @@ static float within(float x)
 }
 
 /* margin (E) of logits (E) over the border of the top K; all zero when all are chosen anyway. */
-static void margins(struct predict *p, float *margin, const real *logits)
+static void margins(struct predict *p, enum predictor who, int i, float *margin, const real *logits)
 {
 	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
-	float border;
+	float border, sum = 0, squares = 0, *spread = &p->spread[who][i];
 
-	for (int x = 0; x < E; x++)
-		margin[x] = (float)logits[x];
+	for (int x = 0; x < E; x++) {
+		margin[x] = K < E ? (float)logits[x] : 0;
+		sum += margin[x];
+		squares += margin[x] * margin[x];
+	}
 	if (K >= E)
 		return;
+	squares = sqrtf(fmaxf(squares / (float)E - sum / (float)E * (sum / (float)E), 1e-12f));
+	*spread += (squares - *spread) * (*spread > 0 ? FADE : 1);
 	top(p->best, K + 1, margin, E);
 	border = (margin[p->best[K - 1]] + margin[p->best[K]]) / 2;
 	for (int x = 0; x < E; x++)
-		margin[x] = within(margin[x] - border);
+		margin[x] = within((margin[x] - border) / *spread);
 }
 
 void predict_hear(struct predict *p, enum predictor who, int i, const real *logits, int R)
@@ -178,7 +195,7 @@ void predict_hear(struct predict *p, enum predictor who, int i, const real *logi
 	int64_t E = p->cfg->num_experts;
 
 	for (int r = 0; r < R; r++)
-		margins(p, p->heard[who] + r * E, logits + r * E);
+		margins(p, who, i, p->heard[who] + r * E, logits + r * E);
 	p->heard_of[who] = i;
 	p->told[who][i] = now();
 }
@@ -208,7 +225,7 @@ static struct evidence evidence(struct predict *p, int i, int r, const struct pr
 		e.of[SRC_SAME] = row->same + i * E;
 	if (row->expect)
 		e.of[SRC_LOOK] = row->expect + i * E;
-	if (on(p, SRC_POPULAR))
+	if (on(p, SRC_POPULAR) && row->last)
 		e.of[SRC_POPULAR] = p->flat;
 	if (on(p, SRC_PREVIOUS) && row->last)
 		e.last = row->last + i * K;
@@ -230,9 +247,9 @@ static float margin_of(const struct evidence *e, enum predictor s, int K, int x)
 	return e->of[s] ? e->of[s][x] : 0;
 }
 
-static float probability(const struct predict *p, int horizon, const struct evidence *e, int x)
+static float probability(const struct predict *p, int horizon, int i, const struct evidence *e, int x)
 {
-	const float *w = p->w[horizon];
+	const float *w = p->w[horizon][i];
 	float z = w[SRC_CONTROL];
 
 	for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
@@ -250,24 +267,24 @@ static void tell(struct predict *p, struct store *s, int i, const float *prob, i
 
 void predict_next(struct predict *p, struct store *s, int i, const struct predict_row *row, int R)
 {
+	const float *many = p->w[MANY][i];
 	int64_t E = p->cfg->num_experts;
 
 	flat(p, i);
-	for (int x = 0; x < E; x++)
-		p->prob[x] = 1;
+	memset(p->load, 0, sizeof(float) * (size_t)E);
 	for (int r = 0; r < R; r++) {
 		struct evidence e = evidence(p, i, r, &row[r]);
 
-		for (int x = 0; x < E; x++) {
-			p->each[r * E + x] = probability(p, NEAR, &e, x);
-			p->prob[x] *= 1 - p->each[r * E + x];
-		}
+		for (int x = 0; x < E; x++)
+			p->load[x] += p->each[r * E + x] = probability(p, NEAR, i, &e, x);
 	}
-	for (int x = 0; x < E; x++)
-		p->prob[x] = 1 - p->prob[x];
+	for (int x = 0; x < E; x++) {
+		p->load[x] = within(logf(p->load[x]));
+		p->prob[x] = R == 1 ? p->each[x] : 1 / (1 + expf(-many[SRC_CONTROL] - many[SRC_GATE] * p->load[x]));
+	}
 	p->each_of = i;
 	p->told[SRC_TOGETHER][i] = now();
-	tell(p, s, i, p->prob, 1, SRC_GATE);
+	tell(p, s, i, p->prob, 1, SRC_TOGETHER);
 }
 
 /* What the head says of one layer of this token or a later one. */
@@ -279,7 +296,7 @@ static void look_layer(struct predict *p, struct store *s, int i, int horizon, e
 	if (on(p, SRC_POPULAR))
 		e.of[SRC_POPULAR] = flat(p, i);
 	for (int x = 0; x < p->cfg->num_experts; x++)
-		p->prob[x] = probability(p, horizon, &e, x);
+		p->prob[x] = probability(p, horizon, i, &e, x);
 	tell(p, s, i, p->prob, when, who);
 }
 
@@ -295,7 +312,7 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 
 			if (k == 0 && !on(p, SRC_SAME))
 				break;
-			margins(p, margin, logits + (layered ? (int64_t)k * Ls + i : k) * E);
+			margins(p, k == 0 ? SRC_SAME : SRC_LOOK, i, margin, logits + (layered ? (int64_t)k * Ls + i : k) * E);
 			if (k > 0 && on(p, SRC_LOOK))
 				look_layer(p, s, i, NEXT, SRC_LOOK, margin, k * Ls - since + i);
 			else if (k == 0 && i > since)		/* the next layer is predict_next's */
@@ -306,18 +323,41 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 	return layered && on(p, SRC_SAME);
 }
 
-static void learn(struct predict *p, int horizon, const struct evidence *e, const float *prob, const int32_t *ids)
+static void follow(struct predict *p, int horizon, int i, const float *slope)
 {
-	float *w = p->w[horizon];
+	for (enum predictor s = SRC_GATE; s <= SRC_CONTROL; s++) {
+		p->squares[horizon][i][s] += slope[s] * slope[s];
+		p->w[horizon][i][s] += RATE * slope[s] / sqrtf(p->squares[horizon][i][s] + 1);
+	}
+}
+
+/* Of the rows that predict_next was told about together. */
+static void learn_many(struct predict *p, int i, const int32_t *ids, int n)
+{
+	float slope[SRC_CONTROL + 1] = { 0 };
+
+	for (int x = 0; x < p->cfg->num_experts; x++) {
+		float off = (float)among(ids, n, x) - p->prob[x];
+
+		slope[SRC_GATE] += off * p->load[x];
+		slope[SRC_CONTROL] += off;
+	}
+	follow(p, MANY, i, slope);
+}
+
+static void learn(struct predict *p, int horizon, int i, const struct evidence *e, const float *prob, const int32_t *ids)
+{
+	float slope[SRC_CONTROL + 1] = { 0 };
 	int K = p->cfg->num_experts_per_tok;
 
 	for (int x = 0; x < p->cfg->num_experts; x++) {
-		float was = prob ? prob[x] : probability(p, horizon, e, x), step = RATE * ((float)among(ids, K, x) - was);
+		float off = (float)among(ids, K, x) - (prob ? prob[x] : probability(p, horizon, i, e, x));
 
 		for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
-			w[s] += step * margin_of(e, s, K, x);
-		w[SRC_CONTROL] += step;
+			slope[s] += off * margin_of(e, s, K, x);
+		slope[SRC_CONTROL] += off;
 	}
+	follow(p, horizon, i, slope);
 }
 
 static void count(struct source_stats *st, const int32_t *named, const int32_t *ids, int K, double lead)
@@ -355,8 +395,6 @@ static void measure(struct predict *p, int i, int r, const struct evidence *e, c
 	}
 }
 
-#define FADE (1 / 64.0f)
-
 void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const struct predict_row *row,
     struct source_stats *stats)
 {
@@ -366,20 +404,22 @@ void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const str
 	if (!p->sources)
 		return;
 	flat(p, i);
+	if (R > 1 && p->each_of == i)
+		learn_many(p, i, ids, R * (int)K);
 	for (int r = 0; r < R; r++) {
 		struct evidence e = evidence(p, i, r, &row[r]), ahead = { .last = NULL };
 
 		measure(p, i, r, &e, ids + r * K, t, stats);
-		if (r >= TEACHERS)
+		if (r >= TEACHERS || row[r].last == NULL)
 			continue;
 		if (p->each_of == i)
-			learn(p, NEAR, &e, p->each + r * E, ids + r * K);
+			learn(p, NEAR, i, &e, p->each + r * E, ids + r * K);
 		ahead.of[SRC_POPULAR] = e.of[SRC_POPULAR];
 		if ((ahead.of[SRC_SAME] = e.of[SRC_SAME]) != NULL)
-			learn(p, SAME, &ahead, NULL, ids + r * K);
+			learn(p, SAME, i, &ahead, NULL, ids + r * K);
 		ahead.of[SRC_SAME] = NULL;
 		if ((ahead.of[SRC_LOOK] = e.of[SRC_LOOK]) != NULL)
-			learn(p, NEXT, &ahead, NULL, ids + r * K);
+			learn(p, NEXT, i, &ahead, NULL, ids + r * K);
 	}
 	for (int64_t x = 0; x < E; x++)
 		p->popular[i * E + x] *= 1 - FADE;

@@ -10,9 +10,11 @@
  *	popularity	what has been used of late
  *	control		a layer's own router on its own input: right by construction; if not, the accounting is wrong
  *
- * A source gives a margin per expert: how far its logit is above the border between the K-th and the next (previous: 1 or
- * -1; popularity: log of the share over an even one). The probability is a logistic regression on the margins, one for each
- * horizon, learned as the run goes: after each layer the router's choice says what was right.
+ * A source gives a margin per expert: how far its logit is above the border between the K-th and the next, in units of how
+ * far logits of that layer are apart (previous: 1 or -1; popularity: log of the share over an even one). The probability is a
+ * logistic regression on the margins, one for each layer and horizon, learned as the run goes: after each layer the router's choice
+ * says what was right. In the middle of a prompt many rows ask at once: there what the gate expects of all of them counts,
+ * with a regression of its own.
  *
  * Every source that is on is also measured by itself: of the K experts it names, how many the router then chose, how often
  * all, and how long before.
@@ -28,7 +30,7 @@
 #include "store.h"
 
 enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_CONTROL, SRC_TOGETHER, SRC_N,
-	SRC_INTENT = SRC_N, SRC_HEAT, SRC_ABANDONED, SRC_LABELS };	/* the last three only label reads */
+	SRC_INTENT = SRC_N, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };	/* these only label reads */
 #define SRC_BIT(s) (1 << (s))
 #define SRC_MEASURED (SRC_BIT(SRC_TOGETHER) - 1)
 

@@ -90,13 +90,6 @@ static void add(struct report *r, const struct eval_stats *st)
 	r->wall += st->wall;
 	r->compute += st->compute;
 	r->stall += st->stall;
-	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
-		r->sum.source[s].slots += st->source[s].slots;
-		r->sum.source[s].hit += st->source[s].hit;
-		r->sum.source[s].sets += st->source[s].sets;
-		r->sum.source[s].whole += st->source[s].whole;
-		r->sum.source[s].lead += st->source[s].lead;
-	}
 }
 
 static int put(struct report *r, const char *type, const char *count, int64_t n, int rows, const struct eval_stats *st,
@@ -139,6 +132,13 @@ int report_step(struct report *r, int rows, const struct eval_stats *st, struct 
 {
 	r->tokens += rows;
 	r->mass += st->replaced_mass * rows;
+	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
+		r->sum.source[s].slots += st->source[s].slots;
+		r->sum.source[s].hit += st->source[s].hit;
+		r->sum.source[s].sets += st->source[s].sets;
+		r->sum.source[s].whole += st->source[s].whole;
+		r->sum.source[s].lead += st->source[s].lead;
+	}
 	return put(r, "token", "n", r->steps++, rows, st, e);
 }
 

@@ -18,6 +18,7 @@
 #define DEMANDS ((int64_t)16 << 20)	/* bytes of demanded reads under way at once, */
 #define GUESSES ((int64_t)3 << 20)	/* and of guesses: a demand that comes waits for no more than these */
 #define MERGED ((int64_t)1 << 20)	/* neighbours are read together up to this */
+#define WARM_PASSES 8			/* through all layers: after them what a run before has recorded says nothing any more */
 #define CRC_PIECE ((int64_t)256 << 10)
 
 struct fault {				/* why the last read of an expert failed */
@@ -694,7 +695,7 @@ int store_warm(struct store *s, const float *heat, int pins, struct err *e)
 	for (int i = 0; i < n && i < s->slots && heat[order[i]] > 0; i++) {
 		if (i < pins && s->place[order[i]].cluster >= 0)
 			cache_pin(s->cache, order[i]);
-		store_predict(s, order[i] / s->experts, order[i] % s->experts, 1, INT_MAX, CACHE_SOURCES - 2);
+		store_predict(s, order[i] / s->experts, order[i] % s->experts, 1, WARM_PASSES * s->layers, STORE_HEAT);
 	}
 	pump(s, false);
 	free(order);

@@ -42,6 +42,8 @@ struct store_opt {
 	bool force;		/* accept a budget below one token's working set */
 };
 
+#define STORE_HEAT 14		/* source of what store_warm predicts */
+
 enum { STORE_HIT, STORE_LATE, STORE_MISS };	/* resident; read already under way (predicted); not known */
 
 struct store_stats {		/* monotonic counters */

@@ -101,7 +101,7 @@ static const char *step(struct cache *c, int max_reads)
 	case 2: case 3:
 		return step_end(c);
 	case 4: case 5:
-		cache_predict(c, below(KEYS), (float)below(100), below(6));
+		cache_predict(c, below(KEYS), (float)below(100) / 100, below(6), below(CACHE_SOURCES));
 		return NULL;
 	case 6:
 		cache_advance(c);
@@ -165,12 +165,12 @@ static void order_of_reads(void)
 	struct cache *c = cache_new(KEYS, 8, 4, KEEP);
 	int slot, got[6], i;
 
-	cache_predict(c, 1, 0.5f, 3);
-	cache_predict(c, 2, 0.9f, 3);
-	cache_predict(c, 3, 0.1f, 1);
-	cache_predict(c, 4, 0.2f, 9);
-	cache_predict(c, 4, 0.2f, 2);		/* sooner than first thought */
-	cache_predict(c, 2, 0.9f, 8);		/* later: the sooner stands */
+	cache_predict(c, 1, 0.5f, 3, 0);
+	cache_predict(c, 2, 0.9f, 3, 0);
+	cache_predict(c, 3, 0.1f, 1, 0);
+	cache_predict(c, 4, 0.2f, 9, 0);
+	cache_predict(c, 4, 0.2f, 2, 0);	/* sooner than first thought */
+	cache_predict(c, 2, 0.9f, 8, 0);	/* later: the sooner stands */
 	got[0] = cache_take(c, &slot);
 	ok(cache_demand(c, 1) == CACHE_LATE, "a queued prediction that is demanded is late");
 	ok(cache_demand(c, 7) == CACHE_MISS, "an unknown one is a miss");
@@ -190,7 +190,7 @@ static void guesses_wait(void)
 	int slot, i;
 
 	for (i = 0; i < 5; i++)
-		cache_predict(c, i, 0.5f, 3);
+		cache_predict(c, i, 0.5f, 3, 0);
 	cache_demand(c, 9);
 	ok(cache_take(c, &slot) == 9 && cache_take(c, &slot) == -1, "no guess is read beside a demand");
 	cache_done(c, 9, 1, true);
@@ -213,7 +213,7 @@ static void who_leaves(void)
 		cache_put(c, k);
 		cache_advance(c);
 	}
-	cache_predict(c, 2, 1, 0);
+	cache_predict(c, 2, 1, 0, 0);
 	read_now(c);
 	cache_advance(c);
 	cache_demand(c, 3);
@@ -221,14 +221,14 @@ static void who_leaves(void)
 	ok(cache_state(c, 2) == CACHE_ABSENT && cache_stats(c)->wasted_bytes == 10, "a guess that did not come true goes first");
 	cache_put(c, 3);
 	cache_advance(c);
-	cache_predict(c, 0, 1, 2);
+	cache_predict(c, 0, 1, 2, 0);
 	cache_demand(c, 4);
 	read_now(c);
 	ok(cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 1) == CACHE_ABSENT, "a predicted resident outlives an older one");
-	cache_predict(c, 5, 1, 3);
+	cache_predict(c, 5, 1, 3, 0);
 	read_now(c);
 	ok(cache_state(c, 5) == CACHE_RESIDENT && cache_state(c, 3) == CACHE_ABSENT, "a guess takes the least recently used");
-	cache_predict(c, 6, 1, 3);
+	cache_predict(c, 6, 1, 3, 0);
 	read_now(c);
 	ok(cache_state(c, 6) == CACHE_GUESSED, "a guess may take neither what is used now nor what is needed no later");
 	cache_put(c, 4);
@@ -255,12 +255,74 @@ static void abandoned(void)
 	cache_free(c);
 }
 
+/* Guesses that are right r times in 1000, all said to be so: what is wasted stays within the share, or nothing is guessed. */
+static double wasted_share(int right, double share, double *guessed)
+{
+	struct cache *c = cache_new(KEYS, SLOTS, 1, KEEP);
+	const struct cache_stats *st = cache_stats(c);
+	int i, k, slot;
+
+	cache_set_waste(c, share);
+	for (i = 0; i < 20000; i++) {
+		int demanded = below(KEYS), expected = below(1000) < right ? demanded : below(KEYS);
+
+		cache_predict(c, expected, (float)right / 1000, 1, 0);
+		while ((k = cache_take(c, &slot)) >= 0)
+			cache_done(c, k, 100, true);
+		cache_advance(c);
+		cache_demand(c, demanded);
+		while ((k = cache_take(c, &slot)) >= 0)
+			cache_done(c, k, 100, true);
+		cache_put(c, demanded);
+	}
+	*guessed = (double)st->predicted / (double)st->reads;
+	share = (double)st->wasted_bytes / (double)st->read_bytes;
+	cache_free(c);
+	return share;
+}
+
+static void credit(void)
+{
+	double guessed, wasted = wasted_share(990, 0.03, &guessed);
+
+	ok(wasted < 0.03 && guessed > 0.5, "sure guesses are made: %.2f of the reads, %.4f wasted", guessed, wasted);
+	wasted = wasted_share(300, 0.03, &guessed);
+	ok(wasted < 0.035 && guessed < 0.1, "bad ones hardly: %.3f of the reads, %.4f wasted", guessed, wasted);
+	wasted = wasted_share(300, -1, &guessed);
+	ok(wasted > 0.2, "without a limit: %.2f wasted", wasted);
+}
+
+static void last_word(void)
+{
+	struct cache *c = cache_new(KEYS, SLOTS, 1, KEEP);
+	int slot;
+
+	cache_predict(c, 1, 0.9f, 2, 0);
+	cache_predict(c, 2, 0.8f, 2, 0);
+	cache_predict(c, 1, 0.1f, 2, 0);
+	ok(cache_take(c, &slot) == 2, "the last word on a guess counts");
+	cache_pin(c, 2);
+	cache_done(c, 2, 1, true);
+	for (int k = 3; k < KEYS; k++) {
+		cache_advance(c);
+		cache_demand(c, k);
+		read_now(c);
+		cache_put(c, k);
+	}
+	ok(cache_state(c, 2) == CACHE_RESIDENT && cache_pinned(c) == 1, "pinned for good: never leaves");
+	cache_demand(c, 30);
+	ok(cache_heat(c, 30) > cache_heat(c, 5), "used lately is warmer");
+	cache_free(c);
+}
+
 int main(void)
 {
 	order_of_reads();
 	guesses_wait();
 	who_leaves();
 	abandoned();
+	credit();
+	last_word();
 	random_walk(1);
 	random_walk(2);
 	random_walk(5);

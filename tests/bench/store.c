@@ -161,7 +161,8 @@ static void bench_plain(struct sweep *w, int threads)
 
 static void bench_store(struct sweep *w, const struct config *c, const struct manifest *m, int threads)
 {
-	struct store_opt o = { .bytes = 2 * TOPK * w->slot, .readers = threads, .force = true };
+	struct store_opt o = { .bytes = 2 * TOPK * w->slot, .reader = { .io = threads > 0 ? READER_THREADS : READER_URING, .threads = threads },
+		.waste = -1, .force = true };
 	struct store_stats before, after;
 	struct err e = {0};
 	struct store *s;
@@ -227,9 +228,10 @@ static void bench_size(int64_t slot)
 	for (i = 0; i < w.n; i++)
 		w.order[i] = i;
 	rng_shuffle(3, 4, w.order, w.n);
-	for (threads = 1; threads <= 4; threads *= 2)
+	for (threads = 0; threads <= 4; threads += threads + (threads == 0))
 		for (round = 0; round < ROUNDS; round++) {	/* in turns, since the drive has other guests */
-			bench_plain(&w, threads);
+			if (threads > 0)
+				bench_plain(&w, threads);
 			bench_store(&w, &c, &m, threads);
 		}
 	free(w.order);
