@@ -60,7 +60,7 @@ struct job {
 	struct seq *seq;
 	float *logits;
 	size_t printed;
-	double began, first, ended, prefill;
+	double began, first, ended, prefill, expected;
 	struct job *next;
 };
 
@@ -133,6 +133,20 @@ static struct job *new_job(json_t *rec)
 	return j;
 }
 
+/* Says how long the prompt will take, before it does. */
+static void expect(struct job *j)
+{
+	struct expectation x;
+
+	must(engine_expect(infer.g, j->gen.ids.n, &x, &s.e) < 0);
+	j->expected = x.seconds;
+	if (opt_quiet || !(opt_verbose || (x.seconds > 1 && isatty(STDERR_FILENO))))
+		return;
+	progress_clear(&s.progress);
+	fprintf(stderr, "%s: prompt of %d tokens: %.2g s to the first token (%.2g s of computing, %.2g s to read %.4g MB)\n", err_prog,
+	    j->gen.ids.n, x.seconds, x.compute, x.reads, x.bytes / 1e6);
+}
+
 /* Evaluates the prompt and draws the first token. */
 static void start_job(struct job *j)
 {
@@ -149,6 +163,7 @@ static void start_job(struct job *j)
 	must(!j->seq || !j->logits);
 	it.s = j->seq;
 	it.logits = j->logits;
+	expect(j);
 	must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0 || report_prompt(&s.report, it.n, &st, &s.e) < 0);
 	if (!j->gen.finish)
 		gen_next(&j->gen, &s.gen, s.sampler, j->logits);
@@ -183,6 +198,7 @@ static void write_record(struct job *j)
 	json_set_num(timing, "prefill_s", j->prefill);
 	json_set_num(timing, "decode_s", decode);
 	json_set_num(timing, "ttft_s", j->first - j->began);
+	json_set_num(timing, "ttft_expected_s", j->expected);
 	json_set_num(timing, "tok_per_s", made > 1 && decode > 0 ? (made - 1) / decode : 0);
 	json_object_set_new(j->rec, "timing", timing);
 	must(json_put(stdout, j->rec, &s.e) < 0);

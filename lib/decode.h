@@ -87,6 +87,16 @@ struct eval_stats {		/* of one engine_eval call */
 	struct source_stats source[SRC_N];
 };
 
+struct expectation {		/* of a prompt, from rates measured just now on this machine */
+	double seconds;		/* the larger of the two */
+	double compute, reads;	/* seconds */
+	double bytes;		/* to read */
+};
+
+/* What n new tokens of one sequence should take before the first logits, routed evenly. The first call reads a few
+ * experts and computes with one to know the rates. EX_DATAERR, EX_IOERR. */
+int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e);
+
 /* 0, or -1: EX_DATAERR (token outside the vocabulary, caches full, corrupt expert), EX_IOERR (unreadable expert). The
  * sequences are then as long as before the call, up to chunks that were complete. */
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st, struct err *e);

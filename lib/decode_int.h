@@ -120,6 +120,7 @@ struct engine {
 	bool single;				/* this pass is one token each of sequences past their prompts */
 	double replaced;			/* sum over rows and layers */
 	struct eval_stats *st;
+	double read_time, speed;		/* seconds of an expert from the drive, multiplications a second; 0: not measured */
 };
 
 /* decode.c */
@@ -162,6 +163,7 @@ void bias_route(struct engine *g, int l);
 
 /* decode_moe.c */
 int ffn_layer(struct engine *g, int l, struct err *e);
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width);	/* rows rowidx of s.x (and s.xq) */
 void look_rows(struct engine *g);
 
 static inline int look_mode(const struct engine *g)

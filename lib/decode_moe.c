@@ -59,7 +59,7 @@ static void run_floats(struct engine *g, const struct ffn_part *p, int n, int wi
 	be->gemm(GEMM_NT, s->job, n);
 }
 
-static void run_parts(struct engine *g, const struct ffn_part *p, int n, int width)
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width)
 {
 	for (int i = 0, m; i < n; i += m) {
 		for (m = 1; i + m < n && part_blocks(&p[i + m]) == part_blocks(&p[i]); m++)
@@ -146,7 +146,7 @@ static void foresee(struct engine *g, int l, int *fixed)
 		predict_hear(g->predict, SRC_GATE, g->layer[next].sparse, s->router_next, g->rows);
 	}
 	if (asked(g, SRC_SHARED)) {
-		run_parts(g, s->part, *fixed, g->layer[l].width);
+		ffn_parts(g, s->part, *fixed, g->layer[l].width);
 		*fixed = 0;
 		look_past_shared(g, l, next);
 	}
@@ -255,7 +255,7 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 			ids[i] = ids[taken];
 			ids[taken++] = x;
 		}
-		run_parts(g, p, fixed + taken, g->layer[l].width);
+		ffn_parts(g, p, fixed + taken, g->layer[l].width);
 		release(g, l, ids, taken, taken);
 		store_poll(g->store);
 		ids += taken;
@@ -341,7 +341,7 @@ int ffn_layer(struct engine *g, int l, struct err *e)
 	if (g->opt.blocks)
 		g->be->quantize(s->xq, s->x, g->rows, D);
 	if (w->sparse < 0)
-		run_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
+		ffn_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
 	else if (routed(g, l, e) < 0)
 		return -1;
 	coefficients(g, K, w->n_ffn);

@@ -1,10 +1,12 @@
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "file.h"
+#include "heat.h"
 #include "infer.h"
 #include "json.h"
 #include "pool.h"
@@ -26,6 +28,9 @@ struct opt infer_opts[] = {
 	    "previous, popularity, control; all, none" },
 	{ 0, "waste", OPT_FLOAT, &infer.waste, 0, 1, "X", "share of the bytes read that guesses may waste" },
 	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle", "which expert leaves for another" },
+	{ 0, "heat", OPT_STR, &infer.heat, 0, 0, "FILE", "read the experts first that a run before used most, as it left in FILE, and "
+	    "leave there what this one uses" },
+	{ 0, "pin", OPT_INT, &infer.pin, 0, 1 << 24, "N", "the N warmest of --heat stay in memory" },
 	{ 0, "io", OPT_CHOICE, &infer.io, 0, 0, "auto|uring|threads", "how experts are read; auto: io_uring where there is one" },
 	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "threads, where they read" },
 	{ 0, "buffered", OPT_FLAG, &infer.buffered, 0, 0, NULL, "read through the page cache" },
@@ -95,6 +100,39 @@ void infer_begin(bool tok)
 
 static const enum cache_policy evict[] = { CACHE_AUTO, CACHE_LRU, CACHE_LFRU, CACHE_CYCLE };
 
+static float *heat;			/* (layers, experts) of --heat */
+
+static void warm_up(void)
+{
+	struct store *s = engine_store(infer.g);
+	struct err e = { 0 };
+	const char *of;
+	int rc;
+
+	if (infer.pin > 0 && !infer.heat)
+		opt_usage("--pin needs --heat");
+	if (!infer.heat || store_slots(s) == INT_MAX)
+		return;
+	heat = calloc((size_t)infer.cfg.num_hidden_layers * (size_t)infer.cfg.num_experts, sizeof(*heat));
+	if (!heat)
+		err_die(EX_OSERR, "out of memory");
+	if ((of = engine_fingerprint(infer.g, &e)) == NULL || (rc = heat_load(infer.heat, &infer.cfg, of, heat, &e)) < 0
+	    || (rc > 0 && store_warm(s, heat, infer.pin, &e) < 0))
+		err_exit(&e);
+}
+
+static void leave_heat(void)
+{
+	struct err e = { 0 };
+	const char *of = engine_fingerprint(infer.g, &e);
+
+	store_heat(engine_store(infer.g), heat);
+	if (!of || heat_save(infer.heat, &infer.cfg, of, heat, &e) < 0)
+		err_exit(&e);
+	free(heat);
+	heat = NULL;
+}
+
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
 	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
@@ -129,10 +167,13 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	}
 	if (e.status)
 		err_exit(&e);
+	warm_up();
 }
 
 void infer_close(void)
 {
+	if (heat)
+		leave_heat();
 	engine_close(infer.g);
 	tok_free(infer.tok);
 	config_free(&infer.cfg);

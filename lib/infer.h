@@ -17,9 +17,9 @@
 #include "tok.h"
 
 struct infer {
-	const char *model, *tokenizer, *backend, *sim_ssd, *predict;
+	const char *model, *tokenizer, *backend, *sim_ssd, *predict, *heat;
 	int64_t ram;
-	int threads, readers, io, on_miss, evict;
+	int threads, readers, io, on_miss, evict, pin;
 	double waste, route_bias;
 	bool buffered, force, cold, dry_run;
 
