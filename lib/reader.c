@@ -109,7 +109,8 @@ void reader_close(struct reader *r)
 
 	if (r == NULL)
 		return;
-	r->simulated = false;
+	for (struct reader_job *job = r->first; job != NULL; job = job->later)
+		job->due = 0;		/* nobody waits for a drive that is not there */
 	while (reader_reap(r, true) != NULL)
 		continue;
 	if (r->state != NULL)

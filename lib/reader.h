@@ -22,7 +22,7 @@
 
 #define READER_ALIGN 4096	/* of offsets, lengths and memory: what O_DIRECT asks of any drive in use */
 #define READER_PARTS 16		/* pieces of memory of one job */
-#define READER_JOBS 256		/* under way at once, at most */
+#define READER_JOBS 64		/* under way at once, at most */
 #define READER_EOF (-1)
 #define READER_THREADS_USUAL 4
 

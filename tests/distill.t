@@ -44,7 +44,7 @@ refuses()	# NAME STATUS PATTERN COMMAND...
 # One teacher, wherever it is
 distill --teacher model -b 2 --seq 64 -n 6 -o live docs.jsonl > live.log
 distill --teacher packed -b 2 --seq 64 -n 6 -o disk docs.jsonl > disk.log
-distill --teacher packed --teacher-ram 2M -j 1 -b 2 --seq 64 -n 6 -o tight docs.jsonl > tight.log
+distill --teacher packed --teacher-ram 3M -j 1 -b 2 --seq 64 -n 6 -o tight docs.jsonl > tight.log
 is "a packed teacher is the plain one" "$(moments disk)" "$(moments live)"
 is "within any limit" "$(moments tight)" "$(moments live)"
 chr-score -q -m model --topk 320 --seq 33 docs.jsonl > all.jsonl

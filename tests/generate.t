@@ -79,11 +79,39 @@ bytes=$(field s.all read_bytes)
 reads=$(field s.all reads)
 size=$(field s.all expert_bytes)
 ok "read_bytes is reads of whole experts, rounded up to blocks" within $((reads * size)) "$bytes" $((reads * (size + 4095)))
+# What io_uring reads is in the kernel's count of bytes from the drive alone, which holds when no cache was in between.
+if grep -q '"io":"io_uring","direct":true' s.all.stats; then
+	ok "read_bytes is what the kernel says came from the drive" within "$bytes" "$(field s.all disk_bytes)" \
+		$((bytes + 3 * 1048576 + size + 4096))
+else
+	skip "no io_uring past the page cache here"
+fi
 # Besides experts only /proc/self/io itself is read; read ahead, one read for each reader may just be under way.
-ok "read_bytes is what the kernel says was read" within "$bytes" "$(field s.all rchar)" $((bytes + 4 * (size + 4096) + 4000))
-bytes=$(field s.none read_bytes)
-ok "and to the byte without prediction" within "$bytes" "$(field s.none rchar)" $((bytes + 4000))
+ok "threads read, too" gen t.all -m louvain -j 2 --ram "${least}M" --predict all --io threads
+ok "and give the same bytes" cmp want t.all
+bytes=$(field t.all read_bytes)
+ok "read_bytes is what the kernel says was read" within "$bytes" "$(field t.all rchar)" $((bytes + 4 * (size + 4096) + 4000))
+gen t.none -m louvain -j 2 --ram "${least}M" --predict none --io threads
+bytes=$(field t.none read_bytes)
+ok "and to the byte without prediction" within "$bytes" "$(field t.none rchar)" $((bytes + 4000))
 ok "without prediction only misses are read" [ "$(field s.none reads)" = "$(field s.none misses)" ]
+ok "heat is left for the next" gen h1 -m louvain -j 2 --ram "${least}M" --heat heat.json
+ok "which reads the warmest first, pins some" gen h2 -m louvain -j 2 --ram "${least}M" --heat heat.json --pin 2
+ok "and says the same" cmp want h2
+ok "guesses in its name were made" grep -q '"heat":\[\[' heat.json
+sed 's/"fingerprint":"./"fingerprint":"x/' heat.json > other.json
+status "heat of another model is refused" 65 chr-generate -q -m louvain --heat other.json prompts.jsonl
+echo '{"type":"heat","version":1}' > other.json
+status "what is no heat is refused" 65 chr-generate -q -m louvain --heat other.json prompts.jsonl
+status "pins that leave nothing are refused" 71 chr-generate -q -m louvain -n 40 --context 100 --chunk 32 --ram "${least}M" \
+	--heat heat.json --pin 100000 prompts.jsonl
+status "a source nobody knows" 64 chr-generate -q -m louvain --predict oracle prompts.jsonl
+gen c -m louvain -j 2 --ram "${least}M" --predict all,control
+is "a router asked about its own input is always right" "$(tail -n 1 c.stats | sed 's/.*"control":{"slots":\([^,]*\),"whole":\([^,]*\),.*/\1 \2/')" "1.0 1.0"
+ok "the bytes wasted are within --waste" within 0 "$(field c wasted_bytes)" $(($(field c read_bytes) / 25 + 2 * size))
+gen biased -m louvain -j 2 --ram "${least}M" --route-bias 4
+ok "biased routing says how much it replaced" sh -c 'tail -n 1 biased.stats | grep -q "\"replaced_mass\":0\.[0-9]*[1-9]"'
+ok "and reads less" [ "$(field biased read_bytes)" -lt "$(field s.none read_bytes)" ]
 ok "peak memory is within --ram" within 1 "$(field s.all peak_rss)" $((least << 20))
 ok "and the plan says so before" sh -c "chr-generate -m louvain --ram ${least}M --context 100 --chunk 32 -j 2 --dry-run < /dev/null |
 	grep -q '^{\"type\":\"mem_plan\",\"total\":'"
