@@ -41,5 +41,8 @@ static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
 #define NT_M 3
 #define NN_M 4
 #define NN_V 2
+#define SCORE_M 1
+#define VALUE_M 2
+#define VALUE_V 2
 #include "cpu_template.h"
 #endif

@@ -42,5 +42,8 @@ static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
 #define NT_M 6
 #define NN_M 8
 #define NN_V 3
+#define SCORE_M 2
+#define VALUE_M 2
+#define VALUE_V 4
 #include "cpu_template.h"
 #endif

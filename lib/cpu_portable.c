@@ -41,4 +41,7 @@ static inline real lane_sum(vreal v)
 #define NT_M 3
 #define NN_M 4
 #define NN_V 2
+#define SCORE_M 1
+#define VALUE_M 1
+#define VALUE_V 1
 #include "cpu_template.h"

@@ -34,6 +34,7 @@ struct engine_opt {
 	int max_tokens;		/* capacity of one sequence's caches */
 	int max_rows;		/* rows evaluated at a time; longer prompts go in chunks of it. At least max_seqs */
 	int64_t other;		/* bytes the caller will hold besides: part of the plan */
+	enum kv_type kv;	/* of the caches; all but KV_F32 lose precision, the same way however the text is cut */
 	bool blocks;		/* set by engine_plan and engine_open: some weights are quantised */
 	int predict;		/* SRC_BIT()s of predict.h */
 	int on_miss;		/* this and route_bias apply to single tokens after a prompt; prompts are always exact */
