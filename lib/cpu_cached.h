@@ -8,16 +8,32 @@
 
 typedef real lanes16 __attribute__((vector_size(GROUP * sizeof(real)), aligned(sizeof(real)), may_alias));
 typedef real lanes8 __attribute__((vector_size(GROUP / 2 * sizeof(real))));
-typedef real lanes4 __attribute__((vector_size(GROUP / 4 * sizeof(real))));
+typedef real lanes4 __attribute__((vector_size(GROUP / 4 * sizeof(real)), aligned(sizeof(real)), may_alias));
 
 #define AT(p) (*(const lanes16 *)(p))
 
-/* A macro, so that no vector crosses a call. */
-#define SUM_LANES(out, s) do { \
+/* Macros, so that no vector crosses a call. The sum of lanes is a tree: half on half, down to (0 + 2) + (1 + 3). */
+#define FOLD(q, s) do { \
 	lanes8 h_ = __builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) \
 	    + __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15); \
-	lanes4 q_ = __builtin_shufflevector(h_, h_, 0, 1, 2, 3) + __builtin_shufflevector(h_, h_, 4, 5, 6, 7); \
-	(out) += (q_[0] + q_[2]) + (q_[1] + q_[3]); \
+	(q) = __builtin_shufflevector(h_, h_, 0, 1, 2, 3) + __builtin_shufflevector(h_, h_, 4, 5, 6, 7); \
+} while (0)
+
+#define ADD_SUM(out, s) do { \
+	lanes4 q_; \
+	FOLD(q_, s); \
+	*(out) += (q_[0] + q_[2]) + (q_[1] + q_[3]); \
+} while (0)
+
+#define ADD_SUM4(out, a, b, c, d) do { \
+	lanes4 qa_, qb_, qc_, qd_, ab_, cd_; \
+	FOLD(qa_, a); \
+	FOLD(qb_, b); \
+	FOLD(qc_, c); \
+	FOLD(qd_, d); \
+	ab_ = __builtin_shufflevector(qa_, qb_, 0, 4, 1, 5) + __builtin_shufflevector(qa_, qb_, 2, 6, 3, 7); \
+	cd_ = __builtin_shufflevector(qc_, qd_, 0, 4, 1, 5) + __builtin_shufflevector(qc_, qd_, 2, 6, 3, 7); \
+	*(lanes4 *)(out) += __builtin_shufflevector(ab_, cd_, 0, 1, 4, 5) + __builtin_shufflevector(ab_, cd_, 2, 3, 6, 7); \
 } while (0)
 
 /* m (<= SCORE_M) heads against n (<= 4) keys; whole multiples of GROUP. */
@@ -34,8 +50,11 @@ INLINE TARGET void score_tile(const int m, const int n, real *s, int64_t lds, co
 				acc[h][i] += x * AT(k + (int64_t)i * w + j);
 		}
 	for (int h = 0; h < m; h++)
-		for (int i = 0; i < n; i++)
-			SUM_LANES(s[h * lds + i], acc[h][i]);
+		if (n == 4)
+			ADD_SUM4(s + h * lds, acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+		else
+			for (int i = 0; i < n; i++)
+				ADD_SUM(s + h * lds + i, acc[h][i]);
 }
 
 static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int heads, const real *k, int n, int w)
@@ -109,25 +128,36 @@ static TARGET void values(real *o, int64_t ldo, const real *p, int64_t ldp, int 
 		value_heads(1, o + h * ldo, ldo, p + h * ldp, ldp, x, n, w);
 }
 
+/* Scales n scores in place and returns the largest, or max if that is larger. */
+static TARGET real scale_max(real *s, int n, real scale, real max)
+{
+	real m[GROUP];
+	int i = 0;
+
+	for (int j = 0; j < GROUP; j++)
+		m[j] = max;
+	for (; i + GROUP <= n; i += GROUP)
+		for (int j = 0; j < GROUP; j++) {
+			s[i + j] *= scale;
+			m[j] = s[i + j] > m[j] ? s[i + j] : m[j];
+		}
+	for (; i < n; i++) {
+		s[i] *= scale;
+		max = s[i] > max ? s[i] : max;
+	}
+	for (int j = 0; j < GROUP; j++)
+		max = m[j] > max ? m[j] : max;
+	return max;
+}
+
 static TARGET void soften(struct softmax *h, real *s, int n, real scale, real *o, int w)
 {
-	real max = h->max, sum = 0, back;
+	real max = scale_max(s, n, scale, h->max), back = h->max < max - 87 ? 0 : kexp(h->max - max);
 
-	for (int i = 0; i < n; i++) {
-		s[i] *= scale;
-		if (s[i] > max)
-			max = s[i];
-	}
-	back = (real)exp(h->max - max);		/* 0 at first: exp(-inf) */
-	for (int i = 0; i < n; i++) {
-		s[i] = sizeof(real) == 4 ? (real)expf((float)(s[i] - max)) : (real)exp(s[i] - max);
-		sum += s[i];
-	}
-	if (back != 1)
-		for (int j = 0; j < w; j++)
-			o[j] *= back;
-	h->sum = h->sum * back + sum;
+	h->sum = h->sum * back + exp_sum(s, n, max);
 	h->max = max;
+	for (int j = 0; j < w && back != 1; j++)
+		o[j] *= back;
 }
 
 static TARGET void unpack_bf16(real *restrict x, const uint16_t *restrict b, int64_t n)

@@ -42,10 +42,14 @@ static void pack_q8(char *head, const real *x, int w)
 
 static void pack_bf16(uint16_t *to, const real *x, int w)
 {
-	for (int i = 0; i < w; i++) {
-		float f = (float)x[i];
+	float f[KV_BLOCK];
 
-		tensor_from_f32(to + i, DT_BF16, &f, 1);
+	for (int j = 0; j < w; j += KV_BLOCK) {
+		int n = w - j < KV_BLOCK ? w - j : KV_BLOCK;
+
+		for (int i = 0; i < n; i++)
+			f[i] = (float)x[j + i];
+		tensor_from_f32(to + j, DT_BF16, f, (size_t)n);
 	}
 }
 
