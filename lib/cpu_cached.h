@@ -3,58 +3,56 @@
  * width of the machine, and nothing is contracted, so every instruction set gives the same bytes. The including file defines
  *	SCORE_M			heads done together in scores
  *	VALUE_M, VALUE_V	heads and groups of GROUP values done together in values
+ *	FOLD(a)			vreal4: the sums of 4 lanes each of the SUB vectors of a group, half on half: with lanes 0..15,
+ *				(0..3 + 8..11) + (4..7 + 12..15)
  */
 #define GROUP 16
+#define SUB (GROUP / VL)
 
-typedef real lanes16 __attribute__((vector_size(GROUP * sizeof(real)), aligned(sizeof(real)), may_alias));
-typedef real lanes8 __attribute__((vector_size(GROUP / 2 * sizeof(real))));
-typedef real lanes4 __attribute__((vector_size(GROUP / 4 * sizeof(real)), aligned(sizeof(real)), may_alias));
-
-#define AT(p) (*(const lanes16 *)(p))
-
-/* Macros, so that no vector crosses a call. The sum of lanes is a tree: half on half, down to (0 + 2) + (1 + 3). */
-#define FOLD(q, s) do { \
-	lanes8 h_ = __builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) \
-	    + __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15); \
-	(q) = __builtin_shufflevector(h_, h_, 0, 1, 2, 3) + __builtin_shufflevector(h_, h_, 4, 5, 6, 7); \
-} while (0)
-
-#define ADD_SUM(out, s) do { \
-	lanes4 q_; \
-	FOLD(q_, s); \
+/* Macros, so that no vector crosses a call. The tree of a sum ends in (0 + 2) + (1 + 3). */
+#define ADD_SUM(out, a) do { \
+	vreal4 q_ = FOLD(a); \
 	*(out) += (q_[0] + q_[2]) + (q_[1] + q_[3]); \
 } while (0)
 
-#define ADD_SUM4(out, a, b, c, d) do { \
-	lanes4 qa_, qb_, qc_, qd_, ab_, cd_; \
-	FOLD(qa_, a); \
-	FOLD(qb_, b); \
-	FOLD(qc_, c); \
-	FOLD(qd_, d); \
-	ab_ = __builtin_shufflevector(qa_, qb_, 0, 4, 1, 5) + __builtin_shufflevector(qa_, qb_, 2, 6, 3, 7); \
-	cd_ = __builtin_shufflevector(qc_, qd_, 0, 4, 1, 5) + __builtin_shufflevector(qc_, qd_, 2, 6, 3, 7); \
-	*(lanes4 *)(out) += __builtin_shufflevector(ab_, cd_, 0, 1, 4, 5) + __builtin_shufflevector(ab_, cd_, 2, 3, 6, 7); \
+#define PAIRS(q, r) (__builtin_shufflevector(q, r, 0, 4, 1, 5) + __builtin_shufflevector(q, r, 2, 6, 3, 7))
+
+#define ADD_SUM4(out, a) do { \
+	vreal4 q0_ = FOLD((a)[0]), q1_ = FOLD((a)[1]), q2_ = FOLD((a)[2]), q3_ = FOLD((a)[3]); \
+	vreal4 x_ = PAIRS(q0_, q1_), y_ = PAIRS(q2_, q3_); \
+	*(vreal4 *)(out) += __builtin_shufflevector(x_, y_, 0, 1, 4, 5) + __builtin_shufflevector(x_, y_, 2, 3, 6, 7); \
 } while (0)
 
-/* m (<= SCORE_M) heads against n (<= 4) keys; whole multiples of GROUP. */
+/* m (<= SCORE_M) heads against n (1 or 4) keys; whole groups only. */
 INLINE TARGET void score_tile(const int m, const int n, real *s, int64_t lds, const real *q, int64_t ldq, const real *k,
     int w)
 {
-	lanes16 acc[SCORE_M][4] = { 0 };
+	V acc[SCORE_M][4][SUB];
 
+	for (int h = 0; h < m; h++)
+		for (int i = 0; i < n; i++)
+			for (int u = 0; u < SUB; u++)
+				acc[h][i][u] = V_ZERO;
 	for (int j = 0; j + GROUP <= w; j += GROUP)
-		for (int h = 0; h < m; h++) {
-			lanes16 x = AT(q + h * ldq + j);
+		for (int u = 0; u < SUB; u++) {
+			V key[4];
 
-			for (int i = 0; i < n; i++)
-				acc[h][i] += x * AT(k + (int64_t)i * w + j);
+			for (int i = 0; i < n; i++) {
+				key[i] = V_LOAD(k + (int64_t)i * w + j + u * VL);
+				V_KEEP(key[i]);
+			}
+			for (int h = 0; h < m; h++) {
+				V x = V_LOAD(q + h * ldq + j + u * VL);
+
+				for (int i = 0; i < n; i++)
+					acc[h][i][u] += x * key[i];
+			}
 		}
 	for (int h = 0; h < m; h++)
 		if (n == 4)
-			ADD_SUM4(s + h * lds, acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+			ADD_SUM4(s + h * lds, acc[h]);
 		else
-			for (int i = 0; i < n; i++)
-				ADD_SUM(s + h * lds + i, acc[h][i]);
+			ADD_SUM(s + h * lds, acc[h][0]);
 }
 
 static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int heads, const real *k, int n, int w)
@@ -86,22 +84,32 @@ static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int 
 		}
 }
 
-/* m (<= VALUE_M) heads, v (<= VALUE_V) groups of lanes of all n values. */
+/* m (<= VALUE_M) heads, v (<= VALUE_V) groups of all n values. */
 INLINE TARGET void value_tile(const int m, const int v, real *o, int64_t ldo, const real *p, int64_t ldp, const real *x,
     int n, int w)
 {
-	lanes16 acc[VALUE_M][VALUE_V];
+	V acc[VALUE_M][VALUE_V * SUB];
 
 	for (int h = 0; h < m; h++)
-		for (int j = 0; j < v; j++)
-			acc[h][j] = AT(o + h * ldo + j * GROUP);
-	for (int i = 0; i < n; i++, x += w)
-		for (int h = 0; h < m; h++)
-			for (int j = 0; j < v; j++)
-				acc[h][j] += p[h * ldp + i] * AT(x + j * GROUP);
+		for (int j = 0; j < v * SUB; j++)
+			acc[h][j] = V_LOAD(o + h * ldo + j * VL);
+	for (int i = 0; i < n; i++, x += w) {
+		V val[VALUE_V * SUB];
+
+		for (int j = 0; j < v * SUB; j++) {
+			val[j] = V_LOAD(x + j * VL);
+			V_KEEP(val[j]);
+		}
+		for (int h = 0; h < m; h++) {
+			V y = V_SET1(p[h * ldp + i]);
+
+			for (int j = 0; j < v * SUB; j++)
+				acc[h][j] += y * val[j];
+		}
+	}
 	for (int h = 0; h < m; h++)
-		for (int j = 0; j < v; j++)
-			*(lanes16 *)(o + h * ldo + j * GROUP) = acc[h][j];
+		for (int j = 0; j < v * SUB; j++)
+			V_STORE(o + h * ldo + j * VL, acc[h][j]);
 }
 
 INLINE TARGET void value_heads(const int m, real *o, int64_t ldo, const real *p, int64_t ldp, const real *x, int n, int w)

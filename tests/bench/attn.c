@@ -2,7 +2,7 @@
  * attn: attention of decode over caches of each type, beside the memory bandwidth of a plain sum, same run, interleaved.
  * JSON records: microseconds of one layer (median), gigabytes of cache a second, and the fraction of that bandwidth.
  *
- *	build/bench/attn [CONTEXT [THREADS]]
+ *	build/bench/attn [CONTEXT [THREADS [SHAPE]]]	a shape by its number, from 0
  */
 #include <math.h>
 #include <stdio.h>
@@ -131,7 +131,7 @@ int main(int argc, char **argv)
 
 	pool_init(argc > 2 ? atoi(argv[2]) : 0);
 	for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++)
-		for (int t = KV_F32; t <= KV_Q8; t++) {
+		for (int t = KV_F32; t <= KV_Q8 && (argc <= 3 || (size_t)atoi(argv[3]) == s); t++) {
 			struct caches c = fill((int)s, (enum kv_type)t, T);
 			double peak, sec = measure((int)s, &c, (enum kv_type)t, T, sum, &peak);
 			double gb = (double)((c.kb + c.vb) * (size_t)shapes[s].n) / sec * 1e-9;
