@@ -59,6 +59,8 @@ struct engine *engine_over(const struct config *c, const struct params *ps, cons
     const struct backend *be, struct err *e);
 void engine_refresh(struct engine *g);
 
+const char *kv_type_name(enum kv_type t);	/* "f32", "bf16", "q8" */
+enum kv_type engine_kv_type(const struct engine *g);
 const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
 const char *engine_fingerprint(struct engine *g, struct err *e);	/* hex; may have to read everything; NULL on error */

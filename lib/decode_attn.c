@@ -10,6 +10,10 @@ static int max_int(int a, int b) { return a > b ? a : b; }
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
+const char *kv_type_name(enum kv_type t) { return t == KV_F32 ? "f32" : t == KV_BF16 ? "bf16" : "q8"; }
+
+enum kv_type engine_kv_type(const struct engine *g) { return g->opt.kv; }
+
 /* What the two caches of a layer hold of a position: heads and their width. */
 struct shape {
 	int heads[2], w[2];
