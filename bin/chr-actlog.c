@@ -72,6 +72,7 @@ static void put_model(void)
 	must(!print);
 	snprintf(m.fingerprint, sizeof(m.fingerprint), "%s", print);
 	r = actlog_model_json(&m);
+	json_set_str(r, "kv_type", kv_type_name(engine_kv_type(infer.g)));
 	text = json_dumps(r, JSON_COMPACT);
 	if (!text)
 		err_die(EX_OSERR, "out of memory");

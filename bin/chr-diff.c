@@ -20,6 +20,7 @@ static struct {
 
 static const struct opt opts[] = {
 	{ 0, "tol", OPT_FLOAT, &o.tol, 0, 1e30, "X", "logits that differ by no more count as the same" },
+	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8", "caches of the second model: exact, or smaller and lossy" },
 	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are cut into sequences of N tokens" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
 	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the first model" },
@@ -78,9 +79,9 @@ static void *take(int64_t n, size_t size)
 	return p;
 }
 
-static void side_open(struct side *d, const char *dir)
+static void side_open(struct side *d, const char *dir, enum kv_type kv)
 {
-	struct engine_opt eo = { .max_seqs = 1, .max_tokens = o.seq, .max_rows = s.rows };
+	struct engine_opt eo = { .max_seqs = 1, .max_tokens = o.seq, .max_rows = s.rows, .kv = kv };
 	const struct config *c;
 	int64_t n = o.seq;
 
@@ -202,6 +203,7 @@ static json_t *side_json(struct side *d)
 	json_t *r = json_object();
 
 	json_set_str(r, "model", d->dir);
+	json_set_str(r, "kv_type", kv_type_name(engine_kv_type(d->g)));
 	json_set_num(r, "nll", nll);
 	json_set_num(r, "ppl", exp(nll));
 	metric_routing(&d->metric, d->c, &d->load, r);
@@ -233,8 +235,8 @@ static void setup(const char *a, const char *b)
 	rows = LOGITS / ((int64_t)infer.cfg.vocab_size * 4);
 	s.rows = rows < 16 ? 16 : rows > 256 ? 256 : (int)rows;
 	s.rows = s.rows > o.seq ? o.seq : s.rows;
-	side_open(&s.a, a);
-	side_open(&s.b, b);
+	side_open(&s.a, a, KV_F32);
+	side_open(&s.b, b, (enum kv_type)infer.kv);
 	if (s.a.c->vocab_size != s.b.c->vocab_size)
 		err_die(EX_DATAERR, "%s has a vocabulary of %d and %s of %d", a, s.a.c->vocab_size, b, s.b.c->vocab_size);
 	s.routers = s.a.c->num_sparse == s.b.c->num_sparse && s.a.c->num_experts == s.b.c->num_experts &&

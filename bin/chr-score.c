@@ -215,6 +215,7 @@ static void put_total(double seconds)
 	json_set_str(r, "type", "total");
 	json_set_int(r, "records", s.records);
 	put_score(r, s.tokens, s.logprob);
+	json_set_str(r, "kv_type", kv_type_name(engine_kv_type(infer.g)));
 	json_set_num(r, "seconds", seconds);
 	json_set_num(r, "tok_per_s", seconds > 0 ? (double)s.tokens / seconds : 0);
 	must(json_put(stdout, r, &s.e) < 0);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "err.h"
+#include "kv.h"
 #include "real.h"
 #include "tensor.h"
 
@@ -63,21 +64,31 @@ struct attn_args {
 	real *dq_, *dk, *dv_;		/* gradients out (overwritten) */
 };
 
-/* Attention of inference: n query rows against caches. Row i sees key slots lo[i]..hi[i] inclusive (never empty) of its
- * own caches. score = scale * (q . k + q2 . k2): the second part is MLA's rotated keys (k is then the latent, which is
- * also the value); dk2 0 leaves it out. Head h reads key/value head h*G/H of k and v, and h*G2/H of k2. The result of a
- * row depends on the keys in its range only: not on n, nor on where in the cache the range lies. */
+/* Stores x (n, heads * w) as positions pos..pos+n-1 of a cache (kv.h); n <= slots. */
+struct kv_put_args {
+	enum kv_type type;
+	void *cache;
+	int slots, heads, w, pos;
+	const real *x;
+	int64_t n;
+};
+
+/* Attention of inference: n query rows against caches (kv.h). Row i sees the keys of positions lo[i]..hi[i] inclusive (never
+ * empty) of its own caches. score = scale * (q . k + q2 . k2): the second part is MLA's rotated keys (k is then the latent,
+ * which is also the value); dk2 0 leaves it out. Head h reads key/value head h*G/H of k and v, and h*G2/H of k2. The result
+ * of a row depends on the keys in its range only: not on n, nor on where in the cache the range lies. */
 struct attn_cached_args {
 	int n, H, G, dk, dv;
 	real scale;
 	const real *q; int64_t ldq;		/* (n, H*dk) */
 	real *o; int64_t ldo;			/* (n, H*dv) */
-	const real *const *kcache; int64_t ldk;	/* (n) base of the row's keys (slot, G*dk); slot stride in elements */
-	const real *const *vcache; int64_t ldv;	/* (n) likewise (slot, G*dv) */
+	enum kv_type type;
+	int slots;				/* of all caches */
+	const void *const *kcache, *const *vcache;	/* (n) G heads of dk and of dv values */
 	const int32_t *lo, *hi;			/* (n) */
 	int G2, dk2;
 	const real *q2; int64_t ldq2;		/* (n, H*dk2) */
-	const real *const *k2cache; int64_t ldk2; /* (n) likewise (slot, G2*dk2) */
+	const void *const *k2cache;		/* (n) G2 heads of dk2 values */
 };
 
 enum diverge_kind {
@@ -139,6 +150,7 @@ struct backend {
 
 	void (*attn)(const struct attn_args *a);
 	void (*attn_back)(const struct attn_args *a);
+	void (*kv_put)(const struct kv_put_args *a);
 	void (*attn_cached)(const struct attn_cached_args *a);
 
 	void (*swiglu)(real *y, const real *g, const real *u, int64_t n);	/* y = silu(g) * u */
@@ -187,6 +199,5 @@ extern const struct backend backend_cpu;
 /* CPU kernels in use: "avx512", "avx2" or "portable"; backend_cpu_isa(name) forces one (tests; -1 if not supported). */
 const char *cpu_isa(void);
 int cpu_isa_force(const char *name);
-void cpu_attn_cached(const struct attn_cached_args *a);	/* cpu_decode.c */
 
 #endif

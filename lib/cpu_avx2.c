@@ -25,6 +25,15 @@ static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
 	_mm_storeu_ps(o, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
 
+typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline TARGET vreal4 fold(__m256 a, __m256 b)
+{
+	__m256 s = _mm256_add_ps(a, b);
+
+	return (vreal4)_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
 #define KERNELS cpu_kernels_avx2
 #define ISA "avx2"
 #define V __m256
@@ -41,5 +50,9 @@ static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
 #define NT_M 3
 #define NN_M 4
 #define NN_V 2
+#define FOLD(a) fold((a)[0], (a)[1])
+#define SCORE_M 1
+#define VALUE_M 2
+#define VALUE_V 2
 #include "cpu_template.h"
 #endif

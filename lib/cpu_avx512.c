@@ -25,6 +25,15 @@ static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
 	_mm_storeu_ps(o, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
 }
 
+typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline TARGET vreal4 fold(__m512 a)
+{
+	__m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+
+	return (vreal4)_mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+}
+
 #define LANES(n) ((__mmask16)((1u << (n)) - 1))
 #define KERNELS cpu_kernels_avx512
 #define ISA "avx512"
@@ -42,5 +51,9 @@ static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
 #define NT_M 6
 #define NN_M 8
 #define NN_V 3
+#define FOLD(a) fold((a)[0])
+#define SCORE_M 2
+#define VALUE_M 2
+#define VALUE_V 4
 #include "cpu_template.h"
 #endif

@@ -1,152 +1,170 @@
 /*
- * The attn_cached row of the cpu backend: queries of decode against KV caches. Keys are taken in blocks of BLOCK counted
- * from the first key a row sees, with a running maximum (Milakov, Gimelshein 2018), so neither the length of a cache nor
- * the place of the window in it enters the arithmetic. Sums of products run in LANES fixed lanes whatever the vector
- * width of the machine.
+ * Rows kv_put and attn_cached of the cpu backend: caches of keys and values, and queries against them. Keys are taken in
+ * blocks of BLOCK counted from the first key a row sees, oldest first, with a running maximum (Milakov, Gimelshein 2018),
+ * so neither the size of a cache nor the place of the window in it enters the arithmetic. Within a block keys come in
+ * pieces, short enough to stay in the first cache while every head of the task takes them, and unpacked there if need be;
+ * a ring's end is one more cut.
  */
 #include <math.h>
 #include <string.h>
 
-#include "backend.h"
+#include "cpu.h"
+#include "cpu_kernels.h"
 #include "pool.h"
+#include "tensor.h"
 
 #define BLOCK 64
-#define LANES 16
 #define HEADS 8		/* heads done together when they share a key head, so that a key is fetched once */
+#define PIECE 4096	/* values in a piece, about */
 
-#if defined __x86_64__ && !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
+/* ---- storing ---- */
 
-typedef real lanes __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real))));
-
-typedef real half __attribute__((vector_size(LANES / 2 * sizeof(real))));
-typedef real quarter __attribute__((vector_size(LANES / 4 * sizeof(real))));
-
-/* A macro, so that no vector crosses a call between functions of different instruction sets. */
-#define SUM_LANES(out, s) do { \
-	half h_ = __builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) \
-	    + __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15); \
-	quarter q_ = __builtin_shufflevector(h_, h_, 0, 1, 2, 3) + __builtin_shufflevector(h_, h_, 4, 5, 6, 7); \
-	(out) += (q_[0] + q_[2]) + (q_[1] + q_[3]); \
-} while (0)
-
-/* out[i] += q . key of slot i, n slots; four keys at a time, each summed in the same way as alone */
-CLONES static void block_scores(real *out, const real *q, const real *k, int64_t ldk, int n, int w)
+/* Blocks of a row that is not finite become NaN, as its products would. */
+static void pack_q8(char *head, const real *x, int w)
 {
-	int whole = w / LANES * LANES, i = 0;
+	float *d = (float *)head;
+	int8_t *q = (int8_t *)(d + kv_blocks(w));
 
-	for (; i + 4 <= n; i += 4) {
-		const real *k0 = k + i * ldk, *k1 = k0 + ldk, *k2 = k1 + ldk, *k3 = k2 + ldk;
-		lanes s0 = { 0 }, s1 = { 0 }, s2 = { 0 }, s3 = { 0 };
+	for (int j = 0; j < w; j += KV_BLOCK, d++) {
+		int n = w - j < KV_BLOCK ? w - j : KV_BLOCK;
+		float max = 0, wrong = 0, inv;
 
-		for (int j = 0; j < whole; j += LANES) {
-			lanes x = *(const lanes *)(q + j);
-
-			s0 += x * *(const lanes *)(k0 + j);
-			s1 += x * *(const lanes *)(k1 + j);
-			s2 += x * *(const lanes *)(k2 + j);
-			s3 += x * *(const lanes *)(k3 + j);
+		for (int i = 0; i < n; i++) {
+			max = fabsf((float)x[j + i]) > max ? fabsf((float)x[j + i]) : max;
+			wrong += (float)x[j + i] * 0;
 		}
-		SUM_LANES(out[i], s0);
-		SUM_LANES(out[i + 1], s1);
-		SUM_LANES(out[i + 2], s2);
-		SUM_LANES(out[i + 3], s3);
-	}
-	for (; i < n; i++) {
-		lanes s = { 0 };
-
-		for (int j = 0; j < whole; j += LANES)
-			s += *(const lanes *)(q + j) * *(const lanes *)(k + i * ldk + j);
-		SUM_LANES(out[i], s);
-	}
-	if (whole == w)
-		return;
-	for (i = 0; i < n; i++) {
-		real tail = 0;
-
-		for (int j = whole; j < w; j++)
-			tail += q[j] * k[i * ldk + j];
-		out[i] += tail;
+		inv = max > 1e-30f && wrong == 0 ? 127 / max : 0;
+		*d = max / 127 + wrong;
+		for (int i = 0; i < n; i++)
+			q[j + i] = inv > 0 ? (int8_t)lrintf((float)x[j + i] * inv) : 0;
 	}
 }
 
-/* o += sum of p[i] * value of slot i, in order of i */
-CLONES static void block_values(real *restrict o, const real *p, const real *v, int64_t ldv, int n, int w)
+static void pack_bf16(uint16_t *to, const real *x, int w)
 {
-	int i = 0;
+	float f[KV_BLOCK];
 
-	for (; i + 4 <= n; i += 4, v += 4 * ldv) {
-		const real *v1 = v + ldv, *v2 = v1 + ldv, *v3 = v2 + ldv;
+	for (int j = 0; j < w; j += KV_BLOCK) {
+		int n = w - j < KV_BLOCK ? w - j : KV_BLOCK;
 
-		for (int j = 0; j < w; j++)
-			o[j] = (((o[j] + p[i] * v[j]) + p[i + 1] * v1[j]) + p[i + 2] * v2[j]) + p[i + 3] * v3[j];
+		for (int i = 0; i < n; i++)
+			f[i] = (float)x[j + i];
+		tensor_from_f32(to + j, DT_BF16, f, (size_t)n);
 	}
-	for (; i < n; i++, v += ldv)
-		for (int j = 0; j < w; j++)
-			o[j] += p[i] * v[j];
 }
 
-/* Running softmax of one head. */
-struct head {
-	real max, sum;
+static void put_rows(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	const struct kv_put_args *a = ctx;
+	size_t bytes = kv_head_bytes(a->type, a->w);
+
+	(void)worker;
+	for (int64_t i = i0; i < i1; i++)
+		for (int h = 0; h < a->heads; h++) {
+			const real *x = a->x + (i * a->heads + h) * a->w;
+			char *to = (char *)a->cache + ((size_t)h * (size_t)a->slots + (size_t)((a->pos + i) % a->slots)) * bytes;
+
+			if (a->type == KV_F32)
+				memcpy(to, x, bytes);
+			else if (a->type == KV_BF16)
+				pack_bf16((uint16_t *)to, x, a->w);
+			else
+				pack_q8(to, x, a->w);
+		}
+}
+
+void cpu_kv_put(const struct kv_put_args *a)
+{
+	pool_for(a->n, 16, put_rows, (void *)(uintptr_t)a);
+}
+
+/* ---- attention ---- */
+
+struct work {
+	const struct attn_cached_args *a;
+	const struct cpu_kernels *kern;
+	int heads;		/* of a task */
+	int widest;
 };
 
-/* Turns n scores into weights relative to the new maximum and rescales what was summed before. */
-static void block_softmax(struct head *h, real *s, int n, real scale, real *o, int dv)
-{
-	real max = h->max, sum = 0, back;
+/* Keys or values of one head, and room for a piece of them as floats. */
+struct view {
+	const char *base;
+	int w;
+	real *room;
+};
 
-	for (int i = 0; i < n; i++) {
-		s[i] *= scale;
-		if (s[i] > max)
-			max = s[i];
-	}
-	back = (real)exp(h->max - max);		/* 0 at first: exp(-inf) */
-	for (int i = 0; i < n; i++) {
-		s[i] = sizeof(real) == 4 ? (real)expf((float)(s[i] - max)) : (real)exp(s[i] - max);
-		sum += s[i];
-	}
-	if (back != 1)
-		for (int j = 0; j < dv; j++)
-			o[j] *= back;
-	h->sum = h->sum * back + sum;
-	h->max = max;
+static struct view view_of(const struct work *k, const void *cache, int head, int w, real *room)
+{
+	size_t bytes = kv_cache_bytes(k->a->type, 1, k->a->slots, w);
+
+	return (struct view){ (const char *)cache + (size_t)head * bytes, w, room };
 }
 
-/* Query row i, heads h0..h0+nh-1, which read the same key and value head. */
-static void attend(const struct attn_cached_args *a, int i, int h0, int nh)
+/* Keys of a piece from position p on, of n that are left in the block. */
+static int piece(const struct work *k, int p, int n)
 {
-	int g = h0 * a->G / a->H, total = a->hi[i] - a->lo[i] + 1;
-	const real *k = a->kcache[i] + a->lo[i] * a->ldk + (int64_t)g * a->dk;
-	const real *v = a->vcache[i] + a->lo[i] * a->ldv + (int64_t)g * a->dv;
-	real s[BLOCK];
-	struct head head[HEADS];
-	real *o = a->o + i * a->ldo + (int64_t)h0 * a->dv;
+	int most = PIECE / k->widest / 4 * 4, slot = p % k->a->slots;
 
-	memset(o, 0, sizeof(real) * (size_t)nh * a->dv);
-	for (int h = 0; h < nh; h++)
-		head[h] = (struct head){ .max = -INFINITY };
-	for (int b = 0; b < total; b += BLOCK) {
-		int n = total - b < BLOCK ? total - b : BLOCK;
+	most = most < 4 ? 4 : most;
+	n = n < most ? n : most;
+	return n < k->a->slots - slot ? n : k->a->slots - slot;
+}
 
-		for (int h = 0; h < nh; h++) {
-			memset(s, 0, sizeof(s));
-			block_scores(s, a->q + i * a->ldq + (int64_t)(h0 + h) * a->dk, k + b * a->ldk, a->ldk, n, a->dk);
-			if (a->dk2 > 0) {
-				int g2 = (h0 + h) * a->G2 / a->H;
+static const real *floats(const struct work *k, const struct view *v, int p, int n)
+{
+	const char *rows = v->base + (size_t)(p % k->a->slots) * kv_head_bytes(k->a->type, v->w);
 
-				block_scores(s, a->q2 + i * a->ldq2 + (int64_t)(h0 + h) * a->dk2,
-				    a->k2cache[i] + (a->lo[i] + b) * a->ldk2 + (int64_t)g2 * a->dk2, a->ldk2, n, a->dk2);
-			}
-			block_softmax(&head[h], s, n, a->scale, o + (int64_t)h * a->dv, a->dv);
-			block_values(o + (int64_t)h * a->dv, s, v + b * a->ldv, a->ldv, n, a->dv);
+	if (k->a->type == KV_F32)
+		return (const real *)rows;
+	k->kern->unpack(v->room, rows, k->a->type, n, v->w);
+	return v->room;
+}
+
+/* s(heads, BLOCK) += scores of n keys from position p on, of query row i and the heads h0.. of the task */
+static void piece_scores(const struct work *k, int i, int h0, int p, int n, real *s, real *room)
+{
+	const struct attn_cached_args *a = k->a;
+	struct view keys = view_of(k, a->kcache[i], h0 * a->G / a->H, a->dk, room);
+	int per = a->dk2 > 0 ? a->H / a->G2 : 1, h1 = h0 + k->heads, next;
+
+	k->kern->scores(s, BLOCK, a->q + i * a->ldq + (int64_t)h0 * a->dk, a->dk, k->heads, floats(k, &keys, p, n), n, a->dk);
+	for (int h = h0; h < h1 && a->dk2 > 0; h = next) {
+		struct view keys2 = view_of(k, a->k2cache[i], h / per, a->dk2, room);
+
+		next = h / per * per + per < h1 ? h / per * per + per : h1;
+		k->kern->scores(s + (h - h0) * BLOCK, BLOCK, a->q2 + i * a->ldq2 + (int64_t)h * a->dk2, a->dk2, next - h,
+		    floats(k, &keys2, p, n), n, a->dk2);
+	}
+}
+
+/* Query row i, heads h0.. of the task, which read the same key and value head. */
+static void attend(const struct work *k, int i, int h0, real *room)
+{
+	const struct attn_cached_args *a = k->a;
+	struct view v = view_of(k, a->vcache[i], h0 * a->G / a->H, a->dv, room);
+	real s[HEADS * BLOCK], *o = a->o + i * a->ldo + (int64_t)h0 * a->dv;
+	struct softmax soft[HEADS];
+
+	memset(o, 0, sizeof(real) * (size_t)k->heads * (size_t)a->dv);
+	for (int h = 0; h < k->heads; h++)
+		soft[h] = (struct softmax){ .max = -INFINITY };
+	for (int p = a->lo[i], n; p <= a->hi[i]; p += n) {
+		n = a->hi[i] + 1 - p < BLOCK ? a->hi[i] + 1 - p : BLOCK;
+		memset(s, 0, sizeof(real) * BLOCK * (size_t)k->heads);
+		for (int j = 0, m; j < n; j += m) {
+			m = piece(k, p + j, n - j);
+			piece_scores(k, i, h0, p + j, m, s + j, room);
+		}
+		for (int h = 0; h < k->heads; h++)
+			k->kern->soften(&soft[h], s + h * BLOCK, n, a->scale, o + (int64_t)h * a->dv, a->dv);
+		for (int j = 0, m; j < n; j += m) {
+			m = piece(k, p + j, n - j);
+			k->kern->values(o, a->dv, s + j, BLOCK, k->heads, floats(k, &v, p + j, m), m, a->dv);
 		}
 	}
-	for (int h = 0; h < nh; h++) {
-		real r = 1 / head[h].sum;
+	for (int h = 0; h < k->heads; h++) {
+		real r = 1 / soft[h].sum;
 
 		for (int j = 0; j < a->dv; j++)
 			o[(int64_t)h * a->dv + j] *= r;
@@ -164,24 +182,24 @@ static int heads_together(const struct attn_cached_args *a)
 	return 1;
 }
 
-struct work {
-	const struct attn_cached_args *a;
-	int nh;
-};
+static int max_int(int a, int b) { return a > b ? a : b; }
 
 static void attend_range(void *ctx, int64_t i0, int64_t i1, int worker)
 {
-	const struct work *w = ctx;
-	int per_row = w->a->H / w->nh;
+	const struct work *k = ctx;
+	int per_row = k->a->H / k->heads;
+	real *room = NULL;
 
 	(void)worker;
+	if (k->a->type != KV_F32)
+		room = cpu_thread_buffer(sizeof(real) * (size_t)max_int(PIECE, 4 * k->widest));
 	for (int64_t i = i0; i < i1; i++)
-		attend(w->a, (int)(i / per_row), (int)(i % per_row) * w->nh, w->nh);
+		attend(k, (int)(i / per_row), (int)(i % per_row) * k->heads, room);
 }
 
 void cpu_attn_cached(const struct attn_cached_args *a)
 {
-	struct work w = { a, heads_together(a) };
+	struct work k = { a, cpu_kernels(), heads_together(a), max_int(max_int(a->dk, a->dv), a->dk2) };
 
-	pool_for((int64_t)a->n * (a->H / w.nh), 1, attend_range, &w);
+	pool_for((int64_t)a->n * (a->H / k.heads), 1, attend_range, &k);
 }

@@ -8,7 +8,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kv.h"
 #include "real.h"
+
+struct softmax {		/* of one head, on its way over the keys */
+	real max, sum;
+};
 
 struct cpu_kernels {
 	const char *isa;
@@ -33,6 +38,13 @@ struct cpu_kernels {
 	void (*axpy)(real *y, const real *x, real a, int64_t n);
 	void (*adamw)(real *w, real *m, real *v, const real *g, int64_t n, const real c[8]);
 	double (*sumsq)(const real *x, int64_t n);
+
+	/* Of attn_cached (cpu_cached.h), for heads that read the same n keys (n, w) and values (n, w). Every table gives the
+	 * same bytes, and cutting n or heads into several calls changes none. */
+	void (*scores)(real *s, int64_t lds, const real *q, int64_t ldq, int heads, const real *k, int n, int w); /* += q.k */
+	void (*soften)(struct softmax *h, real *s, int n, real scale, real *o, int w);	/* scores to weights; o rescaled */
+	void (*values)(real *o, int64_t ldo, const real *p, int64_t ldp, int heads, const real *v, int n, int w); /* += p v */
+	void (*unpack)(real *x, const void *rows, enum kv_type t, int n, int w);	/* lossy types */
 };
 
 extern const struct cpu_kernels cpu_kernels_portable;

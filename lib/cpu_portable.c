@@ -41,4 +41,9 @@ static inline real lane_sum(vreal v)
 #define NT_M 3
 #define NN_M 4
 #define NN_V 2
+#define vreal4 vreal
+#define FOLD(a) (((a)[0] + (a)[2]) + ((a)[1] + (a)[3]))
+#define SCORE_M 1
+#define VALUE_M 1
+#define VALUE_V 1
 #include "cpu_template.h"

@@ -6,11 +6,13 @@
  *	V_ZERO V_LOAD(p) V_LOADN(p,n) V_STORE(p,v) V_STOREN(p,n,v) V_SET1(x) V_FMA(a,b,c)
  *	V_KEEP(v)	keeps a loaded vector in its register: a second load per multiply-add would be the bottleneck
  *	V_SUM4(a,b,c,d,out)	out[0..3] = sums of lanes, same tree for each
+ *	SCORE_M VALUE_M VALUE_V	register tiles of cpu_cached.h
  *	NT_M NN_M NN_V	register tiles: NT is NT_M x 4 dot products, NN is NN_M rows x NN_V vectors
  * V_LOADN and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as zero.
  */
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -409,8 +411,11 @@ static TARGET double sumsq(const real *x, int64_t n)
 	return t;
 }
 
+#include "cpu_cached.h"
+
 const struct cpu_kernels KERNELS = {
 	.isa = ISA, .nt = nt, .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax, .swiglu = swiglu,
 	.swiglu_back = swiglu_back, .rmsnorm = rmsnorm, .rmsnorm_dx = rmsnorm_dx, .rmsnorm_dg = rmsnorm_dg,
 	.dot = kdot, .axpy = axpy, .adamw = adamw, .sumsq = sumsq,
+	.scores = scores, .soften = soften, .values = values, .unpack = unpack,
 };

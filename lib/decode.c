@@ -39,7 +39,6 @@ static void carve_attention(struct scratch *s, const struct config *c, int64_t R
 	s->att = carve(v, R * H * d, sizeof(real));
 	s->kcache = carve(v, R, sizeof(*s->kcache));
 	s->vcache = carve(v, R, sizeof(*s->vcache));
-	s->k2cache = carve(v, R, sizeof(*s->k2cache));
 }
 
 static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks, struct carve *v)
@@ -286,8 +285,6 @@ void seq_reset(struct seq *s)
 {
 	s->len = 0;
 	s->expects = false;
-	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
-		s->kv[l].base = 0;
 }
 
 struct seq *seq_fork(const struct seq *s, struct err *e)

@@ -34,6 +34,7 @@ struct engine_opt {
 	int max_tokens;		/* capacity of one sequence's caches */
 	int max_rows;		/* rows evaluated at a time; longer prompts go in chunks of it. At least max_seqs */
 	int64_t other;		/* bytes the caller will hold besides: part of the plan */
+	enum kv_type kv;	/* of the caches; all but KV_F32 lose precision, the same way however the text is cut */
 	bool blocks;		/* set by engine_plan and engine_open: some weights are quantised */
 	int predict;		/* SRC_BIT()s of predict.h */
 	int on_miss;		/* this and route_bias apply to single tokens after a prompt; prompts are always exact */
@@ -58,6 +59,8 @@ struct engine *engine_over(const struct config *c, const struct params *ps, cons
     const struct backend *be, struct err *e);
 void engine_refresh(struct engine *g);
 
+const char *kv_type_name(enum kv_type t);	/* "f32", "bf16", "q8" */
+enum kv_type engine_kv_type(const struct engine *g);
 const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
 const char *engine_fingerprint(struct engine *g, struct err *e);	/* hex; may have to read everything; NULL on error */

@@ -10,88 +10,79 @@ static int max_int(int a, int b) { return a > b ? a : b; }
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
-static void kv_widths(const struct config *c, int l, int64_t *wa, int64_t *wb)
-{
-	bool mla = c->layer_type[l] == LAYER_MLA;
+const char *kv_type_name(enum kv_type t) { return t == KV_F32 ? "f32" : t == KV_BF16 ? "bf16" : "q8"; }
 
-	*wa = mla ? c->kv_latent_dim : config_kv_width(c);
-	*wb = mla ? (int64_t)c->num_key_value_heads * c->rope_dim : config_kv_width(c);
+enum kv_type engine_kv_type(const struct engine *g) { return g->opt.kv; }
+
+/* What the two caches of a layer hold of a position: heads and their width. */
+struct shape {
+	int heads[2], w[2];
+};
+
+static struct shape kv_shape(const struct config *c, int l)
+{
+	int G = c->num_key_value_heads, d = c->head_dim;
+
+	if (c->layer_type[l] == LAYER_MLA)
+		return (struct shape){ { 1, G }, { c->kv_latent_dim, c->rope_dim } };
+	return (struct shape){ { G, G }, { d, d } };
 }
 
-/* Places the caches of layer l at base and returns their bytes; a sliding layer keeps its window and one pass. */
+/* Places the caches of layer l at base and returns their bytes. A sliding layer needs the keys that the first row of a
+ * pass sees when the last one is stored. */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base)
 {
-	int64_t slots = o->max_tokens, wa, wb, bytes;
+	struct shape s = kv_shape(c, l);
+	int64_t slots = o->max_tokens, bytes;
 
-	kv_widths(c, l, &wa, &wb);
-	if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size + o->max_rows < slots)
-		slots = (int64_t)c->sliding_window_size + o->max_rows;
-	bytes = align64(slots * wa * (int64_t)sizeof(real));
-	*kv = (struct kv){ (real *)base, (real *)(base + bytes), 0, (int)slots };
-	return bytes + align64(slots * wb * (int64_t)sizeof(real));
+	if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size - 1 + o->max_rows < slots)
+		slots = (int64_t)c->sliding_window_size - 1 + o->max_rows;
+	bytes = align64((int64_t)kv_cache_bytes(o->kv, s.heads[0], (int)slots, s.w[0]));
+	*kv = (struct kv){ base, base + bytes, (int)slots };
+	return bytes + align64((int64_t)kv_cache_bytes(o->kv, s.heads[1], (int)slots, s.w[1]));
 }
 
+/* The positions of a sequence of len tokens that the caches of layer l still hold. */
 void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len)
 {
-	int64_t wa, wb, n = len - from->base;
+	struct shape s = kv_shape(g->cfg, l);
 
-	kv_widths(g->cfg, l, &wa, &wb);
-	to->base = from->base;
-	g->be->copy(to->a, from->a, sizeof(real) * (size_t)(n * wa));
-	g->be->copy(to->b, from->b, sizeof(real) * (size_t)(n * wb));
-}
+	for (int i = 0; i < 2; i++) {
+		size_t head = kv_cache_bytes(g->opt.kv, 1, from->slots, s.w[i]);
+		size_t used = kv_cache_bytes(g->opt.kv, 1, len < from->slots ? len : from->slots, s.w[i]);
 
-/* Moves the last `keep` of `have` slots to the front, in pieces that do not overlap. */
-static void slide(const struct backend *be, real *cache, int width, int have, int keep)
-{
-	int shift = have - keep;
-
-	for (int i = 0; i < keep; i += shift) {
-		int n = keep - i < shift ? keep - i : shift;
-
-		be->copy(cache + (int64_t)i * width, cache + (int64_t)(i + shift) * width,
-		    sizeof(real) * (size_t)n * width);
+		for (int h = 0; h < s.heads[i]; h++)
+			g->be->copy((i ? to->b : to->a) + (size_t)h * head, (i ? from->b : from->a) + (size_t)h * head, used);
 	}
 }
 
-/* Makes room for n slots after position len and says in which slot they begin. */
-static int kv_room(const struct engine *g, struct kv *kv, int len, int n, int wa, int wb)
-{
-	int have = len - kv->base, keep = g->cfg->sliding_window_size - 1;
-
-	if (have + n > kv->slots) {	/* sliding layers only: the others hold max_tokens */
-		if (keep > have)
-			keep = have;
-		slide(g->be, kv->a, wa, have, keep);
-		slide(g->be, kv->b, wb, have, keep);
-		kv->base += have - keep;
-		have = keep;
-	}
-	return have;
-}
-
-/* Appends the new rows of a (R, wa) and b (R, wb) to the caches and fills lo, hi and the cache pointers of each row. */
-static void kv_append(struct engine *g, int l, const real *a, int wa, const real *b, int wb)
+/* Stores the new rows of a and b (kv_shape) and fills lo, hi and the cache pointers of each row. */
+static void kv_append(struct engine *g, int l, const real *a, const real *b)
 {
 	struct scratch *s = &g->s;
-	bool sliding = g->layer[l].type == LAYER_SLIDING;
-	int window = g->cfg->sliding_window_size;
+	struct shape sh = kv_shape(g->cfg, l);
+	int window = g->layer[l].type == LAYER_SLIDING ? g->cfg->sliding_window_size : 0;
 
 	for (int i = 0; i < g->nseg; i++) {
 		struct seg *seg = &s->seg[i];
 		struct kv *kv = &seg->it->s->kv[l];
-		int slot = kv_room(g, kv, seg->it->s->len, seg->n, wa, wb);
+		int pos = seg->it->s->len;
 
-		g->be->copy(kv->a + (int64_t)slot * wa, a + (int64_t)seg->row0 * wa, sizeof(real) * (size_t)seg->n * wa);
-		g->be->copy(kv->b + (int64_t)slot * wb, b + (int64_t)seg->row0 * wb, sizeof(real) * (size_t)seg->n * wb);
-		for (int r = seg->row0; r < seg->row0 + seg->n; r++, slot++) {
-			s->hi[r] = slot;
-			s->lo[r] = sliding ? max_int(slot - window + 1, 0) : 0;
+		for (int j = 0; j < 2; j++)
+			g->be->kv_put(&(struct kv_put_args){ .type = g->opt.kv, .cache = j ? kv->b : kv->a, .slots = kv->slots,
+			    .heads = sh.heads[j], .w = sh.w[j], .pos = pos, .n = seg->n,
+			    .x = (j ? b : a) + (int64_t)seg->row0 * sh.heads[j] * sh.w[j] });
+		for (int r = seg->row0; r < seg->row0 + seg->n; r++, pos++) {
+			s->hi[r] = pos;
+			s->lo[r] = window > 0 ? max_int(pos - window + 1, 0) : 0;
 			s->kcache[r] = kv->a;
-			s->vcache[r] = s->k2cache[r] = kv->b;
+			s->vcache[r] = kv->b;
 		}
 	}
 }
+
+/* The same for every sequence. */
+static int kv_slots(const struct engine *g, int l) { return g->s.seg[0].it->s->kv[l].slots; }
 
 static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int rows, int out, int in)
 {
@@ -114,11 +105,11 @@ static void gqa(struct engine *g, int l)
 	be->rmsnorm(s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d, c->rms_norm_eps);
 	be->rope(s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
 	be->rope(s->k, Gd, d, R, c->num_key_value_heads, d, g->rope, s->pos, false);
-	kv_append(g, l, s->k, Gd, s->k2, Gd);
+	kv_append(g, l, s->k, s->k2);
 	be->attn_cached(&(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
 	    .scale = (real)(1 / sqrt(d)), .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
-	    .kcache = s->kcache, .ldk = Gd, .vcache = s->vcache, .ldv = Gd, .lo = s->lo, .hi = s->hi });
+	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->vcache, .lo = s->lo, .hi = s->hi });
 }
 
 /* Queries and the new cache rows: q_abs (R, H*C), q2 (R, H*r), k latent (R, C), k2 rotated keys (R, G*r). */
@@ -153,12 +144,12 @@ static void mla(struct engine *g, int l)
 	int C = c->kv_latent_dim, r = c->rope_dim, d = c->head_dim;
 
 	mla_project(g, w);
-	kv_append(g, l, s->k, C, s->k2, G * r);
+	kv_append(g, l, s->k, s->k2);
 	g->be->attn_cached(&(struct attn_cached_args){
 	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)(1 / sqrt(d)),
 	    .q = s->q_abs, .ldq = (int64_t)H * C, .o = s->ctx, .ldo = (int64_t)H * C,
-	    .kcache = s->kcache, .ldk = C, .vcache = s->kcache, .ldv = C, .lo = s->lo, .hi = s->hi,
-	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = s->k2cache, .ldk2 = (int64_t)G * r });
+	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->kcache, .lo = s->lo, .hi = s->hi,
+	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = s->vcache });
 	for (int h = 0; h < H; h++)
 		s->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h * C, (int64_t)H * C,
 		    w->mla_v + (int64_t)(h * G / H) * d * C, R, d, C);

@@ -32,10 +32,10 @@ struct layer {
 	int n_ffn, width;			/* F or I: width of all FFNs here */
 };
 
-/* Caches of one layer of one sequence: slot i holds position base + i. */
+/* Caches of one layer of one sequence (kv.h); of a sliding layer rings. */
 struct kv {
-	real *a, *b;		/* keys (G*d) and values (G*d); MLA: latent (C) and rotated keys (G*r) */
-	int base, slots;
+	char *a, *b;		/* keys (G heads of d) and values (likewise); MLA: latent (one of C) and rotated keys (G of r) */
+	int slots;
 };
 
 struct seq {
@@ -80,7 +80,7 @@ struct scratch {
 	int32_t *wanted;		/* (E) */
 	int32_t *exact;			/* (K) the router's own choice for a row */
 	int32_t *head_row;		/* (R) */
-	const real **kcache, **vcache, **k2cache;	/* (R) */
+	const void **kcache, **vcache;	/* (R) */
 	struct predict_row *about;	/* (R) */
 	struct seg *seg;		/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */

@@ -160,7 +160,8 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 
 	mem_plan_add(plan, "position tables",
 	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));
-	mem_plan_add(plan, "KV caches", kv_bytes(g) * o->max_seqs);
+	mem_plan_add(plan, o->kv == KV_F32 ? "KV caches" : o->kv == KV_BF16 ? "KV caches, bf16" : "KV caches, q8",
+	    kv_bytes(g) * o->max_seqs);
 	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
 	    + o->max_seqs * seq_bytes(g->cfg));

@@ -22,6 +22,7 @@ struct opt infer_opts[] = {
 	{ 'B', "backend", OPT_STR, &infer.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &infer.ram, 0, 0, "BYTES", "limit on the memory of the process; 0: none" },
 	{ 0, "force", OPT_FLAG, &infer.force, 0, 0, NULL, "accept room for less than one token's experts" },
+	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8", "keys and values of past tokens: exact, or smaller and lossy" },
 	{ 0, "dry-run", OPT_FLAG, &infer.dry_run, 0, 0, NULL, "print the memory plan and stop" },
 	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
 	{ 0, "predict", OPT_STR, &infer.predict, 0, 0, "LIST", "who says which experts to read ahead: gate, shared, same, lookahead, "
@@ -136,7 +137,8 @@ static void leave_heat(void)
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
 	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
-	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias };
+	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
+	    .kv = (enum kv_type)infer.kv };
 	struct mem_plan plan = { 0 };
 	struct err e = { 0 };
 	const char *why;

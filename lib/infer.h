@@ -19,7 +19,7 @@
 struct infer {
 	const char *model, *tokenizer, *backend, *sim_ssd, *predict, *heat;
 	int64_t ram;
-	int threads, readers, io, on_miss, evict, pin;
+	int threads, readers, io, on_miss, evict, pin, kv;
 	double waste, route_bias;
 	bool buffered, force, cold, dry_run;
 

@@ -201,6 +201,7 @@ static json_t *summary(struct report *r)
 		json_set_str(o, "io", store_io(store));
 		json_object_set_new(o, "direct", json_boolean(store_direct(store)));
 	}
+	json_set_str(o, "kv_type", kv_type_name(engine_kv_type(r->g)));
 	json_set_int(o, "peak_rss", mem_peak_rss());
 	return o;
 }
