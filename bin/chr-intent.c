@@ -6,7 +6,7 @@
 
 #include "actlog.h"
 #include "answers.h"
-#include "file.h"
+#include "coverage.h"
 #include "intent.h"
 #include "json.h"
 #include "mem.h"
@@ -25,7 +25,7 @@ static struct {
 	int64_t steps, seed, log_every;
 	double epochs, lr, decay, drop, holdout;
 	bool skip_bad;
-} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 20, .lr = 2e-3, .decay = 0.1, .drop = 0.3, .holdout = 0.1 };
+} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 40, .lr = 1e-2, .decay = 0.1, .drop = 0.1, .holdout = 0.1 };
 
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory, plain or packed; gets " INTENT_NAME },
@@ -147,26 +147,6 @@ static void prepare(void)
 
 /* ---- training ---- */
 
-/* Least cross-entropy of an answer: its own entropy, mean over layers. */
-static double entropy(const float *used)
-{
-	const int E = s.md.cfg.num_experts;
-	double sum = 0;
-
-	for (int l = 0; l < s.md.cfg.num_sparse; l++) {
-		double all = 0;
-
-		for (int e = 0; e < E; e++)
-			all += (double)used[l * (int64_t)E + e];
-		for (int e = 0; e < E; e++) {
-			double f = all > 0 ? (double)used[l * (int64_t)E + e] / all : 0;
-
-			sum -= f > 0 ? f * log(f) : 0;
-		}
-	}
-	return sum / s.md.cfg.num_sparse;
-}
-
 /* Sequence number `at` of all that training goes through. */
 static const struct answer *sequence(int64_t at)
 {
@@ -216,7 +196,7 @@ static void train(int64_t steps)
 			int n = some_tokens(x, at);
 
 			loss += intent_loss(s.m, s.tok, n, x->used, 1 / (real)o.batch, s.g, s.scratch);
-			floor += entropy(x->used);
+			floor += coverage_entropy(x->used, s.m->Ls, s.m->E);
 			tokens += n;
 		}
 		norm = optim_norm(&s.opt, s.g);
@@ -234,143 +214,24 @@ static void train(int64_t steps)
 	progress_end(&s.bar);
 }
 
-/* ---- how good is it? ---- */
-
-enum { BY_INTENT, BY_POPULARITY, BY_PROMPT, BY_PROMPT_POPULARITY, BY_PROMPT_INTENT, BY_ORACLE, SOURCES };
-static const char *const source_name[SOURCES] = { "intent", "popularity", "prompt", "prompt_popularity", "prompt_intent",
-	"oracle" };
-static const double budget[] = { 0.125, 0.25, 0.5 };
-enum { BUDGETS = sizeof budget / sizeof *budget };
-
-struct gain {			/* of one source over another, sequence by sequence */
-	double sum, square;
-	int64_t n;
-};
-
-struct measure {
-	double loss, popular_loss, floor, uses, covered[BUDGETS][SOURCES];
-	struct gain gain[BUDGETS], blend[BUDGETS];	/* intent over popularity: alone, and with what the prompt touched */
-	int64_t tokens;
-};
-
-static void popular_share(float *score)
-{
-	const int E = s.md.cfg.num_experts;
-
-	for (int l = 0; l < s.md.cfg.num_sparse; l++) {
-		double sum = 0;
-
-		for (int e = 0; e < E; e++)
-			sum += s.popular[l * (int64_t)E + e];
-		for (int e = 0; e < E; e++)
-			score[l * (int64_t)E + e] = (float)(s.popular[l * (int64_t)E + e] / sum * s.md.cfg.num_experts_per_tok);
-	}
-}
-
-static void scores(const struct answer *x, float *score[SOURCES])
-{
-	size_t size = (size_t)experts() * sizeof **score;
-
-	intent_expect(s.m, x->tok, x->n, score[BY_INTENT]);
-	popular_share(score[BY_POPULARITY]);
-	memcpy(score[BY_PROMPT], x->touched, size);
-	memcpy(score[BY_PROMPT_POPULARITY], score[BY_POPULARITY], size);
-	intent_blend(s.m, score[BY_PROMPT_POPULARITY], x->touched, x->n);
-	memcpy(score[BY_PROMPT_INTENT], score[BY_INTENT], size);
-	intent_blend(s.m, score[BY_PROMPT_INTENT], x->touched, x->n);
-	memcpy(score[BY_ORACLE], x->used, size);
-}
-
-static void add_gain(struct gain *g, double d)
-{
-	g->sum += d;
-	g->square += d * d;
-	g->n++;
-}
-
-static int experts_of(int b)
-{
-	int n = (int)lround(budget[b] * s.md.cfg.num_experts);
-
-	return n < 1 ? 1 : n;
-}
-
-static void measure(const struct answer *x, float *score[SOURCES], int *order, struct measure *z)
-{
-	const struct config *c = &s.md.cfg;
-	double uses = (double)x->tokens * c->num_sparse * c->num_experts_per_tok;
-
-	scores(x, score);
-	for (int b = 0; b < BUDGETS; b++) {
-		double got[SOURCES];
-
-		for (int i = 0; i < SOURCES; i++) {
-			got[i] = answers_covered(x->used, score[i], c->num_sparse, c->num_experts, experts_of(b), order);
-			z->covered[b][i] += got[i];
-		}
-		add_gain(&z->gain[b], (got[BY_INTENT] - got[BY_POPULARITY]) / uses);
-		add_gain(&z->blend[b], (got[BY_PROMPT_INTENT] - got[BY_PROMPT_POPULARITY]) / uses);
-	}
-	z->loss += intent_loss(s.m, x->tok, x->n, x->used, 0, NULL, s.scratch);
-	z->floor += entropy(x->used);
-	z->tokens += x->tokens;
-	z->uses += uses;
-}
-
-static void set_gain(json_t *r, const char *key, const char *error, const struct gain *g)
-{
-	double n = (double)g->n, mean = g->sum / n;
-
-	json_set_num(r, key, mean);
-	json_set_num(r, error, g->n > 1 ? sqrt(fmax(g->square / n - mean * mean, 0) / (n - 1)) : NAN);
-}
-
-static json_t *budgets(const struct measure *z)
-{
-	json_t *list = json_array();
-
-	for (int b = 0; b < BUDGETS; b++) {
-		json_t *r = json_object();
-
-		json_set_num(r, "share", budget[b]);
-		json_set_int(r, "experts", experts_of(b));
-		for (int i = 0; i < SOURCES; i++)
-			json_set_num(r, source_name[i], z->covered[b][i] / z->uses);
-		set_gain(r, "gain", "gain_error", &z->gain[b]);
-		set_gain(r, "blend_gain", "blend_gain_error", &z->blend[b]);
-		json_array_append_new(list, r);
-	}
-	return list;
-}
+/* ---- the result ---- */
 
 static void evaluate(int64_t steps)
 {
 	json_t *r = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", "intent", "step", (json_int_t)steps);
-	int *order = take((size_t)s.md.cfg.num_experts, sizeof *order);
-	double n = (double)s.a.nheld;
-	struct measure z = { 0 };
-	float *score[SOURCES];
+	struct coverage c;
 
-	for (int i = 0; i < SOURCES; i++)
-		score[i] = take((size_t)experts(), sizeof **score);
-	for (int i = 0; i < s.a.n; i++)
-		if (s.a.v[i].held)
-			measure(&s.a.v[i], score, order, &z);
+	must(coverage_open(&c, &s.a, s.m, s.popular, &s.e) < 0);
+	coverage_blends(&c);
+	s.m->blend = c.blend;
 	json_set_int(r, "sequences", s.a.nheld);
 	json_set_int(r, "trained_on", s.ntrain);
 	json_set_int(r, "left_out", s.a.left_out);
-	json_set_int(r, "answer_tokens", z.tokens);
-	json_set_num(r, "loss", z.loss / n);
-	json_set_num(r, "kl", (z.loss - z.floor) / n);
-	json_object_set_new(r, "coverage", budgets(&z));
+	coverage_put(&c, r);
 	must(json_put(stdout, r, &s.e) < 0);
+	coverage_close(&c);
 	json_decref(r);
-	for (int i = 0; i < SOURCES; i++)
-		mem_free(score[i]);
-	mem_free(order);
 }
-
-/* ---- */
 
 static void save(int argc, char **argv)
 {
@@ -411,6 +272,11 @@ int main(int argc, char **argv)
 		err_die(EX_TEMPFAIL, "stopped by signal %d, nothing was written", (int)sig_stop);
 	evaluate(steps);
 	save(argc, argv);
+	mem_free(s.order);
+	mem_free(s.popular);
+	mem_free(s.tok);
+	mem_free(s.scratch);
+	mem_free(s.g);
 	optim_close(&s.opt);
 	intent_free(s.m);
 	answers_free(&s.a);

@@ -109,15 +109,14 @@ static int keep(struct answers *a, int n, struct err *e)
 	*x = (struct answer){ .n = n, .held = a->every > 0 && a->n % a->every == 0 };
 	x->tok = malloc((size_t)n * sizeof *x->tok);
 	x->used = calloc(size, sizeof *x->used);
-	x->touched = x->held ? calloc(size, sizeof *x->touched) : NULL;
-	if (!x->tok || !x->used || (x->held && !x->touched))
+	x->touched = calloc(size, sizeof *x->touched);
+	if (!x->tok || !x->used || !x->touched)
 		return err_set(e, EX_OSERR, "out of memory");
 	memcpy(x->tok, p->tok, (size_t)n * sizeof *x->tok);
 	for (int t = n; t < p->n; t++)
 		x->tokens += p->answer[t];
 	count(a, n, p->n, false, x->used);
-	if (x->held)
-		count(a, 0, n, true, x->touched);
+	count(a, 0, n, true, x->touched);
 	a->nheld += x->held;
 	return 0;
 }
@@ -152,34 +151,4 @@ void answers_free(struct answers *a)
 	}
 	free(a->pending);
 	*a = (struct answers){ 0 };
-}
-
-/* Puts the N highest first. */
-static void select_top(const float *score, int E, int N, int *order)
-{
-	for (int e = 0; e < E; e++)
-		order[e] = e;
-	for (int k = 0; k < N; k++) {
-		int best = k, id;
-
-		for (int i = k + 1; i < E; i++)
-			if (score[order[i]] > score[order[best]]
-			    || (score[order[i]] == score[order[best]] && order[i] < order[best]))
-				best = i;
-		id = order[best];
-		order[best] = order[k];
-		order[k] = id;
-	}
-}
-
-double answers_covered(const float *used, const float *score, int Ls, int E, int N, int *order)
-{
-	double sum = 0;
-
-	for (int l = 0; l < Ls; l++) {
-		select_top(score + (int64_t)l * E, E, N, order);
-		for (int k = 0; k < N; k++)
-			sum += (double)used[(int64_t)l * E + order[k]];
-	}
-	return sum;
 }

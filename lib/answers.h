@@ -1,6 +1,5 @@
 /*
- * answers: activation records as pairs: the tokens of a prompt, and how often its answer used each expert; and how well a
- * guess of the latter does.
+ * answers: activation records as pairs: the tokens of a prompt, and how often its answer used each expert.
  *
  *	answers_open(&a, &cfg, prompt_tokens, every);
  *	while (actlog_next(&log, &e) == 1)
@@ -27,7 +26,7 @@ struct answer {
 	uint32_t *tok;
 	int64_t tokens;			/* of the answer */
 	float *used;			/* (Ls, E) by the answer */
-	float *touched;			/* (Ls, E) by the prompt; NULL unless held */
+	float *touched;			/* (Ls, E) by the prompt */
 	bool held;			/* kept from training */
 };
 
@@ -45,9 +44,5 @@ int answers_open(struct answers *a, const struct config *c, int prompt_tokens, i
 int answers_add(struct answers *a, const struct act *act, struct err *e);
 int answers_end(struct answers *a, struct err *e);	/* of the last sequence */
 void answers_free(struct answers *a);
-
-/* Of the uses in used (Ls, E), how many fall on the N experts of each layer with the highest score (Ls, E); of equal scores
- * the lowest index goes first. order: scratch (E). */
-double answers_covered(const float *used, const float *score, int Ls, int E, int N, int *order);
 
 #endif

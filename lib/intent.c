@@ -7,6 +7,7 @@
 
 #include "file.h"
 #include "modeldir.h"
+#include "opt.h"
 #include "rng.h"
 #include "safetensors.h"
 
@@ -204,10 +205,10 @@ void intent_expect(const struct intent *m, const uint32_t *tok, int n, real *sha
 	}
 }
 
-void intent_blend(const struct intent *m, real *share, const float *used, int n)
+void intent_blend(const struct intent *m, real *share, const float *used, int n, double blend)
 {
-	for (int64_t i = 0; i < (int64_t)m->Ls * m->E; i++)
-		share[i] = (INTENT_PRIOR * share[i] + (real)used[i]) / (real)(INTENT_PRIOR + n);
+	for (int64_t i = 0; n > 0 && i < (int64_t)m->Ls * m->E; i++)
+		share[i] = (real)((1 - blend) * (double)share[i] + blend * (double)used[i] / n);
 }
 
 /* ---- backward ---- */
@@ -292,11 +293,15 @@ double intent_loss(const struct intent *m, const uint32_t *tok, int n, const flo
 static void put_all(const struct intent *m, struct st_writer *w, const json_t *meta, struct st_error *se)
 {
 	float buf[CHUNK];
+	char blend[32];
 	const char *key;
 	json_t *v;
 
+	snprintf(blend, sizeof blend, "%.9g", m->blend);
+	st_writer_meta(w, "chronos.intent.blend", blend, se);
 	json_object_foreach((json_t *)meta, key, v)
-		if (json_is_string(v) && strcmp(key, "chronos.fingerprint") != 0)
+		if (json_is_string(v) && strcmp(key, "chronos.fingerprint") != 0
+		    && strcmp(key, "chronos.intent.blend") != 0)
 			st_writer_meta(w, key, json_string_value(v), se);
 	st_writer_meta(w, "chronos.fingerprint", m->fingerprint, se);
 	for (int i = 0; i < INTENT_PARAMS; i++) {
@@ -376,6 +381,15 @@ static int read_part(struct intent *m, int i, const struct st_file *f, const cha
 	return 0;
 }
 
+static int read_blend(struct intent *m, const struct st_file *f, const char *path, struct err *e)
+{
+	const char *text = st_meta(f, "chronos.intent.blend"), *why;
+
+	if (!text || opt_float(text, &m->blend, &why) < 0 || !(m->blend >= 0 && m->blend <= 1))
+		return err_set(e, EX_DATAERR, "%s: no chronos.intent.blend from 0 to 1 in its metadata", path);
+	return 0;
+}
+
 /* Is the file of the model in dir? */
 static int check_model(struct intent *m, const struct st_file *f, const char *dir, const char *path, struct err *e)
 {
@@ -409,8 +423,8 @@ struct intent *intent_load(const char *dir, const struct config *c, struct err *
 		for (int i = 0; rc == 1 && i < INTENT_PARAMS; i++)
 			if (read_part(m, i, f, path, e) < 0)
 				rc = -1;
-		if (rc == 1)
-			rc = check_model(m, f, dir, path, e);
+		if (rc == 1 && (read_blend(m, f, path, e) < 0 || check_model(m, f, dir, path, e) < 0))
+			rc = -1;
 		st_close(f);
 	}
 	if (rc < 0) {

@@ -5,7 +5,7 @@
  *	struct intent *m = intent_load(dir, &cfg, &e);		(NULL with e.status 0: the model has none)
  *	intent_expect(m, prompt, n, share);			(before the prompt is evaluated)
  *	... evaluate it, counting its own uses of experts ...
- *	intent_blend(m, share, used, n);			(after: better than either alone)
+ *	intent_blend(m, share, used, n, m->blend);		(after)
  *
  * Maths: x_t the embedding of token t (W wide, its own table), a = softmax over t of u . x_t, p = sum a_t x_t,
  * h = GELU(A p + a0), y = B h + b, and for each sparse layer softmax over its E of the E entries of y. The order of tokens
@@ -29,6 +29,7 @@ enum { INTENT_EMBED, INTENT_POOL, INTENT_HIDDEN, INTENT_HIDDEN_BIAS, INTENT_OUT,
 
 struct intent {
 	int V, W, Ls, E, K;		/* Ls: sparse layers */
+	double blend;			/* what the prompt's own uses are worth beside it, 0 to 1: found in training */
 	char fingerprint[33];		/* of the model it is for */
 	struct params par;		/* names and offsets, for an optimizer; in the order of the enum */
 	struct param p[INTENT_PARAMS];
@@ -45,9 +46,9 @@ int64_t intent_bytes(const char *dir, const struct config *c);
  * Tokens outside the vocabulary do not count. */
 void intent_expect(const struct intent *m, const uint32_t *tok, int n, real *share);
 
-/* share, as of intent_expect(), becomes (INTENT_PRIOR share + used) / (INTENT_PRIOR + n), where the n tokens of the prompt
- * used each expert used times, (Ls, E). */
-void intent_blend(const struct intent *m, real *share, const float *used, int n);
+/* share, as of intent_expect(), becomes (1 - blend) share + blend used / n, where the n tokens of the prompt used each
+ * expert so often, (Ls, E). */
+void intent_blend(const struct intent *m, real *share, const float *used, int n, double blend);
 
 /* ---- training ---- */
 
