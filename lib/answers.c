@@ -82,7 +82,7 @@ static int find_prompt(const struct answers *a)
 }
 
 /* Uses of experts by tokens from..to of the pending sequence, or of the answer's among them. */
-static void count(const struct answers *a, int from, int to, bool all, float *used)
+static void count(const struct answers *a, int from, int to, bool all, real *used)
 {
 	const int K = a->cfg->num_experts_per_tok, E = a->cfg->num_experts;
 

@@ -20,13 +20,14 @@
 #include "actlog.h"
 #include "config.h"
 #include "err.h"
+#include "real.h"
 
 struct answer {
 	int n;				/* tokens of the prompt */
 	uint32_t *tok;
 	int64_t tokens;			/* of the answer */
-	float *used;			/* (Ls, E) by the answer */
-	float *touched;			/* (Ls, E) by the prompt */
+	real *used;			/* (Ls, E) by the answer */
+	real *touched;			/* (Ls, E) by the prompt */
 	bool held;			/* kept from training */
 };
 

@@ -28,7 +28,7 @@ static size_t size_of(const struct coverage *c)
 	return (size_t)c->m->Ls * (size_t)c->m->E;
 }
 
-static void popular_share(const struct intent *m, const double *popular, float *score)
+static void popular_share(const struct intent *m, const double *popular, real *score)
 {
 	for (int l = 0; l < m->Ls; l++) {
 		const double *u = popular + (int64_t)l * m->E;
@@ -37,7 +37,7 @@ static void popular_share(const struct intent *m, const double *popular, float *
 		for (int e = 0; e < m->E; e++)
 			sum += u[e];
 		for (int e = 0; e < m->E && sum > 0; e++)
-			score[(int64_t)l * m->E + e] = (float)(u[e] / sum * m->K);
+			score[(int64_t)l * m->E + e] = (real)(u[e] / sum * m->K);
 	}
 }
 
@@ -65,7 +65,7 @@ void coverage_close(struct coverage *c)
 	*c = (struct coverage){ 0 };
 }
 
-double coverage_entropy(const float *used, int Ls, int E)
+double coverage_entropy(const real *used, int Ls, int E)
 {
 	double sum = 0;
 
@@ -81,7 +81,7 @@ double coverage_entropy(const float *used, int Ls, int E)
 }
 
 /* Puts the N highest first. */
-static void select_top(const float *score, int E, int N, int *order)
+static void select_top(const real *score, int E, int N, int *order)
 {
 	for (int e = 0; e < E; e++)
 		order[e] = e;
@@ -98,7 +98,7 @@ static void select_top(const float *score, int E, int N, int *order)
 	}
 }
 
-double coverage_of(const float *used, const float *score, int Ls, int E, int N, int *order)
+double coverage_of(const real *used, const real *score, int Ls, int E, int N, int *order)
 {
 	double sum = 0;
 

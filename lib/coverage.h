@@ -28,7 +28,7 @@ struct coverage {
 	const struct answers *a;
 	const struct intent *m;
 	double blend, blend_popularity;		/* what the prompt's own uses count beside intent, popularity */
-	float *score[COVERAGE_SOURCES];		/* (Ls, E) each */
+	real *score[COVERAGE_SOURCES];		/* (Ls, E) each */
 	int *order;				/* (E) */
 };
 
@@ -40,10 +40,10 @@ void coverage_put(const struct coverage *c, json_t *rec);
 void coverage_close(struct coverage *c);
 
 /* Least cross-entropy of uses of experts (Ls, E): their own entropy, mean over layers, in nats. */
-double coverage_entropy(const float *used, int Ls, int E);
+double coverage_entropy(const real *used, int Ls, int E);
 
 /* Of the uses in used (Ls, E), how many fall on the N experts of each layer with the highest score (Ls, E); of equal scores
  * the lowest index goes first. order: scratch (E). */
-double coverage_of(const float *used, const float *score, int Ls, int E, int N, int *order);
+double coverage_of(const real *used, const real *score, int Ls, int E, int N, int *order);
 
 #endif

@@ -205,7 +205,7 @@ void intent_expect(const struct intent *m, const uint32_t *tok, int n, real *sha
 	}
 }
 
-void intent_blend(const struct intent *m, real *share, const float *used, int n, double blend)
+void intent_blend(const struct intent *m, real *share, const real *used, int n, double blend)
 {
 	for (int64_t i = 0; n > 0 && i < (int64_t)m->Ls * m->E; i++)
 		share[i] = (real)((1 - blend) * (double)share[i] + blend * (double)used[i] / n);
@@ -214,7 +214,7 @@ void intent_blend(const struct intent *m, real *share, const float *used, int n,
 /* ---- backward ---- */
 
 /* q (E) becomes what the layer's loss says of its logits, times weight; returns the loss. */
-static double layer_loss(const float *used, real *q, int E, real weight)
+static double layer_loss(const real *used, real *q, int E, real weight)
 {
 	double sum = 0, loss = 0;
 
@@ -260,7 +260,7 @@ static void encode_backward(const struct intent *m, const uint32_t *tok, int n, 
 	}
 }
 
-double intent_loss(const struct intent *m, const uint32_t *tok, int n, const float *used, real weight, real *g,
+double intent_loss(const struct intent *m, const uint32_t *tok, int n, const real *used, real weight, real *g,
     real *scratch)
 {
 	real dh[INTENT_MAX_WIDTH] = { 0 };

@@ -48,7 +48,7 @@ void intent_expect(const struct intent *m, const uint32_t *tok, int n, real *sha
 
 /* share, as of intent_expect(), becomes (1 - blend) share + blend used / n, where the n tokens of the prompt used each
  * expert so often, (Ls, E). */
-void intent_blend(const struct intent *m, real *share, const float *used, int n, double blend);
+void intent_blend(const struct intent *m, real *share, const real *used, int n, double blend);
 
 /* ---- training ---- */
 
@@ -60,7 +60,7 @@ void intent_popular(struct intent *m, const double *used);
 /* Cross-entropy, in nats, mean over layers, of the answer's uses of experts, (Ls, E), under what is expected of the prompt.
  * Adds weight times its gradient to g (par.total), unless NULL. scratch: (Ls * E). Layers that were not used do not
  * count. */
-double intent_loss(const struct intent *m, const uint32_t *tok, int n, const float *used, real weight, real *g,
+double intent_loss(const struct intent *m, const uint32_t *tok, int n, const real *used, real weight, real *g,
     real *scratch);
 
 /* Writes DIR/intent.safetensors, whole or not at all. meta: strings for the metadata, may be NULL. */
