@@ -91,6 +91,19 @@ static void count(const struct answers *a, int from, int to, bool all, real *use
 			used[i / K * E + a->pending->id[t * per_token(a) + i]]++;
 }
 
+/* The experts of prompt and answer, one token after the other. */
+static int *in_order(const struct answers *a, int n, int64_t tokens)
+{
+	int *id = malloc((size_t)(n + tokens) * (size_t)per_token(a) * sizeof *id), *to = id;
+
+	for (int t = 0; id && t < a->pending->n; t++)
+		if (t < n || a->pending->answer[t]) {
+			memcpy(to, a->pending->id + t * per_token(a), (size_t)per_token(a) * sizeof *id);
+			to += per_token(a);
+		}
+	return id;
+}
+
 static int keep(struct answers *a, int n, struct err *e)
 {
 	struct pending *p = a->pending;
@@ -110,11 +123,12 @@ static int keep(struct answers *a, int n, struct err *e)
 	x->tok = malloc((size_t)n * sizeof *x->tok);
 	x->used = calloc(size, sizeof *x->used);
 	x->touched = calloc(size, sizeof *x->touched);
-	if (!x->tok || !x->used || !x->touched)
-		return err_set(e, EX_OSERR, "out of memory");
-	memcpy(x->tok, p->tok, (size_t)n * sizeof *x->tok);
 	for (int t = n; t < p->n; t++)
 		x->tokens += p->answer[t];
+	x->id = x->held ? in_order(a, n, x->tokens) : NULL;
+	if (!x->tok || !x->used || !x->touched || (x->held && !x->id))
+		return err_set(e, EX_OSERR, "out of memory");
+	memcpy(x->tok, p->tok, (size_t)n * sizeof *x->tok);
 	count(a, n, p->n, false, x->used);
 	count(a, 0, n, true, x->touched);
 	a->nheld += x->held;
@@ -142,6 +156,7 @@ void answers_free(struct answers *a)
 		free(a->v[i].tok);
 		free(a->v[i].used);
 		free(a->v[i].touched);
+		free(a->v[i].id);
 	}
 	free(a->v);
 	if (a->pending) {

@@ -29,6 +29,7 @@ struct answer {
 	real *used;			/* (Ls, E) by the answer */
 	real *touched;			/* (Ls, E) by the prompt */
 	bool held;			/* kept from training */
+	int *id;			/* (n + tokens, Ls, K) experts of prompt and answer in order; NULL unless held */
 };
 
 struct answers {

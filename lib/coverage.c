@@ -7,7 +7,7 @@
 #include "json.h"
 
 static const char *const source_name[COVERAGE_SOURCES] = { "intent", "popularity", "prompt", "prompt_popularity",
-	"prompt_intent", "oracle" };
+	"prompt_intent", "oracle", "lru" };
 static const double budget[] = { 0.125, 0.25, 0.5 };
 
 enum { BUDGETS = sizeof budget / sizeof *budget, BLENDS = 11, BLEND_ON = 512 };
@@ -110,6 +110,37 @@ double coverage_of(const real *used, const real *score, int Ls, int E, int N, in
 	return sum;
 }
 
+/* Puts expert e first in the list of n, of at most N; was it there? */
+static bool use(int *list, int *n, int N, int e)
+{
+	int at = 0;
+	bool there;
+
+	while (at < *n && list[at] != e)
+		at++;
+	there = at < *n;
+	if (!there && *n < N)
+		(*n)++;
+	at = there ? at : *n - 1;
+	memmove(list + 1, list, (size_t)at * sizeof *list);
+	list[0] = e;
+	return there;
+}
+
+int64_t coverage_lru(const int *id, int n, int64_t T, int Ls, int K, int N, int *order)
+{
+	int64_t hits = 0;
+
+	for (int l = 0; l < Ls; l++) {
+		int held = 0;
+
+		for (int64_t t = 0; t < T; t++)
+			for (int k = 0; k < K; k++)
+				hits += use(order, &held, N, id[(t * Ls + l) * K + k]) && t >= n;
+	}
+	return hits;
+}
+
 static int experts_of(const struct coverage *c, int b)
 {
 	int n = (int)lround(budget[b] * c->m->E);
@@ -119,6 +150,8 @@ static int experts_of(const struct coverage *c, int b)
 
 static double covered(const struct coverage *c, const struct answer *x, int source, int b)
 {
+	if (source == BY_LRU)
+		return (double)coverage_lru(x->id, x->n, x->n + x->tokens, c->m->Ls, c->m->K, experts_of(c, b), c->order);
 	return coverage_of(x->used, c->score[source], c->m->Ls, c->m->E, experts_of(c, b), c->order);
 }
 

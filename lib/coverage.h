@@ -8,6 +8,7 @@
  *	prompt_popularity	the latter two, weighted
  *	prompt_intent		intent and what the prompt used, weighted
  *	oracle			what the answer used most: the most that N experts can cover
+ *	lru			no fixed set: the N used last, from the start of the prompt, as they change in the answer
  *
  *	coverage_open(&c, &answers, m, popular, &e);
  *	coverage_blends(&c);			(weights, from sequences that are not held)
@@ -22,7 +23,7 @@
 #include "err.h"
 #include "intent.h"
 
-enum { BY_INTENT, BY_POPULARITY, BY_PROMPT, BY_PROMPT_POPULARITY, BY_PROMPT_INTENT, BY_ORACLE, COVERAGE_SOURCES };
+enum { BY_INTENT, BY_POPULARITY, BY_PROMPT, BY_PROMPT_POPULARITY, BY_PROMPT_INTENT, BY_ORACLE, BY_LRU, COVERAGE_SOURCES };
 
 struct coverage {
 	const struct answers *a;
@@ -45,5 +46,7 @@ double coverage_entropy(const real *used, int Ls, int E);
 /* Of the uses in used (Ls, E), how many fall on the N experts of each layer with the highest score (Ls, E); of equal scores
  * the lowest index goes first. order: scratch (E). */
 double coverage_of(const real *used, const real *score, int Ls, int E, int N, int *order);
+/* Of the uses of the last T - n of T tokens, id (T, Ls, K), how many find their expert among the N that its layer used last. */
+int64_t coverage_lru(const int *id, int n, int64_t T, int Ls, int K, int N, int *order);
 
 #endif

@@ -315,6 +315,8 @@ static void test_answers(void)
 	ok(total(a.v[0].used) == 2 * 2 * 2 && total(a.v[0].touched) == 2 * 2 * 2, "what comes after them does not count");
 	ok(a.v[0].used[id_of(0, 2, 0, 0)] >= 1 && a.v[0].used[6 + id_of(0, 2, 2, 0)] >= 1, "dense layers are not counted");
 	ok(a.v[1].n == 2 && a.v[1].tok[0] == 6 && a.v[1].tokens == 3, "half of a text that is not marked");
+	ok(!a.v[0].id && a.v[1].id[0] == id_of(2, 0, 0, 0) && a.v[1].id[4 * 4 + 3] == id_of(2, 4, 2, 1),
+	    "which has its experts in order");
 	ok(!a.v[0].held && a.v[1].held && !a.v[2].held && a.nheld == 1, "every second one is held");
 	answers_free(&a);
 	answers_open(&a, &cfg, 4, 0, &e);
@@ -332,12 +334,16 @@ static void test_coverage(void)
 {
 	static const real used[SIZE] = { 1, 2, 3, 4, 5, 5, 20, 0, 0, 0, 0, 0 };
 	static const real score[SIZE] = { 9, 0, 0, 0, 9, 1, 0, 0, 0, 0, 0, 0 };
+	/* The prompt leaves 2 0 1. 1 and 2 are there, 1 is, 4 is not and takes the place of 0, 1 and 4 are, 0 and 5 are not. */
+	static const int id[] = { 0, 1, 0, 2, 1, 2, 1, 4, 1, 4, 0, 5 };
 	int order[6];
 
 	is_close(coverage_of(used, score, 2, 6, 1, order), 1 + 20, 0, "of equal scores the lowest index");
 	is_close(coverage_of(used, score, 2, 6, 3, order), 1 + 5 + 5 + 20, 0, "three of each layer");
 	is_close(coverage_of(used, score, 2, 6, 6, order), 40, 0, "all");
 	is_close(coverage_of(used, used, 2, 6, 2, order), 10 + 20, 0, "the best there is");
+	is_close((double)coverage_lru(id, 2, 6, 1, 2, 3, order), 5, 0, "of 8 uses by 4 tokens 5 are among the last 3 experts");
+	is_close((double)coverage_lru(id, 2, 6, 1, 2, 6, order), 6, 0, "and 6 among the last 6");
 	is_close(coverage_entropy(used + 6, 1, 6), 0, 0, "one expert has no entropy");
 	is_close(coverage_entropy((real[]){ 2, 2, 2, 2, 8, 0, 0, 0 }, 2, 4), log(4) / 2, 1e-12, "four, and one");
 }
