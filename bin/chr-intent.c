@@ -25,7 +25,7 @@ static struct {
 	int64_t steps, seed, log_every;
 	double epochs, lr, decay, drop, holdout;
 	bool skip_bad;
-} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 40, .lr = 1e-2, .decay = 0.1, .drop = 0.1, .holdout = 0.1 };
+} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 40, .lr = 5e-3, .decay = 0.1, .drop = 0.5, .holdout = 0.1 };
 
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory, plain or packed; gets " INTENT_NAME },
@@ -54,9 +54,10 @@ static struct {
 	struct intent *m;
 	struct optim opt;
 	double *popular;		/* (Ls, E) uses by the answers of training */
-	uint32_t *order;		/* (ntrain) sequences to train on, in the order of this epoch */
+	const struct answer **train;	/* (ntrain) sequences that are not held */
+	uint32_t *order;		/* (ntrain) permutation of this epoch */
 	int64_t ntrain, epoch;
-	real *g, *scratch;
+	real *g, *scratch, *best;	/* best: the weights so far with the least loss on the sequences to choose by */
 	uint32_t *tok;			/* the tokens that a step sees */
 	struct progress bar;
 	struct err e;
@@ -123,14 +124,15 @@ static void prepare(void)
 	size_t most = 1;
 
 	s.order = take((size_t)s.a.n, sizeof *s.order);
+	s.train = take((size_t)s.a.n, sizeof *s.train);
 	s.popular = take((size_t)experts(), sizeof *s.popular);
 	for (int i = 0; i < s.a.n; i++) {
 		const struct answer *x = &s.a.v[i];
 
 		most = (size_t)x->n > most ? (size_t)x->n : most;
-		if (x->held)
+		if (x->part != PART_TRAIN)
 			continue;
-		s.order[s.ntrain++] = (uint32_t)i;
+		s.train[s.ntrain++] = x;
 		for (int64_t k = 0; k < experts(); k++)
 			s.popular[k] += (double)x->used[k];
 	}
@@ -142,6 +144,7 @@ static void prepare(void)
 		err_die(EX_OSERR, "out of memory");
 	intent_popular(s.m, s.popular);
 	s.g = take((size_t)s.m->par.total, sizeof *s.g);
+	s.best = take((size_t)s.m->par.total, sizeof *s.best);
 	must(optim_open(&s.opt, &s.m->par, NULL, backend_open("auto", &s.e), o.decay, &s.e) < 0);
 }
 
@@ -154,7 +157,7 @@ static const struct answer *sequence(int64_t at)
 		s.epoch = at / s.ntrain;
 		rng_shuffle((uint64_t)o.seed, (uint64_t)s.epoch + 1000, s.order, (uint64_t)s.ntrain);
 	}
-	return &s.a.v[s.order[at % s.ntrain]];
+	return s.train[s.order[at % s.ntrain]];
 }
 
 /* Its prompt without some tokens, so that what a single token says is not learned by heart. */
@@ -163,17 +166,34 @@ static int some_tokens(const struct answer *x, int64_t at)
 	int n = 0;
 
 	for (int i = 0; i < x->n; i++)
-		if (rng_hash((uint64_t)(o.seed * 1000003 + at), (uint64_t)i) * 0x1p-32 >= o.drop)
+		if (rng_hash((uint64_t)o.seed * 1000003 + (uint64_t)at, (uint64_t)i) * 0x1p-32 >= o.drop)
 			s.tok[n++] = x->tok[i];
 	return n;
 }
 
-static void put_step(int64_t step, double loss, double floor, double lr, double norm, int64_t tokens)
+/* Mean over the sequences to choose by, above their entropy; not a number without any. */
+static double dev_kl(void)
+{
+	double sum = 0;
+
+	for (int i = 0; i < s.a.n; i++) {
+		const struct answer *x = &s.a.v[i];
+
+		if (x->part == PART_DEV)
+			sum += intent_loss(s.m, x->tok, x->n, x->used, 0, NULL, s.scratch)
+			    - coverage_entropy(x->used, s.m->Ls, s.m->E);
+	}
+	return sum / (double)s.a.count[PART_DEV];
+}
+
+static void put_step(int64_t step, double loss, double floor, double dev, double lr, double norm,
+    int64_t tokens)
 {
 	json_t *r = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", "intent", "step", (json_int_t)step);
 
 	json_set_num(r, "loss", loss);
 	json_set_num(r, "kl", loss - floor);
+	json_set_num(r, "dev_kl", dev);
 	json_set_num(r, "lr", lr);
 	json_set_num(r, "grad_norm", norm);
 	json_set_int(r, "tokens", tokens);
@@ -182,11 +202,12 @@ static void put_step(int64_t step, double loss, double floor, double lr, double 
 	json_decref(r);
 }
 
-static void train(int64_t steps)
+/* The step whose weights are kept: the best of those that there is a record of. */
+static int64_t train(int64_t steps)
 {
 	struct schedule schedule = { o.lr, optim_warmup(steps), steps };
-	double loss = 0, floor = 0, norm, lr;
-	int64_t tokens = 0, since = 0;
+	double loss = 0, floor = 0, norm, lr, dev, least = INFINITY;
+	int64_t tokens = 0, since = 0, kept = steps;
 
 	progress_start(&s.bar, "training", "steps", (double)steps);
 	for (int64_t step = 1; step <= steps && !sig_stop; step++) {
@@ -205,13 +226,22 @@ static void train(int64_t steps)
 		lr = optim_lr(&schedule, step);
 		optim_step(&s.opt, s.m->w, s.g, lr, optim_clip(norm, 1));
 		if (step % o.log_every == 0 || step == steps) {
-			put_step(step, loss / (double)since, floor / (double)since, lr, norm, tokens);
+			dev = dev_kl();
+			put_step(step, loss / (double)since, floor / (double)since, dev, lr, norm, tokens);
 			loss = floor = 0;
 			since = 0;
+			if (dev < least) {
+				least = dev;
+				kept = step;
+				memcpy(s.best, s.m->w, (size_t)s.m->par.total * sizeof *s.best);
+			}
 		}
 		progress_at(&s.bar, (double)step, NULL);
 	}
 	progress_end(&s.bar);
+	if (kept < steps)
+		memcpy(s.m->w, s.best, (size_t)s.m->par.total * sizeof *s.best);
+	return kept;
 }
 
 /* ---- the result ---- */
@@ -224,7 +254,7 @@ static void evaluate(int64_t steps)
 	must(coverage_open(&c, &s.a, s.m, s.popular, &s.e) < 0);
 	coverage_blends(&c);
 	s.m->blend = c.blend;
-	json_set_int(r, "sequences", s.a.nheld);
+	json_set_int(r, "sequences", s.a.count[PART_HELD]);
 	json_set_int(r, "trained_on", s.ntrain);
 	json_set_int(r, "left_out", s.a.left_out);
 	coverage_put(&c, r);
@@ -250,7 +280,7 @@ static void save(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	int64_t steps;
+	int64_t steps, kept;
 	int first;
 
 	err_init(argv[0]);
@@ -267,16 +297,18 @@ int main(int argc, char **argv)
 	read_log(argc - first, argv + first);
 	prepare();
 	steps = o.steps ? o.steps : (int64_t)ceil(o.epochs * (double)s.ntrain / o.batch);
-	train(steps);
+	kept = train(steps);
 	if (sig_stop)
 		err_die(EX_TEMPFAIL, "stopped by signal %d, nothing was written", (int)sig_stop);
-	evaluate(steps);
+	evaluate(kept);
 	save(argc, argv);
 	mem_free(s.order);
+	mem_free(s.train);
 	mem_free(s.popular);
 	mem_free(s.tok);
 	mem_free(s.scratch);
 	mem_free(s.g);
+	mem_free(s.best);
 	optim_close(&s.opt);
 	intent_free(s.m);
 	answers_free(&s.a);

@@ -104,6 +104,13 @@ static int *in_order(const struct answers *a, int n, int64_t tokens)
 	return id;
 }
 
+static enum answer_part part_of(const struct answers *a)
+{
+	if (a->every > 0 && (a->n + 1) % a->every == 0)
+		return PART_HELD;
+	return (a->count[PART_TRAIN] + a->count[PART_DEV]) % 10 == 4 ? PART_DEV : PART_TRAIN;
+}
+
 static int keep(struct answers *a, int n, struct err *e)
 {
 	struct pending *p = a->pending;
@@ -118,20 +125,21 @@ static int keep(struct answers *a, int n, struct err *e)
 		a->v = x;
 		a->cap = cap;
 	}
-	x = &a->v[a->n++];
-	*x = (struct answer){ .n = n, .held = a->every > 0 && a->n % a->every == 0 };
+	x = &a->v[a->n];
+	*x = (struct answer){ .n = n, .part = part_of(a) };
+	a->n++;
+	a->count[x->part]++;
 	x->tok = malloc((size_t)n * sizeof *x->tok);
 	x->used = calloc(size, sizeof *x->used);
 	x->touched = calloc(size, sizeof *x->touched);
 	for (int t = n; t < p->n; t++)
 		x->tokens += p->answer[t];
-	x->id = x->held ? in_order(a, n, x->tokens) : NULL;
-	if (!x->tok || !x->used || !x->touched || (x->held && !x->id))
+	x->id = x->part == PART_HELD ? in_order(a, n, x->tokens) : NULL;
+	if (!x->tok || !x->used || !x->touched || (x->part == PART_HELD && !x->id))
 		return err_set(e, EX_OSERR, "out of memory");
 	memcpy(x->tok, p->tok, (size_t)n * sizeof *x->tok);
 	count(a, n, p->n, false, x->used);
 	count(a, 0, n, true, x->touched);
-	a->nheld += x->held;
 	return 0;
 }
 

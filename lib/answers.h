@@ -22,13 +22,19 @@
 #include "err.h"
 #include "real.h"
 
+enum answer_part {
+	PART_TRAIN,			/* to learn from */
+	PART_DEV,			/* every tenth of those that are not held: to choose by */
+	PART_HELD			/* to measure */
+};
+
 struct answer {
 	int n;				/* tokens of the prompt */
 	uint32_t *tok;
 	int64_t tokens;			/* of the answer */
 	real *used;			/* (Ls, E) by the answer */
 	real *touched;			/* (Ls, E) by the prompt */
-	bool held;			/* kept from training */
+	enum answer_part part;
 	int *id;			/* (n + tokens, Ls, K) experts of prompt and answer in order; NULL unless held */
 };
 
@@ -37,7 +43,7 @@ struct answers {
 	int prompt_tokens, every;	/* each every-th sequence is held; 0: none */
 	int n, cap;
 	struct answer *v;
-	int64_t left_out, nheld;
+	int64_t left_out, count[3];	/* how many of each part */
 	struct pending *pending;	/* the sequence being read */
 };
 

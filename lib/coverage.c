@@ -10,7 +10,7 @@ static const char *const source_name[COVERAGE_SOURCES] = { "intent", "popularity
 	"prompt_intent", "oracle", "lru" };
 static const double budget[] = { 0.125, 0.25, 0.5 };
 
-enum { BUDGETS = sizeof budget / sizeof *budget, BLENDS = 11, BLEND_ON = 512 };
+enum { BUDGETS = sizeof budget / sizeof *budget, BLENDS = 11 };
 
 struct gain {			/* of one source over another, sequence by sequence */
 	double sum, square;
@@ -165,14 +165,13 @@ static void blend(const struct coverage *c, const struct answer *x, int from, in
 static double best_blend(const struct coverage *c, int from, int to)
 {
 	double sum[BLENDS] = { 0 };
-	int best = 0, n = 0;
+	int best = 0;
 
-	for (int i = 0; i < c->a->n && n < BLEND_ON; i++) {
+	for (int i = 0; i < c->a->n; i++) {
 		const struct answer *x = &c->a->v[i];
 
-		if (x->held)
+		if (x->part != PART_DEV)
 			continue;
-		n++;
 		if (from == BY_INTENT)
 			intent_expect(c->m, x->tok, x->n, c->score[from]);
 		for (int k = 0; k < BLENDS; k++) {
@@ -266,7 +265,7 @@ void coverage_put(const struct coverage *c, json_t *rec)
 	struct measure z = { 0 };
 
 	for (int i = 0; i < c->a->n; i++)
-		if (c->a->v[i].held)
+		if (c->a->v[i].part == PART_HELD)
 			measure(c, &c->a->v[i], &z);
 	json_set_num(rec, "loss", z.loss / (double)z.n);
 	json_set_num(rec, "kl", (z.loss - z.floor) / (double)z.n);

@@ -35,7 +35,7 @@ struct coverage {
 
 /* popular: (Ls, E) uses by the answers of training. */
 int coverage_open(struct coverage *c, const struct answers *a, const struct intent *m, const double *popular, struct err *e);
-void coverage_blends(struct coverage *c);	/* the best of 0, 0.1, ... 1 on up to 512 sequences that are not held */
+void coverage_blends(struct coverage *c);	/* the best of 0, 0.1, ... 1 on the sequences to choose by */
 /* "loss", "kl", "blend", "blend_popularity" and "coverage" (man chr-intent.1), null when no sequence is held. */
 void coverage_put(const struct coverage *c, json_t *rec);
 void coverage_close(struct coverage *c);

@@ -317,7 +317,7 @@ static void test_answers(void)
 	ok(a.v[1].n == 2 && a.v[1].tok[0] == 6 && a.v[1].tokens == 3, "half of a text that is not marked");
 	ok(!a.v[0].id && a.v[1].id[0] == id_of(2, 0, 0, 0) && a.v[1].id[4 * 4 + 3] == id_of(2, 4, 2, 1),
 	    "which has its experts in order");
-	ok(!a.v[0].held && a.v[1].held && !a.v[2].held && a.nheld == 1, "every second one is held");
+	ok(a.v[0].part == PART_TRAIN && a.v[1].part == PART_HELD && a.v[2].part == PART_TRAIN && a.count[PART_HELD] == 1, "every second one is held");
 	answers_free(&a);
 	answers_open(&a, &cfg, 4, 0, &e);
 	for (size_t i = 6; i < sizeof log / sizeof *log; i++)
