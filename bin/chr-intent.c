@@ -25,7 +25,7 @@ static struct {
 	int64_t steps, seed, log_every;
 	double epochs, lr, decay, drop, holdout;
 	bool skip_bad;
-} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 40, .lr = 5e-3, .decay = 0.1, .drop = 0.5, .holdout = 0.1 };
+} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 20, .lr = 5e-3, .decay = 0.1, .drop = 0.5, .holdout = 0.1 };
 
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory, plain or packed; gets " INTENT_NAME },
@@ -37,10 +37,10 @@ static struct opt opts[] = {
 	{ 0, "drop", OPT_FLOAT, &o.drop, 0, 0.99, "X", "share of a prompt's tokens that a step does not see" },
 	{ 0, "width", OPT_INT, &o.width, 8, INTENT_MAX_WIDTH, "N", "of the encoder; a multiple of 8" },
 	{ 's', "seed", OPT_COUNT, &o.seed, 0, 0x1p62, "N", "of first weights and of the order of sequences" },
-	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X", "share of sequences kept from training, to measure" },
+	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X", "share of sequences that are only measured" },
 	{ 0, "prompt-tokens", OPT_INT, &o.prompt_tokens, 0, 1 << 24, "N",
 	    "where records mark no answer: the first N tokens are the prompt; 0: half" },
-	{ 0, "log-every", OPT_COUNT, &o.log_every, 1, 1e9, "N", "steps between records" },
+	{ 0, "log-every", OPT_COUNT, &o.log_every, 1, 1e9, "N", "steps between records, and comparisons of weights" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of stopping" },
 	{ 0 }
 };

@@ -30,8 +30,17 @@ first=$(sed -n '1s/.*"kl":\([0-9.e-]*\).*/\1/p' log)
 last=$(grep '"type":"step"' log | tail -n 1 | sed 's/.*"kl":\([0-9.e-]*\).*/\1/')
 ok "the loss falls" ordered "$last" "$first"
 cp model/intent.safetensors a
-ok "again" sh -c 'gzip < chat.act > chat.gz; cp chat.gz chat.act; chr-intent -q -m model --holdout 0.25 -n 60 chat.act > again'
+ok "again" sh -c 'cp chat.act chat.plain; gzip < chat.act > chat.gz; cp chat.gz chat.act; chr-intent -q -m model --holdout 0.25 -n 60 chat.act > again'
+tail -n 1 again > again.last
 ok "the same seed gives the same bytes" cmp a model/intent.safetensors
+# other FILE SEQ: the records, but what the answer of one sequence used is something else
+other() { sed "/\"seq\":$2,.*\"answer\"/s/\"layers\":.*/\"layers\":[[6,7],[6,7]]}/" "$1"; }
+tail -c 100000 a > a.w
+other chat.plain 3 | chr-intent -q -m model --holdout 0.25 -n 60 > held.log
+ok "nothing is learned from what is held" sh -c 'tail -c 100000 model/intent.safetensors | cmp - a.w'
+ok "... though it is measured" sh -c '! tail -n 1 held.log | cmp -s - again.last'
+other chat.plain 2 | chr-intent -q -m model --holdout 0.25 -n 60 > /dev/null
+ok "from another it is" sh -c '! tail -c 100000 model/intent.safetensors | cmp -s - a.w'
 chr-intent -q -m model --holdout 0.25 -n 60 -s 1 chat.act > /dev/null
 ok "another does not" sh -c '! cmp -s a model/intent.safetensors'
 is "ancestry" "$(chr-ls model/intent.safetensors | grep '"type":"ancestry"' | grep -o '"program":"[a-z-]*"' | paste -s -d' ')" \
@@ -43,7 +52,6 @@ ok "and unpacked" sh -c 'chr-pack -q --unpack -m p2 -o u2 > /dev/null && cmp mod
 chr-pack -q -m model -o half --dtype bf16 manifest.json > /dev/null
 chr-pack -q --unpack -m half -o uhalf > /dev/null
 ok "but not into a model of other weights" test ! -e uhalf/intent.safetensors
-tail -c 100000 a > a.w
 ok "a packed model is trained" chr-intent -q -m packed --holdout 0.25 -n 60 chat.act
 ok "... the same" sh -c 'tail -c 100000 packed/intent.safetensors | cmp - a.w'
 
