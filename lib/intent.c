@@ -336,23 +336,35 @@ int intent_save(const struct intent *m, const char *dir, const json_t *meta, str
 	return rc;
 }
 
-/* Opens the file: 1, 0 when there is none, -1. *width as its tensors say. */
-static int open_file(const char *path, struct st_file **f, int *width, struct err *e)
+/* Opens the file: 1, 0 when there is none, -1. Then its tensors have the shapes that c asks for, and *width. */
+static int open_file(const char *path, const struct config *c, struct st_file **f, int *width, struct err *e)
 {
 	const struct st_tensor *t;
 	struct st_error se;
+	struct intent like;
 
 	if (access(path, F_OK) != 0)
 		return 0;
 	if (!(*f = st_open(path, ST_READ, &se)))
 		return modeldir_st_err(e, path, &se);
-	t = st_find(*f, shape[INTENT_EMBED].name);
-	if (!t || t->ndim != 2 || t->shape[1] < 8 || t->shape[1] > INTENT_MAX_WIDTH || t->shape[1] % 8) {
+	t = st_find(*f, shape[INTENT_POOL].name);
+	if (!t || t->ndim != 1 || t->shape[0] < 8 || t->shape[0] > INTENT_MAX_WIDTH || t->shape[0] % 8) {
 		st_close(*f);
 		return err_set(e, EX_DATAERR, "%s: no %s of a width that is a multiple of 8, up to %d", path,
-		    shape[INTENT_EMBED].name, INTENT_MAX_WIDTH);
+		    shape[INTENT_POOL].name, INTENT_MAX_WIDTH);
 	}
-	*width = (int)t->shape[1];
+	*width = (int)t->shape[0];
+	describe(&like, c, *width);
+	for (int i = 0; i < INTENT_PARAMS; i++) {
+		const struct param *p = &like.p[i];
+
+		t = st_find(*f, p->name);
+		if (t && t->dtype == ST_F32 && t->ndim == p->ndim && t->shape[0] == (uint64_t)p->rows
+		    && (t->ndim == 1 || t->shape[1] == (uint64_t)p->cols))
+			continue;
+		st_close(*f);
+		return err_set(e, EX_DATAERR, "%s: no tensor %s of type F32 and the shape that the model asks for", path, p->name);
+	}
 	return 1;
 }
 
@@ -360,14 +372,9 @@ static int read_part(struct intent *m, int i, const struct st_file *f, const cha
 {
 	const struct st_tensor *t = st_find(f, m->p[i].name);
 	struct st_error se;
+	float buf[CHUNK];
 
-	if (!t || t->dtype != ST_F32 || t->ndim != m->p[i].ndim || t->shape[0] != (uint64_t)m->p[i].rows
-	    || (t->ndim == 2 && t->shape[1] != (uint64_t)m->p[i].cols))
-		return err_set(e, EX_DATAERR, "%s: no tensor %s of type F32 and the shape that the model asks for", path,
-		    m->p[i].name);
 	for (int64_t k = 0, n; k < param_size(&m->p[i]); k += n) {
-		float buf[CHUNK];
-
 		n = param_size(&m->p[i]) - k < CHUNK ? param_size(&m->p[i]) - k : CHUNK;
 		if (st_read(f, t, (uint64_t)k * sizeof *buf, buf, (size_t)n * sizeof *buf, &se) < 0)
 			return modeldir_st_err(e, path, &se);
@@ -417,7 +424,7 @@ struct intent *intent_load(const char *dir, const struct config *c, struct err *
 	int width, rc;
 
 	*e = (struct err){ 0 };
-	if ((rc = open_file(path, &f, &width, e)) == 1) {
+	if ((rc = open_file(path, c, &f, &width, e)) == 1) {
 		if (!(m = make(c, width)))
 			rc = err_set(e, EX_OSERR, "out of memory");
 		for (int i = 0; rc == 1 && i < INTENT_PARAMS; i++)
@@ -444,7 +451,7 @@ int64_t intent_bytes(const char *dir, const struct config *c)
 	struct err e;
 	int width;
 
-	if (open_file(path, &f, &width, &e) == 1) {
+	if (open_file(path, c, &f, &width, &e) == 1) {
 		describe(&m, c, width);
 		bytes = (int64_t)sizeof m + m.par.total * (int64_t)sizeof *m.w;
 		st_close(f);

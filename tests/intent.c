@@ -239,32 +239,39 @@ static void test_wrong(void)
 	intent_free(m);
 }
 
-/* A safetensors file that is fine but for what it holds. */
-static void put_width(uint64_t width, enum st_dtype t)
+/* A safetensors file that is fine but for what it holds: the encoder's tensors as far as `last`, of this width and type. */
+static void put_foreign(uint64_t width, enum st_dtype t, int last)
 {
 	static const char zero[1 << 20];
-	uint64_t dim[2] = { 40, width };
+	const struct { const char *name; int ndim; uint64_t dim[2]; } want[] = { { "pool.weight", 1, { width, 0 } },
+		{ "embed.weight", 2, { 40, width } }, { "hidden.weight", 2, { width, width } }, { "hidden.bias", 1, { width, 0 } },
+		{ "out.weight", 2, { SIZE, width } }, { "out.bias", 1, { SIZE, 0 } } };
 	char *path = name();
 	struct st_error se;
 	struct st_writer *w = st_writer_create(path, &se);
 
-	st_writer_add(w, "embed.weight", t, 2, dim, 0, &se);
+	for (int i = 0; i <= last; i++)
+		st_writer_add(w, want[i].name, i == last ? t : ST_F32, want[i].ndim, want[i].dim, 0, &se);
 	st_writer_begin(w, &se);
-	st_writer_data(w, zero, 40 * width * st_dtype_size(t), &se);
+	for (int i = 0; i <= last; i++)
+		st_writer_data(w, zero, want[i].dim[0] * (want[i].ndim == 2 ? want[i].dim[1] : 1)
+		    * st_dtype_size(i == last ? t : ST_F32), &se);
 	st_writer_finish(w, &se);
 	free(path);
 }
 
 static void test_foreign(void)
 {
-	put_width(12, ST_F32);
+	put_foreign(12, ST_F32, 5);
 	refused(EX_DATAERR, "multiple of 8", "a width that is none");
-	put_width(INTENT_MAX_WIDTH + 8, ST_F32);
+	put_foreign(INTENT_MAX_WIDTH + 8, ST_F32, 5);
 	refused(EX_DATAERR, "multiple of 8", "too wide");
-	put_width(16, ST_F16);
-	refused(EX_DATAERR, "embed.weight", "another type");
-	put_width(16, ST_F32);
-	refused(EX_DATAERR, "pool.weight", "a tensor missing");
+	put_foreign(16, ST_F16, 5);
+	refused(EX_DATAERR, "out.bias", "another type");
+	put_foreign(16, ST_F32, 4);
+	refused(EX_DATAERR, "out.bias", "a tensor missing");
+	put_foreign(16, ST_F32, 5);
+	refused(EX_DATAERR, "blend", "no metadata");
 }
 
 /* ---- prompts and answers ---- */
