@@ -11,6 +11,7 @@
 #include <zlib.h>
 
 #include "file.h"
+#include "intent.h"
 #include "mem.h"
 #include "outdir.h"
 #include "progress.h"
@@ -22,8 +23,8 @@
 static const enum param_kind kinds[3] = { P_EXP_GATE, P_EXP_UP, P_EXP_DOWN };
 static const char *const part[3] = { "gate_proj", "up_proj", "down_proj" };
 
-/* What goes along when it is there; weights and training state do not. */
-static const char *const side_files[] = { "config.json", "generation_config.json", "tokenizer.json",
+/* What goes along when it is there; weights and training state do not. The first, only while the model stays the same. */
+static const char *const side_files[] = { INTENT_NAME, "config.json", "generation_config.json", "tokenizer.json",
 	"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 	"chat_template.jinja", "chat_template.json" };
 
@@ -497,7 +498,7 @@ static int copy_side_files(struct job *j)
 {
 	int rc = 0;
 
-	for (size_t i = 0; rc == 0 && i < sizeof side_files / sizeof *side_files; i++) {
+	for (size_t i = j->fingerprint ? 0 : 1; rc == 0 && i < sizeof side_files / sizeof *side_files; i++) {
 		char *from = file_join(j->p->md->path, side_files[i]), *to = file_join(j->dir, side_files[i]);
 
 		if (access(from, F_OK) == 0)
