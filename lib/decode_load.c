@@ -164,7 +164,8 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	    kv_bytes(g) * o->max_seqs);
 	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
-	    + o->max_seqs * seq_bytes(g->cfg));
+	    + o->max_seqs * seq_bytes(g->cfg) + (g->md.packed && o->predict & SRC_BIT(SRC_INTENT)
+	    ? intent_bytes(g->md.path, g->cfg) + intend_bytes(g->cfg) : 0));
 }
 
 /* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */

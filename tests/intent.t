@@ -55,6 +55,21 @@ ok "but not into a model of other weights" test ! -e uhalf/intent.safetensors
 ok "a packed model is trained" chr-intent -q -m packed --holdout 0.25 -n 60 chat.act
 ok "... the same" sh -c 'tail -c 100000 packed/intent.safetensors | cmp - a.w'
 
+# Before a prompt the experts of its answer are asked for; that changes when they are read, and nothing else.
+intended()	# FILE OPTIONS...
+{
+	file=$1
+	shift
+	chr-generate -q -n 12 --context 64 --chunk 32 -j 2 --stats "$file.stats" "$@" datasets/openings.jsonl |
+		sed 's/,"timing":{.*//' > "$file"
+}
+intended without -m packed --predict none
+least=$(chr-generate -q -m packed --context 64 --chunk 32 -j 2 --ram 1M datasets/openings.jsonl 2>&1 > /dev/null |
+	sed -n 's/.*use --ram \([0-9]*\)M.*/\1/p')
+ok "generating with it" intended with -m packed --predict intent --ram $((least + 1))M
+ok "... says the same" cmp without with
+ok "... and has guessed" sh -c '! tail -n 1 with.stats | grep -q "\"predicted\":0,"'
+
 ok "texts, by the length of the prompt" sh -c 'chr-intent -q -m model --holdout 0 --prompt-tokens 8 -n 2 act.jsonl > log'
 ok "nothing kept, nothing measured" grep -q '"coverage":null' log
 status "no sequence is long enough" 65 chr-intent -q -m model --prompt-tokens 100000 act.jsonl
