@@ -57,7 +57,7 @@ int pack_check(struct pack *p, struct err *e);
 int pack_write(struct pack *p, struct err *e);
 
 /* md is packed and nothing in it is quantised: writes p->out with all tensors in model.safetensors, experts in the type they
- * were packed in (p->dt is set to it). CRCs are checked, and the fingerprint when the experts' type was not changed by packing. */
+ * were packed in (p->dt is set to it). CRCs are checked, and the fingerprint when packing changed no type. */
 int pack_undo(struct pack *p, struct err *e);
 
 #endif
