@@ -82,6 +82,24 @@ static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, 
 	return 0;
 }
 
+/* A rule that changes nothing is a mistake. */
+static int check_rule(const struct pack *p, const struct pack_rule *r, struct err *e)
+{
+	const struct params *ps = &p->md->par;
+	const char *kept = NULL;
+
+	for (int i = 0; i < ps->n; i++) {
+		if (fnmatch(r->pattern, ps->p[i].name, 0) != 0)
+			continue;
+		if (pack_quantisable(&ps->p[i]) || !dtype_blocks(r->t))
+			return 0;
+		kept = ps->p[i].name;
+	}
+	if (kept)
+		return err_set(e, EX_USAGE, "--quant-for %s=%s: %s is never quantised", r->pattern, dtype_name(r->t), kept);
+	return err_set(e, EX_USAGE, "--quant-for %s=%s: %s has no such tensor", r->pattern, dtype_name(r->t), p->md->path);
+}
+
 /* Shared experts and dense layers: what goes for an expert's three matrices goes for theirs. */
 static int check_fixed(const struct pack *p, struct err *e)
 {
@@ -123,8 +141,9 @@ static int expert_types(struct pack *p, struct err *e)
 			return err_set(e, EX_DATAERR, "%s: %s is not stored as F32, BF16 or F16: give --dtype",
 			    p->md->path, ps->p[i].name);
 		if (found[k] >= 0 && found[k] != (int)t)
-			return err_set(e, EX_DATAERR, "%s: %s would be %s, the same of another expert %s: experts have one size",
-			    p->md->path, ps->p[i].name, dtype_name(t), dtype_name((enum dtype)found[k]));
+			return err_set(e, EX_DATAERR, "%s: %s would be %s, that of another expert %s: one type for all of a kind, "
+			    "as with --quant-for '*.experts.*.%s.weight=%s'", p->md->path, ps->p[i].name, dtype_name(t),
+			    dtype_name((enum dtype)found[k]), part[k], dtype_name(t));
 		p->dt[k] = t;
 		found[k] = (int)t;
 	}
@@ -156,6 +175,9 @@ int pack_check(struct pack *p, struct err *e)
 		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there, %s in %s", m->fingerprint,
 		    fp, p->md->path);
 	memcpy(p->fingerprint, fp, sizeof p->fingerprint);
+	for (int i = 0; i < p->nrules; i++)
+		if (check_rule(p, &p->rule[i], e) < 0)
+			return -1;
 	return check_fixed(p, e) < 0 ? -1 : expert_types(p, e);
 }
 
@@ -229,6 +251,7 @@ static int convert(struct job *j, const struct param *pa, enum dtype to)
 {
 	size_t n = (size_t)param_size(pa);
 	bool blocks = dtype_blocks(to), good = true;
+	struct pack_sum *sum = &j->p->by[to];
 
 	if (blocks)
 		good = quant_pack(j->y, to, j->x, pa->rows, pa->cols) == 0;
@@ -243,12 +266,13 @@ static int convert(struct job *j, const struct param *pa, enum dtype to)
 	if (!good)
 		return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite or too large for %s", j->p->md->path,
 		    pa->name, dtype_name(to));
-	for (size_t i = 0; blocks && i < n; i++) {
+	for (size_t i = 0; i < n; i++) {
 		double d = (double)j->back[i] - (double)j->x[i];
 
-		j->p->error += d * d;
-		j->p->square += (double)j->x[i] * (double)j->x[i];
+		sum->error += d * d;
+		sum->square += (double)j->x[i] * (double)j->x[i];
 	}
+	sum->converted++;
 	return 0;
 }
 
@@ -259,6 +283,8 @@ static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
 
 	if (type_of(j->p, pa, &to, j->e) < 0 || modeldir_find(j->p->md, pa->name, &v) < 0)
 		return -1;
+	j->p->by[to].tensors++;
+	j->p->by[to].bytes += (int64_t)mat_bytes(to, pa->rows, pa->cols);
 	if (v.t->dtype == st_of(to) || v.t->dtype == ST_U8)
 		return put_view(j, &v, crc);
 	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0 || convert(j, pa, to) < 0)
