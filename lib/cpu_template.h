@@ -129,7 +129,8 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 }
 
 #ifdef V_LOAD16
-/* nt_single8 of a B that is widened on its way: a copy in floats would go through the cache. */
+/* nt_single8 of a B that is widened on its way: a copy in floats would go through the cache. The next eight rows are asked for
+ * ahead: narrow rows are too short for the machine to see where they go. */
 INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint16_t *b, int64_t ldb, real *c, real beta)
 {
 	V acc[8];
@@ -141,8 +142,10 @@ INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint1
 	for (; p + VL <= k; p += VL) {
 		V av = V_LOAD(a + p);
 
-		for (int j = 0; j < 8; j++)
+		for (int j = 0; j < 8; j++) {
+			__builtin_prefetch(b + (j + 8) * ldb + p);
 			acc[j] = V_FMA(av, V_LOAD16(b + j * ldb + p, t), acc[j]);
+		}
 	}
 	if (p < k) {
 		V av = V_LOADN(a + p, k - p);
