@@ -5,7 +5,12 @@
 . "$(dirname "$0")/lib.sh"
 world "$tmp/w"
 cd "$tmp/w" && rm -r packed || exit 1
-${CC:-cc} -O1 -shared -fPIC -o fault.so "$top/tests/fault/preload.c" -ldl > cc.log 2>&1 || { echo "Bail out! no shim"; exit 1; }
+uring=
+if chr-generate -V | grep -q liburing && pkg-config --exists liburing; then
+	uring="-DHAVE_URING $(pkg-config --cflags liburing)"
+fi
+# shellcheck disable=SC2086
+${CC:-cc} -O1 -shared -fPIC $uring -o fault.so "$top/tests/fault/preload.c" -ldl > cc.log 2>&1 || { cat cc.log; echo "Bail out! no shim"; exit 1; }
 # A sanitizer's library need not come first: the shim calls on to it.
 export ASAN_OPTIONS="verify_asan_link_order=0:detect_leaks=0:$ASAN_OPTIONS"
 
@@ -31,7 +36,7 @@ gen()
 {
 	gen_out=$1
 	shift
-	timeout 60 "$bld/chr-generate" -q -n 24 -s 5 --context 64 --chunk 32 -j 2 --stats "$gen_out.stats" "$@" prompts.jsonl \
+	timeout -k 5 60 "$bld/chr-generate" -q -n 24 -s 5 --context 64 --chunk 32 -j 2 --stats "$gen_out.stats" "$@" prompts.jsonl \
 		> "$gen_out.all" 2> "$gen_out.err"
 	gen_status=$?
 	cat "$gen_out.err"
@@ -48,7 +53,7 @@ faulty()
 	rm -f "$FAULT_LOG"
 	(
 		export LD_PRELOAD="$PWD/fault.so"
-		exec timeout 60 "$bld/chr-generate" -q -n 24 -s 5 --context 64 --chunk 32 -j 2 --ram "$ram" --stats "$faulty_out.stats" \
+		exec timeout -k 5 60 "$bld/chr-generate" -q -n 24 -s 5 --context 64 --chunk 32 -j 2 --ram "$ram" --stats "$faulty_out.stats" \
 			"$@" prompts.jsonl
 	) > "$faulty_out.all" 2> "$faulty_out.err"
 	faulty_status=$?
@@ -94,26 +99,28 @@ excused()
 
 ok "resident" gen want -m big
 cp -r packed whole
-for predict in none gate all; do
-	o="-m packed --predict $predict"
-	ok "$predict: every read fails" failed 74 "Input/output error at offset [0-9]+" faulty f eio 0 1000000 $o
-	ok "$predict: reads fail from the 40th on" failed 74 "Input/output error" faulty f eio 40 1000000 $o
-	ok "$predict: the file ends too early" failed 74 "unexpected end of file" faulty f end 40 1000000 $o
-	ok "$predict: short reads" right f faulty f short 0 1000000 $o
-	ok "$predict: short reads, not direct" right f faulty f short 0 1000000 $o --buffered
-	ok "$predict: ten times slower" right f faulty f slow 0 1000000 $o
-	ok "$predict: ten times slower, half way through a simulated drive" right f faulty f slow 60 1000000 $o --sim-ssd 0.1,500M
+for how in uring:none uring:gate uring:all threads:none threads:gate threads:all; do
+	io=${how%:*} predict=${how#*:}
+	if [ $io = uring ] && { [ -z "$uring" ] || ! gen f --io uring -m packed --ram "$ram" > /dev/null; }; then
+		skip "$how" "no io_uring here"
+		continue
+	fi
+	o="-m packed --io $io --predict $predict"
+	ok "$how: every read fails" failed 74 "Input/output error at offset [0-9]+" faulty f eio 0 1000000 $o
+	ok "$how: reads fail from the 40th on" failed 74 "Input/output error" faulty f eio 40 1000000 $o
+	ok "$how: the file ends too early" failed 74 "unexpected end of file" faulty f end 40 1000000 $o
+	ok "$how: short reads" right f faulty f short 0 1000000 $o
+	ok "$how: short reads, not direct" right f faulty f short 0 1000000 $o --buffered
+	ok "$how: ten times slower" right f faulty f slow 0 1000000 $o
+	ok "$how: ten times slower, half way through a simulated drive" right f faulty f slow 60 1000000 $o --sim-ssd 0.1,500M
 	excused_stats=f.stats
-	ok "$predict, shared: every read fails" failed 74 "Input/output error" faulty f eio 0 1000000 $o --on-miss shared
-	ok "$predict, shared: reads fail from the 50th on" excused 74 "Input/output error" faulty f eio 50 1000000 $o --on-miss shared
-	ok "$predict, shared: short reads" faulty f short 0 1000000 $o --on-miss shared
-	ok "$predict, shared: ten times slower" faulty f slow 0 1000000 $o --on-miss shared
-done
-
-# One read fails and the next would not: an error, or the right text when it was a guess that nobody had asked for.
-for after in 0 13 40; do
-	for predict in none all; do
-		ok "$predict: read $after fails, once" either 74 "Input/output error" faulty f eio $after 1 -m packed --predict $predict
+	ok "$how, shared: every read fails" failed 74 "Input/output error" faulty f eio 0 1000000 $o --on-miss shared
+	ok "$how, shared: reads fail from the 50th on" excused 74 "Input/output error" faulty f eio 50 1000000 $o --on-miss shared
+	ok "$how, shared: short reads" faulty f short 0 1000000 $o --on-miss shared
+	ok "$how, shared: ten times slower" faulty f slow 0 1000000 $o --on-miss shared
+	# One read fails and the next would not: an error, or the right text when it was a guess that nobody had asked for.
+	for after in 0 13 40; do
+		ok "$how: read $after fails, once" either 74 "Input/output error" faulty f eio $after 1 $o
 	done
 done
 
@@ -169,7 +176,7 @@ rm -rf packed && mv whole packed
 # The promise of --ram, under a limit of the kernel's at that value: 50 MB of experts, 16 MiB more than what is needed
 group=/sys/fs/cgroup/memory/chr-fault-$$
 # shellcheck disable=SC2016
-limited() { timeout 120 sh -c 'echo $$ > "$0/cgroup.procs" && exec "$@"' "$group" "$@"; }
+limited() { timeout -k 5 120 sh -c 'echo $$ > "$0/cgroup.procs" && exec "$@"' "$group" "$@"; }
 case $bld in *-san | *-tsan) group=/nowhere/$$ ;; esac
 if mkdir "$group" 2> /dev/null; then
 	trap 'rmdir "$group"; rm -rf "$tmp"' EXIT
