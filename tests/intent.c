@@ -242,7 +242,7 @@ static void test_wrong(void)
 /* A safetensors file that is fine but for what it holds: the encoder's tensors as far as `last`, of this width and type. */
 static void put_foreign(uint64_t width, enum st_dtype t, int last)
 {
-	static const char zero[1 << 20];
+	static const char zero[1 << 21];
 	const struct { const char *name; int ndim; uint64_t dim[2]; } want[] = { { "pool.weight", 1, { width, 0 } },
 		{ "embed.weight", 2, { 40, width } }, { "hidden.weight", 2, { width, width } }, { "hidden.bias", 1, { width, 0 } },
 		{ "out.weight", 2, { SIZE, width } }, { "out.bias", 1, { SIZE, 0 } } };
