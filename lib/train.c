@@ -15,6 +15,7 @@
 struct train_opt train_flags = {
 	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01, .batch = 8,
 	.accum = 1, .seq = 512, .shard_size = (int64_t)4 << 30, .keep = 2, .shuffle = true,
+	.guard_warn = 85, .guard_stop = 95,
 };
 
 const struct opt train_opts[] = {
@@ -93,6 +94,11 @@ const struct opt train_opts[] = {
 	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES",
 	    "refuse a plan above this; 0: no limit" },
+	{ 0, "guard", OPT_FLAG, &train_flags.guard, 0, 0, NULL,
+	    "stop with a checkpoint and status 75 before memory runs out" },
+	{ 0, "guard-warn", OPT_FLOAT, &train_flags.guard_warn, 1, 100, "PERCENT",
+	    "of a limit in use: say so" },
+	{ 0, "guard-stop", OPT_FLOAT, &train_flags.guard_stop, 1, 100, "PERCENT", "stop" },
 	{ 0, "dry-run", OPT_FLAG, &train_flags.dry_run, 0, 0, NULL,
 	    "print the memory plan and stop" },
 	{ .kind = OPT_END }
@@ -101,10 +107,12 @@ const struct opt train_opts[] = {
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 
@@ -225,6 +233,8 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	json_set_num(rec, "tok_per_s", dt > 0 ? (double)(t->tokens - t->clock_tokens) / dt : 0);
 	metric_routing(&t->now, &t->cfg, &t->load, rec);
 	json_set_int(rec, "mem_bytes", mem_peak_rss());
+	json_set_int(rec, "mem_plan", mem_plan_total(&t->plan));
+	json_set_int(rec, "mem_peak", mem_peak_rss());
 	rc = json_put(stdout, rec, e);
 	json_decref(rec);
 	t->clock = now;
@@ -391,7 +401,7 @@ static int after_step(struct train *t, struct err *e)
 	const struct source *src = t->s->source;
 	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
 
-	t->stopping |= sig_stop || t->step - t->first_step == t->o.stop_after;
+	t->stopping |= sig_stop || t->step - t->first_step == t->o.stop_after || guard_check(t->guard) == GUARD_LIMIT;
 	t->due |= every(t->step, t->o.save_every) || sig_save;
 	t->look_due |= every(t->step, t->o.eval_every);
 	sig_save = 0;

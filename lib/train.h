@@ -37,9 +37,10 @@ struct train_opt {
 	struct opt_list sets, freeze, lora_target;
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience, log_every, shard_size, ram,
 	    seed;
-	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune;
+	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune, guard_warn,
+	    guard_stop;
 	int batch, accum, seq, threads, keep, dtype, lora_rank;
-	bool shuffle, skip_bad, resume, force, dry_run;
+	bool shuffle, skip_bad, resume, force, dry_run, guard;
 };
 extern struct train_opt train_flags;		/* what the table fills in */
 extern const struct opt train_opts[];

@@ -6,6 +6,7 @@
 
 #include "best.h"
 #include "ckpt.h"
+#include "guard.h"
 #include "lora.h"
 #include "mem.h"
 #include "metric.h"
@@ -46,6 +47,7 @@ struct train {
 	int64_t parameters;
 
 	bool stopping, due, look_due;	/* stop, save, evaluate as soon as the source is not midway */
+	struct guard *guard;		/* NULL: none */
 	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
 	int64_t step, first_step;	/* optimiser steps done; when this run began */
