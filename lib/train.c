@@ -15,6 +15,7 @@
 struct train_opt train_flags = {
 	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01, .batch = 8,
 	.accum = 1, .seq = 512, .shard_size = (int64_t)4 << 30, .keep = 2, .shuffle = true,
+	.data_ram = (int64_t)1 << 30,
 };
 
 const struct opt train_opts[] = {
@@ -28,6 +29,10 @@ const struct opt train_opts[] = {
 	    "tokenizer.json, or a directory that has one" },
 	{ 0, "shuffle", OPT_FLAG, &train_flags.shuffle, 0, 0, NULL,
 	    "a new order of the records each epoch; not of a pipe" },
+	{ 0, "shuffle-window", OPT_COUNT, &train_flags.shuffle_window, 0, 1e9, "N",
+	    "draw each record of a pipe from the next N; 0: in its order" },
+	{ 0, "data-ram", OPT_BYTES, &train_flags.data_ram, 0, 0, "BYTES",
+	    "tokens of files to keep in memory; other records are read again when their turn comes" },
 	{ 0, "skip-bad", OPT_FLAG, &train_flags.skip_bad, 0, 0, NULL,
 	    "count bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "Training" },
@@ -100,11 +105,11 @@ const struct opt train_opts[] = {
 
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dry-run", "quiet",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dry-run", "quiet",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 

@@ -19,7 +19,8 @@ static void *packed_open(const struct train_opt *o, const struct config *c, stru
     char *const files[], bool eval, struct err *e)
 {
 	const struct data_opt d = { .tok = t, .vocab = c->vocab_size, .T = o->seq, .shuffle = o->shuffle && !eval,
-	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
+	    .window = eval ? 0 : o->shuffle_window, .ram = o->data_ram, .skip_bad = o->skip_bad,
+	    .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
 
 	return data_open(nfiles, files, &d, e);
 }
@@ -70,10 +71,15 @@ static json_t *packed_inputs(const void *self)
 	return data_inputs(self);
 }
 
+static struct corpus *packed_corpus(void *self)
+{
+	return data_corpus(self);
+}
+
 const struct source packed_source = {
 	.open = packed_open, .close = packed_close, .streams = packed_streams, .rows = packed_rows,
 	.bytes = packed_bytes, .identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
-	.inputs = packed_inputs,
+	.inputs = packed_inputs, .corpus = packed_corpus,
 };
 
 /* --- options --- */
