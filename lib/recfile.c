@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define CHUNK ((size_t)64 << 10)
+#define WHERE_MOST ((off_t)1 << 30)	/* in a larger file lines are not counted */
 
 struct recfile {
 	const char *path;
@@ -196,7 +197,7 @@ char *recfile_where(struct recfile *f, int64_t place)
 	size_t len;
 	int rc;
 
-	if (f->docs == 0)
+	if (f->docs == 0 && f->was.st_size < WHERE_MOST)
 		in = jsonl_open(1, (char *const *)&f->path, false, &e);
 	while (in != NULL && jsonl_line(in, &len, &e) != NULL && jsonl_offset(in) < place)
 		continue;

@@ -49,7 +49,8 @@ void recfile_end(struct recfile *f, bool again);	/* of going through it; again: 
 int recfile_at(struct recfile *f, int64_t place, struct ids *out, struct err *e);	/* one that recfile_next() gave */
 void recfile_close(struct recfile *f);			/* NULL: nothing */
 
-/* "file:line", or "file:document" of a shard, for people; malloc'ed. Reads the file up to there. */
+/* "file:line", or "file:document N" of a shard, or "file:byte N" where lines are too many to count, for people; malloc'ed.
+ * Reads the file up to there. */
 char *recfile_where(struct recfile *f, int64_t place);
 
 #endif

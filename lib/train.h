@@ -33,11 +33,11 @@
 #include "tok.h"
 
 struct train_opt {
-	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best;
+	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best, *dump_bad;
 	struct opt_list sets, freeze, lora_target;
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience, log_every, shard_size, ram,
-	    seed, data_ram, shuffle_window;
-	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune;
+	    seed, data_ram, shuffle_window, skip_nonfinite;
+	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune, max_spike;
 	int batch, accum, seq, threads, keep, dtype, lora_rank;
 	bool shuffle, skip_bad, resume, force, dry_run;
 };

@@ -284,7 +284,7 @@ int64_t train_rows(const struct train *t)
 
 static int64_t micro_bytes(const struct train *t)
 {
-	return train_rows(t) * (int64_t)(sizeof(uint32_t) + 2 * sizeof(int32_t)) +
+	return train_rows(t) * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) +
 	    t->o.batch * (int64_t)t->s->source->extra;
 }
 
@@ -362,6 +362,7 @@ static void open_batches(struct train *t)
 		t->micro[i].b.tok = mem_alloc(n * sizeof(uint32_t));
 		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
 		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
+		t->micro[i].b.from = mem_alloc(n * sizeof(int32_t));
 		if (t->s->source->extra > 0)
 			t->micro[i].extra = mem_alloc((size_t)t->o.batch * t->s->source->extra);
 	}
@@ -515,7 +516,9 @@ static int restore(struct train *t, struct err *e)
 		rc = t->s->source->seek(t->src, position, e);
 	if (rc == 0 && !opt_quiet)
 		err_warn("going on from %s", t->resume);
-	t->step = t->first_step = t->opt.updates = step;
+	bad_restore(&t->bad, json_object_get(state, "bad"));
+	t->step = t->first_step = step;
+	t->opt.updates = step - t->bad.skipped;
 	t->tokens = t->clock_tokens = tokens;
 	json_decref(state);
 	return rc;
@@ -575,6 +578,7 @@ void train_teardown(struct train *t)
 		mem_free(t->micro[i].b.tok);
 		mem_free(t->micro[i].b.target);
 		mem_free(t->micro[i].b.doc_start);
+		mem_free(t->micro[i].b.from);
 		mem_free(t->micro[i].extra);
 	}
 	mem_free(t->micro);
@@ -583,6 +587,7 @@ void train_teardown(struct train *t)
 	mem_free(t->load.count);
 	route_scratch_free(t->scratch);
 	optim_close(&t->opt);
+	bad_close(&t->bad);
 	if (t->lora.be != NULL)
 		lora_close(&t->lora);
 	mem_free(t->picked);
