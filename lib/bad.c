@@ -87,7 +87,7 @@ static int put_document(struct bad *b, const struct bad_step *s, int micro, int6
 {
 	const struct batch *x = &s->micro[micro].b;
 	json_t *tokens = json_array(), *mask = json_array();
-	json_t *rec = json_pack("{s:s, s:I, s:i, s:I, s:s?, s:o, s:o}", "type", "bad", "step", (json_int_t)s->number,
+	json_t *rec = json_pack("{s:s, s:I, s:i, s:I, s:s?, s:o, s:o}", "type", "bad_batch", "step", (json_int_t)s->number,
 	    "micro_batch", micro + 1, "row", (json_int_t)(at / x->T), "source", name, "tokens", tokens, "mask", mask);
 	int rc;
 

@@ -43,7 +43,7 @@ stops "an infinite weight stops the run" 65 "step 17, micro-batch 1 of 1: the lo
 is "after sixteen steps" "$(wc -l < out.log)" 16
 is "the batch is dumped" "$(wc -l < bad.jsonl)" 1
 is "as the record that it is" "$(grep -o '"tokens":\[[^]]*\]' bad.jsonl)" "$(sed -n 17p docs.jsonl | grep -o '"tokens":\[[^]]*\]')"
-ok "and named" grep -q '"type":"bad","step":17,"micro_batch":1,"row":0,"source":"docs.jsonl:17"' bad.jsonl
+ok "and named" grep -q '"type":"bad_batch","step":17,"micro_batch":1,"row":0,"source":"docs.jsonl:17"' bad.jsonl
 is "of which all but the first is to be predicted" "$(grep -o '"mask":.*' bad.jsonl | tr -cd 01)" "0$(printf %031d 0 | tr 0 1)"
 status "chr-score reads it" 0 sh -c 'chr-score -q -m model bad.jsonl > score.log'
 ok "and finds what is wrong" grep -q '"source":"docs.jsonl:17".*"tokens":31,"logprob":null\|"tokens":31,"logprob":null.*"source":"docs.jsonl:17"' score.log
