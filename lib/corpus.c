@@ -265,6 +265,18 @@ static void *zeros(size_t n, size_t size)
 	return p;
 }
 
+/* Touched, so that the plan finds the window as it will be. */
+static void open_window(struct corpus *c)
+{
+	c->cap_slots = c->o.window;
+	c->slot = c->cap_slots > 0 ? zeros((size_t)c->cap_slots, sizeof *c->slot) : NULL;
+	for (int64_t i = 0; i < c->cap_slots; i++) {
+		for (int64_t n = 0; n < c->o.longest; n++)
+			ids_push(&c->slot[i].ids, 0);
+		c->slot[i].ids.n = 0;
+	}
+}
+
 struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o, struct err *e)
 {
 	static char *const from_stdin[] = { "-" };
@@ -279,6 +291,8 @@ struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_
 	c->pool = zeros((size_t)c->nparts, sizeof *c->pool);
 	c->names = zeros((size_t)c->nparts, sizeof *c->names);
 	rc = set_names(c, nfiles > 0 ? files : from_stdin, &stream, e);
+	if (rc == 0 && stream)
+		open_window(c);
 	if (rc == 0 && stream)
 		rc = (c->in = jsonl_open(c->nparts, c->names, o->skip_bad, e)) == NULL ? -1 : 0;
 	else if (rc == 0)
@@ -333,9 +347,12 @@ int64_t corpus_words(const struct corpus *c)
 
 int64_t corpus_bytes(const struct corpus *c)
 {
+	int64_t window = c->cap_slots * (int64_t)sizeof *c->slot;
+
+	for (int64_t i = 0; i < c->cap_slots; i++)
+		window += c->slot[i].ids.cap * (int64_t)sizeof *c->slot[i].ids.v;
 	return c->cap_words * (int64_t)sizeof *c->word + c->cap_at * (int64_t)sizeof *c->at +
-	    c->cap_place * (int64_t)sizeof *c->place + c->n * (int64_t)sizeof *c->order +
-	    (c->in != NULL ? c->o.window * c->o.longest * (int64_t)sizeof *c->word : 0);
+	    c->cap_place * (int64_t)sizeof *c->place + c->n * (int64_t)sizeof *c->order + window;
 }
 
 /* --- the item that is next, of files --- */

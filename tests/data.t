@@ -59,6 +59,8 @@ items=$(sed -n 's/.*"documents": \([0-9]*\).*/\1/p' size/train_state.json)
 is "the plan: words, and 20 bytes of index a document" "$(plan a.jsonl b.jsonl)" $((4 * words + 20 * items + 8))
 is "nothing kept: 12 bytes a document" $(($(plan --data-ram 0 a.jsonl b.jsonl) / 12)) "$items"
 
+ok "a window: at least its rows" [ "$(cat a.jsonl | plan --shuffle-window 1000)" -ge 128000 ]
+
 # A pipe with a window
 window()	# OUT OPTIONS...
 {
