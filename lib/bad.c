@@ -163,7 +163,8 @@ json_t *bad_state(const struct bad *b)
 
 	for (int64_t i = b->seen > BAD_WINDOW ? b->seen - BAD_WINDOW : 0; i < b->seen; i++)
 		json_array_append_new(loss, json_real(b->loss[i % BAD_WINDOW]));
-	return json_pack("{s:I, s:I, s:o}", "skipped", (json_int_t)b->skipped, "in_a_row", (json_int_t)b->row, "losses", loss);
+	return json_pack("{s:I, s:I, s:o}", "skipped", (json_int_t)b->skipped, "in_a_row", (json_int_t)b->row, "losses",
+	    loss);
 }
 
 void bad_restore(struct bad *b, const json_t *state)

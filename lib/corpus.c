@@ -208,7 +208,8 @@ static void shuffle(struct corpus *c, const struct pool *p)
 	for (int64_t i = 0; i < p->n; i++)
 		order[i] = (uint32_t)i;
 	if (c->o.shuffle)
-		rng_shuffle(c->o.seed, STREAM_ORDER + (uint64_t)(p - c->pool) + ((uint64_t)p->epoch << 32), order, (uint64_t)p->n);
+		rng_shuffle(c->o.seed, STREAM_ORDER + (uint64_t)(p - c->pool) + ((uint64_t)p->epoch << 32), order,
+		    (uint64_t)p->n);
 }
 
 static int open_pools(struct corpus *c, struct err *e)
@@ -472,6 +473,13 @@ static int fill(struct corpus *c, struct err *e)
 	return rc;
 }
 
+static int64_t draw(const struct corpus *c)
+{
+	if (c->o.window == 0)
+		return 0;
+	return (int64_t)rng_below(c->o.seed, STREAM_WINDOW, (uint64_t)c->passed, (uint64_t)c->filled);
+}
+
 static int get_slot(struct corpus *c, const uint32_t **item, struct err *e)
 {
 	if (!c->chosen) {
@@ -479,7 +487,7 @@ static int get_slot(struct corpus *c, const uint32_t **item, struct err *e)
 			return -1;
 		if (c->filled == 0)
 			return 0;
-		c->turn = c->o.window > 0 ? (int64_t)rng_below(c->o.seed, STREAM_WINDOW, (uint64_t)c->passed, (uint64_t)c->filled) : 0;
+		c->turn = draw(c);
 		c->chosen = true;
 	}
 	*item = c->slot[c->turn].ids.v;
