@@ -4,6 +4,7 @@
 #ifndef CHR_TRAIN_IMPL_H
 #define CHR_TRAIN_IMPL_H
 
+#include "bad.h"
 #include "best.h"
 #include "ckpt.h"
 #include "guard.h"
@@ -54,6 +55,8 @@ struct train {
 	int64_t tokens;			/* input so far, padding not counted */
 	struct metric now;		/* of the step */
 	struct best best;
+	struct bad bad;
+	int bad_micro;			/* of the step: the micro-batch whose loss is not finite, -1: not known */
 	struct progress progress;
 	double clock;			/* time of the last record, */
 	int64_t clock_tokens;		/* and the tokens then */

@@ -20,7 +20,8 @@ static void *packed_open(const struct train_opt *o, const struct config *c, stru
     char *const files[], bool eval, struct err *e)
 {
 	const struct data_opt d = { .tok = t, .vocab = c->vocab_size, .T = o->seq, .shuffle = o->shuffle && !eval,
-	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
+	    .window = eval ? 0 : o->shuffle_window, .ram = o->data_ram, .skip_bad = o->skip_bad,
+	    .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
 
 	return data_open(nfiles, files, &d, e);
 }
@@ -71,10 +72,15 @@ static json_t *packed_inputs(const void *self)
 	return data_inputs(self);
 }
 
+static struct corpus *packed_corpus(void *self)
+{
+	return data_corpus(self);
+}
+
 const struct source packed_source = {
 	.open = packed_open, .close = packed_close, .streams = packed_streams, .rows = packed_rows,
 	.bytes = packed_bytes, .identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
-	.inputs = packed_inputs,
+	.inputs = packed_inputs, .corpus = packed_corpus,
 };
 
 /* --- options --- */
@@ -323,6 +329,7 @@ static void open_batches(struct train *t)
 		t->micro[i].b.tok = mem_alloc(n * sizeof(uint32_t));
 		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
 		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
+		t->micro[i].b.from = mem_alloc(n * sizeof(int32_t));
 		if (t->s->source->extra > 0)
 			t->micro[i].extra = mem_alloc((size_t)t->o.batch * t->s->source->extra);
 	}
@@ -476,7 +483,9 @@ static int restore(struct train *t, struct err *e)
 		rc = t->s->source->seek(t->src, position, e);
 	if (rc == 0 && !opt_quiet)
 		err_warn("going on from %s", t->resume);
-	t->step = t->first_step = t->opt.updates = step;
+	bad_restore(&t->bad, json_object_get(state, "bad"));
+	t->step = t->first_step = step;
+	t->opt.updates = step - t->bad.skipped;
 	t->tokens = t->clock_tokens = tokens;
 	json_decref(state);
 	return rc;
@@ -538,6 +547,7 @@ void train_teardown(struct train *t)
 		mem_free(t->micro[i].b.tok);
 		mem_free(t->micro[i].b.target);
 		mem_free(t->micro[i].b.doc_start);
+		mem_free(t->micro[i].b.from);
 		mem_free(t->micro[i].extra);
 	}
 	mem_free(t->micro);
@@ -546,6 +556,7 @@ void train_teardown(struct train *t)
 	mem_free(t->load.count);
 	route_scratch_free(t->scratch);
 	optim_close(&t->opt);
+	bad_close(&t->bad);
 	if (t->lora.be != NULL)
 		lora_close(&t->lora);
 	mem_free(t->picked);
