@@ -9,15 +9,14 @@
 #include "progress.h"
 #include "report.h"
 
-static long major_faults(void)
+long report_majflt(void)
 {
 	struct rusage u;
 
 	return getrusage(RUSAGE_SELF, &u) == 0 ? u.ru_majflt : 0;
 }
 
-/* What the kernel says this process has read: by system calls, and from the disk. */
-static void kernel_reads(int64_t *rchar, int64_t *disk)
+void report_io(int64_t *rchar, int64_t *disk)
 {
 	FILE *f = fopen("/proc/self/io", "r");
 	char line[128];
@@ -36,10 +35,10 @@ static void kernel_reads(int64_t *rchar, int64_t *disk)
 
 int report_open(struct report *r, const char *spec, struct engine *g, struct err *e)
 {
-	*r = (struct report){ .g = g, .majflt = major_faults(), .began = progress_clock() };
+	*r = (struct report){ .g = g, .majflt = report_majflt(), .began = progress_clock() };
 	store_stats(engine_store(g), &r->last);
 	r->first = r->last;
-	kernel_reads(&r->rchar, &r->disk);
+	report_io(&r->rchar, &r->disk);
 	if (!spec)
 		return 0;
 	if (*spec && strspn(spec, "0123456789") == strlen(spec) && strlen(spec) < 6)
@@ -96,7 +95,7 @@ static int put(struct report *r, const char *type, const char *count, int64_t n,
     struct err *e)
 {
 	struct store_stats now;
-	long faults = major_faults();
+	long faults = report_majflt();
 	json_t *o;
 	int status;
 
@@ -175,7 +174,7 @@ static json_t *summary(struct report *r)
 	json_t *o = json_object();
 
 	store_stats(store, &now);
-	kernel_reads(&rchar, &disk);
+	report_io(&rchar, &disk);
 	json_set_str(o, "type", "summary");
 	json_set_int(o, "tokens", r->tokens);
 	json_set_int(o, "prompt_tokens", r->prompt_tokens);

@@ -27,4 +27,8 @@ int report_prompt(struct report *r, int n, const struct eval_stats *st, struct e
 int report_step(struct report *r, int rows, const struct eval_stats *st, struct err *e);
 int report_close(struct report *r, struct err *e);		/* writes the summary */
 
+/* What the kernel says this process has read: by system calls, and from the disk. */
+void report_io(int64_t *rchar, int64_t *disk);
+long report_majflt(void);	/* page faults of this process that had to wait for a disk */
+
 #endif
