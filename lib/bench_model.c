@@ -306,9 +306,11 @@ static json_t *roofline(const struct side *x, const char *workload, const char *
 	json_set_num(r, "ops_per_token", ops);
 	if (decode)
 		json_set_num(r, "memory_fraction", token * speed / bus);
-	json_set_num(r, "compute_fraction", ops * speed / alu);
-	json_set_num(r, "drive_fraction", streams ? read * speed / disk : NAN);
-	if (strcmp(workload, "load") == 0) {
+	else
+		json_set_num(r, "compute_fraction", ops * speed / alu);
+	if (strcmp(workload, "load") != 0)
+		json_set_num(r, "drive_fraction", streams ? read * speed / disk : NAN);
+	else {
 		double bytes = median_of(x->samples, NULL, "disk_bytes"), least = fmax(median_of(x->samples, phase, "compute"), bytes / disk);
 
 		json_set_num(r, "floor_s", least);
@@ -382,6 +384,9 @@ static void put_side(struct side *x, const struct side *first, const char *workl
 	json_object_set_new(r, "cache", json_incref(json_object_get(one, "cache")));
 	json_object_set_new(r, "prompts_digest", json_incref(json_object_get(one, "prompts_digest")));
 	json_object_set_new(r, "tokens_digest", json_incref(json_object_get(one, "tokens_digest")));
+	json_object_set_new(r, "store", json_pack("{s:I, s:I, s:I, s:O}", "slots", (json_int_t)engine_int(x, "slots"), "experts",
+	    (json_int_t)engine_int(x, "experts"), "expert_bytes", (json_int_t)engine_int(x, "expert_bytes"), "direct",
+	    json_object_get(one, "direct")));
 	put_summary(r, x, phase);
 	bench_metric(r, load ? "ttft_s" : "tok_per_s", !load, column(x->samples, load ? NULL : phase, load ? "ttft_s" : "tok_per_s"));
 	json_object_set_new(r, "roofline", roofline(x, workload, phase, ceilings));
