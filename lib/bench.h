@@ -60,9 +60,16 @@ struct bench_run {
 };
 json_t *bench_sample(void *run);
 
-/* Of capsules: Markdown on f; a picture in a file; what got slower since those of a file, as records: how many did. */
+/* Of capsules: Markdown on f; a picture in a file; what got slower since those of a file, as records on stdout, and how many did. */
 void bench_markdown(const json_t *capsules, FILE *f);
 int bench_draw(const json_t *capsules, const char *path, struct err *e);
 int bench_compare(const json_t *capsules, const char *old, int *slower, struct err *e);
+
+/* For these. "a.b" is the number b of object a, NaN when it is not there; words are "" then (object may be NULL). */
+double bench_number(const json_t *capsule, const char *path);
+const char *bench_word(const json_t *capsule, const char *object, const char *key);
+json_t *bench_group(const json_t *capsules);		/* by workload; the caller decrefs, as of */
+json_t *bench_differing(const json_t *capsules);	/* the keys of their configurations that are not the same in all */
+void bench_setting(const json_t *capsule, const char *key, char *out, size_t size);	/* as text */
 
 #endif

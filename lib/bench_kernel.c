@@ -9,11 +9,10 @@
 #define EXPERT_D 1024
 #define EXPERT_F 768
 
-static void put_kernel(const char *what, const char *unit, json_t *config, json_t *samples)
+static void put_kernel(const char *unit, json_t *config, json_t *samples)
 {
 	json_t *r = bench_capsule("kernel");
 
-	json_object_set_new(config, "what", json_string(what));
 	json_object_set_new(config, "threads", json_integer(pool_threads()));
 	json_object_set_new(r, "config", config);
 	bench_metric(r, unit, true, samples);
@@ -26,7 +25,7 @@ static void memory(const void *w)
 
 	for (int i = 0; i < bench.reps; i++)
 		json_array_append_new(v, json_real(kernel_read_rate(w, (size_t)bench.memory)));
-	put_kernel("memory read", "bytes_per_s", json_pack("{s:I}", "bytes", (json_int_t)bench.memory), v);
+	put_kernel("bytes_per_s", json_pack("{s:s, s:I}", "what", "memory read", "bytes", (json_int_t)bench.memory), v);
 }
 
 static void registers(void)
@@ -36,7 +35,7 @@ static void registers(void)
 	for (int i = 0; i < bench.reps; i++)
 		json_array_append_new(v, json_real(kernel_fma_rate()));
 	if (json_real_value(json_array_get(v, 0)) > 0)
-		put_kernel("multiply-add in registers", "ops_per_s", json_object(), v);
+		put_kernel("ops_per_s", json_pack("{s:s}", "what", "multiply-add in registers"), v);
 	else
 		json_decref(v);
 }
@@ -55,7 +54,7 @@ static void gemm(int m, int n, int k)
 		if (i >= 0)
 			json_array_append_new(v, json_real(x));
 	}
-	put_kernel("gemm F32", "ops_per_s", json_pack("{s:i, s:i, s:i}", "m", m, "n", n, "k", k), v);
+	put_kernel("ops_per_s", json_pack("{s:s, s:i, s:i, s:i}", "what", "product F32", "rows", m, "columns", n, "depth", k), v);
 	kernel_gemm_close(&g);
 }
 
@@ -77,8 +76,8 @@ static void experts(const void *w, size_t bytes, enum dtype t, int rows)
 			json_array_append_new(v, json_real((rows == 1 ? kernel_ffn_bytes(&f) : kernel_ffn_ops(&f)) / seconds));
 	}
 	snprintf(what, sizeof what, "experts %s", dtype_name(t));
-	put_kernel(what, rows == 1 ? "bytes_per_s" : "ops_per_s", json_pack("{s:i, s:i, s:i}", "rows", rows, "width", EXPERT_D, "expert_width",
-	    EXPERT_F), v);
+	put_kernel(rows == 1 ? "bytes_per_s" : "ops_per_s", json_pack("{s:s, s:i, s:i, s:i}", "what", what, "rows", rows, "columns",
+	    EXPERT_F, "depth", EXPERT_D), v);
 	kernel_ffn_close(&f);
 }
 
