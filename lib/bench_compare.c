@@ -11,6 +11,7 @@
 #include "json.h"
 
 #define ENOUGH 3
+#define ROUNDING 1e-8		/* records have nine digits */
 
 static bool same_value(const json_t *a, const json_t *b)
 {
@@ -65,7 +66,7 @@ static const char *verdict(const json_t *old, const json_t *new)
 
 	if (!exact && (samples(old) < ENOUGH || samples(new) < ENOUGH))
 		return "unsure";
-	return new_best < old_worst ? "slower" : new_worst > old_best ? "faster" : "same";
+	return old_worst - new_best > ROUNDING * fabs(old_worst) ? "slower" : new_worst - old_best > ROUNDING * fabs(old_best) ? "faster" : "same";
 }
 
 static json_t *spread_of(const json_t *capsule)

@@ -1,5 +1,7 @@
 #include "child.h"
 
+#include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -21,14 +23,15 @@ _Noreturn static void child(json_t *(*fn)(void *), void *arg, const struct cgrou
 	_exit(EX_OK);	/* what stdout holds is the parent's to write */
 }
 
-static int ended(pid_t pid, struct err *e)
+static int ended(pid_t pid, bool limited, struct err *e)
 {
 	int status;
 
 	if (waitpid(pid, &status, 0) < 0)
 		return err_set(e, EX_OSERR, "waiting for a measurement:");
 	if (WIFSIGNALED(status))
-		return err_set(e, EX_OSERR, "a measurement was killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+		return err_set(e, EX_OSERR, "a measurement was killed by signal %d (%s)%s", WTERMSIG(status), strsignal(WTERMSIG(status)),
+		    limited && WTERMSIG(status) == SIGKILL ? ": its control group has too little memory" : "");
 	if (WEXITSTATUS(status) != EX_OK) {
 		e->status = WEXITSTATUS(status);
 		e->msg[0] = '\0';
@@ -58,7 +61,7 @@ json_t *child_run(json_t *(*fn)(void *), void *arg, const struct cgroup *group, 
 		r = json_loadf(f, JSON_DECODE_ANY, NULL);
 		fclose(f);
 	}
-	if (ended(pid, e) < 0) {
+	if (ended(pid, group != NULL, e) < 0) {
 		json_decref(r);
 		return NULL;
 	}
