@@ -1,7 +1,5 @@
 #include "bench.h"
 
-#include <ctype.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
@@ -227,22 +225,10 @@ void bench_config(json_t *o, const struct opt *opts)
 
 void bench_second(const char *flags)
 {
-	size_t len = strlen(flags);
-	char **argv = calloc(len / 2 + 3, sizeof *argv), *copy = strdup(flags), *save;	/* options keep pointers into it */
-	int argc = 0;
-
-	if (argv == NULL || copy == NULL)
-		err_die(EX_OSERR, "out of memory");
-	argv[argc++] = (char *)err_prog;
-	for (char *w = strtok_r(copy, " \t\n", &save); w; w = strtok_r(NULL, " \t\n", &save))
-		argv[argc++] = w;
 	bench.vs = NULL;
-	optind = 0;		/* getopt begins anew */
-	if (opt_parse(argc, argv, bench_opts, s.prog) < argc)
-		opt_usage("--vs: \"%s\" is not an option", argv[optind]);
+	opt_parse_text("vs", flags, bench_opts, s.prog);
 	if (bench.vs)
 		opt_usage("--vs within --vs");
-	free(argv);
 }
 
 /* ---- results ---- */

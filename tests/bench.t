@@ -124,7 +124,11 @@ check "kernels have a rate" kernel.jsonl '$r->{workload} eq "kernel" && $r->{met
 is "memory, floats, three kinds of blocks" "$(grep -c 'memory read\|product F32\|experts Q' kernel.jsonl)" 14
 
 # ---- quality, tables, pictures ----
-chr-diff -q wide wide-packed in.jsonl > diff.jsonl
+status "chr-diff: streamed token by token, the same" 0 sh -c 'chr-diff -q --with "--ram 4M --predict none" wide wide-packed in.jsonl > diff.jsonl'
+status "chr-diff: with shared experts standing in, not" 1 sh -c \
+	'chr-diff -q --with "--ram 4M --predict none --on-miss shared --sim-ssd 2" wide wide-packed in.jsonl > lossy.jsonl'
+check "and how far" lossy.jsonl '$r->{kl} > 0 && $r->{top1} < 1'
+status "chr-diff: flags that are none" 64 chr-diff --with "wide" wide wide-packed in.jsonl
 bench decode -r 1 --ram $half --quality diff.jsonl > quality.jsonl
 check "quality beside speed" quality.jsonl '$r->{quality}{kl} == 0 && $r->{quality}{top1} == 1 && $r->{quality}{ppl} > 1'
 status "not the quality of anything" 65 bench decode -r 1 --quality act.jsonl
