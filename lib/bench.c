@@ -205,8 +205,8 @@ static json_t *value(const struct opt *o)
 
 void bench_config(json_t *o, const struct opt *opts)
 {
-	/* Where things are, what other workloads are told, and what is done with the results. */
-	static const char *const omit[] = { "model", "tokenizer", "dry-run", "vs", "memory", "quality", "budget", "drive", "ram-bw",
+	/* Where things are, what other workloads are told, what is done with the results, and what stands elsewhere in the record. */
+	static const char *const omit[] = { "model", "tokenizer", "dry-run", "cold", "vs", "memory", "quality", "budget", "drive", "ram-bw",
 		"expert-bytes", "dense-bytes", "skip-bad", "block", "repetitions", "table", "plot", "compare", NULL };
 
 	for (; opts->kind != OPT_END; opts++) {

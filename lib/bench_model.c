@@ -20,7 +20,7 @@
 
 #define MIB ((int64_t)1 << 20)
 #define FFN_ROWS 128		/* rows of an expert when its speed of computing is measured */
-#define FFN_BYTES (24 << 20)	/* of experts then: more than the caches near a core */
+#define FFN_BYTES (4 << 20)	/* of experts then: with so many rows arithmetic is what it takes */
 
 struct side {			/* a configuration */
 	struct infer infer;
@@ -295,7 +295,7 @@ static json_t *roofline(const struct side *x, const char *workload, const char *
 	double token = (double)engine_int(x, "token_bytes"), ops = 2 * (double)engine_int(x, "token_products");
 	double speed = median_of(x->samples, phase, "tok_per_s"), read = median_of(x->samples, phase, "read_bytes_per_token");
 	double disk = fmin(median(drive), simulated(x)), bus = median(memory), alu = median(compute);
-	bool decode = strcmp(workload, "decode") == 0, streams = reads_drive(x, workload);
+	bool decode = strcmp(workload, "decode") == 0, load = strcmp(workload, "load") == 0, streams = reads_drive(x, workload);
 
 	json_object_set_new(r, "memory_bytes_per_s", bench_spread(memory));
 	json_object_set_new(r, "drive_bytes_per_s", bench_spread(drive));
@@ -306,9 +306,9 @@ static json_t *roofline(const struct side *x, const char *workload, const char *
 	json_set_num(r, "ops_per_token", ops);
 	if (decode)
 		json_set_num(r, "memory_fraction", token * speed / bus);
-	else
+	else if (!load)
 		json_set_num(r, "compute_fraction", ops * speed / alu);
-	if (strcmp(workload, "load") != 0)
+	if (!load)
 		json_set_num(r, "drive_fraction", streams ? read * speed / disk : NAN);
 	else {
 		double bytes = median_of(x->samples, NULL, "disk_bytes"), least = fmax(median_of(x->samples, phase, "compute"), bytes / disk);

@@ -74,7 +74,7 @@ static void put_replay(const struct replay *r, const char *policy, int slots, co
 	json_set_num(rec, "hit_rate", (double)x->hits / (double)x->demands);
 	json_set_num(rec, "read_bytes_per_token", misses * bytes);
 	if (m->bandwidth > 0)
-		json_set_num(rec, "tok_per_s", 1 / token_time(r, x, m, bytes));
+		json_set_num(rec, "tok_per_s_planned", 1 / token_time(r, x, m, bytes));
 	json_object_set_new(rec, "config", json_pack("{s:s, s:i, s:I}", "policy", policy, "slots", slots, "tokens", (json_int_t)r->tokens));
 	bench_metric(rec, "hit_rate", true, json_pack("[f]", (double)x->hits / (double)x->demands));
 	json_object_set_new(json_object_get(rec, "metric"), "exact", json_true());

@@ -18,7 +18,7 @@ static const struct column {
 	{ "stall %", "stall_share", 100, 1, true },
 	{ "KiB read per token", "read_bytes_per_token", 1 / 1024.0, 0, false },
 	{ "from the drive", "disk_bytes_per_token", 1 / 1024.0, 0, false },
-	{ "tok/s planned", "tok_per_s", 1, 1, false },
+	{ "tok/s planned", "tok_per_s_planned", 1, 1, false },
 	{ "gate recall %", "gate_recall", 100, 1, false },
 	{ "lookahead recall %", "lookahead_recall", 100, 1, false },
 	{ "whole sets %", "whole_set_recall", 100, 1, false },
@@ -252,8 +252,10 @@ static void put_caption(const char *work, const json_t *group, FILE *f)
 	const json_t *one = json_array_get(group, 0);
 
 	fprintf(f, "%s", work);
-	if (*bench_word(one, "model", "directory"))
-		fprintf(f, ", %s, %s", bench_word(one, "model", "directory"), bench_word(one, "cache", "state"));
+	if (*bench_word(one, "model", "directory") && !differ(group, "model", "directory"))
+		fprintf(f, ", %s", bench_word(one, "model", "directory"));
+	if (*bench_word(one, "cache", "state") && !differ(group, "cache", "state"))
+		fprintf(f, ", %s", bench_word(one, "cache", "state"));
 	if (!isnan(bench_number(one, "roofline.memory_bytes_per_s.median")))
 		fprintf(f, "; memory %.1f GB/s", bench_number(one, "roofline.memory_bytes_per_s.median") / 1e9);
 	if (!isnan(bench_number(one, "roofline.drive_bytes_per_s.median")))

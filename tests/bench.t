@@ -19,7 +19,7 @@ check()
 # ---- replay and drive ----
 chr-bench replay --budget 25%,6 --drive 0.1,1G --ram-bw 20G --dense-bytes 1M act.jsonl > replay.jsonl
 is "five policies at two budgets" "$(grep -c '"workload":"replay"' replay.jsonl)" 10
-for key in policy slots experts tokens demands hits hit_rate read_bytes_per_token tok_per_s command version; do
+for key in policy slots experts tokens demands hits hit_rate read_bytes_per_token tok_per_s_planned command version; do
 	is "every replay record has $key" "$(grep -c "\"$key\":" replay.jsonl)" 10
 done
 # shellcheck disable=SC2016
@@ -177,4 +177,20 @@ status "hit rates are exact" 0 chr-bench replay --budget 25%,6 --compare replay.
 sed 's/"hit_rate","better":"more","median":[^,]*,"least":[^,]*,"most":[^,]*/"hit_rate","better":"more","median":1,"least":1,"most":1/' replay.jsonl > best.jsonl
 status "and any loss counts" 1 chr-bench replay --budget 25%,6 --compare best.jsonl act.jsonl
 status "no file to compare with" 66 chr-bench table --compare nowhere decode.jsonl
+
+# ---- scripts/bench-all ----
+if [ "$bld" != "$top/build" ]; then
+	skip "bench-all" "it measures the programs in build/"
+else
+	export SHAPE="hidden_size=64 num_hidden_layers=2 num_experts=16 num_experts_per_tok=2 moe_intermediate_size=512 vocab_size=500"
+	status "bench-all" 0 "$top/scripts/bench-all" -q -r 1 -R "$tmp/w/results.tsv" all sweep lossy
+	is "capsules of all budgets" "$(grep -c '"workload":"decode"' all/sweep.jsonl) $(grep -c '"workload":"prefill"' all/sweep.jsonl)" "5 5"
+	check "switches with their price" all/lossy.jsonl 'defined $r->{quality}{kl}'
+	check "and the lossless for nothing" all/lossy.jsonl '$r->{config}{"on-miss"} ne "wait" || !$r->{config}{ram} || $r->{quality}{kl} == 0'
+	ok "tables and pictures" sh -c 'grep -q "^| warm | 0 | gate " all/sweep.md && grep -q "</svg>" all/sweep.svg'
+	is "a line of results for each" "$(awk -F'\t' 'NF == 7' results.tsv | wc -l | tr -d ' ')" "$(cat all/*.jsonl | grep -c '"type":"bench"')"
+	is "the models are gone" "$(ls -d all/*/ 2> /dev/null)" ""
+	status "bench-all: no such part" 64 "$top/scripts/bench-all" -q all dance
+	status "bench-all: nowhere to work" 64 "$top/scripts/bench-all" -q
+fi
 done_testing
