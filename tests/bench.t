@@ -182,7 +182,7 @@ status "no file to compare with" 66 chr-bench table --compare nowhere decode.jso
 if [ "$bld" != "$top/build" ]; then
 	skip "bench-all" "it measures the programs in build/"
 else
-	export SHAPE="hidden_size=64 num_hidden_layers=2 num_experts=16 num_experts_per_tok=2 moe_intermediate_size=512 vocab_size=500"
+	export SHAPE="hidden_size=64 num_hidden_layers=2 num_experts=16 num_experts_per_tok=2 moe_intermediate_size=512 vocab_size=500" QUANTS=q8
 	status "bench-all" 0 "$top/scripts/bench-all" -q -r 1 -R "$tmp/w/results.tsv" all sweep lossy
 	is "capsules of all budgets" "$(grep -c '"workload":"decode"' all/sweep.jsonl) $(grep -c '"workload":"prefill"' all/sweep.jsonl)" "5 5"
 	check "switches with their price" all/lossy.jsonl 'defined $r->{quality}{kl}'
