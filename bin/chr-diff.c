@@ -33,6 +33,8 @@ static const struct opt opts[] = {
 
 static const struct opt with_opts[] = {
 	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared", "an expert that is not there" },
+	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
+	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };

@@ -24,6 +24,8 @@ struct opt bench_opts[] = {
 	{ 0, "quality", OPT_STR, &bench.quality, 0, 0, "FILE", "what chr-diff says of this configuration, to go with its speed" },
 	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared",
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
+	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
+	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
 	{ .kind = OPT_GROUP, .help = "replay: activation records through every policy" },
 	{ 0, "budget", OPT_STR, &bench.budgets, 0, 0, "LIST", "experts in memory: shares of all, or numbers" },
 	{ 0, "drive", OPT_STR, &bench.drive, 0, 0, "MS,BYTES", "of the machine to plan for: milliseconds of a read, bytes per second" },

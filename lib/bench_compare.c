@@ -15,6 +15,10 @@
 
 static bool same_value(const json_t *a, const json_t *b)
 {
+	double x = json_number_value(a), y = json_number_value(b);
+
+	if (json_is_number(a) && json_is_number(b))
+		return fabs(x - y) <= ROUNDING * fabs(x);
 	return !a || !b || json_equal(a, b);
 }
 

@@ -35,7 +35,7 @@ struct side {			/* a configuration */
 
 struct ceilings {		/* samples, for a side */
 	const struct side *side;
-	bool drive, compute;	/* what to measure besides memory */
+	bool drive;		/* to be measured, too */
 };
 
 static void use(const struct side *x)
@@ -158,9 +158,9 @@ static json_t *measure_ceilings(void *arg)
 	void *w;
 
 	if (c->drive) {
-		if (drive_measure(c->side->file, c->side->block, c->side->infer.readers, 1, &d, &e) < 0)
+		if (drive_measure(c->side->file, c->side->block, c->side->infer.readers, 2, &d, &e) < 0)
 			err_exit(&e);
-		json_set_num(r, "drive", d.median);
+		json_set_num(r, "drive", d.most);
 		free(d.sample);
 	}
 	pool_init(c->side->infer.threads);
@@ -170,8 +170,7 @@ static json_t *measure_ceilings(void *arg)
 		best = fmax(best, kernel_read_rate(w, bytes));
 	free(w);
 	json_set_num(r, "memory", best);
-	if (c->compute)
-		json_set_num(r, "compute", compute_rate(c->side, &e));
+	json_set_num(r, "compute", compute_rate(c->side, &e));
 	pool_quit();
 	return r;
 }
@@ -226,6 +225,11 @@ static bool reads_drive(const struct side *x, const char *workload)
 
 /* ---- capsules ---- */
 
+static json_t *number(double v)
+{
+	return isnan(v) ? json_null() : json_real(v);
+}
+
 /* The numbers of a key of all samples, in the object `phase` of each, or in the sample itself when that is NULL. */
 static json_t *column(const json_t *samples, const char *phase, const char *key)
 {
@@ -233,7 +237,7 @@ static json_t *column(const json_t *samples, const char *phase, const char *key)
 	size_t i;
 
 	json_array_foreach((json_t *)samples, i, one)
-		json_array_append(list, json_object_get(phase ? json_object_get(one, phase) : one, key));
+		json_array_append_new(list, number(bench_number(phase ? json_object_get(one, phase) : one, key)));
 	return list;
 }
 
@@ -241,6 +245,15 @@ static double median(const json_t *list)
 {
 	json_t *spread = bench_spread(list);
 	double v = json_is_object(spread) ? json_number_value(json_object_get(spread, "median")) : NAN;
+
+	json_decref(spread);
+	return v;
+}
+
+static double most(const json_t *list)
+{
+	json_t *spread = bench_spread(list);
+	double v = json_is_object(spread) ? json_number_value(json_object_get(spread, "most")) : NAN;
 
 	json_decref(spread);
 	return v;
@@ -260,9 +273,13 @@ static void put_keys(json_t *r, json_t *all, const json_t *samples, const char *
 {
 	for (int i = 0; keys[i]; i++) {
 		json_t *list = column(samples, phase, keys[i]);
+		char name[32];
 
-		json_object_set_new(all, keys[i], bench_spread(list));
-		json_set_num(r, keys[i], median(list));
+		snprintf(name, sizeof name, "%s", keys[i]);
+		for (char *dot = strchr(name, '.'); dot; dot = strchr(dot, '.'))
+			*dot = '_';
+		json_object_set_new(all, name, bench_spread(list));
+		json_set_num(r, name, median(list));
 		json_decref(list);
 	}
 }
@@ -270,7 +287,7 @@ static void put_keys(json_t *r, json_t *all, const json_t *samples, const char *
 static void put_summary(json_t *r, const struct side *x, const char *phase)
 {
 	static const char *const of_phase[] = { "tok_per_s", "hit_rate", "stall_share", "read_bytes_per_token", "disk_bytes_per_token",
-		"replaced_mass", "gate_recall", "lookahead_recall", "whole_set_recall", NULL };
+		"wasted_share", "replaced_mass", "recall.gate", "recall.lookahead", "recall.whole", NULL };
 	static const char *const of_run[] = { "ttft_s", "open_s", "majflt", "peak_rss", NULL };
 	json_t *all = json_object();
 
@@ -294,14 +311,14 @@ static json_t *roofline(const struct side *x, const char *workload, const char *
 	       *compute = column(ceilings, NULL, "compute");
 	double token = (double)engine_int(x, "token_bytes"), ops = 2 * (double)engine_int(x, "token_products");
 	double speed = median_of(x->samples, phase, "tok_per_s"), read = median_of(x->samples, phase, "read_bytes_per_token");
-	double disk = fmin(median(drive), simulated(x)), bus = median(memory), alu = median(compute);
+	double disk = fmin(most(drive), simulated(x)), bus = most(memory), alu = most(compute);
 	bool decode = strcmp(workload, "decode") == 0, load = strcmp(workload, "load") == 0, streams = reads_drive(x, workload);
 
 	json_object_set_new(r, "memory_bytes_per_s", bench_spread(memory));
 	json_object_set_new(r, "drive_bytes_per_s", bench_spread(drive));
 	json_set_int(r, "drive_block", x->block);
 	json_set_int(r, "drive_depth", x->infer.readers);
-	json_set_num(r, "ops_per_s", alu);
+	json_object_set_new(r, "ops_per_s", bench_spread(compute));
 	json_set_num(r, "weight_bytes_per_token", token);
 	json_set_num(r, "ops_per_token", ops);
 	if (decode)
@@ -407,7 +424,7 @@ void bench_model(const char *workload, int n, char **files)
 	int sides = bench.vs ? 2 : 1, reps = bench.reps;
 	const char *second = bench.vs;
 	json_t *ceilings = json_array();
-	struct ceilings c = { .side = &side[0], .compute = true };
+	struct ceilings c = { .side = &side[0] };
 
 	if (infer.dry_run)
 		bench_sample(&r);	/* which prints the plan and ends */
@@ -419,7 +436,6 @@ void bench_model(const char *workload, int n, char **files)
 	c.drive = side[0].file && (strcmp(workload, "load") == 0 || json_is_true(json_object_get(side[0].model, "packed")));
 	for (int i = 0; i < reps; i++) {
 		json_array_append_new(ceilings, child(measure_ceilings, &c, NULL));
-		c.compute = false;
 		for (int j = 0; j < sides; j++)
 			run(&side[sides == 2 ? (i + j) % 2 : 0], &r);
 	}

@@ -28,7 +28,7 @@ struct phase {			/* all prompts, or all tokens generated; counters are sums of d
 	int64_t tokens;
 	double wall, compute, stall, mass;
 	struct counters c;
-	uint64_t gate_pred, gate_hit, look_pred, look_hit, sets, sets_whole;
+	struct eval_stats sum;		/* of predictors */
 	json_t *token_s;
 };
 
@@ -166,6 +166,7 @@ static void add_counts(struct counters *to, const struct counters *from, const s
 	to->store.misses += b->misses - a->misses;
 	to->store.read_bytes += b->read_bytes - a->read_bytes;
 	to->store.reads += b->reads - a->reads;
+	to->store.requests += b->requests - a->requests;
 	to->store.predicted += b->predicted - a->predicted;
 	to->store.predicted_used += b->predicted_used - a->predicted_used;
 	to->store.wasted_bytes += b->wasted_bytes - a->wasted_bytes;
@@ -181,12 +182,7 @@ static void add_eval(struct phase *p, const struct eval_stats *st, int tokens)
 	p->compute += st->compute;
 	p->stall += st->stall;
 	p->mass += st->replaced_mass * tokens;
-	p->gate_pred += st->gate_pred;
-	p->gate_hit += st->gate_hit;
-	p->look_pred += st->look_pred;
-	p->look_hit += st->look_hit;
-	p->sets += st->sets;
-	p->sets_whole += st->sets_whole;
+	report_sources(&p->sum, st);
 }
 
 static void eval(const uint32_t *tok, int n, struct phase *p)
@@ -265,10 +261,12 @@ static json_t *phase_json(const struct phase *p)
 	set_share(o, "stall_share", p->stall, p->wall);
 	set_share(o, "read_bytes_per_token", (double)st->read_bytes, n);
 	set_share(o, "disk_bytes_per_token", (double)p->c.disk, n);
+	set_share(o, "wasted_share", (double)st->wasted_bytes, (double)st->read_bytes);
 	json_set_int(o, "hits", (int64_t)st->hits);
 	json_set_int(o, "late", (int64_t)st->late);
 	json_set_int(o, "misses", (int64_t)st->misses);
 	json_set_int(o, "reads", (int64_t)st->reads);
+	json_set_int(o, "requests", (int64_t)st->requests);
 	json_set_int(o, "read_bytes", (int64_t)st->read_bytes);
 	json_set_int(o, "wasted_bytes", (int64_t)st->wasted_bytes);
 	json_set_int(o, "predicted", (int64_t)st->predicted);
@@ -277,9 +275,7 @@ static json_t *phase_json(const struct phase *p)
 	json_set_int(o, "disk_bytes", p->c.disk);
 	json_set_int(o, "majflt", p->c.majflt);
 	set_share(o, "replaced_mass", p->mass, n);
-	set_share(o, "gate_recall", (double)p->gate_hit, (double)p->gate_pred);
-	set_share(o, "lookahead_recall", (double)p->look_hit, (double)p->look_pred);
-	set_share(o, "whole_set_recall", (double)p->sets_whole, (double)p->sets);
+	report_recall(o, &p->sum);
 	if (p->token_s)
 		json_object_set(o, "token_s", p->token_s);
 	return o;

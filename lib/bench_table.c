@@ -19,9 +19,10 @@ static const struct column {
 	{ "KiB read per token", "read_bytes_per_token", 1 / 1024.0, 0, false },
 	{ "from the drive", "disk_bytes_per_token", 1 / 1024.0, 0, false },
 	{ "tok/s planned", "tok_per_s_planned", 1, 1, false },
-	{ "gate recall %", "gate_recall", 100, 1, false },
-	{ "lookahead recall %", "lookahead_recall", 100, 1, false },
-	{ "whole sets %", "whole_set_recall", 100, 1, false },
+	{ "wasted %", "wasted_share", 100, 1, false },
+	{ "gate recall %", "recall_gate", 100, 1, false },
+	{ "lookahead recall %", "recall_lookahead", 100, 1, false },
+	{ "whole sets %", "recall_whole", 100, 1, false },
 	{ "replaced %", "replaced_mass", 100, 2, false },
 	{ "major faults", "majflt", 1, 0, false },
 	{ "peak RSS MiB", "peak_rss", 1 / 1048576.0, 0, true },
@@ -257,9 +258,9 @@ static void put_caption(const char *work, const json_t *group, FILE *f)
 	if (*bench_word(one, "cache", "state") && !differ(group, "cache", "state"))
 		fprintf(f, ", %s", bench_word(one, "cache", "state"));
 	if (!isnan(bench_number(one, "roofline.memory_bytes_per_s.median")))
-		fprintf(f, "; memory %.1f GB/s", bench_number(one, "roofline.memory_bytes_per_s.median") / 1e9);
+		fprintf(f, "; memory %.1f GB/s", bench_number(one, "roofline.memory_bytes_per_s.most") / 1e9);
 	if (!isnan(bench_number(one, "roofline.drive_bytes_per_s.median")))
-		fprintf(f, ", drive %.2f GB/s", bench_number(one, "roofline.drive_bytes_per_s.median") / 1e9);
+		fprintf(f, ", drive %.2f GB/s", bench_number(one, "roofline.drive_bytes_per_s.most") / 1e9);
 	fprintf(f, " (%s, %d cores, commit %s):\n\n", bench_word(one, "machine", "kernels"), (int)bench_number(one, "machine.cores"),
 	    bench_word(one, NULL, "commit"));
 }

@@ -65,7 +65,7 @@ static void put_share(json_t *o, const char *key, uint64_t part, uint64_t whole)
 		json_object_set_new(o, key, json_null());
 }
 
-static void put_recall(json_t *o, const struct eval_stats *st)
+void report_recall(json_t *o, const struct eval_stats *st)
 {
 	const struct source_stats *all = &st->source[SRC_TOGETHER];
 	json_t *r = json_object();
@@ -111,13 +111,24 @@ static int put(struct report *r, const char *type, const char *count, int64_t n,
 	put_time(o, st->wall, st->compute, st->stall);
 	put_store(o, &r->last, &now);
 	json_set_num(o, "replaced_mass", st->replaced_mass);
-	put_recall(o, st);
+	report_recall(o, st);
 	json_set_int(o, "majflt", faults - r->majflt);
 	status = json_put(r->f, o, e);
 	json_decref(o);
 	r->last = now;
 	r->majflt = faults;
 	return status;
+}
+
+void report_sources(struct eval_stats *sum, const struct eval_stats *st)
+{
+	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
+		sum->source[s].slots += st->source[s].slots;
+		sum->source[s].hit += st->source[s].hit;
+		sum->source[s].sets += st->source[s].sets;
+		sum->source[s].whole += st->source[s].whole;
+		sum->source[s].lead += st->source[s].lead;
+	}
 }
 
 int report_prompt(struct report *r, int n, const struct eval_stats *st, struct err *e)
@@ -131,13 +142,7 @@ int report_step(struct report *r, int rows, const struct eval_stats *st, struct 
 {
 	r->tokens += rows;
 	r->mass += st->replaced_mass * rows;
-	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
-		r->sum.source[s].slots += st->source[s].slots;
-		r->sum.source[s].hit += st->source[s].hit;
-		r->sum.source[s].sets += st->source[s].sets;
-		r->sum.source[s].whole += st->source[s].whole;
-		r->sum.source[s].lead += st->source[s].lead;
-	}
+	report_sources(&r->sum, st);
 	return put(r, "token", "n", r->steps++, rows, st, e);
 }
 
@@ -189,7 +194,7 @@ static json_t *summary(struct report *r)
 	json_set_int(o, "predicted_used", (int64_t)(now.predicted_used - r->first.predicted_used));
 	json_set_int(o, "expired", (int64_t)(now.expired - r->first.expired));
 	json_set_num(o, "replaced_mass", r->tokens > 0 ? r->mass / (double)r->tokens : 0);
-	put_recall(o, &r->sum);
+	report_recall(o, &r->sum);
 	json_object_set_new(o, "sources", sources(r, &now));
 	json_set_num(o, "busy", now.busy - r->first.busy);
 	json_set_int(o, "rchar", rchar - r->rchar);

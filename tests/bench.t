@@ -89,10 +89,10 @@ else
 		$a > 0 && abs($a - $b) <= 0.05 * $a'
 fi
 check "fractions of the ceilings" both.jsonl 'my $f = $r->{roofline}; my $reads = $r->{read_bytes_per_token} * $r->{tok_per_s};
-	$f->{drive_bytes_per_s}{median} > 0 && $f->{memory_bytes_per_s}{median} > 0 && $f->{ops_per_s} > 0 && $f->{weight_bytes_per_token} > 0 &&
-	abs($f->{drive_fraction} - $reads / $f->{drive_bytes_per_s}{median}) <= 1e-6 * (1 + $f->{drive_fraction})'
+	$f->{drive_bytes_per_s}{median} > 0 && $f->{memory_bytes_per_s}{median} > 0 && $f->{ops_per_s}{median} > 0 && $f->{weight_bytes_per_token} > 0 &&
+	abs($f->{drive_fraction} - $reads / $f->{drive_bytes_per_s}{most}) <= 1e-6 * (1 + $f->{drive_fraction})'
 is "the second configuration has its options" "$(sed -n 2p decode.jsonl | grep -c '"predict":"none".*"readers":2.*"versus"')" 1
-is "the first keeps its own" "$(sed -n 1p decode.jsonl | grep -c '"predict":"gate".*"readers":4')" 1
+is "the first keeps its own" "$(sed -n 1p decode.jsonl | sed 's/.*"config"//' | grep -c '"predict":"none"\|"readers":2\|"versus"')" 0
 ok "both generate the same" sh -c 'sed -n 2p decode.jsonl | grep -q "\"same_tokens\":true"'
 bench decode -m wide -r 1 > resident.jsonl
 check "in memory: nothing read, and a share of the speed of memory" resident.jsonl '$r->{read_bytes_per_token} == 0 && $r->{hit_rate} == 1 &&
@@ -187,7 +187,7 @@ else
 	is "capsules of all budgets" "$(grep -c '"workload":"decode"' all/sweep.jsonl) $(grep -c '"workload":"prefill"' all/sweep.jsonl)" "5 5"
 	check "switches with their price" all/lossy.jsonl 'defined $r->{quality}{kl}'
 	check "and the lossless for nothing" all/lossy.jsonl '$r->{config}{"on-miss"} ne "wait" || !$r->{config}{ram} || $r->{quality}{kl} == 0'
-	ok "tables and pictures" sh -c 'grep -q "^| warm | 0 | gate " all/sweep.md && grep -q "</svg>" all/sweep.svg'
+	ok "tables and pictures" sh -c 'grep -q "^| warm | 0 | " all/sweep.md && grep -q "</svg>" all/sweep.svg'
 	is "a line of results for each" "$(awk -F'\t' 'NF == 7' results.tsv | wc -l | tr -d ' ')" "$(cat all/*.jsonl | grep -c '"type":"bench"')"
 	is "the models are gone" "$(ls -d all/*/ 2> /dev/null)" ""
 	status "bench-all: no such part" 64 "$top/scripts/bench-all" -q all dance
