@@ -80,6 +80,7 @@ check "each token timed, and all together make the time" decode.jsonl 'my $d = $
 	@{$d->{token_s}} == 6 && $d->{tokens} == 6 && abs($t - $d->{wall}) < 1e-6'
 check "compute and stall make the time" both.jsonl 'my $p = $r->{samples}[0]{prefill}; $p->{tokens} == 12 && abs($p->{compute} + $p->{stall} - $p->{wall}) < 1e-6'
 check "experts streamed" both.jsonl '$r->{store}{slots} < $r->{store}{experts} && $r->{samples}[0]{prefill}{misses} > 0'
+check "and nothing was replaced" both.jsonl '$r->{replaced_mass} == 0 && $r->{config}{"on-miss"} eq "wait"'
 check "as many demands as layers and choices" decode.jsonl 'my $d = $r->{samples}[0]{decode}; $d->{hits} + $d->{late} + $d->{misses} == 6 * 2 * 2'
 if grep -q '"direct":false' decode.jsonl; then
 	skip "the store's bytes are the kernel's" "the file system refuses reads past the page cache"
