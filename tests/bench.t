@@ -187,7 +187,7 @@ else
 	status "bench-all" 0 "$top/scripts/bench-all" -q -r 1 -R "$tmp/w/results.tsv" all sweep lossy
 	is "capsules of all budgets" "$(grep -c '"workload":"decode"' all/sweep.jsonl) $(grep -c '"workload":"prefill"' all/sweep.jsonl)" "5 5"
 	check "switches with their price" all/lossy.jsonl 'defined $r->{quality}{kl}'
-	check "and the lossless for nothing" all/lossy.jsonl '$r->{config}{"on-miss"} ne "wait" || !$r->{config}{ram} || $r->{quality}{kl} == 0'
+	check "and the lossless for nothing" all/lossy.jsonl '$r->{config}{"on-miss"} ne "wait" || $r->{config}{"route-bias"} || !$r->{config}{ram} || $r->{quality}{kl} == 0'
 	ok "tables and pictures" sh -c 'grep -q "^| warm | 0 | " all/sweep.md && grep -q "</svg>" all/sweep.svg'
 	is "a line of results for each" "$(awk -F'\t' 'NF == 7' results.tsv | wc -l | tr -d ' ')" "$(cat all/*.jsonl | grep -c '"type":"bench"')"
 	is "the models are gone" "$(ls -d all/*/ 2> /dev/null)" ""
