@@ -137,7 +137,7 @@ static void set_cache(json_t *r)
 
 		if (infer.cold)
 			pagecache_drop(infer.model, kind[i]);
-		else if ((i == 1 || infer.buffered) && pagecache_share(infer.model, kind[i]) < 0.99)
+		else if ((i == 1 || infer.buffered) && pagecache_share(infer.model, kind[i]) < 1)
 			must(pagecache_fill(infer.model, kind[i], &e) < 0, &e);
 		share = pagecache_share(infer.model, kind[i]);
 		if (infer.cold && share > 0.01)
