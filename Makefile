@@ -41,6 +41,13 @@ $B/flags: FORCE
 	@mkdir -p $B
 	@echo '$(CC) $(ALLFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALLFLAGS)' > $@
 
+# The commit goes into the records of chr-bench, so only that program is built again when it changes.
+$B/commit: FORCE | $B/flags
+	@{ test -e .git && git describe --always --dirty --exclude='*' || echo unknown; } 2> /dev/null > $@.tmp; \
+		cmp -s $@.tmp $@ && rm $@.tmp || mv $@.tmp $@
+$B/bin/chr-bench.o: $B/commit
+$B/bin/chr-bench.o: private EXTRA = -DCHR_COMMIT='"$(shell cat $B/commit)"'
+
 $B/%.o: %.c $B/flags
 	$(COMPILE)
 $B/libchronos.a: $(LIB)

@@ -16,16 +16,26 @@ static struct {
 	int seq;
 	double tol;
 	bool skip_bad;
+	const char *with;
 } o = { .seq = 512 };
 
 static const struct opt opts[] = {
 	{ 0, "tol", OPT_FLOAT, &o.tol, 0, 1e30, "X", "logits that differ by no more count as the same" },
 	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8", "caches of the second model: exact, or smaller and lossy" },
 	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are cut into sequences of N tokens" },
+	{ 0, "with", OPT_STR, &o.with, 0, 0, "FLAGS", "options of chr-generate that the second model runs with, token by token" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
 	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the first model" },
 	{ 'j', "threads", OPT_INT, &infer.threads, 0, 256, "N", "compute threads; 0: one per CPU" },
 	{ 'B', "backend", OPT_STR, &infer.backend, 0, 0, "NAME", "where to compute" },
+	{ 0 }
+};
+
+static const struct opt with_opts[] = {
+	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared", "an expert that is not there" },
+	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
+	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
+	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
 
@@ -79,6 +89,20 @@ static void *take(int64_t n, size_t size)
 	return p;
 }
 
+/* The second model as --with says; its --ram is a limit on its own engine. */
+static struct engine *open_with(const char *dir)
+{
+	struct engine *g;
+
+	opt_parse_text("with", o.with, with_opts, &prog);
+	infer.model = dir;
+	infer.budget = "--ram";
+	infer_open(1, o.seq, s.rows, 0);
+	g = infer.g;
+	infer.g = NULL;
+	return g;
+}
+
 static void side_open(struct side *d, const char *dir, enum kv_type kv)
 {
 	struct engine_opt eo = { .max_seqs = 1, .max_tokens = o.seq, .max_rows = s.rows, .kv = kv };
@@ -86,7 +110,8 @@ static void side_open(struct side *d, const char *dir, enum kv_type kv)
 	int64_t n = o.seq;
 
 	d->dir = dir;
-	must((d->g = engine_open(dir, &eo, infer.be, NULL, &s.e)) == NULL);
+	d->g = d == &s.b && o.with ? open_with(dir) : engine_open(dir, &eo, infer.be, NULL, &s.e);
+	must(d->g == NULL);
 	must((d->seq = seq_new(d->g, &s.e)) == NULL);
 	c = d->c = engine_config(d->g);
 	d->logits = take((int64_t)s.rows * c->vocab_size, sizeof(real));
@@ -235,6 +260,7 @@ static void setup(const char *a, const char *b)
 	rows = LOGITS / ((int64_t)infer.cfg.vocab_size * 4);
 	s.rows = rows < 16 ? 16 : rows > 256 ? 256 : (int)rows;
 	s.rows = s.rows > o.seq ? o.seq : s.rows;
+	s.rows = o.with ? 1 : s.rows;	/* as in generation: what may be replaced is so of single tokens only */
 	side_open(&s.a, a, KV_F32);
 	side_open(&s.b, b, (enum kv_type)infer.kv);
 	if (s.a.c->vocab_size != s.b.c->vocab_size)

@@ -72,6 +72,8 @@ const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
 const char *engine_fingerprint(struct engine *g, struct err *e);	/* hex; may have to read everything; NULL on error */
 int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
+/* What one token takes besides attention over its context: bytes of weights as they lie in memory, and multiply-adds. */
+void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products);
 
 struct seq *seq_new(struct engine *g, struct err *e);	/* NULL when max_seqs are in use */
 struct seq *seq_fork(const struct seq *s, struct err *e);	/* a new one that has evaluated the same tokens; or NULL */

@@ -1,5 +1,3 @@
-#include <dirent.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +7,7 @@
 #include "heat.h"
 #include "infer.h"
 #include "json.h"
+#include "pagecache.h"
 #include "pool.h"
 #include "record.h"
 
@@ -59,27 +58,6 @@ static void parse_sim(struct store_opt *so)
 		opt_usage("%s '%s': milliseconds must be 0 to 1000000", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text);
 	so->reader.sim.latency = latency / 1000;
 	so->reader.sim.bandwidth = (double)bandwidth;
-}
-
-static void drop_cache(const char *dir)
-{
-	DIR *d = opendir(dir);
-	struct dirent *f;
-
-	while (d && (f = readdir(d)) != NULL) {
-		size_t n = strlen(f->d_name);
-		int fd;
-
-		if (n < 5 || strcmp(f->d_name + n - 5, ".ctsr") != 0)
-			continue;
-		if ((fd = openat(dirfd(d), f->d_name, O_RDONLY | O_CLOEXEC)) < 0)
-			continue;
-		if (posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0)
-			err_warn("%s/%s: cannot drop from the page cache", dir, f->d_name);
-		close(fd);
-	}
-	if (d)
-		closedir(d);
 }
 
 void infer_begin(bool tok)
@@ -136,7 +114,7 @@ static void leave_heat(void)
 
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
-	struct engine_opt o = { .ram = infer.ram, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
+	struct engine_opt o = { .ram = infer.ram, .budget = infer.budget, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
 	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
 	    .kv = (enum kv_type)infer.kv };
 	struct mem_plan plan = { 0 };
@@ -150,7 +128,7 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	    .reader = { .io = (enum reader_io)infer.io, .threads = infer.readers, .buffered = infer.buffered } };
 	parse_sim(&o.store);
 	if (infer.cold)
-		drop_cache(infer.model);
+		pagecache_drop(infer.model, ".ctsr");
 	if (infer.dry_run)
 		status = engine_plan(infer.model, &o, &plan, &e);
 	else

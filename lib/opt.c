@@ -456,3 +456,19 @@ int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_pr
 		opt_usage("usage: %s %s", prog->name, prog->operands);
 	return optind;
 }
+
+void opt_parse_text(const char *name, const char *text, const struct opt *opts, const struct opt_prog *prog)
+{
+	char **argv = mem_alloc((strlen(text) / 2 + 3) * sizeof *argv), *copy = strdup(text), *save;	/* values stay in it */
+	int argc = 0;
+
+	if (copy == NULL)
+		err_die(EX_OSERR, "out of memory");
+	argv[argc++] = (char *)err_prog;
+	for (char *w = strtok_r(copy, " \t\n", &save); w; w = strtok_r(NULL, " \t\n", &save))
+		argv[argc++] = w;
+	optind = 0;		/* getopt begins anew */
+	if (opt_parse(argc, argv, opts, prog) < argc)
+		opt_usage("--%s: \"%s\" is not an option", name, argv[optind]);
+	mem_free(argv);
+}

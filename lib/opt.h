@@ -63,6 +63,9 @@ extern int opt_verbose;	/* -v, countable */
 
 int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_prog *prog);
 
+/* Options that are the value of an option (--`name`): words between blanks, parsed like a command line without operands. */
+void opt_parse_text(const char *name, const char *text, const struct opt *opts, const struct opt_prog *prog);
+
 /* Whole-string number parsers, for values that are not options. Return 0, or -1 and *why is a phrase. */
 int opt_bytes(const char *s, int64_t *out, const char **why);
 int opt_count(const char *s, int64_t *out, const char **why);

@@ -9,15 +9,14 @@
 #include "progress.h"
 #include "report.h"
 
-static long major_faults(void)
+long report_majflt(void)
 {
 	struct rusage u;
 
 	return getrusage(RUSAGE_SELF, &u) == 0 ? u.ru_majflt : 0;
 }
 
-/* What the kernel says this process has read: by system calls, and from the disk. */
-static void kernel_reads(int64_t *rchar, int64_t *disk)
+void report_io(int64_t *rchar, int64_t *disk)
 {
 	FILE *f = fopen("/proc/self/io", "r");
 	char line[128];
@@ -36,10 +35,10 @@ static void kernel_reads(int64_t *rchar, int64_t *disk)
 
 int report_open(struct report *r, const char *spec, struct engine *g, struct err *e)
 {
-	*r = (struct report){ .g = g, .majflt = major_faults(), .began = progress_clock() };
+	*r = (struct report){ .g = g, .majflt = report_majflt(), .began = progress_clock() };
 	store_stats(engine_store(g), &r->last);
 	r->first = r->last;
-	kernel_reads(&r->rchar, &r->disk);
+	report_io(&r->rchar, &r->disk);
 	if (!spec)
 		return 0;
 	if (*spec && strspn(spec, "0123456789") == strlen(spec) && strlen(spec) < 6)
@@ -66,7 +65,7 @@ static void put_share(json_t *o, const char *key, uint64_t part, uint64_t whole)
 		json_object_set_new(o, key, json_null());
 }
 
-static void put_recall(json_t *o, const struct eval_stats *st)
+void report_recall(json_t *o, const struct eval_stats *st)
 {
 	const struct source_stats *all = &st->source[SRC_TOGETHER];
 	json_t *r = json_object();
@@ -96,7 +95,7 @@ static int put(struct report *r, const char *type, const char *count, int64_t n,
     struct err *e)
 {
 	struct store_stats now;
-	long faults = major_faults();
+	long faults = report_majflt();
 	json_t *o;
 	int status;
 
@@ -112,13 +111,24 @@ static int put(struct report *r, const char *type, const char *count, int64_t n,
 	put_time(o, st->wall, st->compute, st->stall);
 	put_store(o, &r->last, &now);
 	json_set_num(o, "replaced_mass", st->replaced_mass);
-	put_recall(o, st);
+	report_recall(o, st);
 	json_set_int(o, "majflt", faults - r->majflt);
 	status = json_put(r->f, o, e);
 	json_decref(o);
 	r->last = now;
 	r->majflt = faults;
 	return status;
+}
+
+void report_sources(struct eval_stats *sum, const struct eval_stats *st)
+{
+	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
+		sum->source[s].slots += st->source[s].slots;
+		sum->source[s].hit += st->source[s].hit;
+		sum->source[s].sets += st->source[s].sets;
+		sum->source[s].whole += st->source[s].whole;
+		sum->source[s].lead += st->source[s].lead;
+	}
 }
 
 int report_prompt(struct report *r, int n, const struct eval_stats *st, struct err *e)
@@ -132,13 +142,7 @@ int report_step(struct report *r, int rows, const struct eval_stats *st, struct 
 {
 	r->tokens += rows;
 	r->mass += st->replaced_mass * rows;
-	for (enum predictor s = SRC_GATE; s < SRC_N; s++) {
-		r->sum.source[s].slots += st->source[s].slots;
-		r->sum.source[s].hit += st->source[s].hit;
-		r->sum.source[s].sets += st->source[s].sets;
-		r->sum.source[s].whole += st->source[s].whole;
-		r->sum.source[s].lead += st->source[s].lead;
-	}
+	report_sources(&r->sum, st);
 	return put(r, "token", "n", r->steps++, rows, st, e);
 }
 
@@ -175,7 +179,7 @@ static json_t *summary(struct report *r)
 	json_t *o = json_object();
 
 	store_stats(store, &now);
-	kernel_reads(&rchar, &disk);
+	report_io(&rchar, &disk);
 	json_set_str(o, "type", "summary");
 	json_set_int(o, "tokens", r->tokens);
 	json_set_int(o, "prompt_tokens", r->prompt_tokens);
@@ -190,7 +194,7 @@ static json_t *summary(struct report *r)
 	json_set_int(o, "predicted_used", (int64_t)(now.predicted_used - r->first.predicted_used));
 	json_set_int(o, "expired", (int64_t)(now.expired - r->first.expired));
 	json_set_num(o, "replaced_mass", r->tokens > 0 ? r->mass / (double)r->tokens : 0);
-	put_recall(o, &r->sum);
+	report_recall(o, &r->sum);
 	json_object_set_new(o, "sources", sources(r, &now));
 	json_set_num(o, "busy", now.busy - r->first.busy);
 	json_set_int(o, "rchar", rchar - r->rchar);

@@ -5,6 +5,7 @@
 #ifndef CHR_REPORT_H
 #define CHR_REPORT_H
 
+#include <jansson.h>
 #include <stdio.h>
 
 #include "decode.h"
@@ -26,5 +27,13 @@ int report_open(struct report *r, const char *spec, struct engine *g, struct err
 int report_prompt(struct report *r, int n, const struct eval_stats *st, struct err *e);
 int report_step(struct report *r, int rows, const struct eval_stats *st, struct err *e);
 int report_close(struct report *r, struct err *e);		/* writes the summary */
+
+/* Adds what each predictor did; "recall" of such a sum, into o. */
+void report_sources(struct eval_stats *sum, const struct eval_stats *st);
+void report_recall(json_t *o, const struct eval_stats *sum);
+
+/* What the kernel says this process has read: by system calls, and from the disk. */
+void report_io(int64_t *rchar, int64_t *disk);
+long report_majflt(void);	/* page faults of this process that had to wait for a disk */
 
 #endif
