@@ -16,6 +16,7 @@ struct entry {
 	int prev, next;			/* in one of the lists, newest first */
 	float prob;
 	float heat;			/* uses, halved with time, at clock `used` */
+	float share;			/* of tokens expected to use it */
 	int64_t deadline;		/* clock of the predicted demand; nothing is predicted when it is past */
 	int64_t used;			/* clock of the last demand, -1: none */
 };
@@ -23,6 +24,7 @@ struct entry {
 struct cache {
 	int keys, slots, max_guesses, keep;
 	enum cache_policy policy;
+	bool adapts, expects;		/* the policy asked for is auto; shares have been given */
 	int experts, layers, layer;	/* keys per layer; layers; of the last demand */
 	double usual;			/* share of tokens that use an expert: K / E */
 	int64_t clock;
@@ -85,6 +87,7 @@ void cache_free(struct cache *c)
 void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k)
 {
 	/* With few in memory, what was used last is most of what can be kept, and counting only adds noise. */
+	c->adapts = policy == CACHE_AUTO;
 	c->policy = policy == CACHE_AUTO && c->slots < c->keys * 3 / 8 ? CACHE_CYCLE : policy;
 	c->experts = experts;
 	c->layers = c->keys / experts;
@@ -97,7 +100,8 @@ void cache_set_waste(struct cache *c, double share)
 }
 
 #define HALF_LIFE (c->policy == CACHE_LFRU ? 32 : 8)	/* tokens */
-#define PRIOR 16		/* tokens of average use that an expert counts as having */
+#define PRIOR 16		/* tokens of average use that an expert counts as having, */
+#define EXPECTED 64		/* or of the use expected of it */
 
 static double heat(const struct cache *c, const struct entry *x)
 {
@@ -113,7 +117,8 @@ static double staleness(const struct cache *c, int k)
 		return -heat(c, &c->e[k]);
 	if (c->policy == CACHE_CYCLE)
 		return away;
-	uses = (heat(c, &c->e[k]) + PRIOR * c->usual) / (HALF_LIFE / M_LN2 + PRIOR);
+	uses = c->expects ? (heat(c, &c->e[k]) + EXPECTED * c->e[k].share) / (HALF_LIFE / M_LN2 + EXPECTED)
+	    : (heat(c, &c->e[k]) + PRIOR * c->usual) / (HALF_LIFE / M_LN2 + PRIOR);
 	return away + c->layers * (1 / uses);
 }
 
@@ -520,6 +525,15 @@ void cache_set_heat(struct cache *c, int k, double heat)
 {
 	c->e[k].heat = (float)heat;
 	c->e[k].used = c->clock;
+}
+
+void cache_expect(struct cache *c, int k, float share)
+{
+	c->e[k].share = fmaxf(share, 1e-4f);
+	if (c->adapts) {
+		c->expects = true;
+		c->policy = CACHE_AUTO;
+	}
 }
 
 void cache_pin(struct cache *c, int k)

@@ -45,7 +45,8 @@ void cache_free(struct cache *c);
  *	cycle	of the layer that comes round last, that is, the one just passed, the least recently used (least stale first:
  *		arXiv:2602.03921)
  *	auto	as cycle when less than 3/8 of all fit; else the one expected to be needed last: as far as its layer is away, and
- *		a round more for each in which it is likely to be passed over, going by its share of recent use (half-life 8)
+ *		a round more for each in which it is likely to be passed over, going by its share of recent use (half-life 8), and,
+ *		where there is one, by the share expected (cache_expect), which then counts for more, however few fit
  * Those predicted to be needed soon stay, whatever the policy. Without this call: lru. experts: keys per layer. */
 enum cache_policy { CACHE_LRU, CACHE_LFRU, CACHE_CYCLE, CACHE_AUTO };
 void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k);
@@ -76,6 +77,8 @@ void cache_done(struct cache *c, int k, int64_t got, bool good);
 /* Uses of k, halved with time: what is recorded of a run for the next, and what that begins with. */
 double cache_heat(const struct cache *c, int k);
 void cache_set_heat(struct cache *c, int k, double heat);
+/* share: of the tokens to come that will use k, as somebody expects; stands until the next word. auto goes by it. */
+void cache_expect(struct cache *c, int k, float share);
 void cache_pin(struct cache *c, int k);		/* once in memory it never leaves */
 int cache_pinned(const struct cache *c);
 

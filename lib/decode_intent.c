@@ -1,7 +1,7 @@
 /*
- * Before a prompt: which experts its answer will use (intent.h). As many as fit are asked for until shortly after the prompt's
- * last pass, the likeliest first: they are read while the drive has nothing else to do, and what the prompt itself reads of them
- * is still there when the answer begins.
+ * Before a prompt: which experts its answer will use (intent.h). That decides who leaves the store while it is answered; and as
+ * many as fit are asked for until shortly after the prompt's last pass, the likeliest first: they are read while the drive has
+ * nothing else to do.
  */
 #include <limits.h>
 #include <math.h>
@@ -48,8 +48,10 @@ void intend(struct engine *g, const uint32_t *tok, int n)
 	if (g->intent == NULL || store_complete(g->store))
 		return;
 	intent_expect(g->intent, tok, n, g->share);
-	for (int i = 0; i < all; i++)
+	for (int i = 0; i < all; i++) {
 		g->likely[i] = i;
+		store_expect(g->store, g->sparse[i / E], i % E, (float)g->share[i]);
+	}
 	qsort_r(g->likely, (size_t)all, sizeof(*g->likely), likelier, g->share);
 	for (int i = 0; i < all && i < fit; i++) {
 		int x = g->likely[i];

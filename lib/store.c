@@ -725,6 +725,12 @@ void store_predict(struct store *s, int layer, int id, float prob, int when, int
 		cache_predict(s->cache, k, prob, when, source);
 }
 
+void store_expect(struct store *s, int layer, int id, float share)
+{
+	if (!store_complete(s))
+		cache_expect(s->cache, key(s, layer, id), share);
+}
+
 void store_advance(struct store *s)
 {
 	if (store_complete(s))

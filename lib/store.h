@@ -97,6 +97,7 @@ void store_abandon(struct store *s, int layer, int id);
 /* when: in how many store_advance() calls from now it would be demanded; dropped once that is past. prob and source are
  * as in cache_predict. */
 void store_predict(struct store *s, int layer, int id, float prob, int when, int source);
+void store_expect(struct store *s, int layer, int id, float share);	/* cache_expect */
 void store_advance(struct store *s);
 void store_poll(struct store *s);		/* takes in what has been read and starts what may start; cheap */
 

@@ -315,8 +315,29 @@ static void last_word(void)
 	cache_free(c);
 }
 
+/* Who is expected to be used least leaves, whatever was used last. */
+static void expected(void)
+{
+	struct cache *c = cache_new(KEYS, 6, 1, KEEP);
+	int k;
+
+	cache_set_policy(c, CACHE_AUTO, KEYS / KEEP, 2);
+	for (k = 0; k < KEYS; k++)
+		cache_expect(c, k, k < 3 ? 0.9f : 0.01f);
+	for (k = 0; k < KEYS; k++) {
+		cache_demand(c, k);
+		read_now(c);
+		cache_put(c, k);
+		cache_advance(c);
+	}
+	ok(cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 1) == CACHE_RESIDENT && cache_state(c, 2) == CACHE_RESIDENT,
+	    "what is expected to be used stays");
+	cache_free(c);
+}
+
 int main(void)
 {
+	expected();
 	order_of_reads();
 	guesses_wait();
 	who_leaves();
