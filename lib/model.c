@@ -396,11 +396,18 @@ void model_rope_table(const struct config *c, bool mla, int n, real *table)
 		}
 }
 
+void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	for (int i = 0; m->profile && i < n; i++)
+		profile_flop(m->profile, 2.0 * (double)jobs[i].m * (double)jobs[i].n * (double)jobs[i].k);
+	m->be->gemm(kind, jobs, n);
+}
+
 void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta)
 {
 	struct gemm_job j = { y, n, x, k, w, k, DT_REAL, m->act->R, n, k, beta };
 
-	m->be->gemm(GEMM_NT, &j, 1);
+	model_gemm(m, GEMM_NT, &j, 1);
 }
 
 void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy, const real *x,
@@ -410,8 +417,8 @@ void model_linear_back(const struct model *m, real *dx, real beta, real *dw, con
 	struct gemm_job g = { dw, k, dy, n, x, k, DT_REAL, n, k, m->act->R, 1 };
 
 	if (dx)
-		m->be->gemm(GEMM_NN, &j, 1);
-	m->be->gemm(GEMM_TN, &g, 1);
+		model_gemm(m, GEMM_NN, &j, 1);
+	model_gemm(m, GEMM_TN, &g, 1);
 }
 
 uint64_t model_key(const struct model *m, int layer, int what)
@@ -479,6 +486,7 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	struct model_act *a = m->act;
 	int D = c->hidden_size, L = c->num_hidden_layers;
 
+	profile_begin(m->profile, PROFILE_EMBED);
 	load_batch(m, b);
 	a->fo = *o;
 	m->replayed = m->moved = 0;
@@ -493,10 +501,13 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 
 		model_attn_forward(m, l);
 		model_mlp_forward(m, l, out);
+		profile_begin(m->profile, PROFILE_LOOK);
 		if (l == 0 && c->lookahead_steps > 0)
 			model_look_forward(m, out);
 	}
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D, c->rms_norm_eps);
+	profile_begin(m->profile, PROFILE_OTHER);
 }
 
 void model_backward(struct model *m, const struct batch *b)
@@ -506,15 +517,19 @@ void model_backward(struct model *m, const struct batch *b)
 	int D = c->hidden_size;
 
 	(void)b;
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast, model_w(m, P_NORM, -1, -1), a->rlast,
 	    a->R, D, false);
 	for (int l = c->num_hidden_layers - 1; l >= 0; l--) {
+		profile_begin(m->profile, PROFILE_LOOK);
 		if (l == 0 && c->lookahead_steps > 0)
 			model_look_back(m, c->num_hidden_layers > 1 ? a->layer[1].x : a->xlast);
 		model_mlp_back(m, l);
 		model_attn_back(m, l);
 	}
+	profile_begin(m->profile, PROFILE_EMBED);
 	if (a->fo.train && c->dropout > 0)
 		m->be->dropout(a->dh, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
 	m->be->scatter_add(model_g(m, P_EMBED, -1, -1), a->dh, a->tok, a->R, D);
+	profile_begin(m->profile, PROFILE_OTHER);
 }

@@ -20,6 +20,7 @@
 #include "backend.h"
 #include "config.h"
 #include "mem.h"
+#include "profile.h"
 
 struct batch {
 	int B, T;
@@ -48,6 +49,7 @@ struct model {
 	struct config cfg;
 	struct params par;
 	const struct backend *be;
+	struct profile *profile;	/* the owner's, or NULL: times the parts of a step */
 	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for training */
 
 	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers only */

@@ -95,16 +95,18 @@ const struct opt train_opts[] = {
 	    "refuse a plan above this; 0: no limit" },
 	{ 0, "dry-run", OPT_FLAG, &train_flags.dry_run, 0, 0, NULL,
 	    "print the memory plan and stop" },
+	{ 0, "profile", OPT_FLAG, &train_flags.profile, 0, 0, NULL,
+	    "say at the end where the time of the steps went" },
 	{ .kind = OPT_END }
 };
 
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "profile", "quiet",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "profile", "quiet",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 
@@ -166,6 +168,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
 	if (t->has_ref)
 		model_forward(&t->ref, &mb->b, &plain);
 	model_forward(&t->m, &mb->b, &fo);
+	profile_begin(t->m.profile, PROFILE_LOSS);
 	base = t->s->loss(&in);
 	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
@@ -198,6 +201,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 		all.tokens += t->micro[i].tokens;
 	}
 	clear_step(t);
+	profile_begin(t->m.profile, PROFILE_OPTIM);
 	t->be->zero(t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
 	for (int i = 0; i < n; i++) {
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
@@ -239,6 +243,7 @@ static int train_step(struct train *t, int n, struct err *e)
 
 	if (gradients(t, n, log, e) < 0)
 		return -1;
+	profile_begin(t->m.profile, PROFILE_OPTIM);
 	norm = optim_norm(&t->opt, t->trained.g);
 	if (!isfinite(norm))
 		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g)",
@@ -246,6 +251,7 @@ static int train_step(struct train *t, int n, struct err *e)
 	optim_step(&t->opt, t->trained.w, t->trained.g, lr, optim_clip(norm, t->o.clip));
 	if (t->o.lora_rank > 0)
 		lora_apply(&t->lora, t->m.w);
+	profile_begin(t->m.profile, PROFILE_OTHER);
 	t->step++;
 	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
 	    (double)(t->tokens - t->clock_tokens) / fmax(progress_clock() - t->clock, 1e-9));
@@ -435,6 +441,18 @@ static int stop_waiting(struct train *t, struct err *e)
 	return save(t, false, e) < 0 ? -1 : EX_TEMPFAIL;
 }
 
+/* Evaluations and checkpoints are not parts of a step, and no profile counts them. */
+static void watch(struct train *t, bool on)
+{
+	if (!t->o.profile)
+		return;
+	if (on)
+		profile_resume(&t->profile, PROFILE_DATA);
+	else
+		profile_begin(t->m.profile, PROFILE_OTHER);
+	t->m.profile = t->ref.profile = on ? &t->profile : NULL;
+}
+
 static int loop(struct train *t, struct err *e)
 {
 	int n, rc;
@@ -444,13 +462,17 @@ static int loop(struct train *t, struct err *e)
 	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)
 		return -1;
 	while ((t->schedule.total == 0 || t->step < t->schedule.total) && !given_up(t)) {
+		watch(t, true);
 		if ((n = take(t, e)) < 0)
 			return e->status == EX_TEMPFAIL ? stop_waiting(t, e) : -1;
 		json_decref(t->position);
 		t->position = NULL;
 		if (n == 0)
 			break;
-		if (train_step(t, n, e) < 0 || (rc = after_step(t, e)) < 0)
+		if (train_step(t, n, e) < 0)
+			return -1;
+		watch(t, false);
+		if ((rc = after_step(t, e)) < 0)
 			return -1;
 		if (rc > 0)
 			return EX_TEMPFAIL;
@@ -467,6 +489,20 @@ static int dump_gradients(struct train *t, struct err *e)
 	if (n == 0)
 		return err_set(e, EX_DATAERR, "no tokens to train on");
 	return ckpt_put_gradients(t->o.grad_dump, &t->trained, e);
+}
+
+static int put_profile(struct train *t, struct err *e)
+{
+	json_t *rec = json_pack("{s:s, s:s, s:I, s:I}", "type", "profile", "stage", t->s->name, "steps",
+	    (json_int_t)(t->step - t->first_step), "tokens", (json_int_t)(t->tokens - t->first_tokens));
+	json_t *parts = profile_json(&t->profile);
+	int rc;
+
+	json_object_update(rec, parts);
+	rc = json_put(stdout, rec, e);
+	json_decref(parts);
+	json_decref(rec);
+	return rc;
 }
 
 static int print_plan(struct train *t, struct err *e)
@@ -499,6 +535,8 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		progress_start(&t.progress, s->name, "steps", (double)t.schedule.total);
 		rc = t.o.grad_dump != NULL ? dump_gradients(&t, e) : loop(&t, e);
 		progress_end(&t.progress);
+		if (t.o.profile && t.step > t.first_step && (rc == 0 || rc == EX_TEMPFAIL) && put_profile(&t, e) < 0)
+			rc = -1;
 		if (rc == EX_TEMPFAIL && !opt_quiet)
 			err_warn("stopped after step %" PRId64 " with a checkpoint; --resume goes on", t.step);
 	}

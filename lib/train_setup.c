@@ -510,7 +510,7 @@ static int restore(struct train *t, struct err *e)
 	if (rc == 0 && !opt_quiet)
 		err_warn("going on from %s", t->resume);
 	t->step = t->first_step = t->opt.updates = step;
-	t->tokens = t->clock_tokens = tokens;
+	t->tokens = t->first_tokens = t->clock_tokens = tokens;
 	json_decref(state);
 	return rc;
 }

@@ -62,6 +62,16 @@ pretrain --dtype bf16 -n 8 -o half --resume docs.jsonl > /dev/null
 pretrain --dtype bf16 -n 8 -o whole docs.jsonl > /dev/null
 same "BF16 weights resume exactly too" half whole
 
+
+# A profile changes nothing, and its parts are the whole
+status "--profile" 0 sh -c '"$@" > profile.log' sh chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 32 --accum 2 \
+	-n 20 --profile -o profiled docs.jsonl
+same "--profile changes no byte" one profiled
+is "one profile" "$(records profile.log profile)" 1
+ok "experts are a part of it" grep -q '"part":"experts, backward","seconds":[0-9.e-]*,"share":[0-9.e-]*,"gflop"' profile.log
+is "shares add up to 1" "$(sed -n '/"type":"profile"/s/"share":/\n/gp' profile.log | sed -n '2,$s/[,}].*//p' |
+	awk '{ s += $1 } END { printf "%.3f", s }')" 1.000
+
 # From a pipe: starts and stops with it, resumes when it brings the same records again
 cat docs.jsonl | pretrain -n 12 -o pipe > /dev/null
 cat docs.jsonl | pretrain -n 12 -o pipe2 --stop-after 5 > /dev/null
