@@ -306,6 +306,7 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 	m->cfg = *c;
 	m->cfg.raw = NULL;
 	m->be = be;
+	m->bf16 = o->bf16;
 	if ((int64_t)o->max_b * o->max_t > INT32_MAX / 64)
 		return err_set(e, EX_USAGE, "batch of %d sequences of %d tokens is too large", o->max_b, o->max_t);
 	if (c->head_dim > MAX_HEAD_DIM)
@@ -400,7 +401,7 @@ void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_jo
 {
 	for (int i = 0; m->profile && i < n; i++)
 		profile_flop(m->profile, 2.0 * (double)jobs[i].m * (double)jobs[i].n * (double)jobs[i].k);
-	m->be->gemm(kind, jobs, n);
+	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(kind, jobs, n);
 }
 
 void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta)

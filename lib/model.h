@@ -32,6 +32,7 @@ struct batch {
 struct model_opt {
 	int max_b, max_t;	/* capacity of the activations */
 	bool train;		/* gradients and saved activations; else forward only */
+	bool bf16;		/* matrix products of BF16 values, sums and all else in FP32 */
 	int head_rows;		/* logits rows held at a time; 0 = default */
 };
 
@@ -49,6 +50,7 @@ struct model {
 	struct config cfg;
 	struct params par;
 	const struct backend *be;
+	bool bf16;		/* as opened */
 	struct profile *profile;	/* the owner's, or NULL: times the parts of a step */
 	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for training */
 

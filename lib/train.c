@@ -90,6 +90,8 @@ const struct opt train_opts[] = {
 	    "write the first step's gradients and stop" },
 	{ .kind = OPT_GROUP, .help = "Machine" },
 	{ 'j', "threads", OPT_INT, &train_flags.threads, 0, 256, "N", "threads; 0: one per CPU" },
+	{ 0, "compute", OPT_CHOICE, &train_flags.compute, 0, 0, "f32|bf16",
+	    "values that matrix products multiply; weights, sums and all else are f32" },
 	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES",
 	    "refuse a plan above this; 0: no limit" },

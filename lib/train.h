@@ -38,7 +38,7 @@ struct train_opt {
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience, log_every, shard_size, ram,
 	    seed;
 	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune;
-	int batch, accum, seq, threads, keep, dtype, lora_rank;
+	int batch, accum, seq, threads, keep, dtype, compute, lora_rank;
 	bool shuffle, skip_bad, resume, force, dry_run, profile;
 };
 extern struct train_opt train_flags;		/* what the table fills in */

@@ -314,8 +314,8 @@ static int pick(struct train *t, const struct params *ps, struct err *e)
 static int plan_memory(struct train *t, struct err *e)
 {
 	const struct stage_env env = stage_env(t, true);
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
-	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute };
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute };
 	const int64_t data = t->s->source->bytes(t->src) +
 	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0),
 	    program = mem_program(pool_threads()) + (t->o.dry_run ? MEM_JITTER : 0);
@@ -416,8 +416,8 @@ static int open_trained(struct train *t, struct err *e)
 
 static int open_models(struct train *t, struct err *e)
 {
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
-	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute };
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute };
 
 	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0)
 		return -1;
@@ -448,6 +448,7 @@ json_t *train_settings(const struct train *t)
 	json_t *own = t->s->settings != NULL ? t->s->settings() : NULL;
 
 	json_object_update(s, data);
+	json_object_set_new(s, "compute", json_string(o->compute ? "bf16" : "f32"));
 	if (own != NULL)
 		json_object_update(s, own);
 	json_object_set_new(s, "config.json", config);

@@ -63,6 +63,15 @@ pretrain --dtype bf16 -n 8 -o whole docs.jsonl > /dev/null
 same "BF16 weights resume exactly too" half whole
 
 
+# Products of BF16 values
+status "--compute bf16, stopped" 75 pretrain --compute bf16 -n 8 --stop-after 3 -o narrow docs.jsonl
+pretrain --compute bf16 -n 8 -o narrow --resume docs.jsonl > /dev/null
+pretrain -j 1 --compute bf16 -n 8 -o narrow1 docs.jsonl > /dev/null
+same "--compute bf16 resumes exactly, on another number of threads" narrow1 narrow
+pretrain -n 8 -o wide docs.jsonl > /dev/null
+ok "and is not f32" test "$(sums narrow)" != "$(sums wide)"
+status "--resume with another --compute" 64 pretrain -n 8 -o narrow --resume docs.jsonl
+
 # A profile changes nothing, and its parts are the whole
 status "--profile" 0 sh -c '"$@" > profile.log' sh chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 32 --accum 2 \
 	-n 20 --profile -o profiled docs.jsonl
