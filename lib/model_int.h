@@ -77,7 +77,7 @@ int model_sparse_index(const struct config *c, int layer);		/* which sparse laye
 
 void model_attn_forward(struct model *m, int l);	/* x -> mid */
 void model_attn_back(struct model *m, int l);		/* dh: of mid -> of x */
-void model_mlp_forward(struct model *m, int l, real *out);	/* mid -> out */
+void model_mlp_forward(struct model *m, int l, real *out);	/* mid -> out; NULL: only what backward needs */
 void model_mlp_back(struct model *m, int l);		/* dh: of out -> of mid */
 void model_look_forward(struct model *m, const real *h);
 void model_look_back(struct model *m, const real *h);	/* adds to dh */

@@ -17,7 +17,7 @@ static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int 
 	return (struct ffn){ model_w(m, gate, l, e), model_w(m, gate + 1, l, e), model_w(m, gate + 2, l, e) };
 }
 
-/* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u) */
+/* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u), if y is wanted */
 static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, real *u, real *y, int F, real beta)
 {
 	struct model_act *a = m->act;
@@ -28,6 +28,8 @@ static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, r
 	};
 
 	model_gemm(m, GEMM_NT, j, 2);
+	if (!y)
+		return;
 	m->be->swiglu(a->a1, g, u, (int64_t)a->R * F);
 	model_linear(m, y, a->a1, f.down, D, F, beta);
 }
@@ -162,7 +164,7 @@ static void route(struct model *m, int l, struct layer_act *x)
 
 /* ---- forward ---- */
 
-static void experts_forward(struct model *m, int l, struct layer_act *x)
+static void experts_up(struct model *m, int l, struct layer_act *x)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
@@ -177,8 +179,14 @@ static void experts_forward(struct model *m, int l, struct layer_act *x)
 		a->jobs[n++] = (struct gemm_job){ x->eu + at * F, F, a->xs + at * D, D, f.up, D, DT_REAL, rows, F, D, 0 };
 	}
 	model_gemm(m, GEMM_NT, a->jobs, n);
+}
+
+static void experts_down(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
+
 	m->be->swiglu(a->a1, x->eg, x->eu, (int64_t)x->first[E] * F);
-	n = 0;
 	for (int e = 0; e < E; e++) {
 		int64_t at = x->first[e], rows = x->first[e + 1] - at;
 
@@ -198,10 +206,11 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, real *ou
 		return;
 	for (int s = 0; s < S; s++)
 		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F, x->su + (int64_t)s * a->R * F,
-		    x->shared, F, s > 0);
-	if (S > 1)
+		    out || x->any_miss ? x->shared : NULL, F, s > 0);
+	if (S > 1 && (out || x->any_miss))
 		m->be->scale(x->shared, 1.0 / S, (int64_t)a->R * D);
-	m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
+	if (out)
+		m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
 }
 
 static void moe_forward(struct model *m, int l, real *out)
@@ -215,9 +224,12 @@ static void moe_forward(struct model *m, int l, real *out)
 	profile_begin(m->profile, PROFILE_SORT);
 	m->be->gather(a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
 	profile_begin(m->profile, PROFILE_EXPERTS);
-	experts_forward(m, l, x);
-	profile_begin(m->profile, PROFILE_SORT);
-	m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
+	experts_up(m, l, x);
+	if (out) {
+		experts_down(m, l, x);
+		profile_begin(m->profile, PROFILE_SORT);
+		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
+	}
 	profile_begin(m->profile, PROFILE_DENSE);
 	shared_forward(m, l, x, out);
 }
@@ -230,7 +242,8 @@ void model_mlp_forward(struct model *m, int l, real *out)
 
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R, c->hidden_size, c->rms_norm_eps);
-	m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
+	if (out)
+		m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
 	profile_begin(m->profile, PROFILE_DENSE);
 	if (c->sparse[l])
 		moe_forward(m, l, out);

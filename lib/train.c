@@ -92,6 +92,8 @@ const struct opt train_opts[] = {
 	{ 'j', "threads", OPT_INT, &train_flags.threads, 0, 256, "N", "threads; 0: one per CPU" },
 	{ 0, "compute", OPT_CHOICE, &train_flags.compute, 0, 0, "f32|bf16",
 	    "values that matrix products multiply; weights, sums and all else are f32" },
+	{ 0, "recompute", OPT_FLAG, &train_flags.recompute, 0, 0, NULL,
+	    "compute activations again instead of keeping them: less memory, same bytes" },
 	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES",
 	    "refuse a plan above this; 0: no limit" },
@@ -104,11 +106,11 @@ const struct opt train_opts[] = {
 
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "profile", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "profile", "recompute", "quiet",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "profile", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "profile", "recompute", "quiet",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 

@@ -39,7 +39,7 @@ struct train_opt {
 	    seed;
 	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune;
 	int batch, accum, seq, threads, keep, dtype, compute, lora_rank;
-	bool shuffle, skip_bad, resume, force, dry_run, profile;
+	bool shuffle, skip_bad, resume, force, dry_run, profile, recompute;
 };
 extern struct train_opt train_flags;		/* what the table fills in */
 extern const struct opt train_opts[];

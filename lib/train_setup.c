@@ -314,7 +314,8 @@ static int pick(struct train *t, const struct params *ps, struct err *e)
 static int plan_memory(struct train *t, struct err *e)
 {
 	const struct stage_env env = stage_env(t, true);
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute,
+	    .recompute = t->o.recompute };
 	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute };
 	const int64_t data = t->s->source->bytes(t->src) +
 	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0),
@@ -344,7 +345,9 @@ static int plan_memory(struct train *t, struct err *e)
 	params_free(&ps);
 	if (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0)
 		return -1;
-	return mem_plan_check(&t->plan, t->o.ram, "a smaller --batch or --seq (and more --accum) needs less", e);
+	return mem_plan_check(&t->plan, t->o.ram, t->o.recompute ?
+	    "a smaller --batch or --seq (and more --accum) needs less" :
+	    "--recompute needs less, and so does a smaller --batch or --seq (and more --accum)", e);
 }
 
 static void open_batches(struct train *t)
@@ -416,7 +419,8 @@ static int open_trained(struct train *t, struct err *e)
 
 static int open_models(struct train *t, struct err *e)
 {
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute,
+	    .recompute = t->o.recompute };
 	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute };
 
 	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0)

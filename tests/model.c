@@ -224,16 +224,15 @@ static void test_replay(void)
 	run_close(&r);
 }
 
-/* Gradients of the mean log-prob into r->m.g, with the given experts or, NULL, the router's. */
-static void gradients(struct run *r, const int32_t *experts)
+/* Gradients of the mean log-prob into r->m.g. */
+static void gradients(struct run *r, const struct forward_opt *fo)
 {
-	const struct forward_opt fo = { .replay = experts };
 	float coef[NT], logp[NT];
 
 	for (int i = 0; i < NT; i++)
 		coef[i] = -1.0f / NT;
 	memset(r->m.g, 0, (size_t)r->m.par.total * sizeof(*r->m.g));
-	model_forward(&r->m, &r->b, &fo);
+	model_forward(&r->m, &r->b, fo);
 	model_head(&r->m, &r->b, coef, logp, NULL);
 	model_backward(&r->m, &r->b);
 }
@@ -258,14 +257,31 @@ static void test_bf16(void)
 	run_open_as(&full, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1, .max_t = NT, .train = true });
 	run_open_as(&half, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1, .max_t = NT, .train = true,
 	    .bf16 = true });
-	gradients(&full, NULL);
-	gradients(&half, full.m.topk);
+	gradients(&full, &(struct forward_opt){ 0 });
+	gradients(&half, &(struct forward_opt){ .replay = full.m.topk });
 	error = gradient_error(&full.m, &half.m);
 	ok(error < 2e-2, "bf16: gradients are those of f32 up to rounding");
 	ok(error > 1e-4, "bf16: and are not computed in f32");
 	printf("# relative error %.2g\n", error);
 	run_close(&full);
 	run_close(&half);
+}
+
+/* Four kinds of layers, dropout and missing experts: computing activations again gives the same gradients. */
+static void test_recompute(void)
+{
+	static const char json[] = "{" COMMON ", \"num_hidden_layers\": 4, \"dropout\": 0.1, \"num_shared_experts\": 2,"
+	    "\"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\", \"sparse\"], \"intermediate_size\": 40}";
+	const struct forward_opt fo = { .train = true, .seed = 3, .step = 2, .fallback_mask_prob = 0.3 };
+	struct run keep, again;
+
+	run_open_as(&keep, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true });
+	run_open_as(&again, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true, .recompute = true });
+	gradients(&keep, &fo);
+	gradients(&again, &fo);
+	ok(memcmp(keep.m.g, again.m.g, (size_t)keep.m.par.total * sizeof(*keep.m.g)) == 0, "recompute: the same gradients");
+	run_close(&keep);
+	run_close(&again);
 }
 
 int main(void)
@@ -277,5 +293,6 @@ int main(void)
 	test_route_values();
 	test_replay();
 	test_bf16();
+	test_recompute();
 	return tap_done();
 }

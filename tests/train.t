@@ -72,6 +72,16 @@ pretrain -n 8 -o wide docs.jsonl > /dev/null
 ok "and is not f32" test "$(sums narrow)" != "$(sums wide)"
 status "--resume with another --compute" 64 pretrain -n 8 -o narrow --resume docs.jsonl
 
+# Activations computed again
+status "--recompute" 0 sh -c '"$@" > /dev/null' sh chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 32 --accum 2 \
+	-n 20 --recompute -o again docs.jsonl
+same "--recompute changes no byte" one again
+plan()
+{
+	pretrain --set num_hidden_layers=8 --dry-run "$@" docs.jsonl | sed 's/.*"total":\([0-9]*\).*/\1/'
+}
+ok "and needs less memory" test "$(plan -b 8 --recompute)" -lt "$(plan -b 8)"
+
 # A profile changes nothing, and its parts are the whole
 status "--profile" 0 sh -c '"$@" > profile.log' sh chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 32 --accum 2 \
 	-n 20 --profile -o profiled docs.jsonl
