@@ -400,10 +400,21 @@ void model_rope_table(const struct config *c, bool mla, int n, real *table)
 		}
 }
 
-void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+static void count_flop(const struct model *m, const struct gemm_job *jobs, int n)
 {
 	for (int i = 0; m->profile && i < n; i++)
 		profile_flop(m->profile, 2.0 * (double)jobs[i].m * (double)jobs[i].n * (double)jobs[i].k);
+}
+
+void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	count_flop(m, jobs, n);
+	m->be->gemm(kind, jobs, n);
+}
+
+void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	count_flop(m, jobs, n);
 	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(kind, jobs, n);
 }
 

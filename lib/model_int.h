@@ -64,8 +64,9 @@ static inline real *model_g(const struct model *m, enum param_kind k, int layer,
 	return m->g + params_get(&m->par, k, layer, expert)->off;
 }
 
-/* All products of the model go through this. */
+/* All products of the model go through these: with BF16 values where the model was opened so, and never. */
 void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n);
+void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n);
 /* y(R, n) = x(R, k) W^T + beta y */
 void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta);
 /* dx(R, k) = dy(R, n) W + beta dx, and dW += dy^T x */

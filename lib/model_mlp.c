@@ -151,8 +151,11 @@ static void route(struct model *m, int l, struct layer_act *x)
 	real *probs = m->probs + (int64_t)s * a->R * E;
 	int32_t *ids = m->topk + (int64_t)s * a->R * K;
 	uint8_t avail[E];
+	struct gemm_job logits = { probs, E, x->n2, c->hidden_size, model_w(m, P_GATE, l, -1), c->hidden_size, DT_REAL, a->R, E,
+		c->hidden_size, 0 };
 
-	model_linear(m, probs, x->n2, model_w(m, P_GATE, l, -1), E, c->hidden_size, 0);
+	/* In FP32 always: a rounded score can change the choice (Switch Transformers, arXiv:2101.03961, section 2.4). */
+	model_gemm_f32(m, GEMM_NT, &logits, 1);
 	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
 	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
