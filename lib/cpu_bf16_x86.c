@@ -54,8 +54,11 @@ INLINE void store(uint32_t *tile, __m512i v[16], bool transposed)
 		_mm512_store_si512(tile + i * 16, v[i]);
 }
 
-INLINE __m512i whole_row(const float *x)
+/* Asks for the same place in the next panel: 16 rows are too many streams for the hardware's own prefetch. */
+INLINE __m512i whole_row(const float *x, int64_t ld)
 {
+	_mm_prefetch((const char *)(x + 16 * ld), _MM_HINT_T0);
+	_mm_prefetch((const char *)(x + 16 * ld + 16), _MM_HINT_T0);
 	return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
 }
 
@@ -74,7 +77,7 @@ INLINE void pack_rows(uint32_t *tile, const float *x, int64_t ld, int rows, int 
 
 		if (rows == 16 && k - p >= 32)
 			for (int r = 0; r < 16; r++)
-				v[r] = whole_row(x + r * ld + p);
+				v[r] = whole_row(x + r * ld + p, ld);
 		else
 			for (int r = 0; r < 16; r++)
 				v[r] = r < rows ? part_row(x + r * ld + p, k - p) : _mm512_setzero_si512();

@@ -1,6 +1,7 @@
 #include "profile.h"
 
 #include <stdbool.h>
+#include <time.h>
 
 #include "json.h"
 #include "progress.h"
@@ -15,23 +16,36 @@ static const char *const part_name[PROFILE_PARTS] = {
 	[PROFILE_OTHER] = "other",
 };
 
+static double cpu_clock(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 void profile_resume(struct profile *p, enum profile_part at)
 {
 	p->at = at;
 	p->since = progress_clock();
+	p->cpu_since = cpu_clock();
 }
 
 void profile_switch(struct profile *p, enum profile_part next)
 {
-	double now = progress_clock();
+	double now = progress_clock(), cpu = cpu_clock();
 
 	p->seconds[p->at] += now - p->since;
+	p->cpu[p->at] += cpu - p->cpu_since;
 	p->since = now;
+	p->cpu_since = cpu;
 	p->at = next;
 }
 
-static void put_rate(json_t *o, double seconds, double flop)
+static void put_times(json_t *o, double seconds, double cpu, double flop)
 {
+	json_set_num(o, "seconds", seconds);
+	json_set_num(o, "cpu_seconds", cpu);
 	if (flop == 0)
 		return;
 	json_set_num(o, "gflop", flop * 1e-9);
@@ -40,16 +54,16 @@ static void put_rate(json_t *o, double seconds, double flop)
 
 json_t *profile_json(const struct profile *p)
 {
-	double total = 0, flop = 0;
+	double total = 0, cpu = 0, flop = 0;
 	json_t *o = json_object(), *parts = json_array();
 	bool done[PROFILE_PARTS] = { false };
 
 	for (int i = 0; i < PROFILE_PARTS; i++) {
 		total += p->seconds[i];
+		cpu += p->cpu[i];
 		flop += p->flop[i];
 	}
-	json_set_num(o, "seconds", total);
-	put_rate(o, total, flop);
+	put_times(o, total, cpu, flop);
 	for (int n = 0; n < PROFILE_PARTS; n++) {
 		json_t *one = json_object();
 		int best = -1;
@@ -59,9 +73,8 @@ json_t *profile_json(const struct profile *p)
 				best = i;
 		done[best] = true;
 		json_object_set_new(one, "part", json_string(part_name[best]));
-		json_set_num(one, "seconds", p->seconds[best]);
 		json_set_num(one, "share", total > 0 ? p->seconds[best] / total : 0);
-		put_rate(one, p->seconds[best], p->flop[best]);
+		put_times(one, p->seconds[best], p->cpu[best], p->flop[best]);
 		json_array_append_new(parts, one);
 	}
 	json_object_set_new(o, "parts", parts);

@@ -20,8 +20,8 @@ enum profile_part {
 
 struct profile {
 	enum profile_part at;
-	double since;
-	double seconds[PROFILE_PARTS], flop[PROFILE_PARTS];
+	double since, cpu_since;
+	double seconds[PROFILE_PARTS], cpu[PROFILE_PARTS], flop[PROFILE_PARTS];
 };
 
 void profile_resume(struct profile *p, enum profile_part at);	/* what went before is nobody's time */
@@ -39,8 +39,8 @@ static inline void profile_flop(struct profile *p, double flop)
 		p->flop[p->at] += flop;
 }
 
-/* {"seconds", "gflop", "gflops", "parts": [{"part", "seconds", "share", "gflop", "gflops"}]}, parts by their time; the
- * last two keys are left out where no products are. */
+/* {"seconds", "cpu_seconds", "gflop", "gflops", "parts": [{"part", "share", and these}]}, parts by their time; gflop and
+ * gflops are left out where no products are. cpu_seconds are of all threads. */
 json_t *profile_json(const struct profile *p);
 
 #endif

@@ -87,7 +87,7 @@ status "--profile" 0 sh -c '"$@" > profile.log' sh chr-pretrain -q -c config.jso
 	-n 20 --profile -o profiled docs.jsonl
 same "--profile changes no byte" one profiled
 is "one profile" "$(records profile.log profile)" 1
-ok "experts are a part of it" grep -q '"part":"experts, backward","seconds":[0-9.e-]*,"share":[0-9.e-]*,"gflop"' profile.log
+ok "experts are a part of it" grep -q '"part":"experts, backward","share":[0-9.e-]*,"seconds":[0-9.e-]*,"cpu_seconds":[0-9.e-]*,"gflop"' profile.log
 is "shares add up to 1" "$(sed -n '/"type":"profile"/s/"share":/\n/gp' profile.log | sed -n '2,$s/[,}].*//p' |
 	awk '{ s += $1 } END { printf "%.3f", s }')" 1.000
 
