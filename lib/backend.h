@@ -57,6 +57,7 @@ struct attn_args {
 	real scale;
 	const int32_t *doc_start;	/* (R) index in the sequence of the first token of this token's document;
 					   -1: padding, attends to nothing, o is 0 */
+	bool bf16;			/* products of values rounded to BF16, as of gemm_bf16 */
 	double dropout; uint64_t drop_key;
 	const real *q, *k, *v;
 	real *o, *lse;			/* lse (R, H) log-sum-exp kept for backward */

@@ -111,13 +111,13 @@ struct bf16_ctx {
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 /* Panels of rows r0.. of the operand that is A, or columns of B, for k values from p. */
-static void pack_panels(const struct bf16_ctx *x, uint32_t *to, const real *from, int64_t ld, bool k_major, bool is_b,
+static void pack_panels(const struct bf16_kernels *kern, uint32_t *to, const real *from, int64_t ld, bool k_major, bool is_b,
     int64_t r0, int64_t rows, int64_t p, int k)
 {
 	int64_t words = blocks(k, BF16_TILE_K) * BF16_TILE_WORDS;
 
 	for (int64_t r = 0; r < rows; r += BF16_TILE, to += words)
-		x->kern->pack(to, from + (k_major ? p * ld + r0 + r : (r0 + r) * ld + p), ld,
+		kern->pack(to, from + (k_major ? p * ld + r0 + r : (r0 + r) * ld + p), ld,
 		    (int)(rows - r < BF16_TILE ? rows - r : BF16_TILE), k, k_major, is_b);
 }
 
@@ -150,6 +150,19 @@ static void mul_rows(const struct bf16_kernels *kern, int m, int64_t n, int tile
 	}
 }
 
+void cpu_bf16_mul(uint32_t *scratch, int m, int n, int k, const real *a, int64_t lda, bool a_k_major, const real *b,
+    int64_t ldb, bool b_k_major, real *c, int64_t ldc, bool add)
+{
+	const struct bf16_kernels *kern = cpu_bf16_kernels();
+	int tiles = (int)blocks(k, BF16_TILE_K);
+	uint32_t *pa = scratch, *pb = scratch + blocks(m, BF16_TILE) * tiles * BF16_TILE_WORDS;
+
+	pack_panels(kern, pa, a, lda, a_k_major, false, 0, m, 0, k);
+	pack_panels(kern, pb, b, ldb, b_k_major, true, 0, n, 0, k);
+	for (int i = 0; i < m; i += BLOCK_M, pa += 2 * tiles * BF16_TILE_WORDS)
+		mul_rows(kern, m - i < BLOCK_M ? m - i : BLOCK_M, n, tiles, pa, pb, c + i * ldc, ldc, add);
+}
+
 static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t)
 {
 	const struct gemm_job *j = t->j;
@@ -158,11 +171,11 @@ static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t)
 	for (int64_t p = 0; p < j->k; p += BLOCK_K) {
 		int k = (int)(j->k - p < BLOCK_K ? j->k - p : BLOCK_K), tiles = (int)blocks(k, BF16_TILE_K);
 
-		pack_panels(x, b, j->b, j->ldb, x->kind != GEMM_NT, true, t->c0, t->n, p, k);
+		pack_panels(x->kern, b, j->b, j->ldb, x->kind != GEMM_NT, true, t->c0, t->n, p, k);
 		for (int64_t i = t->i0; i < t->i0 + t->m; i += BLOCK_M) {
 			int m = (int)(t->i0 + t->m - i < BLOCK_M ? t->i0 + t->m - i : BLOCK_M);
 
-			pack_panels(x, a, j->a, j->lda, x->kind == GEMM_TN, false, i, m, p, k);
+			pack_panels(x->kern, a, j->a, j->lda, x->kind == GEMM_TN, false, i, m, p, k);
 			mul_rows(x->kern, m, t->n, tiles, a, b, j->c + i * j->ldc + t->c0, j->ldc, p > 0 || j->beta != 0);
 		}
 	}

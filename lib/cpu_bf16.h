@@ -33,6 +33,12 @@ extern const struct bf16_kernels bf16_kernels_avx512, bf16_kernels_amx;
 bool bf16_have_avx512(void), bf16_have_amx(void);	/* and, of AMX, may we use it: asks the kernel for it */
 #endif
 
+/* C(m, n) = A(m, k) B(k, n), or += when add, on one thread, between begin and end. a_k_major: A is given as (k, m), and
+ * b_k_major: B as (k, n), else as (n, k). k is one block. scratch holds CPU_BF16_WORDS(m, n, k). */
+#define CPU_BF16_WORDS(m, n, k) (((m) + 15) / 16 * 16 + ((n) + 31) / 32 * 32) * (((k) + 31) / 32 * 16)
+void cpu_bf16_mul(uint32_t *scratch, int m, int n, int k, const real *a, int64_t lda, bool a_k_major, const real *b,
+    int64_t ldb, bool b_k_major, real *c, int64_t ldc, bool add);
+
 /* The kernels that gemm_bf16 uses: those that go with cpu_kernels(), or the given ones (tests; NULL: as before). */
 const struct bf16_kernels *cpu_bf16_kernels(void);
 void cpu_bf16_force(const struct bf16_kernels *k);

@@ -105,7 +105,7 @@ static struct attn_args attn_args(const struct model *m, int l)
 		.B = a->B, .T = a->T, .H = c->num_attention_heads, .G = c->num_key_value_heads,
 		.dq = c->head_dim, .dv = c->head_dim,
 		.window = c->layer_type[l] == LAYER_SLIDING ? c->sliding_window_size : 0,
-		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc,
+		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc, .bf16 = m->bf16,
 		.dropout = drop ? c->dropout : 0, .drop_key = drop ? model_key(m, l, 1) : 0,
 		.q = x->q, .k = x->k, .v = x->v, .o = x->o, .lse = x->lse,
 	};

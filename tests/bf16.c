@@ -184,9 +184,65 @@ static void test_equal(const struct bf16_kernels *k)
 	ok(same, "%s: the bytes of the plain loops", k->isa);
 }
 
+/* Attention, forward and backward, two documents and two query heads a key head: out[0..3] are o, dq, dk, dv. */
+enum { AT = 70, AH = 4, AG = 2, AD = 24 };
+static void attention(bool bf16, float *out[4])
+{
+	float *q = randoms(AT * AH * AD, 6), *k = randoms(AT * AG * AD, 7), *v = randoms(AT * AG * AD, 8),
+	      *d = randoms(AT * AH * AD, 9), *lse = malloc(AT * AH * sizeof(float));
+	int32_t doc[AT];
+	struct attn_args a = { .B = 1, .T = AT, .H = AH, .G = AG, .dq = AD, .dv = AD, .scale = 0.2f, .doc_start = doc, .bf16 = bf16,
+		.q = q, .k = k, .v = v, .o = out[0], .lse = lse, .d_o = d, .dq_ = out[1], .dk = out[2], .dv_ = out[3] };
+
+	for (int t = 0; t < AT; t++)
+		doc[t] = t < 30 ? 0 : 30;
+	backend_cpu.attn(&a);
+	backend_cpu.attn_back(&a);
+	free(q), free(k), free(v), free(d), free(lse);
+}
+
+static double difference(const float *a, const float *b, int n)
+{
+	double d = 0, norm = 0;
+
+	for (int i = 0; i < n; i++) {
+		d += pow((double)a[i] - (double)b[i], 2);
+		norm += pow((double)b[i], 2);
+	}
+	return sqrt(d / norm);
+}
+
+static void test_attention(const struct bf16_kernels *k)
+{
+	float *half[4], *plain[4], *full[4];
+	double to_plain = 0, to_full = 0;
+
+	for (int i = 0; i < 4; i++) {
+		size_t bytes = AT * AH * AD * sizeof(float);
+
+		half[i] = calloc(1, bytes), plain[i] = calloc(1, bytes), full[i] = calloc(1, bytes);
+	}
+	attention(true, half);
+	attention(false, full);
+	cpu_bf16_force(&bf16_kernels_portable);
+	attention(true, plain);
+	cpu_bf16_force(k);
+	for (int i = 0; i < 4; i++) {
+		int n = AT * (i < 2 ? AH : AG) * AD;
+
+		to_plain = fmax(to_plain, difference(half[i], plain[i], n));
+		to_full = fmax(to_full, difference(half[i], full[i], n));
+		free(half[i]), free(plain[i]), free(full[i]);
+	}
+	ok(to_plain < 1e-3, "%s: attention is that of the plain loops", k->isa);	/* a sum may round to another BF16 */
+	ok(to_full < 2e-2 && to_full > 1e-4, "%s: and that of f32 up to rounding", k->isa);
+	printf("# %s: attention differs by %.2g and %.2g\n", k->isa, to_plain, to_full);
+}
+
 static void test_kernels(const struct bf16_kernels *k)
 {
 	cpu_bf16_force(k);
+	test_attention(k);
 	test_products(k->isa);
 	test_promises(k->isa);
 	test_values(k->isa);
