@@ -71,6 +71,10 @@ $B/fuzz/%: $B/tests/fuzz/%.o $B/libchronos.a
 check: all $(TESTS)
 	BUILD=$B prove $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null
 
+# kill -9 fifty times: tests/fire.t
+check-fire: all
+	CHR_KILLS=50 BUILD=$B prove -v tests/fire.t < /dev/null
+
 bench: $(BENCH)
 	for b in $^; do $$b || exit 1; done
 
@@ -112,6 +116,6 @@ dist:
 clean:
 	rm -rf build build-san build-tsan build-fuzz config.mk
 
-.PHONY: all check bench fuzz fuzz-run lint install uninstall dist clean FORCE
+.PHONY: all check check-fire bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
 -include $(wildcard $B/*/*.d $B/*/*/*.d)

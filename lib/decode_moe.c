@@ -309,7 +309,10 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 		if (fixed > 0 || any_ready(g, l, ids, n)) {
 			taken = compute_ready(g, l, ids, n, fixed, row, e);
 		} else if (g->single && g->opt.on_miss == ONMISS_SHARED) {
-			break;
+			if (store_failed(g->store, e) == 0)
+				break;
+			release(g, l, ids, 0, n);
+			return -1;
 		} else if (await(g, l, ids[0], *row, g->s.part, e) < 0) {
 			release(g, l, ids + 1, 0, n - 1);	/* the failed demand has ended by itself */
 			return -1;

@@ -66,6 +66,7 @@ struct store {
 	struct cache *cache;
 	struct fetched *fetched;	/* (layers, experts) */
 	bool *checked;			/* (layers, experts) the CRC was right once */
+	int failed;			/* the last expert whose read failed, or -1 */
 	double stall;
 	uint64_t requests;
 };
@@ -238,6 +239,8 @@ static void finish(struct store *s, int k)
 		s->checked[k] = f->crc == p->crc;
 		f->fault = s->checked[k] ? FAULT_NONE : FAULT_CRC;
 	}
+	if (f->fault != FAULT_NONE)
+		s->failed = k;
 	cache_done(s->cache, k, f->got, f->fault == FAULT_NONE);
 }
 
@@ -483,6 +486,7 @@ static struct store *store_new(const struct config *c)
 		return NULL;
 	s->layers = c->num_hidden_layers;
 	s->experts = c->num_experts;
+	s->failed = -1;
 	s->D = c->hidden_size;
 	s->F = c->moe_intermediate_size;
 	s->all = c->num_sparse * c->num_experts;
@@ -629,6 +633,11 @@ static int fault_message(const struct store *s, int k, struct err *e)
 		    file, layer, id, f->crc, p->crc);
 	return err_set(e, EX_IOERR, "%s/%s: layer %d, expert %d: %s at offset %lld", s->dir, file, layer, id,
 	    f->fault == FAULT_EOF ? "unexpected end of file" : strerror(f->error), (long long)p->offset);
+}
+
+int store_failed(const struct store *s, struct err *e)
+{
+	return s->resident || s->failed < 0 ? 0 : fault_message(s, s->failed, e);
 }
 
 static bool arrived(const struct store *s, int k)

@@ -89,6 +89,8 @@ int store_get(struct store *s, int layer, int id, struct expert *x, struct err *
  * be used after store_get. What they hold is not checked before that either: its error must discard what came of them. */
 bool store_get_half(struct store *s, int layer, int id, struct expert *x);
 void store_put(struct store *s, int layer, int id);
+/* Whether any read has failed so far: for who gives demands up, and so is never told by store_get. 0, or -1. */
+int store_failed(const struct store *s, struct err *e);
 /* Gives up a demand that was never fetched with store_get (on-miss shared): the read goes on as a prediction. */
 void store_abandon(struct store *s, int layer, int id);
 

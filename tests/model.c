@@ -37,7 +37,8 @@ static void run_open_as(struct run *r, const char *json, struct model_opt o)
 	json_decref(j);
 	config_free(&c);
 	model_init_weights(&r->m, 4);
-	r->b = (struct batch){ B, NT, calloc((size_t)(B * NT), 4), calloc((size_t)(B * NT), 4), calloc((size_t)(B * NT), 4) };
+	r->b = (struct batch){ .B = B, .T = NT, .tok = calloc((size_t)(B * NT), 4),
+	    .target = calloc((size_t)(B * NT), 4), .doc_start = calloc((size_t)(B * NT), 4) };
 	r->logits = malloc((size_t)(B * NT * VOCAB) * sizeof(float));
 	for (int i = 0; i < B * NT; i++) {
 		r->b.tok[i] = (uint32_t)rng_below(3, 1, (uint64_t)i, VOCAB);
