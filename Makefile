@@ -17,7 +17,7 @@ SANITIZE := $(if $(SAN)$(FUZZ),address$(comma)undefined)$(if $(TSAN),thread)$(if
 SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -O1)
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
 DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"'
-ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
+ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
 LIBS = $(DEP_LIBS) -lm -lpthread
 COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
 LINK = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(EXTRA)

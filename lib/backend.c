@@ -11,7 +11,7 @@ static const char *missing_row(const struct backend *b)
 {
 #define ROW(r) { #r, offsetof(struct backend, r) }
 	static const struct { const char *name; size_t at; } row[] = {
-		ROW(describe), ROW(alloc), ROW(free), ROW(put), ROW(get), ROW(copy), ROW(zero), ROW(gemm), ROW(rmsnorm),
+		ROW(describe), ROW(alloc), ROW(free), ROW(put), ROW(get), ROW(copy), ROW(zero), ROW(gemm), ROW(gemm_bf16), ROW(rmsnorm),
 		ROW(quantize), ROW(qgemm), ROW(qffn), ROW(rmsnorm_back), ROW(rope), ROW(copy2d), ROW(attn), ROW(attn_back),
 		ROW(kv_put), ROW(attn_cached), ROW(swiglu), ROW(swiglu_back), ROW(route), ROW(route_weights), ROW(route_back), ROW(gather), ROW(combine), ROW(dot_rows),
 		ROW(scatter_add), ROW(axpy), ROW(scale), ROW(scale_rows), ROW(silu), ROW(silu_back), ROW(softmax), ROW(dropout),

@@ -57,6 +57,7 @@ struct attn_args {
 	real scale;
 	const int32_t *doc_start;	/* (R) index in the sequence of the first token of this token's document;
 					   -1: padding, attends to nothing, o is 0 */
+	bool bf16;			/* products of values rounded to BF16, as of gemm_bf16 */
 	double dropout; uint64_t drop_key;
 	const real *q, *k, *v;
 	real *o, *lse;			/* lse (R, H) log-sum-exp kept for backward */
@@ -129,6 +130,10 @@ struct backend {
 
 	void (*gemm)(enum gemm_kind kind, const struct gemm_job *jobs, int n);	/* independent jobs, one parallel region */
 
+	/* The same with A and B rounded to BF16, to nearest, and sums in FP32: what is computed from one row of A (of GEMM_TN:
+	 * one column) depends on nothing but that, B and K here too. bt is DT_REAL. */
+	void (*gemm_bf16)(enum gemm_kind kind, const struct gemm_job *jobs, int n);
+
 	void (*quantize)(void *rows, const real *x, int64_t n, int w);
 	void (*qgemm)(const struct qgemm_job *jobs, int n);
 	void (*qffn)(const struct qffn_job *jobs, int n);
@@ -199,5 +204,6 @@ extern const struct backend backend_cpu;
 /* CPU kernels in use: "avx512", "avx2" or "portable"; backend_cpu_isa(name) forces one (tests; -1 if not supported). */
 const char *cpu_isa(void);
 int cpu_isa_force(const char *name);
+const char *cpu_bf16_isa(void);		/* "amx-bf16", "avx512-bf16" or "portable" */
 
 #endif

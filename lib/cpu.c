@@ -749,7 +749,7 @@ static void adamw(const struct adamw_args *a)
 const struct backend backend_cpu = {
 	.name = "cpu", .describe = describe,
 	.alloc = alloc, .free = free, .put = put, .get = put, .copy = put, .zero = zero,
-	.gemm = gemm, .quantize = cpu_quantize, .qgemm = cpu_qgemm, .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .copy2d = copy2d,
+	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm, .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .copy2d = copy2d,
 	.attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put, .attn_cached = cpu_attn_cached,
 	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,
 	.gather = gather, .combine = combine, .dot_rows = dot_rows, .scatter_add = scatter_add,

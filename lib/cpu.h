@@ -10,6 +10,7 @@ void cpu_attn(const struct attn_args *a);			/* cpu_attn.c */
 void cpu_attn_back(const struct attn_args *a);
 void cpu_kv_put(const struct kv_put_args *a);			/* cpu_decode.c */
 void cpu_attn_cached(const struct attn_cached_args *a);
+void cpu_gemm_bf16(enum gemm_kind kind, const struct gemm_job *jobs, int n);	/* cpu_bf16.c */
 void cpu_quantize(void *rows, const real *x, int64_t n, int w);	/* cpu_quant.c */
 void cpu_qgemm(const struct qgemm_job *jobs, int n);
 void cpu_qffn(const struct qffn_job *jobs, int n);

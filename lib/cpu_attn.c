@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu_bf16.h"
 #include "cpu_kernels.h"
 #include "pool.h"
 #include "rng.h"
@@ -51,9 +52,38 @@ static real drop_factor(const struct attn_args *a, uint64_t key, int t, int s)
 	return rng_hash(key, (uint64_t)t * (uint64_t)a->T + (uint64_t)s) < cut ? 0 : (real)(1 / (1 - a->dropout));
 }
 
+#define SCRATCH CPU_BF16_WORDS(TILE, TILE, 512)	/* a tile by a tile of heads, or a tile of heads by a tile */
+
+/* C(m,n) = A B + beta C of a tile, in the precision asked for; which sides are given with k as the slow index. */
+static void product(const struct attn_args *at, uint32_t *scratch, int m, int n, int k, const real *a, int64_t lda,
+    bool a_k_major, const real *b, int64_t ldb, bool b_k_major, real *c, int64_t ldc, real beta)
+{
+	const struct cpu_kernels *kn = cpu_kernels();
+
+	if (at->bf16)
+		cpu_bf16_mul(scratch, m, n, k, a, lda, a_k_major, b, ldb, b_k_major, c, ldc, beta != 0);
+	else if (b_k_major)
+		kn->nn(m, n, k, a, a_k_major ? 1 : lda, a_k_major ? lda : 1, b, ldb, c, ldc, beta);
+	else
+		kn->nt(m, n, k, a, lda, b, ldb, c, ldc, beta);
+}
+
+static void bf16_begin(const struct attn_args *at)
+{
+	if (at->bf16 && cpu_bf16_kernels()->begin)
+		cpu_bf16_kernels()->begin();
+}
+
+static void bf16_end(const struct attn_args *at)
+{
+	if (at->bf16 && cpu_bf16_kernels()->end)
+		cpu_bf16_kernels()->end();
+}
+
 struct tile {			/* scores of one tile of queries against one tile of keys */
 	real s[TILE * TILE], o[TILE * 512];
 	real max[TILE], sum[TILE];
+	_Alignas(64) uint32_t scratch[SCRATCH];
 };
 
 static const real *head_q(const struct attn_args *a, const real *q, int64_t row, int h, int w)
@@ -67,13 +97,12 @@ static const real *head_kv(const struct attn_args *a, const real *k, int64_t row
 }
 
 /* s(nq, nk) = scale * q k^T */
-static void scores(const struct attn_args *a, int64_t row0, int h, int t0, int nq, int s0, int nk, real *s)
+static void scores(const struct attn_args *a, uint32_t *scratch, int64_t row0, int h, int t0, int nq, int s0, int nk, real *s)
 {
-	const struct cpu_kernels *kn = cpu_kernels();
 	int g = h / (a->H / a->G);
 
-	kn->nt(nq, nk, a->dq, head_q(a, a->q, row0 + t0, h, a->dq), (int64_t)a->H * a->dq,
-	    head_kv(a, a->k, row0 + s0, g, a->dq), (int64_t)a->G * a->dq, s, TILE, 0);
+	product(a, scratch, nq, nk, a->dq, head_q(a, a->q, row0 + t0, h, a->dq), (int64_t)a->H * a->dq, false,
+	    head_kv(a, a->k, row0 + s0, g, a->dq), (int64_t)a->G * a->dq, false, s, TILE, 0);
 	for (int i = 0; i < nq; i++)
 		for (int j = 0; j < nk; j++)
 			s[i * TILE + j] *= a->scale;
@@ -114,7 +143,6 @@ static void visible(const struct attn_args *a, int64_t row0, int t, int s0, int 
 static void forward_tile(const struct attn_args *a, int b, int h, int t0)
 {
 	struct tile *x = cpu_thread_buffer(sizeof(*x));
-	const struct cpu_kernels *kn = cpu_kernels();
 	int64_t row0 = (int64_t)b * a->T;
 	int nq = a->T - t0 < TILE ? a->T - t0 : TILE, g = h / (a->H / a->G), dv = a->dv;
 	int lo = tile_first_key(a, row0, t0, t0 + nq);
@@ -125,7 +153,7 @@ static void forward_tile(const struct attn_args *a, int b, int h, int t0)
 	for (int s0 = lo; lo >= 0 && s0 < t0 + nq; s0 += TILE) {
 		int nk = t0 + nq - s0 < TILE ? t0 + nq - s0 : TILE;
 
-		scores(a, row0, h, t0, nq, s0, nk, x->s);
+		scores(a, x->scratch, row0, h, t0, nq, s0, nk, x->s);
 		for (int i = 0; i < nq; i++) {
 			int v0, v1;
 
@@ -135,7 +163,8 @@ static void forward_tile(const struct attn_args *a, int b, int h, int t0)
 				for (int j = v0; j < v1; j++)
 					x->s[i * TILE + j] *= drop_factor(a, drop_key(a, b, h), t0 + i, s0 + j);
 		}
-		kn->nn(nq, dv, nk, x->s, TILE, 1, head_kv(a, a->v, row0 + s0, g, dv), (int64_t)a->G * dv, x->o, dv, 1);
+		product(a, x->scratch, nq, dv, nk, x->s, TILE, false, head_kv(a, a->v, row0 + s0, g, dv), (int64_t)a->G * dv,
+		    true, x->o, dv, 1);
 	}
 	for (int i = 0; i < nq; i++) {
 		real *o = a->o + ((row0 + t0 + i) * a->H + h) * dv, inv = x->sum[i] > 0 ? 1 / x->sum[i] : 0;
@@ -153,8 +182,10 @@ static void forward_tasks(void *ctx, int64_t i0, int64_t i1, int worker)
 	int tiles = (a->T + TILE - 1) / TILE;
 
 	(void)worker;
+	bf16_begin(a);
 	for (int64_t i = i0; i < i1; i++)
 		forward_tile(a, (int)(i / tiles / a->H), (int)(i / tiles % a->H), (int)(i % tiles) * TILE);
+	bf16_end(a);
 }
 
 void cpu_attn(const struct attn_args *a)
@@ -165,6 +196,7 @@ void cpu_attn(const struct attn_args *a)
 
 struct back_tile {
 	real p[TILE * TILE], dp[TILE * TILE], delta[TILE];
+	_Alignas(64) uint32_t scratch[SCRATCH];
 };
 
 /* p = exp(s - lse) on visible pairs; dp becomes p * (dp - delta) * scale; p is left with dropout applied. */
@@ -203,12 +235,14 @@ static void back_tile(const struct attn_args *a, int b, int h, int t0, int nq, i
 
 	for (int i = 0; i < nq; i++)
 		x->delta[i] = kn->dot(dob + i * ldo, head_q(a, a->o, qrow + i, h, dv), dv);
-	scores(a, row0, h, t0, nq, s0, nk, x->p);
-	kn->nt(nq, nk, dv, dob, ldo, head_kv(a, a->v, krow, g, dv), ldv, x->dp, TILE, 0);
+	scores(a, x->scratch, row0, h, t0, nq, s0, nk, x->p);
+	product(a, x->scratch, nq, nk, dv, dob, ldo, false, head_kv(a, a->v, krow, g, dv), ldv, false, x->dp, TILE, 0);
 	back_pairs(a, x, b, h, t0, nq, s0, nk);
-	kn->nn(nk, dv, nq, x->p, 1, TILE, dob, ldo, a->dv_ + (krow * a->G + g) * dv, ldv, 1);
-	kn->nn(nk, dq, nq, x->dp, 1, TILE, head_q(a, a->q, qrow, h, dq), ldq, a->dk + (krow * a->G + g) * dq, ldk, 1);
-	kn->nn(nq, dq, nk, x->dp, TILE, 1, head_kv(a, a->k, krow, g, dq), ldk, a->dq_ + (qrow * a->H + h) * dq, ldq, 1);
+	product(a, x->scratch, nk, dv, nq, x->p, TILE, true, dob, ldo, true, a->dv_ + (krow * a->G + g) * dv, ldv, 1);
+	product(a, x->scratch, nk, dq, nq, x->dp, TILE, true, head_q(a, a->q, qrow, h, dq), ldq, true,
+	    a->dk + (krow * a->G + g) * dq, ldk, 1);
+	product(a, x->scratch, nq, dq, nk, x->dp, TILE, false, head_kv(a, a->k, krow, g, dq), ldk, true,
+	    a->dq_ + (qrow * a->H + h) * dq, ldq, 1);
 }
 
 /* One sequence, one key/value head: all its query heads, so that dk and dv are summed by one thread. */
@@ -217,6 +251,7 @@ static void backward_tasks(void *ctx, int64_t i0, int64_t i1, int worker)
 	const struct attn_args *a = ctx;
 
 	(void)worker;
+	bf16_begin(a);
 	for (int64_t i = i0; i < i1; i++) {
 		int b = (int)(i / a->G), g = (int)(i % a->G), per = a->H / a->G;
 
@@ -229,6 +264,7 @@ static void backward_tasks(void *ctx, int64_t i0, int64_t i1, int worker)
 					back_tile(a, b, h, t0, nq, s0, t0 + nq - s0 < TILE ? t0 + nq - s0 : TILE);
 			}
 	}
+	bf16_end(a);
 }
 
 void cpu_attn_back(const struct attn_args *a)

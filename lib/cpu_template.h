@@ -315,13 +315,23 @@ INLINE TARGET real kexp(real x)
 #endif
 }
 
+/* Sixteen partial maxima: one would be a chain of comparisons. */
 static TARGET real kmax(const real *x, int w)
 {
-	real m = x[0];
+	real m[16], most;
+	int i = 0;
 
-	for (int i = 1; i < w; i++)
-		m = x[i] > m ? x[i] : m;
-	return m;
+	for (int j = 0; j < 16; j++)
+		m[j] = x[0];
+	for (; i + 16 <= w; i += 16)
+		for (int j = 0; j < 16; j++)
+			m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+	for (; i < w; i++)
+		m[0] = x[i] > m[0] ? x[i] : m[0];
+	most = m[0];
+	for (int j = 1; j < 16; j++)
+		most = m[j] > most ? m[j] : most;
+	return most;
 }
 
 /* Sixteen partial sums, so that the order is the same for every instruction set width. */

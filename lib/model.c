@@ -97,8 +97,9 @@ static void layout_layer(struct carve *x, struct layer_act *a, const struct conf
 	layout_mlp(x, a, c, l, R);
 }
 
-/* Forward only: every layer works in the buffers of the most demanding ones, so each part is laid out once per kind. */
-static void layout_shared_layers(struct carve *x, struct layer_act *a, const struct config *c, int64_t R)
+/* Forward only, or computed again: every layer works in the same buffers, each part laid out once per kind. Inputs of
+ * layers are kept apart if they are to be computed again. */
+static void layout_shared_layers(struct carve *x, struct layer_act *a, const struct config *c, int64_t R, bool keep_inputs)
 {
 	bool have_attn[2] = { false, false }, have_mlp[2] = { false, false };
 	int first_attn[2] = { 0, 0 }, first_mlp[2] = { 0, 0 };
@@ -109,7 +110,8 @@ static void layout_shared_layers(struct carve *x, struct layer_act *a, const str
 		struct layer_act *b = &a[l];
 
 		if (l > 0) {
-			b->x = a[0].x, b->mid = a[0].mid, b->n1 = a[0].n1, b->n2 = a[0].n2;
+			b->x = keep_inputs ? take_real(x, "residual stream", R * c->hidden_size) : a[0].x;
+			b->mid = a[0].mid, b->n1 = a[0].n1, b->n2 = a[0].n2;
 			b->rstd1 = a[0].rstd1, b->rstd2 = a[0].rstd2;
 			if (!have_attn[t])
 				layout_attn(x, b, c, l, R);
@@ -217,11 +219,11 @@ static void layout(struct carve *x, struct model *m, const struct model_opt *o)
 		m->g = take_real(x, "gradients", m->par.total);
 	layout_outputs(x, m, o, R);
 	layout_scratch(x, m, o, R);
-	if (o->train)
+	if (o->train && !o->recompute)
 		for (int l = 0; l < c->num_hidden_layers; l++)
 			layout_layer(x, &m->act->layer[l], c, l, R);
 	else
-		layout_shared_layers(x, m->act->layer, c, R);
+		layout_shared_layers(x, m->act->layer, c, R, o->train);
 }
 
 static int head_rows(const struct config *c, const struct model_opt *o)
@@ -306,6 +308,8 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 	m->cfg = *c;
 	m->cfg.raw = NULL;
 	m->be = be;
+	m->bf16 = o->bf16;
+	m->recompute = o->recompute;
 	if ((int64_t)o->max_b * o->max_t > INT32_MAX / 64)
 		return err_set(e, EX_USAGE, "batch of %d sequences of %d tokens is too large", o->max_b, o->max_t);
 	if (c->head_dim > MAX_HEAD_DIM)
@@ -396,11 +400,29 @@ void model_rope_table(const struct config *c, bool mla, int n, real *table)
 		}
 }
 
+static void count_flop(const struct model *m, const struct gemm_job *jobs, int n)
+{
+	for (int i = 0; m->profile && i < n; i++)
+		profile_flop(m->profile, 2.0 * (double)jobs[i].m * (double)jobs[i].n * (double)jobs[i].k);
+}
+
+void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	count_flop(m, jobs, n);
+	m->be->gemm(kind, jobs, n);
+}
+
+void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	count_flop(m, jobs, n);
+	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(kind, jobs, n);
+}
+
 void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta)
 {
 	struct gemm_job j = { y, n, x, k, w, k, DT_REAL, m->act->R, n, k, beta };
 
-	m->be->gemm(GEMM_NT, &j, 1);
+	model_gemm(m, GEMM_NT, &j, 1);
 }
 
 void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy, const real *x,
@@ -410,8 +432,8 @@ void model_linear_back(const struct model *m, real *dx, real beta, real *dw, con
 	struct gemm_job g = { dw, k, dy, n, x, k, DT_REAL, n, k, m->act->R, 1 };
 
 	if (dx)
-		m->be->gemm(GEMM_NN, &j, 1);
-	m->be->gemm(GEMM_TN, &g, 1);
+		model_gemm(m, GEMM_NN, &j, 1);
+	model_gemm(m, GEMM_TN, &g, 1);
 }
 
 uint64_t model_key(const struct model *m, int layer, int what)
@@ -479,6 +501,7 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	struct model_act *a = m->act;
 	int D = c->hidden_size, L = c->num_hidden_layers;
 
+	profile_begin(m->profile, PROFILE_EMBED);
 	load_batch(m, b);
 	a->fo = *o;
 	m->replayed = m->moved = 0;
@@ -493,10 +516,24 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 
 		model_attn_forward(m, l);
 		model_mlp_forward(m, l, out);
+		profile_begin(m->profile, PROFILE_LOOK);
 		if (l == 0 && c->lookahead_steps > 0)
 			model_look_forward(m, out);
 	}
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D, c->rms_norm_eps);
+	profile_begin(m->profile, PROFILE_OTHER);
+}
+
+/* The activations of a layer whose buffers others have used since. */
+static void layer_again(struct model *m, int l)
+{
+	int64_t replayed = m->replayed, moved = m->moved;
+
+	model_attn_forward(m, l);
+	model_mlp_forward(m, l, NULL);
+	m->replayed = replayed;
+	m->moved = moved;
 }
 
 void model_backward(struct model *m, const struct batch *b)
@@ -506,15 +543,21 @@ void model_backward(struct model *m, const struct batch *b)
 	int D = c->hidden_size;
 
 	(void)b;
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast, model_w(m, P_NORM, -1, -1), a->rlast,
 	    a->R, D, false);
 	for (int l = c->num_hidden_layers - 1; l >= 0; l--) {
+		if (m->recompute && l < c->num_hidden_layers - 1)
+			layer_again(m, l);
+		profile_begin(m->profile, PROFILE_LOOK);
 		if (l == 0 && c->lookahead_steps > 0)
 			model_look_back(m, c->num_hidden_layers > 1 ? a->layer[1].x : a->xlast);
 		model_mlp_back(m, l);
 		model_attn_back(m, l);
 	}
+	profile_begin(m->profile, PROFILE_EMBED);
 	if (a->fo.train && c->dropout > 0)
 		m->be->dropout(a->dh, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
 	m->be->scatter_add(model_g(m, P_EMBED, -1, -1), a->dh, a->tok, a->R, D);
+	profile_begin(m->profile, PROFILE_OTHER);
 }

@@ -20,6 +20,7 @@
 #include "backend.h"
 #include "config.h"
 #include "mem.h"
+#include "profile.h"
 
 struct batch {
 	int B, T;
@@ -32,6 +33,8 @@ struct batch {
 struct model_opt {
 	int max_b, max_t;	/* capacity of the activations */
 	bool train;		/* gradients and saved activations; else forward only */
+	bool bf16;		/* matrix products of BF16 values, sums and all else in FP32 */
+	bool recompute;		/* train: keep the input of each layer only, and compute the rest again in backward: same bytes */
 	int head_rows;		/* logits rows held at a time; 0 = default */
 };
 
@@ -49,6 +52,9 @@ struct model {
 	struct config cfg;
 	struct params par;
 	const struct backend *be;
+	bool bf16;		/* as opened */
+	bool recompute;
+	struct profile *profile;	/* the owner's, or NULL: times the parts of a step */
 	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for training */
 
 	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers only */
@@ -84,6 +90,7 @@ struct head_hook {
 };
 void model_head(struct model *m, const struct batch *b, const real *coef, real *logp, const struct head_hook *hook);
 
+/* After model_forward and model_head on the same batch; with recompute what forward_opt points to must still be there. */
 void model_backward(struct model *m, const struct batch *b);
 
 void model_logits(struct model *m, real *logits);	/* (R, V) of the last forward: tests and dumps only */

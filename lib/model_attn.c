@@ -32,7 +32,9 @@ static void gqa_project(struct model *m, int l)
 		nt_job(x->v, s.G * s.d, x->n1, model_w(m, P_V, l, -1), a->R, s.G * s.d, s.D),
 	};
 
-	m->be->gemm(GEMM_NT, j, 3);
+	profile_begin(m->profile, PROFILE_PROJECT);
+	model_gemm(m, GEMM_NT, j, 3);
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(x->q, x->rqa, x->qa, model_w(m, P_QNORM, l, -1), (int64_t)a->R * s.H, s.d, eps);
 	m->be->rmsnorm(x->k, x->rka, x->ka, model_w(m, P_KNORM, l, -1), (int64_t)a->R * s.G, s.d, eps);
 	m->be->rope(x->q, s.H * s.d, s.d, a->R, s.H, s.d, a->rope, a->pos, false);
@@ -65,7 +67,7 @@ static void mla_keys(struct model *m, int l)
 		    s.C);
 	}
 	a->jobs[n++] = nt_job(x->v, s.G * s.d, x->c, model_w(m, P_MLA_V, l, -1), a->R, s.G * s.d, s.C);
-	m->be->gemm(GEMM_NT, a->jobs, n);
+	model_gemm(m, GEMM_NT, a->jobs, n);
 }
 
 static void mla_project(struct model *m, int l)
@@ -79,11 +81,15 @@ static void mla_project(struct model *m, int l)
 		nt_job(x->ka, s.C, x->n1, model_w(m, P_KVDOWN, l, -1), a->R, s.C, s.D),
 	};
 
-	m->be->gemm(GEMM_NT, j, 3);
+	profile_begin(m->profile, PROFILE_PROJECT);
+	model_gemm(m, GEMM_NT, j, 3);
+	profile_begin(m->profile, PROFILE_NORM);
 	mla_query(m, l, x->qa, x->rqa, P_QNOPE_NORM, 0, s.n);
 	mla_query(m, l, x->qb, x->rqb, P_QROPE_NORM, s.n, s.r);
 	m->be->rmsnorm(x->c, x->rka, x->ka, model_w(m, P_KVDOWN_NORM, l, -1), a->R, s.C, m->cfg.rms_norm_eps);
+	profile_begin(m->profile, PROFILE_PROJECT);
 	mla_keys(m, l);
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rope(x->q + s.n, s.H * s.d, s.d, a->R, s.H, s.r, a->rope_mla, a->pos, false);
 	m->be->rope(x->k + s.n, s.G * s.d, s.d, a->R, s.G, s.r, a->rope_mla, a->pos, false);
 }
@@ -99,10 +105,20 @@ static struct attn_args attn_args(const struct model *m, int l)
 		.B = a->B, .T = a->T, .H = c->num_attention_heads, .G = c->num_key_value_heads,
 		.dq = c->head_dim, .dv = c->head_dim,
 		.window = c->layer_type[l] == LAYER_SLIDING ? c->sliding_window_size : 0,
-		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc,
+		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc, .bf16 = m->bf16,
 		.dropout = drop ? c->dropout : 0, .drop_key = drop ? model_key(m, l, 1) : 0,
 		.q = x->q, .k = x->k, .v = x->v, .o = x->o, .lse = x->lse,
 	};
+}
+
+/* The two products of each visible pair, on average over a sequence without a break; only asked for when profiling. */
+static double attn_flop(const struct model *m, const struct attn_args *at)
+{
+	double w = at->window > 0 && at->window < at->T ? at->window : at->T;
+
+	if (!m->profile)
+		return 0;
+	return 2.0 * (at->dq + at->dv) * at->H * at->B * (w * (w + 1) / 2 + (at->T - w) * w);
 }
 
 void model_attn_forward(struct model *m, int l)
@@ -114,13 +130,17 @@ void model_attn_forward(struct model *m, int l)
 	struct attn_args at;
 	bool drop = a->fo.train && c->dropout > 0;
 
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D, c->rms_norm_eps);
 	if (c->layer_type[l] == LAYER_MLA)
 		mla_project(m, l);
 	else
 		gqa_project(m, l);
 	at = attn_args(m, l);
+	profile_begin(m->profile, PROFILE_ATTN);
+	profile_flop(m->profile, attn_flop(m, &at));
 	m->be->attn(&at);
+	profile_begin(m->profile, PROFILE_PROJECT);
 	m->be->copy(x->mid, x->x, (size_t)a->R * (size_t)s.D * sizeof(real));
 	if (drop) {
 		model_linear(m, a->t1, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 0);
@@ -193,6 +213,7 @@ void model_attn_back(struct model *m, int l)
 	struct attn_args at = attn_args(m, l);
 	const real *dout = a->dh;
 
+	profile_begin(m->profile, PROFILE_PROJECT_BACK);
 	if (a->fo.train && c->dropout > 0) {
 		m->be->copy(a->dn, a->dh, (size_t)a->R * (size_t)s.D * sizeof(real));
 		m->be->dropout(a->dn, (int64_t)a->R * s.D, c->dropout, model_key(m, l, 2));
@@ -200,11 +221,15 @@ void model_attn_back(struct model *m, int l)
 	}
 	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d);
 	at.d_o = a->t4, at.dq_ = a->t1, at.dk = a->t2, at.dv_ = a->t3;
+	profile_begin(m->profile, PROFILE_ATTN_BACK);
+	profile_flop(m->profile, 2.5 * attn_flop(m, &at));
 	m->be->attn_back(&at);
+	profile_begin(m->profile, PROFILE_PROJECT_BACK);
 	if (c->layer_type[l] == LAYER_MLA)
 		mla_project_back(m, l);
 	else
 		gqa_project_back(m, l);
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm_back(a->dh, model_g(m, P_IN_NORM, l, -1), a->dn, x->x, model_w(m, P_IN_NORM, l, -1), x->rstd1, a->R, s.D,
 	    true);
 }

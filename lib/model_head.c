@@ -13,7 +13,10 @@ static void chunk_logits(struct model *m, real *logits, int64_t r0, int64_t n)
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
 	struct gemm_job j = { logits, V, m->hidden + r0 * D, D, model_w(m, head_kind(m), -1, -1), D, DT_REAL, n, V, D, 0 };
 
-	m->be->gemm(GEMM_NT, &j, 1);
+	profile_begin(m->profile, PROFILE_HEAD);
+	model_gemm(m, GEMM_NT, &j, 1);
+	profile_begin(m->profile, PROFILE_LOSS);
+
 }
 
 static void chunk_back(struct model *m, const real *dlogits, int64_t r0, int64_t n)
@@ -22,8 +25,11 @@ static void chunk_back(struct model *m, const real *dlogits, int64_t r0, int64_t
 	struct gemm_job dx = { m->dhidden + r0 * D, D, dlogits, V, model_w(m, head_kind(m), -1, -1), D, DT_REAL, n, D, V, 0 };
 	struct gemm_job dw = { model_g(m, head_kind(m), -1, -1), D, dlogits, V, m->hidden + r0 * D, D, DT_REAL, V, D, n, 1 };
 
-	m->be->gemm(GEMM_NN, &dx, 1);
-	m->be->gemm(GEMM_TN, &dw, 1);
+	profile_begin(m->profile, PROFILE_HEAD);
+	model_gemm(m, GEMM_NN, &dx, 1);
+	model_gemm(m, GEMM_TN, &dw, 1);
+	profile_begin(m->profile, PROFILE_LOSS);
+
 }
 
 void model_head(struct model *m, const struct batch *b, const real *coef, real *logp, const struct head_hook *hook)

@@ -64,6 +64,9 @@ static inline real *model_g(const struct model *m, enum param_kind k, int layer,
 	return m->g + params_get(&m->par, k, layer, expert)->off;
 }
 
+/* All products of the model go through these: with BF16 values where the model was opened so, and never. */
+void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n);
+void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n);
 /* y(R, n) = x(R, k) W^T + beta y */
 void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta);
 /* dx(R, k) = dy(R, n) W + beta dx, and dW += dy^T x */
@@ -75,7 +78,7 @@ int model_sparse_index(const struct config *c, int layer);		/* which sparse laye
 
 void model_attn_forward(struct model *m, int l);	/* x -> mid */
 void model_attn_back(struct model *m, int l);		/* dh: of mid -> of x */
-void model_mlp_forward(struct model *m, int l, real *out);	/* mid -> out */
+void model_mlp_forward(struct model *m, int l, real *out);	/* mid -> out; NULL: only what backward needs */
 void model_mlp_back(struct model *m, int l);		/* dh: of out -> of mid */
 void model_look_forward(struct model *m, const real *h);
 void model_look_back(struct model *m, const real *h);	/* adds to dh */

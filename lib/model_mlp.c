@@ -17,7 +17,7 @@ static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int 
 	return (struct ffn){ model_w(m, gate, l, e), model_w(m, gate + 1, l, e), model_w(m, gate + 2, l, e) };
 }
 
-/* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u) */
+/* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u), if y is wanted */
 static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, real *u, real *y, int F, real beta)
 {
 	struct model_act *a = m->act;
@@ -27,7 +27,9 @@ static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, r
 		{ u, F, x, D, f.up, D, DT_REAL, a->R, F, D, 0 },
 	};
 
-	m->be->gemm(GEMM_NT, j, 2);
+	model_gemm(m, GEMM_NT, j, 2);
+	if (!y)
+		return;
 	m->be->swiglu(a->a1, g, u, (int64_t)a->R * F);
 	model_linear(m, y, a->a1, f.down, D, F, beta);
 }
@@ -149,8 +151,11 @@ static void route(struct model *m, int l, struct layer_act *x)
 	real *probs = m->probs + (int64_t)s * a->R * E;
 	int32_t *ids = m->topk + (int64_t)s * a->R * K;
 	uint8_t avail[E];
+	struct gemm_job logits = { probs, E, x->n2, c->hidden_size, model_w(m, P_GATE, l, -1), c->hidden_size, DT_REAL, a->R, E,
+		c->hidden_size, 0 };
 
-	model_linear(m, probs, x->n2, model_w(m, P_GATE, l, -1), E, c->hidden_size, 0);
+	/* In FP32 always: a rounded score can change the choice (Switch Transformers, arXiv:2101.03961, section 2.4). */
+	model_gemm_f32(m, GEMM_NT, &logits, 1);
 	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
 	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
@@ -162,7 +167,7 @@ static void route(struct model *m, int l, struct layer_act *x)
 
 /* ---- forward ---- */
 
-static void experts_forward(struct model *m, int l, struct layer_act *x)
+static void experts_up(struct model *m, int l, struct layer_act *x)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
@@ -176,9 +181,15 @@ static void experts_forward(struct model *m, int l, struct layer_act *x)
 		a->jobs[n++] = (struct gemm_job){ x->eg + at * F, F, a->xs + at * D, D, f.gate, D, DT_REAL, rows, F, D, 0 };
 		a->jobs[n++] = (struct gemm_job){ x->eu + at * F, F, a->xs + at * D, D, f.up, D, DT_REAL, rows, F, D, 0 };
 	}
-	m->be->gemm(GEMM_NT, a->jobs, n);
+	model_gemm(m, GEMM_NT, a->jobs, n);
+}
+
+static void experts_down(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
+
 	m->be->swiglu(a->a1, x->eg, x->eu, (int64_t)x->first[E] * F);
-	n = 0;
 	for (int e = 0; e < E; e++) {
 		int64_t at = x->first[e], rows = x->first[e + 1] - at;
 
@@ -186,7 +197,7 @@ static void experts_forward(struct model *m, int l, struct layer_act *x)
 			a->jobs[n++] = (struct gemm_job){ a->ys + at * D, D, a->a1 + at * F, F,
 				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, D, F, 0 };
 	}
-	m->be->gemm(GEMM_NT, a->jobs, n);
+	model_gemm(m, GEMM_NT, a->jobs, n);
 }
 
 static void shared_forward(struct model *m, int l, struct layer_act *x, real *out)
@@ -198,10 +209,11 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, real *ou
 		return;
 	for (int s = 0; s < S; s++)
 		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F, x->su + (int64_t)s * a->R * F,
-		    x->shared, F, s > 0);
-	if (S > 1)
+		    out || x->any_miss ? x->shared : NULL, F, s > 0);
+	if (S > 1 && (out || x->any_miss))
 		m->be->scale(x->shared, 1.0 / S, (int64_t)a->R * D);
-	m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
+	if (out)
+		m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
 }
 
 static void moe_forward(struct model *m, int l, real *out)
@@ -210,10 +222,18 @@ static void moe_forward(struct model *m, int l, real *out)
 	struct layer_act *x = &a->layer[l];
 	int D = m->cfg.hidden_size;
 
+	profile_begin(m->profile, PROFILE_ROUTER);
 	route(m, l, x);
+	profile_begin(m->profile, PROFILE_SORT);
 	m->be->gather(a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
-	experts_forward(m, l, x);
-	m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
+	profile_begin(m->profile, PROFILE_EXPERTS);
+	experts_up(m, l, x);
+	if (out) {
+		experts_down(m, l, x);
+		profile_begin(m->profile, PROFILE_SORT);
+		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
+	}
+	profile_begin(m->profile, PROFILE_DENSE);
 	shared_forward(m, l, x, out);
 }
 
@@ -223,8 +243,11 @@ void model_mlp_forward(struct model *m, int l, real *out)
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
 
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R, c->hidden_size, c->rms_norm_eps);
-	m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
+	if (out)
+		m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
+	profile_begin(m->profile, PROFILE_DENSE);
 	if (c->sparse[l])
 		moe_forward(m, l, out);
 	else
@@ -250,7 +273,7 @@ static void experts_back_down(struct model *m, int l, struct layer_act *x)
 			a->jobs[n++] = (struct gemm_job){ a->a2 + at * F, F, a->ys + at * D, D,
 				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, F, D, 0 };
 	}
-	m->be->gemm(GEMM_NN, a->jobs, n);
+	model_gemm(m, GEMM_NN, a->jobs, n);
 	m->be->dot_rows(a->dwslot, a->a2, a->iota, a->a1, a->iota, slots, F);
 	m->be->zero(a->dw, (size_t)(a->R * K) * sizeof(real));
 	m->be->combine(a->dw, a->dwslot, x->slot, NULL, (int64_t)a->R * K, 1, 1);
@@ -265,7 +288,7 @@ static void experts_back_down(struct model *m, int l, struct layer_act *x)
 			a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_DOWN, l, e), F, a->ys + at * D, D, a->a1 + at * F, F,
 				DT_REAL, D, F, rows, 1 };
 	}
-	m->be->gemm(GEMM_TN, a->jobs, n);
+	model_gemm(m, GEMM_TN, a->jobs, n);
 }
 
 /* Through gate and up: weight gradients, then dx in slot order into ys. */
@@ -275,7 +298,9 @@ static void experts_back_up(struct model *m, int l, struct layer_act *x)
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
 
 	m->be->swiglu_back(a->a3, a->a4, a->a2, x->eg, x->eu, (int64_t)x->first[E] * F);
+	profile_begin(m->profile, PROFILE_SORT);
 	m->be->gather(a->xs, x->n2, x->rows, x->first[E], D);
+	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
 	for (int pass = 0; pass < 3; pass++) {
 		int n = 0;
 
@@ -293,8 +318,9 @@ static void experts_back_up(struct model *m, int l, struct layer_act *x)
 				a->jobs[n++] = (struct gemm_job){ a->ys + at * D, D, pass == 1 ? dg : du, F,
 					pass == 1 ? f.gate : f.up, D, DT_REAL, rows, D, F, pass == 2 };
 		}
-		m->be->gemm(pass == 0 ? GEMM_TN : GEMM_NN, a->jobs, n);
+		model_gemm(m, pass == 0 ? GEMM_TN : GEMM_NN, a->jobs, n);
 	}
+	profile_begin(m->profile, PROFILE_SORT);
 	m->be->combine(a->dn, a->ys, x->slot, NULL, a->R, m->cfg.num_experts_per_tok, D);
 }
 
@@ -337,15 +363,20 @@ void model_mlp_back(struct model *m, int l)
 	struct layer_act *x = &a->layer[l];
 	int D = c->hidden_size;
 
+	profile_begin(m->profile, PROFILE_SORT);
 	m->be->zero(a->dn, (size_t)a->R * (size_t)D * sizeof(real));
 	if (c->sparse[l]) {
 		m->be->gather(a->ys, a->dh, x->rows, x->first[c->num_experts], D);
+		profile_begin(m->profile, PROFILE_EXPERTS_BACK);
 		experts_back_down(m, l, x);
 		experts_back_up(m, l, x);
+		profile_begin(m->profile, PROFILE_DENSE_BACK);
 		shared_back(m, l, x);
+		profile_begin(m->profile, PROFILE_ROUTER);
 		router_back(m, l, x);
 	} else
 		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->intermediate_size);
+	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm_back(a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid, model_w(m, P_POST_NORM, l, -1), x->rstd2,
 	    a->R, D, true);
 }

@@ -148,6 +148,7 @@ static int pool_cpus(void)
 
 void pool_init(int threads)
 {
+	static const int fault[] = { SIGILL, SIGSEGV, SIGBUS, SIGFPE };
 	sigset_t all, old;
 	int t;
 
@@ -157,8 +158,10 @@ void pool_init(int threads)
 		threads = POOL_MAX;
 	atomic_store(&pool.quit, false);
 	atomic_store(&pool.state, 0);
-	/* Signals go to the main thread, whose reads they must interrupt. */
+	/* Signals go to the main thread, whose reads they must interrupt; faults belong to whom they happen. */
 	sigfillset(&all);
+	for (size_t i = 0; i < sizeof fault / sizeof fault[0]; i++)
+		sigdelset(&all, fault[i]);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	for (t = 1; t < threads; t++)
 		if (pthread_create(&pool.thread[t], NULL, pool_main, (void *)(intptr_t)t))

@@ -502,7 +502,7 @@ static int compute(struct prefs *p, struct model *m, struct micro *mb, int B, re
 
 static struct refcache *make_cache(const struct stage_env *v, struct err *e)
 {
-	const struct model_opt frozen = { .max_b = v->sequences, .max_t = v->o->seq };
+	const struct model_opt frozen = { .max_b = v->sequences, .max_t = v->o->seq, .bf16 = v->o->compute };
 	struct refcache *c = refcache_new();
 	struct progress bar;
 	struct micro mb = {0};

@@ -102,6 +102,10 @@ const struct opt train_opts[] = {
 	    "write the first step's gradients and stop" },
 	{ .kind = OPT_GROUP, .help = "Machine" },
 	{ 'j', "threads", OPT_INT, &train_flags.threads, 0, 256, "N", "threads; 0: one per CPU" },
+	{ 0, "compute", OPT_CHOICE, &train_flags.compute, 0, 0, "f32|bf16",
+	    "values that matrix products multiply; weights, sums and all else are f32" },
+	{ 0, "recompute", OPT_FLAG, &train_flags.recompute, 0, 0, NULL,
+	    "compute activations again instead of keeping them: less memory, same bytes" },
 	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES",
 	    "refuse a plan above this; 0: no limit" },
@@ -112,18 +116,20 @@ const struct opt train_opts[] = {
 	{ 0, "guard-stop", OPT_FLOAT, &train_flags.guard_stop, 1, 100, "PERCENT", "stop" },
 	{ 0, "dry-run", OPT_FLAG, &train_flags.dry_run, 0, 0, NULL,
 	    "print the memory plan and stop" },
+	{ 0, "profile", OPT_FLAG, &train_flags.profile, 0, 0, NULL,
+	    "say at the end where the time of the steps went" },
 	{ .kind = OPT_END }
 };
 
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet",
-	"guard", "guard-warn", "guard-stop",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet", "profile",
+	"recompute", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet",
-	"guard", "guard-warn", "guard-stop",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet", "profile",
+	"recompute", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 
@@ -188,6 +194,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
 	if (t->has_ref)
 		model_forward(&t->ref, &mb->b, &plain);
 	model_forward(&t->m, &mb->b, &fo);
+	profile_begin(t->m.profile, PROFILE_LOSS);
 	base = t->s->loss(&in);
 	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
@@ -220,6 +227,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 		all.tokens += t->micro[i].tokens;
 	}
 	clear_step(t);
+	profile_begin(t->m.profile, PROFILE_OPTIM);
 	t->be->zero(t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
 	t->tokens += all.tokens;
 	t->bad_micro = -1;
@@ -295,6 +303,7 @@ static int train_step(struct train *t, int n, struct err *e)
 	double norm = NAN, lr = optim_lr(&t->schedule, t->step + 1);
 	int rc = gradients(t, n, log, e);
 
+	profile_begin(t->m.profile, PROFILE_OPTIM);
 	if (rc == 0) {
 		norm = optim_norm(&t->opt, t->trained.g);
 		rc = check_step(t, n, norm, e);
@@ -304,6 +313,7 @@ static int train_step(struct train *t, int n, struct err *e)
 	optim_step(&t->opt, t->trained.w, t->trained.g, lr, optim_clip(norm, t->o.clip));
 	if (t->o.lora_rank > 0)
 		lora_apply(&t->lora, t->m.w);
+	profile_begin(t->m.profile, PROFILE_OTHER);
 	bad_good(&t->bad, t->now.loss);
 	t->step++;
 	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
@@ -494,6 +504,18 @@ static int stop_waiting(struct train *t, struct err *e)
 	return save(t, false, e) < 0 ? -1 : EX_TEMPFAIL;
 }
 
+/* Evaluations and checkpoints are not parts of a step, and no profile counts them. */
+static void watch(struct train *t, bool on)
+{
+	if (!t->o.profile)
+		return;
+	if (on)
+		profile_resume(&t->profile, PROFILE_DATA);
+	else
+		profile_begin(t->m.profile, PROFILE_OTHER);
+	t->m.profile = t->ref.profile = on ? &t->profile : NULL;
+}
+
 static int loop(struct train *t, struct err *e)
 {
 	int n, rc;
@@ -503,13 +525,17 @@ static int loop(struct train *t, struct err *e)
 	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)
 		return -1;
 	while ((t->schedule.total == 0 || t->step < t->schedule.total) && !given_up(t)) {
+		watch(t, true);
 		if ((n = take(t, e)) < 0)
 			return e->status == EX_TEMPFAIL ? stop_waiting(t, e) : -1;
 		json_decref(t->position);
 		t->position = NULL;
 		if (n == 0)
 			break;
-		if (train_step(t, n, e) < 0 || (rc = after_step(t, e)) < 0)
+		if (train_step(t, n, e) < 0)
+			return -1;
+		watch(t, false);
+		if ((rc = after_step(t, e)) < 0)
 			return -1;
 		if (rc > 0)
 			return EX_TEMPFAIL;
@@ -526,6 +552,20 @@ static int dump_gradients(struct train *t, struct err *e)
 	if (n == 0)
 		return err_set(e, EX_DATAERR, "no tokens to train on");
 	return ckpt_put_gradients(t->o.grad_dump, &t->trained, e);
+}
+
+static int put_profile(struct train *t, struct err *e)
+{
+	json_t *rec = json_pack("{s:s, s:s, s:I, s:I}", "type", "profile", "stage", t->s->name, "steps",
+	    (json_int_t)(t->step - t->first_step), "tokens", (json_int_t)(t->tokens - t->first_tokens));
+	json_t *parts = profile_json(&t->profile);
+	int rc;
+
+	json_object_update(rec, parts);
+	rc = json_put(stdout, rec, e);
+	json_decref(parts);
+	json_decref(rec);
+	return rc;
 }
 
 static int print_plan(struct train *t, struct err *e)
@@ -559,6 +599,8 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		progress_start(&t.progress, s->name, "steps", (double)t.schedule.total);
 		rc = t.o.grad_dump != NULL ? dump_gradients(&t, e) : loop(&t, e);
 		progress_end(&t.progress);
+		if (t.o.profile && t.step > t.first_step && (rc == 0 || rc == EX_TEMPFAIL) && put_profile(&t, e) < 0)
+			rc = -1;
 		if (rc == EX_TEMPFAIL && !opt_quiet)
 			err_warn("stopped after step %" PRId64 " with a checkpoint; --resume goes on", t.step);
 	}

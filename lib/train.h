@@ -39,8 +39,8 @@ struct train_opt {
 	    seed, data_ram, shuffle_window, skip_nonfinite;
 	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune, max_spike, guard_warn,
 	    guard_stop;
-	int batch, accum, seq, threads, keep, dtype, lora_rank;
-	bool shuffle, skip_bad, resume, force, dry_run, guard;
+	int batch, accum, seq, threads, keep, dtype, compute, lora_rank;
+	bool shuffle, skip_bad, resume, force, dry_run, guard, profile, recompute;
 };
 extern struct train_opt train_flags;		/* what the table fills in */
 extern const struct opt train_opts[];

@@ -52,12 +52,13 @@ struct train {
 	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
 	int64_t step, first_step;	/* optimiser steps done; when this run began */
-	int64_t tokens;			/* input so far, padding not counted */
+	int64_t tokens, first_tokens;	/* input so far, padding not counted; when this run began */
 	struct metric now;		/* of the step */
 	struct best best;
 	struct bad bad;
 	int bad_micro;			/* of the step: the micro-batch whose loss is not finite, -1: not known */
 	struct progress progress;
+	struct profile profile;		/* the models point to it under --profile */
 	double clock;			/* time of the last record, */
 	int64_t clock_tokens;		/* and the tokens then */
 };

@@ -298,7 +298,8 @@ static int plan_memory(struct train *t, struct err *e)
 	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0),
 	    program = mem_program(pool_threads()) + (o->dry_run ? MEM_JITTER : 0);
 	struct plan_run r = { .cfg = &t->cfg, .batch = o->batch, .accum = o->accum, .seq = o->seq, .group = sequences(t) / o->batch,
-	    .extra = t->s->source->extra, .ref = t->has_ref, .lora_rank = o->lora_rank };
+	    .extra = t->s->source->extra, .ref = t->has_ref, .lora_rank = o->lora_rank,
+	    .recompute = o->recompute };
 	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100, mem_peak_rss()) : 0;
 	struct params ps;
 	int rc;
@@ -317,7 +318,9 @@ static int plan_memory(struct train *t, struct err *e)
 	mem_plan_add(&t->plan, "program and tokenizer", program - data);
 	if (rc < 0 || (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0))
 		return -1;
-	return mem_plan_check(&t->plan, limit, "a smaller --batch or --seq (and more --accum) needs less", e);
+	return mem_plan_check(&t->plan, limit, t->o.recompute ?
+	    "a smaller --batch or --seq (and more --accum) needs less" :
+	    "--recompute needs less, and so does a smaller --batch or --seq (and more --accum)", e);
 }
 
 static void open_batches(struct train *t)
@@ -390,8 +393,9 @@ static int open_trained(struct train *t, struct err *e)
 
 static int open_models(struct train *t, struct err *e)
 {
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
-	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute,
+	    .recompute = t->o.recompute };
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute };
 
 	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0)
 		return -1;
@@ -422,6 +426,7 @@ json_t *train_settings(const struct train *t)
 	json_t *own = t->s->settings != NULL ? t->s->settings() : NULL;
 
 	json_object_update(s, data);
+	json_object_set_new(s, "compute", json_string(o->compute ? "bf16" : "f32"));
 	if (own != NULL)
 		json_object_update(s, own);
 	json_object_set_new(s, "config.json", config);
@@ -486,7 +491,7 @@ static int restore(struct train *t, struct err *e)
 	bad_restore(&t->bad, json_object_get(state, "bad"));
 	t->step = t->first_step = step;
 	t->opt.updates = step - t->bad.skipped;
-	t->tokens = t->clock_tokens = tokens;
+	t->tokens = t->first_tokens = t->clock_tokens = tokens;
 	json_decref(state);
 	return rc;
 }

@@ -25,24 +25,30 @@ struct run {
 	float *logits;
 };
 
-static void run_open(struct run *r, const char *json, int B, int head_rows)
+static void run_open_as(struct run *r, const char *json, struct model_opt o)
 {
+	int B = o.max_b;
 	struct err e = { 0 };
 	struct config c;
 	json_t *j = json_loads(json, 0, NULL);
-	struct model_opt o = { .max_b = B, .max_t = NT, .head_rows = head_rows };
 
 	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&r->m, &c, &o, &backend_cpu, &e) < 0)
 		err_exit(&e);
 	json_decref(j);
 	config_free(&c);
 	model_init_weights(&r->m, 4);
-	r->b = (struct batch){ B, NT, calloc((size_t)(B * NT), 4), calloc((size_t)(B * NT), 4), calloc((size_t)(B * NT), 4) };
+	r->b = (struct batch){ .B = B, .T = NT, .tok = calloc((size_t)(B * NT), 4),
+	    .target = calloc((size_t)(B * NT), 4), .doc_start = calloc((size_t)(B * NT), 4) };
 	r->logits = malloc((size_t)(B * NT * VOCAB) * sizeof(float));
 	for (int i = 0; i < B * NT; i++) {
 		r->b.tok[i] = (uint32_t)rng_below(3, 1, (uint64_t)i, VOCAB);
 		r->b.target[i] = (int32_t)rng_below(3, 2, (uint64_t)i, VOCAB);
 	}
+}
+
+static void run_open(struct run *r, const char *json, int B, int head_rows)
+{
+	run_open_as(r, json, (struct model_opt){ .max_b = B, .max_t = NT, .head_rows = head_rows });
 }
 
 static const float *run_logits(struct run *r)
@@ -219,6 +225,66 @@ static void test_replay(void)
 	run_close(&r);
 }
 
+/* Gradients of the mean log-prob into r->m.g. */
+static void gradients(struct run *r, const struct forward_opt *fo)
+{
+	float coef[NT], logp[NT];
+
+	for (int i = 0; i < NT; i++)
+		coef[i] = -1.0f / NT;
+	memset(r->m.g, 0, (size_t)r->m.par.total * sizeof(*r->m.g));
+	model_forward(&r->m, &r->b, fo);
+	model_head(&r->m, &r->b, coef, logp, NULL);
+	model_backward(&r->m, &r->b);
+}
+
+/* Relative error (2-norms) of the whole gradient. */
+static double gradient_error(const struct model *want, const struct model *got)
+{
+	double d = 0, size = 0;
+
+	for (int64_t j = 0; j < want->par.total; j++) {
+		d += pow((double)got->g[j] - (double)want->g[j], 2);
+		size += pow((double)want->g[j], 2);
+	}
+	return sqrt(d / size);
+}
+
+static void test_bf16(void)
+{
+	struct run full, half;
+	double error;
+
+	run_open_as(&full, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1, .max_t = NT, .train = true });
+	run_open_as(&half, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1, .max_t = NT, .train = true,
+	    .bf16 = true });
+	gradients(&full, &(struct forward_opt){ 0 });
+	gradients(&half, &(struct forward_opt){ .replay = full.m.topk });
+	error = gradient_error(&full.m, &half.m);
+	ok(error < 2e-2, "bf16: gradients are those of f32 up to rounding");
+	ok(error > 1e-4, "bf16: and are not computed in f32");
+	printf("# relative error %.2g\n", error);
+	run_close(&full);
+	run_close(&half);
+}
+
+/* Four kinds of layers, dropout and missing experts: computing activations again gives the same gradients. */
+static void test_recompute(void)
+{
+	static const char json[] = "{" COMMON ", \"num_hidden_layers\": 4, \"dropout\": 0.1, \"num_shared_experts\": 2,"
+	    "\"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\", \"sparse\"], \"intermediate_size\": 40}";
+	const struct forward_opt fo = { .train = true, .seed = 3, .step = 2, .fallback_mask_prob = 0.3 };
+	struct run keep, again;
+
+	run_open_as(&keep, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true });
+	run_open_as(&again, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true, .recompute = true });
+	gradients(&keep, &fo);
+	gradients(&again, &fo);
+	ok(memcmp(keep.m.g, again.m.g, (size_t)keep.m.par.total * sizeof(*keep.m.g)) == 0, "recompute: the same gradients");
+	run_close(&keep);
+	run_close(&again);
+}
+
 int main(void)
 {
 	pool_init(2);
@@ -227,5 +293,7 @@ int main(void)
 	test_head();
 	test_route_values();
 	test_replay();
+	test_bf16();
+	test_recompute();
 	return tap_done();
 }

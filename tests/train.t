@@ -62,6 +62,35 @@ pretrain --dtype bf16 -n 8 -o half --resume docs.jsonl > /dev/null
 pretrain --dtype bf16 -n 8 -o whole docs.jsonl > /dev/null
 same "BF16 weights resume exactly too" half whole
 
+
+# Products of BF16 values
+status "--compute bf16, stopped" 75 pretrain --compute bf16 -n 8 --stop-after 3 -o narrow docs.jsonl
+pretrain --compute bf16 -n 8 -o narrow --resume docs.jsonl > /dev/null
+pretrain -j 1 --compute bf16 -n 8 -o narrow1 docs.jsonl > /dev/null
+same "--compute bf16 resumes exactly, on another number of threads" narrow1 narrow
+pretrain -n 8 -o wide docs.jsonl > /dev/null
+ok "and is not f32" test "$(sums narrow)" != "$(sums wide)"
+status "--resume with another --compute" 64 pretrain -n 8 -o narrow --resume docs.jsonl
+
+# Activations computed again
+status "--recompute" 0 sh -c '"$@" > /dev/null' sh chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 32 --accum 2 \
+	-n 20 --recompute -o again docs.jsonl
+same "--recompute changes no byte" one again
+plan()
+{
+	pretrain --set num_hidden_layers=8 --dry-run "$@" docs.jsonl | sed 's/.*"total":\([0-9]*\).*/\1/'
+}
+ok "and needs less memory" test "$(plan -b 8 --recompute)" -lt "$(plan -b 8)"
+
+# A profile changes nothing, and its parts are the whole
+status "--profile" 0 sh -c '"$@" > profile.log' sh chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 32 --accum 2 \
+	-n 20 --profile -o profiled docs.jsonl
+same "--profile changes no byte" one profiled
+is "one profile" "$(records profile.log profile)" 1
+ok "experts are a part of it" grep -q '"part":"experts, backward","share":[0-9.e-]*,"seconds":[0-9.e-]*,"cpu_seconds":[0-9.e-]*,"gflop"' profile.log
+is "shares add up to 1" "$(sed -n '/"type":"profile"/s/"share":/\n/gp' profile.log | sed -n '2,$s/[,}].*//p' |
+	awk '{ s += $1 } END { printf "%.3f", s }')" 1.000
+
 # From a pipe: starts and stops with it, resumes when it brings the same records again
 cat docs.jsonl | pretrain -n 12 -o pipe > /dev/null
 cat docs.jsonl | pretrain -n 12 -o pipe2 --stop-after 5 > /dev/null

@@ -1,6 +1,6 @@
 /*
- * gemm: matrix products of the cpu backend beside OpenBLAS (when built with it) and the machine's multiply-add rate,
- * same run, interleaved. JSON records, GFLOP/s, best and median of the repetitions.
+ * gemm: matrix products of the cpu backend, of FP32 and of BF16 values, beside OpenBLAS (when built with it) and the
+ * machine's multiply-add rate, same run, interleaved. JSON records, GFLOP/s, best and median of the repetitions.
  *
  *	build/bench/gemm [THREADS]
  */
@@ -42,13 +42,23 @@ static void bench_peak(void)
 		record("fma_registers", "-", 0, 0, 0, g);
 }
 
+static char half_name[64];	/* with the kernels of gemm_bf16 */
 static const char *const kind_name[] = { "NT", "NN", "TN" };
 
 static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 {
+<<<<<<< HEAD
 	struct kernel_gemm g;
 	struct err e = { 0 };
 	double ours[REPS];
+=======
+	float *a = backend_cpu.alloc((size_t)m * (size_t)k * 4), *b = backend_cpu.alloc((size_t)n * (size_t)k * 4),
+	      *c = backend_cpu.alloc((size_t)m * (size_t)n * 4);
+	int64_t lda = kind == GEMM_TN ? m : k, ldb = kind == GEMM_NT ? k : n;
+	struct gemm_job j = { c, n, a, lda, b, ldb, DT_F32, m, n, k, 0 };
+	int calls = 1 + (int)(4e8 / (2.0 * m * n * k));
+	double ours[REPS], half[REPS];
+>>>>>>> h-amx
 
 	if (kernel_gemm_open(&g, kind, m, n, k, &e) < 0)
 		err_exit(&e);
@@ -56,7 +66,19 @@ static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 	double blas[REPS];
 #endif
 	for (int r = 0; r < REPS; r++) {
+<<<<<<< HEAD
 		ours[r] = kernel_gemm_rate(&g) * 1e-9;
+=======
+		double t = now();
+
+		for (int i = 0; i < calls; i++)
+			backend_cpu.gemm((enum gemm_kind)kind, &j, 1);
+		ours[r] = 2.0 * m * n * k * calls / (now() - t) * 1e-9;
+		t = now();
+		for (int i = 0; i < calls; i++)
+			backend_cpu.gemm_bf16((enum gemm_kind)kind, &j, 1);
+		half[r] = 2.0 * m * n * k * calls / (now() - t) * 1e-9;
+>>>>>>> h-amx
 #ifdef HAVE_OPENBLAS
 		double t = progress_clock();
 
@@ -68,6 +90,7 @@ static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 #endif
 	}
 	record("chronos", kind_name[kind], m, n, k, ours);
+	record(half_name, kind_name[kind], m, n, k, half);
 #ifdef HAVE_OPENBLAS
 	record("openblas", kind_name[kind], m, n, k, blas);
 #endif
@@ -80,6 +103,7 @@ int main(int argc, char **argv)
 		{ 256, 256, 128 }, { 2048, 256, 256 }, { 2048, 128, 256 }, { 480, 6400, 256 }, { 1024, 1024, 1024 } };
 
 	pool_init(argc > 1 ? atoi(argv[1]) : 0);
+	snprintf(half_name, sizeof(half_name), "chronos %s", cpu_bf16_isa());
 	bench_peak();
 	for (size_t s = 0; s < sizeof(shape) / sizeof(shape[0]); s++)
 		for (int kind = 0; kind < 3; kind++)
