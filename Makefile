@@ -18,7 +18,7 @@ SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -f
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
 DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"'
 ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
-LIBS = $(DEP_LIBS) -lm -lpthread
+LIBS = $(DEP_LIBS) $(MPI_LIBS) -lm -lpthread
 COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
 LINK = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(EXTRA)
 define newline
@@ -49,6 +49,9 @@ $B/chr-%: $B/bin/chr-%.o $B/libchronos.a
 	$(LINK)
 $B/tests/%: $B/tests/%.o $B/libchronos.a
 	$(LINK)
+
+# The one module that knows MPI.
+$B/lib/comm.o: private EXTRA := $(MPI_CFLAGS)
 
 # tests/*64.c run the model sources in double precision.
 $B/f64/%.o $B/tests/%64.o: private EXTRA := -DCHR_DOUBLE
@@ -98,7 +101,7 @@ install: all
 	install $(BIN) $D/bin
 	install -m 644 lib/*.h $D/include/chronos
 	install -m 644 $B/libchronos.a $D/lib
-	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@MPI@|$(MPI_LIBS)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
 	for m in $(MAN); do install -m 644 $$m $D/share/man/man$${m##*.} || exit 1; done
 
 uninstall:
