@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "comm.h"
 #include "json.h"
 #include "progress.h"
 #include "prov.h"
@@ -37,6 +38,15 @@ static bool regular(const char *path)
 	struct stat st;
 
 	return strcmp(path, "-") != 0 && (stat(path, &st) < 0 || S_ISREG(st.st_mode));
+}
+
+static bool all_stdin(const struct corpus *c)
+{
+	bool all = true;
+
+	for (int i = 0; i < c->nfiles; i++)
+		all &= strcmp(c->files[i], "-") == 0;
+	return all;
 }
 
 /* The next record's item into scratch. 1, 0 at the end, -1. */
@@ -171,7 +181,9 @@ struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_
 	c->files = nfiles > 0 ? files : from_stdin;
 	for (int i = 0; i < nfiles; i++)
 		stream |= !regular(files[i]);
-	if (stream)
+	if (stream && comm_size() > 1 && !all_stdin(c))
+		rc = err_set(e, EX_USAGE, "of several ranks only the first has a pipe: give it as the standard input, alone");
+	else if (stream)
 		rc = (c->in = jsonl_open(c->nfiles, c->files, o->skip_bad, e)) == NULL ? -1 : 0;
 	else
 		rc = load(c, e);
