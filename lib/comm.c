@@ -157,13 +157,18 @@ static void drop_sent(bool wait)
 	}
 }
 
-void comm_close(void)
+int comm_close(int rc, struct err *e)
 {
 	if (!comm.open)
-		return;
+		return rc;
 	drop_sent(true);
 	MPI_Finalize();
 	comm.open = false;
+	if (comm.rank == 0)
+		return rc;
+	e->status = 0;
+	e->msg[0] = '\0';
+	return rc < 0 ? -1 : 0;
 }
 
 int comm_rank(void)
@@ -362,12 +367,17 @@ _Noreturn void comm_abort(int status)
 	_exit(status);
 }
 
-void comm_close(void) {}
 void comm_barrier(void) {}
 int comm_rank(void) { return 0; }
 int comm_size(void) { return 1; }
 int comm_local(void) { return 1; }
 int64_t comm_scratch(void) { return 0; }
+
+int comm_close(int rc, struct err *e)
+{
+	(void)e;
+	return rc;
+}
 
 void comm_sum(double *x, int n)
 {

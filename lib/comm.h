@@ -5,7 +5,7 @@
  *		err_exit(&e);
  *	comm_sum(v, n);				(on every rank, in the same order)
  *	if (comm_agree(rc, &e) < 0) ...		(all go on or all end, and one message says why)
- *	comm_close();
+ *	return comm_close(rc, &e);
  *
  * With one rank every call returns at once and changes nothing. A rank that exits before comm_close() ends the whole job
  * with its status. Ranks above 0 warn of nothing and their standard output goes nowhere: rank 0 speaks for the job. Sums
@@ -25,7 +25,9 @@
 
 /* EX_UNAVAILABLE: a launcher started several tasks and this build has no MPI, or MPI sees only one of them. */
 int comm_open(struct err *e);
-void comm_close(void);
+/* The program's end: gives back rc. That of rank 0 is the job's: the others have 0 (and *e, whose status is then 0 too, has
+ * no message), or their launcher might stop rank 0 before it has said what there is to say. */
+int comm_close(int rc, struct err *e);
 _Noreturn void comm_abort(int status);		/* ends all ranks at once */
 
 int comm_rank(void);				/* from 0 */

@@ -551,6 +551,5 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 			err_warn("stopped after step %" PRId64 " with a checkpoint; --resume goes on", t.step);
 	}
 	train_teardown(&t);
-	comm_close();
-	return rc;
+	return comm_close(rc, e);
 }
