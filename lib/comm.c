@@ -7,6 +7,7 @@
 
 #include "json.h"
 #include "opt.h"
+#include "pool.h"
 
 /* Set for each task of a job, by mpirun of Open MPI, by PMI and PMIx, by srun. A batch script of Slurm itself has
  * SLURM_NTASKS, but is no step. */
@@ -181,9 +182,13 @@ int comm_size(void)
 	return comm.size;
 }
 
-int comm_local(void)
+int comm_threads(int asked)
 {
-	return comm.local;
+	int n = pool_cpus();
+
+	if (asked > 0 || comm.local == 1 || n < sysconf(_SC_NPROCESSORS_ONLN))
+		return asked;
+	return n / comm.local > 0 ? n / comm.local : 1;
 }
 
 /* To rank 0 and back, so that all ranks hold the same bytes. */
@@ -370,7 +375,7 @@ _Noreturn void comm_abort(int status)
 void comm_barrier(void) {}
 int comm_rank(void) { return 0; }
 int comm_size(void) { return 1; }
-int comm_local(void) { return 1; }
+int comm_threads(int asked) { return asked; }
 int64_t comm_scratch(void) { return 0; }
 
 int comm_close(int rc, struct err *e)

@@ -32,7 +32,9 @@ _Noreturn void comm_abort(int status);		/* ends all ranks at once */
 
 int comm_rank(void);				/* from 0 */
 int comm_size(void);
-int comm_local(void);				/* ranks on this machine */
+/* For pool_init(): as asked, but where that is 0 (all), ranks on one machine that were not given CPUs of their own divide
+ * them. */
+int comm_threads(int asked);
 
 /* Over all ranks, the result on all. Exact for integers below 2^53. */
 void comm_sum(double *x, int n);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "comm.h"
 #include "file.h"
 #include "heat.h"
 #include "infer.h"
@@ -96,7 +97,7 @@ void infer_begin(bool tok)
 		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) == NULL)
 			err_exit(&e);
 	free(path);
-	pool_init(infer.threads);
+	pool_init(comm_threads(infer.threads));
 }
 
 static const enum cache_policy evict[] = { CACHE_AUTO, CACHE_LRU, CACHE_LFRU, CACHE_CYCLE };

@@ -564,16 +564,6 @@ static int open_stage(struct train *t, struct err *e)
 	return t->s->open != NULL ? t->s->open(&env, e) : 0;
 }
 
-/* Ranks that share a machine, and were not given CPUs of their own, divide them. */
-static int threads(const struct train *t)
-{
-	int n = pool_cpus();
-
-	if (t->o.threads > 0 || comm_local() == 1 || n < sysconf(_SC_NPROCESSORS_ONLN))
-		return t->o.threads;
-	return n / comm_local() > 0 ? n / comm_local() : 1;
-}
-
 static int open_inputs(struct train *t, struct err *e)
 {
 	t->be = backend_open(t->o.backend, e);
@@ -584,7 +574,7 @@ int train_setup(struct train *t, struct err *e)
 {
 	if (check_options(t, e) < 0 || check_out(t, e) < 0)
 		return -1;
-	pool_init(threads(t));
+	pool_init(comm_threads(t->o.threads));
 	sig_install();
 	if (comm_agree(open_inputs(t, e), e) < 0)
 		return -1;
