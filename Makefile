@@ -74,6 +74,10 @@ $B/fuzz/%: $B/tests/fuzz/%.o $B/libchronos.a
 check: all $(TESTS)
 	BUILD=$B prove $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null
 
+# Ranks and jobs under a Slurm of its own; as root, where slurm-wlm and munge are installed.
+check-slurm: all
+	BUILD=$B prove $(if $(V),-v) -e sh tests/slurm.sh < /dev/null
+
 bench: $(BENCH)
 	for b in $^; do $$b || exit 1; done
 
@@ -115,6 +119,6 @@ dist:
 clean:
 	rm -rf build build-san build-tsan build-fuzz config.mk
 
-.PHONY: all check bench fuzz fuzz-run lint install uninstall dist clean FORCE
+.PHONY: all check check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
 -include $(wildcard $B/*/*.d $B/*/*/*.d)

@@ -12,7 +12,7 @@
 /* Set for each task of a job, by mpirun of Open MPI, by PMI and PMIx, by srun. A batch script of Slurm itself has
  * SLURM_NTASKS, but is no step. */
 static const char *const size_of[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS" };
-static const char *const rank_of[] = { "PMIX_RANK", "PMI_RANK" };
+static const char *const rank_of[] = { "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK" };
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
@@ -54,6 +54,22 @@ static struct {
 	int rank, size, local;
 	struct parcel *sent;
 } comm = { .size = 1, .local = 1 };
+
+/* Without one of these MPI has nobody to ask who the others are. */
+static bool tied(void)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < COUNT(rank_of); i++)
+		any |= getenv(rank_of[i]) != NULL;
+	return any;
+}
+
+static int untied(int tasks, int seen, struct err *e)
+{
+	return err_set(e, EX_UNAVAILABLE, "started as one of %d tasks, but MPI sees %d: with srun, --mpi=pmix "
+	    "(or SLURM_MPI_TYPE=pmix); else the mpirun of the MPI this was built with", tasks, seen);
+}
 
 /* What a rank starts runs by itself. */
 static void forget_launcher(void)
@@ -113,8 +129,7 @@ static int start(int wanted, struct err *e)
 	if (comm.size >= wanted)
 		return 0;
 	MPI_Finalize();
-	return err_set(e, EX_UNAVAILABLE, "started as one of %d tasks, but MPI sees %d: with srun, --mpi=pmix "
-	    "(or SLURM_MPI_TYPE=pmix); else the mpirun of the MPI this was built with", wanted, comm.size);
+	return untied(wanted, comm.size, e);
 }
 
 int comm_open(struct err *e)
@@ -123,6 +138,8 @@ int comm_open(struct err *e)
 
 	if (wanted == 1)
 		return 0;
+	if (!tied())
+		return untied(wanted, 1, e);
 	if (start(wanted, e) < 0)
 		return -1;
 	comm.open = true;
