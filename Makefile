@@ -96,7 +96,7 @@ CPPCHECK_WRONG := missingIncludeSystem uninitvar uninitdata ctuuninitvar invalid
 lint:
 	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 		--library=tests/cppcheck.cfg $(addprefix --suppress=,$(CPPCHECK_WRONG)) $(DEFS) -Ilib -Itests lib bin tests
-	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* tests/*.t) tests/lib.sh .ci/run
+	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* tests/*.t) tests/lib.sh tests/slurm.sh .ci/run
 	mandoc -T lint -W warning $(MAN)
 
 D := $(DESTDIR)$(PREFIX)

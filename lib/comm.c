@@ -40,7 +40,7 @@ static int tasks(void)
 
 #define REAL (sizeof(real) == sizeof(float) ? MPI_FLOAT : MPI_DOUBLE)
 #define BUCKET ((int64_t)1 << 20)	/* reals on their way at a time, at least */
-#define PIECE ((int64_t)1 << 12)	/* reals of one message, at least */
+#define PIECE ((int64_t)1 << 14)	/* reals of one message, at least */
 enum { TAG_PART = 1, TAG_MESSAGE };
 
 struct parcel {			/* a message under way */

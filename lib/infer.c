@@ -129,7 +129,7 @@ static void leave_heat(void)
 	const char *of = engine_fingerprint(infer.g, &e);
 
 	store_heat(engine_store(infer.g), heat);
-	if (!of || heat_save(infer.heat, &infer.cfg, of, heat, &e) < 0)
+	if (!of || (comm_rank() == 0 && heat_save(infer.heat, &infer.cfg, of, heat, &e) < 0))
 		err_exit(&e);
 	free(heat);
 	heat = NULL;

@@ -109,7 +109,7 @@ long()
 {
 	two --epochs 1000 -n 0 --save-every 2 -o "$1" datasets/pretrain.jsonl > "$1.log" 2> "$1.err" &
 	sleep 0.2
-	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
 		[ "$(grep -c '"step"' "$1.log")" -ge 3 ] && break
 		sleep 0.5
 	done

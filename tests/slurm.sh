@@ -66,7 +66,7 @@ start()
 # soon COMMAND...: it comes true within a minute
 soon()
 {
-	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
 		"$@" > /dev/null 2>&1 && return 0
 		sleep 2
 	done
