@@ -36,12 +36,13 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=pmix
 ReturnToService=2
+KillWait=90
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=defer_batch,sched_interval=2,bf_interval=2
 NodeName=$host NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=low Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=low Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=90
 PartitionName=high Nodes=$host MaxTime=INFINITE State=UP PriorityTier=10
 END
 pids=
@@ -63,14 +64,14 @@ start()
 	"$@" > "$S/$(basename "$1").out" 2>&1 &
 	pids="$! $pids"
 }
-# soon COMMAND...: it comes true within a minute
+# soon COMMAND...: it comes true within two minutes, of a machine that may be busy
 soon()
 {
-	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+	for _ in $(seq 120); do
 		"$@" > /dev/null 2>&1 && return 0
-		sleep 2
+		sleep 1
 	done
-	echo "not within a minute: $*"
+	echo "not within two minutes: $*"
 	squeue; sinfo; tail -n 5 "$S/slurmctld.log"
 	return 1
 }
