@@ -78,6 +78,10 @@ check: all $(TESTS)
 check-slurm: all
 	BUILD=$B prove $(if $(V),-v) -e sh tests/slurm.sh < /dev/null
 
+# kill -9 fifty times: tests/fire.t
+check-fire: all
+	CHR_KILLS=50 BUILD=$B prove -v tests/fire.t < /dev/null
+
 bench: $(BENCH)
 	for b in $^; do $$b || exit 1; done
 
@@ -119,6 +123,6 @@ dist:
 clean:
 	rm -rf build build-san build-tsan build-fuzz config.mk
 
-.PHONY: all check check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
+.PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
 -include $(wildcard $B/*/*.d $B/*/*/*.d)

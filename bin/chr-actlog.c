@@ -109,13 +109,14 @@ static size_t line_size(void)
 	return 160 + (size_t)infer.cfg.num_hidden_layers * (3 + 5 * (size_t)infer.cfg.num_experts_per_tok);
 }
 
-static void put_act(int pos, uint32_t token, bool gen, const int32_t *topk)
+/* mark: a key of its own, or "" */
+static void put_act(int pos, uint32_t token, const char *mark, const int32_t *topk)
 {
 	int K = infer.cfg.num_experts_per_tok;
 	char *p = s.line;
 
 	p += sprintf(p, "{\"type\":\"act\",\"seq\":%lld,\"pos\":%d,\"token\":%u,%s\"layers\":[", (long long)s.nseq, pos, token,
-	    gen ? "\"gen\":true," : "");
+	    mark);
 	for (int l = 0; l < infer.cfg.num_hidden_layers; l++) {
 		*p++ = '[';
 		if (infer.cfg.sparse[l]) {
@@ -147,7 +148,8 @@ static void generate(struct gen *g, int from)
 	}
 }
 
-static void log_sequence(const uint32_t *tok, int n)
+/* mask: (n) is it of the answer? */
+static void log_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 {
 	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
 	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .topk = s.topk, .logits = o.generate ? s.logits : NULL };
@@ -162,7 +164,7 @@ static void log_sequence(const uint32_t *tok, int n)
 	if (o.generate)
 		generate(&g, n);
 	for (int i = 0; i < seq_len(s.seq); i++)
-		put_act(i, g.ids.v[i], i >= n, s.topk + i * per_token);
+		put_act(i, g.ids.v[i], i >= n ? "\"gen\":true," : mask[i] ? "\"answer\":true," : "", s.topk + i * per_token);
 	s.tokens += seq_len(s.seq);
 	gen_free(&g);
 	s.nseq++;
@@ -176,12 +178,12 @@ static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
 	flush_lines();
 }
 
-static void log_ids(const struct ids *ids)
+static void log_ids(const struct ids *ids, const struct ids *mask)
 {
 	if (comm_size() > 1 && (s.out = open_memstream(&s.text, &s.size)) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	for (int i = 0; i < ids->n && !sig_stop; i += o.seq)
-		log_sequence(ids->v + i, ids->n - i < o.seq ? ids->n - i : o.seq);
+		log_sequence(ids->v + i, mask->v + i, ids->n - i < o.seq ? ids->n - i : o.seq);
 	if (s.out == NULL)
 		return;
 	if (fclose(s.out) != 0)
@@ -191,20 +193,37 @@ static void log_ids(const struct ids *ids)
 	free(s.text);
 }
 
+/* Of a mask of what the assistant says, the last turn; nothing of a text, where all is 1, and of prompts. */
+static void only_answer(struct ids *mask)
+{
+	int end = mask->n, begin;
+
+	while (end > 0 && !mask->v[end - 1])
+		end--;
+	for (begin = end; begin > 0 && mask->v[begin - 1]; begin--)
+		;
+	if (begin == 0 || o.generate)
+		begin = end;
+	memset(mask->v, 0, (size_t)begin * sizeof(*mask->v));
+}
+
 static void log_record(const json_t *rec)
 {
-	struct ids ids = { 0 };
+	struct ids ids = { 0 }, mask = { 0 };
 	struct err why = { 0 };
 
-	if (infer_ids(rec, o.generate > 0, &ids, NULL, &why) < 0) {
+	if (infer_ids(rec, o.generate > 0, &ids, &mask, &why) < 0) {
 		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
 			deal_fail(s.records, &s.e);
-	} else if (deal_own(s.records++)) {
-		log_ids(&ids);
-	} else {
+	} else if (!deal_own(s.records++)) {
 		s.nseq += (ids.n + o.seq - 1) / o.seq;
+	} else {
+		if (ids.n > 0)
+			only_answer(&mask);
+		log_ids(&ids, &mask);
 	}
 	ids_free(&ids);
+	ids_free(&mask);
 	progress_at(&s.progress, (double)s.tokens, "%lld sequences", (long long)s.nseq);
 }
 

@@ -7,6 +7,7 @@
 #include "comm.h"
 #include "deal.h"
 #include "gen.h"
+#include "guard.h"
 #include "infer.h"
 #include "json.h"
 #include "progress.h"
@@ -19,11 +20,11 @@ static struct {
 	const char *prompt, *stats;
 	int batch, max_new, context, chunk, top_k;
 	int64_t seed;
-	double temperature, top_p, min_p, penalty;
-	bool chat, raw, skip_bad;
+	double temperature, top_p, min_p, penalty, kv_warn, kv_shed;
+	bool chat, raw, skip_bad, guard;
 	struct opt_list stop;
 } o = { .batch = 1, .max_new = 128, .chunk = 256, .top_k = 40, .temperature = 0.8, .top_p = 0.95, .min_p = 0.05,
-	.penalty = 1 };
+	.penalty = 1, .kv_warn = 85, .kv_shed = 95 };
 
 static const struct opt opts[] = {
 	{ 'p', "prompt", OPT_STR, &o.prompt, 0, 0, "TEXT", "continue TEXT instead of records" },
@@ -48,6 +49,9 @@ static const struct opt opts[] = {
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
+	{ 0, "guard", OPT_FLAG, &o.guard, 0, 0, NULL, "take no new prompts when memory runs out" },
+	{ 0, "kv-warn", OPT_FLOAT, &o.kv_warn, 1, 100, "PERCENT", "of a limit in use: say so" },
+	{ 0, "kv-shed", OPT_FLOAT, &o.kv_shed, 1, 100, "PERCENT", "take no new prompts" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
@@ -76,6 +80,8 @@ static struct {
 	int active, waiting, context;	/* waiting: ended, but behind one that has not */
 	int64_t count;
 	bool text;			/* text out */
+	struct guard *guard;
+	bool shed;			/* ended with prompts left, for want of memory */
 	struct progress progress;
 	struct err e;
 } s = { .tail = &s.head };
@@ -329,7 +335,7 @@ static void run_records(void)
 	progress_start(&s.progress, "generating", "tokens", 0);
 	while (!sig_stop && (more || s.active > 0)) {
 		/* A slow one at the head may hold back only so many results. */
-		while (more && !sig_stop && s.active < o.batch && s.waiting < 16 * o.batch) {
+		while (more && !sig_stop && guard_check(s.guard) != GUARD_LIMIT && s.active < o.batch && s.waiting < 16 * o.batch) {
 			struct job *j = next_record();
 
 			more = j != NULL;
@@ -337,6 +343,9 @@ static void run_records(void)
 				start_job(j);
 			end_jobs();
 		}
+		s.shed = more && s.active == 0 && !sig_stop;
+		if (s.shed)
+			break;
 		step();
 		end_jobs();
 		if (!s.text || !isatty(STDOUT_FILENO))
@@ -344,6 +353,8 @@ static void run_records(void)
 	}
 	if (s.e.status != 0)		/* those before it are written */
 		deal_fail(s.count, &s.e);
+	if (s.shed && comm_size() > 1)	/* the others would wait for what is left */
+		comm_abort(EX_TEMPFAIL);
 	deal_finish(s.count);
 	progress_end(&s.progress);
 }
@@ -444,6 +455,20 @@ static void set_context(const struct job *by_hand)
 		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d", by_hand->gen.nprompt, s.context);
 }
 
+/* A packed model takes what memory leaves before prompts would be refused. */
+static void open_guard(void)
+{
+	int64_t room;
+
+	if (!o.guard)
+		return;
+	s.guard = guard_open("", o.kv_warn / 100, o.kv_shed / 100, &s.e);
+	must(s.guard == NULL);
+	room = guard_room("", o.kv_shed / 100, mem_peak_rss());
+	if (infer.ram == 0 || room < infer.ram)
+		infer.ram = room;
+}
+
 int main(int argc, char **argv)
 {
 	struct job *by_hand = NULL;
@@ -470,6 +495,7 @@ int main(int argc, char **argv)
 	else if (!talk && !infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
 		must(true);
 	set_context(by_hand);
+	open_guard();
 	infer_open(o.batch, s.context, o.chunk, (int64_t)V * (4 * o.batch + 16));
 	s.text = o.raw || (o.prompt && isatty(STDOUT_FILENO));
 	if ((s.sampler = sampler_new(V)) == NULL)
@@ -484,7 +510,10 @@ int main(int argc, char **argv)
 	must(report_close(&s.report, &s.e) < 0);
 	jsonl_close(s.in);
 	sampler_free(s.sampler);
+	guard_close(s.guard);
 	infer_close();
 	err_close_stdout();
-	return comm_close(sig_stop ? EX_TEMPFAIL : 0, &s.e);
+	if (s.shed)
+		err_warn("stopped after %lld prompts: others are left", (long long)s.count);
+	return comm_close(sig_stop || s.shed ? EX_TEMPFAIL : 0, &s.e);
 }

@@ -1,5 +1,4 @@
 /* chr-pack: a model directory and a cluster manifest in, a packed model directory out; and back. */
-#include <fnmatch.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,6 +57,34 @@ static json_t *metadata(int argc, char **argv, struct modeldir *md, const char *
 	return meta;
 }
 
+/* "types": what was written of each, and what was lost by it; "relative_error": of all blocks together. */
+static void report_types(json_t *r, const struct pack *p)
+{
+	json_t *types = json_object();
+	double error = 0, square = 0;
+
+	for (int t = 0; t <= DT_Q4A; t++) {
+		const struct pack_sum *s = &p->by[t];
+		json_t *one;
+
+		if (!s->tensors)
+			continue;
+		one = json_object();
+		json_set_int(one, "tensors", s->tensors);
+		json_set_int(one, "bytes", s->bytes);
+		if (s->converted) {
+			json_set_int(one, "converted", s->converted);
+			json_set_num(one, "relative_error", s->square > 0 ? sqrt(s->error / s->square) : 0);
+		}
+		json_object_set_new(types, dtype_name((enum dtype)t), one);
+		error += dtype_blocks((enum dtype)t) ? s->error : 0;
+		square += dtype_blocks((enum dtype)t) ? s->square : 0;
+	}
+	json_object_set_new(r, "types", types);
+	if (square > 0)
+		json_set_num(r, "relative_error", sqrt(error / square));
+}
+
 static void report(const struct pack *p, double seconds)
 {
 	json_t *r = json_pack("{s:s}", "type", o.unpack ? "unpack" : "pack");
@@ -74,8 +101,8 @@ static void report(const struct pack *p, double seconds)
 		json_set_str(r, "up_dtype", dtype_name(p->dt[1]));
 	if (p->dt[2] != p->dt[0])
 		json_set_str(r, "down_dtype", dtype_name(p->dt[2]));
-	if (p->square > 0)
-		json_set_num(r, "relative_error", sqrt(p->error / p->square));
+	if (!o.unpack)
+		report_types(r, p);
 	json_set_str(r, "fingerprint", p->fingerprint);
 	json_set_num(r, "seconds", seconds);
 	if (json_put(stdout, r, &e) < 0)
@@ -97,9 +124,6 @@ static struct pack_rule *rules(void)
 		r[i].pattern = strndup(o.rule.v[i], (size_t)(eq - o.rule.v[i]));
 		if (!r[i].pattern)
 			err_die(EX_OSERR, "out of memory");
-		if (dtype_blocks(r[i].t) && (fnmatch(r[i].pattern, "model.layers.0.mlp.gate.weight", 0) == 0
-		    || fnmatch(r[i].pattern, "model.norm.weight", 0) == 0) && !strchr(r[i].pattern, '*'))
-			opt_usage("--quant-for %s: routers and norms are never quantised", o.rule.v[i]);
 	}
 	return r;
 }

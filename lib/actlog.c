@@ -89,6 +89,7 @@ int actlog_parse(const json_t *o, const struct actlog_model *m, struct act *a, c
 	a->seq = json_integer_value(seq);
 	a->pos = json_integer_value(pos);
 	a->token = token ? json_integer_value(token) : -1;
+	a->answer = json_is_true(json_object_get(o, "gen")) || json_is_true(json_object_get(o, "answer"));
 	for (int l = 0; l < m->layers; l++)
 		if (parse_layer(json_array_get(layers, (size_t)l), m, &a->n[l], a->id + (int64_t)l * m->top_k, why) < 0)
 			return -1;

@@ -33,6 +33,7 @@ struct act {				/* one token */
 	int64_t token;			/* -1 unknown */
 	bool first;			/* begins a sequence: another seq, a pos that does not grow, or after a model record */
 	bool next;			/* directly follows the record before it */
+	bool answer;			/* of the answer to what comes before: "gen" or "answer" */
 	int *n;				/* (layers) experts used: 0 (dense layer) or top_k */
 	int *id;			/* (layers, top_k) distinct, in 0..experts-1 */
 };

@@ -139,8 +139,10 @@ struct chat {
 static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 {
 	struct chat *c = self;
+	struct chat_count again = {0};		/* of a file that was counted when it was opened */
+	bool first = c->corpus == NULL || corpus_streams(c->corpus);
 
-	return c->kind->item(c->tok, c->vocab, rec, c->T + 1, out, &c->count, why);
+	return c->kind->item(c->tok, c->vocab, rec, c->T + 1, out, first ? &c->count : &again, why);
 }
 
 static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
@@ -172,7 +174,7 @@ static int own_row(int r, int B)
 static void place(const struct chat *c, struct micro *mb, int r, int at_row, const uint32_t *word, int64_t n)
 {
 	int64_t at = (int64_t)at_row * c->T + c->used[r];
-	int stride = c->kind->stride;
+	int stride = c->kind->stride, record = corpus_touch(c->corpus);
 	struct batch *b = &mb->b;
 
 	for (int64_t i = 0; i < n; i++) {
@@ -181,6 +183,8 @@ static void place(const struct chat *c, struct micro *mb, int r, int at_row, con
 		b->tok[at + i] = CHAT_ID(word[i * stride]);
 		b->target[at + i] = next & CHAT_LEARN ? (int32_t)CHAT_ID(next) : -1;
 		b->doc_start[at + i] = c->used[r];
+		if (b->from != NULL)
+			b->from[at + i] = record;
 		if (stride > 1)
 			memcpy((uint32_t *)mb->extra + (at + i) * (stride - 1), word + i * stride + 1,
 			    (size_t)(stride - 1) * sizeof *word);
@@ -248,7 +252,7 @@ static int count_rows(struct chat *c, int B, struct err *e)
 	}
 	while ((rows = pack(c, NULL, B, e)) > 0)
 		c->rows += B * comm_size();
-	return rows < 0 ? -1 : corpus_seek(c->corpus, 0, 0, e);
+	return rows < 0 ? -1 : corpus_seek(c->corpus, NULL, e);
 }
 
 static void chat_close(void *self)
@@ -265,8 +269,9 @@ static void chat_close(void *self)
 static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, char *const files[], bool eval,
     struct err *e)
 {
-	const struct corpus_opt co = { .unit = c->kind->unit, .item = item, .self = c, .shuffle = o->shuffle && !eval,
-	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
+	const struct corpus_opt co = { .unit = c->kind->unit, .kind = { .item = item, .self = c },
+	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window, .longest = (o->seq + 1) * c->kind->stride,
+	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
 	if ((c->corpus = corpus_open(nfiles, files, &co, e)) == NULL)
 		return -1;
@@ -349,27 +354,32 @@ static int chat_next(void *self, struct micro *mb, int B, struct err *e)
 static json_t *chat_position(const void *self)
 {
 	const struct chat *c = self;
+	json_t *p = corpus_position(c->corpus);
 
-	return json_pack("{s:I, s:I, s:I}", "epoch", (json_int_t)corpus_epoch(c->corpus), "conversation",
-	    (json_int_t)corpus_index(c->corpus), "offset", (json_int_t)c->offset);
+	json_object_set_new(p, "offset", json_integer(c->offset));
+	return p;
 }
 
 static int chat_seek(void *self, const json_t *position, struct err *e)
 {
 	struct chat *c = self;
-	json_int_t epoch = 0, index = 0, offset = 0;
+	json_int_t offset = 0;
 	const uint32_t *word;
 	int64_t left;
 
-	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I, s:I}", "epoch", &epoch, "conversation", &index,
-	    "offset", &offset) < 0)
+	if (position != NULL && json_unpack((json_t *)position, "{s:I}", "offset", &offset) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
-	if (corpus_seek(c->corpus, epoch, index, e) < 0)
+	if (corpus_seek(c->corpus, position, e) < 0)
 		return -1;
 	c->offset = offset;
 	if (offset != 0 && (offset < 0 || piece(c, &word, &left, e) <= 0))
 		return e->status != 0 ? -1 : err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
 	return 0;
+}
+
+static struct corpus *chat_corpus(void *self)
+{
+	return ((struct chat *)self)->corpus;
 }
 
 static json_t *chat_inputs(const void *self)
@@ -389,11 +399,11 @@ static json_t *chat_inputs(const void *self)
 const struct source chat_source = {
 	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
 	.identity = chat_identity, .next = chat_next, .deals = true, .position = chat_position, .seek = chat_seek,
-	.inputs = chat_inputs,
+	.inputs = chat_inputs, .corpus = chat_corpus,
 };
 
 const struct source chat_text_source = {
 	.open = text_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
 	.identity = chat_identity, .next = chat_next, .deals = true, .position = chat_position, .seek = chat_seek,
-	.inputs = chat_inputs,
+	.inputs = chat_inputs, .corpus = chat_corpus,
 };

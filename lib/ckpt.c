@@ -45,14 +45,21 @@ static bool exists(const char *dir, const char *name)
 /* --- between the device and files --- */
 
 /* Is the device's memory ours, and as files have it? */
+#define WRITE_BUFFER (256 << 10)	/* of st_writer */
+#define CONVERTED (64 << 10)		/* elements at a time */
+#define HEADER_BYTES 512		/* of a tensor while headers are made, weights and both moments together, about */
+
 static bool in_place(const struct backend *be)
 {
 	return be == &backend_cpu && sizeof(real) == sizeof(float);
 }
 
-int64_t ckpt_bytes(const struct params *ps, const struct backend *be)
+int64_t ckpt_bytes(int64_t total, int n, int64_t largest, const struct backend *be)
 {
-	return in_place(be) ? 0 : ps->total * (int64_t)(sizeof(real) + sizeof(float));
+	int64_t copies = in_place(be) ? 0 : total * (int64_t)(sizeof(real) + sizeof(float));
+
+	return copies + WRITE_BUFFER + (largest < CONVERTED ? largest : CONVERTED) * (int64_t)sizeof(double) +
+	    n * (int64_t)HEADER_BYTES;
 }
 
 /* The n elements at dev as floats of the host: the same memory, or a copy. NULL: no memory. */

@@ -44,7 +44,8 @@ struct ckpt {
 	json_t *metadata, *state;
 };
 
-int64_t ckpt_bytes(const struct params *ps, const struct backend *be);	/* held while reading or writing */
+/* Held while reading or writing: total elements of the model, n tensors that are written, the largest of `largest` elements. */
+int64_t ckpt_bytes(int64_t total, int n, int64_t largest, const struct backend *be);
 
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
 int ckpt_publish(const char *out, int64_t step, struct err *e);

@@ -1,6 +1,9 @@
 #include "corpus.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -11,27 +14,70 @@
 #include "prov.h"
 #include "rng.h"
 
-enum { STREAM_ORDER = 0x64617461 };	/* random stream of the items' order; the epoch is added */
+enum {
+	STREAM_ORDER = 0x64617461,	/* random stream of the items' order; number of the pool and epoch are added */
+	STREAM_WINDOW = 0x77696e64,	/* of the draws from a window */
+	PIECE_BITS = 24			/* of an item's place */
+};
+
+struct part {			/* a file */
+	char *path;			/* without its share */
+	double share;			/* 0: none was given */
+	struct recfile *f;
+	int64_t first;			/* its first item */
+};
+
+struct pool {			/* items that are gone through together: all, or those of a file with a share */
+	int64_t first, n;
+	double share;
+	int64_t epoch, index, words;	/* words gone by */
+};
+
+struct slot {			/* an item of a pipe */
+	struct ids ids;
+	const char *file;
+	int64_t line;
+};
+
+struct used {			/* a record, by item number or by its line in a pipe */
+	const char *file;
+	int64_t at;
+};
 
 struct corpus {
 	struct corpus_opt o;
-	int nfiles;
-	char *const *files;
+	int nparts, npools;
+	struct part *part;
+	struct pool *pool;
 	json_t *inputs;			/* prov_file() of each file */
 
-	/* files: everything in memory */
+	/* files */
+	uint64_t *place;		/* (n) where an item's record is in its file, and which piece of it */
+	int64_t *at;			/* (kept + 1) where each of the first items begins in word */
 	uint32_t *word;			/* items one after the other */
-	int64_t *off;			/* (n + 1) where each begins in word */
-	uint32_t *order;		/* (n) of this epoch */
-	int64_t n, cap_items, cap_words;
+	uint32_t *order;		/* (n) of each pool's epoch, counted from its first item */
+	int64_t n, kept, words;		/* words: of all items */
+	int64_t cap_place, cap_at, cap_words;
+	int64_t held;			/* the item whose record was made again last, all of it in scratch; -1: none */
+	struct ids scratch;
 
-	/* a pipe: one item at a time */
+	/* a pipe */
 	struct jsonl *in;
-	bool fetched;			/* scratch is the item that is next */
-	struct ids scratch;		/* the item last made */
+	char **names;			/* what jsonl_open() borrows */
+	struct slot *slot;		/* read, not yet given: 1, or a window */
+	int64_t filled, cap_slots;
+	bool ended;
 
-	int64_t epoch, index;
+	bool chosen;			/* who is next, and its size: */
+	int64_t turn, len;		/* pool or slot */
+	int64_t passed;
+
+	struct used *used;
+	int nused, cap_used;
+	bool noting, touched;		/* touched: the item at hand is the last of them */
 };
+
+/* --- names --- */
 
 static bool regular(const char *path)
 {
@@ -44,39 +90,59 @@ static bool all_stdin(const struct corpus *c)
 {
 	bool all = true;
 
-	for (int i = 0; i < c->nfiles; i++)
-		all &= strcmp(c->files[i], "-") == 0;
+	for (int i = 0; i < c->nparts; i++)
+		all &= strcmp(c->names[i], "-") == 0;
 	return all;
 }
 
-/* The next record's item into scratch. 1, 0 at the end, -1. */
-static int read_item(struct corpus *c, struct jsonl *in, struct err *e)
+/* Cuts the share off, if there is one. */
+static void set_name(struct part *p, const char *name)
 {
-	struct err why = {0};
-	json_t *rec;
-	int rc;
+	struct stat st;
+	char *colon, *end;
 
-	do {
-		if ((rec = jsonl_next(in, e)) == NULL)
-			return e->status != 0 ? -1 : 0;
-		c->scratch.n = 0;
-		rc = c->o.item(c->o.self, rec, &c->scratch, &why);
-		json_decref(rec);
-		if (rc < 0 && jsonl_bad(in, e, "%s", why.msg) < 0)
-			return -1;
-		if (rc < 0)
-			c->scratch.n = 0;
-	} while (c->scratch.n == 0);	/* empty, or bad and passed over */
-	return 1;
+	if ((p->path = strdup(name)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	colon = strrchr(p->path, ':');
+	if (colon == NULL || colon == p->path || colon[1] < '.' || colon[1] > '9' || stat(name, &st) == 0)
+		return;
+	p->share = strtod(colon + 1, &end);
+	if (*end == '\0' && isfinite(p->share) && p->share > 0)
+		*colon = '\0';
+	else
+		p->share = 0;
 }
 
-static int grow(void *pp, int64_t need, int64_t *cap, size_t size, struct err *e)
+static int set_names(struct corpus *c, char *const files[], bool *stream, struct err *e)
+{
+	int shares = 0;
+
+	*stream = false;
+	for (int i = 0; i < c->nparts; i++) {
+		set_name(&c->part[i], files[i]);
+		c->names[i] = c->part[i].path;
+		*stream |= !regular(c->part[i].path);
+		shares += c->part[i].share > 0;
+	}
+	if (shares > 0 && *stream)
+		return err_set(e, EX_USAGE, "FILE:SHARE mixes regular files, and one of these is a pipe");
+	if (shares > 0 && shares < c->nparts)
+		return err_set(e, EX_USAGE, "FILE:SHARE: either every file has a share or none");
+	return 0;
+}
+
+/* --- reading files for the first time --- */
+
+/* most: no larger than that. */
+static int grow(void *pp, int64_t need, int64_t *cap, int64_t most, size_t size, struct err *e)
 {
 	int64_t want = need + need / 2 + 1024;
 	void *p, **at = pp;
 
 	if (need <= *cap)
 		return 0;
+	if (want > most)
+		want = most;
 	if ((p = realloc(*at, (size_t)want * size)) == NULL)
 		return err_set(e, EX_OSERR, "no memory for %" PRId64 " bytes of training data", want * (int64_t)size);
 	*at = p;
@@ -84,108 +150,165 @@ static int grow(void *pp, int64_t need, int64_t *cap, size_t size, struct err *e
 	return 0;
 }
 
-static int add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
+/* The first items are kept, as long as there is room for the next. */
+static int keep(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
 {
-	int64_t at = corpus_words(c);
+	int64_t room = c->o.ram / (int64_t)sizeof *c->word, end = c->kept > 0 ? c->at[c->kept] : 0;
 
-	if (grow(&c->off, c->n + 2, &c->cap_items, sizeof *c->off, e) < 0 ||
-	    grow(&c->word, at + n, &c->cap_words, sizeof *c->word, e) < 0)
+	if (c->kept < c->n || end + n > room)
+		return 0;
+	if (grow(&c->at, c->kept + 2, &c->cap_at, INT64_MAX, sizeof *c->at, e) < 0 ||
+	    grow(&c->word, end + n, &c->cap_words, room, sizeof *c->word, e) < 0)
 		return -1;
-	c->off[0] = 0;
-	memcpy(c->word + at, item, (size_t)n * sizeof *item);
-	c->off[++c->n] = at + n;
+	c->at[0] = 0;
+	memcpy(c->word + end, item, (size_t)n * sizeof *item);
+	c->at[++c->kept] = end + n;
 	return 0;
 }
 
-int corpus_add(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
+static int add_item(struct corpus *c, int64_t place, int64_t piece, const uint32_t *item, int64_t n, struct err *e)
 {
-	int64_t piece = c->o.piece > 0 ? c->o.piece : n;
+	if (c->n == UINT32_MAX || piece >> PIECE_BITS != 0)
+		return err_set(e, EX_DATAERR, "more than %" PRIu32 " %s, or more than %d pieces of one", UINT32_MAX, c->o.unit,
+		    1 << PIECE_BITS);
+	if (keep(c, item, n, e) < 0 || grow(&c->place, c->n + 1, &c->cap_place, INT64_MAX, sizeof *c->place, e) < 0)
+		return -1;
+	c->place[c->n++] = (uint64_t)place << PIECE_BITS | (uint64_t)piece;
+	c->words += n;
+	return 0;
+}
+
+static int add_record(struct corpus *c, int64_t place, struct err *e)
+{
+	int64_t n = c->scratch.n, piece = c->o.piece > 0 ? c->o.piece : n;
 	int rc = 0;
 
 	for (int64_t i = 0; rc == 0 && i < n; i += piece)
-		rc = add(c, item + i, n - i < piece ? n - i : piece, e);
+		rc = add_item(c, place, i / piece, c->scratch.v + i, n - i < piece ? n - i : piece, e);
 	return rc;
 }
 
-static int load_jsonl(struct corpus *c, char *path, struct progress *p, struct err *e)
+static int load_part(struct corpus *c, struct part *p, struct progress *bar, struct err *e)
 {
-	struct jsonl *in = jsonl_open(1, &path, c->o.skip_bad, e);
+	int64_t place;
 	int rc;
 
-	if (in == NULL)
+	p->first = c->n;
+	if ((p->f = recfile_open(p->path, &c->o.kind, c->o.skip_bad, e)) == NULL)
 		return -1;
-	while ((rc = read_item(c, in, e)) > 0) {
-		if ((rc = corpus_add(c, c->scratch.v, c->scratch.n, e)) < 0)
+	while ((rc = recfile_next(p->f, &c->scratch, &place, e)) > 0) {
+		if ((rc = add_record(c, place, e)) < 0)
 			break;
-		progress_at(p, (double)c->n, "%" PRId64 " tokens", corpus_words(c));
+		progress_at(bar, (double)c->n, "%" PRId64 " tokens", c->words);
 	}
-	progress_clear(p);
-	jsonl_close(in);
-	return rc;
+	progress_clear(bar);
+	if (rc < 0)
+		return -1;
+	if (c->kept < c->n && !recfile_seeks(p->f))
+		return err_set(e, EX_OSERR, "%s: gzip can only be read in one go, and it does not fit in --data-ram; unpack it, give"
+		    " more, or read it from a pipe with --shuffle-window", p->path);
+	recfile_end(p->f, c->kept < c->n);
+	return json_array_append_new(c->inputs, prov_file(p->path, c->n - p->first, e));
 }
 
-static int load_file(struct corpus *c, char *path, struct progress *p, struct err *e)
+static void shuffle(struct corpus *c, const struct pool *p)
 {
-	int64_t before = c->n;
-	int rc = c->o.file != NULL ? c->o.file(c->o.self, c, path, e) : 0;
+	uint32_t *order = c->order + p->first;
 
-	if (rc == 0)
-		rc = load_jsonl(c, path, p, e);
-	return rc < 0 ? -1 : json_array_append_new(c->inputs, prov_file(path, c->n - before, e));
-}
-
-static void shuffle(struct corpus *c)
-{
-	for (int64_t i = 0; i < c->n; i++)
-		c->order[i] = (uint32_t)i;
+	for (int64_t i = 0; i < p->n; i++)
+		order[i] = (uint32_t)i;
 	if (c->o.shuffle)
-		rng_shuffle(c->o.seed, STREAM_ORDER + ((uint64_t)c->epoch << 32), c->order, (uint64_t)c->n);
+		rng_shuffle(c->o.seed, STREAM_ORDER + (uint64_t)(p - c->pool) + ((uint64_t)p->epoch << 32), order,
+		    (uint64_t)p->n);
+}
+
+static int open_pools(struct corpus *c, struct err *e)
+{
+	c->npools = c->part[0].share > 0 ? c->nparts : 1;
+	for (int i = 0; i < c->npools; i++) {
+		struct pool *p = &c->pool[i];
+
+		p->share = c->part[i].share;
+		p->first = c->part[i].first;
+		p->n = (i + 1 < c->npools ? c->part[i + 1].first : c->n) - p->first;
+		if (p->n == 0)
+			return err_set(e, EX_DATAERR, "%s: no %s to train on", c->part[i].path, c->o.unit);
+	}
+	if ((c->order = malloc((size_t)c->n * sizeof *c->order)) == NULL)
+		return err_set(e, EX_OSERR, "no memory for the order of %" PRId64 " %s", c->n, c->o.unit);
+	return corpus_seek(c, NULL, e);
+}
+
+static void *shrink(void *p, int64_t n, int64_t *cap, size_t size)
+{
+	void *q = n > 0 ? realloc(p, (size_t)n * size) : NULL;
+
+	*cap = q != NULL ? n : *cap;
+	return q != NULL ? q : p;
 }
 
 static int load(struct corpus *c, struct err *e)
 {
-	struct progress p;
+	struct progress bar;
 	int rc = 0;
 
 	c->inputs = json_array();
-	progress_start(&p, "reading", c->o.unit, 0);
-	for (int i = 0; i < c->nfiles && rc == 0; i++)
-		rc = load_file(c, c->files[i], &p, e);
-	progress_end(&p);
+	progress_start(&bar, "reading", c->o.unit, 0);
+	for (int i = 0; i < c->nparts && rc == 0; i++)
+		rc = load_part(c, &c->part[i], &bar, e);
+	progress_end(&bar);
 	if (rc < 0)
 		return -1;
-	if (c->n == 0)
-		return err_set(e, EX_DATAERR, "%s: no %s to train on", c->files[0], c->o.unit);
-	if (c->n > UINT32_MAX)
-		return err_set(e, EX_DATAERR, "more than %" PRIu32 " %s", UINT32_MAX, c->o.unit);
-	c->order = malloc((size_t)c->n * sizeof *c->order);
-	if (c->order == NULL)
-		return err_set(e, EX_OSERR, "no memory for the order of %" PRId64 " %s", c->n, c->o.unit);
-	shuffle(c);
-	return 0;
+	c->place = shrink(c->place, c->n, &c->cap_place, sizeof *c->place);
+	c->word = shrink(c->word, c->kept > 0 ? c->at[c->kept] : 0, &c->cap_words, sizeof *c->word);
+	c->at = shrink(c->at, c->kept + 1, &c->cap_at, sizeof *c->at);
+	return open_pools(c, e);
+}
+
+/* --- opening --- */
+
+static void *zeros(size_t n, size_t size)
+{
+	void *p = calloc(n, size);
+
+	if (p == NULL)
+		err_die(EX_OSERR, "out of memory");
+	return p;
+}
+
+/* Touched, so that the plan finds the window as it will be. */
+static void open_window(struct corpus *c)
+{
+	c->cap_slots = c->o.window;
+	c->slot = c->cap_slots > 0 ? zeros((size_t)c->cap_slots, sizeof *c->slot) : NULL;
+	for (int64_t i = 0; i < c->cap_slots; i++) {
+		for (int64_t n = 0; n < c->o.longest; n++)
+			ids_push(&c->slot[i].ids, 0);
+		c->slot[i].ids.n = 0;
+	}
 }
 
 struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o, struct err *e)
 {
 	static char *const from_stdin[] = { "-" };
-	struct corpus *c = calloc(1, sizeof *c);
-	bool stream = nfiles == 0;
+	struct corpus *c = zeros(1, sizeof *c);
+	bool stream;
 	int rc;
 
-	if (c == NULL) {
-		err_set(e, EX_OSERR, "out of memory");
-		return NULL;
-	}
 	c->o = *o;
-	c->nfiles = nfiles > 0 ? nfiles : 1;
-	c->files = nfiles > 0 ? files : from_stdin;
-	for (int i = 0; i < nfiles; i++)
-		stream |= !regular(files[i]);
-	if (stream && comm_size() > 1 && !all_stdin(c))
+	c->held = -1;
+	c->nparts = nfiles > 0 ? nfiles : 1;
+	c->part = zeros((size_t)c->nparts, sizeof *c->part);
+	c->pool = zeros((size_t)c->nparts, sizeof *c->pool);
+	c->names = zeros((size_t)c->nparts, sizeof *c->names);
+	rc = set_names(c, nfiles > 0 ? files : from_stdin, &stream, e);
+	if (rc == 0 && stream && comm_size() > 1 && !all_stdin(c))
 		rc = err_set(e, EX_USAGE, "of several ranks only the first has a pipe: give it as the standard input, alone");
-	else if (stream)
-		rc = (c->in = jsonl_open(c->nfiles, c->files, o->skip_bad, e)) == NULL ? -1 : 0;
-	else
+	if (rc == 0 && stream)
+		open_window(c);
+	if (rc == 0 && stream)
+		rc = (c->in = jsonl_open(c->nparts, c->names, o->skip_bad, e)) == NULL ? -1 : 0;
+	else if (rc == 0)
 		rc = load(c, e);
 	if (rc < 0) {
 		corpus_close(c);
@@ -200,11 +323,23 @@ void corpus_close(struct corpus *c)
 		return;
 	if (c->in != NULL)
 		jsonl_close(c->in);
+	for (int i = 0; i < c->nparts; i++) {
+		recfile_close(c->part[i].f);
+		free(c->part[i].path);
+	}
+	for (int64_t i = 0; i < c->cap_slots; i++)
+		ids_free(&c->slot[i].ids);
 	ids_free(&c->scratch);
 	json_decref(c->inputs);
-	free(c->order);
+	free(c->part);
+	free(c->pool);
+	free(c->names);
+	free(c->place);
+	free(c->at);
 	free(c->word);
-	free(c->off);
+	free(c->order);
+	free(c->slot);
+	free(c->used);
 	free(c);
 }
 
@@ -220,88 +355,346 @@ int64_t corpus_items(const struct corpus *c)
 
 int64_t corpus_words(const struct corpus *c)
 {
-	return c->n > 0 ? c->off[c->n] : 0;
+	return c->words;
 }
 
 int64_t corpus_bytes(const struct corpus *c)
 {
-	return c->cap_words * (int64_t)sizeof *c->word + c->cap_items * (int64_t)sizeof *c->off +
-	    c->n * (int64_t)sizeof *c->order;
+	int64_t window = c->cap_slots * (int64_t)sizeof *c->slot;
+
+	for (int64_t i = 0; i < c->cap_slots; i++)
+		window += c->slot[i].ids.cap * (int64_t)sizeof *c->slot[i].ids.v;
+	return c->cap_words * (int64_t)sizeof *c->word + c->cap_at * (int64_t)sizeof *c->at +
+	    c->cap_place * (int64_t)sizeof *c->place + c->n * (int64_t)sizeof *c->order + window;
+}
+
+/* --- the item that is next, of files --- */
+
+static struct part *part_of(const struct corpus *c, int64_t item)
+{
+	int i = c->nparts - 1;
+
+	while (c->part[i].first > item)
+		i--;
+	return &c->part[i];
+}
+
+static bool same_record(const struct corpus *c, int64_t a, int64_t b)
+{
+	return a >= 0 && part_of(c, a) == part_of(c, b) && c->place[a] >> PIECE_BITS == c->place[b] >> PIECE_BITS;
+}
+
+/* Makes an item that is not in memory from its record. */
+static int make_again(struct corpus *c, int64_t i, const uint32_t **item, struct err *e)
+{
+	const struct part *p = part_of(c, i);
+	int64_t piece = (int64_t)(c->place[i] & ((1u << PIECE_BITS) - 1)), at = piece * c->o.piece;
+
+	if (!same_record(c, c->held, i)) {
+		c->held = -1;
+		if (recfile_at(p->f, (int64_t)(c->place[i] >> PIECE_BITS), &c->scratch, e) < 0)
+			return -1;
+		c->held = i;
+	}
+	if (at >= c->scratch.n)
+		return err_set(e, EX_DATAERR, "%s: is not what it was when this run began to read it", p->path);
+	*item = c->scratch.v + at;
+	c->len = c->scratch.n - at;
+	if (c->o.piece > 0 && c->len > c->o.piece)
+		c->len = c->o.piece;
+	return 1;
+}
+
+/* The pool that is furthest behind its share. */
+static int next_pool(const struct corpus *c)
+{
+	int best = 0;
+
+	for (int i = 1; i < c->npools; i++)
+		if ((double)c->pool[i].words / c->pool[i].share < (double)c->pool[best].words / c->pool[best].share)
+			best = i;
+	return best;
+}
+
+static int64_t current(const struct corpus *c)
+{
+	const struct pool *p = &c->pool[c->turn];
+
+	return p->first + c->order[p->first + p->index];
+}
+
+static int get_item(struct corpus *c, const uint32_t **item, struct err *e)
+{
+	struct pool *p;
+	int64_t i;
+
+	if (!c->chosen)
+		c->turn = next_pool(c);
+	p = &c->pool[c->turn];
+	if (p->index == p->n) {
+		p->epoch++;
+		p->index = 0;
+		shuffle(c, p);
+	}
+	c->chosen = true;
+	i = current(c);
+	if (i >= c->kept)
+		return make_again(c, i, item, e);
+	*item = c->word + c->at[i];
+	c->len = c->at[i + 1] - c->at[i];
+	return 1;
+}
+
+/* --- of a pipe --- */
+
+static int add_slot(struct corpus *c, const uint32_t *v, int64_t n, struct err *e)
+{
+	int64_t cap = c->cap_slots;
+	struct slot *s;
+
+	if (grow(&c->slot, c->filled + 1, &c->cap_slots, INT64_MAX, sizeof *c->slot, e) < 0)
+		return -1;
+	memset(c->slot + cap, 0, (size_t)(c->cap_slots - cap) * sizeof *c->slot);
+	s = &c->slot[c->filled++];
+	s->ids.n = 0;
+	for (int64_t i = 0; i < n; i++)
+		ids_push(&s->ids, v[i]);
+	s->file = jsonl_name(c->in);
+	s->line = jsonl_lineno(c->in);
+	return 0;
+}
+
+/* Reads until there is an item, or as many as the window has, or no more. */
+static int fill(struct corpus *c, struct err *e)
+{
+	int64_t want = c->o.window > 0 ? c->o.window : 1;
+	int rc = 0;
+
+	while (rc == 0 && !c->ended && c->filled < want) {
+		int64_t n, piece;
+
+		if ((rc = recfile_item(c->in, &c->o.kind, &c->scratch, e)) < 0)
+			return -1;
+		c->ended = rc == 0;
+		n = rc > 0 ? c->scratch.n : 0;
+		piece = c->o.piece > 0 && c->o.window > 0 ? c->o.piece : n;
+		rc = 0;
+		for (int64_t i = 0; i < n && rc == 0; i += piece)
+			rc = add_slot(c, c->scratch.v + i, n - i < piece ? n - i : piece, e);
+	}
+	return rc;
+}
+
+static int64_t draw(const struct corpus *c)
+{
+	if (c->o.window == 0)
+		return 0;
+	return (int64_t)rng_below(c->o.seed, STREAM_WINDOW, (uint64_t)c->passed, (uint64_t)c->filled);
+}
+
+static int get_slot(struct corpus *c, const uint32_t **item, struct err *e)
+{
+	if (!c->chosen) {
+		if (fill(c, e) < 0)
+			return -1;
+		if (c->filled == 0)
+			return 0;
+		c->turn = draw(c);
+		c->chosen = true;
+	}
+	*item = c->slot[c->turn].ids.v;
+	c->len = c->slot[c->turn].ids.n;
+	return 1;
 }
 
 int corpus_get(struct corpus *c, const uint32_t **item, int64_t *n, struct err *e)
 {
-	int64_t i;
-	int rc;
+	int rc = c->in != NULL ? get_slot(c, item, e) : get_item(c, item, e);
 
+	*n = c->len;
+	return rc;
+}
+
+static void advance(struct corpus *c)
+{
 	if (c->in != NULL) {
-		if (!c->fetched && (rc = read_item(c, c->in, e)) <= 0)
-			return rc;
-		c->fetched = true;
-		*item = c->scratch.v;
-		*n = c->scratch.n;
-		return 1;
+		struct slot s = c->slot[c->turn];
+
+		c->slot[c->turn] = c->slot[--c->filled];
+		c->slot[c->filled] = s;		/* its memory stays for the next */
+	} else {
+		c->pool[c->turn].index++;
+		c->pool[c->turn].words += c->len;
 	}
-	if (c->index == c->n) {
-		c->epoch++;
-		c->index = 0;
-		shuffle(c);
-	}
-	i = c->order[c->index];
-	*item = c->word + c->off[i];
-	*n = c->off[i + 1] - c->off[i];
-	return 1;
+	c->passed++;
+	c->chosen = c->touched = false;
 }
 
 void corpus_advance(struct corpus *c)
 {
-	c->fetched = false;
-	c->index++;
-}
-
-int64_t corpus_epoch(const struct corpus *c)
-{
-	return c->epoch;
-}
-
-int64_t corpus_index(const struct corpus *c)
-{
-	return c->index;
+	corpus_touch(c);
+	advance(c);
 }
 
 int64_t corpus_passed(const struct corpus *c)
 {
-	return c->epoch * c->n + c->index;
+	return c->passed;
+}
+
+/* --- position --- */
+
+json_t *corpus_position(const struct corpus *c)
+{
+	json_t *p = json_pack("{s:I}", "records", (json_int_t)c->passed), *mix = json_array();
+
+	for (int i = 0; c->npools > 1 && i < c->npools; i++)
+		json_array_append_new(mix, json_pack("{s:f, s:I, s:I, s:I}", "share", c->pool[i].share, "epoch",
+		    (json_int_t)c->pool[i].epoch, "records", (json_int_t)c->pool[i].index, "words", (json_int_t)c->pool[i].words));
+	if (c->npools > 1)
+		json_object_set(p, "mix", mix);
+	if (c->in != NULL)
+		json_object_set_new(p, "window", json_integer(c->o.window));
+	json_decref(mix);
+	return p;
 }
 
 /* Reads and drops the items before the place. */
-static int skip_stream(struct corpus *c, int64_t index, struct err *e)
+static int seek_stream(struct corpus *c, int64_t passed, int64_t window, struct err *e)
 {
+	const uint32_t *item;
+	int64_t n;
 	int rc = 1;
 
-	if (index < c->index)
+	if (window != c->o.window)
+		return err_set(e, EX_USAGE, "--resume: shuffle-window is %" PRId64 ", but was %" PRId64, c->o.window, window);
+	if (passed < c->passed)
 		return err_set(e, EX_SOFTWARE, "a pipe cannot be rewound");
-	while (c->index < index && (c->fetched || (rc = read_item(c, c->in, e)) > 0))
-		corpus_advance(c);
+	while (c->passed < passed && (rc = corpus_get(c, &item, &n, e)) > 0)
+		advance(c);
 	return rc != 0 ? (rc > 0 ? 0 : -1) : err_set(e, EX_DATAERR,
-	    "%s: the input is not the one this run began with: it ends after %" PRId64 " records", jsonl_name(c->in), c->index);
+	    "%s: the input is not the one this run began with: it ends after %" PRId64 " records", jsonl_name(c->in), c->passed);
 }
 
-int corpus_seek(struct corpus *c, int64_t epoch, int64_t index, struct err *e)
+static int bad_position(struct err *e)
 {
-	if (c->in != NULL)
-		return skip_stream(c, index, e);
-	if (epoch < 0 || index < 0 || index > c->n)
-		return err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
-	c->epoch = epoch;
-	c->index = index;
-	shuffle(c);
+	return err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
+}
+
+static int seek_pool(struct pool *p, const json_t *at, struct err *e)
+{
+	json_int_t epoch, index, words;
+	double share;
+
+	if (json_unpack((json_t *)at, "{s:F, s:I, s:I, s:I}", "share", &share, "epoch", &epoch, "records", &index, "words",
+	    &words) < 0 || epoch < 0 || index < 0 || index > p->n || words < 0)
+		return bad_position(e);
+	if (share != p->share)
+		return err_set(e, EX_USAGE, "--resume: a share is %g, but was %g", p->share, share);
+	p->epoch = epoch;
+	p->index = index;
+	p->words = words;
 	return 0;
+}
+
+static int seek_mix(struct corpus *c, const json_t *mix, struct err *e)
+{
+	for (int i = 0; i < c->npools; i++)
+		if (seek_pool(&c->pool[i], json_array_get(mix, (size_t)i), e) < 0)
+			return -1;
+	return 0;
+}
+
+static void rewind_pools(struct corpus *c)
+{
+	for (int i = 0; i < c->npools; i++)
+		c->pool[i].epoch = c->pool[i].index = c->pool[i].words = 0;
+}
+
+int corpus_seek(struct corpus *c, const json_t *position, struct err *e)
+{
+	const json_t *mix = json_object_get(position, "mix");
+	json_int_t passed = 0, window = 0;
+
+	if (position != NULL && (json_unpack((json_t *)position, "{s:I, s?I}", "records", &passed, "window", &window) < 0 ||
+	    passed < 0))
+		return bad_position(e);
+	if (c->in != NULL)
+		return position != NULL ? seek_stream(c, passed, window, e) : 0;
+	if (json_array_size(mix) != (c->npools > 1 && position != NULL ? (size_t)c->npools : 0))
+		return err_set(e, EX_USAGE, "--resume: other files had a share");
+	rewind_pools(c);
+	if (c->npools > 1 && mix != NULL && seek_mix(c, mix, e) < 0)
+		return -1;
+	if (c->npools == 1) {
+		c->pool[0].epoch = passed / c->n;
+		c->pool[0].index = passed % c->n;
+	}
+	c->passed = passed;
+	c->chosen = c->touched = false;
+	for (int i = 0; i < c->npools; i++)
+		shuffle(c, &c->pool[i]);
+	return 0;
+}
+
+/* --- which records --- */
+
+void corpus_forget(struct corpus *c)
+{
+	c->noting = true;
+	c->nused = 0;
+	c->touched = false;
+}
+
+int corpus_touch(struct corpus *c)
+{
+	const struct slot *s = c->in != NULL ? &c->slot[c->turn] : NULL;
+
+	if (c->touched || !c->noting)
+		return c->nused - 1;
+	if (c->nused == c->cap_used && (c->used = realloc(c->used, (size_t)(c->cap_used = 2 * c->cap_used + 64) *
+	    sizeof *c->used)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	c->used[c->nused].file = s != NULL ? s->file : NULL;
+	c->used[c->nused].at = s != NULL ? s->line : current(c);
+	c->touched = true;
+	return c->nused++;
+}
+
+int corpus_touched(const struct corpus *c)
+{
+	return c->nused;
+}
+
+char *corpus_where(struct corpus *c, int i)
+{
+	const struct used *u = &c->used[i];
+	char *s;
+
+	if (u->file == NULL)
+		return recfile_where(part_of(c, u->at)->f, (int64_t)(c->place[u->at] >> PIECE_BITS));
+	if (asprintf(&s, "%s:%" PRId64, u->file, u->at) < 0)
+		err_die(EX_OSERR, "out of memory");
+	return s;
+}
+
+/* --- provenance --- */
+
+static json_t *shares(const struct corpus *c)
+{
+	json_t *list = json_array();
+
+	for (int i = 0; i < c->npools; i++) {
+		json_t *in = json_copy(json_array_get(c->inputs, (size_t)i));
+
+		json_object_set_new(in, "share", json_real(c->pool[i].share));
+		json_array_append_new(list, in);
+	}
+	return list;
 }
 
 json_t *corpus_inputs(const struct corpus *c)
 {
 	if (c->in == NULL)
-		return json_incref(c->inputs);
-	return json_pack("[{s:s, s:I}]", "file", "<stdin>", "records", (json_int_t)c->index);
+		return c->pool[0].share > 0 ? shares(c) : json_incref(c->inputs);
+	return json_pack("[{s:s, s:I}]", "file", "<stdin>", "records", (json_int_t)c->passed);
 }

@@ -112,17 +112,31 @@ void *cpu_thread_buffer(size_t bytes)
 	return buf;
 }
 
+#ifndef CHR_DOUBLE
+static void widen_plain(real *dst, const void *src, enum dtype t, int64_t n)
+{
+	tensor_to_f32(dst, src, t, (size_t)n);
+}
+
+static const char *narrow_row(const struct gemm_job *j, int64_t r) { return (const char *)j->b + (size_t)(r * j->ldb) * 2; }
+#endif
+
 static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
 {
 #ifndef CHR_DOUBLE
 	float *w = cpu_thread_buffer(GEMM_CONV * (size_t)j->k * sizeof(float));
 
+	if (m == 1 && kern->narrow) {
+		kern->narrow((int)(n / 8 * 8), (int)j->k, j->a + i0 * j->lda, narrow_row(j, c0), j->ldb, j->bt,
+		    j->c + i0 * j->ldc + c0, j->beta);
+		c0 += n / 8 * 8;
+		n %= 8;
+	}
 	for (int64_t c = c0; c < c0 + n; c += GEMM_CONV) {
 		int64_t nc = c0 + n - c < GEMM_CONV ? c0 + n - c : GEMM_CONV;
 
 		for (int64_t r = 0; r < nc; r++)
-			tensor_to_f32(w + r * j->k, (const char *)j->b + (size_t)((c + r) * j->ldb) * 2, j->bt,
-			    (size_t)j->k);
+			(kern->widen ? kern->widen : widen_plain)(w + r * j->k, narrow_row(j, c + r), j->bt, j->k);
 		kern->nt((int)m, (int)nc, (int)j->k, j->a + i0 * j->lda, j->lda, w, j->k, j->c + i0 * j->ldc + c,
 		    j->ldc, j->beta);
 	}

@@ -4,7 +4,7 @@
 #if defined(__x86_64__) && !defined(CHR_DOUBLE)
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 
 static inline TARGET __m256i lanes(int n)
 {
@@ -34,6 +34,20 @@ static inline TARGET vreal4 fold(__m256 a, __m256 b)
 	return (vreal4)_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
+static inline __attribute__((always_inline)) TARGET __m256 widened(__m128i h, enum dtype t)
+{
+	return t == DT_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+static inline TARGET __m128i load16(const uint16_t *p, int n)
+{
+	uint16_t h[8] = { 0 };
+
+	for (int i = 0; i < n; i++)
+		h[i] = p[i];
+	return _mm_loadu_si128((const __m128i *)h);
+}
+
 #define KERNELS cpu_kernels_avx2
 #define ISA "avx2"
 #define V __m256
@@ -41,6 +55,8 @@ static inline TARGET vreal4 fold(__m256 a, __m256 b)
 #define V_ZERO _mm256_setzero_ps()
 #define V_LOAD(p) _mm256_loadu_ps(p)
 #define V_LOADN(p, n) _mm256_maskload_ps(p, lanes(n))
+#define V_LOAD16(p, t) widened(_mm_loadu_si128((const __m128i *)(p)), t)
+#define V_LOAD16N(p, n, t) widened(load16(p, n), t)
 #define V_STORE(p, v) _mm256_storeu_ps(p, v)
 #define V_STOREN(p, n, v) _mm256_maskstore_ps(p, lanes(n), v)
 #define V_SET1(x) _mm256_set1_ps(x)

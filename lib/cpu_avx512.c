@@ -34,6 +34,11 @@ static inline TARGET vreal4 fold(__m512 a)
 	return (vreal4)_mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
 
+static inline __attribute__((always_inline)) TARGET __m512 widened(__m256i h, enum dtype t)
+{
+	return t == DT_F16 ? _mm512_cvtph_ps(h) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
 #define LANES(n) ((__mmask16)((1u << (n)) - 1))
 #define KERNELS cpu_kernels_avx512
 #define ISA "avx512"
@@ -42,6 +47,8 @@ static inline TARGET vreal4 fold(__m512 a)
 #define V_ZERO _mm512_setzero_ps()
 #define V_LOAD(p) _mm512_loadu_ps(p)
 #define V_LOADN(p, n) _mm512_maskz_loadu_ps(LANES(n), p)
+#define V_LOAD16(p, t) widened(_mm256_loadu_si256((const __m256i *)(p)), t)
+#define V_LOAD16N(p, n, t) widened(_mm256_maskz_loadu_epi16(LANES(n), p), t)
 #define V_STORE(p, v) _mm512_storeu_ps(p, v)
 #define V_STOREN(p, n, v) _mm512_mask_storeu_ps(p, LANES(n), v)
 #define V_SET1(x) _mm512_set1_ps(x)

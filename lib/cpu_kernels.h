@@ -10,6 +10,7 @@
 
 #include "kv.h"
 #include "real.h"
+#include "tensor.h"
 
 struct softmax {		/* of one head, on its way over the keys */
 	real max, sum;
@@ -21,6 +22,9 @@ struct cpu_kernels {
 	 * alone, never on the tile it falls in. */
 	void (*nt)(int m, int n, int k, const real *a, int64_t lda, const real *b, int64_t ldb, real *c, int64_t ldc,
 	    real beta);
+	/* nt of one row with a BF16 or F16 B, n a multiple of 8: the same sums; and such values as floats. NULL: not here. */
+	void (*narrow)(int n, int k, const real *a, const void *b, int64_t ldb, enum dtype t, real *c, real beta);
+	void (*widen)(real *dst, const void *src, enum dtype t, int64_t n);
 	/* C(m,n) = sum_p A(i,p) B(p,j) + beta C with A(i,p) = a[i*ars + p*acs]; p ascending for each element. */
 	void (*nn)(int m, int n, int k, const real *a, int64_t ars, int64_t acs, const real *b, int64_t ldb,
 	    real *c, int64_t ldc, real beta);

@@ -7,8 +7,9 @@
  *	V_KEEP(v)	keeps a loaded vector in its register: a second load per multiply-add would be the bottleneck
  *	V_SUM4(a,b,c,d,out)	out[0..3] = sums of lanes, same tree for each
  *	SCORE_M VALUE_M VALUE_V	register tiles of cpu_cached.h
+ *	V_LOAD16(p,t) V_LOAD16N(p,n,t)	BF16 or F16 values as floats; when not defined, narrow and widen are NULL
  *	NT_M NN_M NN_V	register tiles: NT is NT_M x 4 dot products, NN is NN_M rows x NN_V vectors
- * V_LOADN and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as zero.
+ * V_LOADN, V_LOAD16N and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as zero.
  */
 
 #include <math.h>
@@ -126,6 +127,63 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 			nt_rows(m - i < NT_M ? m - i : NT_M, n - j < 4 ? n - j : 4, k, a + i * lda, lda, b + j * ldb,
 			    ldb, c + i * ldc + j, ldc, beta);
 }
+
+#ifdef V_LOAD16
+/* nt_single8 of a B that is widened on its way: a copy in floats would go through the cache. The next eight rows are asked for
+ * ahead: narrow rows are too short for the machine to see where they go. */
+INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint16_t *b, int64_t ldb, real *c, real beta)
+{
+	V acc[8];
+	real s[8];
+	int p = 0;
+
+	for (int j = 0; j < 8; j++)
+		acc[j] = V_ZERO;
+	for (; p + VL <= k; p += VL) {
+		V av = V_LOAD(a + p);
+
+		for (int j = 0; j < 8; j++) {
+			__builtin_prefetch(b + (j + 8) * ldb + p);
+			acc[j] = V_FMA(av, V_LOAD16(b + j * ldb + p, t), acc[j]);
+		}
+	}
+	if (p < k) {
+		V av = V_LOADN(a + p, k - p);
+
+		for (int j = 0; j < 8; j++)
+			acc[j] = V_FMA(av, V_LOAD16N(b + j * ldb + p, k - p, t), acc[j]);
+	}
+	V_SUM4(acc[0], acc[1], acc[2], acc[3], s);
+	V_SUM4(acc[4], acc[5], acc[6], acc[7], (s + 4));
+	for (int j = 0; j < 8; j++)
+		c[j] = beta == 0 ? s[j] : s[j] + c[j];
+}
+
+static TARGET void narrow(int n, int k, const real *a, const void *b, int64_t ldb, enum dtype t, real *c, real beta)
+{
+	const uint16_t *w = b;
+
+	for (int j = 0; j < n; j += 8)
+		if (t == DT_BF16)
+			narrow8(DT_BF16, k, a, w + j * ldb, ldb, c + j, beta);
+		else
+			narrow8(DT_F16, k, a, w + j * ldb, ldb, c + j, beta);
+}
+
+static TARGET void widen(real *dst, const void *src, enum dtype t, int64_t n)
+{
+	const uint16_t *w = src;
+	int64_t i = 0;
+
+	for (; i + VL <= n; i += VL)
+		V_STORE(dst + i, V_LOAD16(w + i, t));
+	if (i < n)
+		V_STOREN(dst + i, (int)(n - i), V_LOAD16N(w + i, (int)(n - i), t));
+}
+#define NARROW .narrow = narrow, .widen = widen,
+#else
+#define NARROW
+#endif
 
 /* NN: m (<= NN_M) rows, v (<= NN_V) vectors of columns, the last of which holds `last` lanes (VL = full). */
 INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, int k, const real *a, int64_t ars,
@@ -414,7 +472,7 @@ static TARGET double sumsq(const real *x, int64_t n)
 #include "cpu_cached.h"
 
 const struct cpu_kernels KERNELS = {
-	.isa = ISA, .nt = nt, .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax, .swiglu = swiglu,
+	.isa = ISA, .nt = nt, NARROW .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax, .swiglu = swiglu,
 	.swiglu_back = swiglu_back, .rmsnorm = rmsnorm, .rmsnorm_dx = rmsnorm_dx, .rmsnorm_dg = rmsnorm_dg,
 	.dot = kdot, .axpy = axpy, .adamw = adamw, .sumsq = sumsq,
 	.scores = scores, .soften = soften, .values = values, .unpack = unpack,

@@ -12,7 +12,6 @@
 struct data {
 	struct data_opt o;
 	struct corpus *corpus;
-	struct ids scratch;		/* a document of a shard */
 	int64_t limit;			/* tokens to deliver in all, -1 without end */
 
 	/* position; doc NULL: the next document is not fetched yet */
@@ -37,79 +36,105 @@ static int document(void *self, const json_t *rec, struct ids *out, struct err *
 
 /* A token shard: "tokens" (N) U16 or U32, "offsets" (docs + 1) I64. */
 struct shard {
+	char *path;
+	struct st_file *f;
 	const struct st_tensor *tok, *off;
 	int64_t n, docs;
+	void *buf;			/* a document as it is in the file */
+	size_t cap;
 };
 
-static int check_shard(struct shard *s, const struct st_file *f, const char *path, struct err *e)
+static void close_shard(void *shard)
 {
-	s->tok = st_find(f, "tokens");
-	s->off = st_find(f, "offsets");
+	struct shard *s = shard;
+
+	if (s->f != NULL)
+		st_close(s->f);
+	free(s->path);
+	free(s->buf);
+	free(s);
+}
+
+static int check_shard(struct shard *s, struct err *e)
+{
+	s->tok = st_find(s->f, "tokens");
+	s->off = st_find(s->f, "offsets");
 	if (s->tok == NULL || s->off == NULL)
-		return err_set(e, EX_DATAERR, "%s: not a token shard: no \"%s\"", path, s->tok ? "offsets" : "tokens");
+		return err_set(e, EX_DATAERR, "%s: not a token shard: no \"%s\"", s->path, s->tok ? "offsets" : "tokens");
 	if (s->tok->ndim != 1 || (s->tok->dtype != ST_U16 && s->tok->dtype != ST_U32) || s->off->ndim != 1 ||
 	    s->off->dtype != ST_I64 || s->off->shape[0] < 1)
-		return err_set(e, EX_DATAERR, "%s: not a token shard: tokens must be U16 or U32, offsets I64", path);
+		return err_set(e, EX_DATAERR, "%s: not a token shard: tokens must be U16 or U32, offsets I64", s->path);
 	s->n = (int64_t)s->tok->shape[0];
 	s->docs = (int64_t)s->off->shape[0] - 1;
 	return 0;
 }
 
-/* Document i into scratch. A mapped file may be unaligned, hence memcpy. */
-static int shard_doc(struct data *d, const struct shard *s, int64_t i, const char *path, struct err *e)
+/* Tokens at[0] .. at[1] of the file into s->buf. */
+static int read_doc(struct shard *s, int64_t i, int64_t at[2], size_t size, struct err *e)
 {
+	struct st_error se = {0};
+	size_t bytes;
+
+	if (st_read(s->f, s->off, (uint64_t)i * sizeof *at, at, 2 * sizeof *at, &se) < 0)
+		return err_set(e, EX_IOERR, "%s: %s", s->path, se.msg);
+	if (at[0] < 0 || at[1] < at[0] || at[1] > s->n || at[1] - at[0] > INT32_MAX / 2)
+		return err_set(e, EX_DATAERR, "%s: document %" PRId64 ": offsets out of order", s->path, i);
+	bytes = (size_t)(at[1] - at[0]) * size;
+	if (bytes > s->cap && (s->buf = realloc(s->buf, s->cap = 2 * bytes)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	return bytes == 0 || st_read(s->f, s->tok, (uint64_t)at[0] * size, s->buf, bytes, &se) == 0 ? 0 :
+	    err_set(e, EX_IOERR, "%s: %s", s->path, se.msg);
+}
+
+static int shard_doc(void *self, void *shard, int64_t i, struct ids *out, struct err *e)
+{
+	const struct data *d = self;
+	struct shard *s = shard;
+	bool narrow = s->tok->dtype == ST_U16;
 	int64_t at[2];
 
-	memcpy(at, (const char *)s->off->data + i * (int64_t)sizeof *at, sizeof at);
-	if (at[0] < 0 || at[1] < at[0] || at[1] > s->n || at[1] - at[0] > INT32_MAX / 2)
-		return err_set(e, EX_DATAERR, "%s: document %" PRId64 ": offsets out of order", path, i);
-	d->scratch.n = 0;
-	for (int64_t j = at[0]; j < at[1]; j++) {
-		uint16_t narrow;
-		uint32_t id;
+	if (read_doc(s, i, at, narrow ? 2 : 4, e) < 0)
+		return -1;
+	for (int64_t j = 0; j < at[1] - at[0]; j++) {
+		uint32_t id = narrow ? ((const uint16_t *)s->buf)[j] : ((const uint32_t *)s->buf)[j];
 
-		if (s->tok->dtype == ST_U16) {
-			memcpy(&narrow, (const char *)s->tok->data + j * 2, sizeof narrow);
-			id = narrow;
-		} else {
-			memcpy(&id, (const char *)s->tok->data + j * 4, sizeof id);
-		}
 		if (id >= (uint32_t)d->o.vocab)
 			return err_set(e, EX_DATAERR, "%s: token %" PRIu32 " of document %" PRId64 " is not below the model's"
-			    " vocab_size %d", path, id, i, d->o.vocab);
-		ids_push(&d->scratch, id);
+			    " vocab_size %d", s->path, id, i, d->o.vocab);
+		ids_push(out, id);
 	}
-	record_frame(d->o.tok, &d->scratch);
+	record_frame(d->o.tok, out);
 	return 0;
 }
 
-static int load_shard(void *self, struct corpus *c, const char *path, struct err *e)
+static int open_shard(void *self, const char *path, void **shard, int64_t *docs, struct err *e)
 {
-	struct data *d = self;
 	struct st_error se;
-	struct st_file *f;
-	struct shard s = {0};
-	int rc;
+	struct shard *s;
 
+	(void)self;
 	if (!is_shard(path))
 		return 0;
-	if ((f = st_open(path, ST_MMAP, &se)) == NULL)
-		return err_set(e, se.code == ST_EOPEN ? EX_NOINPUT : EX_DATAERR, "%s: %s", path, se.msg);
-	rc = check_shard(&s, f, path, e);
-	for (int64_t i = 0; rc == 0 && i < s.docs; i++) {
-		rc = shard_doc(d, &s, i, path, e);
-		if (rc == 0 && d->scratch.n > 0)
-			rc = corpus_add(c, d->scratch.v, d->scratch.n, e);
+	if ((s = calloc(1, sizeof *s)) == NULL || (s->path = strdup(path)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	if ((s->f = st_open(path, ST_READ, &se)) == NULL)
+		err_set(e, se.code == ST_EOPEN ? EX_NOINPUT : EX_DATAERR, "%s: %s", path, se.msg);
+	if (s->f == NULL || check_shard(s, e) < 0) {
+		close_shard(s);
+		return -1;
 	}
-	st_close(f);
-	return rc < 0 ? -1 : 1;
+	*shard = s;
+	*docs = s->docs;
+	return 1;
 }
 
 struct data *data_open(int nfiles, char *const files[], const struct data_opt *o, struct err *e)
 {
 	struct data *d = calloc(1, sizeof *d);
-	const struct corpus_opt co = { .unit = "documents", .item = document, .file = load_shard, .self = d,
-	    .shuffle = o->shuffle, .piece = o->shuffle ? o->T : 0, .skip_bad = o->skip_bad, .seed = o->seed };
+	const struct corpus_opt co = { .unit = "documents",
+	    .kind = { .item = document, .open = open_shard, .doc = shard_doc, .close = close_shard, .self = d },
+	    .shuffle = o->shuffle, .piece = o->shuffle || o->window > 0 ? o->T : 0, .window = o->window, .longest = o->T,
+	    .ram = o->ram, .skip_bad = o->skip_bad, .seed = o->seed };
 
 	if (d == NULL) {
 		err_set(e, EX_OSERR, "out of memory");
@@ -136,7 +161,6 @@ void data_close(struct data *d)
 	if (d == NULL)
 		return;
 	corpus_close(d->corpus);
-	ids_free(&d->scratch);
 	free(d);
 }
 
@@ -186,6 +210,7 @@ static void advance(struct data *d, int64_t n)
 static int64_t place(struct data *d, struct batch *b, int64_t r, int t)
 {
 	int64_t at = r * d->o.T + t, n = d->len - d->offset;
+	int record = corpus_touch(d->corpus);
 
 	if (n > d->o.T - t)
 		n = d->o.T - t;
@@ -197,6 +222,8 @@ static int64_t place(struct data *d, struct batch *b, int64_t r, int t)
 		b->tok[at + i] = d->doc[j];
 		b->target[at + i] = j + 1 < d->len ? (int32_t)d->doc[j + 1] : -1;
 		b->doc_start[at + i] = t;
+		if (b->from != NULL)
+			b->from[at + i] = record;
 	}
 	advance(d, n);
 	return n;
@@ -236,18 +263,20 @@ int data_next(struct data *d, struct batch *b, int B, struct err *e)
 
 json_t *data_position(const struct data *d)
 {
-	return json_pack("{s:I, s:I, s:I, s:I}", "epoch", (json_int_t)corpus_epoch(d->corpus), "document",
-	    (json_int_t)corpus_index(d->corpus), "offset", (json_int_t)d->offset, "tokens", (json_int_t)d->taken);
+	json_t *p = corpus_position(d->corpus);
+
+	json_object_set_new(p, "offset", json_integer(d->offset));
+	json_object_set_new(p, "tokens", json_integer(d->taken));
+	return p;
 }
 
 int data_seek(struct data *d, const json_t *position, struct err *e)
 {
-	json_int_t epoch = 0, index = 0, offset = 0, taken = 0;
+	json_int_t offset = 0, taken = 0;
 
-	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I, s:I, s:I}", "epoch", &epoch, "document",
-	    &index, "offset", &offset, "tokens", &taken) < 0)
+	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I}", "offset", &offset, "tokens", &taken) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
-	if (corpus_seek(d->corpus, epoch, index, e) < 0)
+	if (corpus_seek(d->corpus, position, e) < 0)
 		return -1;
 	d->doc = NULL;
 	d->offset = offset;
@@ -256,8 +285,13 @@ int data_seek(struct data *d, const json_t *position, struct err *e)
 		return 0;
 	if (fetch(d, e) < 0)
 		return -1;
-	return d->doc == NULL || offset < 0 || offset >= d->len || corpus_index(d->corpus) != index ?
+	return d->doc == NULL || offset < 0 || offset >= d->len ?
 	    err_set(e, EX_DATAERR, "train_state.json: its position is not in this data") : 0;
+}
+
+struct corpus *data_corpus(struct data *d)
+{
+	return d->corpus;
 }
 
 json_t *data_inputs(const struct data *d)
@@ -267,7 +301,7 @@ json_t *data_inputs(const struct data *d)
 	if (data_streams(d)) {
 		json_t *in = json_array_get(list, 0);
 
-		json_object_set_new(in, "records", json_integer(corpus_index(d->corpus) + (d->offset > 0)));
+		json_object_set_new(in, "records", json_integer(corpus_passed(d->corpus) + (d->offset > 0)));
 		json_object_set_new(in, "tokens", json_integer(d->taken));
 	}
 	return list;

@@ -8,8 +8,7 @@
  *		...
  *
  * Inputs are JSONL (`tokens`, or a conversation through the chat template, or text: record.h) and token shards (files
- * named .safetensors). Regular files are read once, into memory, and gone through in a new order each epoch. If any
- * input is a pipe, all are read once, as they come, in order: the first batch is there after the first records.
+ * named .safetensors). How regular files, of any size, and pipes are gone through is told in corpus.h.
  * Shuffling cuts documents longer than a row into pieces of a row, each a document of its own: else one long article
  * would fill whole batches, and steps would learn from one text at a time.
  */
@@ -28,7 +27,8 @@ struct data_opt {
 	struct tok *tok;	/* NULL: the inputs must hold tokens, which are taken as they are */
 	int vocab;		/* ids must be below */
 	int T;			/* tokens of a row */
-	bool shuffle;		/* of files; pipes keep their order */
+	bool shuffle;		/* of files; pipes keep their order, but for the window */
+	int64_t window, ram;	/* as in struct corpus_opt */
 	bool skip_bad;		/* bad records are counted, not fatal */
 	uint64_t seed;
 	double epochs;		/* how often to go through files; 0: without end. A pipe ends when it ends */
@@ -41,8 +41,8 @@ struct data *data_open(int nfiles, char *const files[], const struct data_opt *o
 void data_close(struct data *d);
 
 bool data_streams(const struct data *d);	/* reads a pipe: how much there is nobody knows */
-int64_t data_docs(const struct data *d);	/* documents in memory */
-int64_t data_tokens(const struct data *d);	/* tokens in memory: of one epoch */
+int64_t data_docs(const struct data *d);	/* documents of the files */
+int64_t data_tokens(const struct data *d);	/* their tokens: of one epoch */
 int64_t data_rows(const struct data *d);	/* rows until the end; -1: no end, or not known */
 int64_t data_bytes(const struct data *d);	/* memory held, for the plan */
 
@@ -56,6 +56,7 @@ int data_next(struct data *d, struct batch *b, int B, struct err *e);
 json_t *data_position(const struct data *d);
 int data_seek(struct data *d, const json_t *position, struct err *e);	/* NULL: the start (not of a pipe) */
 
+struct corpus *data_corpus(struct data *d);	/* where the documents come from */
 json_t *data_inputs(const struct data *d);	/* what was read, for chronos.data: a list as of prov_file() */
 
 #endif

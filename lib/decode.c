@@ -158,7 +158,10 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	}
 	g->store = g->md.packed ? store_open(dir, g->cfg, &g->man, &g->opt.store, e)
 	    : store_resident(g->cfg, g->experts);
-	return g->store ? 0 : -1;
+	for (int l = 0, i = 0; l < L; l++)
+		if (g->cfg->sparse[l])
+			g->sparse[i++] = l;
+	return g->store ? intend_open(g, dir, e) : -1;
 }
 
 void engine_settle(struct engine_opt *o)
@@ -236,6 +239,9 @@ void engine_close(struct engine *g)
 		return;
 	store_close(g->store);
 	predict_free(g->predict);
+	intent_free(g->intent);
+	free(g->share);
+	free(g->likely);
 	for (int i = 0; g->seqs && i < g->opt.max_seqs; i++) {
 		free(g->seqs[i].kv);
 		free(g->seqs[i].expect);
@@ -446,6 +452,9 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 		return -1;
 	store_stats(g->store, &before);
 	g->replaced = 0;
+	for (int i = 0; i < n; i++)
+		if (it[i].s->len == 0 && it[i].n > 1)
+			intend(g, it[i].tok, it[i].n);
 	while (status == 0 && fill_pass(g, it, n, &first, &done) > 0) {
 		rows += g->rows;
 		status = pass(g, e);

@@ -46,6 +46,13 @@ struct engine_opt {
  * with numbers and the flag that would help, when it cannot be within o->ram; the plan is filled then too. */
 int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e);
 
+/* The same for a model that is not there: its configuration and its parameters (ps, of c), matrices in the type dense (floats
+ * are held as F32) and expert, in a plain or a packed directory. */
+int engine_plan_config(const struct config *c, const struct params *ps, enum dtype dense, enum dtype expert, bool packed,
+    const struct engine_opt *o, struct mem_plan *plan, struct err *e);
+
+int64_t engine_program(void);	/* mem_program() of a process whose threads do nothing but this */
+
 /* Opens a model directory, plain or packed. The plan (may be NULL) is filled even on failure, for printing. */
 struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be, struct mem_plan *plan,
     struct err *e);

@@ -9,6 +9,7 @@
 #define CHR_DECODE_INT_H
 
 #include "decode.h"
+#include "intent.h"
 #include "manifest.h"
 #include "modeldir.h"
 
@@ -115,6 +116,10 @@ struct engine {
 	struct seq *seqs;			/* (max_seqs) */
 	struct store *store;
 	struct predict *predict;
+	struct intent *intent;			/* NULL: none */
+	real *share;				/* (Ls, E) of intent, */
+	int *likely;				/* (Ls * E) and its order */
+	int sparse[CFG_MAX_LAYERS];		/* real index of the i-th sparse layer */
 	int rows;				/* R of the pass under way */
 	int nseg;
 	bool single;				/* this pass is one token each of sequences past their prompts */
@@ -157,6 +162,11 @@ int over_weights(struct engine *g, struct err *e);
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base);
 void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
 void attn_layer(struct engine *g, int l);
+
+/* decode_intent.c */
+int64_t intend_bytes(const struct config *c);		/* besides intent_bytes */
+int intend_open(struct engine *g, const char *dir, struct err *e);
+void intend(struct engine *g, const uint32_t *tok, int n);	/* tok: a prompt that will be evaluated now */
 
 /* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and weights change. */
 void bias_route(struct engine *g, int l);

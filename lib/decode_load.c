@@ -8,10 +8,14 @@
 #include "decode_int.h"
 #include "file.h"
 #include "model.h"
+#include "pack.h"
 #include "pool.h"
 #include "quant.h"
 
 #define MIB ((int64_t)1 << 20)
+#define THREAD_BYTES (32 << 10)	/* of a compute thread: unlike in training, no matrix is copied */
+
+#define PLAIN_HINT "a plain directory holds all experts in memory: pack it with chr-pack"
 
 static int64_t align64(int64_t n) { return (n + 63) & ~(int64_t)63; }
 
@@ -121,21 +125,26 @@ static int store_share(struct engine *g, const struct mem_plan *plan, struct err
 	return 0;
 }
 
+static int plan_store(struct engine *g, struct mem_plan *plan, struct err *e)
+{
+	int status = store_share(g, plan, e);
+
+	mem_plan_add(plan, "expert store", store_plan_bytes(g->cfg, &g->man, &g->opt.store));
+	return status < 0 ? -1 : mem_plan_check(plan, g->opt.ram, "raise --ram, or lower --batch or --context", e);
+}
+
 static int plan_experts(struct engine *g, struct mem_plan *plan, struct err *e)
 {
 	int64_t total;
 
-	if (!g->md.packed) {
-		if ((total = expert_total(g, e)) < 0)
-			return -1;
-		mem_plan_add(plan, "experts", total);
-		return mem_plan_check(plan, g->opt.ram, "a plain directory holds all experts in memory: pack it with chr-pack",
-		    e);
+	if (g->md.packed) {
+		g->expert_bytes = g->man.gate_bytes + g->man.up_bytes + g->man.down_bytes;
+		return plan_store(g, plan, e);
 	}
-	g->expert_bytes = g->man.gate_bytes + g->man.up_bytes + g->man.down_bytes;
-	total = store_share(g, plan, e);
-	mem_plan_add(plan, "expert store", store_plan_bytes(g->cfg, &g->man, &g->opt.store));
-	return total < 0 ? -1 : mem_plan_check(plan, g->opt.ram, "raise --ram, or lower --batch or --context", e);
+	if ((total = expert_total(g, e)) < 0)
+		return -1;
+	mem_plan_add(plan, "experts", total);
+	return mem_plan_check(plan, g->opt.ram, PLAIN_HINT, e);
 }
 
 static int load_manifest(struct engine *g, struct err *e)
@@ -164,7 +173,13 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	    kv_bytes(g) * o->max_seqs);
 	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
-	    + o->max_seqs * seq_bytes(g->cfg));
+	    + o->max_seqs * seq_bytes(g->cfg) + (g->md.packed && o->predict & SRC_BIT(SRC_INTENT)
+	    ? intent_bytes(g->md.path, g->cfg) + intend_bytes(g->cfg) : 0));
+}
+
+int64_t engine_program(void)
+{
+	return mem_program(0) + pool_threads() * THREAD_BYTES;
 }
 
 /* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */
@@ -186,10 +201,65 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 		return -1;
 	look0 = params_get(g->par, P_LOOK0, -1, -1);
 	g->look_width = look0 ? look0->rows : 0;
-	mem_plan_add(plan, "program", (o->budget ? 0 : mem_program(pool_threads())) + o->other);
+	mem_plan_add(plan, "program", (o->budget ? 0 : engine_program()) + o->other);
 	mem_plan_add(plan, "dense weights", dense);
 	load_plan_state(g, plan);
 	return plan_experts(g, plan, e);
+}
+
+/* Bytes of one parameter, in type t where it is a matrix that may have one. */
+static int64_t planned_bytes(const struct param *p, enum dtype t)
+{
+	bool floats = dtype_blocks(t) ? !pack_quantisable(p) : !load_is_expert(p);
+
+	return align64((int64_t)(floats ? (size_t)param_size(p) * sizeof(real) : mat_bytes(t, p->rows, p->cols)));
+}
+
+/* The manifest that a packed directory of this model would have, as far as sizes go. */
+static void planned_manifest(struct engine *g, enum dtype t)
+{
+	const struct config *c = g->cfg;
+
+	g->man = (struct manifest){ .layers = c->num_hidden_layers, .experts = c->num_experts, .nclusters = 1,
+	    .gate_bytes = (int64_t)mat_bytes(t, c->moe_intermediate_size, c->hidden_size),
+	    .down_bytes = (int64_t)mat_bytes(t, c->hidden_size, c->moe_intermediate_size) };
+	g->man.up_bytes = g->man.gate_bytes;
+	g->expert_bytes = 2 * g->man.gate_bytes + g->man.down_bytes;
+}
+
+int engine_plan_config(const struct config *c, const struct params *ps, enum dtype dense, enum dtype expert, bool packed,
+    const struct engine_opt *o, struct mem_plan *plan, struct err *e)
+{
+	struct engine *g = calloc(1, sizeof(*g));
+	int64_t weights = 0, experts = 0;
+	int status;
+
+	if (!g)
+		return err_set(e, EX_OSERR, "out of memory");
+	g->opt = *o;
+	engine_settle(&g->opt);
+	g->opt.blocks = dtype_blocks(dense) || dtype_blocks(expert);
+	g->cfg = c;
+	g->par = ps;
+	g->md.path = "the model";
+	g->md.packed = packed;
+	for (int i = 0; i < ps->n; i++)
+		if (load_is_expert(&ps->p[i]))
+			experts += planned_bytes(&ps->p[i], expert);
+		else
+			weights += planned_bytes(&ps->p[i], dense);
+	mem_plan_add(plan, "program", (o->budget ? 0 : engine_program()) + o->other);
+	mem_plan_add(plan, "dense weights", weights);
+	load_plan_state(g, plan);
+	if (packed) {
+		planned_manifest(g, expert);
+		status = plan_store(g, plan, e);
+	} else {
+		mem_plan_add(plan, "experts", experts);
+		status = mem_plan_check(plan, g->opt.ram, PLAIN_HINT, e);
+	}
+	free(g);
+	return status;
 }
 
 int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i)

@@ -16,47 +16,72 @@ static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, in
 
 static bool part_blocks(const struct ffn_part *p) { return dtype_blocks(p->x.gate.dt); }
 
-/* As run_floats, of matrices in blocks; s->xq has the rows of s->x. */
-static void run_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
+/*
+ * FFNs of n parts whose rows follow each other in moe_x, in two steps, for floats and for blocks: SwiGLU of gate and up, then
+ * down; the result replaces the input in moe_x. s->xq has the rows of s->x as blocks.
+ */
+
+static void up_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
 {
-	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
-	int D = g->cfg->hidden_size;
-	size_t row = quant_row_bytes(D), hidden = quant_row_bytes(width);
+	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(width);
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows, (int)(row / sizeof(real)));
-	for (int i = 0; i < n; i++) {
-		char *h = s->moe_hq + p[i].row0 * hidden;
-
-		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, h, p[i].x.gate, p[i].x.up, p[i].n };
-		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D, h, p[i].x.down, p[i].n, 0 };
-	}
-	be->qffn(s->qffn, n);
-	be->qgemm(s->qgemm, n);
+	g->be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows, (int)(row / sizeof(real)));
+	for (int i = 0; i < n; i++)
+		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 * hidden, p[i].x.gate, p[i].x.up,
+		    p[i].n };
+	g->be->qffn(s->qffn, n);
 }
 
-/* FFNs of n parts whose rows follow each other in moe_x; the result replaces the input there. */
-static void run_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+static void down_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
 {
-	const struct backend *be = g->be;
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+	size_t hidden = quant_row_bytes(width);
+
+	for (int i = 0; i < n; i++)
+		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D, s->moe_hq + p[i].row0 * hidden, p[i].x.down,
+		    p[i].n, 0 };
+	g->be->qgemm(s->qgemm, n);
+}
+
+static void up_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+{
 	struct scratch *s = &g->s;
 	int D = g->cfg->hidden_size;
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
+	g->be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
 	for (int i = 0; i < n; i++) {
 		const real *x = s->moe_x + (int64_t)p[i].row0 * D;
 
 		s->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate, p[i].n);
 		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up, p[i].n);
 	}
-	be->gemm(GEMM_NT, s->job, 2 * n);
-	be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width, rows * width);
+	g->be->gemm(GEMM_NT, s->job, 2 * n);
+	g->be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width, rows * width);
+}
+
+static void down_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+
 	for (int i = 0; i < n; i++)
 		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D, s->moe_g + (int64_t)p[i].row0 * width,
 		    &p[i].x.down, p[i].n);
-	be->gemm(GEMM_NT, s->job, n);
+	g->be->gemm(GEMM_NT, s->job, n);
+}
+
+static void ffn_up(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	(part_blocks(p) ? up_blocks : up_floats)(g, p, n, width);
+}
+
+static void ffn_down(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	(part_blocks(p) ? down_blocks : down_floats)(g, p, n, width);
 }
 
 void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width)
@@ -64,7 +89,8 @@ void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width)
 	for (int i = 0, m; i < n; i += m) {
 		for (m = 1; i + m < n && part_blocks(&p[i + m]) == part_blocks(&p[i]); m++)
 			continue;
-		(part_blocks(&p[i]) ? run_blocks : run_floats)(g, p + i, m, width);
+		ffn_up(g, p + i, m, width);
+		ffn_down(g, p + i, m, width);
 	}
 }
 
@@ -194,14 +220,12 @@ static int sort_slots(struct engine *g, int l)
 	return wanted;
 }
 
-/* Fetches expert x and gives its rows the places of moe_x from `row` on. */
-static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
+/* Gives the rows of expert x the places of moe_x from `row` on. */
+static void place_rows(struct engine *g, int l, int x, int row, struct ffn_part *p)
 {
 	struct scratch *s = &g->s;
 	int K = g->cfg->num_experts_per_tok, width = K + g->layer[l].n_ffn;
 
-	if (store_get(g->store, l, x, &p->x, e) < 0)
-		return -1;
 	p->row0 = row;
 	p->n = s->count[x];
 	for (int i = s->start[x]; i < s->start[x + 1]; i++, row++) {
@@ -210,6 +234,31 @@ static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, str
 		s->rowidx[row] = j / K;
 		s->slot[j / K * width + j % K] = row;
 	}
+}
+
+static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
+{
+	if (store_get(g->store, l, x, &p->x, e) < 0)
+		return -1;
+	place_rows(g, l, x, row, p);
+	return 0;
+}
+
+/* Waits for expert x, computing with gate and up as soon as they are there. */
+static int await(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
+{
+	int width = g->layer[l].width;
+	bool early = store_get_half(g->store, l, x, &p->x);
+
+	if (early) {
+		place_rows(g, l, x, row, p);
+		ffn_up(g, p, 1, width);
+	}
+	if (take(g, l, x, row, p, e) < 0)
+		return -1;
+	if (!early)
+		ffn_up(g, p, 1, width);
+	ffn_down(g, p, 1, width);
 	return 0;
 }
 
@@ -229,33 +278,46 @@ static bool any_ready(struct engine *g, int l, const int32_t *ids, int n)
 	return false;
 }
 
-/* Computes n demanded experts, and the `fixed` parts already in s->part along with the first of them, as they arrive.
- * *row: next free place of moe_x. */
-static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
+/* Computes those of n demanded experts that are there, with the `fixed` parts already in s->part, and moves them to the front of
+ * ids. Returns how many. */
+static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
 {
 	struct ffn_part *p = g->s.part;
+	int taken = 0;
 
+	for (int i = 0; i < n; i++) {
+		int x = ids[i];
+
+		if (!store_ready(g->store, l, x))
+			continue;
+		take(g, l, x, *row, &p[fixed + taken], e);	/* cannot fail: it is there */
+		*row += p[fixed + taken].n;
+		ids[i] = ids[taken];
+		ids[taken++] = x;
+	}
+	ffn_parts(g, p, fixed + taken, g->layer[l].width);
+	return taken;
+}
+
+/* Computes n demanded experts, and the `fixed` parts along with the first of them, as they arrive. *row: next free place of
+ * moe_x. */
+static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
+{
 	while (n > 0 || fixed > 0) {
-		bool idle = fixed == 0 && !any_ready(g, l, ids, n);
-		int taken = 0;
+		int taken = 1;
 
-		if (idle && g->single && g->opt.on_miss == ONMISS_SHARED)
-			break;
-		for (int i = 0; i < n; i++) {
-			int x = ids[i];
-
-			if (!(idle && i == 0) && !store_ready(g->store, l, x))
-				continue;
-			if (take(g, l, x, *row, &p[fixed + taken], e) < 0) {
-				ids[i] = ids[n - 1];	/* a failed demand has ended by itself */
-				release(g, l, ids, taken, n - 1);
-				return -1;
-			}
-			*row += p[fixed + taken].n;
-			ids[i] = ids[taken];
-			ids[taken++] = x;
-		}
-		ffn_parts(g, p, fixed + taken, g->layer[l].width);
+		if (fixed > 0 || any_ready(g, l, ids, n)) {
+			taken = compute_ready(g, l, ids, n, fixed, row, e);
+		} else if (g->single && g->opt.on_miss == ONMISS_SHARED) {
+			if (store_failed(g->store, e) == 0)
+				break;
+			release(g, l, ids, 0, n);
+			return -1;
+		} else if (await(g, l, ids[0], *row, g->s.part, e) < 0) {
+			release(g, l, ids + 1, 0, n - 1);	/* the failed demand has ended by itself */
+			return -1;
+		} else
+			*row += g->s.part[0].n;
 		release(g, l, ids, taken, taken);
 		store_poll(g->store);
 		ids += taken;

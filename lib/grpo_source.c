@@ -63,11 +63,13 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 	struct grpo_data *d = self;
 	const struct prompt_opt po = { .chat = grpo_flags.chat, .think = chat_flags.think };
 	struct ids ids = {0};
+	struct chat_count again = {0};		/* of a file that was counted when it was opened */
+	bool first = d->corpus == NULL || corpus_streams(d->corpus);
 	int rc = prompt_ids(d->tok, rec, &po, &ids, why);
 
 	for (int i = 0; i < grpo_flags.reward.n && rc == 0; i++)
 		rc = reward_check(grpo_flags.reward.v[i], rec, why);
-	if (rc == 0 && chat_fit(&ids, NULL, d->o->seq - grpo_flags.max_new, &d->count)) {
+	if (rc == 0 && chat_fit(&ids, NULL, d->o->seq - grpo_flags.max_new, first ? &d->count : &again)) {
 		ids_push(out, (uint32_t)ids.n);
 		for (int i = 0; i < ids.n; i++)
 			ids_push(out, ids.v[i]);
@@ -168,8 +170,9 @@ static void grpo_close(void *self)
 static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], struct err *e)
 {
 	const struct train_opt *o = d->o;
-	const struct corpus_opt co = { .unit = "prompts", .item = item, .self = d, .shuffle = o->shuffle && !d->eval,
-	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
+	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .self = d },
+	    .shuffle = o->shuffle && !d->eval, .window = d->eval ? 0 : o->shuffle_window, .longest = 2 * o->seq,
+	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
 	if (d->tok == NULL)
 		return err_set(e, EX_NOINPUT, "prompts need a tokenizer: -t FILE");
@@ -379,7 +382,7 @@ static int roll_out(struct grpo_data *d, struct err *e)
 
 /* --- micro-batches --- */
 
-static void fill_row(struct batch *b, int i, const struct completion *c)
+static void fill_row(struct batch *b, int i, const struct completion *c, int record)
 {
 	bool learn = c->stopped || !grpo_flags.mask_overlong;
 
@@ -389,16 +392,19 @@ static void fill_row(struct batch *b, int i, const struct completion *c)
 
 		b->tok[r] = in ? c->tok[t] : 0;
 		b->doc_start[r] = in ? 0 : -1;
+		if (b->from != NULL)
+			b->from[r] = record;
 		b->target[r] = in && learn && t + 1 >= c->nprompt ? (int32_t)c->tok[t + 1] : -1;
 	}
 }
 
-static void fill(struct grpo_slice *s, struct micro *mb)
+/* (A rollout's prompts are the records since the step that asked for it, in their order.) */
+static void fill(const struct grpo_data *d, struct grpo_slice *s, struct micro *mb)
 {
 	mb->b.B = s->n;
 	mb->b.T = longest(s->c, s->n);
 	for (int i = 0; i < s->n; i++)
-		fill_row(&mb->b, i, &s->c[i]);
+		fill_row(&mb->b, i, &s->c[i], (int)(s->c + i - d->c) / grpo_flags.group);
 	mb->replay = grpo_flags.replay ? s->replay : NULL;
 	memcpy(mb->extra, &s, sizeof s);
 }
@@ -421,7 +427,7 @@ static int grpo_next(void *self, struct micro *mb, int B, struct err *e)
 		if ((d->have == 0 || d->eval || d->iteration == grpo_flags.iterations) && (rc = roll_out(d, e)) <= 0)
 			return rc;
 	}
-	fill(&d->slice[d->at++], mb);
+	fill(d, &d->slice[d->at++], mb);
 	return 1;
 }
 
@@ -461,23 +467,28 @@ static json_t *grpo_identity(const void *self)
 static json_t *grpo_position(const void *self)
 {
 	const struct grpo_data *d = self;
+	json_t *p = corpus_position(d->corpus);
 
-	return json_pack("{s:I, s:I, s:I}", "epoch", (json_int_t)corpus_epoch(d->corpus), "prompt",
-	    (json_int_t)corpus_index(d->corpus), "rollouts", (json_int_t)d->rollouts);
+	json_object_set_new(p, "rollouts", json_integer(d->rollouts));
+	return p;
 }
 
 static int grpo_seek(void *self, const json_t *position, struct err *e)
 {
 	struct grpo_data *d = self;
-	json_int_t epoch = 0, index = 0, rollouts = 0;
+	json_int_t rollouts = 0;
 
-	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I, s:I}", "epoch", &epoch, "prompt", &index,
-	    "rollouts", &rollouts) < 0)
+	if (position != NULL && json_unpack((json_t *)position, "{s:I}", "rollouts", &rollouts) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
 	d->rollouts = rollouts;
 	d->have = d->at = 0;
 	d->cut = false;
-	return corpus_seek(d->corpus, epoch, index, e);
+	return corpus_seek(d->corpus, position, e);
+}
+
+static struct corpus *grpo_corpus(void *self)
+{
+	return ((struct grpo_data *)self)->corpus;
 }
 
 static json_t *grpo_inputs(const void *self)
@@ -488,5 +499,5 @@ static json_t *grpo_inputs(const void *self)
 const struct source grpo_source = {
 	.extra = sizeof(struct grpo_slice *), .deals = true, .open = grpo_open, .close = grpo_close, .streams = grpo_streams,
 	.rows = grpo_rows, .bytes = grpo_bytes, .identity = grpo_identity, .next = grpo_next, .midway = grpo_midway,
-	.position = grpo_position, .seek = grpo_seek, .inputs = grpo_inputs,
+	.position = grpo_position, .seek = grpo_seek, .inputs = grpo_inputs, .corpus = grpo_corpus,
 };

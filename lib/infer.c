@@ -13,7 +13,7 @@
 #include "pool.h"
 #include "record.h"
 
-struct infer infer = { .backend = "auto", .readers = 4, .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
+struct infer infer = { .backend = "auto", .readers = 4, .predict = "gate,same,lookahead,previous,popularity,intent", .waste = 0.03 };
 
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
@@ -27,7 +27,7 @@ struct opt infer_opts[] = {
 	{ 0, "dry-run", OPT_FLAG, &infer.dry_run, 0, 0, NULL, "print the memory plan and stop" },
 	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
 	{ 0, "predict", OPT_STR, &infer.predict, 0, 0, "LIST", "who says which experts to read ahead: gate, shared, same, lookahead, "
-	    "previous, popularity, control; all, none" },
+	    "previous, popularity, intent, control; all, none" },
 	{ 0, "waste", OPT_FLOAT, &infer.waste, 0, 1, "X", "share of the bytes read that guesses may waste" },
 	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle", "which expert leaves for another" },
 	{ 0, "heat", OPT_STR, &infer.heat, 0, 0, "FILE", "read the experts first that a run before used most, as it left in FILE, and "

@@ -27,6 +27,7 @@ struct jsonl {
 	int fd;				/* -1: none open */
 	bool skip_bad, warned, eof;
 	int64_t lineno, skipped;
+	int64_t at, behind;		/* bytes of the file, decoded, before the last line and behind it */
 	char *buf;			/* decoded text: [line, scan) has no newline, [scan, end) not looked at */
 	size_t cap, line, scan, end;
 	enum jsonl_format format;
@@ -93,7 +94,7 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 	in->fd = std ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
 	if (in->fd < 0)
 		return err_set(e, EX_NOINPUT, "%s:", path);
-	in->lineno = 0;
+	in->lineno = in->at = in->behind = 0;
 	in->line = in->scan = in->end = 0;
 	in->format = JSONL_UNKNOWN;
 	in->eof = in->in_member = false;
@@ -243,6 +244,8 @@ static char *jsonl_take(struct jsonl *in, size_t stop, size_t *len)
 
 	in->buf[stop] = '\0';
 	*len = stop - in->line;
+	in->at = in->behind;
+	in->behind += (int64_t)*len + (stop < in->end);
 	in->line = in->scan = stop < in->end ? stop + 1 : stop;
 	in->lineno++;
 	return s;
@@ -350,6 +353,16 @@ const char *jsonl_name(const struct jsonl *in)
 int64_t jsonl_lineno(const struct jsonl *in)
 {
 	return in->lineno;
+}
+
+int64_t jsonl_offset(const struct jsonl *in)
+{
+	return in->at;
+}
+
+bool jsonl_plain(const struct jsonl *in)
+{
+	return in->format == JSONL_PLAIN;
 }
 
 int64_t jsonl_skipped(const struct jsonl *in)

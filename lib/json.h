@@ -51,6 +51,8 @@ extern ssize_t (*jsonl_stdin)(ssize_t (*here)(void *self, void *buf, size_t size
 
 const char *jsonl_name(const struct jsonl *in);	/* file of the last record, "<stdin>" */
 int64_t jsonl_lineno(const struct jsonl *in);
+int64_t jsonl_offset(const struct jsonl *in);	/* at which byte of its file, gzip undone, the last line began */
+bool jsonl_plain(const struct jsonl *in);	/* that file is not gzip: the byte can be sought */
 int64_t jsonl_skipped(const struct jsonl *in);
 void jsonl_close(struct jsonl *in);		/* says how many bad records there were */
 

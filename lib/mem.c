@@ -83,9 +83,7 @@ int64_t mem_peak_rss(void)
 
 int64_t mem_program(int threads)
 {
-	const int64_t mib1 = (int64_t)1 << 20;
-
-	return ((mem_peak_rss() + mib1 - 1) / mib1 + 1 + threads) * mib1;
+	return mem_peak_rss() + MEM_BESIDE + threads * MEM_THREAD;
 }
 
 void *mem_alloc(size_t bytes)

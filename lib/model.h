@@ -26,6 +26,7 @@ struct batch {
 	uint32_t *tok;		/* (R) */
 	int32_t *target;	/* (R) id the row must predict, -1: none (already shifted) */
 	int32_t *doc_start;	/* (R) as in attn_args; -1 = padding. Positions restart at every document */
+	int32_t *from;		/* (R) the record a row is of, as corpus_touch() numbers them; NULL: not asked, else set by sources */
 };
 
 struct model_opt {

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fnmatch.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include <zlib.h>
 
 #include "file.h"
+#include "intent.h"
 #include "mem.h"
 #include "outdir.h"
 #include "progress.h"
@@ -22,8 +24,8 @@
 static const enum param_kind kinds[3] = { P_EXP_GATE, P_EXP_UP, P_EXP_DOWN };
 static const char *const part[3] = { "gate_proj", "up_proj", "down_proj" };
 
-/* What goes along when it is there; weights and training state do not. */
-static const char *const side_files[] = { "config.json", "generation_config.json", "tokenizer.json",
+/* What goes along when it is there; weights and training state do not. The first, only while the model stays the same. */
+static const char *const side_files[] = { INTENT_NAME, "config.json", "generation_config.json", "tokenizer.json",
 	"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 	"chat_template.jinja", "chat_template.json" };
 
@@ -81,6 +83,24 @@ static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, 
 	return 0;
 }
 
+/* A rule that changes nothing is a mistake. */
+static int check_rule(const struct pack *p, const struct pack_rule *r, struct err *e)
+{
+	const struct params *ps = &p->md->par;
+	const char *kept = NULL;
+
+	for (int i = 0; i < ps->n; i++) {
+		if (fnmatch(r->pattern, ps->p[i].name, 0) != 0)
+			continue;
+		if (pack_quantisable(&ps->p[i]) || !dtype_blocks(r->t))
+			return 0;
+		kept = ps->p[i].name;
+	}
+	if (kept)
+		return err_set(e, EX_USAGE, "--quant-for %s=%s: %s is never quantised", r->pattern, dtype_name(r->t), kept);
+	return err_set(e, EX_USAGE, "--quant-for %s=%s: %s has no such tensor", r->pattern, dtype_name(r->t), p->md->path);
+}
+
 /* Shared experts and dense layers: what goes for an expert's three matrices goes for theirs. */
 static int check_fixed(const struct pack *p, struct err *e)
 {
@@ -122,8 +142,9 @@ static int expert_types(struct pack *p, struct err *e)
 			return err_set(e, EX_DATAERR, "%s: %s is not stored as F32, BF16 or F16: give --dtype",
 			    p->md->path, ps->p[i].name);
 		if (found[k] >= 0 && found[k] != (int)t)
-			return err_set(e, EX_DATAERR, "%s: %s would be %s, the same of another expert %s: experts have one size",
-			    p->md->path, ps->p[i].name, dtype_name(t), dtype_name((enum dtype)found[k]));
+			return err_set(e, EX_DATAERR, "%s: %s would be %s, that of another expert %s: one type for all of a kind, "
+			    "as with --quant-for '*.experts.*.%s.weight=%s'", p->md->path, ps->p[i].name, dtype_name(t),
+			    dtype_name((enum dtype)found[k]), part[k], dtype_name(t));
 		p->dt[k] = t;
 		found[k] = (int)t;
 	}
@@ -155,6 +176,9 @@ int pack_check(struct pack *p, struct err *e)
 		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there, %s in %s", m->fingerprint,
 		    fp, p->md->path);
 	memcpy(p->fingerprint, fp, sizeof p->fingerprint);
+	for (int i = 0; i < p->nrules; i++)
+		if (check_rule(p, &p->rule[i], e) < 0)
+			return -1;
 	return check_fixed(p, e) < 0 ? -1 : expert_types(p, e);
 }
 
@@ -223,38 +247,50 @@ static int put_view(struct job *j, const struct view *v, uint32_t *crc)
 	return 0;
 }
 
-/* The matrix in j->x, in blocks, to j->y. */
-static int quantise(struct job *j, const struct param *pa, enum dtype to)
+/* The values in j->x, in type `to`, to j->y. What j->y then gives must be numbers: F16 and scales end at 65504. */
+static int convert(struct job *j, const struct param *pa, enum dtype to)
 {
-	if (quant_pack(j->y, to, j->x, pa->rows, pa->cols) < 0)
+	size_t n = (size_t)param_size(pa);
+	bool blocks = dtype_blocks(to), good = true;
+	struct pack_sum *sum = &j->p->by[to];
+
+	if (blocks)
+		good = quant_pack(j->y, to, j->x, pa->rows, pa->cols) == 0;
+	else
+		tensor_from_f32(j->y, to, j->x, n);
+	if (good && blocks)
+		quant_unpack(j->back, j->y, to, pa->rows, pa->cols);
+	else if (good)
+		tensor_to_f32(j->back, j->y, to, n);
+	for (size_t i = 0; good && i < n; i++)
+		good = isfinite(j->back[i]);
+	if (!good)
 		return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite or too large for %s", j->p->md->path,
 		    pa->name, dtype_name(to));
-	quant_unpack(j->back, j->y, to, pa->rows, pa->cols);
-	for (int64_t i = 0; i < param_size(pa); i++) {
+	for (size_t i = 0; i < n; i++) {
 		double d = (double)j->back[i] - (double)j->x[i];
 
-		j->p->error += d * d;
-		j->p->square += (double)j->x[i] * (double)j->x[i];
+		sum->error += d * d;
+		sum->square += (double)j->x[i] * (double)j->x[i];
 	}
+	sum->converted++;
 	return 0;
 }
 
 static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
 {
-	size_t n = (size_t)param_size(pa);
 	enum dtype to;
 	struct view v;
 
 	if (type_of(j->p, pa, &to, j->e) < 0 || modeldir_find(j->p->md, pa->name, &v) < 0)
 		return -1;
+	j->p->by[to].tensors++;
+	j->p->by[to].bytes += (int64_t)mat_bytes(to, pa->rows, pa->cols);
 	if (v.t->dtype == st_of(to) || v.t->dtype == ST_U8)
 		return put_view(j, &v, crc);
-	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0)
+	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0 || convert(j, pa, to) < 0)
 		return -1;
-	if (dtype_blocks(to))
-		return quantise(j, pa, to) < 0 ? -1 : put(j, j->y, mat_bytes(to, pa->rows, pa->cols), crc);
-	tensor_from_f32(j->y, to, j->x, n);
-	return put(j, j->y, n * dtype_size(to), crc);
+	return put(j, j->y, mat_bytes(to, pa->rows, pa->cols), crc);
 }
 
 static int declare_param(struct job *j, const char *key, const struct param *pa, enum dtype t, size_t align,
@@ -497,7 +533,7 @@ static int copy_side_files(struct job *j)
 {
 	int rc = 0;
 
-	for (size_t i = 0; rc == 0 && i < sizeof side_files / sizeof *side_files; i++) {
+	for (size_t i = j->fingerprint ? 0 : 1; rc == 0 && i < sizeof side_files / sizeof *side_files; i++) {
 		char *from = file_join(j->p->md->path, side_files[i]), *to = file_join(j->dir, side_files[i]);
 
 		if (access(from, F_OK) == 0)
@@ -594,6 +630,20 @@ static int64_t total_bytes(const struct pack *p, bool experts)
 	return sum;
 }
 
+/* Tensors of model.safetensors in another type than the model's. */
+static int dense_converted(const struct pack *p)
+{
+	const struct params *ps = &p->md->par;
+	enum dtype t, was;
+	struct err none;
+	int n = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		n += !is_expert(&ps->p[i]) && type_of(p, &ps->p[i], &t, &none) == 0
+		    && modeldir_type(p->md, &ps->p[i], &was, &none) == 0 && t != was;
+	return n;
+}
+
 static int note_packed(struct pack *p, struct err *e)
 {
 	struct manifest *m = p->manifest;
@@ -608,8 +658,9 @@ static int note_packed(struct pack *p, struct err *e)
 	m->gate_bytes = (int64_t)mat_bytes(m->dt[0], F, D);
 	m->up_bytes = (int64_t)mat_bytes(m->dt[1], F, D);
 	m->down_bytes = (int64_t)mat_bytes(m->dt[2], D, F);
-	/* Unpacking gives back the model, fingerprint and all, when this equals dtype. */
+	/* Unpacking gives back the model, fingerprint and all, when this equals dtype and nothing else was converted. */
 	json_object_set_new(m->raw, "model_dtype", was < 0 ? json_null() : json_string(dtype_name((enum dtype)was)));
+	json_object_set_new(m->raw, "dense_converted", json_integer(dense_converted(p)));
 	return m->fingerprint ? 0 : err_set(e, EX_OSERR, "out of memory");
 }
 
@@ -710,11 +761,12 @@ static int put_packed(struct job *j, const struct param *pa)
 	return find_packed(j, pa, i, &v) < 0 || put_view(j, &v, NULL) < 0 || stopped(j) ? -1 : 0;
 }
 
-static bool type_kept(const struct manifest *m)
+/* Did packing leave every type as it was? */
+static bool types_kept(const struct manifest *m)
 {
 	const char *was = json_string_value(json_object_get(m->raw, "model_dtype"));
 
-	return was && strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
+	return was && json_integer_value(json_object_get(m->raw, "dense_converted")) == 0 && strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
 }
 
 /* Blocks do not give back what they were made of. */
@@ -764,7 +816,7 @@ int pack_undo(struct pack *p, struct err *e)
 	if (quantised(p))
 		return err_set(e, EX_DATAERR, "%s: %s is quantised: what it was made from cannot be given back", p->md->path,
 		    quantised(p));
-	j.fingerprint = type_kept(m) ? m->fingerprint : NULL;
+	j.fingerprint = types_kept(m) ? m->fingerprint : NULL;
 	memcpy(p->dt, m->dt, sizeof p->dt);
 	p->experts = p->md->cfg.num_sparse * m->experts;
 	if (job_begin(&j, &d, total_bytes(p, true)) < 0)

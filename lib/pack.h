@@ -23,6 +23,12 @@ struct pack_rule {			/* tensors whose name matches the pattern (fnmatch) get thi
 	enum dtype t;
 };
 
+struct pack_sum {			/* what was written of one type */
+	int tensors, converted;		/* converted: of these, from another type */
+	int64_t bytes;
+	double error, square;		/* sums over converted values: squared error, square */
+};
+
 struct pack {
 	struct modeldir *md;		/* the model to read */
 	struct manifest *manifest;	/* order of experts; pack_write() completes it */
@@ -36,7 +42,7 @@ struct pack {
 	/* results */
 	int model_dtype;		/* of the experts in md; -1: several */
 	enum dtype dt[3];		/* of gate, up and down as written */
-	double error, square;		/* sums over quantised values: squared error, square */
+	struct pack_sum by[DT_Q4A + 1];	/* (enum dtype) after pack_write() */
 	int experts;
 	int64_t bytes, padding;		/* of experts; of what lies between them */
 	int64_t dense_bytes;		/* tensors of model.safetensors */
@@ -48,7 +54,8 @@ struct pack {
 bool pack_quantisable(const struct param *p);
 
 /* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it has one? EX_DATAERR says
- * what differs. Fills dt (EX_DATAERR when it is not the same in all experts) and fingerprint. */
+ * what differs. Fills dt (EX_DATAERR when it is not the same in all experts) and fingerprint. EX_USAGE: a rule that
+ * matches no tensor, or asks for blocks of nothing but what pack_quantisable() excludes. */
 int pack_check(struct pack *p, struct err *e);
 
 /* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer, manifest. Then reads
@@ -57,7 +64,7 @@ int pack_check(struct pack *p, struct err *e);
 int pack_write(struct pack *p, struct err *e);
 
 /* md is packed and nothing in it is quantised: writes p->out with all tensors in model.safetensors, experts in the type they
- * were packed in (p->dt is set to it). CRCs are checked, and the fingerprint when the experts' type was not changed by packing. */
+ * were packed in (p->dt is set to it). CRCs are checked, and the fingerprint when packing changed no type. */
 int pack_undo(struct pack *p, struct err *e);
 
 #endif

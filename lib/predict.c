@@ -56,13 +56,13 @@ int source_list(const char *list, const char **why)
 
 		n = strcspn(list, ",");
 		if (n == 3 && strncmp(list, "all", 3) == 0) {
-			bits |= SRC_MEASURED & ~SRC_BIT(SRC_CONTROL);
+			bits |= SRC_MEASURED | SRC_BIT(SRC_INTENT);
 			continue;
 		}
-		while (i <= SRC_CONTROL && (strlen(source_name[i]) != n || strncmp(list, source_name[i], n) != 0))
+		while (i <= SRC_INTENT && (i == SRC_TOGETHER || strlen(source_name[i]) != n || strncmp(list, source_name[i], n) != 0))
 			i++;
-		if (i > SRC_CONTROL) {
-			*why = "not a list of gate, shared, same, lookahead, previous, popularity, control; or all, or none";
+		if (i > SRC_INTENT) {
+			*why = "not a list of gate, shared, same, lookahead, previous, popularity, intent, control; or all, or none";
 			return -1;
 		}
 		bits |= SRC_BIT(i);

@@ -8,6 +8,7 @@
  *	lookahead	the head's offsets 1..K: the tokens that follow
  *	previous	what the sequence's last token used
  *	popularity	what has been used of late
+ *	intent		what a prompt says of its answer (decode_intent.c): before it, for all layers
  *	control		a layer's own router on its own input: right by construction; if not, the accounting is wrong
  *
  * A source gives a margin per expert: how far its logit is above the border between the K-th and the next, in units of how
@@ -32,7 +33,7 @@
 enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_CONTROL, SRC_TOGETHER, SRC_N,
 	SRC_INTENT = SRC_N, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };	/* these only label reads */
 #define SRC_BIT(s) (1 << (s))
-#define SRC_MEASURED (SRC_BIT(SRC_TOGETHER) - 1)
+#define SRC_MEASURED (SRC_BIT(SRC_CONTROL) - 1)	/* those that have something to say in every layer */
 
 extern const char *const source_name[SRC_LABELS];
 

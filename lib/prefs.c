@@ -29,7 +29,7 @@ enum { LEN_W, LEN_L, KEY_LOW, KEY_HIGH, HEADER };
 
 struct span {			/* a sequence on its way into the batch; its rows are all ids but the last */
 	const uint32_t *v;
-	int32_t rows, pair, side;
+	int32_t rows, pair, side, record;
 };
 
 struct prefs {
@@ -198,6 +198,7 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 	struct prefs *p = self;
 	json_t *turns[2] = { NULL, NULL };
 	struct chat_count c = {0};
+	bool first = p->corpus == NULL || corpus_streams(p->corpus);	/* a file was counted when it was opened */
 	int at = out->n, rc = conversations(rec, turns, why), n[2] = { 0, 0 };
 
 	for (int i = 0; i < HEADER; i++)
@@ -210,11 +211,11 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 	json_decref(turns[1]);
 	if (rc <= 0) {
 		out->n = at;
-		p->count.dropped += c.dropped > 0;
-		p->count.empty += c.empty > 0;
+		p->count.dropped += first && c.dropped > 0;
+		p->count.empty += first && c.empty > 0;
 		return rc;
 	}
-	p->count.cut += c.cut > 0;
+	p->count.cut += first && c.cut > 0;
 	out->v[at + LEN_W] = (uint32_t)n[CHOSEN];
 	out->v[at + LEN_L] = (uint32_t)n[REJECTED];
 	set_key(out->v + at, out->n - at);
@@ -253,8 +254,9 @@ static void *prefs_open(const struct train_opt *o, const struct config *c, struc
     char *const files[], bool eval, struct err *e)
 {
 	struct prefs *p = calloc(1, sizeof *p);
-	const struct corpus_opt co = { .unit = "pairs", .item = item, .self = p, .shuffle = o->shuffle && !eval,
-	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
+	const struct corpus_opt co = { .unit = "pairs", .kind = { .item = item, .self = p },
+	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window, .longest = HEADER + 2 * (o->seq + 1),
+	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 	const size_t n = 2 * (size_t)o->batch;
 
 	(void)c;
@@ -323,6 +325,8 @@ static void place(struct batch *b, const struct span *s, int32_t at, int32_t col
 		b->tok[at + i] = CHAT_ID(s->v[i]);
 		b->target[at + i] = s->v[i + 1] & CHAT_LEARN ? (int32_t)CHAT_ID(s->v[i + 1]) : -1;
 		b->doc_start[at + i] = column;
+		if (b->from != NULL)
+			b->from[at + i] = s->record;
 	}
 }
 
@@ -377,7 +381,7 @@ static int collect(struct prefs *p, int B, int64_t limit, struct err *e)
 static int pairs(struct prefs *p, struct micro *mb, int B, int64_t limit, struct err *e)
 {
 	struct pref *pair = mb->extra;
-	int n = collect(p, B, limit, e);
+	int n = collect(p, B, limit, e), first = corpus_touched(p->corpus) - n;		/* their records */
 	const uint32_t *v = p->copy.v;
 
 	if (n <= 0)
@@ -388,7 +392,7 @@ static int pairs(struct prefs *p, struct micro *mb, int B, int64_t limit, struct
 		for (int s = 0; s < 2; s++) {
 			int32_t len = (int32_t)v[s == CHOSEN ? LEN_W : LEN_L];
 
-			p->span[2 * i + s] = (struct span){ v + HEADER + (s == REJECTED ? v[LEN_W] : 0), len - 1, i, s };
+			p->span[2 * i + s] = (struct span){ v + HEADER + (s == REJECTED ? v[LEN_W] : 0), len - 1, i, s, first + i };
 			pair[i].targets[s] = 0;
 			for (int32_t j = 1; j < len; j++)
 				pair[i].targets[s] += (p->span[2 * i + s].v[j] & CHAT_LEARN) != 0;
@@ -420,23 +424,28 @@ int64_t prefs_pairs(const struct micro *mb)
 static json_t *prefs_position(const void *self)
 {
 	const struct prefs *p = self;
+	json_t *at = corpus_position(p->corpus);
 
-	return json_pack("{s:I, s:I, s:I}", "epoch", (json_int_t)corpus_epoch(p->corpus), "pair",
-	    (json_int_t)corpus_index(p->corpus), "pairs", (json_int_t)p->taken);
+	json_object_set_new(at, "pairs", json_integer(p->taken));
+	return at;
 }
 
 static int prefs_seek(void *self, const json_t *position, struct err *e)
 {
 	struct prefs *p = self;
-	json_int_t epoch = 0, index = 0, taken = 0;
+	json_int_t taken = 0;
 
-	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I, s:I}", "epoch", &epoch, "pair", &index, "pairs",
-	    &taken) < 0)
+	if (position != NULL && json_unpack((json_t *)position, "{s:I}", "pairs", &taken) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the pairs");
-	if (corpus_seek(p->corpus, epoch, index, e) < 0)
+	if (corpus_seek(p->corpus, position, e) < 0)
 		return -1;
 	p->taken = taken;
 	return 0;
+}
+
+static struct corpus *prefs_corpus(void *self)
+{
+	return ((struct prefs *)self)->corpus;
 }
 
 static json_t *prefs_inputs(const void *self)
@@ -447,7 +456,7 @@ static json_t *prefs_inputs(const void *self)
 const struct source prefs_source = {
 	.extra = sizeof(struct pref), .open = prefs_open, .close = prefs_close, .streams = prefs_streams,
 	.rows = prefs_rows, .bytes = prefs_bytes, .identity = prefs_identity, .next = prefs_next,
-	.position = prefs_position, .seek = prefs_seek, .inputs = prefs_inputs,
+	.position = prefs_position, .seek = prefs_seek, .inputs = prefs_inputs, .corpus = prefs_corpus,
 };
 
 /* --- log-probs of the reference, once --- */

@@ -40,9 +40,9 @@ size_t quant_panel_bytes(enum dtype t, int cols);		/* and of all of it: a multip
 /* Of a matrix in any type. 0 when that does not fit a size_t or rows or cols is not positive. */
 size_t mat_bytes(enum dtype t, int rows, int cols);
 
-/* (rows, cols) floats to blocks of type t and back. The scale of a block is searched for: several are tried, the values
- * rounded with each and the scale fitted to them by least squares, and what gives the smallest squared error stays. dst
- * must be all of mat_bytes(). -1: a value is not finite, or too large for a half-precision scale. Threads of the pool. */
+/* (rows, cols) floats to blocks of type t and back. The scale of a block is searched for (quant_fit.h); the bytes are the same
+ * on every machine. dst must be all of mat_bytes(). -1: a value is not finite, or too large for a half-precision scale.
+ * Threads of the pool. */
 int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols);
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols);
 void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols);

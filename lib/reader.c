@@ -124,7 +124,8 @@ void reader_close(struct reader *r)
 
 int64_t reader_bytes(int nfiles, int threads)
 {
-	return (int64_t)sizeof(struct reader) + nfiles * (int64_t)sizeof(struct reader_file) + (int64_t)(threads > 0 ? threads : READER_THREADS_USUAL) * READER_STACK;
+	return (int64_t)sizeof(struct reader) + nfiles * (int64_t)sizeof(struct reader_file) +
+	    (int64_t)(threads > 0 ? threads : READER_THREADS_USUAL) * READER_STACK_USED;
 }
 
 int64_t reader_size(const struct reader *r, int file)

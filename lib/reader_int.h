@@ -6,7 +6,8 @@
 
 #include "reader.h"
 
-#define READER_STACK (512 << 10)	/* of a reader thread; thread-local arrays of the whole program lie in it too */
+#define READER_STACK (512 << 10)	/* of a reader thread; thread-local arrays of the whole program lie in it too, */
+#define READER_STACK_USED (64 << 10)	/* no more of it is touched */
 
 struct reader_file {
 	int fd;

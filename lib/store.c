@@ -18,19 +18,23 @@
 #define DEMANDS ((int64_t)16 << 20)	/* bytes of demanded reads under way at once, */
 #define GUESSES ((int64_t)3 << 20)	/* and of guesses: a demand that comes waits for no more than these */
 #define MERGED ((int64_t)1 << 20)	/* neighbours are read together up to this */
+#define SPLIT ((int64_t)512 << 10)	/* demanded experts are read in two from this size on, so that gate and up can be used first */
 #define WARM_PASSES 8			/* through all layers: after them what a run before has recorded says nothing any more */
 #define CRC_PIECE ((int64_t)256 << 10)
 
-struct fault {				/* why the last read of an expert failed */
-	enum { FAULT_NONE, FAULT_READ, FAULT_EOF, FAULT_CRC } kind;
+struct fetched {			/* the last read of an expert, or that under way */
+	enum { FAULT_NONE, FAULT_READ, FAULT_EOF, FAULT_CRC } fault;
 	int error;
-	uint32_t crc;			/* that of what was read */
+	uint32_t crc;			/* that of what was read, where it is wrong */
+	int pieces;			/* still to come */
+	bool gate_up;			/* is there */
+	int64_t got;			/* bytes */
 };
 
 struct flight {				/* a read under way: experts that lie one behind the other in their file */
 	struct reader_job job;
 	int key[READER_PARTS];
-	bool demand;
+	bool demand, gate_up;		/* gate_up: brings only these of a split expert */
 	int64_t bytes;
 	struct flight *free;		/* next that is not in use */
 };
@@ -50,7 +54,7 @@ struct store {
 	int64_t gate_bytes, up_bytes;
 
 	char *base;			/* (slots, slot_bytes), a multiple of 4096 each */
-	int64_t map_bytes, slot_bytes;
+	int64_t map_bytes, slot_bytes, split;
 	int slots, layer_needs;		/* layer_needs: experts of one token in one layer */
 
 	struct reader *reader;
@@ -60,8 +64,9 @@ struct store {
 	double since, busy;		/* when reads began to be under way; seconds before that */
 
 	struct cache *cache;
-	struct fault *fault;		/* (layers, experts) */
+	struct fetched *fetched;	/* (layers, experts) */
 	bool *checked;			/* (layers, experts) the CRC was right once */
+	int failed;			/* the last expert whose read failed, or -1 */
 	double stall;
 	uint64_t requests;
 };
@@ -105,7 +110,7 @@ int64_t store_plan_bytes(const struct config *c, const struct manifest *m, const
 	struct plan p = plan(c, m, o);
 
 	return p.map_bytes + cache_bytes(p.keys, p.slots) + reader_bytes(m->nclusters, o->reader.threads)
-	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fault) + sizeof(bool) + sizeof(int))
+	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fetched) + sizeof(bool) + sizeof(int))
 	    + READER_JOBS * (int64_t)sizeof(struct flight) + (int64_t)sizeof(struct store);
 }
 
@@ -223,26 +228,37 @@ static uint32_t crc_of(const char *p, int64_t n)
 	return crc;
 }
 
-/* Takes in the expert of part i; need: bytes of the job that end with it. */
-static void land(struct store *s, struct flight *f, int i, size_t need)
+/* All of expert k is there, or will not come. */
+static void finish(struct store *s, int k)
 {
-	int k = f->key[i];
+	struct fetched *f = &s->fetched[k];
 	const struct place *p = &s->place[k];
-	struct fault *fault = &s->fault[k];
-	size_t begin = need - (size_t)p->bytes, got = f->job.got > begin ? f->job.got - begin : 0, whole = f->job.part[i].iov_len;
-	bool good = f->job.error == 0 || f->job.have >= need;
 
-	*fault = (struct fault){ .kind = FAULT_NONE };
-	if (!good) {
-		fault->kind = f->job.error == READER_EOF ? FAULT_EOF : FAULT_READ;
-		fault->error = f->job.error;
-	} else if (!s->checked[k]) {
-		fault->crc = crc_of(f->job.part[i].iov_base, p->bytes);
-		good = s->checked[k] = fault->crc == p->crc;
-		fault->kind = good ? FAULT_NONE : FAULT_CRC;
+	if (f->fault == FAULT_NONE && !s->checked[k]) {
+		f->crc = crc_of(s->base + cache_slot(s->cache, k) * s->slot_bytes, p->bytes);
+		s->checked[k] = f->crc == p->crc;
+		f->fault = s->checked[k] ? FAULT_NONE : FAULT_CRC;
 	}
+	if (f->fault != FAULT_NONE)
+		s->failed = k;
+	cache_done(s->cache, k, f->got, f->fault == FAULT_NONE);
+}
+
+/* Takes in part i of a flight; need: bytes of the job up to the end of what part i must bring. */
+static void land(struct store *s, struct flight *f, int i, size_t begin, size_t need)
+{
+	struct fetched *x = &s->fetched[f->key[i]];
+	size_t got = f->job.got > begin ? f->job.got - begin : 0, whole = f->job.part[i].iov_len;
+
 	/* What was read twice after a short read belongs to the last. */
-	cache_done(s->cache, k, (int64_t)(i + 1 < f->job.n && got > whole ? whole : got), good);
+	x->got += (int64_t)(i + 1 < f->job.n && got > whole ? whole : got);
+	if (f->job.error != 0 && f->job.have < need) {
+		x->fault = f->job.error == READER_EOF ? FAULT_EOF : FAULT_READ;
+		x->error = f->job.error;
+	} else if (f->gate_up)
+		x->gate_up = true;
+	if (--x->pieces == 0)
+		finish(s, f->key[i]);
 }
 
 static double now(void)
@@ -255,48 +271,75 @@ static double now(void)
 
 static void land_all(struct store *s, struct flight *f)
 {
-	size_t end = 0;
+	size_t begin = 0;
 
 	s->flying[f->demand] -= f->bytes;
 	if (--s->flights == 0)
 		s->busy += now() - s->since;
 	for (int i = 0; i < f->job.n; i++) {
-		land(s, f, i, end + (size_t)s->place[f->key[i]].bytes);
-		end += f->job.part[i].iov_len;
+		land(s, f, i, begin, i + 1 < f->job.n ? begin + (size_t)s->place[f->key[i]].bytes : f->job.need);
+		begin += f->job.part[i].iov_len;
 	}
 	s->complete = cache_residents(s->cache) == s->all;
 	f->free = s->idle;
 	s->idle = f;
 }
 
-static void add_part(struct store *s, struct flight *f, int k, int slot)
-{
-	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes, (size_t)s->slot_bytes };
-	f->job.need = (size_t)(f->bytes + s->place[k].bytes);
-	f->key[f->job.n++] = k;
-	f->bytes += s->slot_bytes;
-}
-
-/* Starts the read of k, and of those behind it in the file that are wanted, too. */
-static void start(struct store *s, int k, int slot, bool demand)
+static struct flight *new_flight(struct store *s, int k, bool demand)
 {
 	struct flight *f = s->idle;
 
 	s->idle = f->free;
 	f->demand = demand;
+	f->gate_up = false;
 	f->bytes = 0;
 	f->job.n = 0;
 	f->job.file = s->place[k].cluster;
 	f->job.offset = s->place[k].offset;
-	add_part(s, f, k, slot);
-	while ((k = s->after[k]) >= 0 && f->job.n < READER_PARTS && f->bytes + s->slot_bytes <= MERGED
-	    && cache_take_too(s->cache, k, demand, &slot))
-		add_part(s, f, k, slot);
-	s->flying[demand] += f->bytes;
+	return f;
+}
+
+/* Bytes from..to of expert k, whole pages, of which those up to `need` must come. */
+static void add_part(struct store *s, struct flight *f, int k, int slot, int64_t from, int64_t to, int64_t need)
+{
+	s->fetched[k].pieces++;
+	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes + from, (size_t)(to - from) };
+	f->job.need = (size_t)(f->bytes + need - from);
+	f->key[f->job.n++] = k;
+	f->bytes += to - from;
+}
+
+static void submit(struct store *s, struct flight *f)
+{
+	s->flying[f->demand] += f->bytes;
 	if (s->flights++ == 0)
 		s->since = now();
 	s->requests++;
 	reader_submit(s->reader, &f->job);
+}
+
+/* Starts the read of k, in two if it is large, with those behind it in the file that are wanted, too, if it is small. */
+static void start(struct store *s, int k, int slot, bool demand)
+{
+	int64_t bytes = s->place[k].bytes, half = reader_round(s->gate_bytes + s->up_bytes);
+	struct flight *f = new_flight(s, k, demand);
+
+	s->fetched[k] = (struct fetched){ 0 };
+	if (demand && s->slot_bytes >= s->split && half < s->slot_bytes && s->idle != NULL) {
+		add_part(s, f, k, slot, 0, half, half);
+		f->gate_up = true;
+		submit(s, f);
+		f = new_flight(s, k, demand);
+		f->job.offset += half;
+		add_part(s, f, k, slot, half, s->slot_bytes, bytes);
+	} else
+		add_part(s, f, k, slot, 0, s->slot_bytes, bytes);
+	while ((k = s->after[k]) >= 0 && f->job.n < READER_PARTS && f->bytes + s->slot_bytes <= MERGED
+	    && cache_take_too(s->cache, k, demand, &slot)) {
+		s->fetched[k] = (struct fetched){ 0 };
+		add_part(s, f, k, slot, 0, s->slot_bytes, s->place[k].bytes);
+	}
+	submit(s, f);
 }
 
 static void start_reads(struct store *s)
@@ -385,12 +428,12 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	int i;
 
 	s->place = malloc((size_t)p->keys * sizeof *s->place);
-	s->fault = calloc((size_t)p->keys, sizeof *s->fault);
+	s->fetched = calloc((size_t)p->keys, sizeof *s->fetched);
 	s->checked = calloc((size_t)p->keys, sizeof *s->checked);
 	s->after = malloc((size_t)p->keys * sizeof *s->after);
 	s->flight = calloc(READER_JOBS, sizeof *s->flight);
 	s->cache = cache_new(p->keys, p->slots, READER_JOBS, c->num_sparse);
-	if (s->place == NULL || s->fault == NULL || s->checked == NULL || s->after == NULL || s->flight == NULL
+	if (s->place == NULL || s->fetched == NULL || s->checked == NULL || s->after == NULL || s->flight == NULL
 	    || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
 	cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok);
@@ -443,6 +486,7 @@ static struct store *store_new(const struct config *c)
 		return NULL;
 	s->layers = c->num_hidden_layers;
 	s->experts = c->num_experts;
+	s->failed = -1;
 	s->D = c->hidden_size;
 	s->F = c->moe_intermediate_size;
 	s->all = c->num_sparse * c->num_experts;
@@ -466,6 +510,7 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 	s->up_bytes = m->up_bytes;
 	s->slots = p.slots;
 	s->layer_needs = c->num_experts_per_tok;
+	s->split = o->split > 0 ? o->split : SPLIT;
 	s->slot_bytes = p.slot_bytes;
 	s->reader = reader_open(dir, m->file, m->nclusters, &o->reader, e);
 	if (s->reader == NULL || check_places(s, c, m, e) < 0 || find_neighbours(s, e) < 0)
@@ -513,7 +558,7 @@ void store_close(struct store *s)
 	free(s->file);
 	free(s->dir);
 	free(s->place);
-	free(s->fault);
+	free(s->fetched);
 	free(s->checked);
 	free(s->after);
 	free(s->flight);
@@ -579,15 +624,20 @@ bool store_ready(const struct store *s, int layer, int id)
 static int fault_message(const struct store *s, int k, struct err *e)
 {
 	const struct place *p = &s->place[k];
-	const struct fault *f = &s->fault[k];
+	const struct fetched *f = &s->fetched[k];
 	int layer = k / s->experts, id = k % s->experts;
 	const char *file = s->file[p->cluster];
 
-	if (f->kind == FAULT_CRC)
+	if (f->fault == FAULT_CRC)
 		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: CRC-32 is %08x, the manifest says %08x", s->dir,
 		    file, layer, id, f->crc, p->crc);
 	return err_set(e, EX_IOERR, "%s/%s: layer %d, expert %d: %s at offset %lld", s->dir, file, layer, id,
-	    f->kind == FAULT_EOF ? "unexpected end of file" : strerror(f->error), (long long)p->offset);
+	    f->fault == FAULT_EOF ? "unexpected end of file" : strerror(f->error), (long long)p->offset);
+}
+
+int store_failed(const struct store *s, struct err *e)
+{
+	return s->resident || s->failed < 0 ? 0 : fault_message(s, s->failed, e);
 }
 
 static bool arrived(const struct store *s, int k)
@@ -615,10 +665,35 @@ static int fetch(struct store *s, int k, struct err *e)
 	return status;
 }
 
+static void views(const struct store *s, int k, struct expert *x)
+{
+	const char *p = s->base + cache_slot(s->cache, k) * s->slot_bytes;
+
+	x->gate = (struct mat){ p, s->dt[0], s->F, s->D };
+	x->up = (struct mat){ p + s->gate_bytes, s->dt[1], s->F, s->D };
+	x->down = (struct mat){ p + s->gate_bytes + s->up_bytes, s->dt[2], s->D, s->F };
+}
+
+bool store_get_half(struct store *s, int layer, int id, struct expert *x)
+{
+	int k = key(s, layer, id);
+	double begun;
+
+	if (store_ready(s, layer, id))
+		return false;
+	begun = now();
+	while (!arrived(s, k) && !s->fetched[k].gate_up && pump(s, true))
+		continue;
+	s->stall += now() - begun;
+	if (cache_state(s->cache, k) != CACHE_READING || !s->fetched[k].gate_up)
+		return false;
+	views(s, k, x);
+	return true;
+}
+
 int store_get(struct store *s, int layer, int id, struct expert *x, struct err *e)
 {
 	int k = key(s, layer, id);
-	const char *p;
 
 	if (s->resident) {
 		*x = s->resident[k];
@@ -626,10 +701,7 @@ int store_get(struct store *s, int layer, int id, struct expert *x, struct err *
 	}
 	if (cache_state(s->cache, k) != CACHE_RESIDENT && fetch(s, k, e) < 0)
 		return -1;
-	p = s->base + cache_slot(s->cache, k) * s->slot_bytes;
-	x->gate = (struct mat){ p, s->dt[0], s->F, s->D };
-	x->up = (struct mat){ p + s->gate_bytes, s->dt[1], s->F, s->D };
-	x->down = (struct mat){ p + s->gate_bytes + s->up_bytes, s->dt[2], s->D, s->F };
+	views(s, k, x);
 	return 0;
 }
 

@@ -39,6 +39,7 @@ struct store_opt {
 	struct reader_opt reader;
 	enum cache_policy evict;
 	double waste;		/* share of the bytes read that guesses may waste; below 0: no limit */
+	int64_t split;		/* demanded experts of this size or more are read in two; 0: 512 KiB */
 	bool force;		/* accept a budget below one token's working set */
 };
 
@@ -84,7 +85,12 @@ bool store_complete(const struct store *s);
 void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *status);
 bool store_ready(const struct store *s, int layer, int id);	/* resident now: get would not wait */
 int store_get(struct store *s, int layer, int id, struct expert *x, struct err *e);	/* EX_IOERR, EX_DATAERR */
+/* Waits until gate and up of a demanded expert are there, and is true when down is not yet: x has all three, of which down may
+ * be used after store_get. What they hold is not checked before that either: its error must discard what came of them. */
+bool store_get_half(struct store *s, int layer, int id, struct expert *x);
 void store_put(struct store *s, int layer, int id);
+/* Whether any read has failed so far: for who gives demands up, and so is never told by store_get. 0, or -1. */
+int store_failed(const struct store *s, struct err *e);
 /* Gives up a demand that was never fetched with store_get (on-miss shared): the read goes on as a prediction. */
 void store_abandon(struct store *s, int layer, int id);
 

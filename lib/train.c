@@ -16,6 +16,8 @@
 struct train_opt train_flags = {
 	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01, .batch = 8,
 	.accum = 1, .seq = 512, .shard_size = (int64_t)4 << 30, .keep = 2, .shuffle = true,
+	.guard_warn = 85, .guard_stop = 95,
+	.data_ram = (int64_t)1 << 30,
 };
 
 const struct opt train_opts[] = {
@@ -29,6 +31,10 @@ const struct opt train_opts[] = {
 	    "tokenizer.json, or a directory that has one" },
 	{ 0, "shuffle", OPT_FLAG, &train_flags.shuffle, 0, 0, NULL,
 	    "a new order of the records each epoch; not of a pipe" },
+	{ 0, "shuffle-window", OPT_COUNT, &train_flags.shuffle_window, 0, 1e9, "N",
+	    "draw each record of a pipe from the next N; 0: in its order" },
+	{ 0, "data-ram", OPT_BYTES, &train_flags.data_ram, 0, 0, "BYTES",
+	    "tokens of files to keep in memory; other records are read again when their turn comes" },
 	{ 0, "skip-bad", OPT_FLAG, &train_flags.skip_bad, 0, 0, NULL,
 	    "count bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "Training" },
@@ -74,6 +80,12 @@ const struct opt train_opts[] = {
 	{ 0, "dtype", OPT_CHOICE, &train_flags.dtype, 0, 0, "f32|bf16", "of the weights written" },
 	{ 0, "shard-size", OPT_BYTES, &train_flags.shard_size, 0, 0, "BYTES",
 	    "largest file of weights; 0: one file" },
+	{ 0, "skip-nonfinite", OPT_COUNT, &train_flags.skip_nonfinite, 0, 1e12, "N",
+	    "skip up to N steps in a row whose loss or gradient is not finite, before stopping" },
+	{ 0, "max-spike", OPT_FLOAT, &train_flags.max_spike, 0, 1e9, "X",
+	    "stop at a loss above X times the median of the last 64 steps; 0: do not" },
+	{ 0, "dump-bad", OPT_STR, &train_flags.dump_bad, 0, 0, "FILE",
+	    "write the batches of such steps as records" },
 	{ .kind = OPT_GROUP, .help = "Watching" },
 	{ 0, "log-every", OPT_COUNT, &train_flags.log_every, 1, 1e12, "N",
 	    "steps between step records" },
@@ -94,6 +106,11 @@ const struct opt train_opts[] = {
 	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES",
 	    "refuse a plan above this; 0: no limit" },
+	{ 0, "guard", OPT_FLAG, &train_flags.guard, 0, 0, NULL,
+	    "stop with a checkpoint and status 75 before memory runs out" },
+	{ 0, "guard-warn", OPT_FLOAT, &train_flags.guard_warn, 1, 100, "PERCENT",
+	    "of a limit in use: say so" },
+	{ 0, "guard-stop", OPT_FLOAT, &train_flags.guard_stop, 1, 100, "PERCENT", "stop" },
 	{ 0, "dry-run", OPT_FLAG, &train_flags.dry_run, 0, 0, NULL,
 	    "print the memory plan and stop" },
 	{ .kind = OPT_END }
@@ -101,11 +118,13 @@ const struct opt train_opts[] = {
 
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet",
+	"guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "dry-run", "quiet",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet",
+	"guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 
@@ -159,8 +178,11 @@ static int next_micro(struct train *t, void *src, struct micro *mb, struct err *
 /* Takes the micro-batches of a step. Their number, 0 at the end of the data, or -1. */
 static int take(struct train *t, struct err *e)
 {
+	const struct source *s = t->s->source;
 	int n, rc;
 
+	if (s->midway == NULL || !s->midway(t->src))
+		corpus_forget(s->corpus(t->src));
 	if (t->streams) {		/* a stop signal may end the wait for records in the middle of this */
 		json_decref(t->position);
 		t->position = t->s->source->position(t->src);
@@ -239,17 +261,20 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	}
 	clear_step(t);
 	t->be->zero(t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
+	t->tokens += all.tokens;
+	t->bad_micro = -1;
 	for (int i = 0; i < n; i++) {
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
-		if (comm_any(!isfinite(t->now.loss)))
-			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
-			    t->step + 1, i + 1, n, t->now.loss);
+		if (!comm_any(!isfinite(t->now.loss)))
+			continue;
+		t->bad_micro = i;
+		return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
+		    t->step + 1, i + 1, n, t->now.loss);
 	}
 	if (t->o.lora_rank > 0)
 		lora_gradients(&t->lora, t->m.g);
 	optim_reduce(&t->opt, t->trained.g);
 	metric_reduce(&t->now);
-	t->tokens += all.tokens;
 	return 0;
 }
 
@@ -266,7 +291,11 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	json_set_int(rec, "tokens", t->tokens);
 	json_set_num(rec, "tok_per_s", dt > 0 ? (double)(t->tokens - t->clock_tokens) / dt : 0);
 	metric_routing(&t->now, &t->cfg, &t->load, rec);
+	if (t->bad.most > 0)
+		json_set_int(rec, "skipped", t->bad.skipped);
 	json_set_int(rec, "mem_bytes", mem_peak_rss());
+	json_set_int(rec, "mem_plan", mem_plan_total(&t->plan));
+	json_set_int(rec, "mem_peak", mem_peak_rss());
 	rc = json_put(stdout, rec, e);
 	json_decref(rec);
 	t->clock = now;
@@ -274,20 +303,50 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	return rc;
 }
 
-static int train_step(struct train *t, int n, struct err *e)
+/* Is there anything wrong with the gradients of a step? */
+static int check_step(const struct train *t, int n, double norm, struct err *e)
 {
-	bool log = (t->step + 1) % t->o.log_every == 0 || t->step + 1 == t->schedule.total;
-	double norm, lr = optim_lr(&t->schedule, t->step + 1);
+	double median;
 
-	if (gradients(t, n, log, e) < 0)
-		return -1;
-	norm = optim_norm(&t->opt, t->trained.g);
 	if (!isfinite(norm))
 		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g)",
 		    t->step + 1, n, t->now.loss);
+	return bad_spikes(&t->bad, t->now.loss, &median) ? err_set(e, EX_DATAERR, "step %" PRId64 ": the loss is %g, and"
+	    " the median of the steps before %g (--max-spike)", t->step + 1, t->now.loss, median) : 0;
+}
+
+/* A step that cannot be taken: the end, or it counts as a step that changed nothing. */
+static int refuse_step(struct train *t, int n, bool log, double lr, double norm, struct err *e)
+{
+	const struct bad_step s = { t->step + 1, t->micro, n, t->bad_micro, t->s->source->corpus(t->src) };
+	bool spike = isfinite(t->now.loss) && isfinite(norm);
+
+	bad_report(&t->bad, &s, e);
+	if (e->status != EX_DATAERR || spike || !bad_skip(&t->bad))
+		return -1;
+	progress_clear(&t->progress);
+	err_warn("%s; skipped, %" PRId64 " in a row", e->msg, t->bad.row);
+	*e = (struct err){0};
+	t->step++;
+	return log ? put_step(t, lr, norm, e) : 0;
+}
+
+static int train_step(struct train *t, int n, struct err *e)
+{
+	bool log = (t->step + 1) % t->o.log_every == 0 || t->step + 1 == t->schedule.total;
+	double norm = NAN, lr = optim_lr(&t->schedule, t->step + 1);
+	int rc = gradients(t, n, log, e);
+
+	if (rc == 0) {
+		norm = optim_norm(&t->opt, t->trained.g);
+		rc = check_step(t, n, norm, e);
+	}
+	if (rc < 0)
+		return refuse_step(t, n, log, lr, norm, e);
 	optim_step(&t->opt, t->trained.w, t->trained.g, lr, optim_clip(norm, t->o.clip));
 	if (t->o.lora_rank > 0)
 		lora_apply(&t->lora, t->m.w);
+	bad_good(&t->bad, t->now.loss);
 	t->step++;
 	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
 	    (double)(t->tokens - t->clock_tokens) / fmax(progress_clock() - t->clock, 1e-9));
@@ -378,10 +437,10 @@ static int evaluate(struct train *t, struct err *e)
 
 static json_t *state(const struct train *t)
 {
-	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
+	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
 	    "step", (json_int_t)t->step, "total", (json_int_t)t->schedule.total, "tokens", (json_int_t)t->tokens,
 	    "position", t->position != NULL ? json_incref(t->position) : t->s->source->position(t->src), "settings", train_settings(t),
-	    "best", best_state(&t->best));
+	    "best", best_state(&t->best), "bad", bad_state(&t->bad));
 }
 
 static int save(struct train *t, bool final, struct err *e)
@@ -434,7 +493,7 @@ static int after_step(struct train *t, struct err *e)
 	const struct source *src = t->s->source;
 	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
 
-	t->stopping |= comm_any(sig_stop) || t->step - t->first_step == t->o.stop_after;
+	t->stopping |= comm_any(sig_stop || guard_check(t->guard) == GUARD_LIMIT) || t->step - t->first_step == t->o.stop_after;
 	t->due |= comm_any(sig_save) || every(t->step, t->o.save_every);
 	t->look_due |= every(t->step, t->o.eval_every);
 	sig_save = 0;
@@ -540,6 +599,7 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		return -1;
 	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best : not_recorded);
 	best_open(&t.best, t.o.keep_best);
+	t.bad = (struct bad){ .path = comm_rank() == 0 ? t.o.dump_bad : NULL, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
 	rc = comm_agree(train_setup(&t, e), e);
 	if (rc == 0 && t.o.dry_run) {
 		rc = print_plan(&t, e);

@@ -37,13 +37,14 @@
 #include "tok.h"
 
 struct train_opt {
-	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best;
+	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best, *dump_bad;
 	struct opt_list sets, freeze, lora_target;
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience, log_every, shard_size, ram,
-	    seed;
-	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune;
+	    seed, data_ram, shuffle_window, skip_nonfinite;
+	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune, max_spike, guard_warn,
+	    guard_stop;
 	int batch, accum, seq, threads, keep, dtype, lora_rank;
-	bool shuffle, skip_bad, resume, force, dry_run;
+	bool shuffle, skip_bad, resume, force, dry_run, guard;
 };
 extern struct train_opt train_flags;		/* what the table fills in */
 extern const struct opt train_opts[];
@@ -79,6 +80,7 @@ struct source {
 	json_t *(*position)(const void *self);
 	int (*seek)(void *self, const json_t *position, struct err *e);	/* NULL: the start */
 	json_t *(*inputs)(const void *self);			/* chronos.data */
+	struct corpus *(*corpus)(void *self);			/* where the records come from, to name them */
 };
 extern const struct source packed_source;			/* documents, packed (data.h) */
 

@@ -4,8 +4,10 @@
 #ifndef CHR_TRAIN_IMPL_H
 #define CHR_TRAIN_IMPL_H
 
+#include "bad.h"
 #include "best.h"
 #include "ckpt.h"
+#include "guard.h"
 #include "lora.h"
 #include "mem.h"
 #include "metric.h"
@@ -46,12 +48,15 @@ struct train {
 	int64_t parameters;
 
 	bool stopping, due, look_due;	/* stop, save, evaluate as soon as the source is not midway */
+	struct guard *guard;		/* NULL: none */
 	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
 	int64_t step, first_step;	/* optimiser steps done; when this run began */
 	int64_t tokens;			/* input so far, padding not counted */
 	struct metric now;		/* of the step */
 	struct best best;
+	struct bad bad;
+	int bad_micro;			/* of the step: the micro-batch whose loss is not finite, -1: not known */
 	struct progress progress;
 	double clock;			/* time of the last record, */
 	int64_t clock_tokens;		/* and the tokens then */

@@ -11,6 +11,7 @@
 #include "file.h"
 #include "json.h"
 #include "modeldir.h"
+#include "plan.h"
 #include "pool.h"
 #include "sig.h"
 
@@ -20,7 +21,8 @@ static void *packed_open(const struct train_opt *o, const struct config *c, stru
     char *const files[], bool eval, struct err *e)
 {
 	const struct data_opt d = { .tok = t, .vocab = c->vocab_size, .T = o->seq, .shuffle = o->shuffle && !eval,
-	    .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
+	    .window = eval ? 0 : o->shuffle_window, .ram = o->data_ram, .skip_bad = o->skip_bad,
+	    .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
 
 	return data_open(nfiles, files, &d, e);
 }
@@ -71,10 +73,15 @@ static json_t *packed_inputs(const void *self)
 	return data_inputs(self);
 }
 
+static struct corpus *packed_corpus(void *self)
+{
+	return data_corpus(self);
+}
+
 const struct source packed_source = {
 	.open = packed_open, .close = packed_close, .streams = packed_streams, .rows = packed_rows,
 	.bytes = packed_bytes, .identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
-	.inputs = packed_inputs,
+	.inputs = packed_inputs, .corpus = packed_corpus,
 };
 
 /* --- options --- */
@@ -298,22 +305,6 @@ static int micros(const struct train *t)
 	return t->o.accum + (comm_size() > 1);
 }
 
-static int64_t micro_bytes(const struct train *t)
-{
-	return train_rows(t) * (int64_t)(sizeof(uint32_t) + 2 * sizeof(int32_t)) +
-	    t->o.batch * (int64_t)t->s->source->extra;
-}
-
-/* What route_loss() takes with format 1: the mean over layers, its gradient, its choices. */
-static int64_t router_bytes(const struct train *t)
-{
-	const struct config *c = &t->cfg;
-
-	if (c->format != 1 || c->num_sparse == 0)
-		return 0;
-	return train_rows(t) * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok * (int64_t)sizeof(int32_t));
-}
-
 static struct stage_env stage_env(const struct train *t, bool planning)
 {
 	return (struct stage_env){ .o = &t->o, .cfg = &t->cfg, .tok = t->tok, .be = t->be,
@@ -321,54 +312,34 @@ static struct stage_env stage_env(const struct train *t, bool planning)
 	    .parent = t->parent };
 }
 
-/* Which parameters --freeze or --lora-target names. */
-static int pick(struct train *t, const struct params *ps, struct err *e)
-{
-	static const char *const attention[] = { "*.self_attn.*_proj.weight" };
-	const struct opt_list *l = t->o.lora_rank > 0 ? &t->o.lora_target : &t->o.freeze;
-
-	if (t->o.lora_rank == 0 && l->n == 0)
-		return 0;
-	t->picked = mem_alloc((size_t)ps->n * sizeof *t->picked);
-	return l->n > 0 ? params_match(ps, l->n, l->v, t->picked, e) : params_match(ps, 1, attention, t->picked, e);
-}
-
 static int plan_memory(struct train *t, struct err *e)
 {
 	const struct stage_env env = stage_env(t, true);
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true };
-	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq };
+	const struct train_opt *o = &t->o;
 	const int64_t data = t->s->source->bytes(t->src) +
 	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0),
-	    program = mem_program(pool_threads()) + (t->o.dry_run ? MEM_JITTER : 0);
+	    program = mem_program(pool_threads()) + (o->dry_run ? MEM_JITTER : 0);
+	struct plan_run r = { .cfg = &t->cfg, .batch = o->batch, .accum = o->accum, .seq = o->seq, .group = sequences(t) / o->batch,
+	    .extra = t->s->source->extra, .ref = t->has_ref, .lora_rank = o->lora_rank };
+	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100, mem_peak_rss()) : 0;
 	struct params ps;
+	int rc;
 
+	if (room > 0 && (limit == 0 || room < limit))
+		limit = room;
 	if (params_build(&ps, &t->cfg, e) < 0)
 		return -1;
-	if (pick(t, &ps, e) < 0) {
-		params_free(&ps);
-		return -1;
-	}
-	model_plan(&t->plan, &t->cfg, &train);
-	if (t->has_ref)
-		model_plan(&t->plan, &t->cfg, &frozen);
-	if (t->o.lora_rank > 0)
-		lora_plan(&t->plan, &ps, t->picked, t->o.lora_rank);
-	else
-		mem_plan_add(&t->plan, "optimizer", optim_bytes(&ps, t->picked));
-	if (optim_comm_bytes(&ps) > 0)
-		mem_plan_add(&t->plan, "exchange with other ranks", optim_comm_bytes(&ps));
-	if (ckpt_bytes(&ps, t->be) > 0)
-		mem_plan_add(&t->plan, "checkpoint in transit", ckpt_bytes(&ps, t->be));
+	rc = plan_pick(&t->picked, &ps, o->lora_rank, &o->lora_target, &o->freeze, e);
+	r.picked = t->picked;
+	if (rc == 0)
+		plan_run(&t->plan, &r, &ps, t->be);
 	t->parameters = ps.count;
-	mem_plan_add(&t->plan, "batches", micros(t) * micro_bytes(t) + 2 * train_rows(t) * (int64_t)sizeof(real) +
-	    router_bytes(t));
+	params_free(&ps);
 	mem_plan_add(&t->plan, "training data", data);
 	mem_plan_add(&t->plan, "program and tokenizer", program - data);
-	params_free(&ps);
-	if (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0)
+	if (rc < 0 || (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0))
 		return -1;
-	return mem_plan_check(&t->plan, t->o.ram, "a smaller --batch or --seq (and more --accum) needs less", e);
+	return mem_plan_check(&t->plan, limit, "a smaller --batch or --seq (and more --accum) needs less", e);
 }
 
 static void open_batches(struct train *t)
@@ -380,6 +351,7 @@ static void open_batches(struct train *t)
 		t->micro[i].b.tok = mem_alloc(n * sizeof(uint32_t));
 		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
 		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
+		t->micro[i].b.from = mem_alloc(n * sizeof(int32_t));
 		if (t->s->source->extra > 0)
 			t->micro[i].extra = mem_alloc((size_t)t->o.batch * t->s->source->extra);
 	}
@@ -533,7 +505,9 @@ static int restore(struct train *t, struct err *e)
 		rc = t->s->source->seek(t->src, position, e);
 	if (rc == 0 && !opt_quiet)
 		err_warn("going on from %s", t->resume);
-	t->step = t->first_step = t->opt.updates = step;
+	bad_restore(&t->bad, json_object_get(state, "bad"));
+	t->step = t->first_step = step;
+	t->opt.updates = step - t->bad.skipped;
 	t->tokens = t->clock_tokens = tokens;
 	json_decref(state);
 	return rc;
@@ -583,6 +557,8 @@ int train_setup(struct train *t, struct err *e)
 		return -1;
 	if (t->o.dry_run)
 		return 0;
+	if (t->o.guard && (t->guard = guard_open("", t->o.guard_warn / 100, t->o.guard_stop / 100, e)) == NULL)
+		return -1;
 	open_batches(t);
 	if (comm_agree(open_parent(t, e), e) < 0 || comm_agree(prepare_stage(t, e), e) < 0 || open_models(t, e) < 0 ||
 	    (t->resume != NULL && restore(t, e) < 0) || open_stage(t, e) < 0)
@@ -598,6 +574,7 @@ void train_teardown(struct train *t)
 		mem_free(t->micro[i].b.tok);
 		mem_free(t->micro[i].b.target);
 		mem_free(t->micro[i].b.doc_start);
+		mem_free(t->micro[i].b.from);
 		mem_free(t->micro[i].extra);
 	}
 	mem_free(t->micro);
@@ -606,6 +583,7 @@ void train_teardown(struct train *t)
 	mem_free(t->load.count);
 	route_scratch_free(t->scratch);
 	optim_close(&t->opt);
+	bad_close(&t->bad);
 	if (t->lora.be != NULL)
 		lora_close(&t->lora);
 	mem_free(t->picked);
@@ -617,6 +595,7 @@ void train_teardown(struct train *t)
 		t->s->source->close(t->src);
 	if (t->eval_src != NULL)
 		t->s->source->close(t->eval_src);
+	guard_close(t->guard);
 	tok_free(t->tok);
 	config_free(&t->cfg);
 	json_decref(t->position);

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "corpus.h"
 #include "data.h"
 #include "rng.h"
 #include "safetensors.h"
@@ -110,10 +111,13 @@ static int consistent(const struct rows *r, int *tokens)
 	return good;
 }
 
+static int64_t ram = 1 << 20, window;
+
 static struct data *open_data(char *path, bool shuffle, double epochs)
 {
 	static char *file;
-	struct data_opt o = { .vocab = VOCAB, .T = T, .shuffle = shuffle, .seed = 3, .epochs = epochs };
+	struct data_opt o = { .vocab = VOCAB, .T = T, .shuffle = shuffle, .seed = 3, .epochs = epochs,
+	    .ram = ram, .window = window };
 	struct err e = {0};
 	struct data *d;
 
@@ -239,6 +243,186 @@ static void test_pipe(struct rows *r, struct rows *other)
 	json_decref(at);
 }
 
+/* With only a part of the data in memory, or nothing, the rows are the same, and so is the way back. */
+static void test_index(struct rows *r, struct rows *other, char *path)
+{
+	int bad = 0, less = 1;
+	int64_t all;
+
+	for (int shuffle = 0; shuffle < 2; shuffle++) {
+		struct data *d = open_data(path, shuffle, 3);
+
+		collect(d, r, 1000);
+		all = data_bytes(d);
+		data_close(d);
+		for (ram = 0; ram <= 800; ram += 400) {
+			d = open_data(path, shuffle, 3);
+			less &= data_bytes(d) < all;
+			collect(d, other, 1000);
+			bad += r->n != other->n || memcmp(r->tok, other->tok, (size_t)r->n * T * 4) != 0 ||
+			    memcmp(r->target, other->target, (size_t)r->n * T * 4) != 0;
+			data_close(d);
+		}
+		ram = 1 << 20;
+	}
+	ok(bad == 0, "%s: the same rows from an index", path);
+	ok(less, "in less memory");
+}
+
+static void run_shell(const char *fmt, const char *a, const char *b)
+{
+	char cmd[300];
+
+	snprintf(cmd, sizeof cmd, fmt, a, b);
+	if (system(cmd) != 0)
+		ok(0, "%s", cmd);
+}
+
+static void test_changes(struct rows *r)
+{
+	char copy[80], *text;
+	struct data *d;
+	struct batch b = { .tok = r->tok, .target = r->target, .doc_start = r->start };
+	struct err e = {0};
+
+	snprintf(copy, sizeof copy, "%s/copy.jsonl", dir);
+	run_shell("cp %s %s", jsonl, copy);
+	ram = 0;
+	d = open_data(copy, true, 0);
+	run_shell("rm %s", copy, "");
+	ok(data_next(d, &b, B, &e) == 1, "a file that was removed is still there for who reads it");
+	data_close(d);
+	run_shell("cp %s %s", jsonl, copy);
+	d = open_data(copy, true, 0);
+	corpus_forget(data_corpus(d));
+	ok(data_next(d, &b, B, &e) == 1 && corpus_touched(data_corpus(d)) > 0, "records are noted");
+	text = corpus_where(data_corpus(d), 0);
+	snprintf(e.msg, sizeof e.msg, "%s:%d", copy, 1 + (int)r->tok[0] / 25);
+	ok(strcmp(text, e.msg) == 0, "and named: %s", text);
+	free(text);
+	run_shell("echo >> %s", copy, "");
+	ok(data_next(d, &b, B, &e) == -1 && e.status == EX_DATAERR && strstr(e.msg, "copy.jsonl") != NULL,
+	    "a changed file is refused: %s", e.msg);
+	data_close(d);
+	ram = 1 << 20;
+	unlink(copy);
+}
+
+static void test_gzip(struct rows *r, struct rows *other)
+{
+	char zipped[80], *file = zipped;
+	struct data_opt o = { .vocab = VOCAB, .T = T, .epochs = 1, .ram = 100 };
+	struct data *d = open_data(jsonl, true, 2);
+	struct err e = {0};
+
+	snprintf(zipped, sizeof zipped, "%s/docs.gz", dir);
+	run_shell("gzip -c %s > %s", jsonl, zipped);
+	collect(d, r, 1000);
+	data_close(d);
+	d = open_data(zipped, true, 2);
+	collect(d, other, 1000);
+	data_close(d);
+	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "gzip gives the same rows");
+	ok(data_open(1, &file, &o, &e) == NULL && e.status == EX_OSERR, "gzip that cannot be kept is refused: %s", e.msg);
+	unlink(zipped);
+}
+
+/* Every token once, in another order, and a seek is exact; another window is refused. */
+static void test_window(struct rows *r, struct rows *other)
+{
+	struct data *p;
+	struct err e = {0};
+	json_t *at;
+	FILE *f = feed();
+	int n, rest;
+
+	window = 9;
+	p = open_data(pipe_path, true, 1);
+	collect(p, r, 1000);
+	ok(consistent(r, &n) && n == total_tokens(), "a window: every token once, in pieces of a row");
+	ok(r->tok[0] / 25 > 0 || r->tok[T] / 25 > 1, "not in order");
+	pclose(f);
+	data_close(p);
+	f = feed();
+	p = open_data(pipe_path, true, 1);
+	collect(p, other, 3);
+	at = data_position(p);
+	n = other->n;
+	pclose(f);
+	data_close(p);
+	f = feed();
+	p = open_data(pipe_path, true, 1);
+	ok(data_seek(p, at, &e) == 0, "seek in a window");
+	collect(p, other, 1000);
+	rest = r->n - n;
+	ok(other->n == rest && memcmp(r->tok + n * T, other->tok, (size_t)rest * T * 4) == 0, "and it goes on from there");
+	pclose(f);
+	data_close(p);
+	window = 8;
+	p = open_data(pipe_path, true, 1);
+	ok(data_seek(p, at, &e) < 0 && e.status == EX_USAGE, "another window is refused: %s", e.msg);
+	data_close(p);
+	json_decref(at);
+	window = 0;
+}
+
+/* Tokens below 500 come from one file, the others from another. */
+static void test_mix(struct rows *r, struct rows *other)
+{
+	char a[80], b[80], odd[80], mix_a[90], mix_b[90], whole[90], *files[2] = { mix_a, mix_b }, *one = whole;
+	struct data_opt o = { .vocab = VOCAB, .T = T, .shuffle = true, .seed = 5, .epochs = 10, .ram = 1 << 20 };
+	struct err e = {0};
+	struct data *d;
+	int low = 0, all = 0, apart = 0;
+	json_t *at;
+
+	snprintf(a, sizeof a, "%s/a.jsonl", dir);
+	snprintf(b, sizeof b, "%s/b.jsonl", dir);
+	snprintf(odd, sizeof odd, "%s/a.jsonl:7", dir);
+	snprintf(mix_a, sizeof mix_a, "%s:0.75", a);
+	snprintf(mix_b, sizeof mix_b, "%s:0.25", b);
+	run_shell("head -20 %s > %s", jsonl, a);
+	run_shell("tail -n +21 %s > %s", jsonl, b);
+	d = data_open(2, files, &o, &e);
+	ok(d != NULL && data_tokens(d) == total_tokens(), "two files with shares");
+	collect(d, r, 7);
+	at = data_position(d);
+	collect(d, r, 100);
+	for (int i = 0; i < r->n * T; i++) {
+		all += r->start[i] >= 0;
+		low += r->start[i] >= 0 && r->tok[i] < 500;
+		apart += r->start[i] >= 0 && abs(4 * low - 3 * all) > 6 * 25;
+	}
+	ok(apart == 0 && low > total_tokens(), "three quarters of the tokens are of the first, at any time");
+	data_close(d);
+	o.ram = 0;
+	d = data_open(2, files, &o, &e);
+	ok(data_seek(d, at, &e) == 0, "seek in a mix");
+	collect(d, other, 100);
+	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "is exact, from an index too");
+	data_close(d);
+	snprintf(mix_b, sizeof mix_b, "%s:0.5", b);
+	d = data_open(2, files, &o, &e);
+	ok(data_seek(d, at, &e) < 0 && e.status == EX_USAGE, "another share is refused: %s", e.msg);
+	data_close(d);
+	json_decref(at);
+	snprintf(mix_b, sizeof mix_b, "%s", b);
+	ok(data_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share for some only: %s", e.msg);
+	snprintf(mix_b, sizeof mix_b, "%s:0.5", pipe_path);
+	ok(data_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share of a pipe: %s", e.msg);
+	e = (struct err){0};
+	run_shell("cp %s %s", b, odd);
+	snprintf(whole, sizeof whole, "%s", odd);
+	d = data_open(1, &one, &o, &e);
+	ok(d != NULL, "a file whose name ends like a share is that file: %s", d ? "" : e.msg);
+	collect(d, r, 1);
+	ok(r->tok[0] >= 500, "with its own records");
+	data_close(d);
+	unlink(a);
+	unlink(b);
+	unlink(odd);
+}
+
 static void refuses(const char *text, const char *name, const char *want)
 {
 	struct data_opt o = { .vocab = VOCAB, .T = T, .epochs = 1 };
@@ -271,6 +455,12 @@ int main(void)
 	test_position(r, other);
 	test_order(r, other);
 	test_pipe(r, other);
+	test_index(r, other, jsonl);
+	test_index(r, other, shard);
+	test_changes(r);
+	test_gzip(r, other);
+	test_window(r, other);
+	test_mix(r, other);
 	refuses("", "empty", "no documents");
 	refuses("{\"tokens\":[1,2]}\n{\"tokens\":[1000]}\n", "large", "large:2:");
 	refuses("{\"tokens\":[-1]}\n", "negative", "negative:1:");

@@ -27,7 +27,11 @@ ok "programs write records" sh -e -c '
 	chr-orpo -q -m model -n 1 -b 1 --seq 128 --eval prefs.jsonl -o orpo prefs.jsonl > 18
 	head -n 2 datasets/prompts.jsonl > sums.jsonl
 	chr-grpo -q -m model -n 1 -b 1 --seq 96 --new 4 --reward toy --reward number --log-samples 1 --eval sums.jsonl \
-		-o grpo sums.jsonl > 19'
+		-o grpo sums.jsonl > 19
+	chr-bench replay --budget 50% --drive 0.1,3GB --ram-bw 60GB act.jsonl > replay.jsonl
+	{ chr-fit -q -m packed --stage generate --ram 64M --replay replay.jsonl || [ $? = 1 ]; } > 20
+	{ chr-fit -q -m model --stage sft -b 8 --lora-rank 4 --ram 20M --vram 10M --allow-rank || [ $? = 1 ]; } >> 20
+	cat 1 1 1 | chr-fit -l > 21'
 
 # shellcheck disable=SC2016
 ok "every key is in chr-jsonl.5" perl -MJSON::PP -e '
@@ -56,9 +60,9 @@ ok "every key is in chr-jsonl.5" perl -MJSON::PP -e '
 		}
 	}
 	for my $t (qw(step eval mem_plan shard score total model act pack unpack prefill token summary completion file metadata
-	    ancestry tensor check diff)) { $seen{$t} or $bad{"no record $t was written"} = 1 }
+	    ancestry tensor check diff fit calibration)) { $seen{$t} or $bad{"no record $t was written"} = 1 }
 	print "$_\n" for sort keys %bad;
-	exit(%bad > 0)' "$page/chr-jsonl.5" 1 2 3 4 5 6 7 s8 9 s10 11 12 13 14 15 16 17 18 19
+	exit(%bad > 0)' "$page/chr-jsonl.5" 1 2 3 4 5 6 7 s8 9 s10 11 12 13 14 15 16 17 18 19 20 21
 
 # shellcheck disable=SC2016
 ok "config.json, tensors and metadata are in chr-model.5" perl -MJSON::PP -0777 -e '

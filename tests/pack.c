@@ -242,6 +242,47 @@ static void test_corruption(void)
 	ok(sh("test ! -e no && ! ls | grep tmp") == 0, "failures leave nothing behind");
 }
 
+/* Dense tensors in another type: unpacking gives another model, and does not call it a broken one. */
+static void test_dense_types(void)
+{
+	static const char *const to[] = { "f16", "bf16" };
+
+	for (int i = 0; i < 2; i++) {
+		ok(sh("chr-pack -m f32 -o dense-%s --quant-for '*.self_attn.*_proj.weight=%s' --quant-for 'model.norm.weight=bf16' m.json "
+		    "> dense.out", to[i], to[i]) == 0, "dense tensors to %s", to[i]);
+		ok(sh("chr-pack --unpack -m dense-%s -o dense-%s.un > dense.out && chr-ls -q --check dense-%s.un > /dev/null", to[i],
+		    to[i], to[i]) == 0, "unpack them");
+		ok(sh("chr-ls dense-%s.un | grep '\"name\":\"[^\"]*o_proj' > dense.out && test $(grep -ci '\"dtype\":\"%s\"' dense.out) = 3",
+		    to[i], to[i]) == 0, "they are %s", to[i]);
+	}
+	ok(sh("chr-pack -m f32 -o kept --dtype f32 --quant-for 'model.norm.weight=f32' m.json > kept.out && "
+	    "chr-pack --unpack -m kept -o kept.un > kept.out") == 0 && same_tensors("f32", "kept.un"), "the type it has is no conversion");
+}
+
+/* The only model with a value beyond 65504 is in `tensor`; it must not become infinity. */
+static void test_overflow(const char *tensor, const char *options)
+{
+	char *path = in_dir("big"), *file = file_join(path, "model.safetensors");
+	struct modeldir md;
+	struct err e = {0};
+	struct view v;
+	float big = 70000;
+	FILE *f;
+
+	sh("rm -rf big && cp -r f32 big");
+	if (modeldir_open(&md, path, 0, NULL, &e) < 0 || modeldir_find(&md, tensor, &v) < 0 || !(f = fopen(file, "r+")))
+		abort();
+	fseek(f, (long)v.t->offset + 20, SEEK_SET);
+	fwrite(&big, sizeof big, 1, f);
+	fclose(f);
+	modeldir_close(&md);
+	ok(sh("chr-pack -m big -o no %s m.json", options) == 65 && sh("tail -1 log | grep -q '%s .*too large for F16'", tensor) == 0,
+	    "a value too large for F16 in %s", tensor);
+	ok(sh("test ! -e no && ! ls | grep tmp") == 0, "leaves nothing behind");
+	free(file);
+	free(path);
+}
+
 /* From activations to a packed model, with each layout. */
 static void test_pipe(void)
 {
@@ -279,6 +320,9 @@ int main(void)
 	test_types();
 	test_refusals();
 	test_corruption();
+	test_dense_types();
+	test_overflow("model.layers.1.mlp.experts.3.up_proj.weight", "--dtype f16");
+	test_overflow("model.layers.1.self_attn.o_proj.weight", "--quant-for '*.self_attn.o_proj.weight=f16'");
 	test_pipe();
 	if (tap_failed)
 		sh("sed 's/^/# /' log");

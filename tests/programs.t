@@ -18,14 +18,17 @@ chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
 chr-cluster	act.jsonl
+chr-intent	act.jsonl	-m model -n 3
 chr-pack	manifest.json	-m model -o out
 chr-generate	in.jsonl	-m model -n 2
 chr-diff	in.jsonl	model packed
 chr-bench	act.jsonl	replay --budget 50%
+chr-fit		runs.jsonl	--learn
 "
 head -5 datasets/chat.jsonl > chat.jsonl
 head -4 datasets/prefs.jsonl > prefs.jsonl
 head -4 datasets/prompts.jsonl > prompts.jsonl
+cat log.jsonl log.jsonl log.jsonl > runs.jsonl
 chr-sft -q -m model -o adapter -n 1 -b 2 --seq 64 --lora-rank 2 chat.jsonl > /dev/null || exit 1
 printf '\037\213 this only begins like gzip' > garbage.gz
 printf 'neither { nor ] \001\n' > garbage

@@ -1,0 +1,206 @@
+/*
+ * chr-fit: says what of a model fits within the memory of this machine, or within given limits, for training or generating.
+ */
+#include <string.h>
+
+#include "err.h"
+#include "fit.h"
+#include "json.h"
+#include "lora.h"
+#include "memlimit.h"
+#include "pool.h"
+
+static struct fit_opt o = { .group = 4, .chunk = 256, .readers = 4, .data = 1 << 20, .factor = 1 };
+static struct {
+	const char *replay, *calibration;
+	int64_t ram;
+	double margin;
+	int stage, dtype, quant, dense, threads;
+	bool learn;
+} a = { .margin = 5 };
+
+static const struct opt opts[] = {
+	{ .kind = OPT_GROUP, .help = "What to run" },
+	{ 'm', "model", OPT_STR, &o.model, 0, 0, "DIR", "model directory, plain or packed" },
+	{ 'c', "config", OPT_STR, &o.config, 0, 0, "FILE", "config.json of a model that need not be there" },
+	{ 0, "set", OPT_LIST, &o.sets, 0, 0, "KEY=VALUE", "override a value of config.json; may be repeated" },
+	{ 't', "tokenizer", OPT_STR, &o.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the model" },
+	{ 0, "stage", OPT_CHOICE, &a.stage, 0, 0, "pretrain|sft|dpo|orpo|grpo|distill|generate", "which program" },
+	{ 'b', "batch", OPT_INT, &o.batch, 0, 65536, "N", "as there; 0: as it does without" },
+	{ 0, "accum", OPT_INT, &o.accum, 0, 65536, "N", "micro-batches of a step; 0: 1" },
+	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N", "tokens of a sequence, or of the context of generate; 0: as without" },
+	{ 'j', "threads", OPT_INT, &a.threads, 0, 256, "N", "threads; 0: one per CPU" },
+	{ .kind = OPT_GROUP, .help = "Training" },
+	{ 0, "ref", OPT_CHOICE, &o.ref, 0, 0, "auto|yes|no",
+	    "with the frozen starting model (router anchor, reference); auto: all but pretrain" },
+	{ 0, "freeze", OPT_LIST, &o.freeze, 0, 0, "PATTERN", "as of the trainers" },
+	{ 0, "lora-rank", OPT_INT, &o.rank, 0, LORA_MAX_RANK, "R", "as of the trainers" },
+	{ 0, "lora-target", OPT_LIST, &o.target, 0, 0, "PATTERN", "as of the trainers" },
+	{ 'G', "group", OPT_INT, &o.group, 2, 4096, "N", "as of chr-grpo" },
+	{ 0, "parallel", OPT_INT, &o.parallel, 0, 65536, "N", "as of chr-grpo" },
+	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "as of chr-distill" },
+	{ 0, "teacher-ram", OPT_BYTES, &o.teacher_ram, 0, 0, "BYTES", "as of chr-distill" },
+	{ 0, "data", OPT_BYTES, &o.data, 0, 0, "BYTES", "what the trainer holds of its data" },
+	{ .kind = OPT_GROUP, .help = "Generating" },
+	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "as of chr-generate" },
+	{ 0, "readers", OPT_INT, &o.readers, 1, 64, "N", "as of chr-generate" },
+	{ 0, "kv-type", OPT_CHOICE, &o.kv, 0, 0, "f32|bf16|q8", "as of chr-generate" },
+	{ 0, "packed", OPT_FLAG, &o.packed, 0, 0, NULL, "with -c: experts are read from disk" },
+	{ 0, "dtype", OPT_CHOICE, &a.dtype, 0, 0, "f32|bf16|f16", "with -c: of the experts" },
+	{ 0, "quant", OPT_CHOICE, &a.quant, 0, 0, "none|q8|q4|q4a", "with -c: experts in blocks" },
+	{ 0, "quant-dense", OPT_CHOICE, &a.dense, 0, 0, "none|q8|q4|q4a", "with -c: and other matrices" },
+	{ 0, "replay", OPT_STR, &a.replay, 0, 0, "FILE", "records of chr-bench replay: what speed which memory buys" },
+	{ .kind = OPT_GROUP, .help = "Limits" },
+	{ 0, "ram", OPT_BYTES, &a.ram, 0, 0, "BYTES", "memory; 0: what this process may still take on this machine" },
+	{ 0, "vram", OPT_BYTES, &o.vram, 0, 0, "BYTES", "and of a device that holds weights and activations; 0: there is none" },
+	{ 0, "margin", OPT_FLOAT, &a.margin, 0, 90, "PERCENT", "of the limits left alone" },
+	{ 0, "allow-seq", OPT_FLAG, &o.allow_seq, 0, 0, NULL, "the sequence may become shorter" },
+	{ 0, "allow-rank", OPT_FLAG, &o.allow_rank, 0, 0, NULL, "the adapter's rank may become lower" },
+	{ .kind = OPT_GROUP, .help = "Past runs" },
+	{ 'l', "learn", OPT_FLAG, &a.learn, 0, 0, NULL, "FILEs are step records: write how measured peaks compare with plans" },
+	{ 0, "calibration", OPT_STR, &a.calibration, 0, 0, "FILE", "what --learn wrote: multiply plans by it" },
+	{ .kind = OPT_END }
+};
+
+static int put(json_t *r, struct err *e)
+{
+	int rc = json_put(stdout, r, e);
+
+	json_decref(r);
+	return rc;
+}
+
+static int learn(int n, char **logs, struct err *e)
+{
+	json_t *r = fit_learn(n, logs, e);
+
+	return r != NULL ? put(r, e) : -1;
+}
+
+static void put_groups(json_t *r, const struct memlimit *l)
+{
+	json_t *list = json_array();
+
+	for (int i = 0; i < l->ngroup; i++)
+		json_array_append_new(list, json_pack("{s:o, s:I, s:I}", "dir",
+		    json_text(l->group[i].dir, strlen(l->group[i].dir)), "limit", (json_int_t)l->group[i].limit, "used", (json_int_t)l->group[i].used));
+	json_object_set_new(r, "groups", list);
+}
+
+/* Settles the limits and says where they come from. */
+static int limits(struct err *e)
+{
+	json_t *r = json_pack("{s:s, s:s}", "type", "fit", "step", "limits");
+	const double share = 1 - a.margin / 100;
+	struct memlimit l;
+	const char *by;
+
+	memlimit_read(&l, "");
+	if (l.total < MEMLIMIT_NONE)
+		json_set_int(r, "total", l.total);
+	if (l.available < MEMLIMIT_NONE)
+		json_set_int(r, "available", l.available);
+	put_groups(r, &l);
+	if (l.some10 >= 0)
+		json_set_num(r, "pressure_some", l.some10);
+	if (l.full10 >= 0)
+		json_set_num(r, "pressure_full", l.full10);
+	by = a.ram > 0 ? "--ram" : l.by >= 0 ? l.group[l.by].dir : l.left < MEMLIMIT_NONE ? "machine" : "nothing";
+	json_object_set_new(r, "by", json_text(by, strlen(by)));
+	json_set_num(r, "margin", a.margin);
+	o.ram = a.ram > 0 ? (int64_t)((double)a.ram * share) : l.left < MEMLIMIT_NONE ? (int64_t)((double)l.left * share) : 0;
+	if (o.ram == 0 && a.ram == 0 && l.left < MEMLIMIT_NONE)
+		o.ram = 1;		/* nothing is left, which is not "no limit" */
+	o.vram = (int64_t)((double)o.vram * share);
+	json_set_int(r, "limit", o.ram);
+	if (o.vram > 0)
+		json_set_int(r, "device_limit", o.vram);
+	return put(r, e);
+}
+
+static void say(const struct fit_result *x, const struct fit *f)
+{
+	const struct fit_point *p = &x->at;
+
+	mem_plan_print(&x->plan, stderr);
+	fprintf(stderr, "%s -b %d", x->as_asked ? "fits:" : x->fits ? "does not fit as asked; this would:"
+	    : "does not fit; the least tried is", p->batch);
+	if (f->o->stage == FIT_GENERATE)
+		fprintf(stderr, " --context %d", p->seq);
+	else
+		fprintf(stderr, " --accum %d --seq %d", p->accum, p->seq);
+	if (p->rank > 0)
+		fprintf(stderr, " --lora-rank %d", p->rank);
+	fprintf(stderr, ", %.1f MiB of %.1f\n", (double)fit_bytes(f, &x->plan) / (1 << 20), (double)o.ram / (1 << 20));
+	if (!x->fits && f->o->stage == FIT_GENERATE && !f->packed)
+		fprintf(stderr, "a plain directory holds all experts in memory: packed by chr-pack, they are read from disk\n");
+}
+
+/* Exit status, or -1. */
+static int fit(struct err *e)
+{
+	struct fit_result x;
+	struct fit f;
+	int rc;
+
+	if (limits(e) < 0)
+		return -1;
+	rc = fit_open(&f, &o, e);
+	if (rc == 0 && a.replay != NULL)
+		rc = fit_replay(&f, a.replay, stdout, e);
+	if (rc == 0)
+		rc = fit_reason(&f, &x, stdout, e);
+	if (rc == 0 && !opt_quiet)
+		say(&x, &f);
+	fit_close(&f);
+	return rc < 0 ? -1 : x.as_asked ? 0 : EX_NO;
+}
+
+static void settle(void)
+{
+	static const enum dtype dtype[] = { DT_F32, DT_BF16, DT_F16 }, quant[] = { DT_F32, DT_Q8, DT_Q4, DT_Q4A };
+
+	if ((o.model != NULL) == (o.config != NULL))
+		opt_usage("which model? -m DIR, or -c FILE");
+	if (o.model != NULL && (o.packed || a.dtype || a.quant || a.dense))
+		opt_usage("--packed, --dtype, --quant and --quant-dense are for -c; a directory says so itself");
+	if (a.dtype && a.quant)
+		opt_usage("--dtype or --quant, not both");
+	if (o.teacher != NULL && a.stage != FIT_DISTILL)
+		opt_usage("--teacher is for --stage distill");
+	if (o.rank == 0 && o.target.n > 0)
+		opt_usage("an adapter needs --lora-rank R");
+	if (o.rank > 0 && o.freeze.n > 0)
+		opt_usage("--lora-rank freezes the whole model, so it goes without --freeze");
+	o.stage = (enum fit_stage)a.stage;
+	o.expert = a.quant ? quant[a.quant] : dtype[a.dtype];
+	o.dense = quant[a.dense];
+}
+
+int main(int argc, char **argv)
+{
+	static const struct opt_prog prog = {
+		.name = "chr-fit", .operands = "[options] -m DIR | -c FILE, or -l [FILE...]",
+		.purpose = "say what of a model fits in memory",
+		.notes = "Records of each step of the reasoning go to stdout, the plan is the last.\n"
+		    "Exit status: 0 it fits as asked, 1 it does not.",
+	};
+	struct err e = { 0 };
+	int first, rc;
+
+	err_init(argv[0]);
+	first = opt_parse(argc, argv, opts, &prog);
+	if (!a.learn && first < argc)
+		opt_usage("FILEs go with --learn");
+	if (!a.learn)
+		settle();
+	pool_init(a.threads);
+	if (a.calibration != NULL && fit_calibration(a.calibration, fit_stage_name[a.stage], &o.factor, &e) < 0)
+		err_exit(&e);
+	rc = a.learn ? learn(argc - first, argv + first, &e) : fit(&e);
+	if (rc < 0)
+		err_exit(&e);
+	pool_quit();
+	err_close_stdout();
+	return rc;
+}

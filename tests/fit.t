@@ -1,0 +1,178 @@
+#!/bin/sh
+# chr-fit: its plan is the trainers' own, what it proposes fits and one more does not, the global batch stays, corrections are
+# learned from raw plans only.
+. "$(dirname "$0")/lib.sh"
+[ "$bld" = "$top/build" ] || skip_all "a sanitizer takes memory of its own"
+world "$tmp/w"
+cd "$tmp/w" || exit 1
+head -20 datasets/chat.jsonl > chat.jsonl
+head -20 datasets/prefs.jsonl > prefs.jsonl
+head -10 datasets/prompts.jsonl > prompts.jsonl
+
+key()		# FILE KEY: of the last record that has it
+{
+	sed -n 's/.*"'"$2"'":\([^,}]*\).*/\1/p' "$1" | tail -1
+}
+step()		# STEP KEY: of the last record of that step
+{
+	grep '"step":"'"$1"'"' fit > one
+	key one "$2"
+}
+fit()
+{
+	chr-fit -q "$@" > fit
+}
+items()		# FILE: of the plan, but for data and program
+{
+	tail -1 "$1" | sed 's/.*"items":{\([^}]*\)}.*/\1/' | tr , '\n' | grep -v '"training data"\|"program'
+}
+# same NAME STAGE DATA MODEL-OPTIONS OPTIONS...: the same items as --dry-run, and about the same sum
+same()
+{
+	name=$1
+	stage=$2
+	data=$3
+	model=$4
+	shift 4
+	extra=
+	[ "$stage" = grpo ] && extra="--new 8 --reward toy"
+	# shellcheck disable=SC2086
+	chr-"$stage" -q $model "$@" $extra --dry-run -o no "$data" > dry
+	# shellcheck disable=SC2086
+	fit --stage "$stage" $model "$@"
+	is "$name: the items of --dry-run" "$(items fit)" "$(items dry)"
+	ok "$name: and about as much in all" awk 'BEGIN { d = '"$(key fit total) - $(key dry total)"'; exit !(d > -800000 && d < 1800000) }'
+}
+
+same pretrain pretrain in.jsonl "-c config.json -t tokenizer.json" -b 4 --accum 2 --seq 64
+same sft sft chat.jsonl "-m model" -b 2 --seq 192
+same "an adapter" sft chat.jsonl "-m model" -b 2 --seq 64 --lora-rank 4
+same "frozen parts" sft chat.jsonl "-m model" -b 2 --seq 64 --freeze '*.mlp.gate.weight'
+same dpo dpo prefs.jsonl "-m model" -b 3 --seq 96
+same orpo orpo prefs.jsonl "-m model" -b 1 --seq 96
+same grpo grpo prompts.jsonl "-m model" -b 2 -G 3 --accum 2 --seq 96 --parallel 5
+same distill distill in.jsonl "-m model --teacher packed" -b 2 --seq 64
+for stage in sft dpo grpo; do
+	case $stage in
+	sft) in=chat.jsonl extra='' ;;
+	dpo) in=prefs.jsonl extra='' ;;
+	grpo) in=prompts.jsonl extra='--reward toy' ;;
+	esac
+	# shellcheck disable=SC2086
+	chr-$stage -q -m model $extra --dry-run -o no $in > dry
+	fit --stage $stage -m model
+	is "$stage without options: the same batch and sequence" "$(items fit)" "$(items dry)"
+done
+sed 's/"chronos_format": 2, //' config.json > one.json
+same "format 1" pretrain in.jsonl "-c one.json -t tokenizer.json" -b 2 --seq 64
+
+# Limits
+status "what fits: 0" 0 chr-fit -q -m model --stage sft -b 2 --seq 64 --ram 1G
+fit -m model --stage sft -b 12 --accum 2 --seq 128 --ram 24M
+is "what does not: 1" $? 1
+is "the global batch stays" $(($(key fit batch) * $(key fit accum))) 24
+is "what is proposed fits" "$(key fit fits)" true
+ok "in less than the limit" [ "$(key fit bytes)" -le $((24 * 1048576 * 95 / 100)) ]
+is "the sequence stays" "$(key fit seq)" 128
+most=$(step largest_batch batch)
+long=$(step longest_seq seq)
+ok "the largest batch is less than what was asked for: $most" [ "$most" -gt 0 -a "$most" -lt 12 ]
+# What a process holds besides is never quite the same twice.
+fit -m model --stage sft -b "$most" --accum 2 --seq 128 --ram 24900K
+is "the largest batch fits" $? 0
+fit -m model --stage sft -b $((most + 1)) --accum 2 --seq 128 --ram 24200K
+is "one more does not" $? 1
+fit -m model --stage sft -b 12 --accum 2 --seq "$long" --ram 24900K
+is "the longest sequence fits: $long" $? 0
+fit -m model --stage sft -b 12 --accum 2 --seq $((long + 8)) --ram 24200K
+is "a longer one does not" $? 1
+fit -m model --stage sft -b 1 --seq 1024 --ram 14M
+is "without leave the sequence is not changed" "$(key fit seq) $(key fit fits)" "1024 false"
+fit -m model --stage sft -b 1 --seq 1024 --ram 14M --allow-seq
+ok "with leave it is: $(key fit seq)" [ "$(key fit seq)" -lt 1024 -a "$(key fit fits)" = true ]
+fit -m model --stage sft -b 1 --seq 64 --ram 1M --lora-rank 8 --allow-rank
+is "nothing helps: the least that was tried" "$(key fit rank) $(key fit fits)" "1 false"
+fit -m model --stage sft -b 8 --seq 128 --margin 50 --ram 48M
+is "a margin of 50 %" "$(step limits limit)" $((24 * 1048576))
+fit -m model --stage sft -b 8 --seq 128 --ram 1G --vram 4M
+is "a device that is too small" "$(step asked fits)" false
+fit -m model --stage sft -b 8 --seq 128
+ok "this machine's limit" [ "$(step limits limit)" -gt 0 ]
+chr-sft -q -m model -n 1 --save-every 1 -b 2 --seq 128 --ram 24M -o proposed chat.jsonl > log
+status "what the trainer planned is enough for ours" 0 chr-fit -q -m model --stage sft -b 2 --seq 128 --data 40K --margin 0 \
+	--ram "$(($(key log mem_plan) * 108 / 100))"
+
+# Generating
+fit -m packed --stage generate --ram 64M --seq 256
+is "a packed model: all experts in memory" "$(step asked slots)" "$(step asked experts)"
+chr-generate -q -m packed --context 256 --dry-run < /dev/null > dry
+for i in '"dense weights"' '"KV caches"' '"activations"' '"position tables"'; do
+	is "as chr-generate: $i" "$(items fit | grep "$i")" "$(items dry | grep "$i")"
+done
+fit -m packed --stage generate --ram 64M --seq 256 -b 3 --kv-type q8
+chr-generate -q -m packed -b 3 --context 256 --kv-type q8 --dry-run < /dev/null > dry
+is "and with caches of 9 bits" "$(items fit | grep KV)" "$(items dry | grep KV)"
+large="-c config.json --set moe_intermediate_size=2048 --packed --stage generate --seq 256 --margin 0"
+# shellcheck disable=SC2086
+fit $large --ram 1G
+all=$(key fit total)
+# shellcheck disable=SC2086
+fit $large --ram $((all + 400000))
+is "a limit just above it: still all" "$(step asked slots)" 16
+# shellcheck disable=SC2086
+fit $large --ram $((all - 1200000))
+ok "a little less: fewer slots" [ "$(step asked slots)" -ge 13 -a "$(step asked slots)" -le 15 -a "$(step asked fits)" = true ]
+fit -m packed --stage generate --ram 1M
+is "next to nothing: 1" $? 1
+fit -m model --stage generate -b 64 --seq 1024 --ram 14M
+is "fewer sequences at a time" "$(key fit batch) $(key fit fits)" "$(step largest_batch batch) true"
+fit -c config.json --packed --stage generate --seq 256 --ram 64M
+items fit > a
+fit -m packed --stage generate --seq 256 --ram 64M
+is "a configuration is planned as the model packed from it" "$(cat a)" "$(items fit)"
+fit -c config.json --packed --quant q4 --stage generate --seq 256 --ram 64M
+q4=$(items fit)
+chr-pack -q -m model --quant q4 -o quant manifest.json > /dev/null
+fit -m quant --stage generate --seq 256 --ram 64M
+is "and of 4 bits" "$q4" "$(items fit)"
+chr-bench replay --budget 4,8 --drive 0.1,3GB --ram-bw 60GB act.jsonl > replay.jsonl
+fit -m packed --stage generate --seq 256 --ram 64M --replay replay.jsonl
+is "speeds: of both budgets, four policies" "$(grep -c '"step":"speed"' fit)" 8
+is "their slots" "$(grep '"step":"speed"' fit | grep -o '"slots":[0-9]*' | sort -u | tr '\n' ' ')" '"slots":4 "slots":8 '
+status "--replay of another file: 65" 65 chr-fit -q -m packed --stage generate --replay act.jsonl
+status "--replay of a plain model: 64" 64 chr-fit -q -m model --stage generate --replay replay.jsonl
+
+# Corrections
+run()		# PLAN PEAK STEPS
+{
+	for s in $(seq "$3"); do
+		echo '{"type":"step","stage":"sft","step":'"$s"',"mem_plan":'"$1"',"mem_peak":'$(($2 - $3 + s))'}'
+	done
+}
+run 1000 1100 3 > a
+run 1000 1300 2 > b
+run 2000 2400 4 > c
+status "two runs are too few: 65" 65 chr-fit -l a b
+chr-fit -l a b c > cal.json
+is "the median ratio of the peaks" "$(sed 's/.*"ratio":\([0-9.]*\).*"runs":\([0-9]*\).*/\1 \2/' cal.json)" "1.2 3"
+fit -m model --stage sft -b 2 --seq 64 --ram 1G
+plain=$(step asked bytes)
+fit -m model --stage sft -b 2 --seq 64 --ram 1G --calibration cal.json
+ok "a plan is multiplied by it" awk 'BEGIN { r = '"$(step asked bytes) / $plain"'; exit !(r > 1.1 && r < 1.3) }'
+ok "what is written down stays as planned" [ "$(key fit total)" -lt $((plain * 11 / 10)) ]
+fit -m model --stage dpo --calibration cal.json --ram 1G
+is "of a stage it has not: as planned" $? 0
+cat fit fit fit > own
+status "its own records teach nothing: 65" 65 chr-fit -l own
+echo '{"stages":{"sft":{"ratio":1e9}}}' > mad
+status "a ratio of 1e9: 65" 65 chr-fit -q -m model --stage sft --calibration mad
+echo '[1]' > mad
+status "no calibration: 65" 65 chr-fit -q -m model --stage sft --calibration mad
+
+# Mistakes
+status "no model: 64" 64 chr-fit
+status "a model that is not there: 66" 66 chr-fit -q -m nowhere
+status "more tokens than positions: 64" 64 chr-fit -q -m model --seq 2048
+status "a pattern that names nothing: 64" 64 chr-fit -q -m model --freeze 'x*'
+status "FILE without -l: 64" 64 chr-fit -m model in.jsonl
+done_testing
