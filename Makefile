@@ -18,7 +18,7 @@ SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -f
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
 DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"'
 ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
-LIBS = $(DEP_LIBS) -lm -lpthread
+LIBS = $(DEP_LIBS) $(MPI_LIBS) -lm -lpthread
 COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
 LINK = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(EXTRA)
 define newline
@@ -57,6 +57,9 @@ $B/chr-%: $B/bin/chr-%.o $B/libchronos.a
 $B/tests/%: $B/tests/%.o $B/libchronos.a
 	$(LINK)
 
+# The one module that knows MPI.
+$B/lib/comm.o: private EXTRA := $(MPI_CFLAGS)
+
 # tests/*64.c run the model sources in double precision.
 $B/f64/%.o $B/tests/%64.o: private EXTRA := -DCHR_DOUBLE
 $B/f64/%.o: lib/%.c $B/flags
@@ -77,6 +80,10 @@ $B/fuzz/%: $B/tests/fuzz/%.o $B/libchronos.a
 
 check: all $(TESTS)
 	BUILD=$B prove $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null
+
+# Ranks and jobs under a Slurm of its own; as root, where slurm-wlm and munge are installed.
+check-slurm: all
+	BUILD=$B prove $(if $(V),-v) -e sh tests/slurm.sh < /dev/null
 
 # kill -9 fifty times: tests/fire.t
 check-fire: all
@@ -100,7 +107,7 @@ CPPCHECK_WRONG := missingIncludeSystem uninitvar uninitdata ctuuninitvar invalid
 lint:
 	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 		--library=tests/cppcheck.cfg $(addprefix --suppress=,$(CPPCHECK_WRONG)) $(DEFS) -Ilib -Itests lib bin tests
-	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* tests/*.t) tests/lib.sh .ci/run
+	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* tests/*.t) tests/lib.sh tests/slurm.sh .ci/run
 	mandoc -T lint -W warning $(MAN)
 
 D := $(DESTDIR)$(PREFIX)
@@ -109,7 +116,7 @@ install: all
 	install $(BIN) $D/bin
 	install -m 644 lib/*.h $D/include/chronos
 	install -m 644 $B/libchronos.a $D/lib
-	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@MPI@|$(MPI_LIBS)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
 	for m in $(MAN); do install -m 644 $$m $D/share/man/man$${m##*.} || exit 1; done
 
 uninstall:
@@ -123,6 +130,6 @@ dist:
 clean:
 	rm -rf build build-san build-tsan build-fuzz config.mk
 
-.PHONY: all check check-fire bench fuzz fuzz-run lint install uninstall dist clean FORCE
+.PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
 -include $(wildcard $B/*/*.d $B/*/*/*.d)

@@ -6,6 +6,8 @@
 #include <zlib.h>
 
 #include "actlog.h"
+#include "comm.h"
+#include "deal.h"
 #include "gen.h"
 #include "infer.h"
 #include "json.h"
@@ -40,6 +42,10 @@ static struct {
 	struct seq *seq;
 	int32_t *topk;			/* (--seq + --generate, Ls, K) */
 	char *line;
+	FILE *out;			/* what the record gives */
+	char *text;			/* in memory, */
+	size_t size;
+	int64_t records;
 	struct sampler *sampler;
 	float *logits;
 	int64_t nseq, tokens;
@@ -58,6 +64,21 @@ static void must(int failed)
 static void put(const char *text, size_t n)
 {
 	if (s.gz ? gzwrite(s.gz, text, (unsigned)n) != (int)n : fwrite(text, 1, n, stdout) != n)
+		err_die(EX_IOERR, "write error:");
+}
+
+/* The record's lines: at once, or to rank 0. */
+static void put_line(const char *text, size_t n)
+{
+	if (s.out == NULL)
+		put(text, n);
+	else if (fwrite(text, 1, n, s.out) != n)
+		err_die(EX_OSERR, "out of memory");
+}
+
+static void flush_lines(void)
+{
+	if (s.out == NULL && !s.gz && fflush(stdout) != 0)
 		err_die(EX_IOERR, "write error:");
 }
 
@@ -107,7 +128,7 @@ static void put_act(int pos, uint32_t token, const char *mark, const int32_t *to
 		*p++ = ',';
 	}
 	p += sprintf(p - 1, "]}\n") - 1;
-	put(s.line, (size_t)(p - s.line));
+	put_line(s.line, (size_t)(p - s.line));
 }
 
 /* Appends up to o.generate tokens and their choices, of which the first `from` are there. */
@@ -147,8 +168,29 @@ static void log_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 	s.tokens += seq_len(s.seq);
 	gen_free(&g);
 	s.nseq++;
-	if (!s.gz && fflush(stdout) != 0)
-		err_die(EX_IOERR, "write error:");
+	flush_lines();
+}
+
+static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
+{
+	(void)sums;
+	put(p, n);
+	flush_lines();
+}
+
+static void log_ids(const struct ids *ids, const struct ids *mask)
+{
+	if (comm_size() > 1 && (s.out = open_memstream(&s.text, &s.size)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	for (int i = 0; i < ids->n && !sig_stop; i += o.seq)
+		log_sequence(ids->v + i, mask->v + i, ids->n - i < o.seq ? ids->n - i : o.seq);
+	if (s.out == NULL)
+		return;
+	if (fclose(s.out) != 0)
+		err_die(EX_OSERR, "out of memory");
+	if (!sig_stop)
+		deal_put(s.records - 1, s.text, s.size, NULL);
+	free(s.text);
 }
 
 /* Of a mask of what the assistant says, the last turn; nothing of a text, where all is 1, and of prompts. */
@@ -170,12 +212,16 @@ static void log_record(const json_t *rec)
 	struct ids ids = { 0 }, mask = { 0 };
 	struct err why = { 0 };
 
-	if (infer_ids(rec, o.generate > 0, &ids, &mask, &why) < 0)
-		must(jsonl_bad(s.in, &s.e, "%s", why.msg) < 0);
-	else if (ids.n > 0)
-		only_answer(&mask);
-	for (int i = 0; i < ids.n && !why.status && !sig_stop; i += o.seq)
-		log_sequence(ids.v + i, mask.v + i, ids.n - i < o.seq ? ids.n - i : o.seq);
+	if (infer_ids(rec, o.generate > 0, &ids, &mask, &why) < 0) {
+		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
+			deal_fail(s.records, &s.e);
+	} else if (!deal_own(s.records++)) {
+		s.nseq += (ids.n + o.seq - 1) / o.seq;
+	} else {
+		if (ids.n > 0)
+			only_answer(&mask);
+		log_ids(&ids, &mask);
+	}
 	ids_free(&ids);
 	ids_free(&mask);
 	progress_at(&s.progress, (double)s.tokens, "%lld sequences", (long long)s.nseq);
@@ -188,6 +234,8 @@ int main(int argc, char **argv)
 
 	err_init(argv[0]);
 	first = opt_parse(argc, argv, opts, &prog);
+	must(comm_open(&s.e) < 0);
+	deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	if (infer.cfg.num_sparse == 0)
@@ -204,7 +252,7 @@ int main(int argc, char **argv)
 	if (!s.topk || !s.logits || !s.line || !s.sampler)
 		err_die(EX_OSERR, "out of memory");
 	must((s.seq = seq_new(infer.g, &s.e)) == NULL);
-	if (o.gzip && (s.gz = gzdopen(dup(STDOUT_FILENO), "wb")) == NULL)
+	if (o.gzip && comm_rank() == 0 && (s.gz = gzdopen(dup(STDOUT_FILENO), "wb")) == NULL)
 		err_die(EX_IOERR, "cannot write gzip:");
 	put_model();
 	progress_start(&s.progress, "logging", "tokens", 0);
@@ -212,7 +260,9 @@ int main(int argc, char **argv)
 		log_record(rec);
 		json_decref(rec);
 	}
-	must(s.e.status != 0);
+	if (s.e.status != 0)
+		deal_fail(s.records, &s.e);
+	deal_finish(s.records);
 	progress_end(&s.progress);
 	if (s.gz && gzclose(s.gz) != Z_OK)
 		err_die(EX_IOERR, "write error:");
@@ -223,5 +273,5 @@ int main(int argc, char **argv)
 	free(s.line);
 	infer_close();
 	err_close_stdout();
-	return sig_stop ? EX_TEMPFAIL : 0;
+	return comm_close(sig_stop ? EX_TEMPFAIL : 0, &s.e);
 }

@@ -27,7 +27,7 @@ static double loss(const struct stage_in *in)
 
 static int64_t targets(const struct micro *mb)
 {
-	return mb->targets;
+	return mb->own.targets;
 }
 
 static json_t *settings(void)

@@ -16,7 +16,7 @@ static double dpo_loss(const struct stage_in *in)
 {
 	const struct batch *b = &in->mb->b;
 	struct pref *pair = in->mb->extra;
-	int n = (int)in->mb->units;
+	int n = (int)in->mb->own.units;
 
 	if (prefs_ref == NULL)
 		loss_pref_reference(in->ref, b, pair, n, in->logp);

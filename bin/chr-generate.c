@@ -4,6 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "comm.h"
+#include "deal.h"
 #include "gen.h"
 #include "guard.h"
 #include "infer.h"
@@ -60,6 +62,7 @@ static const struct opt_prog prog = { "chr-generate", "[FILE...]", "continue pro
 
 struct job {
 	json_t *rec;
+	int64_t number;			/* of the record */
 	struct gen gen;
 	struct seq *seq;
 	float *logits;
@@ -104,7 +107,7 @@ static json_t *asked(const json_t *rec)
 	return json_incref((json_t *)rec);
 }
 
-/* A job for a record, or NULL when the record is bad and passed over. Takes the reference. */
+/* A job for a record, or NULL when the record is bad: s.e says so, or it is passed over. Takes the reference. */
 static struct job *new_job(json_t *rec)
 {
 	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, (uint64_t)o.seed };
@@ -126,13 +129,14 @@ static struct job *new_job(json_t *rec)
 			s.e = why;
 			must(true);
 		}
-		must(jsonl_bad(s.in, &s.e, "%s", why.msg) < 0);
+		jsonl_bad(s.in, &s.e, "%s", why.msg);
 	} else if ((j = calloc(1, sizeof(*j))) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	else {
 		if (json_is_integer(seed))
 			so.seed = (uint64_t)json_integer_value(seed);
-		gen_start(&j->gen, &ids, &so, o.max_new, (uint64_t)s.count++);
+		j->number = s.count++;
+		gen_start(&j->gen, &ids, &so, o.max_new, (uint64_t)j->number);
 		j->rec = rec;
 	}
 	ids_free(&ids);
@@ -189,7 +193,21 @@ static void end_job(struct job *j)
 	s.waiting++;
 }
 
-static void write_record(struct job *j)
+static void free_job(struct job *j)
+{
+	json_decref(j->rec);
+	gen_free(&j->gen);
+	free(j);
+}
+
+static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
+{
+	(void)sums;
+	if (fwrite(p, 1, n, stdout) != n || fflush(stdout) != 0)
+		err_die(EX_IOERR, "standard output:");
+}
+
+static void write_record(struct job *j, FILE *out)
 {
 	const struct gen *g = &j->gen;
 	json_t *timing = json_object(), *tokens = json_array();
@@ -207,7 +225,37 @@ static void write_record(struct job *j)
 	json_set_num(timing, "ttft_expected_s", j->expected);
 	json_set_num(timing, "tok_per_s", made > 1 && decode > 0 ? (made - 1) / decode : 0);
 	json_object_set_new(j->rec, "timing", timing);
-	must(json_put(stdout, j->rec, &s.e) < 0);
+	must(json_put(out, j->rec, &s.e) < 0);
+}
+
+/* What has not been shown of a text. */
+static void write_text(struct job *j, FILE *out)
+{
+	size_t n = gen_shown(&j->gen, &s.gen);
+
+	fwrite(j->gen.text ? j->gen.text + j->printed : "", 1, n - j->printed, out);
+	j->printed = n;
+	fflush(out);
+}
+
+/* To rank 0. */
+static void send_result(struct job *j)
+{
+	char *text;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+
+	if (out == NULL)
+		err_die(EX_OSERR, "out of memory");
+	if (s.text) {
+		write_text(j, out);
+		putc('\n', out);
+	} else
+		write_record(j, out);
+	if (fclose(out) != 0)
+		err_die(EX_OSERR, "out of memory");
+	deal_put(j->number, text, size, NULL);
+	free(text);
 }
 
 /* Writes what can be written in order. */
@@ -216,26 +264,21 @@ static void flush_jobs(void)
 	struct job *j;
 
 	while ((j = s.head) != NULL) {
-		if (s.text) {
-			size_t n = gen_shown(&j->gen, &s.gen);
-
-			fwrite(j->gen.text ? j->gen.text + j->printed : "", 1, n - j->printed, stdout);
-			j->printed = n;
-			fflush(stdout);
-		}
+		if (s.text && comm_size() == 1)
+			write_text(j, stdout);
 		if (!j->gen.finish)
 			return;
-		if (s.text)
+		if (comm_size() > 1)
+			send_result(j);
+		else if (s.text)
 			putchar('\n');
 		else
-			write_record(j);
+			write_record(j, stdout);
 		s.waiting--;
 		s.head = j->next;
 		if (!s.head)
 			s.tail = &s.head;
-		json_decref(j->rec);
-		gen_free(&j->gen);
-		free(j);
+		free_job(j);
 	}
 }
 
@@ -271,14 +314,17 @@ static void end_jobs(void)
 	flush_jobs();
 }
 
+/* The next that is this rank's; NULL: there is none, or s.e says why. */
 static struct job *next_record(void)
 {
 	struct job *j = NULL;
 	json_t *rec;
 
-	while (!j && (rec = jsonl_next(s.in, &s.e)) != NULL)
-		j = new_job(rec);
-	must(s.e.status != 0);
+	while (!j && s.e.status == 0 && (rec = jsonl_next(s.in, &s.e)) != NULL)
+		if ((j = new_job(rec)) != NULL && !deal_own(j->number)) {
+			free_job(j);
+			j = NULL;
+		}
 	return j;
 }
 
@@ -305,6 +351,11 @@ static void run_records(void)
 		if (!s.text || !isatty(STDOUT_FILENO))
 			progress_at(&s.progress, (double)s.report.tokens, "%lld prompts", (long long)s.count);
 	}
+	if (s.e.status != 0)		/* those before it are written */
+		deal_fail(s.count, &s.e);
+	if (s.shed && comm_size() > 1)	/* the others would wait for what is left */
+		comm_abort(EX_TEMPFAIL);
+	deal_finish(s.count);
 	progress_end(&s.progress);
 }
 
@@ -431,6 +482,10 @@ int main(int argc, char **argv)
 		opt_usage("-p and files do not go together");
 	if (!o.prompt && !talk && first == argc && isatty(STDIN_FILENO))
 		opt_usage("nothing to continue: give -p TEXT, a file, or --chat");
+	must(comm_open(&s.e) < 0);
+	if (comm_size() > 1 && (o.prompt || talk || o.stats))
+		opt_usage("%s is for one process, not %d", o.stats ? "--stats" : o.prompt ? "-p" : "a conversation", comm_size());
+	deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	set_ends();
@@ -460,5 +515,5 @@ int main(int argc, char **argv)
 	err_close_stdout();
 	if (s.shed)
 		err_warn("stopped after %lld prompts: others are left", (long long)s.count);
-	return sig_stop || s.shed ? EX_TEMPFAIL : 0;
+	return comm_close(sig_stop || s.shed ? EX_TEMPFAIL : 0, &s.e);
 }

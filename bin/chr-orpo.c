@@ -13,7 +13,7 @@ static struct orpo_opt orpo = { .lambda = 0.1, .beta = 1 };
 
 static double orpo_loss(const struct stage_in *in)
 {
-	return loss_orpo(in->m, &in->mb->b, in->mb->extra, (int)in->mb->units, in->units, &orpo, in->coef, in->logp,
+	return loss_orpo(in->m, &in->mb->b, in->mb->extra, (int)in->mb->own.units, in->units, &orpo, in->coef, in->logp,
 	    in->sum, in->weight);
 }
 

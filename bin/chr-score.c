@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm.h"
+#include "deal.h"
 #include "infer.h"
 #include "json.h"
 #include "progress.h"
@@ -42,7 +44,8 @@ static struct {
 	uint32_t *best;			/* (rows, K) with --topk, */
 	float *best_logp, *rest;	/* (rows, K), (rows) */
 	json_t *topk;			/* and the record of the window */
-	int64_t records, tokens;
+	FILE *out;			/* what the record gives */
+	int64_t records, tokens;	/* records read; tokens of those written */
 	double logprob;
 	struct progress progress;
 	struct err e;
@@ -143,7 +146,7 @@ static void put_record(json_t *r, const json_t *rec)
 {
 	json_object_update_missing(r, (json_t *)rec);
 	if (!sig_stop)
-		must(json_put(stdout, r, &s.e) < 0);
+		must(json_put(s.out, r, &s.e) < 0);
 	json_decref(r);
 }
 
@@ -176,33 +179,57 @@ static void put_score(json_t *r, int64_t tokens, double logprob)
 	json_set_num(r, "ppl", tokens ? exp(-logprob / (double)tokens) : NAN);
 }
 
-static void score_record(json_t *rec)
+/* The record of a text; with --topk, those of its windows come before and in place of it. */
+static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec)
 {
 	static const char *const bulky[] = { "type", "text", "messages", "conversations", "tokens", "mask" };
-	struct ids ids = { 0 }, mask = { 0 };
-	struct err why = { 0 };
+	json_t *r = json_object();
 	int64_t count = 0;
 	double sum = 0;
+	char *text = NULL;
+	size_t size = 0;
 
-	if (infer_ids(rec, false, &ids, &mask, &why) < 0)
-		must(jsonl_bad(s.in, &s.e, "%s", why.msg) < 0);
-	else if (ids.n == 0)
-		must(jsonl_bad(s.in, &s.e, "no tokens") < 0);
-	else {
-		json_t *r = json_object();
+	if ((s.out = comm_size() > 1 ? open_memstream(&text, &size) : stdout) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	json_set_str(r, "type", "score");
+	for (size_t i = 0; i < sizeof(bulky) / sizeof(*bulky); i++)
+		json_object_del(rec, bulky[i]);
+	score(ids, mask, rec, &count, &sum);
+	put_score(r, count, sum);
+	if (o.topk)
+		json_decref(r);
+	else
+		put_record(r, rec);
+	if (s.out != stdout && fclose(s.out) != 0)
+		err_die(EX_OSERR, "out of memory");
+	if (!sig_stop || comm_size() == 1)
+		deal_put(s.records, text, size, (double[DEAL_SUMS]){ (double)count, sum });
+	free(text);
+}
 
-		json_set_str(r, "type", "score");
-		for (size_t i = 0; i < sizeof(bulky) / sizeof(*bulky); i++)
-			json_object_del(rec, bulky[i]);
-		score(&ids, &mask, rec, &count, &sum);
-		put_score(r, count, sum);
-		if (o.topk)
-			json_decref(r);
-		else
-			put_record(r, rec);
+static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
+{
+	if (n > 0 && (fwrite(p, 1, n, stdout) != n || fflush(stdout) != 0))
+		err_die(EX_IOERR, "standard output:");
+	s.tokens += (int64_t)sums[0];
+	s.logprob += sums[1];
+}
+
+static void score_record(json_t *rec)
+{
+	struct ids ids = { 0 }, mask = { 0 };
+	struct err why = { 0 };
+	int rc = infer_ids(rec, false, &ids, &mask, &why);
+
+	if (rc == 0 && ids.n == 0)
+		rc = err_set(&why, EX_DATAERR, "no tokens");
+	if (rc < 0) {
+		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
+			deal_fail(s.records, &s.e);
+	} else {
+		if (deal_own(s.records))
+			score_ids(&ids, &mask, rec);
 		s.records++;
-		s.tokens += count;
-		s.logprob += sum;
 	}
 	ids_free(&ids);
 	ids_free(&mask);
@@ -290,6 +317,10 @@ int main(int argc, char **argv)
 
 	err_init(argv[0]);
 	first = opt_parse(argc, argv, opts, &prog);
+	must(comm_open(&s.e) < 0);
+	if (o.dump && comm_size() > 1)
+		opt_usage("--dump is for one process, not %d", comm_size());
+	deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
@@ -301,7 +332,9 @@ int main(int argc, char **argv)
 		score_record(rec);
 		json_decref(rec);
 	}
-	must(s.e.status != 0);
+	if (s.e.status != 0)
+		deal_fail(s.records, &s.e);
+	deal_finish(s.records);
 	progress_end(&s.progress);
 	if (!sig_stop) {
 		put_total(progress_clock() - began);
@@ -322,5 +355,5 @@ int main(int argc, char **argv)
 	free(d.record);
 	infer_close();
 	err_close_stdout();
-	return sig_stop ? EX_TEMPFAIL : 0;
+	return comm_close(sig_stop ? EX_TEMPFAIL : 0, &s.e);
 }

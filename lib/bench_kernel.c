@@ -49,7 +49,7 @@ static void gemm(int m, int n, int k)
 	if (kernel_gemm_open(&g, GEMM_NT, m, n, k, &e) < 0)
 		err_exit(&e);
 	for (int i = -1; i < bench.reps; i++) {
-		double x = kernel_gemm_rate(&g);
+		double x = kernel_gemm_rate(&g, backend_cpu.gemm);
 
 		if (i >= 0)
 			json_array_append_new(v, json_real(x));

@@ -132,7 +132,7 @@ static double compute_rate(const struct side *x, struct err *e)
 	if (!one) {
 		if (kernel_gemm_open(&g, GEMM_NT, 1024, 1024, 1024, e) < 0)
 			err_exit(e);
-		rate = fmax(kernel_gemm_rate(&g), kernel_gemm_rate(&g));
+		rate = fmax(kernel_gemm_rate(&g, backend_cpu.gemm), kernel_gemm_rate(&g, backend_cpu.gemm));
 		kernel_gemm_close(&g);
 		return rate;
 	}

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm.h"
 #include "corpus.h"
 #include "mem.h"
 #include "record.h"
@@ -132,7 +133,7 @@ struct chat {
 	struct chat_count count;
 	int64_t limit, rows;		/* items to deliver, rows that they take; -1: no end, or not known */
 	int64_t offset;			/* token of the next item at which its next piece begins */
-	int *used;			/* (batch) columns of each row of the micro-batch */
+	int *used;			/* (ranks * batch) columns of each row of the micro-batch, of which every rank has some */
 };
 
 static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
@@ -163,10 +164,16 @@ static int find_room(const struct chat *c, int B, int64_t n)
 	return -1;
 }
 
-/* n rows into row r of the batch; what comes with their tokens into extra. */
-static void place(const struct chat *c, struct micro *mb, int r, const uint32_t *word, int64_t n)
+/* Row r of the micro-batch in this rank's share of B rows, or -1. */
+static int own_row(int r, int B)
 {
-	int64_t at = (int64_t)r * c->T + c->used[r];
+	return r / B == comm_rank() ? r % B : -1;
+}
+
+/* n rows into row r of the batch, row `at_row` of this rank; what comes with their tokens into extra. */
+static void place(const struct chat *c, struct micro *mb, int r, int at_row, const uint32_t *word, int64_t n)
+{
+	int64_t at = (int64_t)at_row * c->T + c->used[r];
 	int stride = c->kind->stride, record = corpus_touch(c->corpus);
 	struct batch *b = &mb->b;
 
@@ -184,9 +191,9 @@ static void place(const struct chat *c, struct micro *mb, int r, const uint32_t 
 	}
 }
 
-static void pad(const struct chat *c, struct batch *b, int r)
+static void pad(const struct chat *c, struct batch *b, int r, int at_row)
 {
-	for (int64_t i = (int64_t)r * c->T + c->used[r]; i < (int64_t)(r + 1) * c->T; i++) {
+	for (int64_t i = (int64_t)at_row * c->T + c->used[r]; i < (int64_t)(at_row + 1) * c->T; i++) {
 		b->tok[i] = 0;
 		b->target[i] = -1;
 		b->doc_start[i] = -1;
@@ -208,17 +215,18 @@ static int64_t piece(struct chat *c, const uint32_t **word, int64_t *left, struc
 	return *left < c->T ? *left : c->T;
 }
 
-/* Packs one micro-batch into mb, or only moves on when that is NULL. Rows used, 0 at the end, -1. */
+/* Packs one micro-batch of B rows for each rank, this rank's into mb, or only moves on when that is NULL. Rows used on all,
+ * 0 at the end, -1. */
 static int pack(struct chat *c, struct micro *mb, int B, struct err *e)
 {
 	const uint32_t *word;
 	int64_t n, left;
-	int rows = 0, r;
+	int rows = 0, all = B * comm_size(), r;
 
-	memset(c->used, 0, (size_t)B * sizeof *c->used);
-	while ((n = piece(c, &word, &left, e)) > 0 && (r = find_room(c, B, n)) >= 0) {
-		if (mb != NULL)
-			place(c, mb, r, word, n);
+	memset(c->used, 0, (size_t)all * sizeof *c->used);
+	while ((n = piece(c, &word, &left, e)) > 0 && (r = find_room(c, all, n)) >= 0) {
+		if (mb != NULL && own_row(r, B) >= 0)
+			place(c, mb, r, own_row(r, B), word, n);
 		c->used[r] += (int)n;
 		rows = r + 1 > rows ? r + 1 : rows;
 		c->offset += n;
@@ -228,7 +236,8 @@ static int pack(struct chat *c, struct micro *mb, int B, struct err *e)
 		}
 	}
 	for (r = 0; mb != NULL && r < rows; r++)
-		pad(c, &mb->b, r);
+		if (own_row(r, B) >= 0)
+			pad(c, &mb->b, r, own_row(r, B));
 	return n < 0 ? -1 : rows;
 }
 
@@ -242,7 +251,7 @@ static int count_rows(struct chat *c, int B, struct err *e)
 		return 0;
 	}
 	while ((rows = pack(c, NULL, B, e)) > 0)
-		c->rows += B;
+		c->rows += B * comm_size();
 	return rows < 0 ? -1 : corpus_seek(c->corpus, NULL, e);
 }
 
@@ -286,7 +295,7 @@ void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o, co
 	c->tok = t;
 	c->vocab = cfg->vocab_size;
 	c->T = o->seq;
-	c->used = mem_alloc((size_t)o->batch * sizeof *c->used);
+	c->used = mem_alloc((size_t)o->batch * (size_t)comm_size() * sizeof *c->used);
 	if (open_corpus(c, o, nfiles, files, eval, e) == 0)
 		return c;
 	chat_close(c);
@@ -335,10 +344,11 @@ static json_t *chat_identity(const void *self)
 static int chat_next(void *self, struct micro *mb, int B, struct err *e)
 {
 	struct chat *c = self;
+	int rows = pack(c, mb, B, e), own = rows - B * comm_rank();
 
 	mb->b.T = c->T;
-	mb->b.B = pack(c, mb, B, e);
-	return mb->b.B < 0 ? -1 : mb->b.B > 0;
+	mb->b.B = own < 0 ? 0 : own < B ? own : B;
+	return rows < 0 ? -1 : rows > 0;
 }
 
 static json_t *chat_position(const void *self)
@@ -388,12 +398,12 @@ static json_t *chat_inputs(const void *self)
 
 const struct source chat_source = {
 	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
-	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek, .inputs = chat_inputs,
-	.corpus = chat_corpus,
+	.identity = chat_identity, .next = chat_next, .deals = true, .position = chat_position, .seek = chat_seek,
+	.inputs = chat_inputs, .corpus = chat_corpus,
 };
 
 const struct source chat_text_source = {
 	.open = text_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
-	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek, .inputs = chat_inputs,
-	.corpus = chat_corpus,
+	.identity = chat_identity, .next = chat_next, .deals = true, .position = chat_position, .seek = chat_seek,
+	.inputs = chat_inputs, .corpus = chat_corpus,
 };

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "comm.h"
 #include "file.h"
 #include "modeldir.h"
 #include "safetensors.h"
@@ -108,6 +109,7 @@ struct part {			/* an array over parameters; every tensor's name gets the prefix
 	const char *prefix;
 	real *from;
 	const int64_t *at;	/* where each parameter is, -1: it is not; NULL: at its offset */
+	const struct optim *divided;	/* these are its moments, and every rank has a part; NULL: all is here */
 };
 
 static int64_t place_of(const struct part *part, const struct params *ps, int i)
@@ -124,12 +126,29 @@ static void declare(struct st_writer *w, const char *prefix, const struct param 
 	st_writer_add(w, name, ST_F32, p->ndim, shape, 0, se);
 }
 
+/* Moments by parameter, whichever ranks they are on; w may be NULL, for then too the ranks send them. */
+static void put_divided(struct st_writer *w, const struct weights *x, const struct part *part, struct st_error *se)
+{
+	for (int i = 0; i < x->par->n; i++) {
+		const real *v = place_of(part, x->par, i) < 0 ? NULL : optim_whole(part->divided, part->from, x->par, i);
+
+		if (v != NULL && w != NULL)
+			st_writer_data(w, v, (size_t)param_size(&x->par->p[i]) * sizeof *v, se);
+	}
+}
+
 /* -1: no memory for a copy. */
 static int put_part(struct st_writer *w, const struct weights *x, const struct part *part, struct st_error *se)
 {
 	int64_t n = 0;
 	float *f;
 
+	if (part->divided != NULL) {
+		put_divided(w, x, part, se);
+		return 0;
+	}
+	if (w == NULL)
+		return 0;
 	for (int i = 0; i < x->par->n; i++)
 		if (place_of(part, x->par, i) >= 0)
 			n = place_of(part, x->par, i) + param_size(&x->par->p[i]);
@@ -160,7 +179,7 @@ static int put_parts(const char *path, const struct weights *x, const struct par
 			st_writer_meta(w, key, json_string_value(v), &se);
 	if (w != NULL)
 		st_writer_begin(w, &se);
-	for (int j = 0; w != NULL && j < nparts; j++)
+	for (int j = 0; j < nparts; j++)
 		if (put_part(w, x, &part[j], &se) < 0) {
 			st_writer_abort(w);
 			return err_set(e, EX_OSERR, "no memory to write %s", path);
@@ -170,15 +189,16 @@ static int put_parts(const char *path, const struct weights *x, const struct par
 
 int ckpt_put_gradients(const char *path, const struct weights *w, struct err *e)
 {
-	const struct part part = { "", w->g, NULL };
+	const struct part part = { .prefix = "", .from = w->g };
 
 	return put_parts(path, w, &part, 1, NULL, e);
 }
 
 static int put_moments(const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct part part[] = { { "m.", c->opt->m, c->opt->at }, { "v.", c->opt->v, c->opt->at },
-	    { "master.", c->w.w, NULL } };
+	const struct optim *divided = comm_size() > 1 ? c->opt : NULL;
+	const struct part part[] = { { "m.", c->opt->m, c->opt->at, divided }, { "v.", c->opt->v, c->opt->at, divided },
+	    { .prefix = "master.", .from = c->w.w } };
 	char *path = file_join(dir, "optimizer.safetensors");
 	int rc = put_parts(path, &c->w, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL, e);
 
@@ -199,7 +219,7 @@ static int put_json(const char *dir, const char *name, const json_t *o, struct e
 
 static int put_adapter(const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct part part = { "", c->w.w, NULL };
+	const struct part part = { .prefix = "", .from = c->w.w };
 	char *path = file_join(dir, "adapter_model.safetensors");
 	int rc = put_parts(path, &c->w, &part, 1, c->metadata, e);
 
@@ -222,12 +242,36 @@ static int put_weights(const char *dir, const struct ckpt *c, struct err *e)
 	return rc;
 }
 
+/* Rank 0 tells the others whether it will ask for their moments. */
+static bool ask_for_moments(bool ask)
+{
+	comm_bcast(&ask, sizeof ask);
+	return ask;
+}
+
 static int fill(const char *dir, const struct ckpt *c, struct err *e)
 {
-	if (file_mkdirs(dir, e) < 0 || (c->tok != NULL && tok_save(c->tok, dir, e) < 0) || put_weights(dir, c, e) < 0 ||
-	    put_moments(dir, c, e) < 0 || put_json(dir, "train_state.json", c->state, e) < 0)
+	int rc = file_mkdirs(dir, e);
+
+	if (rc == 0 && c->tok != NULL)
+		rc = tok_save(c->tok, dir, e);
+	if (rc == 0)
+		rc = put_weights(dir, c, e);
+	if (!ask_for_moments(rc == 0) || put_moments(dir, c, e) < 0 || put_json(dir, "train_state.json", c->state, e) < 0)
 		return -1;
 	return file_sync_dir(dir, e);
+}
+
+/* What ranks above 0 have to do with a checkpoint. */
+static int send_moments(const struct ckpt *c)
+{
+	const struct part m = { "m.", c->opt->m, c->opt->at, c->opt }, v = { "v.", c->opt->v, c->opt->at, c->opt };
+
+	if (!ask_for_moments(false))
+		return 0;
+	put_divided(NULL, &c->w, &m, NULL);
+	put_divided(NULL, &c->w, &v, NULL);
+	return 0;
 }
 
 static int move(const char *from, const char *to, struct err *e)
@@ -237,9 +281,13 @@ static int move(const char *from, const char *to, struct err *e)
 
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e)
 {
-	char *dir = format("%s/checkpoint-%" PRId64, out, step), *tmp = format("%s/.checkpoint-%" PRId64 ".tmp", out, step);
+	char *dir, *tmp;
 	int rc = 0;
 
+	if (comm_rank() > 0)
+		return send_moments(c);
+	dir = format("%s/checkpoint-%" PRId64, out, step);
+	tmp = format("%s/.checkpoint-%" PRId64 ".tmp", out, step);
 	/* The state at a step is always the same: what has this name is what would be written. */
 	if (!exists(dir, "train_state.json")) {
 		rc = fill(tmp, c, e);
@@ -252,7 +300,8 @@ int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e
 
 			file_remove_tree(tmp, &ignored);
 		}
-	}
+	} else
+		ask_for_moments(false);
 	free(dir);
 	free(tmp);
 	return rc;
@@ -526,8 +575,10 @@ static int get_part(const struct st_file *f, const char *path, const struct part
 		t = st_find(f, name);
 		if (t == NULL || t->dtype != ST_F32 || t->nbytes != (uint64_t)param_size(p) * sizeof(float))
 			return err_set(e, EX_DATAERR, "%s: %s: absent or not of this model", path, name);
-		if (st_read(f, t, 0, dst + at, (size_t)t->nbytes, &se) < 0)
+		if (st_read(f, t, 0, part->divided != NULL ? (float *)part->divided->whole : dst + at, (size_t)t->nbytes, &se) < 0)
 			return modeldir_st_err(e, path, &se);
+		if (part->divided != NULL)
+			optim_take(part->divided, part->from, i, part->divided->whole, param_size(p));
 	}
 	return 0;
 }
@@ -536,9 +587,11 @@ static int get_part(const struct st_file *f, const char *path, const struct part
 static int read_part(const struct st_file *f, const char *path, const struct weights *w, const struct part *part,
     int64_t n, struct err *e)
 {
-	float *flat = from_device(w->be, part->from, n);
+	float *flat = part->divided == NULL ? from_device(w->be, part->from, n) : NULL;
 	int rc;
 
+	if (part->divided != NULL)
+		return get_part(f, path, part, w->par, NULL, e);
 	if (flat == NULL)
 		return err_set(e, EX_OSERR, "no memory to read %s", path);
 	rc = get_part(f, path, part, w->par, flat, e);
@@ -582,7 +635,7 @@ static struct st_file *open_file(const char *dir, const char *name, char **path,
 
 static int load_adapter(const char *dir, const struct weights *w, struct err *e)
 {
-	const struct part part = { "", w->w, NULL };
+	const struct part part = { .prefix = "", .from = w->w };
 	char *path;
 	struct st_file *f = open_file(dir, "adapter_model.safetensors", &path, e);
 	int rc;
@@ -597,7 +650,9 @@ static int load_adapter(const char *dir, const struct weights *w, struct err *e)
 
 int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e)
 {
-	const struct part master = { "master.", w->w, NULL }, m = { "m.", o->m, o->at }, v = { "v.", o->v, o->at };
+	const struct optim *divided = comm_size() > 1 ? o : NULL;
+	const struct part master = { .prefix = "master.", .from = w->w }, m = { "m.", o->m, o->at, divided },
+	    v = { "v.", o->v, o->at, divided };
 	char *path, first[sizeof w->par->p->name + 16];
 	struct st_file *f = open_file(dir, "optimizer.safetensors", &path, e);
 	int rc;

@@ -10,6 +10,9 @@
  *	ckpt_save(out, step, &c, &e);
  *	ckpt_publish(out, step, &e);			(at the end: the checkpoint's files become those of OUT)
  *
+ * Of several ranks (comm.h) rank 0 writes; all call ckpt_save(), because each has a part of the moments, and all read. What
+ * is written does not tell how many there were.
+ *
  * optimizer.safetensors holds m.NAME and v.NAME per parameter that is not frozen, F32, and master.NAME of all when the
  * weights are written as BF16. The checkpoint of an adapter has adapter_model.safetensors (F32) and adapter_config.json in
  * place of a model.

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "comm.h"
 #include "json.h"
 #include "progress.h"
 #include "prov.h"
@@ -83,6 +84,15 @@ static bool regular(const char *path)
 	struct stat st;
 
 	return strcmp(path, "-") != 0 && (stat(path, &st) < 0 || S_ISREG(st.st_mode));
+}
+
+static bool all_stdin(const struct corpus *c)
+{
+	bool all = true;
+
+	for (int i = 0; i < c->nparts; i++)
+		all &= strcmp(c->names[i], "-") == 0;
+	return all;
 }
 
 /* Cuts the share off, if there is one. */
@@ -292,6 +302,8 @@ struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_
 	c->pool = zeros((size_t)c->nparts, sizeof *c->pool);
 	c->names = zeros((size_t)c->nparts, sizeof *c->names);
 	rc = set_names(c, nfiles > 0 ? files : from_stdin, &stream, e);
+	if (rc == 0 && stream && comm_size() > 1 && !all_stdin(c))
+		rc = err_set(e, EX_USAGE, "of several ranks only the first has a pipe: give it as the standard input, alone");
 	if (rc == 0 && stream)
 		open_window(c);
 	if (rc == 0 && stream)

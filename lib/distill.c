@@ -130,7 +130,7 @@ static void measure(const struct stage_in *in, const struct pass *p, double ce, 
 
 	for (int i = 0; i < 3; i++) {
 		in->sum[i] += value[i];
-		in->weight[i] += (double)in->mb->targets;
+		in->weight[i] += (double)in->mb->own.targets;
 	}
 }
 
@@ -144,7 +144,7 @@ double distill_loss(struct distill *d, const struct stage_in *in)
 
 	for (int64_t r = 0; in->coef != NULL && r < (int64_t)b->B * b->T; r++)
 		in->coef[r] = b->target[r] >= 0 ? (real)(-(1 - d->o.alpha) * mean) : 0;
-	model_head(in->m, b, in->coef, in->logp, in->mb->targets > 0 ? &hook : NULL);
+	model_head(in->m, b, in->coef, in->logp, in->mb->own.targets > 0 ? &hook : NULL);
 	for (int64_t r = 0; r < (int64_t)b->B * b->T; r++)
 		if (b->target[r] >= 0)
 			ce -= (double)in->logp[r];

@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 const char *err_prog = "chronos";
+int err_rank;
+void (*err_leave)(int status);
 
 void err_init(const char *argv0)
 {
@@ -45,7 +47,17 @@ int err_set(struct err *e, int status, const char *fmt, ...)
 static void err_line(const char *msg)
 {
 	fflush(stdout);
-	fprintf(stderr, "%s: %s\n", err_prog, msg);
+	if (err_rank > 0)
+		fprintf(stderr, "%s: rank %d: %s\n", err_prog, err_rank, msg);
+	else
+		fprintf(stderr, "%s: %s\n", err_prog, msg);
+}
+
+_Noreturn static void leave(int status)
+{
+	if (err_leave != NULL)
+		err_leave(status);
+	exit(status);
 }
 
 void err_die(int status, const char *fmt, ...)
@@ -58,13 +70,14 @@ void err_die(int status, const char *fmt, ...)
 	err_format(msg, sizeof msg, saved, fmt, ap);
 	va_end(ap);
 	err_line(msg);
-	exit(status);
+	leave(status);
 }
 
 void err_exit(const struct err *e)
 {
-	err_line(e->msg);
-	exit(e->status);
+	if (e->msg[0] != '\0')
+		err_line(e->msg);
+	leave(e->status);
 }
 
 void err_warn(const char *fmt, ...)
@@ -73,6 +86,8 @@ void err_warn(const char *fmt, ...)
 	char msg[512];
 	va_list ap;
 
+	if (err_rank > 0)
+		return;
 	va_start(ap, fmt);
 	err_format(msg, sizeof msg, saved, fmt, ap);
 	va_end(ap);

@@ -26,12 +26,17 @@ struct err {
 
 extern const char *err_prog;	/* "chr-sft"; never NULL */
 
+/* Of several processes that run as one (comm.h): those above 0 put their number before errors and warn of nothing. */
+extern int err_rank;
+extern void (*err_leave)(int status);	/* called by err_die() and err_exit() before they exit; NULL: nothing */
+
 void err_init(const char *argv0);
 
 /* Fills *e and returns -1. A format that ends in ':' gets ": strerror(errno)" as printf-style suffix. */
 int err_set(struct err *e, int status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Prints "prog: msg\n" on stderr and exits with status; a format ending in ':' gets strerror(errno). */
+/* Prints "prog: msg\n" on stderr and exits with status; a format ending in ':' gets strerror(errno). No message: it was
+ * printed by another rank. */
 _Noreturn void err_die(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 _Noreturn void err_exit(const struct err *e);
 void err_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "chat.h"
+#include "comm.h"
 #include "corpus.h"
 #include "grpo_int.h"
 #include "json.h"
@@ -208,7 +209,7 @@ static void *grpo_open(const struct train_opt *o, const struct config *c, struct
 
 /* --- a rollout --- */
 
-/* The next prompt for completions i .. i + group - 1. 1, 0 at the end, -1. */
+/* The next prompt for completions i .. i + group - 1; below 0, it is another rank's. 1, 0 at the end, -1. */
 static int take_prompt(struct grpo_data *d, int i, struct err *e)
 {
 	int64_t passed = corpus_passed(d->corpus), words;
@@ -219,7 +220,7 @@ static int take_prompt(struct grpo_data *d, int i, struct err *e)
 		return 0;
 	if ((rc = corpus_get(d->corpus, &w, &words, e)) <= 0)
 		return rc;
-	for (int g = 0; g < G; g++) {
+	for (int g = 0; i >= 0 && g < G; g++) {
 		struct completion *c = &d->c[i + g];
 
 		c->nprompt = (int)w[0];
@@ -227,7 +228,8 @@ static int take_prompt(struct grpo_data *d, int i, struct err *e)
 		memcpy(c->tok, w + 1, (size_t)w[0] * sizeof *w);
 	}
 	w += 1 + w[0];
-	d->rec[i / G] = json_loadb((const char *)(w + 1), w[0], 0, NULL);
+	if (i >= 0)
+		d->rec[i / G] = json_loadb((const char *)(w + 1), w[0], 0, NULL);
 	corpus_advance(d->corpus);
 	return 1;
 }
@@ -299,9 +301,9 @@ static void cut_slices(struct grpo_data *d)
 	int G = grpo_flags.group, size = d->o->batch * G;
 
 	grpo_advantages(d->reward, d->n, G, (enum grpo_scale)grpo_flags.scale, d->adv, d->spread);
-	d->have = 0;
-	for (int i = 0; i < d->n; i += size) {
-		struct grpo_slice *s = &d->slice[d->have++];
+	for (int m = 0; m < d->have; m++) {
+		struct grpo_slice *s = &d->slice[m];
+		int i = m * size < d->n ? m * size : d->n;
 
 		s->n = d->n - i < size ? d->n - i : size;
 		s->c = d->c + i;
@@ -337,23 +339,42 @@ static int log_samples(const struct grpo_data *d, struct err *e)
 	return rc;
 }
 
+/* This rank's prompts of the micro-batches of a step, of which the others have theirs. */
+static int take_prompts(struct grpo_data *d, struct err *e)
+{
+	int b = d->o->batch, all = d->micros * b * comm_size(), k, rc = 1;
+
+	d->n = 0;
+	for (k = 0; k < all; k++) {
+		bool own = k / b % comm_size() == comm_rank();
+
+		if ((rc = take_prompt(d, own ? d->n : -1, e)) <= 0)
+			break;
+		d->n += own ? grpo_flags.group : 0;
+	}
+	d->have = (k + b * comm_size() - 1) / (b * comm_size());
+	return rc < 0 ? -1 : k > 0;
+}
+
 /* Samples and judges what a step needs. 1, 0 at the end of the prompts, -1. */
 static int roll_out(struct grpo_data *d, struct err *e)
 {
 	const struct rollout_hook hook = { judge, tick, d };
 	uint64_t seed = (uint64_t)d->o->seed + (d->eval ? EVAL_SEED : 0);
-	int rc = 1;
+	int rc;
 
 	if (d->c == NULL)
 		open_rollouts(d);
 	drop_records(d);
-	for (d->n = 0; d->n < d->most && (rc = take_prompt(d, d->n, e)) > 0; d->n += grpo_flags.group)
-		;
-	d->have = d->at = d->iteration = 0;
-	if (rc < 0 || d->n == 0)
+	d->at = d->iteration = 0;
+	if ((rc = take_prompts(d, e)) <= 0)
 		return rc;
 	d->rollouts++;
-	if (rollout_run(grpo_run.rollout, d->c, d->n, seed, &hook, e) < 0 || collect(d, e) < 0)
+	if (d->n > 0)
+		rc = rollout_run(grpo_run.rollout, d->c, d->n, seed, &hook, e);
+	if (rc >= 0)
+		rc = collect(d, e);
+	if (comm_agree(rc, e) < 0)
 		return -1;
 	cut_slices(d);
 	return log_samples(d, e) < 0 ? -1 : 1;
@@ -425,7 +446,7 @@ static bool grpo_streams(const void *self)
 static int64_t grpo_rows(const void *self)
 {
 	const struct grpo_data *d = self;
-	int64_t step = (int64_t)d->o->batch * d->micros;
+	int64_t step = (int64_t)d->o->batch * comm_size() * d->micros;
 
 	return d->limit < 0 ? -1 : (d->limit + step - 1) / step * step * (d->eval ? 1 : grpo_flags.iterations);
 }
@@ -476,7 +497,7 @@ static json_t *grpo_inputs(const void *self)
 }
 
 const struct source grpo_source = {
-	.extra = sizeof(struct grpo_slice *), .open = grpo_open, .close = grpo_close, .streams = grpo_streams,
+	.extra = sizeof(struct grpo_slice *), .deals = true, .open = grpo_open, .close = grpo_close, .streams = grpo_streams,
 	.rows = grpo_rows, .bytes = grpo_bytes, .identity = grpo_identity, .next = grpo_next, .midway = grpo_midway,
 	.position = grpo_position, .seek = grpo_seek, .inputs = grpo_inputs, .corpus = grpo_corpus,
 };

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "comm.h"
 #include "file.h"
 #include "heat.h"
 #include "infer.h"
@@ -74,7 +75,7 @@ void infer_begin(bool tok)
 		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) == NULL)
 			err_exit(&e);
 	free(path);
-	pool_init(infer.threads);
+	pool_init(comm_threads(infer.threads));
 }
 
 static const enum cache_policy evict[] = { CACHE_AUTO, CACHE_LRU, CACHE_LFRU, CACHE_CYCLE };
@@ -106,7 +107,7 @@ static void leave_heat(void)
 	const char *of = engine_fingerprint(infer.g, &e);
 
 	store_heat(engine_store(infer.g), heat);
-	if (!of || heat_save(infer.heat, &infer.cfg, of, heat, &e) < 0)
+	if (!of || (comm_rank() == 0 && heat_save(infer.heat, &infer.cfg, of, heat, &e) < 0))
 		err_exit(&e);
 	free(heat);
 	heat = NULL;

@@ -16,6 +16,8 @@
 #define JSONL_MAX_LINE ((size_t)64 << 20)
 #define JSONL_CHUNK ((size_t)64 << 10)
 
+ssize_t (*jsonl_stdin)(ssize_t (*here)(void *, void *, size_t, struct err *), void *, void *, size_t, struct err *);
+
 enum jsonl_format { JSONL_UNKNOWN, JSONL_PLAIN, JSONL_GZIP };
 
 struct jsonl {
@@ -102,8 +104,9 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 }
 
 /* read(2) that a stop signal ends. Bytes read, 0 at the end, -1 with *e. */
-static ssize_t jsonl_read(struct jsonl *in, void *buf, size_t size, struct err *e)
+static ssize_t jsonl_read_here(void *self, void *buf, size_t size, struct err *e)
 {
+	struct jsonl *in = self;
 	struct pollfd p = { .fd = in->fd, .events = POLLIN };
 	int ready;
 	ssize_t n;
@@ -122,6 +125,13 @@ static ssize_t jsonl_read(struct jsonl *in, void *buf, size_t size, struct err *
 		if (errno != EINTR && errno != EAGAIN)
 			return err_set(e, errno == EISDIR ? EX_NOINPUT : EX_IOERR, "%s:", in->name);
 	}
+}
+
+static ssize_t jsonl_read(struct jsonl *in, void *buf, size_t size, struct err *e)
+{
+	if (jsonl_stdin != NULL && in->fd == STDIN_FILENO)
+		return jsonl_stdin(jsonl_read_here, in, buf, size, e);
+	return jsonl_read_here(in, buf, size, e);
 }
 
 /* Looks at the first two bytes, which are put where the format wants them. */

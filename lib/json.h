@@ -44,6 +44,11 @@ ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e);
  * With skip_bad it counts the record instead and returns 0: drop it and go on. */
 int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
+/* How standard input is read where several processes share it (comm.h): `here` reads it in the one that has it. NULL: it is
+ * this process's own. */
+extern ssize_t (*jsonl_stdin)(ssize_t (*here)(void *self, void *buf, size_t size, struct err *e), void *self, void *buf,
+    size_t size, struct err *e);
+
 const char *jsonl_name(const struct jsonl *in);	/* file of the last record, "<stdin>" */
 int64_t jsonl_lineno(const struct jsonl *in);
 int64_t jsonl_offset(const struct jsonl *in);	/* at which byte of its file, gzip undone, the last line began */

@@ -130,12 +130,12 @@ int kernel_gemm_open(struct kernel_gemm *g, enum gemm_kind kind, int m, int n, i
 	return err_set(e, EX_OSERR, "out of memory for a product of matrices");
 }
 
-double kernel_gemm_rate(const struct kernel_gemm *g)
+double kernel_gemm_rate(const struct kernel_gemm *g, void (*gemm)(enum gemm_kind, const struct gemm_job *, int))
 {
 	double t = progress_clock();
 
 	for (int i = 0; i < g->calls; i++)
-		backend_cpu.gemm(g->kind, &g->job, 1);
+		gemm(g->kind, &g->job, 1);
 	return flop(&g->job) * g->calls / (progress_clock() - t);
 }
 

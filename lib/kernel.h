@@ -24,7 +24,8 @@ struct kernel_gemm {			/* a product of floats: (m, k) by (n, k) transposed, or a
 };
 
 int kernel_gemm_open(struct kernel_gemm *g, enum gemm_kind kind, int m, int n, int k, struct err *e);	/* EX_OSERR */
-double kernel_gemm_rate(const struct kernel_gemm *g);	/* FLOP/s */
+/* FLOP/s of a backend's row: gemm or gemm_bf16. */
+double kernel_gemm_rate(const struct kernel_gemm *g, void (*gemm)(enum gemm_kind, const struct gemm_job *, int));
 void kernel_gemm_close(struct kernel_gemm *g);
 
 struct kernel_ffn {			/* experts in blocks or floats, each on the same rows of activations */

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "comm.h"
 #include "model_int.h"
 
 static int targets_of(const struct batch *b, int i)
@@ -119,9 +120,23 @@ static double mean_of(const double *x, int n)
 	return n > 0 ? sum / n : 0;
 }
 
+/* The same over the rewards of all ranks. */
+static double deviation_of_all(const double *reward, int n)
+{
+	double v[2] = { n, 0 }, square = 0;
+
+	for (int i = 0; i < n; i++)
+		v[1] += reward[i];
+	comm_sum(v, 2);
+	for (int i = 0; i < n; i++)
+		square += (reward[i] - v[1] / v[0]) * (reward[i] - v[1] / v[0]);
+	comm_sum(&square, 1);
+	return v[0] > 1 ? sqrt(square / (v[0] - 1)) : 0;
+}
+
 void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv, double *spread)
 {
-	double all = deviation(reward, n, mean_of(reward, n));
+	double all = deviation_of_all(reward, n);
 
 	for (int g = 0; g + G <= n; g += G) {
 		double mean = mean_of(reward + g, G), sd = deviation(reward + g, G, mean);

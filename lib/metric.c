@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "comm.h"
 #include "json.h"
 
 void metric_clear(struct metric *m)
@@ -35,6 +36,29 @@ void metric_add(struct metric *m, double base, double route, const struct route_
 	m->terms.topk += tokens * t->topk;
 	m->terms.union_ += tokens * t->union_;
 	m->terms.anchor += tokens * t->anchor;
+}
+
+/* The doubles of *p to the array at `at`, or back. Returns what follows. */
+static double *pack(double *at, void *p, size_t size, bool back)
+{
+	memcpy(back ? p : at, back ? (const void *)at : p, size);
+	return at + size / sizeof *at;
+}
+
+void metric_reduce(struct metric *m)
+{
+	double v[2 + (sizeof m->terms + sizeof m->stats + sizeof m->sum + sizeof m->weight) / sizeof(double)], *at;
+
+	for (int back = 0; back < 2; back++) {
+		at = pack(v, &m->base, sizeof m->base, back);
+		at = pack(at, &m->loss, sizeof m->loss, back);
+		at = pack(at, &m->terms, sizeof m->terms, back);
+		at = pack(at, &m->stats, sizeof m->stats, back);
+		at = pack(at, m->sum, sizeof m->sum, back);
+		at = pack(at, m->weight, sizeof m->weight, back);
+		if (!back)
+			comm_sum(v, (int)(at - v));
+	}
 }
 
 void metric_losses(const struct metric *m, json_t *rec)

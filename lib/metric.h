@@ -26,6 +26,8 @@ struct metric {
 
 void metric_clear(struct metric *m);
 void metric_add(struct metric *m, double base, double route, const struct route_terms *t, double tokens);
+/* Sums over ranks (comm.h). Tokens are counted as those of all from the start. */
+void metric_reduce(struct metric *m);
 void metric_losses(const struct metric *m, json_t *rec);		/* "loss", "base", "balance", ... */
 void metric_stage(const struct metric *m, const char *const *names, json_t *rec);	/* names NULL-terminated, or NULL */
 void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load, json_t *rec);

@@ -439,9 +439,10 @@ void model_linear_back(const struct model *m, real *dx, real beta, real *dw, con
 uint64_t model_key(const struct model *m, int layer, int what)
 {
 	const struct forward_opt *o = &m->act->fo;
+	uint64_t rank = what == MODEL_MISSES ? 0 : (uint64_t)o->rank;
 	uint32_t r[4];
 
-	rng_philox(o->seed, 0xd0 + (uint64_t)what, o->step * CFG_MAX_LAYERS + (uint64_t)layer, r);
+	rng_philox(o->seed, 0xd0 + (uint64_t)what + (rank << 8), o->step * CFG_MAX_LAYERS + (uint64_t)layer, r);
 	return (uint64_t)r[0] << 32 | r[1];
 }
 

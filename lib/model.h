@@ -41,6 +41,7 @@ struct model_opt {
 struct forward_opt {
 	bool train;		/* dropout and random expert misses on */
 	uint64_t seed, step;	/* of this micro-batch, for dropout and misses */
+	int rank;		/* whose rows these are: ranks have the same misses, but dropout and noise of their own */
 	double fallback_mask_prob;
 	double neftune;		/* alpha of NEFTune (arXiv:2310.05914), when train: noise on the embeddings; 0: none */
 	const int32_t *replay;		/* (Ls, R, K) experts to use instead of the router's choice, weighted by its present

@@ -73,6 +73,7 @@ void model_linear(const struct model *m, real *y, const real *x, const real *w, 
 void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy, const real *x,
     const real *w, int n, int k);
 
+enum { MODEL_MISSES = 3 };	/* a `what` that all ranks share */
 uint64_t model_key(const struct model *m, int layer, int what);	/* of random numbers in this forward pass */
 int model_sparse_index(const struct config *c, int layer);		/* which sparse layer it is */
 

@@ -65,7 +65,7 @@ static void draw_available(const struct model *m, int l, uint8_t *avail)
 		memset(avail, 1, (size_t)E);
 	if (!o->train || o->fallback_mask_prob <= 0 || m->cfg.num_shared_experts == 0)
 		return;
-	key = model_key(m, l, 3);
+	key = model_key(m, l, MODEL_MISSES);
 	for (int e = 0; e < E; e++) {
 		avail[e] &= rng_hash(key, (uint64_t)e) >= o->fallback_mask_prob * 4294967296.0;
 		left += avail[e];

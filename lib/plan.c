@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include "ckpt.h"
+#include "comm.h"
 #include "lora.h"
 #include "model.h"
 #include "optim.h"
@@ -29,7 +30,7 @@ static int64_t router_bytes(const struct config *c, int64_t rows)
 /* Tokens, targets and documents of every micro-batch; coefficients and log-probs of one. */
 static int64_t batch_bytes(const struct plan_run *r, int64_t rows)
 {
-	return r->accum * (rows * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) + r->batch * (int64_t)r->extra) +
+	return (r->accum + (comm_size() > 1)) * (rows * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) + r->batch * (int64_t)r->extra) +
 	    2 * rows * (int64_t)sizeof(real) + router_bytes(r->cfg, rows);
 }
 
@@ -63,6 +64,8 @@ void plan_run(struct mem_plan *p, const struct plan_run *r, const struct params 
 		lora_plan(p, ps, r->picked, r->lora_rank);
 	else
 		mem_plan_add(p, "optimizer", optim_bytes(ps, r->picked));
+	if (optim_comm_bytes(ps) > 0)
+		mem_plan_add(p, "exchange with other ranks", optim_comm_bytes(ps));
 	mem_plan_add(p, "checkpoint in transit", checkpoint_bytes(r, ps, be));
 	mem_plan_add(p, "batches", batch_bytes(r, (int64_t)r->batch * r->group * r->seq));
 }

@@ -139,7 +139,7 @@ void pool_for(int64_t n, int64_t grain, void (*fn)(void *, int64_t, int64_t, int
 	}
 }
 
-static int pool_cpus(void)
+int pool_cpus(void)
 {
 	cpu_set_t set;
 

@@ -11,6 +11,7 @@
 #define POOL_MAX 256
 
 void pool_init(int threads);	/* 0: one per CPU this process may use (sched_getaffinity). Call once, before work. */
+int pool_cpus(void);		/* that this process may use */
 int pool_threads(void);
 void pool_quit(void);
 

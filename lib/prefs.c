@@ -8,6 +8,7 @@
 
 #include "chat.h"
 #include "ckpt.h"
+#include "comm.h"
 #include "corpus.h"
 #include "mem.h"
 #include "progress.h"
@@ -561,19 +562,24 @@ static int check_cache(struct prefs *p, const struct refcache *c, struct err *e)
 int prefs_prepare(const struct stage_env *v, struct err *e)
 {
 	struct prefs *p = v->src, *eval = v->eval_src;
-	struct refcache *c;
+	struct refcache *c = NULL;
+	bool there;
 
 	if (prefs_ref == NULL)
 		return 0;
 	if (v->o->model == NULL)
 		return err_set(e, EX_USAGE, "--precompute-ref needs the model they are of: -m DIR");
-	if (access(prefs_ref, F_OK) == 0)
-		c = refcache_load(prefs_ref, v->parent, e);
-	else if (corpus_streams(p->corpus))
+	there = access(prefs_ref, F_OK) == 0;
+	comm_bcast(&there, sizeof there);
+	if (!there && corpus_streams(p->corpus))
 		return err_set(e, EX_USAGE, "--precompute-ref %s: is not there, and pairs from a pipe come only once",
 		    prefs_ref);
-	else
+	if (!there && comm_rank() == 0)
 		c = make_cache(v, e);
+	if (!there && comm_agree(comm_rank() == 0 && c == NULL ? -1 : 0, e) < 0)
+		return -1;
+	if (c == NULL)
+		c = refcache_load(prefs_ref, v->parent, e);
 	if (c == NULL)
 		return -1;
 	p->cache = c;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm.h"
 #include "pool.h"
 
 #define MASS_MIN ((real)1e-9)	/* the reference's clamp under logarithms */
@@ -91,6 +92,8 @@ static void count_pairs(struct view *v)
 			v->pairs[k] += linked(in, r, k);
 		v->full += linked(in, r, in->cfg->lookahead_steps);
 	}
+	comm_sum(v->pairs, steps + 1);
+	comm_sum(&v->full, 1);
 	for (int k = in->cfg->format == 2 ? 0 : 1; k <= in->cfg->lookahead_steps; k++)
 		v->offsets += v->pairs[k] > 0;
 }
@@ -305,19 +308,23 @@ static double balance_term(const struct route_ctx *x, int i, double tokens)
 	return value;
 }
 
-static void count_load(const struct route_in *in, struct route_load *load)
+/* tokens: of this batch. What there was before is counted by rank 0. */
+static void count_load(const struct route_in *in, struct route_load *load, double tokens)
 {
 	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
 	int64_t R = (int64_t)in->B * in->T;
 
+	load->tokens += tokens;
+	if (comm_rank() > 0)
+		memset(load->count, 0, (size_t)in->cfg->num_sparse * (size_t)E * sizeof *load->count);
 	for (int64_t r = 0; r < R; r++) {
 		if (in->doc_start[r] < 0)
 			continue;
-		load->tokens++;
 		for (int i = 0; i < in->cfg->num_sparse; i++)
 			for (int k = 0; k < K; k++)
 				load->count[(int64_t)i * E + in->topk[((int64_t)i * R + r) * K + k]]++;
 	}
+	comm_sum(load->count, in->cfg->num_sparse * E);
 }
 
 static void view_terms(struct view *v, struct route_ctx *x, int worker)
@@ -423,7 +430,7 @@ double route_loss(const struct route_in *in, const struct route_lambda *lam, str
 	count_pairs(&first);
 	if (Ls == 0 || first.pairs[0] == 0)
 		return 0;
-	count_load(in, load);
+	count_load(in, load, first.pairs[0]);
 	x.share = in->total_tokens > 0 ? first.pairs[0] / (double)in->total_tokens : 1;
 	for (int i = 0; i < Ls; i++) {
 		view[i] = first;

@@ -15,7 +15,7 @@
 #include "config.h"
 #include "real.h"
 
-struct route_in {
+struct route_in {		/* this rank's rows of a batch; other ranks (comm.h) have others at the same time, or none */
 	const struct config *cfg;
 	int B, T;
 	const int32_t *doc_start;	/* (R), -1 padding */
@@ -23,19 +23,21 @@ struct route_in {
 	const int32_t *topk;		/* (Ls, R, K) */
 	const real *look;		/* (R, rows) logits or NULL */
 	const real *ref_probs;		/* (Ls, R, E) of the anchor's reference on the same tokens, or NULL */
-	int64_t total_tokens;		/* real tokens of the whole step (all micro-batches); 0 = this batch's own */
+	int64_t total_tokens;		/* real tokens of the whole step (all micro-batches and ranks); 0 = this batch's own */
 };
 
 struct route_lambda { double balance, temporal, locality, lookahead, topk, union_, anchor; };
 
-/* Load counts of the optimiser step so far: (Ls, E), zeroed by the caller at each step, updated by route_loss. */
+/* Load counts of the optimiser step so far, on all ranks: (Ls, E), zeroed by the caller at each step, updated by
+ * route_loss. */
 struct route_load { double *count; double tokens; };
 
 struct route_terms { double balance, temporal, locality, lookahead, topk, union_, anchor; };
 
 /* Adds lambda-weighted gradients, scaled by this batch's share of total_tokens, to dprobs and dlook (both may be
  * NULL: values only). Returns the weighted sum of the terms of this batch (scaled likewise); *t gets unweighted
- * values of this batch. Scratch is allocated once per shape through `scratch` (NULL-initialised by the caller). */
+ * values of this batch. With several ranks all call it, means are over the rows of all, and what is returned is this
+ * rank's part of them: the sum over ranks is the value. Scratch is allocated once per shape through `scratch` (NULL-initialised by the caller). */
 struct route_scratch;
 double route_loss(const struct route_in *in, const struct route_lambda *lam, struct route_load *load,
     struct route_terms *t, real *dprobs, real *dlook, struct route_scratch **scratch);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm.h"
 #include "json.h"
 #include "loss.h"
 #include "prov.h"
@@ -135,11 +136,49 @@ static const char *const not_recorded_best[] = {
 
 /* --- one step --- */
 
+/* Counts a micro-batch, over all ranks. */
 static void measure(const struct train *t, struct micro *mb)
 {
-	mb->tokens = loss_tokens(&mb->b);
-	mb->targets = loss_targets(&mb->b);
-	mb->units = t->s->units != NULL ? t->s->units(mb) : mb->targets;
+	struct tally *own = &mb->own;
+	double v[3];
+
+	*own = (struct tally){0};
+	if (mb->b.B > 0) {
+		own->tokens = loss_tokens(&mb->b);
+		own->targets = loss_targets(&mb->b);
+		own->units = t->s->units != NULL ? t->s->units(mb) : own->targets;
+	}
+	v[0] = (double)own->tokens, v[1] = (double)own->targets, v[2] = (double)own->units;
+	comm_sum(v, 3);
+	mb->all = (struct tally){ (int64_t)v[0], (int64_t)v[1], (int64_t)v[2] };
+}
+
+/* This rank's share of the next micro-batch: 1, also when it has none of it; 0 at the end; -1. */
+static int next_share(struct train *t, void *src, struct micro *mb, struct err *e)
+{
+	const struct source *s = t->s->source;
+	int rc = 1, first = -1;
+
+	mb->b.B = 0;
+	if (s->deals)
+		return s->next(src, mb, t->o.batch, e);
+	for (int r = 0; r < comm_size() && rc > 0; r++) {
+		rc = s->next(src, r == comm_rank() ? mb : &t->micro[t->o.accum], t->o.batch, e);
+		if (rc == 0 && r == comm_rank())
+			mb->b.B = 0;
+		first = r == 0 ? rc : first;
+	}
+	return rc < 0 ? -1 : first;
+}
+
+/* The same on all ranks. */
+static int next_micro(struct train *t, void *src, struct micro *mb, struct err *e)
+{
+	int rc = comm_agree(next_share(t, src, mb, e), e);
+
+	if (rc > 0)
+		measure(t, mb);
+	return rc;
 }
 
 /* Takes the micro-batches of a step. Their number, 0 at the end of the data, or -1. */
@@ -155,13 +194,10 @@ static int take(struct train *t, struct err *e)
 		t->position = t->s->source->position(t->src);
 	}
 	for (n = 0; n < t->o.accum; n++) {
-		struct micro *mb = &t->micro[n];
-
-		if ((rc = t->s->source->next(t->src, mb, t->o.batch, e)) < 0)
+		if ((rc = next_micro(t, t->src, &t->micro[n], e)) < 0)
 			return -1;
 		if (rc == 0)
 			break;
-		measure(t, mb);
 	}
 	return n;
 }
@@ -177,11 +213,12 @@ static struct route_in route_view(const struct train *t, const struct micro *mb,
 	};
 }
 
-/* Forward, losses and, when training, backward of one micro-batch of `all`; sums go to t->now. */
-static void run_micro(struct train *t, const struct micro *mb, int64_t number, const struct micro *all, bool train,
+/* Forward, losses and, when training, backward of one micro-batch of `all`; this rank's part of the sums goes to t->now. */
+static void run_micro(struct train *t, const struct micro *mb, int64_t number, const struct tally *all, bool train,
     bool count)
 {
 	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
+	    .rank = comm_rank(),
 	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .neftune = t->o.neftune, .replay = mb->replay };
 	const struct forward_opt plain = {0};
 	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb,
@@ -189,20 +226,23 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
 	    .sum = t->now.sum, .weight = t->now.weight };
 	struct route_terms terms = {0};
 	struct route_in route;
-	double base, extra = 0;
+	double base = 0, extra = 0;
+	bool some = mb->b.B > 0;
 
-	if (t->has_ref)
+	if (some && t->has_ref)
 		model_forward(&t->ref, &mb->b, &plain);
-	model_forward(&t->m, &mb->b, &fo);
+	if (some)
+		model_forward(&t->m, &mb->b, &fo);
 	profile_begin(t->m.profile, PROFILE_LOSS);
-	base = t->s->loss(&in);
+	if (some)
+		base = t->s->loss(&in);
 	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
 		extra = route_loss(&route, &t->lambda, &t->load, &terms, train ? t->m.dprobs : NULL,
 		    train ? t->m.dlook : NULL, &t->scratch);
-	if (train)
+	if (some && train)
 		model_backward(&t->m, &mb->b);
-	metric_add(&t->now, base, extra, &terms, (double)mb->tokens);
+	metric_add(&t->now, base, extra, &terms, (double)mb->all.tokens);
 	if (count && t->cfg.num_sparse > 0) {
 		route_stats_add(&t->now.stats, &route);
 		t->now.counted = true;
@@ -216,15 +256,15 @@ static void clear_step(struct train *t)
 	t->load.tokens = 0;
 }
 
-/* Gradients of n micro-batches into m.g. */
+/* Gradients of n micro-batches: the sum over ranks, of which each has its part of the parameters. */
 static int gradients(struct train *t, int n, bool count, struct err *e)
 {
-	struct micro all = {0};		/* the counts of the whole step */
+	struct tally all = {0};		/* of the whole step */
 
 	for (int i = 0; i < n; i++) {
-		all.targets += t->micro[i].targets;
-		all.units += t->micro[i].units;
-		all.tokens += t->micro[i].tokens;
+		all.targets += t->micro[i].all.targets;
+		all.units += t->micro[i].all.units;
+		all.tokens += t->micro[i].all.tokens;
 	}
 	clear_step(t);
 	profile_begin(t->m.profile, PROFILE_OPTIM);
@@ -233,7 +273,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	t->bad_micro = -1;
 	for (int i = 0; i < n; i++) {
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
-		if (isfinite(t->now.loss))
+		if (!comm_any(!isfinite(t->now.loss)))
 			continue;
 		t->bad_micro = i;
 		return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
@@ -241,6 +281,8 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	}
 	if (t->o.lora_rank > 0)
 		lora_gradients(&t->lora, t->m.g);
+	optim_reduce(&t->opt, t->trained.g);
+	metric_reduce(&t->now);
 	return 0;
 }
 
@@ -373,16 +415,17 @@ static int evaluate(struct train *t, struct err *e)
 	for (int64_t i = 0; t->o.eval_batches == 0 || i < t->o.eval_batches; i++) {
 		double before = t->now.base;
 
-		if ((rc = src->next(t->eval_src, mb, t->o.batch, e)) <= 0)
+		if ((rc = next_micro(t, t->eval_src, mb, e)) <= 0)
 			break;
-		measure(t, mb);
-		run_micro(t, mb, 0, mb, false, true);
-		sum += (double)mb->units * (t->now.base - before);
-		units += (double)mb->units;
-		targets += mb->targets;
+		run_micro(t, mb, 0, &mb->all, false, true);
+		sum += (double)mb->all.units * (t->now.base - before);
+		units += (double)mb->all.units;
+		targets += mb->all.targets;
 	}
 	if (rc < 0)
 		return -1;
+	metric_reduce(&t->now);
+	comm_sum(&sum, 1);
 	t->now.base = t->now.loss = units > 0 ? sum / units : 0;
 	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step", (json_int_t)t->step);
 	metric_losses(&t->now, rec);
@@ -397,7 +440,7 @@ static int evaluate(struct train *t, struct err *e)
 	rc = best < 0 ? -1 : json_put(stdout, rec, e);
 	json_decref(rec);
 	t->clock += progress_clock() - began;	/* not the next step's time */
-	return rc;
+	return comm_agree(rc, e);
 }
 
 /* --- saving --- */
@@ -427,16 +470,16 @@ static int save(struct train *t, bool final, struct err *e)
 	c.metadata = prov_metadata(&p);
 	c.state = state(t);
 	rc = ckpt_save(t->o.out, t->step, &c, e);
-	if (rc == 0 && final)
+	if (rc == 0 && final && comm_rank() == 0)
 		rc = ckpt_publish(t->o.out, t->step, e);
-	if (rc == 0)
+	if (rc == 0 && comm_rank() == 0)
 		rc = ckpt_prune(t->o.out, t->o.keep, t->best.step, e);
 	json_decref(c.metadata);
 	json_decref(c.state);
 	json_decref(config);
 	json_decref(data);
 	json_decref(adapter);
-	return rc;
+	return comm_agree(rc, e);
 }
 
 /* --- the loop --- */
@@ -460,8 +503,8 @@ static int after_step(struct train *t, struct err *e)
 	const struct source *src = t->s->source;
 	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
 
-	t->stopping |= sig_stop || t->step - t->first_step == t->o.stop_after || guard_check(t->guard) == GUARD_LIMIT;
-	t->due |= every(t->step, t->o.save_every) || sig_save;
+	t->stopping |= comm_any(sig_stop || guard_check(t->guard) == GUARD_LIMIT) || t->step - t->first_step == t->o.stop_after;
+	t->due |= comm_any(sig_save) || every(t->step, t->o.save_every);
 	t->look_due |= every(t->step, t->o.eval_every);
 	sig_save = 0;
 	if (last || !whole)
@@ -493,7 +536,9 @@ static int finish(struct train *t, struct err *e)
 		return -1;
 	if (!opt_quiet)
 		err_warn("the result is the model of step %" PRId64 ", with %s %g", t->best.step, t->best.metric, t->best.value);
-	return ckpt_exists(t->o.out, t->best.step) ? ckpt_publish(t->o.out, t->best.step, e) : 0;
+	if (comm_rank() > 0 || !ckpt_exists(t->o.out, t->best.step))
+		return comm_agree(0, e);
+	return comm_agree(ckpt_publish(t->o.out, t->best.step, e), e);
 }
 
 /* A signal came while the next records did not: what was done so far is saved, as after any step.
@@ -532,7 +577,7 @@ static int loop(struct train *t, struct err *e)
 		t->position = NULL;
 		if (n == 0)
 			break;
-		if (train_step(t, n, e) < 0)
+		if (comm_agree(train_step(t, n, e), e) < 0)
 			return -1;
 		watch(t, false);
 		if ((rc = after_step(t, e)) < 0)
@@ -551,7 +596,8 @@ static int dump_gradients(struct train *t, struct err *e)
 		return -1;
 	if (n == 0)
 		return err_set(e, EX_DATAERR, "no tokens to train on");
-	return ckpt_put_gradients(t->o.grad_dump, &t->trained, e);
+	optim_collect(&t->opt, t->trained.g);
+	return comm_agree(comm_rank() == 0 ? ckpt_put_gradients(t->o.grad_dump, &t->trained, e) : 0, e);
 }
 
 static int put_profile(struct train *t, struct err *e)
@@ -575,7 +621,7 @@ static int print_plan(struct train *t, struct err *e)
 
 	json_set_int(rec, "steps", t->schedule.total);
 	json_set_int(rec, "parameters", t->parameters);
-	json_set_int(rec, "tokens_per_step", train_rows(t) * t->o.accum);
+	json_set_int(rec, "tokens_per_step", train_rows(t) * comm_size() * t->o.accum);
 	rc = json_put(stdout, rec, e);
 	json_decref(rec);
 	if (!opt_quiet)
@@ -589,10 +635,12 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1 };
 	int rc;
 
+	if (comm_open(e) < 0)
+		return -1;
 	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best : not_recorded);
 	best_open(&t.best, t.o.keep_best);
-	t.bad = (struct bad){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
-	rc = train_setup(&t, e);
+	t.bad = (struct bad){ .path = comm_rank() == 0 ? t.o.dump_bad : NULL, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
+	rc = comm_agree(train_setup(&t, e), e);
 	if (rc == 0 && t.o.dry_run) {
 		rc = print_plan(&t, e);
 	} else if (rc == 0) {
@@ -605,5 +653,5 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 			err_warn("stopped after step %" PRId64 " with a checkpoint; --resume goes on", t.step);
 	}
 	train_teardown(&t);
-	return rc;
+	return comm_close(rc, e);
 }

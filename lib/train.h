@@ -16,6 +16,10 @@
  *	          model_backward
  *	clip to the global norm, AdamW, record
  *
+ * Ranks (comm.h) share each micro-batch: rank r has the r-th --batch items of every ranks * --batch, and everything that is
+ * a mean or a sum over the batch is one over all of them. So n ranks with batch b are one with batch n * b, but for
+ * rounding (and dropout and noise, of which each rank draws its own). Rank 0 writes records and checkpoints.
+ *
  * The state that carries over from one step to the next is weights, moments, step count and position in the data, all
  * of it in a checkpoint; random numbers are functions of seed and step. So 20 steps equal 10 + 10, bit for bit.
  */
@@ -45,11 +49,15 @@ struct train_opt {
 extern struct train_opt train_flags;		/* what the table fills in */
 extern const struct opt train_opts[];
 
-struct micro {			/* a micro-batch */
-	struct batch b;		/* arrays of batch * seq entries */
+struct tally {
 	int64_t tokens;		/* rows that are not padding */
 	int64_t targets;	/* rows with a target */
 	int64_t units;		/* what the base loss is a mean over: stage->units, or targets */
+};
+
+struct micro {			/* a micro-batch: this rank's share of it */
+	struct batch b;		/* arrays of batch * seq entries; b.B 0: there is none */
+	struct tally own, all;	/* of this rank; of all ranks */
 	const int32_t *replay;	/* as in struct forward_opt; NULL unless the source sets it */
 	void *extra;		/* batch * source->extra bytes, for the stage's own use (which rows belong together, rewards) */
 };
@@ -65,6 +73,8 @@ struct source {
 	int64_t (*bytes)(const void *self);			/* memory held */
 	json_t *(*identity)(const void *self);			/* object that tells other data from this, for --resume */
 	int (*next)(void *self, struct micro *mb, int B, struct err *e);	/* up to B items: 1, 0 at the end, -1 */
+	bool deals;						/* next passes over other ranks' items itself, and has 1
+								   when there is any rank's; else it is called for each */
 	bool (*midway)(const void *self);			/* has given only part of what it cannot make again: no
 								   checkpoint now; NULL: never */
 	json_t *(*position)(const void *self);
@@ -78,7 +88,7 @@ struct stage_in {
 	struct model *m;	/* after model_forward on this batch */
 	struct model *ref;	/* the frozen start, after the same; NULL unless asked for */
 	const struct micro *mb;
-	int64_t targets, units;	/* of the whole step; means are over units */
+	int64_t targets, units;	/* of the whole step, on all ranks; means are over units */
 	real *coef;		/* (R) scratch; NULL: the loss only, no gradient (evaluation) */
 	real *logp;		/* (R) scratch */
 	double *sum, *weight;	/* (METRIC_MAX) add to them: measures by stage->metrics; records show sum / weight */

@@ -39,7 +39,7 @@ struct train {
 	void *src, *eval_src;
 	bool streams;			/* the data come through a pipe */
 	json_t *position;		/* of a stream: where the step being taken began; NULL between steps */
-	struct micro *micro;		/* (accum) */
+	struct micro *micro;		/* (accum), and with several ranks one for what is not this one's */
 	real *coef, *logp;		/* (R) */
 	struct route_lambda lambda;
 	struct route_load load;
@@ -67,7 +67,7 @@ struct train {
 int train_setup(struct train *t, struct err *e);
 void train_teardown(struct train *t);
 
-int64_t train_rows(const struct train *t);	/* of a micro-batch at most */
+int64_t train_rows(const struct train *t);	/* of a micro-batch at most, on this rank */
 json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with the one before */
 
 #endif

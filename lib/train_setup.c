@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "comm.h"
 #include "data.h"
 #include "file.h"
 #include "json.h"
@@ -133,7 +134,7 @@ static int check_options(struct train *t, struct err *e)
 }
 
 /* Looks at OUT: what to go on from, or whether it may be replaced. */
-static int check_out(struct train *t, struct err *e)
+static int look_at_out(struct train *t, struct err *e)
 {
 	const char *out = t->o.out;
 
@@ -149,6 +150,21 @@ static int check_out(struct train *t, struct err *e)
 		return err_set(e, EX_CANTCREAT, "%s: holds a model already (--resume goes on, --force replaces it)", out);
 	if (t->resume == NULL && t->o.config == NULL && t->o.model == NULL)
 		return err_set(e, EX_USAGE, "nothing to resume, and a new model needs -c FILE");
+	return 0;
+}
+
+/* Rank 0 looks, and the others go by what it found. */
+static int check_out(struct train *t, struct err *e)
+{
+	size_t n = 0;
+
+	if (comm_agree(comm_rank() == 0 ? look_at_out(t, e) : 0, e) < 0)
+		return -1;
+	n = t->resume != NULL ? strlen(t->resume) + 1 : 0;
+	comm_bcast(&n, sizeof n);
+	if (n > 0 && t->resume == NULL && (t->resume = malloc(n)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	comm_bcast(t->resume, n);
 	return 0;
 }
 
@@ -263,7 +279,7 @@ static int64_t ceil_div(int64_t a, int64_t b)
 static void plan_steps(struct train *t)
 {
 	int64_t rows = t->s->source->rows(t->src);
-	int64_t total = rows < 0 ? 0 : ceil_div(ceil_div(rows, t->o.batch), t->o.accum);
+	int64_t total = rows < 0 ? 0 : ceil_div(ceil_div(rows, (int64_t)t->o.batch * comm_size()), t->o.accum);
 
 	if (t->o.steps > 0 && (total == 0 || t->o.steps < total))
 		total = t->o.steps;
@@ -281,6 +297,12 @@ static int sequences(const struct train *t)
 int64_t train_rows(const struct train *t)
 {
 	return (int64_t)sequences(t) * t->o.seq;
+}
+
+/* That of others has to go somewhere while this rank passes over it. */
+static int micros(const struct train *t)
+{
+	return t->o.accum + (comm_size() > 1);
 }
 
 static struct stage_env stage_env(const struct train *t, bool planning)
@@ -327,8 +349,8 @@ static void open_batches(struct train *t)
 {
 	size_t n = (size_t)train_rows(t);
 
-	t->micro = mem_alloc((size_t)t->o.accum * sizeof *t->micro);
-	for (int i = 0; i < t->o.accum; i++) {
+	t->micro = mem_alloc((size_t)micros(t) * sizeof *t->micro);
+	for (int i = 0; i < micros(t); i++) {
 		t->micro[i].b.tok = mem_alloc(n * sizeof(uint32_t));
 		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
 		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
@@ -420,7 +442,7 @@ json_t *train_settings(const struct train *t)
 {
 	const struct train_opt *o = &t->o;
 	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:b, s:b}", "seed", (json_int_t)o->seed,
-	    "batch", o->batch, "accum", o->accum, "seq", o->seq, "lr", o->lr, "warmup", (json_int_t)o->warmup,
+	    "batch", o->batch * comm_size(), "accum", o->accum, "seq", o->seq, "lr", o->lr, "warmup", (json_int_t)o->warmup,
 	    "weight-decay", o->weight_decay, "clip", o->clip, "shuffle", o->shuffle, "skip-bad", o->skip_bad);
 	json_t *data = t->s->source->identity(t->src), *config = config_to_json(&t->cfg);
 	json_t *own = t->s->settings != NULL ? t->s->settings() : NULL;
@@ -499,7 +521,7 @@ static int restore(struct train *t, struct err *e)
 /* The first change to OUT. */
 static int take_out(struct train *t, struct err *e)
 {
-	if (t->o.out == NULL || t->o.grad_dump != NULL)
+	if (t->o.out == NULL || t->o.grad_dump != NULL || comm_rank() > 0)
 		return 0;
 	if (file_mkdirs(t->o.out, e) < 0 || (t->lock < 0 && ckpt_lock(t->o.out, &t->lock, e) < 0) ||
 	    ckpt_clean(t->o.out, e) < 0)
@@ -521,24 +543,29 @@ static int open_stage(struct train *t, struct err *e)
 	return t->s->open != NULL ? t->s->open(&env, e) : 0;
 }
 
+static int open_inputs(struct train *t, struct err *e)
+{
+	t->be = backend_open(t->o.backend, e);
+	return t->be == NULL || open_config(t, e) < 0 || open_tokenizer(t, e) < 0 || open_data(t, e) < 0 ? -1 : 0;
+}
+
 int train_setup(struct train *t, struct err *e)
 {
 	if (check_options(t, e) < 0 || check_out(t, e) < 0)
 		return -1;
-	pool_init(t->o.threads);
+	pool_init(comm_threads(t->o.threads));
 	sig_install();
-	if ((t->be = backend_open(t->o.backend, e)) == NULL || open_config(t, e) < 0 || open_tokenizer(t, e) < 0 ||
-	    open_data(t, e) < 0)
+	if (comm_agree(open_inputs(t, e), e) < 0)
 		return -1;
 	plan_steps(t);
-	if (plan_memory(t, e) < 0)
+	if (comm_agree(plan_memory(t, e), e) < 0)
 		return -1;
 	if (t->o.dry_run)
 		return 0;
 	if (t->o.guard && (t->guard = guard_open("", t->o.guard_warn / 100, t->o.guard_stop / 100, e)) == NULL)
 		return -1;
 	open_batches(t);
-	if (open_parent(t, e) < 0 || prepare_stage(t, e) < 0 || open_models(t, e) < 0 ||
+	if (comm_agree(open_parent(t, e), e) < 0 || comm_agree(prepare_stage(t, e), e) < 0 || open_models(t, e) < 0 ||
 	    (t->resume != NULL && restore(t, e) < 0) || open_stage(t, e) < 0)
 		return -1;
 	return take_out(t, e);
@@ -548,7 +575,7 @@ void train_teardown(struct train *t)
 {
 	if (t->s->close != NULL)
 		t->s->close();
-	for (int i = 0; t->micro != NULL && i < t->o.accum; i++) {
+	for (int i = 0; t->micro != NULL && i < micros(t); i++) {
 		mem_free(t->micro[i].b.tok);
 		mem_free(t->micro[i].b.target);
 		mem_free(t->micro[i].b.doc_start);

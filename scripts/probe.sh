@@ -12,6 +12,11 @@ if pkg-config --exists liburing; then
 	features="$features, liburing $(pkg-config --modversion liburing)"
 	uring=-DHAVE_URING
 fi
+mpi=
+for p in ompi-c mpi-c mpich; do
+	[ -n "$mpi" ] || ! pkg-config --exists $p || mpi=$p
+done
+[ -z "$mpi" ] || features="$features, $mpi $(pkg-config --modversion "$mpi")"
 # shellcheck disable=SC2086
 cat <<END
 DEP_CFLAGS := ${uring:-}${uring:+ }$(pkg-config --cflags $need)
@@ -21,4 +26,8 @@ END
 if pkg-config --exists openblas; then
 	echo "OPENBLAS_CFLAGS := -DHAVE_OPENBLAS $(pkg-config --cflags openblas)"
 	echo "OPENBLAS_LIBS := $(pkg-config --libs openblas)"
+fi
+if [ -n "$mpi" ]; then
+	echo "MPI_CFLAGS := -DHAVE_MPI $(pkg-config --cflags "$mpi")"
+	echo "MPI_LIBS := -Wl,--as-needed $(pkg-config --libs "$mpi") -Wl,--no-as-needed"
 fi

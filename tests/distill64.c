@@ -93,7 +93,7 @@ static void read_batch(int K, double temperature)
 	mb = (struct micro){ .b = { NB, NT, calloc(R, 4), calloc(R, 4), calloc(R, 4) }, .extra = calloc(NB, s->extra) };
 	if (!src || s->next(src, &mb, NB, &e) != 1)
 		err_exit(&e);
-	mb.targets = loss_targets(&mb.b);
+	mb.own.targets = loss_targets(&mb.b);
 	s->close(src);
 }
 
@@ -116,7 +116,7 @@ static double sum[METRIC_MAX], weight[METRIC_MAX];
 static double loss(struct distill *d, bool grad)
 {
 	real coef[R], logp[R];
-	struct stage_in in = { .m = &student, .mb = &mb, .targets = mb.targets, .coef = grad ? coef : NULL, .logp = logp,
+	struct stage_in in = { .m = &student, .mb = &mb, .targets = mb.own.targets, .coef = grad ? coef : NULL, .logp = logp,
 		.sum = sum, .weight = weight };
 	double l;
 
@@ -207,7 +207,7 @@ static void test_no_targets(void)
 	memcpy(keep, mb.b.target, sizeof(keep));
 	for (int r = 0; r < R; r++)
 		mb.b.target[r] = -1;
-	mb.targets = 0;
+	mb.own.targets = 0;
 	open_loss(&d, (struct teacher){ .rows = NULL });
 	memset(student.g, 0, (size_t)student.par.total * sizeof(real));
 	l = loss(&d, true);
@@ -216,7 +216,7 @@ static void test_no_targets(void)
 	ok(l == 0 && worst == 0 && weight[0] == 0, "a batch without targets is zero, and asks no teacher");
 	distill_close(&d);
 	memcpy(mb.b.target, keep, sizeof(keep));
-	mb.targets = loss_targets(&mb.b);
+	mb.own.targets = loss_targets(&mb.b);
 }
 
 static void test_failure(void)

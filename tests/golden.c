@@ -429,10 +429,10 @@ static void check_distill(struct golden *g)
 {
 	struct distill d = { .o = { DIVERGE_FORWARD, 0.7, 4 } };
 	const struct engine_opt eo = { .max_seqs = LIVE_SEQS, .max_tokens = g->b.T, .max_rows = 5 };
-	const struct micro mb = { .b = g->b, .targets = loss_targets(&g->b) };
+	const struct micro mb = { .b = g->b, .own = { .targets = loss_targets(&g->b) } };
 	double sum[METRIC_MAX] = { 0 }, weight[METRIC_MAX] = { 0 };
 	real coef[g->R], logp[g->R];
-	const struct stage_in in = { .m = &g->m, .mb = &mb, .targets = mb.targets, .coef = coef, .logp = logp, .sum = sum,
+	const struct stage_in in = { .m = &g->m, .mb = &mb, .targets = mb.own.targets, .coef = coef, .logp = logp, .sum = sum,
 		.weight = weight };
 	struct forward_opt fo = { 0 };
 	struct err e = { 0 };

@@ -47,18 +47,9 @@ static const char *const kind_name[] = { "NT", "NN", "TN" };
 
 static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 {
-<<<<<<< HEAD
 	struct kernel_gemm g;
 	struct err e = { 0 };
-	double ours[REPS];
-=======
-	float *a = backend_cpu.alloc((size_t)m * (size_t)k * 4), *b = backend_cpu.alloc((size_t)n * (size_t)k * 4),
-	      *c = backend_cpu.alloc((size_t)m * (size_t)n * 4);
-	int64_t lda = kind == GEMM_TN ? m : k, ldb = kind == GEMM_NT ? k : n;
-	struct gemm_job j = { c, n, a, lda, b, ldb, DT_F32, m, n, k, 0 };
-	int calls = 1 + (int)(4e8 / (2.0 * m * n * k));
 	double ours[REPS], half[REPS];
->>>>>>> h-amx
 
 	if (kernel_gemm_open(&g, kind, m, n, k, &e) < 0)
 		err_exit(&e);
@@ -66,19 +57,8 @@ static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 	double blas[REPS];
 #endif
 	for (int r = 0; r < REPS; r++) {
-<<<<<<< HEAD
-		ours[r] = kernel_gemm_rate(&g) * 1e-9;
-=======
-		double t = now();
-
-		for (int i = 0; i < calls; i++)
-			backend_cpu.gemm((enum gemm_kind)kind, &j, 1);
-		ours[r] = 2.0 * m * n * k * calls / (now() - t) * 1e-9;
-		t = now();
-		for (int i = 0; i < calls; i++)
-			backend_cpu.gemm_bf16((enum gemm_kind)kind, &j, 1);
-		half[r] = 2.0 * m * n * k * calls / (now() - t) * 1e-9;
->>>>>>> h-amx
+		ours[r] = kernel_gemm_rate(&g, backend_cpu.gemm) * 1e-9;
+		half[r] = kernel_gemm_rate(&g, backend_cpu.gemm_bf16) * 1e-9;
 #ifdef HAVE_OPENBLAS
 		double t = progress_clock();
 

@@ -1,0 +1,63 @@
+/*
+ * comm: the ranks of a job, one program started n times by mpirun or srun, over MPI where the build has it.
+ *
+ *	if (comm_open(&e) < 0)			(under no launcher: one rank, and MPI is not touched)
+ *		err_exit(&e);
+ *	comm_sum(v, n);				(on every rank, in the same order)
+ *	if (comm_agree(rc, &e) < 0) ...		(all go on or all end, and one message says why)
+ *	return comm_close(rc, &e);
+ *
+ * With one rank every call returns at once and changes nothing. A rank that exits before comm_close() ends the whole job
+ * with its status. Ranks above 0 warn of nothing and their standard output goes nowhere: rank 0 speaks for the job. Sums
+ * are taken in an order that depends on the number of ranks only, so a run can be repeated byte for byte.
+ *
+ * Standard input belongs to rank 0; JSONL from it reaches every rank (json.h), which must then read in the same order.
+ */
+#ifndef CHR_COMM_H
+#define CHR_COMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "err.h"
+#include "real.h"
+
+/* EX_UNAVAILABLE: a launcher started several tasks and this build has no MPI, or MPI sees only one of them. */
+int comm_open(struct err *e);
+/* The program's end: gives back rc. That of rank 0 is the job's: the others have 0 (and *e, whose status is then 0 too, has
+ * no message), or their launcher might stop rank 0 before it has said what there is to say. */
+int comm_close(int rc, struct err *e);
+_Noreturn void comm_abort(int status);		/* ends all ranks at once */
+
+int comm_rank(void);				/* from 0 */
+int comm_size(void);
+/* For pool_init(): as asked, but where that is 0 (all), ranks on one machine that were not given CPUs of their own divide
+ * them. */
+int comm_threads(int asked);
+
+/* Over all ranks, the result on all. Exact for integers below 2^53. */
+void comm_sum(double *x, int n);
+void comm_max(double *x, int n);
+bool comm_any(bool x);
+void comm_bcast(void *p, size_t n);		/* from rank 0 */
+void comm_barrier(void);
+
+/* rc below 0 on any rank: -1 on all, with *e of the first of them; its message is kept by rank 0 only, which names the
+ * rank. Else rc. */
+int comm_agree(int rc, struct err *e);
+
+/* Arrays cut into one part per rank: part r is x[cut[r]] .. x[cut[r + 1]], host memory. Both go through comm_scratch()
+ * reals at `scratch`. */
+int64_t comm_scratch(void);
+void comm_reduce_scatter(real *x, const int64_t *cut, real *scratch);	/* own part of x: the sum; the others: undefined */
+void comm_allgather(real *x, const int64_t *cut, real *scratch);	/* own part of x to every rank's x */
+/* The parts, count[r] reals at `part` of each rank, one after the other into `whole` of rank 0. */
+void comm_gather(real *whole, const real *part, const int64_t *count);
+
+/* Messages to rank 0, which takes them as they come. Sending does not wait: the bytes are copied. */
+void comm_send(const void *p, size_t n);
+/* Rank 0: a malloc'ed message and who sent it. wait false: NULL when there is none. */
+void *comm_receive(bool wait, size_t *n, int *from);
+
+#endif

@@ -1,0 +1,72 @@
+/*
+ * What a step of several ranks exchanges: the gradients of N million parameters to their owners, the weights back, and a
+ * small sum. Bytes are those that a rank sends.
+ *
+ *	mpirun -n 2 build/bench/ranks [N]
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "comm.h"
+#include "progress.h"
+
+#define ROUNDS 15
+
+enum { REDUCE, GATHER, SUM, KINDS };
+
+/* The fastest of several times. */
+static double seconds(int kind, real *x, const int64_t *cut, real *scratch)
+{
+	double t, best = 1e9, v[4] = {0};
+
+	for (int i = 0; i < ROUNDS; i++) {
+		comm_barrier();
+		t = progress_clock();
+		if (kind == REDUCE)
+			comm_reduce_scatter(x, cut, scratch);
+		else if (kind == GATHER)
+			comm_allgather(x, cut, scratch);
+		else
+			comm_sum(v, 4);
+		t = progress_clock() - t;
+		comm_max(&t, 1);
+		best = t < best ? t : best;
+	}
+	return best;
+}
+
+int main(int argc, char **argv)
+{
+	static const char *const name[] = { "gradients", "weights", "small sum" };
+	int64_t n = (argc > 1 ? atoi(argv[1]) : 16) * (int64_t)1000000, *cut;
+	struct err e = {0};
+	real *x, *scratch;
+	int ranks;
+
+	err_init(argv[0]);
+	if (comm_open(&e) < 0)
+		err_exit(&e);
+	ranks = comm_size();
+	cut = malloc(((size_t)ranks + 1) * sizeof *cut);
+	x = malloc((size_t)n * sizeof *x);
+	scratch = malloc((size_t)comm_scratch() * sizeof *scratch + 1);
+	if (cut == NULL || x == NULL || scratch == NULL)
+		err_die(EX_OSERR, "out of memory");
+	for (int r = 0; r <= ranks; r++)
+		cut[r] = n * r / ranks;
+	memset(x, 0, (size_t)n * sizeof *x);
+	memset(scratch, 0, (size_t)comm_scratch() * sizeof *scratch);
+	for (int kind = 0; kind < KINDS && ranks > 1; kind++) {
+		double s = seconds(kind, x, cut, scratch), bytes = kind == SUM ? 0 : (double)(n * (ranks - 1) / ranks) * sizeof *x;
+
+		printf("ranks: %d of %lld M parameters, %-9s %9.3f ms  %6.2f GB/s a rank\n", ranks, (long long)(n / 1000000),
+		    name[kind], s * 1e3, bytes / s / 1e9);
+	}
+	if (ranks == 1)
+		printf("ranks: one has nobody to exchange with; mpirun -n 2 %s\n", argv[0]);
+	free(cut);
+	free(x);
+	free(scratch);
+	return comm_close(0, &e);
+}

@@ -1,0 +1,152 @@
+#!/bin/sh
+# Several ranks, under mpirun: n ranks with batch b are one rank with batch n*b; checkpoints do not tell how many there were;
+# signals and deaths; records come out in their order.
+. "$(dirname "$0")/lib.sh"
+
+status "a launcher that MPI knows nothing of: no n silent copies" 69 \
+	env SLURM_STEP_NUM_TASKS=2 chr-pretrain -q -c datasets/quickstart-config.json -o "$tmp/none" datasets/pretrain.jsonl
+status "of programs that run a model too" 69 env OMPI_COMM_WORLD_SIZE=2 SLURM_STEP_NUM_TASKS=3 chr-score -m "$tmp/none"
+case $(chr-pretrain -V) in
+*mpi*) command -v mpirun > /dev/null || { skip "all else" "no mpirun"; done_testing; } ;;
+*) skip "all else" "built without MPI"; done_testing ;;
+esac
+# As root, on a machine with fewer CPUs than ranks, with a library that never frees all it has.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+	OMPI_MCA_mpi_yield_when_idle=1 ASAN_OPTIONS=detect_leaks=0
+world "$tmp/w"
+cd "$tmp/w" || exit 1
+
+# near A B: the largest difference between the tensors of two files is at most 1e-5, and there are the same tensors
+near()
+{
+	perl -MJSON::PP -e '
+		sub tensors {
+			local $/; open my $f, "<:raw", $_[0] or die "$_[0]: $!"; my $b = <$f>; my $n = unpack "Q<", $b;
+			my $h = decode_json substr $b, 8, $n; delete $h->{__metadata__};
+			return map { my ($i, $j) = @{$h->{$_}{data_offsets}};
+				$_ => [unpack "f<*", substr $b, 8 + $n + $i, $j - $i] } keys %$h;
+		}
+		my (%a, %b, $most) = (); %a = tensors($ARGV[0]); %b = tensors($ARGV[1]); $most = 0;
+		join(",", sort keys %a) eq join(",", sort keys %b) or die "not the same tensors\n";
+		for my $k (keys %a) {
+			@{$a{$k}} == @{$b{$k}} && @{$a{$k}} > 0 or die "$k: not the same size\n";
+			for (0 .. $#{$a{$k}}) { my $d = abs($a{$k}[$_] - $b{$k}[$_]); $most = $d if !($d <= $most) }
+		}
+		print "largest difference $most\n"; exit !($most <= 1e-5)' "$1" "$2"
+}
+# losses A B: the records of two runs have the same steps, losses within 1e-5
+losses()
+{
+	for f in "$1" "$2"; do
+		sed -n 's/.*"type":"\([a-z]*\)".*"step":\([0-9]*\),"loss":\([^,]*\),.*/\1 \2 \3/p' "$f" > "$f.loss"
+	done
+	paste -d ' ' "$1.loss" "$2.loss" | awk '{ d = $3 - $6; if ($1 $2 != $4 $5 || d > 1e-5 || d < -1e-5) { print; bad = 1 } }
+		END { exit bad || NR == 0 }'
+}
+# same NAME COMMAND...: two ranks with -b 2 are one with -b 4
+same()
+{
+	same_name=$1
+	shift
+	rm -rf one two
+	ok "$same_name: one rank" sh -c '"$@" -q -b 4 -o one > one.log' - "$@"
+	ok "$same_name: two ranks" sh -c 'mpirun -n 2 "$@" -q -b 2 -o two > two.log' - "$@"
+	ok "$same_name: the same losses" losses one.log two.log
+	for f in one/*model*.safetensors one/optimizer.safetensors; do
+		ok "$same_name: the same $(basename "$f" .safetensors)" near "$f" "two/${f#one/}"
+	done
+}
+
+# The last micro-batch has rows for one of two ranks only.
+head -9 datasets/pretrain.jsonl > few.jsonl
+same pretrain chr-pretrain -c config.json -t tokenizer.json --seq 64 --epochs 1 --accum 3 few.jsonl
+same sft chr-sft -m model --seq 64 -n 3 --eval datasets/chat.jsonl --eval-batches 3 --keep-best base --eval-every 2 \
+	--freeze '*.mlp.gate.weight' datasets/chat.jsonl
+same adapter chr-sft -m model --seq 64 -n 2 --lora-rank 2 datasets/chat.jsonl
+same dpo chr-dpo -m model --seq 64 -n 3 --precompute-ref ref.safetensors datasets/prefs.jsonl
+same orpo chr-orpo -m model --seq 64 -n 3 datasets/prefs.jsonl
+same distill chr-distill -m model --teacher model --seq 64 -n 3 datasets/chat.jsonl
+same grpo chr-grpo -m model --seq 64 --new 8 --epochs 1 -G 2 --iterations 2 --accum 7 --scale-rewards batch --reward toy \
+	datasets/prompts.jsonl
+
+# An optimizer in two parts, a checkpoint in one.
+train() { chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -n 6 "$@" datasets/pretrain.jsonl; }
+two() { mpirun -n 2 chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -b 2 -n 6 "$@"; }
+moments() { "$@" --dry-run 2> /dev/null | sed -n 's/.*"optimizer":\([0-9]*\).*/\1/p'; }
+is "each of two ranks plans half of the moments" "$((2 * $(moments two few.jsonl)))" "$(moments train)"
+two -o whole datasets/pretrain.jsonl > whole.log
+status "two ranks stop" 75 two -o parts --stop-after 3 datasets/pretrain.jsonl
+cp -R parts fewer
+ok "and go on" two -o parts --resume datasets/pretrain.jsonl
+for f in model optimizer; do
+	ok "with the same $f, to the bit" sh -c "[ \"\$1\" = 'largest difference 0' ]" - "$(near whole/$f.safetensors parts/$f.safetensors)"
+done
+ok "what two ranks left, one goes on with" train -b 4 -o fewer --resume
+ok "and comes to the same" near whole/model.safetensors fewer/model.safetensors
+status "one rank stops" 75 train -b 4 -o more --stop-after 3
+ok "what it left, two go on with" two -o more --resume datasets/pretrain.jsonl
+ok "and come to the same" near whole/model.safetensors more/model.safetensors
+status "another global batch is another run" 64 two -o more --resume -b 3 datasets/pretrain.jsonl
+is "which one line says" "$(grep -c 'batch is 6, but was 4' "$tmp/log")" 1
+ok "a pipe" sh -c 'mpirun -n 2 chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -b 2 -n 6 -o pipe2 \
+	< datasets/pretrain.jsonl > pipe2.log'
+ok "is read by one rank for all" sh -c 'chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -b 4 -n 6 -o pipe1 \
+	datasets/pretrain.jsonl --no-shuffle > pipe1.log'
+status "no such file" 66 two -o nowhere nosuch.jsonl
+is "one rank says so" "$(grep -c nosuch.jsonl "$tmp/log")" 1
+
+# A reward's command must not believe that it is one of the ranks.
+cat > alone <<-'END'
+	#!/bin/sh
+	while read -r line; do echo "${OMPI_COMM_WORLD_SIZE:-0}"; done
+END
+chmod +x alone
+ok "what a rank starts runs by itself" sh -c "mpirun -n 2 chr-grpo -q -m model --seq 64 --new 4 -b 1 -n 1 -G 2 \
+	--reward ./alone -o alone.out datasets/prompts.jsonl | grep -q '\"reward\":0.0,'"
+
+# long NAME: starts two ranks that train without end; $ranks are their process ids, $job that of mpirun
+long()
+{
+	two --epochs 1000 -n 0 --save-every 2 -o "$1" datasets/pretrain.jsonl > "$1.log" 2> "$1.err" &
+	sleep 0.2
+	for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+		[ "$(grep -c '"step"' "$1.log")" -ge 3 ] && break
+		sleep 0.5
+	done
+	job=$!
+	ranks=$(ps -e -o pid= -o args= | awk -v out="-o $1 " '/ chr-pretrain|^ *[0-9]+ chr-pretrain/ && index($0, out) && !/mpirun/ { print $1 }')
+}
+long stop
+kill -TERM "$(echo "$ranks" | tail -1)"
+wait $job
+is "a stop signal to one rank stops both, with a checkpoint" "$?" 75
+is "of the last step" "$(cd stop && printf '%s\n' checkpoint-* | sort -V | tail -1)" "checkpoint-$(grep -c '"step"' stop.log)"
+long dead
+kill -KILL "$(echo "$ranks" | tail -1)"
+wait $job
+is "a rank that is killed ends the job" "$(($? > 0))" 1
+ok "which mpirun tells" grep -q 'signal 9' dead.err
+ok "checkpoints are whole" sh -c 'for c in dead/checkpoint-*; do chr-ls -q --check "$c" > /dev/null || exit 1; done'
+status "and the run goes on" 75 two -n 0 --epochs 1000 --save-every 2 -o dead --resume --stop-after 1 datasets/pretrain.jsonl
+
+# Records are dealt, results are in order.
+both()
+{
+	both_name=$1
+	shift
+	"$@" 2> log | sed 's/,"timing.*//; s/,"seconds.*//' > one.jsonl
+	mpirun -n 2 "$@" 2> log | sed 's/,"timing.*//; s/,"seconds.*//' > two.jsonl
+	ok "$both_name: two ranks write what one does" sh -c '[ -s one.jsonl ] && cmp one.jsonl two.jsonl'
+}
+both actlog chr-actlog -q -m model in.jsonl
+both "actlog of a packed model" chr-actlog -q -m packed --generate 3 in.jsonl
+both score chr-score -q -m model datasets/heldout.jsonl
+both generate chr-generate -q -m model -n 6 -b 2 datasets/prompts.jsonl
+ok "from a pipe, as text" sh -c 'chr-generate -q -m model -n 6 --raw < datasets/prompts.jsonl > one.txt &&
+	mpirun -n 2 chr-generate -q -m model -n 6 --raw < datasets/prompts.jsonl > two.txt && [ -s one.txt ] && cmp one.txt two.txt'
+(head -3 in.jsonl; echo nonsense; head -2 in.jsonl) > bad.jsonl
+status "a bad record" 65 sh -c 'mpirun -n 2 chr-score -m model bad.jsonl > bad.out'
+is "one line says which" "$(grep -c 'bad.jsonl:4' "$tmp/log")" 1
+is "those before it are there" "$(wc -l < bad.out)" 3
+status "one prompt needs one process" 64 mpirun -n 2 chr-generate -m model -p x
+done_testing
