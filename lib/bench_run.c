@@ -36,7 +36,7 @@ static struct {
 	struct prompts prompts;
 	struct seq *seq;
 	struct sampler *sampler;
-	float *logits;
+	real *logits;
 	struct phase prefill, decode;
 	struct sha256 sha;		/* of the tokens generated */
 	double first;			/* time of the first token */

@@ -160,7 +160,7 @@ static void against_training(const real *logits, uint32_t *tok)
 	const struct config *c = engine_config(g);
 	int Ls = c->num_sparse, E = c->num_experts, V = c->vocab_size, W = config_lookahead_rows(c);
 	int32_t target[T], start[T] = { 0 };
-	struct batch b = { 1, T, tok, target, start };
+	struct batch b = { 1, T, tok, target, start, NULL };
 	struct eval_item it = { .s = seq_new(g, &e), .tok = tok, .n = T };
 	real *want = new_logits(V), *look = calloc((size_t)T * (size_t)W + 1, sizeof(real));
 	double router = 0, head = 0;

@@ -60,7 +60,7 @@ static void write_records(int K, double temperature)
 		for (int i = 0; i < n; i += NT) {
 			uint32_t tok[NT], id[NT * V];
 			int32_t target[NT], start[NT] = { 0 };
-			struct batch b = { 1, n - i < NT ? n - i : NT, tok, target, start };
+			struct batch b = { 1, n - i < NT ? n - i : NT, tok, target, start, NULL };
 			real logits[NT * V], logp[NT * V], rest[NT];
 
 			for (int j = 0; j < b.T; j++) {

@@ -118,7 +118,7 @@ static void load_batch(struct golden *g)
 	int B = (int)t->shape[0], T = (int)t->shape[1];
 
 	g->R = (int64_t)B * T;
-	g->b = (struct batch){ B, T, calloc((size_t)g->R, 4), calloc((size_t)g->R, 4), calloc((size_t)g->R, 4) };
+	g->b = (struct batch){ B, T, calloc((size_t)g->R, 4), calloc((size_t)g->R, 4), calloc((size_t)g->R, 4), NULL };
 	for (int64_t r = 0; r < g->R; r++) {
 		int64_t next = r % T + 1 < T ? labels[r + 1] : -100;
 
@@ -300,7 +300,7 @@ static struct batch sampled_batch(const struct golden *g)
 	const int64_t *ids = data(g->batch, "pref_ids"), *target = data(g->batch, "pref_targets");
 	const float *mask = data(g->batch, "pref_mask");
 	int B = (int)t->shape[0], T = (int)t->shape[1], R = B * T;
-	struct batch b = { B, T, calloc((size_t)R, 4), calloc((size_t)R, 4), calloc((size_t)R, 4) };
+	struct batch b = { B, T, calloc((size_t)R, 4), calloc((size_t)R, 4), calloc((size_t)R, 4), NULL };
 
 	for (int r = 0; r < R; r++) {
 		b.tok[r] = (uint32_t)ids[r];

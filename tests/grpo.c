@@ -257,7 +257,7 @@ static void against_training(const struct completion *c)
 {
 	static uint32_t tok[N * T];
 	static int32_t target[N * T], doc[N * T], replay[2 * N * T * 2];
-	struct batch b = { N, T, tok, target, doc };
+	struct batch b = { N, T, tok, target, doc, NULL };
 	struct forward_opt fo = { .replay = replay };
 	int used = 1;
 

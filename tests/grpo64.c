@@ -42,7 +42,7 @@ static void make_model(void)
 /* Prompts of three tokens; completions of 2, 3, 4 and 5. */
 static void make_batch(void)
 {
-	b = (struct batch){ NB, NT, calloc(NR, 4), calloc(NR, 4), calloc(NR, 4) };
+	b = (struct batch){ NB, NT, calloc(NR, 4), calloc(NR, 4), calloc(NR, 4), NULL };
 	for (int r = 0; r < NR; r++) {
 		int t = r % NT, n = 4 + r / NT;
 

@@ -56,7 +56,7 @@ static void make_batch(struct problem *p)
 {
 	int V = p->m.cfg.vocab_size;
 
-	p->b = (struct batch){ NB, NT, calloc(NB * NT, 4), calloc(NB * NT, 4), calloc(NB * NT, 4) };
+	p->b = (struct batch){ NB, NT, calloc(NB * NT, 4), calloc(NB * NT, 4), calloc(NB * NT, 4), NULL };
 	for (int r = 0; r < NB * NT; r++) {
 		int t = r % NT;
 
