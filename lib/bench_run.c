@@ -36,7 +36,7 @@ static struct {
 	struct prompts prompts;
 	struct seq *seq;
 	struct sampler *sampler;
-	real *logits;
+	float *logits;
 	struct phase prefill, decode;
 	struct sha256 sha;		/* of the tokens generated */
 	double first;			/* time of the first token */
@@ -187,7 +187,7 @@ static void add_eval(struct phase *p, const struct eval_stats *st, int tokens)
 
 static void eval(const uint32_t *tok, int n, struct phase *p)
 {
-	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .logits = s.logits };
+	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .logits = (real *)s.logits };	/* real is float here */
 	struct eval_stats st;
 	struct err e = { 0 };
 
