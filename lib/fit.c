@@ -36,7 +36,7 @@ static void settle(struct fit *f)
 	f->ref = o->ref == FIT_REF_YES || (o->ref == FIT_REF_AUTO && o->stage != FIT_PRETRAIN);
 	f->group = pairs ? 2 : o->stage == FIT_GRPO ? o->group : 1;
 	f->extra = pairs ? sizeof(struct pref) : o->stage == FIT_GRPO ? sizeof(struct grpo_slice *) : 0;
-	f->asked = (struct fit_point){ o->batch, o->accum, o->seq, o->rank };
+	f->asked = (struct fit_point){ o->batch, o->accum, o->seq, o->rank, false };
 	if (f->asked.batch == 0)
 		f->asked.batch = o->stage == FIT_GENERATE ? 1 : pairs || o->stage == FIT_GRPO ? 2 : 8;
 	if (f->asked.accum == 0)
@@ -150,7 +150,8 @@ static void add_rollouts(struct fit *f, const struct fit_point *at, struct mem_p
 static int plan_training(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
 {
 	struct plan_run r = { .cfg = &f->cfg, .batch = at->batch, .accum = at->accum, .seq = at->seq, .group = f->group,
-	    .extra = f->extra, .ref = f->ref, .lora_rank = at->rank };
+	    .extra = f->extra, .ref = f->ref, .lora_rank = at->rank,
+	    .recompute = at->recompute };
 	bool *picked = NULL;
 	int rc = plan_pick(&picked, &f->ps, at->rank, &f->o->target, &f->o->freeze, e);
 
@@ -249,6 +250,8 @@ static json_t *record(const struct fit *f, const char *step, const struct fit_po
 	json_set_int(r, generate ? "context" : "seq", at->seq);
 	if (at->rank > 0)
 		json_set_int(r, "rank", at->rank);
+	if (at->recompute)
+		json_object_set_new(r, "recompute", json_true());
 	return r;
 }
 
@@ -405,7 +408,11 @@ static int change(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
 	bool generate = f->o->stage == FIT_GENERATE;
 	int rc = 0;
 
-	if (x->at.batch > 1)
+	if (!generate) {
+		x->at.recompute = true;
+		rc = try(f, "recompute", &x->at, &x->plan, out, e);
+	}
+	if (rc == 0 && x->at.batch > 1)
 		rc = generate ? lower_sequences(f, x, out, e) : lower_batch(f, x, out, e);
 	if (rc == 0 && f->o->allow_seq && x->at.seq > SHORTEST)
 		rc = lower_seq(f, x, out, e);
@@ -418,12 +425,14 @@ static int put_plan(const struct fit *f, const struct fit_result *x, FILE *out, 
 {
 	json_t *r = mem_plan_json(&x->plan), *more = record(f, "", &x->at);
 	const struct fit_point *p = &x->at;
-	char args[160];
+	char args[192];
 	int n = f->o->stage == FIT_GENERATE ? snprintf(args, sizeof args, "-b %d --context %d", p->batch, p->seq)
 	    : snprintf(args, sizeof args, "-b %d --accum %d --seq %d", p->batch, p->accum, p->seq);
 
 	if (p->rank > 0)
-		snprintf(args + n, sizeof args - (size_t)n, " --lora-rank %d", p->rank);
+		n += snprintf(args + n, sizeof args - (size_t)n, " --lora-rank %d", p->rank);
+	if (p->recompute)
+		snprintf(args + n, sizeof args - (size_t)n, " --recompute");
 	json_object_del(more, "type");
 	json_object_del(more, "step");
 	add_numbers(f, more, &x->plan, x->fits);

@@ -42,7 +42,7 @@ struct fit_opt {
 	double factor;				/* measured peak by plan (calibration); 1: as planned */
 };
 
-struct fit_point { int batch, accum, seq, rank; };
+struct fit_point { int batch, accum, seq, rank; bool recompute; };
 
 struct fit {
 	const struct fit_opt *o;

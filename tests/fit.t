@@ -70,6 +70,7 @@ same "format 1" pretrain in.jsonl "-c one.json -t tokenizer.json" -b 2 --seq 64
 status "what fits: 0" 0 chr-fit -q -m model --stage sft -b 2 --seq 64 --ram 1G
 fit -m model --stage sft -b 12 --accum 2 --seq 128 --ram 24M
 is "what does not: 1" $? 1
+is "activations are computed again first" "$(grep -o '"step":"[a-z]*"' fit | sed -n '3p')" '"step":"recompute"'
 is "the global batch stays" $(($(key fit batch) * $(key fit accum))) 24
 is "what is proposed fits" "$(key fit fits)" true
 ok "in less than the limit" [ "$(key fit bytes)" -le $((24 * 1048576 * 95 / 100)) ]
