@@ -84,11 +84,11 @@ void cache_free(struct cache *c)
 	free(c);
 }
 
-void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k)
+void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k, int all)
 {
 	/* With few in memory, what was used last is most of what can be kept, and counting only adds noise. */
 	c->adapts = policy == CACHE_AUTO;
-	c->policy = policy == CACHE_AUTO && c->slots < c->keys * 3 / 8 ? CACHE_CYCLE : policy;
+	c->policy = policy == CACHE_AUTO && c->slots < all * 3 / 8 ? CACHE_CYCLE : policy;
 	c->experts = experts;
 	c->layers = c->keys / experts;
 	c->usual = (double)top_k / experts;
@@ -256,11 +256,12 @@ static void guess_used(struct cache *c, int k)
 		return;
 	c->e[k].guess = false;
 	c->st.predicted_used++;
-	earn(c, stake(c, c->e[k].prob) + c->waste * c->size);
-	if (cache_state(c, k) == CACHE_READING) {
+	earn(c, stake(c, c->e[k].prob));
+	if (cache_state(c, k) == CACHE_READING) {	/* earns its share as a demand when it ends */
 		c->guesses--;
 		c->demands++;
-	}
+	} else
+		earn(c, c->waste * c->size);
 }
 
 static void guess_wasted(struct cache *c, int k, int64_t bytes)
@@ -271,14 +272,26 @@ static void guess_wasted(struct cache *c, int k, int64_t bytes)
 	c->e[k].guess = false;
 }
 
+static void warm(struct cache *c, struct entry *x)
+{
+	x->heat = (float)heat(c, x) + 1;
+	x->used = c->clock;
+}
+
+void cache_use(struct cache *c, int k)
+{
+	warm(c, &c->e[k]);
+	guess_used(c, k);
+	c->st.hits++;
+}
+
 int cache_demand(struct cache *c, int k)
 {
 	struct entry *x = &c->e[k];
 
 	x->pins++;
-	x->heat = (float)heat(c, x) + 1;
+	warm(c, x);
 	c->layer = c->experts > 0 ? k / c->experts : 0;
-	x->used = c->clock;
 	switch (cache_state(c, k)) {
 	case CACHE_RESIDENT:
 		guess_used(c, k);
@@ -346,7 +359,8 @@ void cache_predict(struct cache *c, int k, float prob, int when, int source)
 
 	switch (cache_state(c, k)) {
 	case CACHE_GUESSED:
-		if (deadline > x->deadline)
+		/* A less likely word on the next layer says nothing against a likelier one on what comes later. */
+		if (deadline > x->deadline || (deadline < x->deadline && prob < x->prob))
 			break;
 		heap_remove(c, k);
 		set_state(c, k, CACHE_ABSENT);

@@ -47,14 +47,16 @@ void cache_free(struct cache *c);
  *	auto	as cycle when less than 3/8 of all fit; else the one expected to be needed last: as far as its layer is away, and
  *		a round more for each in which it is likely to be passed over, going by its share of recent use (half-life 8), and,
  *		where there is one, by the share expected (cache_expect), which then counts for more, however few fit
- * Those predicted to be needed soon stay, whatever the policy. Without this call: lru. experts: keys per layer. */
+ * Those predicted to be needed soon stay, whatever the policy. Without this call: lru. experts: keys per layer; all: keys
+ * that are experts (layers may have none). */
 enum cache_policy { CACHE_LRU, CACHE_LFRU, CACHE_CYCLE, CACHE_AUTO };
-void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k);
+void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k, int all);
 
 int cache_state(const struct cache *c, int k);
 int cache_slot(const struct cache *c, int k);			/* of a pinned resident */
 int cache_residents(const struct cache *c);
 
+void cache_use(struct cache *c, int k);				/* of a resident that stays anyway: only counted */
 int cache_demand(struct cache *c, int k);			/* pins k; CACHE_HIT, LATE or MISS */
 void cache_put(struct cache *c, int k);				/* undoes one demand */
 void cache_abandon(struct cache *c, int k);			/* the same, but a read not done becomes a guess */

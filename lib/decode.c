@@ -242,6 +242,7 @@ void engine_close(struct engine *g)
 	intent_free(g->intent);
 	free(g->share);
 	free(g->likely);
+	free(g->mix);
 	for (int i = 0; g->seqs && i < g->opt.max_seqs; i++) {
 		free(g->seqs[i].kv);
 		free(g->seqs[i].expect);

@@ -117,8 +117,10 @@ struct engine {
 	struct store *store;
 	struct predict *predict;
 	struct intent *intent;			/* NULL: none */
-	real *share;				/* (Ls, E) of intent, */
-	int *likely;				/* (Ls * E) and its order */
+	real *share;				/* (Ls, E) of intent, for one prompt */
+	float *mix;				/* (Ls, E) and over as many prompts as there are sequences; */
+	int prompts;				/* so many so far */
+	int *likely;				/* (Ls * E) order of share */
 	int sparse[CFG_MAX_LAYERS];		/* real index of the i-th sparse layer */
 	int rows;				/* R of the pass under way */
 	int nseg;

@@ -1,5 +1,6 @@
 /*
- * Before a prompt: which experts its answer will use (intent.h). That decides who leaves the store while it is answered; and as
+ * Before a prompt: which experts its answer will use (intent.h). That decides who leaves the store while it is answered (where
+ * several sequences go on at once, the mean over as many prompts); and as
  * many as fit are asked for until shortly after the prompt's last pass, the likeliest first: they are read while the drive has
  * nothing else to do.
  */
@@ -23,7 +24,7 @@ static int likelier(const void *a, const void *b, void *arg)
 
 int64_t intend_bytes(const struct config *c)
 {
-	return (int64_t)c->num_sparse * c->num_experts * (int64_t)(sizeof(real) + sizeof(int));
+	return (int64_t)c->num_sparse * c->num_experts * (int64_t)(sizeof(real) + sizeof(float) + sizeof(int));
 }
 
 int intend_open(struct engine *g, const char *dir, struct err *e)
@@ -37,7 +38,8 @@ int intend_open(struct engine *g, const char *dir, struct err *e)
 		return e->status == 0 ? 0 : -1;
 	g->share = malloc(sizeof(*g->share) * n);
 	g->likely = malloc(sizeof(*g->likely) * n);
-	return g->share && g->likely ? 0 : err_set(e, EX_OSERR, "%s: out of memory for %s", dir, INTENT_NAME);
+	g->mix = calloc(n, sizeof(*g->mix));
+	return g->share && g->likely && g->mix ? 0 : err_set(e, EX_OSERR, "%s: out of memory for %s", dir, INTENT_NAME);
 }
 
 void intend(struct engine *g, const uint32_t *tok, int n)
@@ -48,9 +50,11 @@ void intend(struct engine *g, const uint32_t *tok, int n)
 	if (g->intent == NULL || store_complete(g->store))
 		return;
 	intent_expect(g->intent, tok, n, g->share);
+	g->prompts += g->prompts < g->opt.max_seqs;
 	for (int i = 0; i < all; i++) {
 		g->likely[i] = i;
-		store_expect(g->store, g->sparse[i / E], i % E, (float)g->share[i]);
+		g->mix[i] += ((float)g->share[i] - g->mix[i]) / (float)g->prompts;
+		store_expect(g->store, g->sparse[i / E], i % E, g->mix[i]);
 	}
 	qsort_r(g->likely, (size_t)all, sizeof(*g->likely), likelier, g->share);
 	for (int i = 0; i < all && i < fit; i++) {

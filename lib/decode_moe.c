@@ -369,13 +369,13 @@ static int routed(struct engine *g, int l, struct err *e)
 	int n, most = store_room(g->store), fixed = fixed_parts(g, w, s->part), row = fixed * g->rows;
 
 	choose(g, l);
-	if (g->single && g->opt.route_bias > 0 && !store_complete(g->store))
-		bias_route(g, l);
-	trace(g, w->sparse);
 	if (!store_complete(g->store) || asked(g, SRC_CONTROL)) {
 		predict_seen(g->predict, w->sparse, s->ids, g->rows, s->about, g->st->source);
 		remember(g, w->sparse);
 	}
+	if (g->single && g->opt.route_bias > 0 && !store_complete(g->store))
+		bias_route(g, l);
+	trace(g, w->sparse);
 	n = sort_slots(g, l);
 	for (int i = 0; i < n; i += most) {
 		int m = n - i < most ? n - i : most;

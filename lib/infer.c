@@ -87,7 +87,6 @@ static void warm_up(void)
 	struct store *s = engine_store(infer.g);
 	struct err e = { 0 };
 	const char *of;
-	int rc;
 
 	if (infer.pin > 0 && !infer.heat)
 		opt_usage("--pin needs --heat");
@@ -96,8 +95,8 @@ static void warm_up(void)
 	heat = calloc((size_t)infer.cfg.num_hidden_layers * (size_t)infer.cfg.num_experts, sizeof(*heat));
 	if (!heat)
 		err_die(EX_OSERR, "out of memory");
-	if ((of = engine_fingerprint(infer.g, &e)) == NULL || (rc = heat_load(infer.heat, &infer.cfg, of, heat, &e)) < 0
-	    || (rc > 0 && store_warm(s, heat, infer.pin, &e) < 0))
+	if ((of = engine_fingerprint(infer.g, &e)) == NULL || heat_load(infer.heat, &infer.cfg, of, heat, &e) < 0
+	    || store_warm(s, heat, infer.pin, &e) < 0)
 		err_exit(&e);
 }
 

@@ -164,9 +164,9 @@ static void top(int32_t *best, int n, const float *v, int E)
 	}
 }
 
-static float within(float x)
+static float within(float x)		/* not a number: 0, which says nothing */
 {
-	return x > MOST ? MOST : x < -MOST ? -MOST : x;
+	return x != x ? 0 : x > MOST ? MOST : x < -MOST ? -MOST : x;
 }
 
 /* margin (E) of logits (E) over the border of the top K; all zero when all are chosen anyway. */
@@ -183,7 +183,8 @@ static void margins(struct predict *p, enum predictor who, int i, float *margin,
 	if (K >= E)
 		return;
 	squares = sqrtf(fmaxf(squares / (float)E - sum / (float)E * (sum / (float)E), 1e-12f));
-	*spread += (squares - *spread) * (*spread > 0 ? FADE : 1);
+	if (isfinite(squares))
+		*spread += (squares - *spread) * (*spread > 0 ? FADE : 1);
 	top(p->best, K + 1, margin, E);
 	border = (margin[p->best[K - 1]] + margin[p->best[K]]) / 2;
 	for (int x = 0; x < E; x++)
@@ -315,7 +316,7 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 			margins(p, k == 0 ? SRC_SAME : SRC_LOOK, i, margin, logits + (layered ? (int64_t)k * Ls + i : k) * E);
 			if (k > 0 && on(p, SRC_LOOK))
 				look_layer(p, s, i, NEXT, SRC_LOOK, margin, k * Ls - since + i);
-			else if (k == 0 && i > since)		/* the next layer is predict_next's */
+			else if (k == 0 && (i > since || since == 0))	/* the layer after a sparse one is predict_next's */
 				look_layer(p, s, i, SAME, SRC_SAME, margin, i - since);
 			if (k <= 1)
 				p->told[k == 0 ? SRC_SAME : SRC_LOOK][i] = t;
@@ -326,6 +327,8 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 static void follow(struct predict *p, int horizon, int i, const float *slope)
 {
 	for (enum predictor s = SRC_GATE; s <= SRC_CONTROL; s++) {
+		if (!isfinite(slope[s]))
+			continue;
 		p->squares[horizon][i][s] += slope[s] * slope[s];
 		p->w[horizon][i][s] += RATE * slope[s] / sqrtf(p->squares[horizon][i][s] + 1);
 	}
@@ -421,6 +424,7 @@ void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const str
 		if ((ahead.of[SRC_LOOK] = e.of[SRC_LOOK]) != NULL)
 			learn(p, NEXT, i, &ahead, NULL, ids + r * K);
 	}
+	p->heard_of[SRC_GATE] = p->heard_of[SRC_SHARED] = p->heard_of[SRC_CONTROL] = p->each_of = -1;
 	for (int64_t x = 0; x < E; x++)
 		p->popular[i * E + x] *= 1 - FADE;
 	for (int64_t j = 0; j < R * K; j++)

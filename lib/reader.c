@@ -46,6 +46,8 @@ static int open_file(struct reader *r, int dirfd, const char *dir, const char *n
 		return err_set(e, EX_IOERR, "%s/%s:", dir, name);
 	if (!S_ISREG(st.st_mode))
 		return err_set(e, EX_DATAERR, "%s/%s: not a plain file", dir, name);
+	/* Before Linux 5.11 io_uring gives up on a read that would block where this flag stays. */
+	fcntl(f->fd, F_SETFL, (direct ? O_DIRECT : 0));
 	if (!direct)
 		set_buffered(f->fd);
 	f->size = st.st_size;

@@ -57,7 +57,7 @@ int replay_run(const struct replay *r, enum cache_policy policy, int slots, stru
 	*out = (struct replay_result){ .demands = r->n };
 	if (c == NULL)
 		return err_set(e, EX_OSERR, "out of memory for a cache of %d", slots);
-	cache_set_policy(c, policy, r->experts, r->top_k);
+	cache_set_policy(c, policy, r->experts, r->top_k, r->layers * r->experts);
 	for (int64_t s = 0; s < r->nsets; s++) {
 		int64_t hits = out->hits;
 

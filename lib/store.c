@@ -34,6 +34,7 @@ struct fetched {			/* the last read of an expert, or that under way */
 struct flight {				/* a read under way: experts that lie one behind the other in their file */
 	struct reader_job job;
 	int key[READER_PARTS];
+	size_t need[READER_PARTS];	/* bytes of the job with which each part is there */
 	bool demand, gate_up;		/* gate_up: brings only these of a split expert */
 	int64_t bytes;
 	struct flight *free;		/* next that is not in use */
@@ -42,7 +43,7 @@ struct flight {				/* a read under way: experts that lie one behind the other in
 struct store {
 	int layers, experts, D, F;
 	const struct expert *resident;	/* (layers, experts); NULL: streamed, and all below is used */
-	uint64_t resident_hits;		/* demands that went past the cache */
+	uint64_t resident_hits;		/* demands of a resident store */
 	int all;			/* experts there are */
 	bool complete;			/* and all of them are in memory, each in a slot of its own */
 
@@ -241,18 +242,18 @@ static void finish(struct store *s, int k)
 	}
 	if (f->fault != FAULT_NONE)
 		s->failed = k;
+	else if (s->failed == k)
+		s->failed = -1;
 	cache_done(s->cache, k, f->got, f->fault == FAULT_NONE);
 }
 
-/* Takes in part i of a flight; need: bytes of the job up to the end of what part i must bring. */
-static void land(struct store *s, struct flight *f, int i, size_t begin, size_t need)
+/* Takes in part i of a flight, of which `got` bytes were read. */
+static void land(struct store *s, struct flight *f, int i, size_t got)
 {
 	struct fetched *x = &s->fetched[f->key[i]];
-	size_t got = f->job.got > begin ? f->job.got - begin : 0, whole = f->job.part[i].iov_len;
 
-	/* What was read twice after a short read belongs to the last. */
-	x->got += (int64_t)(i + 1 < f->job.n && got > whole ? whole : got);
-	if (f->job.error != 0 && f->job.have < need) {
+	x->got += (int64_t)got;
+	if (f->job.error != 0 && f->job.have < f->need[i]) {
 		x->fault = f->job.error == READER_EOF ? FAULT_EOF : FAULT_READ;
 		x->error = f->job.error;
 	} else if (f->gate_up)
@@ -269,18 +270,55 @@ static double now(void)
 	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static void submit(struct store *s, struct flight *f)
+{
+	s->flying[f->demand] += f->bytes;
+	if (s->flights++ == 0)
+		s->since = now();
+	s->requests++;
+	reader_submit(s->reader, &f->job);
+}
+
+/* Reads the parts of a flight from the i-th on again, which begins at byte `begin`: what failed is in one before. */
+static void read_rest(struct store *s, struct flight *f, int i, size_t begin)
+{
+	int n = f->job.n - i;
+
+	memmove(f->key, f->key + i, (size_t)n * sizeof *f->key);
+	memmove(f->job.part, f->job.part + i, (size_t)n * sizeof *f->job.part);
+	memmove(f->need, f->need + i, (size_t)n * sizeof *f->need);
+	for (int j = 0; j < n; j++)
+		f->need[j] -= begin;
+	f->job.n = n;
+	f->job.need = f->need[n - 1];
+	f->job.offset += (int64_t)begin;
+	f->bytes -= (int64_t)begin;
+	submit(s, f);
+}
+
 static void land_all(struct store *s, struct flight *f)
 {
-	size_t begin = 0;
+	size_t begin = 0, got;
+	bool failed = false;
+	int i = 0;
 
 	s->flying[f->demand] -= f->bytes;
 	if (--s->flights == 0)
 		s->busy += now() - s->since;
-	for (int i = 0; i < f->job.n; i++) {
-		land(s, f, i, begin, i + 1 < f->job.n ? begin + (size_t)s->place[f->key[i]].bytes : f->job.need);
-		begin += f->job.part[i].iov_len;
+	for (; i < f->job.n && !failed; i++) {
+		size_t whole = f->job.part[i].iov_len;
+
+		failed = f->job.error != 0 && f->job.have < f->need[i];
+		/* What was read twice after a short read belongs to the last. */
+		got = f->job.got > begin ? f->job.got - begin : 0;
+		land(s, f, i, !failed && i + 1 < f->job.n && got > whole ? whole : got);
+		begin += whole;
 	}
 	s->complete = cache_residents(s->cache) == s->all;
+	if (i < f->job.n) {
+		read_rest(s, f, i, begin);
+		return;
+	}
 	f->free = s->idle;
 	s->idle = f;
 }
@@ -304,18 +342,9 @@ static void add_part(struct store *s, struct flight *f, int k, int slot, int64_t
 {
 	s->fetched[k].pieces++;
 	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes + from, (size_t)(to - from) };
-	f->job.need = (size_t)(f->bytes + need - from);
+	f->job.need = f->need[f->job.n] = (size_t)(f->bytes + need - from);
 	f->key[f->job.n++] = k;
 	f->bytes += to - from;
-}
-
-static void submit(struct store *s, struct flight *f)
-{
-	s->flying[f->demand] += f->bytes;
-	if (s->flights++ == 0)
-		s->since = now();
-	s->requests++;
-	reader_submit(s->reader, &f->job);
 }
 
 /* Starts the read of k, in two if it is large, with those behind it in the file that are wanted, too, if it is small. */
@@ -436,7 +465,7 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	if (s->place == NULL || s->fetched == NULL || s->checked == NULL || s->after == NULL || s->flight == NULL
 	    || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
-	cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok);
+	cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok, c->num_sparse * m->experts);
 	cache_set_waste(s->cache, o->waste);
 	for (i = 0; i < READER_JOBS; i++) {
 		s->flight[i].free = s->idle;
@@ -602,7 +631,9 @@ void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *st
 
 	assert(n <= store_room(s));
 	if (store_complete(s)) {
-		s->resident_hits += (uint64_t)n;
+		for (int i = 0; i < n && !s->resident; i++)
+			cache_use(s->cache, key(s, layer, ids[i]));
+		s->resident_hits += s->resident ? (uint64_t)n : 0;
 		if (status != NULL)
 			memset(status, STORE_HIT, (size_t)n);
 		return;
@@ -733,10 +764,11 @@ void store_expect(struct store *s, int layer, int id, float share)
 
 void store_advance(struct store *s)
 {
-	if (store_complete(s))
+	if (s->resident)
 		return;
 	cache_advance(s->cache);
-	pump(s, false);
+	if (!s->complete)
+		pump(s, false);
 }
 
 void store_heat(const struct store *s, float *heat)
@@ -775,7 +807,6 @@ int store_warm(struct store *s, const float *heat, int pins, struct err *e)
 			cache_pin(s->cache, order[i]);
 		store_predict(s, order[i] / s->experts, order[i] % s->experts, 1, WARM_PASSES * s->layers, STORE_HEAT);
 	}
-	pump(s, false);
 	free(order);
 	return 0;
 }
@@ -789,7 +820,7 @@ void store_stats(const struct store *s, struct store_stats *out)
 		return;
 	st = cache_stats(s->cache);
 	*out = (struct store_stats){
-		.hits = st->hits + s->resident_hits, .late = st->late, .misses = st->misses,
+		.hits = st->hits, .late = st->late, .misses = st->misses,
 		.read_bytes = st->read_bytes, .reads = st->reads, .requests = s->requests,
 		.predicted = st->predicted, .predicted_used = st->predicted_used,
 		.wasted_bytes = st->wasted_bytes, .expired = st->expired, .stall = s->stall,

@@ -300,7 +300,10 @@ static void last_word(void)
 	cache_predict(c, 1, 0.9f, 2, 0);
 	cache_predict(c, 2, 0.8f, 2, 0);
 	cache_predict(c, 1, 0.1f, 2, 0);
+	cache_predict(c, 9, 1, 20, 0);
+	cache_predict(c, 9, 0.1f, 1, 0);
 	ok(cache_take(c, &slot) == 2, "the last word on a guess counts");
+	ok(cache_state(c, 9) == CACHE_GUESSED, "a less likely one on the next layer does not undo what is expected later");
 	cache_pin(c, 2);
 	cache_done(c, 2, 1, true);
 	for (int k = 3; k < KEYS; k++) {
@@ -321,7 +324,7 @@ static void expected(void)
 	struct cache *c = cache_new(KEYS, 6, 1, KEEP);
 	int k;
 
-	cache_set_policy(c, CACHE_AUTO, KEYS / KEEP, 2);
+	cache_set_policy(c, CACHE_AUTO, KEYS / KEEP, 2, KEYS);
 	for (k = 0; k < KEYS; k++)
 		cache_expect(c, k, k < 3 ? 0.9f : 0.01f);
 	for (k = 0; k < KEYS; k++) {

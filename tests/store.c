@@ -37,12 +37,13 @@ static char *content;			/* (KEYS, BYTES) */
 static struct {
 	pthread_mutex_t lock;
 	int fail_errno;			/* what every read returns, 0: nothing */
+	int bad;			/* an expert that cannot be read, or -1 */
 	bool refuse_direct, interrupt, shorten;
 	uint64_t calls, bytes;
 	int n, key[LOG];		/* experts in order of their first read call */
 	int flying, most_flying, twice;
 	bool in_flight[KEYS];
-} shim = { .lock = PTHREAD_MUTEX_INITIALIZER };
+} shim = { .lock = PTHREAD_MUTEX_INITIALIZER, .bad = -1 };
 
 static int key_at(int fd, off_t off)
 {
@@ -108,6 +109,11 @@ ssize_t preadv(int fd, const struct iovec *part, int parts, off_t off)
 		part = &one;
 		parts = 1;
 	}
+	if (shim.bad >= 0 && k >= 0 && places[k].cluster == places[shim.bad].cluster && off < places[shim.bad].offset + SLOT
+	    && off + (off_t)parts * SLOT > places[shim.bad].offset) {
+		parts = (int)((places[shim.bad].offset - off) / SLOT);
+		error = parts > 0 ? 0 : EIO;
+	}
 	if (error == 0)
 		n = syscall(SYS_preadv, fd, part, parts, off, 0L);
 	else
@@ -133,6 +139,7 @@ static int shim_read(int i)		/* the expert of the i-th read, -1: there were less
 static void shim_reset(void)
 {
 	shim.fail_errno = 0;
+	shim.bad = -1;
 	shim.refuse_direct = shim.interrupt = shim.shorten = false;
 	shim.calls = shim.bytes = 0;
 	shim.n = shim.most_flying = shim.twice = 0;
@@ -703,6 +710,30 @@ static void halves(void)
 	store_close(s);
 }
 
+/* Of neighbours read together only the one that cannot be read fails. */
+static void bad_neighbour(void)
+{
+	struct store *s = open_slots(24, 1, (struct store_opt){0});
+	int ids[] = { 6, 4, 2, 0 }, i, good = 0;
+	struct expert x;
+	struct err e = {0};
+
+	shim.bad = 2 * EXPERTS + 4;
+	store_demand(s, 2, ids, 4, NULL);
+	for (i = 3; i >= 0; i--)
+		good += i != 1 && store_get(s, 2, ids[i], &x, &e) == 0 && same(&x, 2, ids[i]);
+	ok(good == 3, "the others are there");
+	ok(store_get(s, 2, 4, &x, &e) < 0 && e.status == EX_IOERR && names_expert(&e, 2, 4), "and it is named");
+	e = (struct err){0};
+	ok(store_failed(s, &e) < 0 && names_expert(&e, 2, 4), "also to who gives demands up");
+	shim_reset();
+	ok(touch(s, 2, 4) == STORE_MISS && store_failed(s, &e) == 0, "until it has been read");
+	for (i = 0; i < 4; i++)
+		if (i != 1)
+			store_put(s, 2, ids[i]);
+	store_close(s);
+}
+
 /* What another run has recorded: the warmest are read before anybody asks, and some of them stay. */
 static void warm(void)
 {
@@ -806,6 +837,7 @@ int main(void)
 	expiry();
 	neighbours(1);
 	neighbours(0);
+	bad_neighbour();
 	halves();
 	warm();
 	waste();
