@@ -1,27 +1,26 @@
 #include "drive.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "reader.h"
 #include "rng.h"
 
-#define ALIGN 4096
 #define WANT ((int64_t)256 << 20)
-#define MAX_DEPTH 64
+#define HUGE_PAGE ((int64_t)2 << 20)
+#define MAX_DEPTH READER_JOBS
 
 struct run {
-	int fd;
+	struct reader *reader;
+	int depth;
 	int64_t block, places, reads;
-	uint64_t seed;
-	_Atomic int64_t next;
-	_Atomic int error;		/* errno; -1: end of file */
+	char *mem;				/* (depth, block), touched */
+	int64_t mapped;
+	struct reader_job job[MAX_DEPTH];
 };
 
 static double now(void)
@@ -32,49 +31,27 @@ static double now(void)
 	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void *reads(void *arg)
+static void begin(struct run *r, struct reader_job *job, uint64_t seed, int64_t i)
 {
-	struct run *r = arg;
-	char *buf = aligned_alloc(ALIGN, (size_t)r->block);
-	int64_t i;
-
-	if (buf == NULL) {
-		r->error = ENOMEM;
-		return NULL;
-	}
-	memset(buf, 0, (size_t)r->block);
-	while (r->error == 0 && (i = atomic_fetch_add(&r->next, 1)) < r->reads) {
-		off_t at = (off_t)rng_below(r->seed, 1, (uint64_t)i, (uint64_t)r->places) * r->block;
-		ssize_t n;
-
-		do
-			n = pread(r->fd, buf, (size_t)r->block, at);
-		while (n < 0 && errno == EINTR);
-		if (n != r->block)
-			r->error = n < 0 ? errno : -1;
-	}
-	free(buf);
-	return NULL;
+	job->offset = (int64_t)rng_below(seed, 1, (uint64_t)i, (uint64_t)r->places) * r->block;
+	reader_submit(r->reader, job);
 }
 
-static int measure(struct run *r, const char *path, int depth, double *speed, struct err *e)
+static int measure(struct run *r, const char *path, uint64_t seed, double *speed, struct err *e)
 {
-	pthread_t thread[MAX_DEPTH];
 	double start = now();
-	int n;
+	struct reader_job *job;
+	int64_t begun = 0;
 
-	r->next = 0;
-	for (n = 0; n < depth; n++)
-		if (pthread_create(&thread[n], NULL, reads, r) != 0)
-			break;
-	for (int i = 0; i < n; i++)
-		pthread_join(thread[i], NULL);
-	if (n < depth)
-		return err_set(e, EX_OSERR, "cannot start %d threads", depth);
-	if (r->error == ENOMEM)
-		return err_set(e, EX_OSERR, "out of memory for blocks of %lld bytes", (long long)r->block);
-	if (r->error)
-		return err_set(e, EX_IOERR, "%s: %s", path, r->error < 0 ? "shorter than it was" : strerror(r->error));
+	for (; begun < r->reads && begun < r->depth; begun++)
+		begin(r, &r->job[begun], seed, begun);
+	while ((job = reader_reap(r->reader, true)) != NULL) {
+		if (job->error != 0)
+			return err_set(e, EX_IOERR, "%s: %s", path, job->error == READER_EOF ? "shorter than it was"
+			    : strerror(job->error));
+		if (begun < r->reads)
+			begin(r, job, seed, begun++);
+	}
 	*speed = (double)(r->reads * r->block) / (now() - start);
 	return 0;
 }
@@ -101,44 +78,87 @@ static int summarise(struct drive_result *out, int reps, struct err *e)
 	return 0;
 }
 
-static int open_file(const char *path, struct run *r, bool *direct, struct err *e)
+static int open_file(const char *path, struct run *r, struct err *e)
 {
-	struct stat st;
+	struct reader_opt o = { .threads = r->depth };
+	char *copy = strdup(path), *slash = copy ? strrchr(copy, '/') : NULL, *name = slash ? slash + 1 : copy;
+	int64_t size;
 
-	*direct = true;
-	r->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
-	if (r->fd < 0 && errno == EINVAL) {
-		*direct = false;
-		r->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	}
-	if (r->fd < 0)
-		return err_set(e, EX_NOINPUT, "cannot open %s:", path);
-	if (fstat(r->fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size < r->block)
+	if (copy == NULL)
+		return err_set(e, EX_OSERR, "out of memory");
+	if (slash)
+		*slash = '\0';
+	r->reader = reader_open(slash == NULL ? "." : *copy ? copy : "/", &name, 1, &o, e);
+	free(copy);
+	if (r->reader == NULL)
+		return -1;
+	size = reader_size(r->reader, 0);
+	if (size < r->block)
 		return err_set(e, EX_DATAERR, "%s: not a plain file of at least %lld bytes", path, (long long)r->block);
-	r->places = st.st_size / r->block;
+	r->places = size / r->block;
 	r->reads = WANT / r->block < r->places ? WANT / r->block : r->places;
 	r->reads = r->reads > 0 ? r->reads : 1;
 	return 0;
 }
 
+/* As the slots of a store: in huge pages where there are any, and every page touched. */
+static int open_memory(struct run *r, struct err *e)
+{
+	r->mapped = r->depth * r->block + HUGE_PAGE;
+	r->mem = mmap(NULL, (size_t)r->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (r->mem == MAP_FAILED) {
+		r->mem = NULL;
+		return err_set(e, EX_OSERR, "out of memory for %d blocks of %lld bytes", r->depth, (long long)r->block);
+	}
+	madvise(r->mem, (size_t)r->mapped, MADV_HUGEPAGE);
+	memset(r->mem, 0, (size_t)r->mapped);
+	for (int i = 0; i < r->depth; i++) {
+		r->job[i] = (struct reader_job){ .n = 1, .need = (size_t)r->block };
+		r->job[i].part[0] = (struct iovec){ r->mem + (HUGE_PAGE - (int64_t)((uintptr_t)r->mem % HUGE_PAGE)) % HUGE_PAGE
+		    + i * r->block, (size_t)r->block };
+	}
+	return 0;
+}
+
+static void uncache(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	close(fd);
+}
+
 int drive_measure(const char *path, int64_t block, int depth, int reps, struct drive_result *out, struct err *e)
 {
-	struct run r = { .fd = -1, .block = (block + ALIGN - 1) / ALIGN * ALIGN };
-	int rc = open_file(path, &r, &out->direct, e);
+	struct run *r = calloc(1, sizeof *r);
+	int rc;
 
 	out->sample = calloc((size_t)reps, sizeof *out->sample);
-	if (rc == 0 && out->sample == NULL)
-		rc = err_set(e, EX_OSERR, "out of memory");
-	for (int i = 0; rc == 0 && i < reps; i++) {
-		if (!out->direct)
-			posix_fadvise(r.fd, 0, 0, POSIX_FADV_DONTNEED);
-		r.seed = (uint64_t)i + 1;
-		rc = measure(&r, path, depth < MAX_DEPTH ? depth : MAX_DEPTH, &out->sample[i], e);
+	if (r == NULL || out->sample == NULL) {
+		free(r);
+		free(out->sample);
+		return err_set(e, EX_OSERR, "out of memory");
 	}
+	r->block = reader_round(block);
+	r->depth = depth < MAX_DEPTH ? depth : MAX_DEPTH;
+	rc = open_file(path, r, e);
 	if (rc == 0)
+		rc = open_memory(r, e);
+	for (int i = 0; rc == 0 && i < reps; i++) {
+		if (!reader_direct(r->reader))
+			uncache(path);
+		rc = measure(r, path, (uint64_t)i + 1, &out->sample[i], e);
+	}
+	if (rc == 0) {
+		out->direct = reader_direct(r->reader);
 		rc = summarise(out, reps, e);
-	if (r.fd >= 0)
-		close(r.fd);
+	}
+	reader_close(r->reader);
+	if (r->mem != NULL)
+		munmap(r->mem, (size_t)r->mapped);
+	free(r);
 	if (rc < 0)
 		free(out->sample);
 	return rc;

@@ -1,5 +1,6 @@
 /*
- * drive: what a drive gives: random reads of a file in blocks of one size, several at a time, past the page cache.
+ * drive: what a drive gives: random reads of a file in blocks of one size, several at a time, past the page cache, in the way
+ * and into such memory as a store reads.
  */
 #ifndef CHR_DRIVE_H
 #define CHR_DRIVE_H
