@@ -451,6 +451,8 @@ static void set_context(const struct job *by_hand)
 	    : o.max_new > CONTEXT / 2 ? 2 * o.max_new : CONTEXT;
 	if (!o.context && s.context > most)
 		s.context = most;
+	if (s.context > most)
+		err_warn("--context %d is beyond the %d positions that %s was made for", s.context, most, infer.model);
 	if (by_hand && by_hand->gen.nprompt >= s.context && o.max_new > 0)
 		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d", by_hand->gen.nprompt, s.context);
 }

@@ -79,7 +79,18 @@ static int probe(struct engine *g, struct err *e)
 	return 0;
 }
 
-/* Multiplications of one token, attention's scores left out. */
+/* Multiplications of the scores and sums of attention of n tokens after none. */
+static double attention(const struct engine *g, double n)
+{
+	const struct config *c = g->cfg;
+	double span = 0;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		span += g->layer[l].type == LAYER_SLIDING && c->sliding_window_size < n ? c->sliding_window_size : n / 2;
+	return 2 * n * span * c->num_attention_heads * c->head_dim;
+}
+
+/* Multiplications of one token, but for attention. */
 static double work(const struct engine *g)
 {
 	const struct config *c = g->cfg;
@@ -106,7 +117,7 @@ int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e)
 		touched *= passes;
 	x->bytes = g->read_time > 0 ? touched * (double)g->expert_bytes : 0;
 	x->reads = touched * g->read_time;
-	x->compute = n * work(g) / g->speed;
+	x->compute = (n * work(g) + attention(g, n)) / g->speed;
 	x->seconds = fmax(x->compute, x->reads);
 	return 0;
 }

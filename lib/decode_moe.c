@@ -162,7 +162,7 @@ static void look_past_shared(struct engine *g, int l, int next)
 /* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared experts. */
 static void foresee(struct engine *g, int l, int *fixed)
 {
-	int next = g->opt.predict && !store_complete(g->store) ? next_sparse(g, l) : -1;
+	int next = g->opt.predict & SRC_MEASURED && !store_complete(g->store) ? next_sparse(g, l) : -1;
 	struct scratch *s = &g->s;
 
 	if (next < 0)

@@ -12,7 +12,7 @@
 #include "pool.h"
 #include "record.h"
 
-struct infer infer = { .backend = "auto", .readers = 4, .predict = "gate,same,lookahead,previous,popularity,intent", .waste = 0.03 };
+struct infer infer = { .backend = "auto", .readers = 4, .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
 
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
