@@ -180,17 +180,27 @@ static void anchor_term(struct view *v, const struct route_lambda *lam, int64_t 
 	}
 }
 
-/* z, dz: row r of in->ahead for this layer, and its gradient or NULL. */
+/* What the layer before says learns the router's choice, and the router the choice of what was said: both give way, or routers
+ * stay as hard to foresee as they are. z, dz: row r of in->ahead for this layer, and its gradient; dz NULL: no gradients. */
 static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r, const real *z, real *dz)
 {
 	int E = v->in->cfg->num_experts, K = v->in->cfg->num_experts_per_tok;
+	const real *p = v->p + r * E;
 	const int32_t *ids = v->ids + r * K;
-	double n = v->pairs[0];
+	int32_t said[K];
+	double n = v->pairs[0], ce = 0;
 	real q[E], g = (real)(lam->ahead * v->share / n);
 	double log_sum = row_softmax(z, E, q);
 
-	for (int k = 0; k < K; k++)
-		v->t.ahead += (log_sum - (double)z[ids[k]]) / K / n;
+	row_top_k(z, E, K, said);
+	for (int k = 0; k < K; k++) {
+		real ps = p[said[k]];
+
+		ce += log_sum - (double)z[ids[k]] - log((double)(ps < MASS_MIN ? MASS_MIN : ps));
+		if (dz && ps > MASS_MIN)
+			v->dp[r * E + said[k]] -= g / K / ps;
+	}
+	v->t.ahead += ce / K / n;
 	for (int e = 0; dz && e < E; e++)
 		dz[e] += g * (q[e] - (chosen(ids, K, e) ? (real)1 / K : 0));
 }
@@ -395,7 +405,7 @@ static void layer_ahead(struct view *v, struct route_ctx *x, int i)
 		int64_t at = ((i - 1) * R + r) * E;
 
 		if (in->doc_start[r] >= 0)
-			ahead_term(&a, x->lam, r, in->ahead + at, x->dahead ? x->dahead + at : NULL);
+			ahead_term(&a, x->lam, r, in->ahead + at, a.dp && x->dahead ? x->dahead + at : NULL);
 	}
 	v->t.ahead += a.t.ahead / pairs;
 }

@@ -8,7 +8,8 @@
  *   locality   mean -ln( P_t mass on topK(P_{t-1}) / K )
  *   lookahead  CE of head offset k at t against the router at t+k; topk and union: mass on the chosen sets
  *   anchor     mean KL(P || P_ref), same tokens
- *   ahead      CE of a layer's router, applied to the input of the router before it, against its own choice
+ *   ahead      CE of a layer's router, applied to the input of the router before it, against its choice on its own input,
+ *              plus CE of the latter against the choice of the former
  */
 #ifndef CHR_ROUTE_H
 #define CHR_ROUTE_H

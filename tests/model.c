@@ -199,7 +199,7 @@ static void test_route_values(void)
 static void test_ahead(void)
 {
 	enum { E = 6, K = 2, T = 12, PAD = 3 };
-	float probs[2 * T * E], ahead[T * E] = { 0 }, dahead[T * E] = { 0 };
+	float probs[2 * T * E], dprobs[2 * T * E] = { 0 }, ahead[T * E] = { 0 }, dahead[T * E] = { 0 };
 	int32_t ids[2 * T * K], doc[T] = { 0 };
 	double count[2 * E] = { 0 }, pull = 0, stray = 0;
 	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 2 };
@@ -216,16 +216,16 @@ static void test_ahead(void)
 		ids[i] = 3 * i % E + i % K;
 	for (int r = T - PAD; r < T; r++)
 		doc[r] = -1;
-	is_close(route_loss(&in, &lam, &load, &t, NULL, NULL, dahead, &s), log(E) / 2, 1e-6, "even logits ahead: ln E");
-	is_close(t.ahead, log(E), 1e-6, "before its weight");
+	is_close(route_loss(&in, &lam, &load, &t, dprobs, NULL, dahead, &s), log(E), 1e-6, "even logits and probabilities: ln E each");
+	is_close(t.ahead, 2 * log(E), 1e-6, "before the weight");
 	for (int i = 0; i < T * E; i++)
-		*(i < (T - PAD) * E ? &pull : &stray) += fabs((double)dahead[i]);
+		*(i < (T - PAD) * E ? &pull : &stray) += fabs((double)dahead[i]) + fabs((double)dprobs[T * E + i]);
 	ok(pull > 0.1 && stray == 0, "rows of padding pull nothing");
 	for (int r = 0; r < T; r++)
 		for (int k = 0; k < K; k++)
 			ahead[r * E + ids[(T + r) * K + k]] = r == 0 && k == 0 ? -9 : 9;
 	route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
-	is_close(t.ahead, (log(K) * (T - PAD - 1) + 9) / (T - PAD), 1e-3, "the right names cost ln K, a wrong one what it misses");
+	is_close(t.ahead - log(E), (log(K) * (T - PAD - 1) + 9) / (T - PAD), 1e-3, "the right names cost ln K, a wrong one what it misses");
 	route_stats_add(&st, &in);
 	is_close(st.ahead_hit / st.ahead_slots, 1 - 0.5 / (T - PAD), 1e-9, "recall of slots");
 	is_close(st.ahead_whole / st.ahead_sets, 1 - 1.0 / (T - PAD), 1e-9, "and of whole sets");
