@@ -59,6 +59,7 @@ static const struct field {
 	{ "lambda_lookahead_union", F_REAL, AT(lambda_lookahead_union), 0.05, 0, 1e6 },
 	{ "lambda_router_locality", F_REAL, AT(lambda_router_locality), 0.02, 0, 1e6 },
 	{ "lambda_router_anchor", F_REAL, AT(lambda_router_anchor), 0, 0, 1e6 },
+	{ "lambda_ahead", F_REAL, AT(lambda_ahead), 0, 0, 1e6 },
 	{ "dropout", F_REAL, AT(dropout), 0, 0, 0.99 },
 	{ "fallback_mask_prob", F_REAL, AT(fallback_mask_prob), 0, 0, 1 },
 	{ "bos_token_id", F_ID, AT(bos_token_id), 1, -1, INT_MAX },

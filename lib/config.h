@@ -39,7 +39,7 @@ struct config {
 	int lookahead_steps;		/* 0: no lookahead head; else it has lookahead_steps+1 offsets, 0 = this token */
 	bool lookahead_per_layer;	/* lookahead_scope */
 	double lambda_balance, lambda_temporal, lambda_lookahead, lambda_lookahead_topk, lambda_lookahead_union,
-	       lambda_router_locality, lambda_router_anchor;
+	       lambda_router_locality, lambda_router_anchor, lambda_ahead;
 	double dropout, fallback_mask_prob;
 	int bos_token_id, eos_token_id, pad_token_id;
 	json_t *raw;			/* the object as read, with overrides; owned */
@@ -55,6 +55,11 @@ void config_free(struct config *c);
 /* Outputs of the lookahead head: (lookahead_steps+1) * E, times num_sparse when per layer. 0 without a head.
  * Row (k*num_sparse + i)*E + e is offset k, i-th sparse layer, expert e; step-major as in the reference. */
 int config_lookahead_rows(const struct config *c);
+/* Pairs of consecutive sparse layers whose later router is trained to be foreseen from the earlier one's input. */
+static inline int config_ahead_pairs(const struct config *c)
+{
+	return c->lambda_ahead > 0 && c->num_sparse > 1 ? c->num_sparse - 1 : 0;
+}
 static inline int config_kv_width(const struct config *c) { return c->num_key_value_heads * c->head_dim; }
 
 enum param_kind {

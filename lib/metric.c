@@ -12,14 +12,15 @@ void metric_clear(struct metric *m)
 }
 
 /* The terms as an array, in the order of the names below. */
-#define NTERMS 7
+#define NTERMS 8
 static const char *const term_name[NTERMS] = {
-	"balance", "temporal", "locality", "lookahead", "lookahead_topk", "lookahead_union", "anchor"
+	"balance", "temporal", "locality", "lookahead", "lookahead_topk", "lookahead_union", "anchor", "ahead"
 };
 
 static void term_values(const struct route_terms *t, double v[NTERMS])
 {
-	const double x[NTERMS] = { t->balance, t->temporal, t->locality, t->lookahead, t->topk, t->union_, t->anchor };
+	const double x[NTERMS] = { t->balance, t->temporal, t->locality, t->lookahead, t->topk, t->union_, t->anchor,
+	    t->ahead };
 
 	memcpy(v, x, sizeof x);
 }
@@ -36,6 +37,7 @@ void metric_add(struct metric *m, double base, double route, const struct route_
 	m->terms.topk += tokens * t->topk;
 	m->terms.union_ += tokens * t->union_;
 	m->terms.anchor += tokens * t->anchor;
+	m->terms.ahead += tokens * t->ahead;
 }
 
 /* The doubles of *p to the array at `at`, or back. Returns what follows. */
@@ -102,6 +104,10 @@ void metric_routing(const struct metric *m, const struct config *c, const struct
 		set_share(rec, "recall", k, "_whole", s->set_hit[k], s->sets[k]);
 		set_share(rec, "repeat", k, "", s->repeat_hit[k], s->slots[k]);
 		set_share(rec, "repeat", k, "_whole", s->repeat_set[k], s->sets[k]);
+	}
+	if (s->ahead_sets > 0) {
+		json_set_num(rec, "recall_gate", s->ahead_hit / s->ahead_slots);
+		json_set_num(rec, "recall_gate_whole", s->ahead_whole / s->ahead_sets);
 	}
 	if (s->pairs > 0)
 		json_set_num(rec, "overlap", s->overlap / s->pairs);

@@ -3,7 +3,7 @@
  *
  * Recall of offset k: of the experts that the router chose at t+k, the share that the lookahead head had named at t
  * (slots), and the share of layers whose whole set it had named; "repeat" is the same for the guess that the experts of
- * t will be chosen again. Overlap: |A n B| / |A u B| of the sets of adjacent tokens. Load entropy: 1 is even use.
+ * t will be chosen again; "recall_gate" is of one layer ahead, by the next router on this layer's input. Overlap: |A n B| / |A u B| of the sets of adjacent tokens. Load entropy: 1 is even use.
  */
 #ifndef CHR_METRIC_H
 #define CHR_METRIC_H

@@ -144,6 +144,7 @@ static void layout_outputs(struct carve *x, struct model *m, const struct model_
 {
 	const struct config *c = &m->cfg;
 	int64_t D = c->hidden_size, rows = config_lookahead_rows(c), RE = (int64_t)c->num_sparse * R * c->num_experts;
+	int64_t ahead = config_ahead_pairs(c) * R * c->num_experts;
 
 	m->probs = take_real(x, "router", RE);
 	m->topk = take(x, "router", (size_t)(c->num_sparse * R * c->num_experts_per_tok), sizeof(int32_t));
@@ -152,6 +153,10 @@ static void layout_outputs(struct carve *x, struct model *m, const struct model_
 	if (o->train) {
 		m->dprobs = take_real(x, "router", RE);
 		m->dlook = take_real(x, "lookahead", R * rows);
+		if (ahead > 0) {
+			m->ahead = take_real(x, "router", ahead);
+			m->dahead = take_real(x, "router", ahead);
+		}
 		m->dhidden = take_real(x, "gradient scratch", R * D);
 	}
 }
@@ -477,6 +482,8 @@ static void clear_gradients(struct model *m)
 		return;
 	m->be->zero(m->dprobs, (size_t)m->cfg.num_sparse * R * (size_t)m->cfg.num_experts * sizeof(real));
 	m->be->zero(m->dlook, R * (size_t)config_lookahead_rows(&m->cfg) * sizeof(real));
+	if (m->dahead)
+		m->be->zero(m->dahead, (size_t)config_ahead_pairs(&m->cfg) * R * (size_t)m->cfg.num_experts * sizeof(real));
 }
 
 /* Uniform noise of alpha / sqrt(tokens of the document * D); the scales are built where slots are built later. */

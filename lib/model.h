@@ -4,7 +4,7 @@
  *
  *	model_open(&m, &cfg, &mo, &e);  model_init_weights(&m, seed)  or  ckpt_load_weights(...)
  *	model_forward(&m, &batch, &fo);			fills router probabilities and lookahead logits
- *	... a stage turns outputs into dLoss/dlogp, route_loss() into dLoss/dprobs and dLoss/dlookahead ...
+ *	... a stage turns outputs into dLoss/dlogp, route_loss() into dLoss/dprobs, dLoss/dlook, dLoss/dahead ...
  *	model_head(&m, &batch, coef, logp);		log-probs of targets, head gradient
  *	model_backward(&m, &batch);			adds to m.g
  *
@@ -63,10 +63,13 @@ struct model {
 	int32_t *topk;		/* (Ls, R, K) chosen experts */
 	int64_t replayed, moved;	/* (layer, row) pairs with given experts; of these, the router would choose others now */
 	real *look;		/* (R, config_lookahead_rows) lookahead logits */
+	real *ahead;		/* (config_ahead_pairs, R, E) logits of the next sparse layer's router on this one's input;
+				   NULL unless opened for training and there are pairs */
 	real *hidden;		/* (R, D) after the final norm */
 	/* inputs of model_backward, zeroed by model_forward, filled by route_loss() */
 	real *dprobs;		/* (Ls, R, E) */
 	real *dlook;		/* (R, config_lookahead_rows) */
+	real *dahead;		/* (config_ahead_pairs, R, E) or NULL */
 	real *dhidden;		/* (R, D) filled by model_head */
 	struct model_act *act;	/* saved activations (model.c) */
 };

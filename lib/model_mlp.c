@@ -143,19 +143,37 @@ static void replay(struct model *m, int s, struct layer_act *x, const real *prob
 	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K, c->norm_topk_prob);
 }
 
+/* The router of the next sparse layer, or NULL where none is to be foreseen from this one. *at: offset into ahead. */
+static const struct param *foreseen(const struct model *m, int l, int64_t *at)
+{
+	const struct config *c = &m->cfg;
+	int s = model_sparse_index(c, l), next = l + 1;
+
+	if (!m->ahead || s >= config_ahead_pairs(c))
+		return NULL;
+	while (!c->sparse[next])
+		next++;
+	*at = (int64_t)s * m->act->R * c->num_experts;
+	return params_get(&m->par, P_GATE, next, -1);
+}
+
 static void route(struct model *m, int l, struct layer_act *x)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
-	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok;
+	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, D = c->hidden_size;
 	real *probs = m->probs + (int64_t)s * a->R * E;
 	int32_t *ids = m->topk + (int64_t)s * a->R * K;
 	uint8_t avail[E];
-	struct gemm_job logits = { probs, E, x->n2, c->hidden_size, model_w(m, P_GATE, l, -1), c->hidden_size, DT_REAL, a->R, E,
-		c->hidden_size, 0 };
+	int64_t at = 0;
+	const struct param *next = foreseen(m, l, &at);
+	struct gemm_job logits[2] = {
+		{ probs, E, x->n2, D, model_w(m, P_GATE, l, -1), D, DT_REAL, a->R, E, D, 0 },
+		{ next ? m->ahead + at : NULL, E, x->n2, D, next ? m->w + next->off : NULL, D, DT_REAL, a->R, E, D, 0 },
+	};
 
 	/* In FP32 always: a rounded score can change the choice (Switch Transformers, arXiv:2101.03961, section 2.4). */
-	model_gemm_f32(m, GEMM_NT, &logits, 1);
+	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
 	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
 	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
@@ -348,12 +366,15 @@ static void router_back(struct model *m, int l, struct layer_act *x)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
-	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok;
+	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, at;
+	const struct param *next = foreseen(m, l, &at);
 
 	m->be->route_back(a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E, m->topk + s * a->R * K, x->weights,
 	    a->R, (int)E, (int)K, c->norm_topk_prob);
 	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2, model_w(m, P_GATE, l, -1), (int)E,
 	    c->hidden_size);
+	if (next)
+		model_linear_back(m, a->dn, 1, m->g + next->off, m->dahead + at, x->n2, m->w + next->off, (int)E, c->hidden_size);
 }
 
 void model_mlp_back(struct model *m, int l)

@@ -119,6 +119,20 @@ static void row_top_k(const real *p, int E, int K, int32_t *ids)
 	}
 }
 
+/* Returns the logarithm of what the exponentials of z add up to. */
+static double row_softmax(const real *z, int E, real *q)
+{
+	real max = z[0], sum = 0;
+
+	for (int e = 1; e < E; e++)
+		max = z[e] > max ? z[e] : max;
+	for (int e = 0; e < E; e++)
+		sum += q[e] = (real)exp((double)(z[e] - max));
+	for (int e = 0; e < E; e++)
+		q[e] /= sum;
+	return (double)max + log((double)sum);
+}
+
 /* temporal and locality of the pair (r, r+1) */
 static void pair_terms(struct view *v, const struct route_lambda *lam, int64_t r)
 {
@@ -164,6 +178,31 @@ static void anchor_term(struct view *v, const struct route_lambda *lam, int64_t 
 		if (v->dp)
 			v->dp[r * E + e] += g * (lr + 1);
 	}
+}
+
+/* What the layer before says learns the router's choice, and the router the choice of what was said: both give way, or routers
+ * stay as hard to foresee as they are. z, dz: row r of in->ahead for this layer, and its gradient; dz NULL: no gradients. */
+static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r, const real *z, real *dz)
+{
+	int E = v->in->cfg->num_experts, K = v->in->cfg->num_experts_per_tok;
+	const real *p = v->p + r * E;
+	const int32_t *ids = v->ids + r * K;
+	int32_t said[K];
+	double n = v->pairs[0], ce = 0;
+	real q[E], g = (real)(lam->ahead * v->share / n);
+	double log_sum = row_softmax(z, E, q);
+
+	row_top_k(z, E, K, said);
+	for (int k = 0; k < K; k++) {
+		real ps = p[said[k]];
+
+		ce += log_sum - (double)z[ids[k]] - log((double)(ps < MASS_MIN ? MASS_MIN : ps));
+		if (dz && ps > MASS_MIN)
+			v->dp[r * E + said[k]] -= g / K / ps;
+	}
+	v->t.ahead += ce / K / n;
+	for (int e = 0; dz && e < E; e++)
+		dz[e] += g * (q[e] - (chosen(ids, K, e) ? (real)1 / K : 0));
 }
 
 /* Cross-entropy and top-k mass of offset k at row r. Format 1 learns the router's probabilities, format 2 its choices. */
@@ -236,15 +275,8 @@ static int blocks(const struct route_in *in)
 static void look_softmax(const struct route_in *in, int layer, int64_t r, int k, real *q)
 {
 	int E = in->cfg->num_experts, rows = config_lookahead_rows(in->cfg);
-	const real *z = in->look + r * rows + ((int64_t)k * blocks(in) + layer) * E;
-	real max = z[0], sum = 0;
 
-	for (int e = 1; e < E; e++)
-		max = z[e] > max ? z[e] : max;
-	for (int e = 0; e < E; e++)
-		sum += q[e] = (real)exp((double)(z[e] - max));
-	for (int e = 0; e < E; e++)
-		q[e] /= sum;
+	row_softmax(in->look + r * rows + ((int64_t)k * blocks(in) + layer) * E, E, q);
 }
 
 static void look_terms(struct view *v, const struct route_lambda *lam, int64_t r, real *dlook, struct route_scratch *s,
@@ -277,7 +309,7 @@ struct route_ctx {
 	const struct route_in *in;
 	const struct route_lambda *lam;
 	struct route_load *load;
-	real *dprobs, *dlook;
+	real *dprobs, *dlook, *dahead;
 	struct route_scratch *s;
 	struct view *view;	/* one per layer (format 2) or one */
 	double *balance;	/* per layer */
@@ -359,6 +391,25 @@ static void layer_anchor(struct view *v, struct route_ctx *x, int i)
 	v->t.anchor += a.t.anchor / in->cfg->num_sparse;
 }
 
+/* Per layer in both formats: what layer i-1 says of layer i. */
+static void layer_ahead(struct view *v, struct route_ctx *x, int i)
+{
+	const struct route_in *in = v->in;
+	int64_t R = (int64_t)in->B * in->T, E = in->cfg->num_experts;
+	int pairs = in->cfg->num_sparse - 1;
+	struct view a = *v;
+
+	a.share = x->share / pairs;
+	a.t.ahead = 0;
+	for (int64_t r = 0; r < R; r++) {
+		int64_t at = ((i - 1) * R + r) * E;
+
+		if (in->doc_start[r] >= 0)
+			ahead_term(&a, x->lam, r, in->ahead + at, a.dp && x->dahead ? x->dahead + at : NULL);
+	}
+	v->t.ahead += a.t.ahead / pairs;
+}
+
 static void layer_task(void *ctx, int64_t i0, int64_t i1, int worker)
 {
 	struct route_ctx *x = ctx;
@@ -369,6 +420,8 @@ static void layer_task(void *ctx, int64_t i0, int64_t i1, int worker)
 		x->balance[i] = balance_term(x, (int)i, v->pairs[0]);
 		if (x->in->ref_probs)
 			layer_anchor(v, x, (int)i);
+		if (x->in->ahead && i > 0)
+			layer_ahead(v, x, (int)i);
 		if (x->in->cfg->format == 2)
 			view_terms(v, x, worker);
 	}
@@ -408,6 +461,7 @@ static void sum_terms(const struct route_ctx *x, struct route_terms *t)
 
 		t->balance += x->balance[i];
 		t->anchor += v->anchor;
+		t->ahead += v->ahead;
 		t->temporal += v->temporal * f;
 		t->locality += v->locality * f;
 		t->lookahead += v->lookahead * f;
@@ -417,14 +471,14 @@ static void sum_terms(const struct route_ctx *x, struct route_terms *t)
 }
 
 double route_loss(const struct route_in *in, const struct route_lambda *lam, struct route_load *load,
-    struct route_terms *t, real *dprobs, real *dlook, struct route_scratch **scratch)
+    struct route_terms *t, real *dprobs, real *dlook, real *dahead, struct route_scratch **scratch)
 {
 	const struct config *c = in->cfg;
 	int Ls = c->num_sparse;
 	int64_t R = (int64_t)in->B * in->T;
 	struct view view[Ls > 0 ? Ls : 1], first = { .in = in };
 	double balance[Ls > 0 ? Ls : 1];
-	struct route_ctx x = { in, lam, load, dprobs, dlook, scratch_get(scratch, in), view, balance, 1 };
+	struct route_ctx x = { in, lam, load, dprobs, dlook, dahead, scratch_get(scratch, in), view, balance, 1 };
 
 	memset(t, 0, sizeof(*t));
 	count_pairs(&first);
@@ -445,7 +499,8 @@ double route_loss(const struct route_in *in, const struct route_lambda *lam, str
 		mean_terms(&x);
 	sum_terms(&x, t);
 	return x.share * (lam->balance * t->balance + lam->temporal * t->temporal + lam->locality * t->locality +
-	    lam->lookahead * t->lookahead + lam->topk * t->topk + lam->union_ * t->union_ + lam->anchor * t->anchor);
+	    lam->lookahead * t->lookahead + lam->topk * t->topk + lam->union_ * t->union_ + lam->anchor * t->anchor +
+	    lam->ahead * t->ahead);
 }
 
 /* ---- statistics ---- */
@@ -522,10 +577,32 @@ static void stat_view(struct route_stats *s, const struct route_in *in, int laye
 	}
 }
 
+/* The experts of layer i, from 1, as named at layer i-1. */
+static void stat_ahead(struct route_stats *s, const struct route_in *in, int i)
+{
+	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
+	int64_t R = (int64_t)in->B * in->T;
+	int32_t best[K];
+
+	for (int64_t r = 0; r < R; r++) {
+		int n;
+
+		if (in->doc_start[r] < 0)
+			continue;
+		row_top_k(in->ahead + ((i - 1) * R + r) * E, E, K, best);
+		n = hits(in->topk + (i * R + r) * K, best, K);
+		s->ahead_slots += K, s->ahead_hit += n;
+		s->ahead_sets++, s->ahead_whole += n == K;
+	}
+}
+
 void route_stats_add(struct route_stats *s, const struct route_in *in)
 {
 	const struct config *c = in->cfg;
 	int64_t R = (int64_t)in->B * in->T;
+
+	for (int i = 1; in->ahead && i < c->num_sparse; i++)
+		stat_ahead(s, in, i);
 
 	if (c->lookahead_per_layer || c->lookahead_steps == 0) {
 		for (int i = 0; i < c->num_sparse; i++)

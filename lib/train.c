@@ -209,6 +209,7 @@ static struct route_in route_view(const struct train *t, const struct micro *mb,
 	return (struct route_in){
 		.cfg = c, .B = mb->b.B, .T = mb->b.T, .doc_start = mb->b.doc_start, .probs = t->m.probs, .topk = t->m.topk,
 		.look = c->lookahead_steps > 0 ? t->m.look : NULL, .ref_probs = t->has_ref ? t->ref.probs : NULL,
+		.ahead = t->m.ahead,
 		.total_tokens = total_tokens,
 	};
 }
@@ -239,7 +240,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
 	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
 		extra = route_loss(&route, &t->lambda, &t->load, &terms, train ? t->m.dprobs : NULL,
-		    train ? t->m.dlook : NULL, &t->scratch);
+		    train ? t->m.dlook : NULL, train ? t->m.dahead : NULL, &t->scratch);
 	if (some && train)
 		model_backward(&t->m, &mb->b);
 	metric_add(&t->now, base, extra, &terms, (double)mb->all.tokens);
@@ -393,7 +394,7 @@ static void rehearse(struct train *t)
 	loss_ce(&t->m, &mb->b, train_rows(t), t->coef, t->logp);
 	route = route_view(t, mb, train_rows(t));
 	if (t->cfg.num_sparse > 0)
-		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook, &t->scratch);
+		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook, t->m.dahead, &t->scratch);
 	model_backward(&t->m, &mb->b);
 }
 

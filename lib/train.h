@@ -12,7 +12,7 @@
  *	take `accum` micro-batches			so that the number of targets of the whole step is known
  *	for each: model_forward
  *	          stage->loss				base loss; fills the head's gradient through model_head
- *	          route_loss				router terms; fills dprobs and dlook
+ *	          route_loss				router terms; fills dprobs, dlook and dahead
  *	          model_backward
  *	clip to the global norm, AdamW, record
  *

@@ -199,7 +199,8 @@ static void settle(struct train *t)
 	if (!given(t, "seq") && t->o.seq > c->max_position_embeddings)
 		t->o.seq = c->max_position_embeddings;
 	t->lambda = (struct route_lambda){ c->lambda_balance, c->lambda_temporal, c->lambda_router_locality,
-	    c->lambda_lookahead, c->lambda_lookahead_topk, c->lambda_lookahead_union, c->lambda_router_anchor };
+	    c->lambda_lookahead, c->lambda_lookahead_topk, c->lambda_lookahead_union, c->lambda_router_anchor,
+	    c->lambda_ahead };
 }
 
 static int open_config(struct train *t, struct err *e)

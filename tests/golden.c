@@ -237,7 +237,7 @@ static void check_per_layer(struct golden *g, const struct route_in *in)
 	c.format = 2;
 	per.cfg = &c;
 	per.look = NULL;
-	route_loss(&per, &lam, &load, &t, NULL, NULL, &g->scratch);
+	route_loss(&per, &lam, &load, &t, NULL, NULL, NULL, &g->scratch);
 	scalar(g, "temporal_per_layer", t.temporal);
 }
 
@@ -261,7 +261,7 @@ static void check_pretrain(struct golden *g)
 	const struct config *c = &g->m.cfg;
 	struct forward_opt fo = { 0 };
 	struct route_lambda lam = { c->lambda_balance, c->lambda_temporal, c->lambda_router_locality, c->lambda_lookahead,
-		c->lambda_lookahead_topk, c->lambda_lookahead_union, 0 };
+		c->lambda_lookahead_topk, c->lambda_lookahead_union, 0, 0 };
 	struct route_terms t;
 	double count[c->num_sparse * c->num_experts], ce = 0, total, n = 0;
 	struct route_load load = { count, 0 };
@@ -277,7 +277,7 @@ static void check_pretrain(struct golden *g)
 	model_head(&g->m, &g->b, coef, logp, NULL);
 	struct route_in in = route_in(g);
 
-	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, &g->scratch);
+	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, NULL, &g->scratch);
 	for (int64_t r = 0; r < g->R; r++)
 		ce -= (double)logp[r] / n;
 	model_backward(&g->m, &g->b);
@@ -372,7 +372,7 @@ static void check_anchor(struct golden *g)
 	struct route_in in = route_in(g);
 
 	in.ref_probs = g->ref.probs;
-	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, &g->scratch);
+	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, NULL, &g->scratch);
 	memset(g->m.dhidden, 0, (size_t)g->R * (size_t)g->m.cfg.hidden_size * sizeof(real));
 	model_backward(&g->m, &g->b);
 	scalar(g, "anchor_per_layer", total);

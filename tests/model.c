@@ -183,15 +183,52 @@ static void test_route_values(void)
 		probs[i] = 1.0f / E;
 	for (int i = 0; i < T * K; i++)
 		ids[i] = i % E;
-	total = route_loss(&in, &lam, &load, &t, NULL, NULL, &s);
+	total = route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
 	is_close(t.balance, 1, 1e-6, "balance is 1 at even load");
 	is_close(total, 1, 1e-6, "and the weighted sum is the term");
 	is_close(t.temporal, 0, 1e-9, "constant probabilities: no temporal loss");
 	is_close(t.locality, log(E), 1e-6, "locality of uniform probabilities is ln E");
 	is_close(route_load_entropy(&load, 1, E), 1, 1e-9, "load entropy is 1 at even load");
 	memset(doc, 0xff, sizeof(doc));
-	total = route_loss(&in, &lam, &load, &t, NULL, NULL, &s);
+	total = route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
 	is_close(total, 0, 0, "padding alone contributes zero, never NaN");
+	route_scratch_free(s);
+}
+
+/* Two layers: even logits cost ln E, logits that name the choices almost nothing; padding neither costs nor pulls. */
+static void test_ahead(void)
+{
+	enum { E = 6, K = 2, T = 12, PAD = 3 };
+	float probs[2 * T * E], dprobs[2 * T * E] = { 0 }, ahead[T * E] = { 0 }, dahead[T * E] = { 0 };
+	int32_t ids[2 * T * K], doc[T] = { 0 };
+	double count[2 * E] = { 0 }, pull = 0, stray = 0;
+	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 2 };
+	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs, .topk = ids, .ahead = ahead };
+	struct route_load load = { count, 0 };
+	struct route_lambda lam = { .ahead = 0.5 };
+	struct route_stats st = { 0 };
+	struct route_scratch *s = NULL;
+	struct route_terms t;
+
+	for (int i = 0; i < 2 * T * E; i++)
+		probs[i] = 1.0f / E;
+	for (int i = 0; i < 2 * T * K; i++)
+		ids[i] = 3 * i % E + i % K;
+	for (int r = T - PAD; r < T; r++)
+		doc[r] = -1;
+	is_close(route_loss(&in, &lam, &load, &t, dprobs, NULL, dahead, &s), log(E), 1e-6, "even logits and probabilities: ln E each");
+	is_close(t.ahead, 2 * log(E), 1e-6, "before the weight");
+	for (int i = 0; i < T * E; i++)
+		*(i < (T - PAD) * E ? &pull : &stray) += fabs((double)dahead[i]) + fabs((double)dprobs[T * E + i]);
+	ok(pull > 0.1 && stray == 0, "rows of padding pull nothing");
+	for (int r = 0; r < T; r++)
+		for (int k = 0; k < K; k++)
+			ahead[r * E + ids[(T + r) * K + k]] = r == 0 && k == 0 ? -9 : 9;
+	route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
+	is_close(t.ahead - log(E), (log(K) * (T - PAD - 1) + 9) / (T - PAD), 1e-3, "the right names cost ln K, a wrong one what it misses");
+	route_stats_add(&st, &in);
+	is_close(st.ahead_hit / st.ahead_slots, 1 - 0.5 / (T - PAD), 1e-9, "recall of slots");
+	is_close(st.ahead_whole / st.ahead_sets, 1 - 1.0 / (T - PAD), 1e-9, "and of whole sets");
 	route_scratch_free(s);
 }
 
@@ -292,6 +329,7 @@ int main(void)
 	test_documents();
 	test_head();
 	test_route_values();
+	test_ahead();
 	test_replay();
 	test_bf16();
 	test_recompute();

@@ -39,13 +39,14 @@ static double loss(struct problem *p, bool grad)
 	model_forward(&p->m, &p->b, &p->fo);
 	model_head(&p->m, &p->b, grad ? p->coef : NULL, logp, NULL);
 	struct route_in in = { .cfg = c, .B = NB, .T = NT, .doc_start = p->b.doc_start, .probs = p->m.probs,
-		.topk = p->m.topk, .look = p->m.look, .ref_probs = p->ref, .total_tokens = 40 };
+		.topk = p->m.topk, .look = p->m.look, .ref_probs = p->ref, .ahead = p->m.ahead, .total_tokens = 40 };
 
 	for (int r = 0; r < NB * NT; r++)
 		sum += p->coef[r] * logp[r];
 	if (c->lookahead_steps == 0)
 		in.look = NULL;
-	sum += route_loss(&in, &p->lam, &load, &t, grad ? p->m.dprobs : NULL, grad ? p->m.dlook : NULL, &p->scratch);
+	sum += route_loss(&in, &p->lam, &load, &t, grad ? p->m.dprobs : NULL, grad ? p->m.dlook : NULL,
+	    grad ? p->m.dahead : NULL, &p->scratch);
 	if (grad)
 		model_backward(&p->m, &p->b);
 	return sum;
@@ -120,7 +121,7 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	}
 	p.m.cfg.dropout = dropout;
 	p.fo = (struct forward_opt){ .train = true, .seed = 3, .step = 5, .fallback_mask_prob = miss };
-	p.lam = (struct route_lambda){ 0.3, 0.7, 0.4, c.format == 1 ? 0 : 0.5, 0.6, 0.8, 0.9 };
+	p.lam = (struct route_lambda){ 0.3, 0.7, 0.4, c.format == 1 ? 0 : 0.5, 0.6, 0.8, 0.9, c.lambda_ahead };
 	p.fo.replay = replay ? given_experts(&c) : NULL;
 	make_batch(&p);
 	model_init_weights(&p.m, 99);
@@ -158,18 +159,21 @@ static void check_config(const char *name, const char *json, double dropout, dou
 int main(void)
 {
 	pool_init(2);
-	check_config("format 1, hybrid", "{" COMMON ", \"rope_dim\": 3, \"lookahead_steps\": 2}", 0, 0, false);
-	check_config("format 1, dropout and misses", "{" COMMON ", \"rope_dim\": 4, \"lookahead_steps\": 3}", 0.2, 0.4, false);
-	check_config("format 2, hybrid", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}", 0, 0, false);
-	check_config("format 2, dropout and misses", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 2,"
+	check_config("format 1, hybrid", "{" COMMON ", \"lambda_ahead\": 0.9, \"rope_dim\": 3, \"lookahead_steps\": 2}", 0, 0, false);
+	check_config("format 1, dropout and misses", "{" COMMON ", \"lambda_ahead\": 0.9, \"rope_dim\": 4, \"lookahead_steps\": 3}", 0.2, 0.4, false);
+	check_config("format 2, hybrid", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}", 0, 0, false);
+	check_config("format 2, dropout and misses", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 2,"
 	    "\"lookahead_steps\": 1, \"num_shared_experts\": 2, \"tie_word_embeddings\": false}", 0.3, 0.5, false);
 	check_config("format 2, full attention, dense layer, no shared expert", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4,"
 	    "\"use_hybrid_attention\": false, \"num_shared_experts\": 0, \"norm_topk_prob\": false, \"lookahead_steps\": 0,"
 	    "\"mlp_layer_types\": [\"dense\", \"sparse\", \"sparse\"]}", 0, 0, false);
+	check_config("format 2, a dense layer between, foreseen across it", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4,"
+	    "\"lambda_ahead\": 1.7, \"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\"]}", 0, 0, false);
+	check_config("format 2, nothing foreseen", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4}", 0, 0, false);
 	check_config("format 2, yarn", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2,"
 	    "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4, \"original_max_position_embeddings\": 8,"
 	    "\"beta_fast\": 32, \"beta_slow\": 1, \"attention_factor\": 1.1}}", 0, 0, false);
-	check_config("format 2, experts given", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}",
+	check_config("format 2, experts given", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}",
 	    0, 0, true);
 	check_config("format 1, experts given, plain weights", "{" COMMON ", \"rope_dim\": 3, \"lookahead_steps\": 2,"
 	    "\"norm_topk_prob\": false}", 0, 0, true);

@@ -59,7 +59,7 @@ same()
 
 # The last micro-batch has rows for one of two ranks only.
 head -9 datasets/pretrain.jsonl > few.jsonl
-same pretrain chr-pretrain -c config.json -t tokenizer.json --seq 64 --epochs 1 --accum 3 few.jsonl
+same pretrain chr-pretrain -c config.json -t tokenizer.json --set lambda_ahead=0.2 --seq 64 --epochs 1 --accum 3 few.jsonl
 same sft chr-sft -m model --seq 64 -n 3 --eval datasets/chat.jsonl --eval-batches 3 --keep-best base --eval-every 2 \
 	--freeze '*.mlp.gate.weight' datasets/chat.jsonl
 same adapter chr-sft -m model --seq 64 -n 2 --lora-rank 2 datasets/chat.jsonl

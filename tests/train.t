@@ -9,7 +9,7 @@ cat > config.json <<-END
 	{"chronos_format": 2, "vocab_size": 288, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
 	"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
 	"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4, "sliding_window_size": 16,
-	"max_position_embeddings": 64, "lookahead_steps": 2, "dropout": 0.1, "fallback_mask_prob": 0.2}
+	"max_position_embeddings": 64, "lookahead_steps": 2, "lambda_ahead": 0.2, "dropout": 0.1, "fallback_mask_prob": 0.2}
 END
 head -60 "$top/datasets/pretrain.jsonl" > docs.jsonl
 head -9 "$top/datasets/heldout.jsonl" > heldout.jsonl
@@ -163,6 +163,13 @@ status "a pipe without -n" 0 sh -c 'head -20 docs.jsonl | "$@"' sh chr-pretrain 
 	--seq 32 -o once
 is "lookahead recall, baseline, load" "$(tail -1 one.log | grep -o -e '"recall[12][_whole]*":0' -e '"repeat[12][_whole]*":0' \
 	-e '"overlap":0' -e '"load_entropy":0' | wc -l)" 10
+
+is "recall one layer ahead" "$(tail -1 one.log | grep -o -e '"ahead":[1-9]' -e '"recall_gate[_whole]*":0' | wc -l)" 3
+pretrain --set lambda_ahead=0 -n 2 -o unforeseen docs.jsonl > unforeseen.log
+ok "is not looked at without its weight" sh -c 'grep -q "\"ahead\":0.0," unforeseen.log && ! grep -q recall_gate unforeseen.log'
+pretrain --set lambda_ahead=2 --seq 64 -l 1e-2 -n 60 --eval heldout.jsonl -o foreseen docs.jsonl > foreseen.log
+ok "rises when it weighs more" awk 'BEGIN { exit !('"$(values foreseen.log recall_gate | tail -1)"' > \
+	'"$(values foreseen.log recall_gate | head -1)"') }'
 
 # Evaluation, gradients, plan
 pretrain -n 6 --eval heldout.jsonl --eval-every 2 -o eval docs.jsonl > eval.log
