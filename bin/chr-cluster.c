@@ -13,7 +13,7 @@ static struct {
 	int64_t seed, max_bytes, min_bytes, expert_bytes;
 	double w_token, w_next, resolution, holdout;
 	bool skip_bad;
-} o = { .tries = 10, .seed = 1, .w_token = 1, .w_next = 0.5, .resolution = 1, .holdout = 0.1 };
+} o = { .layout = LAYOUT_LAYER, .tries = 10, .seed = 1, .w_token = 1, .w_next = 0.5, .resolution = 1, .holdout = 0.1 };
 
 static struct opt opts[] = {
 	{ 0, "layout", OPT_CHOICE, &o.layout, 0, 0, "louvain|layer|hot", "order of experts in the files" },

@@ -22,7 +22,7 @@ cat > big.json <<END
 END
 chr-pretrain -q -c big.json -t tokenizer.json -n 2 -b 2 --seq 32 -l 1e-6 -o big datasets/pretrain.jsonl > /dev/null &&
 	chr-actlog -q -m big in.jsonl > big.act &&
-	chr-cluster -q --max-bytes 512K big.act | chr-pack -q -m big -o packed > /dev/null ||
+	chr-cluster -q --layout louvain --max-bytes 512K big.act | chr-pack -q -m big -o packed > /dev/null ||
 	{ echo "Bail out! no model"; exit 1; }
 head -3 datasets/prompts.jsonl > prompts.jsonl
 

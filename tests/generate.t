@@ -14,7 +14,7 @@ cat > big.json <<END
 END
 chr-pretrain -q -c big.json -t tokenizer.json -n 3 -b 2 --seq 32 -l 1e-6 -o big datasets/pretrain.jsonl > /dev/null &&
 	chr-actlog -q -m big in.jsonl > big.act &&
-	chr-cluster -q big.act | chr-pack -q -m big -o louvain > /dev/null &&
+	chr-cluster -q --layout louvain big.act | chr-pack -q -m big -o louvain > /dev/null &&
 	chr-cluster -q --layout layer big.act | chr-pack -q -m big -o layer > /dev/null ||
 	{ echo "Bail out! no model"; exit 1; }
 head -4 datasets/prompts.jsonl > prompts.jsonl
