@@ -36,6 +36,7 @@ static int grow_pending(struct answers *a, struct err *e)
 	if (!tok || !answer || !id || cap > INT32_MAX / 2)
 		return err_set(e, EX_OSERR, "out of memory");
 	p->cap = (int)cap;
+	/* cppcheck-suppress memleak ; they are in p */
 	return 0;
 }
 

@@ -67,7 +67,8 @@ struct store {
 	struct cache *cache;
 	struct fetched *fetched;	/* (layers, experts) */
 	bool *checked;			/* (layers, experts) the CRC was right once */
-	int failed;			/* the last expert whose read failed, or -1 */
+	int failed;			/* the last expert whose read failed, if it has not been read since; or -1 */
+	struct fetched failure;		/* what happened to it */
 	double stall;
 	uint64_t requests;
 };
@@ -240,9 +241,10 @@ static void finish(struct store *s, int k)
 		s->checked[k] = f->crc == p->crc;
 		f->fault = s->checked[k] ? FAULT_NONE : FAULT_CRC;
 	}
-	if (f->fault != FAULT_NONE)
+	if (f->fault != FAULT_NONE) {
 		s->failed = k;
-	else if (s->failed == k)
+		s->failure = *f;
+	} else if (s->failed == k)
 		s->failed = -1;
 	cache_done(s->cache, k, f->got, f->fault == FAULT_NONE);
 }
@@ -652,10 +654,9 @@ bool store_ready(const struct store *s, int layer, int id)
 	return store_complete(s) || cache_state(s->cache, key(s, layer, id)) == CACHE_RESIDENT;
 }
 
-static int fault_message(const struct store *s, int k, struct err *e)
+static int fault_message(const struct store *s, int k, const struct fetched *f, struct err *e)
 {
 	const struct place *p = &s->place[k];
-	const struct fetched *f = &s->fetched[k];
 	int layer = k / s->experts, id = k % s->experts;
 	const char *file = s->file[p->cluster];
 
@@ -668,7 +669,7 @@ static int fault_message(const struct store *s, int k, struct err *e)
 
 int store_failed(const struct store *s, struct err *e)
 {
-	return s->resident || s->failed < 0 ? 0 : fault_message(s, s->failed, e);
+	return s->resident || s->failed < 0 ? 0 : fault_message(s, s->failed, &s->failure, e);
 }
 
 static bool arrived(const struct store *s, int k)
@@ -689,7 +690,7 @@ static int fetch(struct store *s, int k, struct err *e)
 		status = err_set(e, EX_SOFTWARE, "layer %d, expert %d: all %d slots are pinned", k / s->experts,
 		    k % s->experts, s->slots);
 	else if (cache_state(s->cache, k) == CACHE_FAILED)
-		status = fault_message(s, k, e);
+		status = fault_message(s, k, &s->fetched[k], e);
 	if (status < 0)
 		cache_abandon(s->cache, k);
 	s->stall += now() - start;
