@@ -201,21 +201,29 @@ static void gemm_range(void *ctx, int64_t t0, int64_t t1, int worker)
 	}
 }
 
-static void gemm(enum gemm_kind kind, const struct gemm_job *jobs, int n)
+/* Where the tasks of each of n jobs begin: (n + 1), until the next call. */
+int64_t *cpu_first_tasks(int n)
 {
 	static int64_t *first;		/* only the thread that owns the pool calls rows */
 	static int cap;
-	struct gemm_ctx x = { kind, jobs, n, NULL };
 
-	cpu_kernels();
 	if (n + 1 > cap) {
 		cap = n + 64;
 		free(first);
 		if ((first = malloc((size_t)cap * sizeof(*first))) == NULL)
 			abort();
 	}
-	x.first = first;
 	first[0] = 0;
+	return first;
+}
+
+static void gemm(enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	int64_t *first = cpu_first_tasks(n);
+	struct gemm_ctx x = { kind, jobs, n, NULL };
+
+	cpu_kernels();
+	x.first = first;
 	for (int i = 0; i < n; i++)
 		first[i + 1] = first[i] + blocks(jobs[i].m, GEMM_MB) * blocks(jobs[i].n, col_block(&jobs[i]));
 	pool_for(first[n], 1, gemm_range, &x);

@@ -225,18 +225,10 @@ static int64_t task_rows(const struct gemm_job *jobs, int n)
 
 void cpu_gemm_bf16(enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
-	static int64_t *first;		/* only the thread that owns the pool calls rows */
-	static int cap;
+	int64_t *first = cpu_first_tasks(n);
 	struct bf16_ctx x = { cpu_bf16_kernels(), kind, jobs, n, task_rows(jobs, n), NULL };
 
-	if (n + 1 > cap) {
-		cap = n + 64;
-		free(first);
-		if ((first = malloc((size_t)cap * sizeof(*first))) == NULL)
-			abort();
-	}
 	x.first = first;
-	first[0] = 0;
 	for (int i = 0; i < n; i++)
 		first[i + 1] = first[i] + blocks(jobs[i].m, x.rows) * blocks(jobs[i].n, BLOCK_N);
 	pool_for(first[n], 1, bf16_range, &x);

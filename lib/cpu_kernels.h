@@ -58,5 +58,6 @@ extern const struct cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
 
 /* The table in use; set by cpu_isa_force() and at first use. */
 const struct cpu_kernels *cpu_kernels(void);
+int64_t *cpu_first_tasks(int n);	/* cpu.c: of products cut into tasks; for the thread that owns the pool */
 
 #endif

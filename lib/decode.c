@@ -4,10 +4,10 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "decode_int.h"
 #include "quant.h"
+#include "progress.h"
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -318,14 +318,6 @@ void seq_free(struct seq *s)
 
 int seq_len(const struct seq *s) { return s->len; }
 
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static int check_items(const struct engine *g, const struct eval_item *it, int n, struct err *e)
 {
 	if (n > g->opt.max_seqs)
@@ -443,7 +435,7 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 {
 	struct eval_stats own;
 	struct store_stats before, after;
-	double t0 = now();
+	double t0 = progress_clock();
 	int64_t rows = 0;
 	int first = 0, done = 0, status = 0;
 
@@ -461,7 +453,7 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 		status = pass(g, e);
 	}
 	store_stats(g->store, &after);
-	g->st->wall = now() - t0;
+	g->st->wall = progress_clock() - t0;
 	g->st->stall = after.stall - before.stall;
 	g->st->compute = g->st->wall - g->st->stall;
 	if (rows > 0 && g->cfg->num_sparse > 0)

@@ -31,14 +31,6 @@ static void pick(int32_t *ids, int K, const real *prob, const real *bonus, int E
 		}
 }
 
-static bool among(const int32_t *set, int n, int32_t x)
-{
-	for (int i = 0; i < n; i++)
-		if (set[i] == x)
-			return true;
-	return false;
-}
-
 void bias_route(struct engine *g, int l)
 {
 	int E = g->cfg->num_experts, K = g->cfg->num_experts_per_tok;
@@ -56,7 +48,7 @@ void bias_route(struct engine *g, int l)
 		memcpy(s->exact, ids, sizeof(*ids) * (size_t)K);
 		pick(ids, K, prob, bonus, E);
 		for (int k = 0; k < K; k++) {
-			bool keeps = among(ids, K, s->exact[k]);
+			bool keeps = predict_among(ids, K, s->exact[k]);
 
 			kept += keeps;
 			g->replaced += keeps ? 0 : (double)weight[k];

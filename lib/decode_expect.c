@@ -1,19 +1,11 @@
 /* How long a prompt will take: rates are measured with a few experts, the rest is arithmetic. */
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "decode_int.h"
+#include "progress.h"
 
 enum { PROBES = 4, PROBE_ROWS = 64 };
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int first_sparse(const struct engine *g)
 {
@@ -29,7 +21,7 @@ static int probe_drive(struct engine *g, int l, struct expert *x, double *second
 {
 	int ids[PROBES] = { 0, 1, 2, 3 }, n = g->cfg->num_experts_per_tok < PROBES ? g->cfg->num_experts_per_tok : PROBES;
 	struct store_stats before, after;
-	double t = now();
+	double t = progress_clock();
 
 	store_stats(g->store, &before);
 	store_demand(g->store, l, ids, n, NULL);
@@ -42,7 +34,7 @@ static int probe_drive(struct engine *g, int l, struct expert *x, double *second
 		if (i + 1 < n)
 			store_put(g->store, l, ids[i]);
 	}
-	t = now() - t;
+	t = progress_clock() - t;
 	store_stats(g->store, &after);
 	*seconds = after.reads > before.reads ? t / (double)(after.reads - before.reads) : 0;
 	return n - 1;
@@ -61,10 +53,10 @@ static double probe_compute(struct engine *g, int l, const struct expert *x)
 	if (g->opt.blocks)
 		g->be->quantize(g->s.xq, g->s.x, p.n, D);
 	for (int i = 0; i < 2; i++) {		/* the first time is for the caches */
-		t = now();
+		t = progress_clock();
 		ffn_parts(g, &p, 1, F);
 	}
-	return 3.0 * p.n * D * F / (now() - t);
+	return 3.0 * p.n * D * F / (progress_clock() - t);
 }
 
 static int probe(struct engine *g, struct err *e)

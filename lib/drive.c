@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "progress.h"
 #include "reader.h"
 #include "rng.h"
 
@@ -23,14 +23,6 @@ struct run {
 	struct reader_job job[MAX_DEPTH];
 };
 
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void begin(struct run *r, struct reader_job *job, uint64_t seed, int64_t i)
 {
 	job->offset = (int64_t)rng_below(seed, 1, (uint64_t)i, (uint64_t)r->places) * r->block;
@@ -39,7 +31,7 @@ static void begin(struct run *r, struct reader_job *job, uint64_t seed, int64_t 
 
 static int measure(struct run *r, const char *path, uint64_t seed, double *speed, struct err *e)
 {
-	double start = now();
+	double start = progress_clock();
 	struct reader_job *job;
 	int64_t begun = 0;
 
@@ -52,7 +44,7 @@ static int measure(struct run *r, const char *path, uint64_t seed, double *speed
 		if (begun < r->reads)
 			begin(r, job, seed, begun++);
 	}
-	*speed = (double)(r->reads * r->block) / (now() - start);
+	*speed = (double)(r->reads * r->block) / (progress_clock() - start);
 	return 0;
 }
 

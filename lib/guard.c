@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "memlimit.h"
 #include "opt.h"
+#include "progress.h"
 
 #define FDS 4
 #define PERIOD 1.0		/* seconds between readings without an event */
@@ -24,14 +24,6 @@ struct guard {
 	int n;
 	int held[FDS], nheld;		/* descriptors that events need besides */
 };
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* --- events --- */
 
@@ -141,7 +133,7 @@ enum guard_level guard_look(struct guard *g)
 	if (g == NULL)
 		return GUARD_OK;
 	memlimit_read(&l, g->root);
-	g->read = now();
+	g->read = progress_clock();
 	g->level = l.share >= g->limit ? GUARD_LIMIT : l.share >= g->warn ? GUARD_WARN : GUARD_OK;
 	say(g, &l, g->level);
 	return g->level;
@@ -151,7 +143,7 @@ enum guard_level guard_check(struct guard *g)
 {
 	if (g == NULL)
 		return GUARD_OK;
-	return news(g) || now() - g->read >= PERIOD ? guard_look(g) : g->level;
+	return news(g) || progress_clock() - g->read >= PERIOD ? guard_look(g) : g->level;
 }
 
 struct guard *guard_open(const char *root, double warn, double limit, struct err *e)

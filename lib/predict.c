@@ -1,9 +1,9 @@
 #include "predict.h"
+#include "progress.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { NEAR, SAME, NEXT, MANY, HORIZONS };
 enum { TEACHERS = 4 };			/* rows of a pass that teach: rows in the middle of a prompt lack most evidence */
@@ -36,14 +36,6 @@ struct predict {
 	float spread[SRC_CONTROL + 1][CFG_MAX_LAYERS];	/* standard deviation of a source's logits, of late */
 	int32_t *best;			/* (K + 1) */
 };
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 int source_list(const char *list, const char **why)
 {
@@ -198,7 +190,7 @@ void predict_hear(struct predict *p, enum predictor who, int i, const real *logi
 	for (int r = 0; r < R; r++)
 		margins(p, who, i, p->heard[who] + r * E, logits + r * E);
 	p->heard_of[who] = i;
-	p->told[who][i] = now();
+	p->told[who][i] = progress_clock();
 }
 
 /* Margins of popularity in layer i, in p->flat. */
@@ -233,7 +225,7 @@ static struct evidence evidence(struct predict *p, int i, int r, const struct pr
 	return e;
 }
 
-static bool among(const int32_t *set, int n, int32_t x)
+bool predict_among(const int32_t *set, int n, int32_t x)
 {
 	for (int i = 0; i < n; i++)
 		if (set[i] == x)
@@ -244,7 +236,7 @@ static bool among(const int32_t *set, int n, int32_t x)
 static float margin_of(const struct evidence *e, enum predictor s, int K, int x)
 {
 	if (s == SRC_PREVIOUS)
-		return !e->last ? 0 : among(e->last, K, x) ? 1 : -1;
+		return !e->last ? 0 : predict_among(e->last, K, x) ? 1 : -1;
 	return e->of[s] ? e->of[s][x] : 0;
 }
 
@@ -284,7 +276,7 @@ void predict_next(struct predict *p, struct store *s, int i, const struct predic
 		p->prob[x] = R == 1 ? p->each[x] : 1 / (1 + expf(-many[SRC_CONTROL] - many[SRC_GATE] * p->load[x]));
 	}
 	p->each_of = i;
-	p->told[SRC_TOGETHER][i] = now();
+	p->told[SRC_TOGETHER][i] = progress_clock();
 	tell(p, s, i, p->prob, 1, SRC_TOGETHER);
 }
 
@@ -305,7 +297,7 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 {
 	int Ls = p->cfg->num_sparse, E = p->cfg->num_experts, K = p->cfg->lookahead_steps;
 	bool layered = p->cfg->lookahead_per_layer;
-	double t = now();
+	double t = progress_clock();
 
 	for (int k = layered ? 0 : 1; k <= K; k++)
 		for (int i = 0; i < Ls; i++) {
@@ -340,7 +332,7 @@ static void learn_many(struct predict *p, int i, const int32_t *ids, int n)
 	float slope[SRC_CONTROL + 1] = { 0 };
 
 	for (int x = 0; x < p->cfg->num_experts; x++) {
-		float off = (float)among(ids, n, x) - p->prob[x];
+		float off = (float)predict_among(ids, n, x) - p->prob[x];
 
 		slope[SRC_GATE] += off * p->load[x];
 		slope[SRC_CONTROL] += off;
@@ -354,7 +346,7 @@ static void learn(struct predict *p, int horizon, int i, const struct evidence *
 	int K = p->cfg->num_experts_per_tok;
 
 	for (int x = 0; x < p->cfg->num_experts; x++) {
-		float off = (float)among(ids, K, x) - (prob ? prob[x] : probability(p, horizon, i, e, x));
+		float off = (float)predict_among(ids, K, x) - (prob ? prob[x] : probability(p, horizon, i, e, x));
 
 		for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
 			slope[s] += off * margin_of(e, s, K, x);
@@ -368,7 +360,7 @@ static void count(struct source_stats *st, const int32_t *named, const int32_t *
 	int right = 0;
 
 	for (int k = 0; k < K; k++)
-		right += among(named, K, ids[k]);
+		right += predict_among(named, K, ids[k]);
 	st->slots += (uint64_t)K;
 	st->hit += (uint64_t)right;
 	st->sets++;
@@ -402,7 +394,7 @@ void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const str
     struct source_stats *stats)
 {
 	int64_t E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
-	double t = now();
+	double t = progress_clock();
 
 	if (!p->sources)
 		return;

@@ -52,6 +52,8 @@ struct predict_row {		/* what is known of a row before its layers are; NULL: not
 	const int32_t *last;	/* (Ls, K) what the token before used */
 };
 
+bool predict_among(const int32_t *set, int n, int32_t x);	/* is x one of the n? */
+
 struct predict;
 
 struct predict *predict_new(const struct config *c, int max_rows, int sources);	/* NULL: out of memory */

@@ -9,13 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+#include "progress.h"
 
 /* read_ahead_kb may be megabytes: without this a buffered read of one expert brings its neighbours too. */
 static void set_buffered(int fd)
@@ -189,7 +183,7 @@ bool reader_step(struct reader *r, struct reader_job *job, int64_t n)
 /* When the simulated drive would deliver `bytes` asked for now. */
 static double sim_due(struct reader *r, size_t bytes)
 {
-	double due = now() + r->sim.latency;
+	double due = progress_clock() + r->sim.latency;
 
 	if (r->sim.bandwidth <= 0)
 		return due;
@@ -235,7 +229,7 @@ static struct reader_job *reap_simulated(struct reader *r, bool wait)
 	while ((done = r->engine->reap(r->state, wait && !r->first->ended)) != NULL)
 		done->ended = true;
 	job = r->first;
-	if (!job->ended || (!wait && now() < job->due))
+	if (!job->ended || (!wait && progress_clock() < job->due))
 		return NULL;
 	sleep_until(job->due);
 	r->first = job->later;

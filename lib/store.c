@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <zlib.h>
 
 #include "cache.h"
 #include "crc.h"
 #include "pool.h"
 #include "quant.h"
+#include "progress.h"
 
 #define HUGE_PAGE ((int64_t)2 << 20)
 #define DEMANDS ((int64_t)16 << 20)	/* bytes of demanded reads under way at once, */
@@ -264,19 +264,11 @@ static void land(struct store *s, struct flight *f, int i, size_t got)
 		finish(s, f->key[i]);
 }
 
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void submit(struct store *s, struct flight *f)
 {
 	s->flying[f->demand] += f->bytes;
 	if (s->flights++ == 0)
-		s->since = now();
+		s->since = progress_clock();
 	s->requests++;
 	reader_submit(s->reader, &f->job);
 }
@@ -306,7 +298,7 @@ static void land_all(struct store *s, struct flight *f)
 
 	s->flying[f->demand] -= f->bytes;
 	if (--s->flights == 0)
-		s->busy += now() - s->since;
+		s->busy += progress_clock() - s->since;
 	for (; i < f->job.n && !failed; i++) {
 		size_t whole = f->job.part[i].iov_len;
 
@@ -681,7 +673,7 @@ static bool arrived(const struct store *s, int k)
 
 static int fetch(struct store *s, int k, struct err *e)
 {
-	double start = now();
+	double start = progress_clock();
 	int status = 0;
 
 	while (!arrived(s, k) && pump(s, true))
@@ -693,7 +685,7 @@ static int fetch(struct store *s, int k, struct err *e)
 		status = fault_message(s, k, &s->fetched[k], e);
 	if (status < 0)
 		cache_abandon(s->cache, k);
-	s->stall += now() - start;
+	s->stall += progress_clock() - start;
 	return status;
 }
 
@@ -713,10 +705,10 @@ bool store_get_half(struct store *s, int layer, int id, struct expert *x)
 
 	if (store_ready(s, layer, id))
 		return false;
-	begun = now();
+	begun = progress_clock();
 	while (!arrived(s, k) && !s->fetched[k].gate_up && pump(s, true))
 		continue;
-	s->stall += now() - begun;
+	s->stall += progress_clock() - begun;
 	if (cache_state(s->cache, k) != CACHE_READING || !s->fetched[k].gate_up)
 		return false;
 	views(s, k, x);
@@ -825,7 +817,7 @@ void store_stats(const struct store *s, struct store_stats *out)
 		.read_bytes = st->read_bytes, .reads = st->reads, .requests = s->requests,
 		.predicted = st->predicted, .predicted_used = st->predicted_used,
 		.wasted_bytes = st->wasted_bytes, .expired = st->expired, .stall = s->stall,
-		.busy = s->busy + (s->flights > 0 ? now() - s->since : 0),
+		.busy = s->busy + (s->flights > 0 ? progress_clock() - s->since : 0),
 	};
 	memcpy(out->wasted_by, st->wasted_by, sizeof out->wasted_by);
 }

@@ -13,6 +13,7 @@
 #include "pool.h"
 #include "rng.h"
 #include "tap.h"
+#include "tinymodel.h"
 
 #define T 37
 static const struct { const char *name, *json; } models[] = {
@@ -47,22 +48,7 @@ static void must(int failed)
 
 static void write_model(const char *json, enum dtype dt)
 {
-	struct config c;
-	struct params ps;
-	json_t *o = json_loads(json, 0, NULL);
-	float *flat;
-
-	must(!o || config_from_json(&c, o, 0, NULL, &e) < 0 || params_build(&ps, &c, &e) < 0);
-	flat = calloc((size_t)ps.total, sizeof(*flat));
-	for (int i = 0; i < ps.n; i++)
-		for (int64_t j = 0; j < param_size(&ps.p[i]); j++)
-			flat[ps.p[i].off + j] = (float)(ps.p[i].ndim == 1 ? 1 + 0.2 * rng_normal(3, (uint64_t)i, (uint64_t)j)
-			    : 0.35 * rng_normal(3, (uint64_t)i, (uint64_t)j));
-	must(modeldir_save(dir, &c, &ps, flat, &(struct modeldir_out){ .dtype = dt }, NULL, &e) < 0);
-	free(flat);
-	params_free(&ps);
-	config_free(&c);
-	json_decref(o);
+	must(tinymodel(dir, json, dt, 0.35, &e) < 0);
 }
 
 static struct engine *open_engine(int max_rows)

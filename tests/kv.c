@@ -14,6 +14,7 @@
 #include "pool.h"
 #include "rng.h"
 #include "tap.h"
+#include "tinymodel.h"
 
 static struct err e;
 static char dir[256];
@@ -241,22 +242,7 @@ static const struct { const char *name; double price[3]; const char *json; } mod
 
 static void write_model(const char *json)
 {
-	struct config c;
-	struct params ps;
-	json_t *o = json_loads(json, 0, NULL);
-	float *flat;
-
-	must(!o || config_from_json(&c, o, 0, NULL, &e) < 0 || params_build(&ps, &c, &e) < 0);
-	flat = calloc((size_t)ps.total, sizeof(*flat));
-	for (int i = 0; i < ps.n; i++)
-		for (int64_t j = 0; j < param_size(&ps.p[i]); j++)
-			flat[ps.p[i].off + j] = (float)(ps.p[i].ndim == 1 ? 1 + 0.2 * rng_normal(3, (uint64_t)i, (uint64_t)j)
-			    : 0.25 * rng_normal(3, (uint64_t)i, (uint64_t)j));
-	must(modeldir_save(dir, &c, &ps, flat, &(struct modeldir_out){ .dtype = DT_F32 }, NULL, &e) < 0);
-	free(flat);
-	params_free(&ps);
-	config_free(&c);
-	json_decref(o);
+	must(tinymodel(dir, json, DT_F32, 0.25, &e) < 0);
 }
 
 static struct engine *open_engine(enum kv_type t, int max_rows)
