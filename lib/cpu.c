@@ -208,10 +208,12 @@ int64_t *cpu_first_tasks(int n)
 	static int cap;
 
 	if (n + 1 > cap) {
-		cap = n + 64;
-		free(first);
-		if ((first = malloc((size_t)cap * sizeof(*first))) == NULL)
+		int64_t *more = realloc(first, (size_t)(n + 64) * sizeof(*first));
+
+		if (more == NULL)
 			abort();
+		first = more;
+		cap = n + 64;
 	}
 	first[0] = 0;
 	return first;
