@@ -44,77 +44,141 @@ static bool exists(const char *dir, const char *name)
 
 /* --- between the device and files --- */
 
-/* Is the device's memory ours, and as files have it? */
 #define WRITE_BUFFER (256 << 10)	/* of st_writer */
 #define CONVERTED (64 << 10)		/* elements at a time */
 #define HEADER_BYTES 512		/* of a tensor while headers are made, weights and both moments together, about */
 
+/* Is the device's memory ours, and as files have it? */
 static bool in_place(const struct backend *be)
 {
 	return be == &backend_cpu && sizeof(real) == sizeof(float);
 }
 
-int64_t ckpt_bytes(int64_t total, int n, int64_t largest, const struct backend *be)
+int64_t ckpt_bytes(int n, int64_t largest, const struct backend *be)
 {
-	int64_t copies = in_place(be) ? 0 : total * (int64_t)(sizeof(real) + sizeof(float));
+	int64_t copies = in_place(be) ? 0 : largest * (int64_t)(sizeof(real) + sizeof(float));
 
 	return copies + WRITE_BUFFER + (largest < CONVERTED ? largest : CONVERTED) * (int64_t)sizeof(double) +
 	    n * (int64_t)HEADER_BYTES;
 }
 
-/* The n elements at dev as floats of the host: the same memory, or a copy. NULL: no memory. */
-static float *from_device(const struct backend *be, real *dev, int64_t n)
-{
-	float *f;
+/* A parameter on its way. */
+struct transit {
+	const struct backend *be;
+	float *file;		/* (largest) NULL when the device's memory is as files have it */
 	real *host;
+};
 
-	if (in_place(be))
-		return (float *)dev;
-	f = malloc((size_t)n * sizeof *f);
-	host = malloc((size_t)n * sizeof *host);
-	if (f != NULL && host != NULL) {
-		be->get(host, dev, (size_t)n * sizeof *host);
-		for (int64_t i = 0; i < n; i++)
-			f[i] = (float)host[i];
-	}
-	free(host);
-	return f;
-}
-
-/* Puts f, that from_device() gave, back and frees it. */
-static int to_device(const struct backend *be, real *dev, float *f, int64_t n, struct err *e)
+static int transit_open(struct transit *t, const struct backend *be, const struct params *ps, struct err *e)
 {
-	real *host;
+	int64_t largest = 1;
 
+	*t = (struct transit){ .be = be };
+	for (int i = 0; i < ps->n; i++)
+		largest = param_size(&ps->p[i]) > largest ? param_size(&ps->p[i]) : largest;
 	if (in_place(be))
 		return 0;
-	if ((host = malloc((size_t)n * sizeof *host)) == NULL)
-		return err_set(e, EX_OSERR, "no memory to read weights");
-	for (int64_t i = 0; i < n; i++)
-		host[i] = (real)f[i];
-	be->put(dev, host, (size_t)n * sizeof *host);
-	free(host);
-	return 0;
+	t->file = malloc((size_t)largest * sizeof *t->file);
+	t->host = sizeof(real) == sizeof(float) ? (real *)t->file : malloc((size_t)largest * sizeof *t->host);
+	return t->file != NULL && t->host != NULL ? 0 : err_set(e, EX_OSERR, "no memory for the largest parameter");
 }
 
-static void release(const struct backend *be, float *f)
+static void transit_close(struct transit *t)
 {
-	if (!in_place(be))
-		free(f);
+	if ((void *)t->host != (void *)t->file)
+		free(t->host);
+	free(t->file);
+}
+
+/* n elements on the device as floats of the host. */
+static const float *to_file(const struct transit *t, const real *dev, int64_t n)
+{
+	if (t->file == NULL)
+		return (const float *)dev;
+	t->be->get(t->host, dev, (size_t)n * sizeof *dev);
+	for (int64_t i = 0; (void *)t->host != (void *)t->file && i < n; i++)
+		t->file[i] = (float)t->host[i];
+	return t->file;
+}
+
+/* The n floats in t->file as values of the host. */
+static const real *from_file(const struct transit *t, int64_t n)
+{
+	for (int64_t i = 0; (void *)t->host != (void *)t->file && i < n; i++)
+		t->host[i] = (real)t->file[i];
+	return t->host;
 }
 
 /* --- writing --- */
 
-struct part {			/* an array over parameters; every tensor's name gets the prefix */
-	const char *prefix;
-	real *from;
-	const int64_t *at;	/* where each parameter is, -1: it is not; NULL: at its offset */
-	const struct optim *divided;	/* these are its moments, and every rank has a part; NULL: all is here */
+enum array { WEIGHTS, GRADIENTS, MOMENTS_M, MOMENTS_V, NOTHING };
+
+struct saver {
+	const struct weights *w;
+	const struct optim *opt;
+	enum array array;	/* that get() is asked for */
+	struct transit transit;
 };
 
-static int64_t place_of(const struct part *part, const struct params *ps, int i)
+/* Rank 0 asks for a parameter of an array, and all give what they have of it. */
+struct request {
+	enum array array;
+	int i;
+};
+
+static const real *give(const struct saver *s, struct request r)
 {
-	return part->at != NULL ? part->at[i] : ps->p[i].off;
+	switch (r.array) {
+	case WEIGHTS:
+		return optim_values(s->opt, s->w->w, s->w->par, r.i);
+	case GRADIENTS:
+		return optim_values(s->opt, s->w->g, s->w->par, r.i);
+	case MOMENTS_M:
+		return optim_moments(s->opt, s->opt->m, s->w->par, r.i);
+	case MOMENTS_V:
+		return optim_moments(s->opt, s->opt->v, s->w->par, r.i);
+	default:
+		return NULL;
+	}
+}
+
+static const float *get(void *ctx, int i)
+{
+	const struct saver *s = ctx;
+	struct request r = { s->array, i };
+
+	comm_bcast(&r, sizeof r);
+	return to_file(&s->transit, give(s, r), param_size(&s->w->par->p[i]));
+}
+
+/* What ranks above 0 do while rank 0 writes, until it has no more to ask. */
+static void serve(const struct saver *s)
+{
+	struct request r;
+
+	for (;;) {
+		comm_bcast(&r, sizeof r);
+		if (r.array == NOTHING)
+			return;
+		give(s, r);
+	}
+}
+
+static void served(void)
+{
+	struct request r = { NOTHING, 0 };
+
+	comm_bcast(&r, sizeof r);
+}
+
+struct part {			/* an array over parameters; every tensor's name gets the prefix */
+	const char *prefix;
+	enum array array;
+};
+
+static bool in_part(const struct saver *s, const struct part *part, int i)
+{
+	return part->array < MOMENTS_M || s->opt->of[i] >= 0;
 }
 
 static void declare(struct st_writer *w, const char *prefix, const struct param *p, struct st_error *se)
@@ -126,81 +190,58 @@ static void declare(struct st_writer *w, const char *prefix, const struct param 
 	st_writer_add(w, name, ST_F32, p->ndim, shape, 0, se);
 }
 
-/* Moments by parameter, whichever ranks they are on; w may be NULL, for then too the ranks send them. */
-static void put_divided(struct st_writer *w, const struct weights *x, const struct part *part, struct st_error *se)
-{
-	for (int i = 0; i < x->par->n; i++) {
-		const real *v = place_of(part, x->par, i) < 0 ? NULL : optim_whole(part->divided, part->from, x->par, i);
-
-		if (v != NULL && w != NULL)
-			st_writer_data(w, v, (size_t)param_size(&x->par->p[i]) * sizeof *v, se);
-	}
-}
-
-/* -1: no memory for a copy. */
-static int put_part(struct st_writer *w, const struct weights *x, const struct part *part, struct st_error *se)
-{
-	int64_t n = 0;
-	float *f;
-
-	if (part->divided != NULL) {
-		put_divided(w, x, part, se);
-		return 0;
-	}
-	if (w == NULL)
-		return 0;
-	for (int i = 0; i < x->par->n; i++)
-		if (place_of(part, x->par, i) >= 0)
-			n = place_of(part, x->par, i) + param_size(&x->par->p[i]);
-	if ((f = from_device(x->be, part->from, n)) == NULL)
-		return -1;
-	for (int i = 0; i < x->par->n; i++)
-		if (place_of(part, x->par, i) >= 0)
-			st_writer_data(w, f + place_of(part, x->par, i), (size_t)param_size(&x->par->p[i]) * sizeof *f, se);
-	release(x->be, f);
-	return 0;
-}
-
 /* A failed writer stays failed, so only the last call is looked at. */
-static int put_parts(const char *path, const struct weights *x, const struct part *part, int nparts,
-    const json_t *metadata, struct err *e)
+static int put_parts(struct saver *s, const char *path, const struct part *part, int nparts, const json_t *metadata,
+    struct err *e)
 {
+	const struct params *ps = s->w->par;
 	struct st_error se = {0};
 	struct st_writer *w = st_writer_create(path, &se);
 	const char *key;
 	json_t *v;
 
-	for (int j = 0; w != NULL && j < nparts; j++)
-		for (int i = 0; i < x->par->n; i++)
-			if (place_of(&part[j], x->par, i) >= 0)
-				declare(w, part[j].prefix, &x->par->p[i], &se);
-	if (w != NULL && metadata != NULL)
+	if (w == NULL)
+		return modeldir_st_err(e, path, &se);
+	for (int j = 0; j < nparts; j++)
+		for (int i = 0; i < ps->n; i++)
+			if (in_part(s, &part[j], i))
+				declare(w, part[j].prefix, &ps->p[i], &se);
+	if (metadata != NULL)
 		json_object_foreach((json_t *)metadata, key, v)
 			st_writer_meta(w, key, json_string_value(v), &se);
-	if (w != NULL)
-		st_writer_begin(w, &se);
-	for (int j = 0; j < nparts; j++)
-		if (put_part(w, x, &part[j], &se) < 0) {
-			st_writer_abort(w);
-			return err_set(e, EX_OSERR, "no memory to write %s", path);
-		}
+	st_writer_begin(w, &se);
+	for (int j = 0; j < nparts; j++) {
+		s->array = part[j].array;
+		for (int i = 0; i < ps->n; i++)
+			if (in_part(s, &part[j], i))
+				st_writer_data(w, get(s, i), (size_t)param_size(&ps->p[i]) * sizeof(float), &se);
+	}
 	return st_writer_finish(w, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
 }
 
-int ckpt_put_gradients(const char *path, const struct weights *w, struct err *e)
+int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt, struct err *e)
 {
-	const struct part part = { .prefix = "", .from = w->g };
+	const struct part part = { "", GRADIENTS };
+	struct saver s = { .w = w, .opt = opt };
+	int rc;
 
-	return put_parts(path, w, &part, 1, NULL, e);
+	if (comm_rank() > 0) {
+		serve(&s);
+		return 0;
+	}
+	rc = transit_open(&s.transit, w->be, w->par, e);
+	if (rc == 0)
+		rc = put_parts(&s, path, &part, 1, NULL, e);
+	served();
+	transit_close(&s.transit);
+	return rc;
 }
 
-static int put_moments(const char *dir, const struct ckpt *c, struct err *e)
+static int put_moments(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct optim *divided = comm_size() > 1 ? c->opt : NULL;
-	const struct part part[] = { { "m.", c->opt->m, c->opt->at, divided }, { "v.", c->opt->v, c->opt->at, divided },
-	    { .prefix = "master.", .from = c->w.w } };
+	const struct part part[] = { { "m.", MOMENTS_M }, { "v.", MOMENTS_V }, { "master.", WEIGHTS } };
 	char *path = file_join(dir, "optimizer.safetensors");
-	int rc = put_parts(path, &c->w, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL, e);
+	int rc = put_parts(s, path, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL, e);
 
 	free(path);
 	return rc;
@@ -217,61 +258,42 @@ static int put_json(const char *dir, const char *name, const json_t *o, struct e
 	return rc;
 }
 
-static int put_adapter(const char *dir, const struct ckpt *c, struct err *e)
+static int put_adapter(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct part part = { .prefix = "", .from = c->w.w };
+	const struct part part = { "", WEIGHTS };
 	char *path = file_join(dir, "adapter_model.safetensors");
-	int rc = put_parts(path, &c->w, &part, 1, c->metadata, e);
+	int rc = put_parts(s, path, &part, 1, c->metadata, e);
 
 	free(path);
 	return rc < 0 ? -1 : put_json(dir, "adapter_config.json", c->adapter, e);
 }
 
-static int put_weights(const char *dir, const struct ckpt *c, struct err *e)
+static int put_weights(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size, .meta = c->metadata };
-	float *f;
-	int rc;
+	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size, .meta = c->metadata, .get = get, .ctx = s };
 
 	if (c->adapter != NULL)
-		return put_adapter(dir, c, e);
-	if ((f = from_device(c->w.be, c->w.w, c->w.par->total)) == NULL)
-		return err_set(e, EX_OSERR, "no memory to write weights");
-	rc = modeldir_save(dir, c->cfg, c->w.par, f, &o, NULL, e);
-	release(c->w.be, f);
-	return rc;
+		return put_adapter(s, dir, c, e);
+	s->array = WEIGHTS;
+	return modeldir_save(dir, c->cfg, c->w.par, NULL, &o, NULL, e);
 }
 
-/* Rank 0 tells the others whether it will ask for their moments. */
-static bool ask_for_moments(bool ask)
-{
-	comm_bcast(&ask, sizeof ask);
-	return ask;
-}
-
-static int fill(const char *dir, const struct ckpt *c, struct err *e)
+static int fill(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
 	int rc = file_mkdirs(dir, e);
 
 	if (rc == 0 && c->tok != NULL)
 		rc = tok_save(c->tok, dir, e);
 	if (rc == 0)
-		rc = put_weights(dir, c, e);
-	if (!ask_for_moments(rc == 0) || put_moments(dir, c, e) < 0 || put_json(dir, "train_state.json", c->state, e) < 0)
+		rc = transit_open(&s->transit, c->w.be, c->w.par, e);
+	if (rc == 0)
+		rc = put_weights(s, dir, c, e);
+	if (rc == 0)
+		rc = put_moments(s, dir, c, e);
+	transit_close(&s->transit);
+	if (rc < 0 || put_json(dir, "train_state.json", c->state, e) < 0)
 		return -1;
 	return file_sync_dir(dir, e);
-}
-
-/* What ranks above 0 have to do with a checkpoint. */
-static int send_moments(const struct ckpt *c)
-{
-	const struct part m = { "m.", c->opt->m, c->opt->at, c->opt }, v = { "v.", c->opt->v, c->opt->at, c->opt };
-
-	if (!ask_for_moments(false))
-		return 0;
-	put_divided(NULL, &c->w, &m, NULL);
-	put_divided(NULL, &c->w, &v, NULL);
-	return 0;
 }
 
 static int move(const char *from, const char *to, struct err *e)
@@ -281,16 +303,19 @@ static int move(const char *from, const char *to, struct err *e)
 
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e)
 {
+	struct saver s = { .w = &c->w, .opt = c->opt };
 	char *dir, *tmp;
 	int rc = 0;
 
-	if (comm_rank() > 0)
-		return send_moments(c);
+	if (comm_rank() > 0) {
+		serve(&s);
+		return 0;
+	}
 	dir = format("%s/checkpoint-%" PRId64, out, step);
 	tmp = format("%s/.checkpoint-%" PRId64 ".tmp", out, step);
 	/* The state at a step is always the same: what has this name is what would be written. */
 	if (!exists(dir, "train_state.json")) {
-		rc = fill(tmp, c, e);
+		rc = fill(&s, tmp, c, e);
 		if (rc == 0)
 			rc = move(tmp, dir, e);
 		if (rc == 0)
@@ -300,8 +325,8 @@ int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e
 
 			file_remove_tree(tmp, &ignored);
 		}
-	} else
-		ask_for_moments(false);
+	}
+	served();
 	free(dir);
 	free(tmp);
 	return rc;
@@ -557,64 +582,65 @@ int ckpt_newest(const char *out, char **dir, struct err *e)
 
 /* --- reading --- */
 
-/* Tensors prefix + name of f into dst. */
-static int get_part(const struct st_file *f, const char *path, const struct part *part, const struct params *ps, float *dst,
-    struct err *e)
+/* Values of parameter i of an array from the tensor prefix + name of f. */
+static int get_values(const struct st_file *f, const char *path, const char *prefix, const struct weights *w, real *array,
+    const struct optim *moments, const struct transit *t, int i, struct err *e)
 {
+	const struct param *p = &w->par->p[i];
+	real *place = moments != NULL ? optim_place(moments, array, w->par, i) : array + p->off;
+	float *dst = t->file != NULL ? t->file : (float *)(place != NULL ? place : moments->whole);
 	struct st_error se = {0};
+	const struct st_tensor *x;
+	char name[sizeof p->name + 16];
 
-	for (int i = 0; i < ps->n; i++) {
-		const struct param *p = &ps->p[i];
-		int64_t at = place_of(part, ps, i);
-		const struct st_tensor *t;
-		char name[sizeof p->name + 16];
-
-		if (at < 0)
-			continue;
-		snprintf(name, sizeof name, "%s%s", part->prefix, p->name);
-		t = st_find(f, name);
-		if (t == NULL || t->dtype != ST_F32 || t->nbytes != (uint64_t)param_size(p) * sizeof(float))
-			return err_set(e, EX_DATAERR, "%s: %s: absent or not of this model", path, name);
-		if (st_read(f, t, 0, part->divided != NULL ? (float *)part->divided->whole : dst + at, (size_t)t->nbytes, &se) < 0)
-			return modeldir_st_err(e, path, &se);
-		if (part->divided != NULL)
-			optim_take(part->divided, part->from, i, part->divided->whole, param_size(p));
-	}
+	snprintf(name, sizeof name, "%s%s", prefix, p->name);
+	x = st_find(f, name);
+	if (x == NULL || x->dtype != ST_F32 || x->nbytes != (uint64_t)param_size(p) * sizeof(float))
+		return err_set(e, EX_DATAERR, "%s: %s: absent or not of this model", path, name);
+	if (st_read(f, x, 0, dst, (size_t)x->nbytes, &se) < 0)
+		return modeldir_st_err(e, path, &se);
+	if (place == NULL)
+		optim_take(moments, array, w->par, i, t->file != NULL ? from_file(t, param_size(p)) : moments->whole);
+	else if (t->file != NULL)
+		w->be->put(place, from_file(t, param_size(p)), (size_t)param_size(p) * sizeof(real));
 	return 0;
 }
 
-/* n: elements of the array. */
-static int read_part(const struct st_file *f, const char *path, const struct weights *w, const struct part *part,
-    int64_t n, struct err *e)
+/* moments NULL: an array over parameters; else moments of this optimizer. */
+static int read_part(const struct st_file *f, const char *path, const char *prefix, const struct weights *w, real *array,
+    const struct optim *moments, struct err *e)
 {
-	float *flat = part->divided == NULL ? from_device(w->be, part->from, n) : NULL;
-	int rc;
+	struct transit t;
+	int rc = transit_open(&t, w->be, w->par, e);
 
-	if (part->divided != NULL)
-		return get_part(f, path, part, w->par, NULL, e);
-	if (flat == NULL)
-		return err_set(e, EX_OSERR, "no memory to read %s", path);
-	rc = get_part(f, path, part, w->par, flat, e);
-	if (rc == 0)
-		rc = to_device(w->be, part->from, flat, n, e);
-	release(w->be, flat);
+	for (int i = 0; rc == 0 && i < w->par->n; i++)
+		if (params_here(w->par, &w->par->p[i]) && (moments == NULL || moments->of[i] >= 0))
+			rc = get_values(f, path, prefix, w, array, moments, &t, i, e);
+	transit_close(&t);
 	return rc;
 }
 
-static int load_flat(const char *dir, const struct weights *w, struct err *e)
+static int load_weights(const char *dir, const struct weights *w, struct err *e)
 {
 	struct modeldir md;
-	float *flat;
+	struct transit t = {0};
 	int rc;
 
 	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
 		return -1;
-	flat = from_device(w->be, w->w, w->par->total);
-	rc = flat == NULL ? err_set(e, EX_OSERR, "no memory to read %s", dir) :
-	    modeldir_load_f32(&md, w->par, flat, e);
+	rc = modeldir_loadable(&md, w->par, e);
 	if (rc == 0)
-		rc = to_device(w->be, w->w, flat, w->par->total, e);
-	release(w->be, flat);
+		rc = transit_open(&t, w->be, w->par, e);
+	for (int i = 0; rc == 0 && i < w->par->n; i++) {
+		const struct param *p = &w->par->p[i];
+
+		if (!params_here(w->par, p))
+			continue;
+		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : (float *)(w->w + p->off), e);
+		if (rc == 0 && t.file != NULL)
+			w->be->put(w->w + p->off, from_file(&t, param_size(p)), (size_t)param_size(p) * sizeof(real));
+	}
+	transit_close(&t);
 	modeldir_close(&md);
 	return rc;
 }
@@ -635,14 +661,13 @@ static struct st_file *open_file(const char *dir, const char *name, char **path,
 
 static int load_adapter(const char *dir, const struct weights *w, struct err *e)
 {
-	const struct part part = { .prefix = "", .from = w->w };
 	char *path;
 	struct st_file *f = open_file(dir, "adapter_model.safetensors", &path, e);
 	int rc;
 
 	if (f == NULL)
 		return -1;
-	rc = read_part(f, path, w, &part, w->par->total, e);
+	rc = read_part(f, path, "", w, w->w, NULL, e);
 	st_close(f);
 	free(path);
 	return rc;
@@ -650,9 +675,6 @@ static int load_adapter(const char *dir, const struct weights *w, struct err *e)
 
 int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e)
 {
-	const struct optim *divided = comm_size() > 1 ? o : NULL;
-	const struct part master = { .prefix = "master.", .from = w->w }, m = { "m.", o->m, o->at, divided },
-	    v = { "v.", o->v, o->at, divided };
 	char *path, first[sizeof w->par->p->name + 16];
 	struct st_file *f = open_file(dir, "optimizer.safetensors", &path, e);
 	int rc;
@@ -663,11 +685,11 @@ int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct opt
 	if (adapter)
 		rc = load_adapter(dir, w, e);
 	else
-		rc = st_find(f, first) != NULL ? read_part(f, path, w, &master, w->par->total, e) : load_flat(dir, w, e);
+		rc = st_find(f, first) != NULL ? read_part(f, path, "master.", w, w->w, NULL, e) : load_weights(dir, w, e);
 	if (rc == 0)
-		rc = read_part(f, path, w, &m, o->total, e);
+		rc = read_part(f, path, "m.", w, o->m, o, e);
 	if (rc == 0)
-		rc = read_part(f, path, w, &v, o->total, e);
+		rc = read_part(f, path, "v.", w, o->v, o, e);
 	st_close(f);
 	free(path);
 	return rc;
@@ -677,5 +699,5 @@ int ckpt_load_weights(const char *dir, struct model *m, struct err *e)
 {
 	const struct weights w = { &m->par, m->be, m->w, NULL };
 
-	return load_flat(dir, &w, e);
+	return load_weights(dir, &w, e);
 }

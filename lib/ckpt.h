@@ -10,8 +10,8 @@
  *	ckpt_save(out, step, &c, &e);
  *	ckpt_publish(out, step, &e);			(at the end: the checkpoint's files become those of OUT)
  *
- * Of several ranks (comm.h) rank 0 writes; all call ckpt_save(), because each has a part of the moments, and all read. What
- * is written does not tell how many there were.
+ * Of several ranks (comm.h) rank 0 writes; all call ckpt_save(), because each has a part of the moments, and perhaps of the
+ * experts, and all read. What is written does not tell how many there were.
  *
  * optimizer.safetensors holds m.NAME and v.NAME per parameter that is not frozen, F32, and master.NAME of all when the
  * weights are written as BF16. The checkpoint of an adapter has adapter_model.safetensors (F32) and adapter_config.json in
@@ -44,8 +44,8 @@ struct ckpt {
 	json_t *metadata, *state;
 };
 
-/* Held while reading or writing: total elements of the model, n tensors that are written, the largest of `largest` elements. */
-int64_t ckpt_bytes(int64_t total, int n, int64_t largest, const struct backend *be);
+/* Held while reading or writing: n tensors that are written, the largest of `largest` elements. */
+int64_t ckpt_bytes(int n, int64_t largest, const struct backend *be);
 
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
 int ckpt_publish(const char *out, int64_t step, struct err *e);
@@ -67,6 +67,7 @@ int ckpt_state(const char *dir, json_t **state, struct err *e);	/* train_state.j
 int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e);
 
 int ckpt_load_weights(const char *dir, struct model *m, struct err *e);		/* any model directory, any float type */
-int ckpt_put_gradients(const char *path, const struct weights *w, struct err *e);	/* w->g, F32, by parameter name */
+/* w->g, which optim_collect() has made whole, F32, by parameter name. All ranks call it. */
+int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt, struct err *e);
 
 #endif

@@ -49,11 +49,14 @@ struct parcel {			/* a message under way */
 	struct parcel *next;
 };
 
+enum { SETS = COMM_PEERS + 1 };
+
 static struct {
 	bool open;
-	int rank, size, local;
+	int rank, size, local, group;	/* group: ranks of one */
 	struct parcel *sent;
-} comm = { .size = 1, .local = 1 };
+	MPI_Comm set[SETS], sums[SETS];	/* the same ranks: sums go on while others are called */
+} comm = { .size = 1, .local = 1, .group = 1 };
 
 /* Without one of these MPI has nobody to ask who the others are. */
 static bool tied(void)
@@ -126,8 +129,13 @@ static int start(int wanted, struct err *e)
 	MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
 	MPI_Comm_size(node, &comm.local);
 	MPI_Comm_free(&node);
-	if (comm.size >= wanted)
+	if (comm.size >= wanted) {
+		comm.set[COMM_ALL] = comm.set[COMM_PEERS] = MPI_COMM_WORLD;
+		comm.set[COMM_GROUP] = MPI_COMM_SELF;
+		for (int s = 0; s < SETS; s++)
+			MPI_Comm_dup(comm.set[s], &comm.sums[s]);
 		return 0;
+	}
 	MPI_Finalize();
 	return untied(wanted, comm.size, e);
 }
@@ -246,71 +254,244 @@ static void bcast_from(struct err *e, int rank)
 	MPI_Bcast(e, sizeof *e, MPI_BYTE, rank, MPI_COMM_WORLD);
 }
 
-/* --- arrays in parts --- */
+/* --- sets --- */
 
-/* Reals of each rank's part that go at a time. */
-static int64_t piece(void)
+int comm_divide(int n, struct err *e)
 {
-	int64_t n = BUCKET / comm.size;
+	if (n == 1)
+		return 0;
+	if (comm.size % n != 0)
+		return err_set(e, EX_USAGE, "%d ranks cannot be divided into groups of %d", comm.size, n);
+	comm.group = n;
+	MPI_Comm_split(MPI_COMM_WORLD, comm.rank / n, comm.rank, &comm.set[COMM_GROUP]);
+	MPI_Comm_split(MPI_COMM_WORLD, comm.rank % n, comm.rank, &comm.set[COMM_PEERS]);
+	for (int s = COMM_GROUP; s <= COMM_PEERS; s++) {
+		MPI_Comm_free(&comm.sums[s]);
+		MPI_Comm_dup(comm.set[s], &comm.sums[s]);
+	}
+	return 0;
+}
 
-	return n > PIECE ? n : PIECE;
+int comm_count(enum comm_set s)
+{
+	return s == COMM_ALL ? comm.size : s == COMM_GROUP ? comm.group : comm.size / comm.group;
+}
+
+int comm_place(enum comm_set s, int rank)
+{
+	return s == COMM_ALL ? rank : s == COMM_GROUP ? rank % comm.group : rank / comm.group;
+}
+
+/* --- sums --- */
+
+/* A sum goes in rounds, of which LANES are under way at a time: in each, a piece of every part goes to its owner, who adds
+ * them in the order of ranks when all are there. */
+enum { LANES = 2 };
+
+struct lane {
+	MPI_Request request;	/* MPI_REQUEST_NULL: free */
+	real *in;		/* (ranks of the set, piece) */
+	int *send_n, *send_at, *recv_n, *recv_at;	/* (ranks) MPI reads them while it works */
+	real *own;		/* (n) where the sum goes */
+	int n, piece;
+	enum comm_set set;
+};
+
+static struct {
+	struct sum { real *x; int64_t n; enum comm_set set; } *sum;
+	int most, begun, now;	/* sums; the one that rounds are taken of */
+	int64_t at;		/* and where in its parts */
+	int *counts;
+	struct lane lane[LANES];
+	int next;		/* lane of the next round */
+} sums;
+
+/* Reals of each part that go at a time. */
+static int piece(enum comm_set s)
+{
+	int64_t n = BUCKET / comm_count(s);
+
+	return (int)(n > PIECE ? n : PIECE);
 }
 
 int64_t comm_scratch(void)
 {
-	return comm.open ? 2 * piece() * comm.size : 0;
+	int64_t n = PIECE * comm.size;
+
+	return comm.open ? LANES * (n > BUCKET ? n : BUCKET) : 0;
 }
 
-static int64_t longest(const int64_t *cut)
+void comm_reduce_open(real *scratch, int most)
 {
-	int64_t most = 0;
+	size_t n = (size_t)comm.size;
 
-	for (int r = 0; r < comm.size; r++)
-		most = cut[r + 1] - cut[r] > most ? cut[r + 1] - cut[r] : most;
-	return most;
-}
+	if (!comm.open)
+		return;
+	sums.most = most;
+	sums.sum = calloc((size_t)most, sizeof *sums.sum);
+	sums.counts = calloc(4 * LANES * n, sizeof *sums.counts);
+	if (sums.sum == NULL || sums.counts == NULL)
+		err_die(EX_OSERR, "no memory to exchange with other ranks");
+	for (int i = 0; i < LANES; i++) {
+		int *c = sums.counts + (size_t)i * 4 * n;
 
-/* Of part r, what goes in the round that begins at `at`. */
-static int64_t share(const int64_t *cut, int r, int64_t at)
-{
-	int64_t left_over = cut[r + 1] - cut[r] - at;
-
-	return left_over < 0 ? 0 : left_over < piece() ? left_over : piece();
-}
-
-void comm_reduce_scatter(real *x, const int64_t *cut, real *scratch)
-{
-	int64_t P = piece();
-	real *out = scratch, *in = scratch + P * comm.size;
-
-	for (int64_t at = 0; comm.open && at < longest(cut); at += P) {
-		int64_t n = share(cut, comm.rank, at);
-		real *own = x + cut[comm.rank] + at;
-
-		for (int r = 0; r < comm.size; r++)
-			memcpy(out + r * P, x + cut[r] + at, (size_t)share(cut, r, at) * sizeof *x);
-		MPI_Alltoall(out, (int)P, REAL, in, (int)P, REAL, MPI_COMM_WORLD);
-		for (int64_t i = 0; i < n; i++)
-			own[i] = in[i];
-		for (int r = 1; r < comm.size; r++)
-			for (int64_t i = 0; i < n; i++)
-				own[i] += in[r * P + i];
+		sums.lane[i] = (struct lane){ .request = MPI_REQUEST_NULL, .in = scratch + i * (comm_scratch() / LANES),
+		    .send_n = c, .send_at = c + n, .recv_n = c + 2 * n, .recv_at = c + 3 * n };
 	}
 }
 
-void comm_allgather(real *x, const int64_t *cut, real *scratch)
+void comm_reduce_close(void)
 {
-	int64_t P = piece();
-	real *in = scratch + P * comm.size;
+	free(sums.sum);
+	free(sums.counts);
+	memset(&sums, 0, sizeof sums);
+}
 
-	for (int64_t at = 0; comm.open && at < longest(cut); at += P) {
-		memcpy(scratch, x + cut[comm.rank] + at, (size_t)share(cut, comm.rank, at) * sizeof *x);
-		MPI_Allgather(scratch, (int)P, REAL, in, (int)P, REAL, MPI_COMM_WORLD);
-		for (int r = 0; r < comm.size; r++)
-			if (r != comm.rank)
-				memcpy(x + cut[r] + at, in + r * P, (size_t)share(cut, r, at) * sizeof *x);
+/* Of part k of a sum, what goes in the round that begins at `at`. */
+static int share(const struct sum *s, int k, int64_t at)
+{
+	int parts = comm_count(s->set);
+	int64_t left_over = comm_cut(s->n, k + 1, parts) - comm_cut(s->n, k, parts) - at;
+
+	return (int)(left_over < 0 ? 0 : left_over < piece(s->set) ? left_over : piece(s->set));
+}
+
+static void start_round(struct lane *l, const struct sum *s, int64_t at)
+{
+	int parts = comm_count(s->set), own = comm_place(s->set, comm.rank);
+
+	l->set = s->set;
+	l->piece = piece(s->set);
+	l->own = s->x + comm_cut(s->n, own, parts) + at;
+	l->n = share(s, own, at);
+	for (int k = 0; k < parts; k++) {
+		l->send_n[k] = k == own ? 0 : share(s, k, at);
+		l->send_at[k] = (int)(comm_cut(s->n, k, parts) + at);
+		l->recv_n[k] = k == own ? 0 : l->n;
+		l->recv_at[k] = k * l->piece;
+	}
+	MPI_Ialltoallv(s->x, l->send_n, l->send_at, REAL, l->in, l->recv_n, l->recv_at, REAL, comm.sums[s->set], &l->request);
+}
+
+static void add_pieces(const struct lane *l)
+{
+	enum { BLOCK = 512 };
+	int parts = comm_count(l->set), place = comm_place(l->set, comm.rank);
+	real sum[BLOCK];
+
+	for (int i = 0; i < l->n; i += BLOCK) {
+		int n = l->n - i < BLOCK ? l->n - i : BLOCK;
+
+		memset(sum, 0, sizeof sum);
+		for (int k = 0; k < parts; k++) {
+			const real *x = k == place ? l->own + i : l->in + (int64_t)k * l->piece + i;
+
+			for (int j = 0; j < n; j++)
+				sum[j] += x[j];
+		}
+		memcpy(l->own + i, sum, (size_t)n * sizeof *sum);
 	}
 }
+
+/* Is there a lane for the next round? */
+static bool finish_round(struct lane *l, bool wait)
+{
+	int done = 1;
+
+	if (l->request == MPI_REQUEST_NULL)
+		return true;
+	if (wait)
+		MPI_Wait(&l->request, MPI_STATUS_IGNORE);
+	else
+		MPI_Test(&l->request, &done, MPI_STATUS_IGNORE);
+	if (done)
+		add_pieces(l);
+	return done;
+}
+
+/* The parts differ by one at most, so the last is among the longest. */
+static bool next_round(const struct sum *s)
+{
+	int last = comm_count(s->set) - 1;
+
+	start_round(&sums.lane[sums.next], s, sums.at);
+	sums.next = (sums.next + 1) % LANES;
+	sums.at += piece(s->set);
+	return share(s, last, sums.at) > 0;
+}
+
+static void advance(bool wait)
+{
+	while (sums.now < sums.begun && finish_round(&sums.lane[sums.next], wait)) {
+		if (next_round(&sums.sum[sums.now]))
+			continue;
+		sums.now++;
+		sums.at = 0;
+	}
+}
+
+void comm_reduce_begin(real *x, int64_t n, enum comm_set s)
+{
+	if (!comm.open || comm_count(s) == 1 || n == 0)
+		return;
+	if (sums.begun == sums.most)
+		err_die(EX_SOFTWARE, "more than %d sums at a time", sums.most);
+	sums.sum[sums.begun++] = (struct sum){ x, n, s };
+	advance(false);
+}
+
+void comm_poll(void)
+{
+	if (sums.now < sums.begun)
+		advance(false);
+	for (int i = 0; comm.open && i < LANES && sums.begun > 0; i++)
+		finish_round(&sums.lane[i], false);
+}
+
+void comm_reduce_end(void)
+{
+	if (sums.begun == 0)
+		return;
+	advance(true);
+	for (int i = 0; i < LANES; i++)
+		finish_round(&sums.lane[i], true);
+	sums.begun = sums.now = 0;
+}
+
+void comm_allgather(real *x, int64_t n, enum comm_set s)
+{
+	int parts = comm_count(s), count[parts], at[parts];
+
+	if (parts == 1)
+		return;
+	for (int k = 0; k < parts; k++) {
+		at[k] = (int)comm_cut(n, k, parts);
+		count[k] = (int)comm_cut(n, k + 1, parts) - at[k];
+	}
+	MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, count, at, REAL, comm.set[s]);
+}
+
+/* --- rows of the group --- */
+
+void comm_counts(const int32_t *own, int n, int32_t *all)
+{
+	if (comm.group == 1)
+		memcpy(all, own, (size_t)n * sizeof *all);
+	else
+		MPI_Allgather(own, n, MPI_INT32_T, all, n, MPI_INT32_T, comm.set[COMM_GROUP]);
+}
+
+void comm_rows(const real *out, real *in, int w, const struct comm_rows *r)
+{
+	MPI_Datatype row;
+
+	MPI_Type_contiguous(w, REAL, &row);
+	MPI_Type_commit(&row);
+	MPI_Alltoallv(out, r->out_n, r->out_at, row, in, r->in_n, r->in_at, row, comm.set[COMM_GROUP]);
+	MPI_Type_free(&row);
+}
+
+/* --- arrays in parts --- */
 
 static void transfer(real *x, int64_t n, int peer, bool send)
 {
@@ -421,14 +602,50 @@ static void bcast_from(struct err *e, int rank)
 	(void)e, (void)rank;
 }
 
-void comm_reduce_scatter(real *x, const int64_t *cut, real *scratch)
+int comm_divide(int n, struct err *e)
 {
-	(void)x, (void)cut, (void)scratch;
+	return n == 1 ? 0 : err_set(e, EX_USAGE, "one rank cannot be divided into groups of %d", n);
 }
 
-void comm_allgather(real *x, const int64_t *cut, real *scratch)
+int comm_count(enum comm_set s)
 {
-	(void)x, (void)cut, (void)scratch;
+	(void)s;
+	return 1;
+}
+
+int comm_place(enum comm_set s, int rank)
+{
+	(void)s;
+	return rank;
+}
+
+void comm_reduce_open(real *scratch, int sums)
+{
+	(void)scratch, (void)sums;
+}
+
+void comm_reduce_begin(real *x, int64_t n, enum comm_set s)
+{
+	(void)x, (void)n, (void)s;
+}
+
+void comm_poll(void) {}
+void comm_reduce_end(void) {}
+void comm_reduce_close(void) {}
+
+void comm_allgather(real *x, int64_t n, enum comm_set s)
+{
+	(void)x, (void)n, (void)s;
+}
+
+void comm_counts(const int32_t *own, int n, int32_t *all)
+{
+	memcpy(all, own, (size_t)n * sizeof *all);
+}
+
+void comm_rows(const real *out, real *in, int w, const struct comm_rows *r)
+{
+	(void)out, (void)in, (void)w, (void)r;
 }
 
 void comm_gather(real *whole, const real *part, const int64_t *count)

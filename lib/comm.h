@@ -47,11 +47,40 @@ void comm_barrier(void);
  * rank. Else rc. */
 int comm_agree(int rc, struct err *e);
 
-/* Arrays cut into one part per rank: part r is x[cut[r]] .. x[cut[r + 1]], host memory. Both go through comm_scratch()
- * reals at `scratch`. */
-int64_t comm_scratch(void);
-void comm_reduce_scatter(real *x, const int64_t *cut, real *scratch);	/* own part of x: the sum; the others: undefined */
-void comm_allgather(real *x, const int64_t *cut, real *scratch);	/* own part of x to every rank's x */
+/* Some of the ranks, numbered from 0 in their order. After comm_divide(n) a group is n neighbours, and the peers of a rank
+ * are those with its place in the other groups; before, a group is one rank, and all are peers. */
+enum comm_set { COMM_ALL, COMM_GROUP, COMM_PEERS };
+
+int comm_divide(int n, struct err *e);		/* once; EX_USAGE: the ranks do not divide by n */
+int comm_count(enum comm_set s);
+int comm_place(enum comm_set s, int rank);	/* of a rank in its own set */
+
+/* An array of n entries belongs to a set in parts, nearly equal: part k begins here. */
+static inline int64_t comm_cut(int64_t n, int k, int parts)
+{
+	return n / parts * k + n % parts * k / parts;
+}
+
+/* Sums over a set that go on while the program computes: each rank gets the sum of its own part, and what is in the others
+ * is undefined. All begin the same sums in the same order, and none touches an array before comm_reduce_end(). They move
+ * on when a function of this module is called, so comm_poll() should be, now and then. Host memory. */
+int64_t comm_scratch(void);			/* reals that comm_reduce_open() wants */
+void comm_reduce_open(real *scratch, int sums);	/* at most so many begun at a time */
+void comm_reduce_begin(real *x, int64_t n, enum comm_set s);	/* n < 2^31 */
+void comm_poll(void);
+void comm_reduce_end(void);
+void comm_reduce_close(void);
+
+void comm_allgather(real *x, int64_t n, enum comm_set s);	/* own part of x to every x of the set */
+
+/* n integers of each rank of the group, in its order. */
+void comm_counts(const int32_t *own, int n, int32_t *all);
+/* Rows of w reals to and from each rank of the group: out_n[k] of them at out + out_at[k] * w go to place k. */
+struct comm_rows {
+	const int *out_at, *out_n, *in_at, *in_n;
+};
+void comm_rows(const real *out, real *in, int w, const struct comm_rows *r);
+
 /* The parts, count[r] reals at `part` of each rank, one after the other into `whole` of rank 0. */
 void comm_gather(real *whole, const real *part, const int64_t *count);
 

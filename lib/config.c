@@ -646,10 +646,11 @@ static void add(struct build *b, enum param_kind kind, int layer, int expert, in
 	p->rows = rows;
 	p->cols = cols ? cols : 1;
 	p->off = ps->total;
+	p->owner = -1;
 	if (ps->first[at] < 0)
 		ps->first[at] = ps->n;
 	ps->count += param_size(p);
-	ps->total += (param_size(p) + 15) / 16 * 16;
+	ps->total += param_span(p);
 	if (ps->total > INT64_MAX / 16)
 		b->failed = true;
 	ps->n++;
@@ -774,6 +775,34 @@ int params_build(struct params *ps, const struct config *c, struct err *e)
 		return 0;
 	params_free(ps);
 	return err_set(e, EX_OSERR, "model is too large: its parameters cannot be listed");
+}
+
+int params_divide(struct params *ps, int n, int here, struct err *e)
+{
+	int experts = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		if (ps->p[i].kind == P_EXP_GATE && ps->p[i].expert >= experts)
+			experts = ps->p[i].expert + 1;
+	if (n == 1)
+		return 0;
+	if (experts == 0 || experts % n != 0)
+		return err_set(e, EX_USAGE, "%d experts cannot be divided over %d ranks", experts, n);
+	ps->here = here;
+	ps->total = 0;
+	for (int i = 0; i < ps->n; i++) {
+		struct param *p = &ps->p[i];
+
+		if (p->kind >= P_EXP_GATE && p->kind <= P_EXP_DOWN)
+			p->owner = p->expert / (experts / n);
+		if (p->owner > 0) {
+			p->off = params_get(ps, p->kind, p->layer, p->expert % (experts / n))->off;
+			continue;
+		}
+		p->off = ps->total;
+		ps->total += param_span(p);
+	}
+	return 0;
 }
 
 const struct param *params_find(const struct params *ps, const char *name)

@@ -81,13 +81,15 @@ struct param {
 	int ndim;			/* 1 or 2 */
 	int rows, cols;			/* 1-D: rows = length, cols = 1 */
 	int64_t off;			/* element offset in one flat array of all parameters, a multiple of 16 */
+	int owner;			/* of several arrays, the one that it is in; -1: it is in all */
 };
 
 struct params {
 	int n;
 	struct param *p;
 	int64_t total;			/* elements of the flat array (padding included) */
-	int64_t count;			/* real parameters */
+	int64_t count;			/* real parameters, of all arrays */
+	int here;			/* which of several arrays is meant: params_divide() */
 	/* private: tables behind params_find and params_get */
 	int *hash, hash_size;
 	int *first, layers;
@@ -95,11 +97,20 @@ struct params {
 
 /* Every parameter in file order. gate, up and down of one expert are adjacent. */
 int params_build(struct params *ps, const struct config *c, struct err *e);
+/* Divides routed experts over n arrays, neighbours together: off is then that in the owner's array, total is of any of them
+ * (all are alike, an expert taking the place of the one as far from the owner's first), and params_here() tells what is in
+ * the one at place `here`. EX_USAGE: the experts do not divide by n. */
+int params_divide(struct params *ps, int n, int here, struct err *e);
+static inline bool params_here(const struct params *ps, const struct param *p)
+{
+	return p->owner < 0 || p->owner == ps->here;
+}
 const struct param *params_find(const struct params *ps, const char *name);			/* O(1); NULL if absent */
 const struct param *params_get(const struct params *ps, enum param_kind k, int layer, int expert); /* O(1), NULL */
 /* hit[i] (n of ps): does the name of parameter i match one of the shell patterns? -1: one matches nothing (EX_USAGE). */
 int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit, struct err *e);
 void params_free(struct params *ps);
 static inline int64_t param_size(const struct param *p) { return (int64_t)p->rows * p->cols; }
+static inline int64_t param_span(const struct param *p) { return (param_size(p) + 15) / 16 * 16; }	/* with padding */
 
 #endif

@@ -29,10 +29,10 @@ static void lay_out(struct intent *m)
 		struct param *p = &m->p[i];
 
 		*p = (struct param){ .kind = shape[i].kind, .layer = -1, .expert = -1, .ndim = shape[i].ndim,
-		    .rows = rows[i], .cols = shape[i].ndim == 2 ? m->W : 1, .off = at };
+		    .rows = rows[i], .cols = shape[i].ndim == 2 ? m->W : 1, .off = at, .owner = -1 };
 		strcpy(p->name, shape[i].name);
 		m->par.count += param_size(p);
-		at += (param_size(p) + 15) / 16 * 16;
+		at += param_span(p);
 	}
 	m->par.n = INTENT_PARAMS;
 	m->par.p = m->p;

@@ -35,9 +35,9 @@ static void add_part(struct params *ps, const struct param *of, char part, int r
 	struct param *p = &ps->p[ps->n++];
 
 	*p = (struct param){ .kind = of->kind, .layer = of->layer, .expert = of->expert, .ndim = 2, .rows = rows,
-	    .cols = cols, .off = ps->total };
+	    .cols = cols, .off = ps->total, .owner = -1 };
 	part_name(p->name, sizeof p->name, of->name, part);
-	ps->total += padded(param_size(p));
+	ps->total += param_span(p);
 	ps->count += param_size(p);
 }
 
@@ -76,7 +76,7 @@ static void sizes(const struct params *model, const bool *hit, int rank, int64_t
 
 		if (!hit[i])
 			continue;
-		*copies += padded(param_size(p));
+		*copies += param_span(p);
 		*largest = side * rank > *largest ? side * rank : *largest;
 	}
 }
@@ -150,7 +150,7 @@ void lora_start(struct lora *l, const real *w, uint64_t seed)
 		const struct param *p = &l->model->p[l->target[i]];
 
 		l->be->copy(l->w0 + at, w + p->off, (size_t)param_size(p) * sizeof *w);
-		at += padded(param_size(p));
+		at += param_span(p);
 		random_a(l, i, seed);
 	}
 }
@@ -174,7 +174,7 @@ void lora_apply(const struct lora *l, real *w)
 
 		l->be->copy(w + p->off, l->w0 + at, (size_t)param_size(p) * sizeof *w);
 		l->be->gemm(GEMM_NN, &j, 1);
-		at += padded(param_size(p));
+		at += param_span(p);
 	}
 }
 

@@ -333,12 +333,15 @@ int modeldir_check(const struct modeldir *md, const struct params *ps, struct er
 	return 0;
 }
 
+int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e)
+{
+	return md->packed ? err_set(e, EX_DATAERR, "%s: packed: its experts are in .ctsr files; use the model it was packed "
+	    "from", md->path) : modeldir_check(md, ps, e);
+}
+
 int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat, struct err *e)
 {
-	if (md->packed)
-		return err_set(e, EX_DATAERR, "%s: packed: its experts are in .ctsr files; use the model it was packed from",
-		    md->path);
-	if (modeldir_check(md, ps, e) < 0)
+	if (modeldir_loadable(md, ps, e) < 0)
 		return -1;
 	for (int i = 0; i < ps->n; i++)
 		if (modeldir_read_f32(md, &ps->p[i], flat + ps->p[i].off, e) < 0)
@@ -460,13 +463,18 @@ static int64_t stored_bytes(const struct save *s, const struct param *p)
 	return param_size(p) * (int64_t)dtype_size(s->o->dtype);
 }
 
-/* Next piece of a parameter as stored, from element i on; returns its bytes. */
-static size_t stored_chunk(const struct save *s, const struct param *p, int64_t i)
+static const float *values(const struct save *s, int i)
+{
+	return s->o->get ? s->o->get(s->o->ctx, i) : s->flat + s->ps->p[i].off;
+}
+
+/* Next piece of a parameter x as stored, from element i on; returns its bytes. */
+static size_t stored_chunk(const struct save *s, const struct param *p, const float *x, int64_t i)
 {
 	int64_t left = param_size(p) - i;
 	size_t n = left < (int64_t)CHUNK ? (size_t)left : CHUNK;
 
-	tensor_from_f32(s->buf, s->o->dtype, s->flat + p->off + i, n);
+	tensor_from_f32(s->buf, s->o->dtype, x + i, n);
 	return n * dtype_size(s->o->dtype);
 }
 
@@ -478,10 +486,11 @@ static int save_fingerprint(const struct save *s, char out[33])
 		return err_set(s->e, EX_OSERR, "out of memory");
 	for (int i = 0; i < s->ps->n; i++) {
 		const struct param *p = &s->ps->p[i];
+		const float *x = values(s, i);
 
 		pr[i] = (struct print){ p, dtype_name(s->o->dtype), (uint32_t)crc32(0, NULL, 0) };
 		for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK)
-			pr[i].crc = (uint32_t)crc32(pr[i].crc, (Bytef *)s->buf, (uInt)stored_chunk(s, p, k));
+			pr[i].crc = (uint32_t)crc32(pr[i].crc, (Bytef *)s->buf, (uInt)stored_chunk(s, p, x, k));
 	}
 	hash_prints(pr, s->ps->n, out);
 	free(pr);
@@ -549,11 +558,14 @@ static int save_shard(const struct save *s, int k)
 		r = err_set(s->e, EX_CANTCREAT, "%s: %s", path, se.msg);
 	else
 		declare(s, k, w, &se);
-	for (int i = 0; w && i < s->ps->n; i++)
-		for (int64_t at = 0; s->shard[i] == k && at < param_size(&s->ps->p[i]); at += (int64_t)CHUNK) {
-			n = stored_chunk(s, &s->ps->p[i], at);
+	for (int i = 0; w && i < s->ps->n; i++) {
+		const float *x = s->shard[i] == k ? values(s, i) : NULL;
+
+		for (int64_t at = 0; x && at < param_size(&s->ps->p[i]); at += (int64_t)CHUNK) {
+			n = stored_chunk(s, &s->ps->p[i], x, at);
 			st_writer_data(w, s->buf, n, &se);
 		}
+	}
 	if (w && st_writer_finish(w, &se) < 0)
 		r = modeldir_st_err(s->e, path, &se);
 	free(path);

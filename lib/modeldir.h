@@ -57,9 +57,10 @@ int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *d
 int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e);
 int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e);
 
+/* May all of them be read? The packed are refused, whose experts are not here, and what modeldir_check() finds. */
+int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e);
 /* All of them: flat has ps->total entries; gaps between parameters are left alone. Missing and unexpected tensors are
- * errors that name them. A tied lm_head.weight that equals the embedding is passed over. A packed directory is refused:
- * its experts are not here. */
+ * errors that name them. A tied lm_head.weight that equals the embedding is passed over. */
 int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat, struct err *e);
 
 /* Is every tensor of the files a parameter (or padding, or a tied head), and every parameter there in its shape? Reads
@@ -79,6 +80,9 @@ struct modeldir_out {
 	enum dtype dtype;		/* DT_F32, DT_BF16, DT_F16 */
 	int64_t shard_size;		/* bytes; a larger model is written in shards. 0: never */
 	const json_t *meta;		/* an object of strings for __metadata__; may be NULL */
+	const float *(*get)(void *ctx, int i);	/* NULL, or: gives parameter i, until the next call, in place of flat; each
+						   parameter is asked for twice */
+	void *ctx;
 };
 
 /* Writes model.safetensors (or shards and index), then config.json, into an existing directory; each file is whole or

@@ -4,103 +4,140 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm.h"
+#include "mem.h"
 
 static bool decays(const struct param *p)
 {
 	return p->ndim >= 2 && p->kind != P_EMBED;
 }
 
-static int64_t span(const struct params *ps, int i)
+/* --- buckets --- */
+
+/* The gradients of the head and the last norm are complete before any layer's; the embedding may be the head too. */
+static int complete_after(const struct params *ps, const struct param *p)
 {
-	return (i + 1 < ps->n ? ps->p[i + 1].off : ps->total) - ps->p[i].off;
+	return p->kind == P_HEAD || p->kind == P_NORM ? ps->layers : p->layer;
 }
 
-/* Moments of parameter i that are this rank's: of all, from *at on. */
-static int64_t owned(const struct optim *o, int64_t at, int64_t n, int64_t *begin)
+static enum comm_set set_of(const struct param *p)
 {
-	int64_t end = at + n < o->first + o->own ? at + n : o->first + o->own;
+	return p->owner < 0 ? COMM_ALL : COMM_PEERS;
+}
 
-	*begin = at > o->first ? at : o->first;
+static bool is_frozen(const bool *frozen, int i)
+{
+	return frozen != NULL && frozen[i];
+}
+
+static bool fits(const struct optim_bucket *b, const struct params *ps, const struct param *p)
+{
+	return b->layer == complete_after(ps, p) && b->set == set_of(p) && b->off + b->n == p->off &&
+	    b->n + param_span(p) < INT32_MAX;
+}
+
+static int by_layer(const void *a, const void *b)
+{
+	const struct optim_bucket *x = a, *y = b;
+
+	return x->layer != y->layer ? (x->layer < y->layer) - (x->layer > y->layer) : (x->off > y->off) - (x->off < y->off);
+}
+
+static int find_bucket(const struct optim_bucket *b, int n, int64_t off)
+{
+	for (int i = 0; i < n; i++)
+		if (off >= b[i].off && off < b[i].off + b[i].n)
+			return i;
+	return -1;
+}
+
+/* Fills bucket (at most n of ps) from the parameters of one array, which are like those of any other. */
+static int cut_buckets(struct optim_bucket *bucket, const struct params *ps, const bool *frozen)
+{
+	int n = 0;
+
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
+
+		if (is_frozen(frozen, i) || !params_here(ps, p))
+			continue;
+		if (n == 0 || !fits(&bucket[n - 1], ps, p))
+			bucket[n++] = (struct optim_bucket){ .off = p->off, .layer = complete_after(ps, p), .set = set_of(p) };
+		bucket[n - 1].n += param_span(p);
+	}
+	qsort(bucket, (size_t)n, sizeof *bucket, by_layer);
+	return n;
+}
+
+/* Part of a bucket that rank r has, if it has any: of the parameter array. */
+static int64_t part(const struct optim_bucket *b, int r, int64_t *begin)
+{
+	int k = comm_place(b->set, r), parts = comm_count(b->set);
+
+	*begin = b->off + comm_cut(b->n, k, parts);
+	return comm_cut(b->n, k + 1, parts) - comm_cut(b->n, k, parts);
+}
+
+/* Of n entries from off on, those in rank r's part. */
+static int64_t common(const struct optim_bucket *b, int r, int64_t off, int64_t n, int64_t *begin)
+{
+	int64_t end, m = part(b, r, begin);
+
+	end = *begin + m < off + n ? *begin + m : off + n;
+	*begin = *begin > off ? *begin : off;
 	return end > *begin ? end - *begin : 0;
 }
 
-static void place(struct optim *o, const struct params *ps, const bool *frozen)
+/* Gives every bucket its place among the moments of this rank; returns how many there are. */
+static int64_t place_moments(struct optim_bucket *b, int n)
 {
-	int64_t at = 0;
+	int64_t at = 0, begin;
 
-	for (int i = 0; i < ps->n; i++) {
-		bool is = frozen != NULL && frozen[i];
-
-		o->at[i] = is ? -1 : at;
-		at += is ? 0 : span(ps, i);
+	for (int i = 0; i < n; i++) {
+		b[i].at = at;
+		at += part(&b[i], comm_rank(), &begin);
 	}
+	return at;
 }
 
-/* Parts with as many moments each. Frozen parameters belong to the part that ends after them. */
-static void cut(struct optim *o, const struct params *ps)
-{
-	int n = comm_size(), r = 1;
-
-	for (int k = 0; k <= n; k++)
-		o->moment_cut[k] = o->total / n * k + o->total % n * k / n;
-	for (int i = 0; i < ps->n; i++)
-		for (; o->at[i] >= 0 && r < n && o->moment_cut[r] < o->at[i] + span(ps, i); r++)
-			o->cut[r] = ps->p[i].off + o->moment_cut[r] - o->at[i];
-	o->cut[0] = 0;
-	o->cut[n] = ps->total;
-	o->first = o->moment_cut[comm_rank()];
-	o->own = o->moment_cut[comm_rank() + 1] - o->first;
-}
-
-/* A run ends where the next one begins: the padding between parameters is zero in every array and
- * stays so. */
+/* A run ends where the next one begins: the padding between parameters is zero in every array and stays so. */
 static void build_runs(struct optim *o, const struct params *ps)
 {
-	struct optim_run *r = NULL;
-
 	for (int i = 0; i < ps->n; i++) {
-		int64_t begin, n = o->at[i] < 0 ? 0 : owned(o, o->at[i], span(ps, i), &begin);
+		const struct param *p = &ps->p[i];
+		const struct optim_bucket *b = o->of[i] < 0 ? NULL : &o->bucket[o->of[i]];
+		struct optim_run *r = o->nruns > 0 ? &o->run[o->nruns - 1] : NULL;
+		int64_t own, off, at, n = b == NULL || !params_here(ps, p) ? 0 : common(b, comm_rank(), p->off, param_span(p), &off);
 
-		if (n == 0) {
-			r = NULL;
+		if (n == 0)
 			continue;
-		}
-		if (r == NULL || r->decay != decays(&ps->p[i])) {
+		part(b, comm_rank(), &own);
+		at = b->at + off - own;
+		if (r == NULL || r->decay != decays(p) || r->off + r->n != off || r->at + r->n != at) {
 			r = &o->run[o->nruns++];
-			*r = (struct optim_run){ ps->p[i].off + begin - o->at[i], begin - o->first, 0, decays(&ps->p[i]) };
+			*r = (struct optim_run){ off, at, 0, decays(p) };
 		}
 		r->n += n;
 	}
 }
 
-static int64_t elements(const struct params *ps, const bool *frozen)
-{
-	int64_t n = 0;
-
-	for (int i = 0; i < ps->n; i++)
-		n += frozen != NULL && frozen[i] ? 0 : span(ps, i);
-	return n;
-}
-
-/* Moments of the rank that has the most. */
-static int64_t share(int64_t total)
-{
-	return total / comm_size() + (total % comm_size() > 0);
-}
+/* --- memory --- */
 
 static int64_t largest(const struct params *ps)
 {
 	int64_t n = 0;
 
 	for (int i = 0; i < ps->n; i++)
-		n = span(ps, i) > n ? span(ps, i) : n;
+		n = param_span(&ps->p[i]) > n ? param_span(&ps->p[i]) : n;
 	return n;
 }
 
 int64_t optim_bytes(const struct params *ps, const bool *frozen)
 {
-	return 2 * share(elements(ps, frozen)) * (int64_t)sizeof(real);
+	struct optim_bucket *b = mem_alloc((size_t)ps->n * sizeof *b);
+	int64_t n = place_moments(b, cut_buckets(b, ps, frozen));
+
+	mem_free(b);
+	return 2 * n * (int64_t)sizeof(real);
 }
 
 int64_t optim_comm_bytes(const struct params *ps)
@@ -114,83 +151,150 @@ static bool open_exchange(struct optim *o, const struct params *ps)
 		return true;
 	o->scratch = calloc((size_t)comm_scratch(), sizeof *o->scratch);
 	o->whole = calloc((size_t)largest(ps), sizeof *o->whole);
-	return o->scratch != NULL && o->whole != NULL;
+	if (o->scratch == NULL || o->whole == NULL)
+		return false;
+	comm_reduce_open(o->scratch, o->nbuckets);
+	return true;
+}
+
+/* Experts are alike to those who hold others in their place. */
+static bool uneven(const struct params *ps, const bool *frozen)
+{
+	for (int i = 1; frozen != NULL && i < ps->n; i++)
+		if (ps->p[i].owner >= 0 && ps->p[i].expert > 0 &&
+		    frozen[i] != frozen[params_get(ps, ps->p[i].kind, ps->p[i].layer, 0) - ps->p])
+			return true;
+	return false;
 }
 
 int optim_open(struct optim *o, const struct params *ps, const bool *frozen, const struct backend *be,
     double weight_decay, struct err *e)
 {
-	*o = (struct optim){ .be = be, .total = elements(ps, frozen), .weight_decay = weight_decay };
-	if (o->total == 0)
-		return err_set(e, EX_USAGE, "everything is frozen: nothing to train");
-	if (comm_size() > 1 && be != &backend_cpu)
-		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend cpu");
-	o->m = be->alloc((size_t)share(o->total) * sizeof *o->m);
-	o->v = be->alloc((size_t)share(o->total) * sizeof *o->v);
-	o->at = calloc((size_t)ps->n, sizeof *o->at);
+	int64_t own;
+
+	*o = (struct optim){ .be = be, .weight_decay = weight_decay };
+	if (comm_count(COMM_GROUP) > 1 && uneven(ps, frozen))
+		return err_set(e, EX_USAGE, "some experts are frozen and others are not: divided over ranks, all or none can be");
+	o->bucket = calloc((size_t)ps->n, sizeof *o->bucket);
+	o->of = calloc((size_t)ps->n, sizeof *o->of);
 	o->run = calloc((size_t)ps->n, sizeof *o->run);
-	o->cut = calloc((size_t)comm_size() + 1, sizeof *o->cut);
-	o->moment_cut = calloc((size_t)comm_size() + 1, sizeof *o->moment_cut);
-	if (o->m == NULL || o->v == NULL || o->at == NULL || o->run == NULL || o->cut == NULL || o->moment_cut == NULL ||
-	    !open_exchange(o, ps)) {
+	if (o->bucket == NULL || o->of == NULL || o->run == NULL) {
+		optim_close(o);
+		return err_set(e, EX_OSERR, "no memory for the optimizer");
+	}
+	o->nbuckets = cut_buckets(o->bucket, ps, frozen);
+	own = place_moments(o->bucket, o->nbuckets);
+	for (int i = 0; i < ps->n; i++)
+		o->of[i] = is_frozen(frozen, i) ? -1 : find_bucket(o->bucket, o->nbuckets, ps->p[i].off);
+	build_runs(o, ps);
+	if (o->nbuckets == 0) {
+		optim_close(o);
+		return err_set(e, EX_USAGE, "everything is frozen: nothing to train");
+	}
+	if (comm_size() > 1 && be != &backend_cpu) {
+		optim_close(o);
+		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend cpu");
+	}
+	own = own > 0 ? own : 1;	/* of a small model, many ranks have nothing */
+	o->m = be->alloc((size_t)own * sizeof *o->m);
+	o->v = be->alloc((size_t)own * sizeof *o->v);
+	if (o->m == NULL || o->v == NULL || !open_exchange(o, ps)) {
 		optim_close(o);
 		return err_set(e, EX_OSERR, "no memory for the optimizer's moments");
 	}
-	place(o, ps, frozen);
-	cut(o, ps);
-	build_runs(o, ps);
 	return 0;
 }
 
 void optim_close(struct optim *o)
 {
+	if (o->scratch != NULL)
+		comm_reduce_close();
 	if (o->m != NULL)
 		o->be->free(o->m);
 	if (o->v != NULL)
 		o->be->free(o->v);
-	free(o->at);
+	free(o->bucket);
+	free(o->of);
 	free(o->run);
-	free(o->cut);
-	free(o->moment_cut);
 	free(o->scratch);
 	free(o->whole);
 	memset(o, 0, sizeof *o);
 }
 
-void optim_reduce(const struct optim *o, real *g)
+/* --- between ranks --- */
+
+void optim_reduce(struct optim *o, real *g, int layer)
 {
-	comm_reduce_scatter(g, o->cut, o->scratch);
+	for (; o->begun < o->nbuckets && o->bucket[o->begun].layer >= layer; o->begun++)
+		comm_reduce_begin(g + o->bucket[o->begun].off, o->bucket[o->begun].n, o->bucket[o->begun].set);
+}
+
+void optim_reduce_end(struct optim *o, real *g)
+{
+	optim_reduce(o, g, -1);
+	comm_reduce_end();
+	o->begun = 0;
 }
 
 void optim_collect(const struct optim *o, real *g)
 {
-	comm_allgather(g, o->cut, o->scratch);
+	for (int i = 0; i < o->nbuckets; i++)
+		comm_allgather(g + o->bucket[i].off, o->bucket[i].n, o->bucket[i].set);
 }
 
-const real *optim_whole(const struct optim *o, const real *moments, const struct params *ps, int i)
+/* Does rank r hold parameter p? */
+static bool holds(const struct param *p, int r)
 {
-	int64_t at = o->at[i], n = param_size(&ps->p[i]), count[comm_size()], begin;
+	return p->owner < 0 || p->owner == comm_place(COMM_GROUP, r);
+}
+
+const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps, int i)
+{
+	const struct param *p = &ps->p[i];
+	const struct optim_bucket *b = &o->bucket[o->of[i]];
+	int64_t count[comm_size()], begin, own;
 
 	if (comm_size() == 1)
-		return moments + at;
-	for (int r = 0; r < comm_size(); r++) {
-		int64_t from = o->moment_cut[r] > at ? o->moment_cut[r] : at,
-		    to = o->moment_cut[r + 1] < at + n ? o->moment_cut[r + 1] : at + n;
-
-		count[r] = to > from ? to - from : 0;
-	}
-	owned(o, at, n, &begin);
-	comm_gather(o->whole, moments + (begin - o->first), count);
+		return moments + b->at + p->off - b->off;
+	for (int r = 0; r < comm_size(); r++)
+		count[r] = holds(p, r) ? common(b, r, p->off, param_size(p), &begin) : 0;
+	common(b, comm_rank(), p->off, param_size(p), &begin);
+	part(b, comm_rank(), &own);
+	comm_gather(o->whole, moments + b->at + (begin - own), count);
 	return o->whole;
 }
 
-void optim_take(const struct optim *o, real *moments, int i, const real *whole, int64_t n)
+const real *optim_values(const struct optim *o, const real *w, const struct params *ps, int i)
 {
-	int64_t begin, m = owned(o, o->at[i], n, &begin);
+	const struct param *p = &ps->p[i];
+	int64_t count[comm_size()];
 
-	if (m > 0)
-		memcpy(moments + (begin - o->first), whole + (begin - o->at[i]), (size_t)m * sizeof *moments);
+	if (holds(p, 0))
+		return w + p->off;
+	for (int r = 0; r < comm_size(); r++)
+		count[r] = r == p->owner ? param_size(p) : 0;	/* its owner in the first group */
+	comm_gather(o->whole, w + p->off, count);
+	return o->whole;
 }
+
+void optim_take(const struct optim *o, real *moments, const struct params *ps, int i, const real *whole)
+{
+	const struct param *p = &ps->p[i];
+	const struct optim_bucket *b = &o->bucket[o->of[i]];
+	int64_t begin, own, n = params_here(ps, p) ? common(b, comm_rank(), p->off, param_size(p), &begin) : 0;
+
+	if (n == 0)
+		return;
+	part(b, comm_rank(), &own);
+	o->be->put(moments + b->at + (begin - own), whole + (begin - p->off), (size_t)n * sizeof *whole);
+}
+
+real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i)
+{
+	return comm_size() > 1 ? NULL : moments + o->bucket[o->of[i]].at + ps->p[i].off - o->bucket[o->of[i]].off;
+}
+
+/* --- updates --- */
 
 double optim_norm(const struct optim *o, const real *g)
 {
@@ -221,7 +325,7 @@ void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
 
 		o->be->adamw(&a);
 	}
-	comm_allgather(w, o->cut, o->scratch);
+	optim_collect(o, w);
 }
 
 double optim_lr(const struct schedule *s, int64_t update)

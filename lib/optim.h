@@ -3,15 +3,18 @@
  * learning rate of each update.
  *
  *	optim_open(&o, &m.par, NULL, m.be, weight_decay, &e);
- *	optim_reduce(&o, m.g);
+ *	optim_reduce(&o, m.g, layer);			(several ranks: begins the sums of layers from this one on)
+ *	optim_reduce_end(&o, m.g);			(begins the rest, and waits)
  *	norm = optim_norm(&o, m.g);
  *	optim_step(&o, m.w, m.g, optim_lr(&schedule, o.updates + 1), optim_clip(norm, 1.0));
  *
  * Frozen parameters keep their values: they have no moments, and their gradients do not count in the norm.
  *
- * Ranks (comm.h) divide the moments (ZeRO stage 1, Rajbhandari et al. 2020, arXiv:1910.02054): the parameter array is cut
- * into one part per rank, with as many moments in each. A rank gets the sum over ranks of its part of the gradients,
- * updates its part of the weights, and hands it to the others. All ranks make the same calls.
+ * Ranks (comm.h) divide the moments (ZeRO stage 1, Rajbhandari et al. 2020, arXiv:1910.02054): the parameters of each layer
+ * are cut into one part per rank. A rank gets the sum over ranks of its part of the gradients, updates its part of the
+ * weights, and hands it to the others. The sums of a layer can begin while those before it are still being computed. Experts
+ * that are divided over a group of ranks (params_divide) have peers only: the ranks that hold the same ones. All ranks make
+ * the same calls.
  *
  * betas 0.9 and 0.95, eps 1e-8. Weight decay acts on matrices; vectors (norms) and the embedding (also when it is the
  * tied head) have none.
@@ -20,20 +23,28 @@
 #define CHR_OPTIM_H
 
 #include "backend.h"
+#include "comm.h"
 #include "config.h"
 #include "err.h"
 
+struct optim_bucket {			/* neighbours of one layer and one set of ranks, none of them frozen */
+	int64_t off, n;			/* of the parameter array, padding included */
+	int64_t at;			/* where the moments of this rank's part begin */
+	int layer;			/* after whose backward pass its gradients are complete; -1: after all */
+	enum comm_set set;
+};
+
 struct optim {
 	const struct backend *be;
-	real *m, *v;			/* (own) first and second moments of what is not frozen, on the device: this rank's */
-	int64_t total, updates;		/* elements over all ranks; updates done so far */
-	int64_t *at;			/* (n of the parameters) where each one's moments begin of all; -1: frozen */
-	int64_t first, own;		/* the moments of this rank are first .. first + own of all */
-	int64_t *cut, *moment_cut;	/* (ranks + 1) where each rank's part of the parameters and of the moments begins */
-	real *scratch;			/* comm_scratch() reals; NULL: one rank */
-	real *whole;			/* moments of the largest parameter, on the way to a file; NULL: one rank */
+	real *m, *v;			/* first and second moments of this rank's parts of the buckets, on the device */
+	int64_t updates;		/* done so far */
 	double weight_decay;
-	int nruns;			/* of this rank's part: neighbours that share their weight decay go in one call */
+	int nbuckets, begun;		/* begun: sums of gradients under way, in the order of `bucket` */
+	struct optim_bucket *bucket;	/* the last layer first */
+	int *of;			/* (n of the parameters) bucket of each; -1: frozen */
+	real *scratch;			/* comm_scratch() reals; NULL: one rank */
+	real *whole;			/* the largest parameter, on the way to a file; NULL: one rank */
+	int nruns;			/* of this rank's parts: neighbours that share their weight decay go in one call */
 	struct optim_run { int64_t off, at, n; bool decay; } *run;
 };
 
@@ -45,16 +56,21 @@ int optim_open(struct optim *o, const struct params *ps, const bool *frozen, con
     double weight_decay, struct err *e);
 void optim_close(struct optim *o);
 
-/* Gradients of this rank's batch to those of all ranks' batches: the sum, for this rank's part; and, for files, all of it. */
-void optim_reduce(const struct optim *o, real *g);
+/* Gradients of this rank's batch to those of all ranks' batches: the sum, for this rank's parts. Nothing else may touch g from
+ * the first call to the end. And, for files, the whole sum. */
+void optim_reduce(struct optim *o, real *g, int layer);
+void optim_reduce_end(struct optim *o, real *g);
 void optim_collect(const struct optim *o, real *g);
 double optim_norm(const struct optim *o, const real *g);	/* L2 norm of all gradients; not finite if any is not */
 double optim_clip(double norm, double limit);		/* factor for the gradients; limit 0: none */
 
-/* Moments (o->m or o->v) of parameter i, whole, for rank 0; the others send their part. With one rank, where they are. */
-const real *optim_whole(const struct optim *o, const real *moments, const struct params *ps, int i);
-/* Takes this rank's part of n values, the moments of parameter i. */
-void optim_take(const struct optim *o, real *moments, int i, const real *whole, int64_t n);
+/* Moments (o->m or o->v) of parameter i, or its values in an array over parameters, whole, for rank 0; the others send their
+ * part. Where they are, or in o->whole. */
+const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps, int i);
+const real *optim_values(const struct optim *o, const real *w, const struct params *ps, int i);
+/* Takes this rank's part of the moments of parameter i. One rank: the place for all of them, to be filled instead. */
+void optim_take(const struct optim *o, real *moments, const struct params *ps, int i, const real *whole);
+real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i);
 
 /* One update of w with gradients g * grad_scale; counts it. */
 void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale);

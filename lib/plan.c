@@ -49,7 +49,7 @@ static int64_t checkpoint_bytes(const struct plan_run *r, const struct params *p
 		n += r->lora_rank > 0 ? 2 : 1;
 		largest = size > largest ? size : largest;
 	}
-	return ckpt_bytes(ps->total, n, largest, be);
+	return ckpt_bytes(n, largest, be);
 }
 
 void plan_run(struct mem_plan *p, const struct plan_run *r, const struct params *ps, const struct backend *be)

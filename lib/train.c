@@ -282,7 +282,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	}
 	if (t->o.lora_rank > 0)
 		lora_gradients(&t->lora, t->m.g);
-	optim_reduce(&t->opt, t->trained.g);
+	optim_reduce_end(&t->opt, t->trained.g);
 	metric_reduce(&t->now);
 	return 0;
 }
@@ -598,7 +598,7 @@ static int dump_gradients(struct train *t, struct err *e)
 	if (n == 0)
 		return err_set(e, EX_DATAERR, "no tokens to train on");
 	optim_collect(&t->opt, t->trained.g);
-	return comm_agree(comm_rank() == 0 ? ckpt_put_gradients(t->o.grad_dump, &t->trained, e) : 0, e);
+	return comm_agree(ckpt_put_gradients(t->o.grad_dump, &t->trained, &t->opt, e), e);
 }
 
 static int put_profile(struct train *t, struct err *e)

@@ -16,17 +16,18 @@
 enum { REDUCE, GATHER, SUM, KINDS };
 
 /* The fastest of several times. */
-static double seconds(int kind, real *x, const int64_t *cut, real *scratch)
+static double seconds(int kind, real *x, int64_t n)
 {
 	double t, best = 1e9, v[4] = {0};
 
 	for (int i = 0; i < ROUNDS; i++) {
 		comm_barrier();
 		t = progress_clock();
-		if (kind == REDUCE)
-			comm_reduce_scatter(x, cut, scratch);
-		else if (kind == GATHER)
-			comm_allgather(x, cut, scratch);
+		if (kind == REDUCE) {
+			comm_reduce_begin(x, n, COMM_ALL);
+			comm_reduce_end();
+		} else if (kind == GATHER)
+			comm_allgather(x, n, COMM_ALL);
 		else
 			comm_sum(v, 4);
 		t = progress_clock() - t;
@@ -39,7 +40,7 @@ static double seconds(int kind, real *x, const int64_t *cut, real *scratch)
 int main(int argc, char **argv)
 {
 	static const char *const name[] = { "gradients", "weights", "small sum" };
-	int64_t n = (argc > 1 ? atoi(argv[1]) : 16) * (int64_t)1000000, *cut;
+	int64_t n = (argc > 1 ? atoi(argv[1]) : 16) * (int64_t)1000000;
 	struct err e = {0};
 	real *x, *scratch;
 	int ranks;
@@ -48,24 +49,20 @@ int main(int argc, char **argv)
 	if (comm_open(&e) < 0)
 		err_exit(&e);
 	ranks = comm_size();
-	cut = malloc(((size_t)ranks + 1) * sizeof *cut);
-	x = malloc((size_t)n * sizeof *x);
-	scratch = malloc((size_t)comm_scratch() * sizeof *scratch + 1);
-	if (cut == NULL || x == NULL || scratch == NULL)
+	x = calloc((size_t)n, sizeof *x);
+	scratch = calloc((size_t)comm_scratch() + 1, sizeof *scratch);
+	if (x == NULL || scratch == NULL)
 		err_die(EX_OSERR, "out of memory");
-	for (int r = 0; r <= ranks; r++)
-		cut[r] = n * r / ranks;
-	memset(x, 0, (size_t)n * sizeof *x);
-	memset(scratch, 0, (size_t)comm_scratch() * sizeof *scratch);
+	comm_reduce_open(scratch, 1);
 	for (int kind = 0; kind < KINDS && ranks > 1; kind++) {
-		double s = seconds(kind, x, cut, scratch), bytes = kind == SUM ? 0 : (double)(n * (ranks - 1) / ranks) * sizeof *x;
+		double s = seconds(kind, x, n), bytes = kind == SUM ? 0 : (double)(n * (ranks - 1) / ranks) * sizeof *x;
 
 		printf("ranks: %d of %lld M parameters, %-9s %9.3f ms  %6.2f GB/s a rank\n", ranks, (long long)(n / 1000000),
 		    name[kind], s * 1e3, bytes / s / 1e9);
 	}
 	if (ranks == 1)
 		printf("ranks: one has nobody to exchange with; mpirun -n 2 %s\n", argv[0]);
-	free(cut);
+	comm_reduce_close();
 	free(x);
 	free(scratch);
 	return comm_close(0, &e);
