@@ -237,7 +237,7 @@ static void close_run(void)
 const struct stage *grpo_stage(void)
 {
 	static struct stage stage = { .name = "grpo", .source = &grpo_source, .loss = loss, .metrics = metrics, .units = units,
-	    .settings = settings, .no_noise = true, .plan = plan, .open = open_run, .close = close_run };
+	    .settings = settings, .no_noise = true, .generates = true, .plan = plan, .open = open_run, .close = close_run };
 	struct grpo_flags *f = &grpo_flags;
 	const char *why;
 

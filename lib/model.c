@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm.h"
 #include "model_int.h"
 #include "rng.h"
 
@@ -59,7 +60,7 @@ static void layout_attn(struct carve *x, struct layer_act *a, const struct confi
 	a->lse = take_real(x, "attention", R * H);
 }
 
-static void layout_mlp(struct carve *x, struct layer_act *a, const struct config *c, int l, int64_t R)
+static void layout_mlp(struct carve *x, struct layer_act *a, const struct config *c, int l, int64_t R, bool divided)
 {
 	int64_t K = c->num_experts_per_tok, F = c->moe_intermediate_size, S = c->num_shared_experts;
 
@@ -75,15 +76,17 @@ static void layout_mlp(struct carve *x, struct layer_act *a, const struct config
 	a->miss = take(x, "router", (size_t)(R * K), sizeof(int32_t));
 	a->miss_row = take(x, "router", (size_t)(R * K), sizeof(int32_t));
 	a->first = take(x, "router", (size_t)c->num_experts + 1, sizeof(int32_t));
-	a->eg = take_real(x, "experts", R * K * F);
-	a->eu = take_real(x, "experts", R * K * F);
+	if (!divided) {
+		a->eg = take_real(x, "experts", R * K * F);
+		a->eu = take_real(x, "experts", R * K * F);
+	}
 	a->sg = take_real(x, "shared experts", S * R * F);
 	a->su = take_real(x, "shared experts", S * R * F);
 	a->shared = take_real(x, "shared experts", S ? R * c->hidden_size : 0);
 	a->scoef = take_real(x, "shared experts", R);
 }
 
-static void layout_layer(struct carve *x, struct layer_act *a, const struct config *c, int l, int64_t R)
+static void layout_layer(struct carve *x, struct layer_act *a, const struct config *c, int l, int64_t R, bool divided)
 {
 	int64_t D = c->hidden_size;
 
@@ -94,17 +97,18 @@ static void layout_layer(struct carve *x, struct layer_act *a, const struct conf
 	a->rstd1 = take_real(x, "norms", R);
 	a->rstd2 = take_real(x, "norms", R);
 	layout_attn(x, a, c, l, R);
-	layout_mlp(x, a, c, l, R);
+	layout_mlp(x, a, c, l, R, divided);
 }
 
 /* Forward only, or computed again: every layer works in the same buffers, each part laid out once per kind. Inputs of
  * layers are kept apart if they are to be computed again. */
-static void layout_shared_layers(struct carve *x, struct layer_act *a, const struct config *c, int64_t R, bool keep_inputs)
+static void layout_shared_layers(struct carve *x, struct layer_act *a, const struct config *c, int64_t R, bool keep_inputs,
+    bool divided)
 {
 	bool have_attn[2] = { false, false }, have_mlp[2] = { false, false };
 	int first_attn[2] = { 0, 0 }, first_mlp[2] = { 0, 0 };
 
-	layout_layer(x, &a[0], c, 0, R);
+	layout_layer(x, &a[0], c, 0, R, divided);
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		int t = c->layer_type[l] == LAYER_MLA, s = c->sparse[l];
 		struct layer_act *b = &a[l];
@@ -123,7 +127,7 @@ static void layout_shared_layers(struct carve *x, struct layer_act *a, const str
 				b->lse = f->lse;
 			}
 			if (!have_mlp[s])
-				layout_mlp(x, b, c, l, R);
+				layout_mlp(x, b, c, l, R, divided);
 			else {
 				struct layer_act *f = &a[first_mlp[s]];
 
@@ -161,6 +165,38 @@ static void layout_outputs(struct carve *x, struct model *m, const struct model_
 	}
 }
 
+/* Experts of a rank get as many rows as it has itself, on average. */
+static void layout_dispatch(struct carve *x, struct dispatch *d, const struct model_opt *o, const struct config *c, int64_t R)
+{
+	int64_t room = R * c->num_experts_per_tok * 5 / 4 + 1, D = c->hidden_size, F = c->moe_intermediate_size;
+	size_t n = (size_t)o->divided, E = (size_t)c->num_experts;
+
+	d->n = 1;
+	if (o->divided <= 1)
+		return;
+	d->n = o->divided;
+	d->place = comm_place(COMM_GROUP, comm_rank());
+	d->room = (int)room;
+	d->count = take(x, "dispatch to experts", n * E, sizeof *d->count);
+	d->none = take(x, "dispatch to experts", E + 1, sizeof *d->none);
+	d->first = take(x, "dispatch to experts", E + 1, sizeof *d->first);
+	d->sort = take(x, "dispatch to experts", (size_t)room, sizeof *d->sort);
+	d->unsort = take(x, "dispatch to experts", (size_t)room, sizeof *d->unsort);
+	d->out_at = take(x, "dispatch to experts", n, sizeof *d->out_at);
+	d->out_n = take(x, "dispatch to experts", n, sizeof *d->out_n);
+	d->in_at = take(x, "dispatch to experts", n, sizeof *d->in_at);
+	d->in_n = take(x, "dispatch to experts", n, sizeof *d->in_n);
+	d->raw = take_real(x, "dispatch to experts", room * D);
+	d->x = take_real(x, "dispatch to experts", room * D);
+	d->y = take_real(x, "dispatch to experts", room * D);
+	d->g = take_real(x, "dispatch to experts", room * F);
+	d->u = take_real(x, "dispatch to experts", room * F);
+	if (o->train) {
+		d->w = take_real(x, "dispatch to experts", room);
+		d->dw = take_real(x, "dispatch to experts", room);
+	}
+}
+
 static void layout_scratch(struct carve *x, struct model *m, const struct model_opt *o, int64_t R)
 {
 	struct model_act *a = m->act;
@@ -168,8 +204,12 @@ static void layout_scratch(struct carve *x, struct model *m, const struct model_
 	int64_t D = c->hidden_size, K = c->num_experts_per_tok, F = c->moe_intermediate_size;
 	int64_t wide = max64(max64((int64_t)c->num_attention_heads * c->head_dim, D),
 	    max64(c->kv_latent_dim, c->num_experts));
-	int64_t inner = max64(max64(R * K * F, c->num_shared_experts * R * F), R * c->intermediate_size);
+	int64_t slots, inner;
 	bool sparse = c->num_sparse > 0;
+
+	layout_dispatch(x, &a->dispatch, o, c, R);
+	slots = max64(R * K, a->dispatch.room);
+	inner = max64(max64(slots * F, c->num_shared_experts * R * F), R * c->intermediate_size);
 
 	a->xlast = take_real(x, "residual stream", R * D);
 	a->rlast = take_real(x, "norms", R);
@@ -180,7 +220,7 @@ static void layout_scratch(struct carve *x, struct model *m, const struct model_
 	a->tok = take(x, "batch", (size_t)R, 4);
 	a->pos = take(x, "batch", (size_t)R, 4);
 	a->doc = take(x, "batch", (size_t)R, 4);
-	a->iota = take(x, "batch", (size_t)(R * max64(K, 1)), 4);
+	a->iota = take(x, "batch", (size_t)max64(slots, R), 4);
 	a->hid = take(x, "router", (size_t)(R * K), 4);
 	a->hslot = take(x, "router", (size_t)(R * K), 4);
 	a->horder = take(x, "router", (size_t)(R * K), 4);
@@ -209,6 +249,7 @@ static void layout_scratch(struct carve *x, struct model *m, const struct model_
 	a->dh = take_real(x, "gradient scratch", R * D);
 	a->dn = take_real(x, "gradient scratch", R * D);
 	a->dw = take_real(x, "gradient scratch", R * K);
+	a->wslot = take_real(x, "gradient scratch", R * K);
 	a->dwslot = take_real(x, "gradient scratch", R * K);
 	a->drow = take_real(x, "gradient scratch", R);
 }
@@ -226,9 +267,9 @@ static void layout(struct carve *x, struct model *m, const struct model_opt *o)
 	layout_scratch(x, m, o, R);
 	if (o->train && !o->recompute)
 		for (int l = 0; l < c->num_hidden_layers; l++)
-			layout_layer(x, &m->act->layer[l], c, l, R);
+			layout_layer(x, &m->act->layer[l], c, l, R, o->divided > 1);
 	else
-		layout_shared_layers(x, m->act->layer, c, R, o->train);
+		layout_shared_layers(x, m->act->layer, c, R, o->train, o->divided > 1);
 }
 
 static int head_rows(const struct config *c, const struct model_opt *o)
@@ -261,13 +302,19 @@ static void act_close(struct model *m)
 	m->act = NULL;
 }
 
+static int build_params(struct params *ps, const struct config *c, const struct model_opt *o, struct err *e)
+{
+	return params_build(ps, c, e) < 0 ? -1 : params_divide(ps, o->divided > 1 ? o->divided : 1,
+	    comm_place(COMM_GROUP, comm_rank()), e);
+}
+
 void model_plan(struct mem_plan *p, const struct config *c, const struct model_opt *o)
 {
 	struct model m = { .cfg = *c };
 	struct carve x = { .plan = p };
 	struct err e = { 0 };
 
-	if (params_build(&m.par, c, &e) < 0)
+	if (build_params(&m.par, c, o, &e) < 0)
 		err_exit(&e);	/* a checked config has parameters: only memory can fail */
 	if (act_open(&m, o) < 0)
 		err_die(EX_OSERR, "out of memory");
@@ -281,7 +328,7 @@ static void tables(struct model *m)
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
 	real *t = malloc((size_t)a->max_t * 2 * (size_t)c->head_dim * sizeof(real));
-	int niota = a->max_r * (c->num_experts_per_tok > 1 ? c->num_experts_per_tok : 1);
+	int niota = (int)max64(a->dispatch.room, a->max_r * max64(c->num_experts_per_tok, 1));
 	int32_t *iota = malloc((size_t)niota * sizeof(*iota));
 
 	if (!t || !iota)
@@ -319,7 +366,7 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 		return err_set(e, EX_USAGE, "batch of %d sequences of %d tokens is too large", o->max_b, o->max_t);
 	if (c->head_dim > MAX_HEAD_DIM)
 		return err_set(e, EX_DATAERR, "head_dim %d is above %d", c->head_dim, MAX_HEAD_DIM);
-	if (params_build(&m->par, c, e) < 0)
+	if (build_params(&m->par, c, o, e) < 0)
 		return -1;
 	if (act_open(m, o) < 0)
 		return err_set(e, EX_OSERR, "out of memory");
@@ -368,7 +415,8 @@ void model_init_weights(struct model *m, uint64_t seed)
 	if ((buf = malloc((size_t)most * sizeof(real))) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	for (int i = 0; i < m->par.n; i++)
-		init_param(m, i, seed, buf);
+		if (params_here(&m->par, &m->par.p[i]))
+			init_param(m, i, seed, buf);
 	free(buf);
 }
 
@@ -420,6 +468,7 @@ void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gem
 void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
 	count_flop(m, jobs, n);
+	comm_poll();
 	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(kind, jobs, n);
 }
 
@@ -503,12 +552,25 @@ static void embedding_noise(struct model *m, const struct batch *b, double alpha
 	m->be->noise(a->layer[0].x, a->drow, a->R, D, model_key(m, 0, 4));
 }
 
+/* The experts of this rank for others' rows, in the layers from first to last. */
+static void idle_forward(struct model *m)
+{
+	m->act->R = 0;
+	for (int l = 0; m->act->dispatch.n > 1 && l < m->cfg.num_hidden_layers; l++)
+		if (m->cfg.sparse[l])
+			model_dispatch_forward(m, l, m->act->dispatch.none);
+}
+
 void model_forward(struct model *m, const struct batch *b, const struct forward_opt *o)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
 	int D = c->hidden_size, L = c->num_hidden_layers;
 
+	if (b->B == 0) {
+		idle_forward(m);
+		return;
+	}
 	profile_begin(m->profile, PROFILE_EMBED);
 	load_batch(m, b);
 	a->fo = *o;
@@ -544,25 +606,60 @@ static void layer_again(struct model *m, int l)
 	m->moved = moved;
 }
 
+/* Layer l and those after it have been gone back through. A router may be foreseen from the sparse layer before its own, and
+ * its gradient is complete only then. *next: the last layer that was told to be complete. */
+static void tell_complete(struct model *m, int l, int *next)
+{
+	const struct config *c = &m->cfg;
+
+	while (*next > l) {
+		int before = *next - 2;
+
+		while (before >= l && !c->sparse[before])
+			before--;
+		if (m->ahead && c->sparse[*next - 1] && before < l && l > 0)
+			break;
+		m->complete(m->complete_ctx, --*next);
+	}
+}
+
+static void layer_back(struct model *m, int l)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+
+	if (m->recompute && l < c->num_hidden_layers - 1)
+		layer_again(m, l);
+	profile_begin(m->profile, PROFILE_LOOK);
+	if (l == 0 && c->lookahead_steps > 0)
+		model_look_back(m, c->num_hidden_layers > 1 ? a->layer[1].x : a->xlast);
+	model_mlp_back(m, l);
+	model_attn_back(m, l);
+}
+
 void model_backward(struct model *m, const struct batch *b)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
-	int D = c->hidden_size;
+	int D = c->hidden_size, complete = c->num_hidden_layers;
+	bool idle = b->B == 0;
 
-	(void)b;
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast, model_w(m, P_NORM, -1, -1), a->rlast,
-	    a->R, D, false);
+	if (!idle)
+		m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast, model_w(m, P_NORM, -1, -1), a->rlast,
+		    a->R, D, false);
+	if (m->complete)
+		m->complete(m->complete_ctx, complete);
 	for (int l = c->num_hidden_layers - 1; l >= 0; l--) {
-		if (m->recompute && l < c->num_hidden_layers - 1)
-			layer_again(m, l);
-		profile_begin(m->profile, PROFILE_LOOK);
-		if (l == 0 && c->lookahead_steps > 0)
-			model_look_back(m, c->num_hidden_layers > 1 ? a->layer[1].x : a->xlast);
-		model_mlp_back(m, l);
-		model_attn_back(m, l);
+		if (!idle)
+			layer_back(m, l);
+		else if (a->dispatch.n > 1 && c->sparse[l])
+			model_dispatch_back(m, l, a->dispatch.none);
+		if (m->complete)
+			tell_complete(m, l, &complete);
 	}
+	if (idle)
+		return;
 	profile_begin(m->profile, PROFILE_EMBED);
 	if (a->fo.train && c->dropout > 0)
 		m->be->dropout(a->dh, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));

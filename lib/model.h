@@ -35,6 +35,7 @@ struct model_opt {
 	bool train;		/* gradients and saved activations; else forward only */
 	bool bf16;		/* matrix products of BF16 values, sums and all else in FP32 */
 	bool recompute;		/* train: keep the input of each layer only, and compute the rest again in backward: same bytes */
+	int divided;		/* routed experts over groups of so many ranks (comm_divide); 0 or 1: all are here */
 	int head_rows;		/* logits rows held at a time; 0 = default */
 };
 
@@ -56,6 +57,10 @@ struct model {
 	bool bf16;		/* as opened */
 	bool recompute;
 	struct profile *profile;	/* the owner's, or NULL: times the parts of a step */
+	/* Called in model_backward when the gradients of layers from this one on are complete (head and last norm first, as
+	 * the layer after the last), the highest first. NULL: no. */
+	void (*complete)(void *ctx, int layer);
+	void *complete_ctx;
 	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for training */
 
 	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers only */
@@ -80,6 +85,7 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 void model_close(struct model *m);
 void model_init_weights(struct model *m, uint64_t seed);
 
+/* A rank that has no rows in this pass calls both with an empty batch (B 0): where experts are divided it has those of others. */
 void model_forward(struct model *m, const struct batch *b, const struct forward_opt *o);
 
 /* Log-probs of the targets into logp (R; host), logits computed in chunks and never held whole. coef NULL: forward

@@ -24,9 +24,33 @@ struct layer_act {
 	int32_t *first;		/* host (E+1): slots of expert e are first[e]..first[e+1]-1 */
 	int32_t *miss, *miss_row;	/* (R, K) own index, and row, where the expert is missing, else -1 */
 	bool any_miss;
-	real *eg, *eu;		/* (R*K, F) gate and up projections in slot order */
+	real *eg, *eu;		/* (R*K, F) gate and up projections in slot order; NULL where experts are divided */
 	real *sg, *su;		/* (S, R, F) of shared experts, or (R, I) of a dense MLP */
 	real *shared, *scoef;	/* (R, D) mean of shared experts; (R) how often it is added */
+};
+
+/* Rows of routed experts, those of each together, experts in order. */
+struct rows {
+	const int32_t *first;	/* host (E+1): rows of expert e are first[e]..first[e+1]-1 */
+	const real *x;		/* (n, D) inputs */
+	real *g, *u;		/* (n, F) gate and up projections */
+	real *y;		/* (n, D) outputs; backward: their gradients in, those of the inputs out */
+	const real *w;		/* (n) backward: routing weights */
+	real *dw;		/* (n) and their gradients out */
+};
+
+/* Rows on their way between the ranks of a group, of which each has some of the experts (model_dispatch.c). Host memory. */
+struct dispatch {
+	int n, place;		/* ranks of the group, this one; n 1: every expert is here, and nothing below */
+	int room;		/* rows that this rank's experts take at a time */
+	int32_t *count;		/* (n, E) rows that each rank has for each expert */
+	int32_t *none;		/* (E+1) zeros: first of a rank that has no rows */
+	int32_t *first;		/* (E+1) of the rows at hand */
+	int32_t *sort, *unsort;	/* (room) row i by experts is row sort[i] as they came */
+	int *out_at, *out_n, *in_at, *in_n;	/* (n) as in struct comm_rows */
+	real *raw, *x, *y;	/* (room, D) as they came; by experts */
+	real *g, *u;		/* (room, F) */
+	real *w, *dw;		/* (room) */
 };
 
 struct model_act {
@@ -36,7 +60,7 @@ struct model_act {
 	real *xlast, *rlast;	/* (R, D) input of the final norm, (R) */
 	real *look_a, *look_h;	/* (R, D/4) before and after SiLU */
 	int32_t *pos;		/* (R) */
-	int32_t *iota;		/* (R*K) 0, 1, 2, ... */
+	int32_t *iota;		/* (R*K, or room of dispatch) 0, 1, 2, ... */
 	uint32_t *tok;		/* (R) */
 	int32_t *doc;		/* (R) */
 	int32_t *hid, *hslot, *horder, *hmiss;	/* host copies while slots are built */
@@ -47,10 +71,11 @@ struct model_act {
 	real *ones;		/* (head_rows) */
 	real *t1, *t2, *t3, *t4, *t5, *t6;	/* (R, widest of D, H*d, C, E) */
 	real *xs, *ys;		/* (R*K, D) */
-	real *a1, *a2, *a3, *a4;	/* (slots or S*R, F) or (R, I) */
+	real *a1, *a2, *a3, *a4;	/* (slots, room of dispatch or S*R, F) or (R, I) */
 	real *dh, *dn;		/* (R, D) gradients of the stream and of a norm's output */
-	real *dw, *dwslot, *drow;	/* (R, K), (R*K), (R) */
+	real *dw, *wslot, *dwslot, *drow;	/* (R, K), (R*K), (R*K), (R) */
 	struct gemm_job *jobs;
+	struct dispatch dispatch;
 	struct forward_opt fo;
 };
 
@@ -81,6 +106,14 @@ void model_attn_forward(struct model *m, int l);	/* x -> mid */
 void model_attn_back(struct model *m, int l);		/* dh: of mid -> of x */
 void model_mlp_forward(struct model *m, int l, real *out);	/* mid -> out; NULL: only what backward needs */
 void model_mlp_back(struct model *m, int l);		/* dh: of out -> of mid */
+/* x -> g, u and, unless it is NULL, y */
+void model_experts_forward(struct model *m, int l, const struct rows *s);
+void model_experts_back(struct model *m, int l, const struct rows *s);
+/* The same for the rows in a->xs, in slot order as `first` says, through whichever rank has their experts: xs -> ys; and
+ * xs, ys, wslot -> ys, dwslot. All ranks of the group call them, in the same order, those without rows too. */
+void model_dispatch_forward(struct model *m, int l, const int32_t *first);
+void model_dispatch_back(struct model *m, int l, const int32_t *first);
+
 void model_look_forward(struct model *m, const real *h);
 void model_look_back(struct model *m, const real *h);	/* adds to dh */
 

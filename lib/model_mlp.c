@@ -185,37 +185,45 @@ static void route(struct model *m, int l, struct layer_act *x)
 
 /* ---- forward ---- */
 
-static void experts_up(struct model *m, int l, struct layer_act *x)
+static void experts_up(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
 
 	for (int e = 0; e < E; e++) {
-		struct ffn f = ffn_w(m, P_EXP_GATE, l, e);
-		int64_t at = x->first[e], rows = x->first[e + 1] - at;
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
+		struct ffn f;
 
 		if (rows == 0)
 			continue;
-		a->jobs[n++] = (struct gemm_job){ x->eg + at * F, F, a->xs + at * D, D, f.gate, D, DT_REAL, rows, F, D, 0 };
-		a->jobs[n++] = (struct gemm_job){ x->eu + at * F, F, a->xs + at * D, D, f.up, D, DT_REAL, rows, F, D, 0 };
+		f = ffn_w(m, P_EXP_GATE, l, e);
+		a->jobs[n++] = (struct gemm_job){ s->g + at * F, F, s->x + at * D, D, f.gate, D, DT_REAL, rows, F, D, 0 };
+		a->jobs[n++] = (struct gemm_job){ s->u + at * F, F, s->x + at * D, D, f.up, D, DT_REAL, rows, F, D, 0 };
 	}
 	model_gemm(m, GEMM_NT, a->jobs, n);
 }
 
-static void experts_down(struct model *m, int l, struct layer_act *x)
+static void experts_down(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
 
-	m->be->swiglu(a->a1, x->eg, x->eu, (int64_t)x->first[E] * F);
+	m->be->swiglu(a->a1, s->g, s->u, (int64_t)s->first[E] * F);
 	for (int e = 0; e < E; e++) {
-		int64_t at = x->first[e], rows = x->first[e + 1] - at;
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
 		if (rows > 0)
-			a->jobs[n++] = (struct gemm_job){ a->ys + at * D, D, a->a1 + at * F, F,
+			a->jobs[n++] = (struct gemm_job){ s->y + at * D, D, a->a1 + at * F, F,
 				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, D, F, 0 };
 	}
 	model_gemm(m, GEMM_NT, a->jobs, n);
+}
+
+void model_experts_forward(struct model *m, int l, const struct rows *s)
+{
+	experts_up(m, l, s);
+	if (s->y)
+		experts_down(m, l, s);
 }
 
 static void shared_forward(struct model *m, int l, struct layer_act *x, real *out)
@@ -245,12 +253,14 @@ static void moe_forward(struct model *m, int l, real *out)
 	profile_begin(m->profile, PROFILE_SORT);
 	m->be->gather(a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
 	profile_begin(m->profile, PROFILE_EXPERTS);
-	experts_up(m, l, x);
-	if (out) {
-		experts_down(m, l, x);
-		profile_begin(m->profile, PROFILE_SORT);
+	if (a->dispatch.n == 1)
+		model_experts_forward(m, l, &(struct rows){ .first = x->first, .x = a->xs, .g = x->eg, .u = x->eu,
+		    .y = out ? a->ys : NULL });
+	else if (out)
+		model_dispatch_forward(m, l, x->first);
+	profile_begin(m->profile, PROFILE_SORT);
+	if (out)
 		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
-	}
 	profile_begin(m->profile, PROFILE_DENSE);
 	shared_forward(m, l, x, out);
 }
@@ -276,70 +286,89 @@ void model_mlp_forward(struct model *m, int l, real *out)
 
 /* dA = dy W_down per expert (unscaled), from which come both the gradient of the routing weight, dA . act, and, times
  * that weight, the gradient of act: so expert outputs need not be kept. */
-static void experts_back_down(struct model *m, int l, struct layer_act *x)
+static void experts_back_down(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
-	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, K = m->cfg.num_experts_per_tok;
-	int64_t slots = x->first[E];
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	int64_t slots = s->first[E];
 	int n = 0;
 
-	m->be->swiglu(a->a1, x->eg, x->eu, slots * F);
+	m->be->swiglu(a->a1, s->g, s->u, slots * F);
 	for (int e = 0; e < E; e++) {
-		int64_t at = x->first[e], rows = x->first[e + 1] - at;
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
 		if (rows > 0)
-			a->jobs[n++] = (struct gemm_job){ a->a2 + at * F, F, a->ys + at * D, D,
+			a->jobs[n++] = (struct gemm_job){ a->a2 + at * F, F, s->y + at * D, D,
 				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, F, D, 0 };
 	}
 	model_gemm(m, GEMM_NN, a->jobs, n);
-	m->be->dot_rows(a->dwslot, a->a2, a->iota, a->a1, a->iota, slots, F);
-	m->be->zero(a->dw, (size_t)(a->R * K) * sizeof(real));
-	m->be->combine(a->dw, a->dwslot, x->slot, NULL, (int64_t)a->R * K, 1, 1);
-	m->be->gather(a->dwslot, x->weights, x->order, slots, 1);	/* routing weight of each slot */
-	m->be->scale_rows(a->a2, a->dwslot, slots, F);
-	m->be->scale_rows(a->a1, a->dwslot, slots, F);
+	m->be->dot_rows(s->dw, a->a2, a->iota, a->a1, a->iota, slots, F);
+	m->be->scale_rows(a->a2, s->w, slots, F);
+	m->be->scale_rows(a->a1, s->w, slots, F);
 	n = 0;
 	for (int e = 0; e < E; e++) {
-		int64_t at = x->first[e], rows = x->first[e + 1] - at;
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
 		if (rows > 0)
-			a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_DOWN, l, e), F, a->ys + at * D, D, a->a1 + at * F, F,
+			a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_DOWN, l, e), F, s->y + at * D, D, a->a1 + at * F, F,
 				DT_REAL, D, F, rows, 1 };
 	}
 	model_gemm(m, GEMM_TN, a->jobs, n);
 }
 
-/* Through gate and up: weight gradients, then dx in slot order into ys. */
-static void experts_back_up(struct model *m, int l, struct layer_act *x)
+/* Through gate and up: weight gradients, then dx into y. */
+static void experts_back_up(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
 
-	m->be->swiglu_back(a->a3, a->a4, a->a2, x->eg, x->eu, (int64_t)x->first[E] * F);
-	profile_begin(m->profile, PROFILE_SORT);
-	m->be->gather(a->xs, x->n2, x->rows, x->first[E], D);
-	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
+	m->be->swiglu_back(a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F);
 	for (int pass = 0; pass < 3; pass++) {
 		int n = 0;
 
 		for (int e = 0; e < E; e++) {
-			int64_t at = x->first[e], rows = x->first[e + 1] - at;
-			const real *dg = a->a3 + at * F, *du = a->a4 + at * F, *in = a->xs + at * D;
-			struct ffn f = ffn_w(m, P_EXP_GATE, l, e);
+			int64_t at = s->first[e], rows = s->first[e + 1] - at;
+			const real *dg = a->a3 + at * F, *du = a->a4 + at * F, *in = s->x + at * D;
+			struct ffn f;
 
 			if (rows == 0)
 				continue;
+			f = ffn_w(m, P_EXP_GATE, l, e);
 			if (pass == 0) {
 				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_GATE, l, e), D, dg, F, in, D, DT_REAL, F, D, rows, 1 };
 				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_UP, l, e), D, du, F, in, D, DT_REAL, F, D, rows, 1 };
 			} else
-				a->jobs[n++] = (struct gemm_job){ a->ys + at * D, D, pass == 1 ? dg : du, F,
+				a->jobs[n++] = (struct gemm_job){ s->y + at * D, D, pass == 1 ? dg : du, F,
 					pass == 1 ? f.gate : f.up, D, DT_REAL, rows, D, F, pass == 2 };
 		}
 		model_gemm(m, pass == 0 ? GEMM_TN : GEMM_NN, a->jobs, n);
 	}
+}
+
+void model_experts_back(struct model *m, int l, const struct rows *s)
+{
+	experts_back_down(m, l, s);
+	experts_back_up(m, l, s);
+}
+
+static void experts_back(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int D = m->cfg.hidden_size, K = m->cfg.num_experts_per_tok;
+	int64_t slots = x->first[m->cfg.num_experts];
+
+	m->be->gather(a->ys, a->dh, x->rows, slots, D);
+	m->be->gather(a->xs, x->n2, x->rows, slots, D);
+	m->be->gather(a->wslot, x->weights, x->order, slots, 1);
+	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
+	if (a->dispatch.n == 1)
+		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->eg, x->eu, a->ys, a->wslot, a->dwslot });
+	else
+		model_dispatch_back(m, l, x->first);
 	profile_begin(m->profile, PROFILE_SORT);
-	m->be->combine(a->dn, a->ys, x->slot, NULL, a->R, m->cfg.num_experts_per_tok, D);
+	m->be->zero(a->dw, (size_t)(a->R * K) * sizeof(real));
+	m->be->combine(a->dw, a->dwslot, x->slot, NULL, (int64_t)a->R * K, 1, 1);
+	m->be->combine(a->dn, a->ys, x->slot, NULL, a->R, K, D);
 }
 
 static void shared_back(struct model *m, int l, struct layer_act *x)
@@ -387,10 +416,7 @@ void model_mlp_back(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_SORT);
 	m->be->zero(a->dn, (size_t)a->R * (size_t)D * sizeof(real));
 	if (c->sparse[l]) {
-		m->be->gather(a->ys, a->dh, x->rows, x->first[c->num_experts], D);
-		profile_begin(m->profile, PROFILE_EXPERTS_BACK);
-		experts_back_down(m, l, x);
-		experts_back_up(m, l, x);
+		experts_back(m, l, x);
 		profile_begin(m->profile, PROFILE_DENSE_BACK);
 		shared_back(m, l, x);
 		profile_begin(m->profile, PROFILE_ROUTER);

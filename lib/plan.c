@@ -54,8 +54,9 @@ static int64_t checkpoint_bytes(const struct plan_run *r, const struct params *p
 
 void plan_run(struct mem_plan *p, const struct plan_run *r, const struct params *ps, const struct backend *be)
 {
-	const struct model_opt train = { .max_b = r->batch * r->group, .max_t = r->seq, .train = true, .recompute = r->recompute };
-	const struct model_opt frozen = { .max_b = r->batch * r->group, .max_t = r->seq };
+	const struct model_opt train = { .max_b = r->batch * r->group, .max_t = r->seq, .train = true, .recompute = r->recompute,
+	    .divided = r->divided };
+	const struct model_opt frozen = { .max_b = r->batch * r->group, .max_t = r->seq, .divided = r->divided };
 
 	model_plan(p, r->cfg, &train);
 	if (r->ref)

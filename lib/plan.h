@@ -21,6 +21,7 @@ struct plan_run {
 	size_t extra;		/* bytes of struct micro's extra for an item */
 	bool ref;		/* holds the frozen starting model as well */
 	bool recompute;		/* as of model_opt */
+	int divided;		/* the same */
 	int lora_rank;		/* 0: the model itself is trained */
 	const bool *picked;	/* (parameters) that get an adapter or, without one, stay as they are; NULL: none */
 };

@@ -13,6 +13,7 @@ static const char *const part_name[PROFILE_PARTS] = {
 	[PROFILE_SORT] = "to and from experts", [PROFILE_EXPERTS] = "experts", [PROFILE_EXPERTS_BACK] = "experts, backward",
 	[PROFILE_DENSE] = "shared and dense", [PROFILE_DENSE_BACK] = "shared and dense, backward",
 	[PROFILE_LOOK] = "lookahead", [PROFILE_HEAD] = "head", [PROFILE_LOSS] = "losses", [PROFILE_OPTIM] = "optimizer",
+	[PROFILE_EXCHANGE] = "exchange with other ranks",
 	[PROFILE_OTHER] = "other",
 };
 

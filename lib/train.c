@@ -16,7 +16,7 @@
 struct train_opt train_flags = {
 	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01, .batch = 8,
 	.accum = 1, .seq = 512, .shard_size = (int64_t)4 << 30, .keep = 2, .shuffle = true,
-	.guard_warn = 85, .guard_stop = 95,
+	.guard_warn = 85, .guard_stop = 95, .expert_parallel = 1,
 	.data_ram = (int64_t)1 << 30,
 };
 
@@ -107,6 +107,8 @@ const struct opt train_opts[] = {
 	    "values that matrix products multiply; weights, sums and all else are f32" },
 	{ 0, "recompute", OPT_FLAG, &train_flags.recompute, 0, 0, NULL,
 	    "compute activations again instead of keeping them: less memory, same bytes" },
+	{ 0, "expert-parallel", OPT_INT, &train_flags.expert_parallel, 1, 65536, "N",
+	    "divide the experts over groups of N of the ranks; 1: every rank has all" },
 	{ 'B', "backend", OPT_STR, &train_flags.backend, 0, 0, "NAME", "where to compute" },
 	{ 0, "ram", OPT_BYTES, &train_flags.ram, 0, 0, "BYTES",
 	    "refuse a plan above this; 0: no limit" },
@@ -125,12 +127,12 @@ const struct opt train_opts[] = {
 /* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet", "profile",
-	"recompute", "guard", "guard-warn", "guard-stop",
+	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet", "profile",
-	"recompute", "guard", "guard-warn", "guard-stop",
+	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
 
@@ -214,7 +216,7 @@ static struct route_in route_view(const struct train *t, const struct micro *mb,
 	};
 }
 
-/* Forward, losses and, when training, backward of one micro-batch of `all`; this rank's part of the sums goes to t->now. */
+/* Forward and losses of one micro-batch of `all`; this rank's part of the sums goes to t->now. */
 static void run_micro(struct train *t, const struct micro *mb, int64_t number, const struct tally *all, bool train,
     bool count)
 {
@@ -228,21 +230,17 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
 	struct route_terms terms = {0};
 	struct route_in route;
 	double base = 0, extra = 0;
-	bool some = mb->b.B > 0;
 
-	if (some && t->has_ref)
+	if (t->has_ref)
 		model_forward(&t->ref, &mb->b, &plain);
-	if (some)
-		model_forward(&t->m, &mb->b, &fo);
+	model_forward(&t->m, &mb->b, &fo);
 	profile_begin(t->m.profile, PROFILE_LOSS);
-	if (some)
+	if (mb->b.B > 0)
 		base = t->s->loss(&in);
 	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
 		extra = route_loss(&route, &t->lambda, &t->load, &terms, train ? t->m.dprobs : NULL,
 		    train ? t->m.dlook : NULL, train ? t->m.dahead : NULL, &t->scratch);
-	if (some && train)
-		model_backward(&t->m, &mb->b);
 	metric_add(&t->now, base, extra, &terms, (double)mb->all.tokens);
 	if (count && t->cfg.num_sparse > 0) {
 		route_stats_add(&t->now.stats, &route);
@@ -255,6 +253,14 @@ static void clear_step(struct train *t)
 	metric_clear(&t->now);
 	memset(t->load.count, 0, (size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts * sizeof *t->load.count);
 	t->load.tokens = 0;
+}
+
+/* Called in the last backward pass of a step: the sums over ranks of these gradients can begin. */
+static void begin_sums(void *ctx, int layer)
+{
+	struct train *t = ctx;
+
+	optim_reduce(&t->opt, t->trained.g, layer);
 }
 
 /* Gradients of n micro-batches: the sum over ranks, of which each has its part of the parameters. */
@@ -274,15 +280,20 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	t->bad_micro = -1;
 	for (int i = 0; i < n; i++) {
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
-		if (!comm_any(!isfinite(t->now.loss)))
-			continue;
-		t->bad_micro = i;
-		return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
-		    t->step + 1, i + 1, n, t->now.loss);
+		if (comm_any(!isfinite(t->now.loss))) {
+			t->bad_micro = i;
+			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
+			    t->step + 1, i + 1, n, t->now.loss);
+		}
+		t->m.complete = i == n - 1 && t->o.lora_rank == 0 ? begin_sums : NULL;
+		t->m.complete_ctx = t;
+		model_backward(&t->m, &t->micro[i].b);
 	}
 	if (t->o.lora_rank > 0)
 		lora_gradients(&t->lora, t->m.g);
+	profile_begin(t->m.profile, PROFILE_EXCHANGE);
 	optim_reduce_end(&t->opt, t->trained.g);
+	profile_begin(t->m.profile, PROFILE_OPTIM);
 	metric_reduce(&t->now);
 	return 0;
 }
@@ -395,6 +406,7 @@ static void rehearse(struct train *t)
 	route = route_view(t, mb, train_rows(t));
 	if (t->cfg.num_sparse > 0)
 		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook, t->m.dahead, &t->scratch);
+	t->m.complete = NULL;
 	model_backward(&t->m, &mb->b);
 }
 

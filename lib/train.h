@@ -18,7 +18,8 @@
  *
  * Ranks (comm.h) share each micro-batch: rank r has the r-th --batch items of every ranks * --batch, and everything that is
  * a mean or a sum over the batch is one over all of them. So n ranks with batch b are one with batch n * b, but for
- * rounding (and dropout and noise, of which each rank draws its own). Rank 0 writes records and checkpoints.
+ * rounding (and dropout and noise, of which each rank draws its own). Gradients go to other ranks while the last backward
+ * pass of a step is still computing those of earlier layers. Rank 0 writes records and checkpoints.
  *
  * The state that carries over from one step to the next is weights, moments, step count and position in the data, all
  * of it in a checkpoint; random numbers are functions of seed and step. So 20 steps equal 10 + 10, bit for bit.
@@ -43,7 +44,7 @@ struct train_opt {
 	    seed, data_ram, shuffle_window, skip_nonfinite;
 	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune, max_spike, guard_warn,
 	    guard_stop;
-	int batch, accum, seq, threads, keep, dtype, compute, lora_rank;
+	int batch, accum, seq, threads, keep, dtype, compute, lora_rank, expert_parallel;
 	bool shuffle, skip_bad, resume, force, dry_run, guard, profile, recompute;
 };
 extern struct train_opt train_flags;		/* what the table fills in */
@@ -115,6 +116,7 @@ struct stage {
 	json_t *(*settings)(void);	/* object: options of its own that a resumed run must share; NULL: none */
 	bool no_noise;		/* neither dropout nor random misses */
 	bool needs_ref;		/* the frozen starting model (-m), also without a router anchor */
+	bool generates;		/* with the model in training, whose experts must all be here */
 	/* What the stage holds besides (a teacher, an engine): what it will take, taken before the first step, given back
 	 * (also if never taken). NULL: nothing. */
 	int (*plan)(const struct stage_env *v, struct mem_plan *p, struct err *e);

@@ -128,6 +128,9 @@ static int check_options(struct train *t, struct err *e)
 		return err_set(e, EX_USAGE, "--keep-best needs --eval FILE");
 	if (o->patience > 0 && (o->keep_best == NULL || o->eval_every == 0))
 		return err_set(e, EX_USAGE, "--patience needs --keep-best and --eval-every");
+	if (o->expert_parallel > 1 && t->s->generates)
+		return err_set(e, EX_USAGE, "%s generates with the model in training, so each rank needs all experts: no "
+		    "--expert-parallel", t->s->name);
 	if (given(t, "steps") && o->steps > 0 && !given(t, "epochs"))
 		o->epochs = 0;
 	return 0;
@@ -313,6 +316,16 @@ static struct stage_env stage_env(const struct train *t, bool planning)
 	    .parent = t->parent };
 }
 
+/* An adapter is whole on every rank, and so must be what it is for. */
+static int check_adapter(const struct train *t, const struct params *ps, struct err *e)
+{
+	for (int i = 0; t->o.lora_rank > 0 && i < ps->n; i++)
+		if (t->picked[i] && ps->p[i].owner >= 0)
+			return err_set(e, EX_USAGE, "%s: experts that --expert-parallel divides cannot have an adapter",
+			    ps->p[i].name);
+	return 0;
+}
+
 static int plan_memory(struct train *t, struct err *e)
 {
 	const struct stage_env env = stage_env(t, true);
@@ -322,7 +335,7 @@ static int plan_memory(struct train *t, struct err *e)
 	    program = mem_program(pool_threads()) + (o->dry_run ? MEM_JITTER : 0);
 	struct plan_run r = { .cfg = &t->cfg, .batch = o->batch, .accum = o->accum, .seq = o->seq, .group = sequences(t) / o->batch,
 	    .extra = t->s->source->extra, .ref = t->has_ref, .lora_rank = o->lora_rank,
-	    .recompute = o->recompute };
+	    .recompute = o->recompute, .divided = o->expert_parallel };
 	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100, mem_peak_rss()) : 0;
 	struct params ps;
 	int rc;
@@ -331,7 +344,11 @@ static int plan_memory(struct train *t, struct err *e)
 		limit = room;
 	if (params_build(&ps, &t->cfg, e) < 0)
 		return -1;
-	rc = plan_pick(&t->picked, &ps, o->lora_rank, &o->lora_target, &o->freeze, e);
+	rc = params_divide(&ps, o->expert_parallel, comm_place(COMM_GROUP, comm_rank()), e);
+	if (rc == 0)
+		rc = plan_pick(&t->picked, &ps, o->lora_rank, &o->lora_target, &o->freeze, e);
+	if (rc == 0)
+		rc = check_adapter(t, &ps, e);
 	r.picked = t->picked;
 	if (rc == 0)
 		plan_run(&t->plan, &r, &ps, t->be);
@@ -417,8 +434,9 @@ static int open_trained(struct train *t, struct err *e)
 static int open_models(struct train *t, struct err *e)
 {
 	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute,
-	    .recompute = t->o.recompute };
-	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute };
+	    .recompute = t->o.recompute, .divided = t->o.expert_parallel };
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute,
+	    .divided = t->o.expert_parallel };
 
 	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0)
 		return -1;
@@ -552,7 +570,7 @@ static int open_inputs(struct train *t, struct err *e)
 
 int train_setup(struct train *t, struct err *e)
 {
-	if (check_options(t, e) < 0 || check_out(t, e) < 0)
+	if (check_options(t, e) < 0 || comm_divide(t->o.expert_parallel, e) < 0 || check_out(t, e) < 0)
 		return -1;
 	pool_init(comm_threads(t->o.threads));
 	sig_install();

@@ -43,14 +43,16 @@ losses()
 	paste -d ' ' "$1.loss" "$2.loss" | awk '{ d = $3 - $6; if ($1 $2 != $4 $5 || d > 1e-5 || d < -1e-5) { print; bad = 1 } }
 		END { exit bad || NR == 0 }'
 }
-# same NAME COMMAND...: two ranks with -b 2 are one with -b 4
+# same NAME COMMAND...: $ranks ranks with -b 4/$ranks and the options $more are one with -b 4
+ranks=2
+more=
 same()
 {
 	same_name=$1
 	shift
 	rm -rf one two
 	ok "$same_name: one rank" sh -c '"$@" -q -b 4 -o one > one.log' - "$@"
-	ok "$same_name: two ranks" sh -c 'mpirun -n 2 "$@" -q -b 2 -o two > two.log' - "$@"
+	ok "$same_name: $ranks ranks" sh -c 'n=$1; shift; mpirun -n $n "$@" > two.log' - $ranks "$@" $more -q -b $((4 / ranks)) -o two
 	ok "$same_name: the same losses" losses one.log two.log
 	for f in one/*model*.safetensors one/optimizer.safetensors; do
 		ok "$same_name: the same $(basename "$f" .safetensors)" near "$f" "two/${f#one/}"
@@ -68,6 +70,45 @@ same orpo chr-orpo -m model --seq 64 -n 3 datasets/prefs.jsonl
 same distill chr-distill -m model --teacher model --seq 64 -n 3 datasets/chat.jsonl
 same grpo chr-grpo -m model --seq 64 --new 8 --epochs 1 -G 2 --iterations 2 --accum 7 --scale-rewards batch --reward toy \
 	datasets/prompts.jsonl
+
+# Half of the experts on each rank; of four ranks, two pairs. The last micro-batch is of the first rank alone, whose rows
+# the others' experts get all the same.
+more="--expert-parallel 2"
+same "divided experts" chr-pretrain -c config.json -t tokenizer.json --set lambda_ahead=0.2 --seq 64 --epochs 1 --accum 3 few.jsonl
+same "recomputed" chr-pretrain -c config.json -t tokenizer.json --seq 64 -n 2 --recompute --fallback-mask-prob 0.3 few.jsonl
+# Two experts for two ranks, of which one has far more than its share: its rows come in rounds.
+same "uneven" chr-pretrain -c config.json -t tokenizer.json --set num_experts=2 --set num_experts_per_tok=1 --seq 64 -n 2 few.jsonl
+same "divided sft" chr-sft -m model --seq 64 -n 3 --eval datasets/chat.jsonl --eval-batches 3 --anchor-lambda 0.1 datasets/chat.jsonl
+same "divided adapter" chr-sft -m model --seq 64 -n 2 --lora-rank 2 datasets/chat.jsonl
+same "divided dpo" chr-dpo -m model --seq 64 -n 3 --freeze '*.experts.*' datasets/prefs.jsonl
+same "divided orpo" chr-orpo -m model --seq 64 -n 3 --dtype bf16 datasets/prefs.jsonl
+same "divided distill" chr-distill -m model --teacher model --seq 64 -n 3 datasets/chat.jsonl
+ranks=4
+same "two pairs" chr-pretrain -c config.json -t tokenizer.json --seq 64 -n 3 --accum 2 few.jsonl
+half() { mpirun -n 2 chr-pretrain -q -c config.json -t tokenizer.json --seq 64 -b 2 --expert-parallel 2 "$@"; }
+item() { sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p"; }
+experts=$(chr-ls two/model.safetensors | sed -n 's/.*\.experts\..*"bytes":\([0-9]*\).*/\1/p' | awk '{ n += $1 } END { print n }')
+all=$(mpirun -n 2 chr-pretrain -q -c config.json -t tokenizer.json --seq 64 -b 2 --dry-run few.jsonl | item weights)
+is "half of the experts' weights are planned" "$(half --dry-run few.jsonl | item weights)" "$((all - experts / 2))"
+half --grad-dump half.safetensors few.jsonl
+chr-pretrain -q -c config.json -t tokenizer.json --seq 64 -b 4 --grad-dump all.safetensors few.jsonl
+ok "gradients of all experts are dumped" near all.safetensors half.safetensors
+half -n 4 -o whole2 few.jsonl > whole2.log
+status "divided experts: a stop" 75 half -n 4 -o parts2 --stop-after 2 few.jsonl
+cp -R parts2 other
+ok "and on" half -n 4 -o parts2 --resume few.jsonl
+for f in model optimizer; do
+	ok "to the same $f, to the bit" sh -c "[ \"\$1\" = 'largest difference 0' ]" - "$(near whole2/$f.safetensors parts2/$f.safetensors)"
+done
+ok "and on by one rank with all" chr-pretrain -q -c config.json -t tokenizer.json --seq 64 -b 4 -n 4 -o other --resume few.jsonl
+ok "to the same" near whole2/model.safetensors other/model.safetensors
+status "one rank has nobody to share with" 64 chr-pretrain -q -c config.json -t tokenizer.json --expert-parallel 2 -o no few.jsonl
+status "three experts each do not go" 64 mpirun -n 3 chr-pretrain -q -c config.json -t tokenizer.json --expert-parallel 3 -o no few.jsonl
+status "nor pairs of three" 64 mpirun -n 3 chr-pretrain -q -c config.json -t tokenizer.json --expert-parallel 2 -o no few.jsonl
+status "an adapter for divided experts" 64 mpirun -n 2 chr-sft -q -m model --expert-parallel 2 --lora-rank 2 --lora-target '*.experts.*' \
+	-o no datasets/chat.jsonl
+status "some experts frozen" 64 mpirun -n 2 chr-sft -q -m model --expert-parallel 2 --freeze '*.experts.1.*' -o no datasets/chat.jsonl
+status "rollouts need all experts" 64 mpirun -n 2 chr-grpo -q -m model --expert-parallel 2 --reward toy -o no datasets/prompts.jsonl
 
 # An optimizer in two parts, a checkpoint in one.
 train() { chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -n 6 "$@" datasets/pretrain.jsonl; }
