@@ -13,8 +13,8 @@ esac
 # As root, on a machine with fewer CPUs than ranks, with a library that never frees all it has.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
 	OMPI_MCA_mpi_yield_when_idle=1 ASAN_OPTIONS=detect_leaks=0
-ok "sums, gathers and rows of four ranks" mpirun -n 4 "${BUILD:-build}/tests/comm"
-ok "of three" mpirun -n 3 "${BUILD:-build}/tests/comm"
+ok "sums, gathers and rows of four ranks" mpirun -n 4 "$bld/tests/comm"
+ok "of three" mpirun -n 3 "$bld/tests/comm"
 world "$tmp/w"
 cd "$tmp/w" || exit 1
 

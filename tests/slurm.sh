@@ -99,6 +99,8 @@ is "are one job" "$(grep -c '"step"' two.log)" 4
 # The loss to five places.
 last() { tail -1 "$1" | sed 's/.*"loss":\([0-9]*\.[0-9]\{5\}\).*/\1/'; }
 is "and come to the same loss" "$(last two.log)" "$(last one.log)"
+ok "two ranks that divide the experts" sh -c "srun -n2 $train -j 1 -b 2 -n 4 --expert-parallel 2 -o half datasets/pretrain.jsonl > half.log"
+is "come to it too" "$(last half.log)" "$(last one.log)"
 status "tasks that MPI does not tie together" 69 srun --mpi=none -n2 chr-score -m model in.jsonl
 ok "records of two ranks" sh -c 'chr-score -q -m model in.jsonl > a && srun -n2 chr-score -q -m model in.jsonl > b &&
 	head -5 a > a5 && head -5 b | cmp - a5'
