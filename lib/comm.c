@@ -55,7 +55,7 @@ static struct {
 	bool open;
 	int rank, size, local, group;	/* group: ranks of one */
 	struct parcel *sent;
-	MPI_Comm set[SETS], sums[SETS];	/* the same ranks: sums go on while others are called */
+	MPI_Comm set[SETS], sums[SETS], gathers[SETS];	/* the same ranks: sums and gathers go on while others are called */
 } comm = { .size = 1, .local = 1, .group = 1 };
 
 /* Without one of these MPI has nobody to ask who the others are. */
@@ -117,6 +117,12 @@ static ssize_t read_shared(ssize_t (*here)(void *self, void *buf, size_t size, s
 	return n;
 }
 
+static void copy_set(int s)
+{
+	MPI_Comm_dup(comm.set[s], &comm.sums[s]);
+	MPI_Comm_dup(comm.set[s], &comm.gathers[s]);
+}
+
 static int start(int wanted, struct err *e)
 {
 	MPI_Comm node;
@@ -133,7 +139,7 @@ static int start(int wanted, struct err *e)
 		comm.set[COMM_ALL] = comm.set[COMM_PEERS] = MPI_COMM_WORLD;
 		comm.set[COMM_GROUP] = MPI_COMM_SELF;
 		for (int s = 0; s < SETS; s++)
-			MPI_Comm_dup(comm.set[s], &comm.sums[s]);
+			copy_set(s);
 		return 0;
 	}
 	MPI_Finalize();
@@ -267,7 +273,8 @@ int comm_divide(int n, struct err *e)
 	MPI_Comm_split(MPI_COMM_WORLD, comm.rank % n, comm.rank, &comm.set[COMM_PEERS]);
 	for (int s = COMM_GROUP; s <= COMM_PEERS; s++) {
 		MPI_Comm_free(&comm.sums[s]);
-		MPI_Comm_dup(comm.set[s], &comm.sums[s]);
+		MPI_Comm_free(&comm.gathers[s]);
+		copy_set(s);
 	}
 	return 0;
 }
@@ -282,29 +289,42 @@ int comm_place(enum comm_set s, int rank)
 	return s == COMM_ALL ? rank : s == COMM_GROUP ? rank % comm.group : rank / comm.group;
 }
 
-/* --- sums --- */
+/* --- sums and gathers --- */
 
-/* A sum goes in rounds, of which LANES are under way at a time: in each, a piece of every part goes to its owner, who adds
- * them in the order of ranks when all are there. */
+/* LANES rounds of sums and LANES gathers are under way at a time. In a round of a sum, a piece of every part goes to its
+ * owner, who adds them in the order of ranks when all are there. */
 enum { LANES = 2 };
+
+struct array {
+	real *x;
+	int64_t n;
+	enum comm_set set;
+};
 
 struct lane {
 	MPI_Request request;	/* MPI_REQUEST_NULL: free */
-	real *in;		/* (ranks of the set, piece) */
+	int array;		/* of the queue, that it is for */
 	int *send_n, *send_at, *recv_n, *recv_at;	/* (ranks) MPI reads them while it works */
+	/* of a round: */
+	real *in;		/* (ranks of the set, piece) */
 	real *own;		/* (n) where the sum goes */
 	int n, piece;
 	enum comm_set set;
 };
 
-static struct {
-	struct sum { real *x; int64_t n; enum comm_set set; } *sum;
-	int most, begun, now;	/* sums; the one that rounds are taken of */
+struct queue {
+	struct array *array;
+	int begun, now;		/* arrays; the one that is to go on next */
 	int64_t at;		/* and where in its parts */
-	int *counts;
 	struct lane lane[LANES];
-	int next;		/* lane of the next round */
-} sums;
+	int next;		/* lane to be used next */
+};
+
+static struct {
+	int most;
+	int *counts;
+	struct queue sums, gathers;
+} exchange;
 
 /* Reals of each part that go at a time. */
 static int piece(enum comm_set s)
@@ -321,34 +341,47 @@ int64_t comm_scratch(void)
 	return comm.open ? LANES * (n > BUCKET ? n : BUCKET) : 0;
 }
 
-void comm_reduce_open(real *scratch, int most)
+static int *open_queue(struct queue *q, int most, int *counts)
 {
 	size_t n = (size_t)comm.size;
 
-	if (!comm.open)
-		return;
-	sums.most = most;
-	sums.sum = calloc((size_t)most, sizeof *sums.sum);
-	sums.counts = calloc(4 * LANES * n, sizeof *sums.counts);
-	if (sums.sum == NULL || sums.counts == NULL)
+	if ((q->array = calloc((size_t)most, sizeof *q->array)) == NULL)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
-	for (int i = 0; i < LANES; i++) {
-		int *c = sums.counts + (size_t)i * 4 * n;
-
-		sums.lane[i] = (struct lane){ .request = MPI_REQUEST_NULL, .in = scratch + i * (comm_scratch() / LANES),
-		    .send_n = c, .send_at = c + n, .recv_n = c + 2 * n, .recv_at = c + 3 * n };
-	}
+	for (int i = 0; i < LANES; i++, counts += 4 * n)
+		q->lane[i] = (struct lane){ .request = MPI_REQUEST_NULL, .send_n = counts, .send_at = counts + n,
+		    .recv_n = counts + 2 * n, .recv_at = counts + 3 * n };
+	return counts;
 }
 
-void comm_reduce_close(void)
+void comm_exchange_open(real *scratch, int most)
 {
-	free(sums.sum);
-	free(sums.counts);
-	memset(&sums, 0, sizeof sums);
+	if (!comm.open)
+		return;
+	exchange.most = most;
+	if ((exchange.counts = calloc((size_t)comm.size * 4 * 2 * LANES, sizeof *exchange.counts)) == NULL)
+		err_die(EX_OSERR, "no memory to exchange with other ranks");
+	open_queue(&exchange.gathers, most, open_queue(&exchange.sums, most, exchange.counts));
+	for (int i = 0; i < LANES; i++)
+		exchange.sums.lane[i].in = scratch + i * (comm_scratch() / LANES);
+}
+
+void comm_exchange_close(void)
+{
+	free(exchange.sums.array);
+	free(exchange.gathers.array);
+	free(exchange.counts);
+	memset(&exchange, 0, sizeof exchange);
+}
+
+static void begin(struct queue *q, real *x, int64_t n, enum comm_set s)
+{
+	if (q->begun == exchange.most)
+		err_die(EX_SOFTWARE, "more than %d exchanges at a time", exchange.most);
+	q->array[q->begun++] = (struct array){ x, n, s };
 }
 
 /* Of part k of a sum, what goes in the round that begins at `at`. */
-static int share(const struct sum *s, int k, int64_t at)
+static int share(const struct array *s, int k, int64_t at)
 {
 	int parts = comm_count(s->set);
 	int64_t left_over = comm_cut(s->n, k + 1, parts) - comm_cut(s->n, k, parts) - at;
@@ -356,7 +389,7 @@ static int share(const struct sum *s, int k, int64_t at)
 	return (int)(left_over < 0 ? 0 : left_over < piece(s->set) ? left_over : piece(s->set));
 }
 
-static void start_round(struct lane *l, const struct sum *s, int64_t at)
+static void start_round(struct lane *l, const struct array *s, int64_t at)
 {
 	int parts = comm_count(s->set), own = comm_place(s->set, comm.rank);
 
@@ -393,8 +426,8 @@ static void add_pieces(const struct lane *l)
 	}
 }
 
-/* Is there a lane for the next round? */
-static bool finish_round(struct lane *l, bool wait)
+/* Is the lane free? */
+static bool finish(struct lane *l, bool sums, bool wait)
 {
 	int done = 1;
 
@@ -404,71 +437,104 @@ static bool finish_round(struct lane *l, bool wait)
 		MPI_Wait(&l->request, MPI_STATUS_IGNORE);
 	else
 		MPI_Test(&l->request, &done, MPI_STATUS_IGNORE);
-	if (done)
+	if (done && sums)
 		add_pieces(l);
 	return done;
 }
 
-/* The parts differ by one at most, so the last is among the longest. */
-static bool next_round(const struct sum *s)
+/* Is there another of this sum? The parts differ by one at most, so the last is among the longest. */
+static bool next_round(struct queue *q, struct lane *l)
 {
-	int last = comm_count(s->set) - 1;
+	const struct array *s = &q->array[q->now];
 
-	start_round(&sums.lane[sums.next], s, sums.at);
-	sums.next = (sums.next + 1) % LANES;
-	sums.at += piece(s->set);
-	return share(s, last, sums.at) > 0;
+	start_round(l, s, q->at);
+	q->at += piece(s->set);
+	return share(s, comm_count(s->set) - 1, q->at) > 0;
 }
 
-static void advance(bool wait)
+static void start_gather(const struct array *a, struct lane *l)
 {
-	while (sums.now < sums.begun && finish_round(&sums.lane[sums.next], wait)) {
-		if (next_round(&sums.sum[sums.now]))
-			continue;
-		sums.now++;
-		sums.at = 0;
+	int parts = comm_count(a->set);
+
+	for (int k = 0; k < parts; k++) {
+		l->recv_at[k] = (int)comm_cut(a->n, k, parts);
+		l->recv_n[k] = (int)comm_cut(a->n, k + 1, parts) - l->recv_at[k];
 	}
+	MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, a->x, l->recv_n, l->recv_at, REAL, comm.gathers[a->set], &l->request);
+}
+
+/* Starts what there are free lanes for; with wait, all of the first n. */
+static void advance(struct queue *q, int n, bool wait)
+{
+	bool sums = q == &exchange.sums;
+
+	while (q->now < n && finish(&q->lane[q->next], sums, wait)) {
+		struct lane *l = &q->lane[q->next];
+
+		q->next = (q->next + 1) % LANES;
+		l->array = q->now;
+		if (sums && next_round(q, l))
+			continue;
+		if (!sums)
+			start_gather(&q->array[q->now], l);
+		q->now++;
+		q->at = 0;
+	}
+}
+
+static void poll(struct queue *q)
+{
+	if (q->begun == 0)
+		return;
+	advance(q, q->begun, false);
+	for (int i = 0; i < LANES; i++)
+		finish(&q->lane[i], q == &exchange.sums, false);
+}
+
+void comm_poll(void)
+{
+	poll(&exchange.sums);
+	poll(&exchange.gathers);
+}
+
+/* Waits for the first n. */
+static void end(struct queue *q, int n)
+{
+	n = n < q->begun ? n : q->begun;
+	if (n == 0)
+		return;
+	advance(q, n, true);
+	for (int i = 0; i < LANES; i++)
+		if (q->lane[i].array < n)
+			finish(&q->lane[i], q == &exchange.sums, true);
+	if (n == q->begun)
+		q->begun = q->now = 0;
 }
 
 void comm_reduce_begin(real *x, int64_t n, enum comm_set s)
 {
 	if (!comm.open || comm_count(s) == 1 || n == 0)
 		return;
-	if (sums.begun == sums.most)
-		err_die(EX_SOFTWARE, "more than %d sums at a time", sums.most);
-	sums.sum[sums.begun++] = (struct sum){ x, n, s };
-	advance(false);
-}
-
-void comm_poll(void)
-{
-	if (sums.now < sums.begun)
-		advance(false);
-	for (int i = 0; comm.open && i < LANES && sums.begun > 0; i++)
-		finish_round(&sums.lane[i], false);
+	begin(&exchange.sums, x, n, s);
+	advance(&exchange.sums, exchange.sums.begun, false);
 }
 
 void comm_reduce_end(void)
 {
-	if (sums.begun == 0)
-		return;
-	advance(true);
-	for (int i = 0; i < LANES; i++)
-		finish_round(&sums.lane[i], true);
-	sums.begun = sums.now = 0;
+	end(&exchange.sums, exchange.sums.begun);
 }
 
-void comm_allgather(real *x, int64_t n, enum comm_set s)
+void comm_gather_begin(real *x, int64_t n, enum comm_set s)
 {
-	int parts = comm_count(s), count[parts], at[parts];
-
-	if (parts == 1)
+	if (!comm.open)
 		return;
-	for (int k = 0; k < parts; k++) {
-		at[k] = (int)comm_cut(n, k, parts);
-		count[k] = (int)comm_cut(n, k + 1, parts) - at[k];
-	}
-	MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, count, at, REAL, comm.set[s]);
+	begin(&exchange.gathers, x, n, s);
+	advance(&exchange.gathers, exchange.gathers.begun, false);
+}
+
+void comm_gather_end(int first)
+{
+	end(&exchange.gathers, first);
 }
 
 /* --- rows of the group --- */
@@ -619,9 +685,9 @@ int comm_place(enum comm_set s, int rank)
 	return rank;
 }
 
-void comm_reduce_open(real *scratch, int sums)
+void comm_exchange_open(real *scratch, int most)
 {
-	(void)scratch, (void)sums;
+	(void)scratch, (void)most;
 }
 
 void comm_reduce_begin(real *x, int64_t n, enum comm_set s)
@@ -631,11 +697,16 @@ void comm_reduce_begin(real *x, int64_t n, enum comm_set s)
 
 void comm_poll(void) {}
 void comm_reduce_end(void) {}
-void comm_reduce_close(void) {}
+void comm_exchange_close(void) {}
 
-void comm_allgather(real *x, int64_t n, enum comm_set s)
+void comm_gather_begin(real *x, int64_t n, enum comm_set s)
 {
 	(void)x, (void)n, (void)s;
+}
+
+void comm_gather_end(int first)
+{
+	(void)first;
 }
 
 void comm_counts(const int32_t *own, int n, int32_t *all)

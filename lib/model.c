@@ -552,13 +552,32 @@ static void embedding_noise(struct model *m, const struct batch *b, double alpha
 	m->be->noise(a->layer[0].x, a->drow, a->R, D, model_key(m, 0, 4));
 }
 
+static void need(const struct model *m, int layer)
+{
+	if (m->hooks)
+		m->hooks->need(m->hooks->ctx, layer);
+}
+
+/* With it, the router of the next sparse one, which may be foreseen. */
+static void need_layer(const struct model *m, int l)
+{
+	int next = l + 1;
+
+	while (m->ahead && next < m->cfg.num_hidden_layers && !m->cfg.sparse[next])
+		next++;
+	need(m, m->ahead ? next : l);
+}
+
 /* The experts of this rank for others' rows, in the layers from first to last. */
 static void idle_forward(struct model *m)
 {
 	m->act->R = 0;
-	for (int l = 0; m->act->dispatch.n > 1 && l < m->cfg.num_hidden_layers; l++)
+	for (int l = 0; m->act->dispatch.n > 1 && l < m->cfg.num_hidden_layers; l++) {
+		need_layer(m, l);
 		if (m->cfg.sparse[l])
 			model_dispatch_forward(m, l, m->act->dispatch.none);
+	}
+	need(m, m->cfg.num_hidden_layers);
 }
 
 void model_forward(struct model *m, const struct batch *b, const struct forward_opt *o)
@@ -576,6 +595,7 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	a->fo = *o;
 	m->replayed = m->moved = 0;
 	clear_gradients(m);
+	need(m, -1);
 	m->be->gather(a->layer[0].x, model_w(m, P_EMBED, -1, -1), (const int32_t *)a->tok, a->R, D);
 	if (o->train && o->neftune > 0)
 		embedding_noise(m, b, o->neftune);
@@ -584,12 +604,14 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	for (int l = 0; l < L; l++) {
 		real *out = l + 1 < L ? a->layer[l + 1].x : a->xlast;
 
+		need_layer(m, l);
 		model_attn_forward(m, l);
 		model_mlp_forward(m, l, out);
 		profile_begin(m->profile, PROFILE_LOOK);
 		if (l == 0 && c->lookahead_steps > 0)
 			model_look_forward(m, out);
 	}
+	need(m, L);
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D, c->rms_norm_eps);
 	profile_begin(m->profile, PROFILE_OTHER);
@@ -619,7 +641,7 @@ static void tell_complete(struct model *m, int l, int *next)
 			before--;
 		if (m->ahead && c->sparse[*next - 1] && before < l && l > 0)
 			break;
-		m->complete(m->complete_ctx, --*next);
+		m->hooks->complete(m->hooks->ctx, --*next);
 	}
 }
 
@@ -648,14 +670,14 @@ void model_backward(struct model *m, const struct batch *b)
 	if (!idle)
 		m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast, model_w(m, P_NORM, -1, -1), a->rlast,
 		    a->R, D, false);
-	if (m->complete)
-		m->complete(m->complete_ctx, complete);
+	if (m->hooks)
+		m->hooks->complete(m->hooks->ctx, complete);
 	for (int l = c->num_hidden_layers - 1; l >= 0; l--) {
 		if (!idle)
 			layer_back(m, l);
 		else if (a->dispatch.n > 1 && c->sparse[l])
 			model_dispatch_back(m, l, a->dispatch.none);
-		if (m->complete)
+		if (m->hooks)
 			tell_complete(m, l, &complete);
 	}
 	if (idle)

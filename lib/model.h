@@ -50,6 +50,14 @@ struct forward_opt {
 	const uint8_t *available;	/* (E) or NULL: 0 = expert replaced by the shared output in every layer */
 };
 
+/* For weights and gradients that are exchanged with others meanwhile. Layer -1 is what belongs to none, such as the
+ * embedding; the last norm and an untied head are the layer after the last. */
+struct model_hooks {
+	void (*need)(void *ctx, int layer);	/* the weights up to this layer are needed now */
+	void (*complete)(void *ctx, int layer);	/* the gradients from this layer on are complete; of -1 when model_backward is done */
+	void *ctx;
+};
+
 struct model {
 	struct config cfg;
 	struct params par;
@@ -57,10 +65,7 @@ struct model {
 	bool bf16;		/* as opened */
 	bool recompute;
 	struct profile *profile;	/* the owner's, or NULL: times the parts of a step */
-	/* Called in model_backward when the gradients of layers from this one on are complete (head and last norm first, as
-	 * the layer after the last), the highest first. NULL: no. */
-	void (*complete)(void *ctx, int layer);
-	void *complete_ctx;
+	const struct model_hooks *hooks;	/* the owner's, or NULL */
 	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for training */
 
 	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers only */

@@ -1,5 +1,6 @@
 #include "optim.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -153,7 +154,7 @@ static bool open_exchange(struct optim *o, const struct params *ps)
 	o->whole = calloc((size_t)largest(ps), sizeof *o->whole);
 	if (o->scratch == NULL || o->whole == NULL)
 		return false;
-	comm_reduce_open(o->scratch, o->nbuckets);
+	comm_exchange_open(o->scratch, o->nbuckets);
 	return true;
 }
 
@@ -207,8 +208,10 @@ int optim_open(struct optim *o, const struct params *ps, const bool *frozen, con
 
 void optim_close(struct optim *o)
 {
-	if (o->scratch != NULL)
-		comm_reduce_close();
+	if (o->scratch != NULL) {
+		optim_ready(o, INT_MAX);
+		comm_exchange_close();
+	}
 	if (o->m != NULL)
 		o->be->free(o->m);
 	if (o->v != NULL)
@@ -236,10 +239,31 @@ void optim_reduce_end(struct optim *o, real *g)
 	o->begun = 0;
 }
 
-void optim_collect(const struct optim *o, real *g)
+/* In the order in which a forward pass needs weights: what belongs to no layer first. */
+static const struct optim_bucket *needed(const struct optim *o, int i)
+{
+	return &o->bucket[o->nbuckets - 1 - i];
+}
+
+static void begin_gathers(const struct optim *o, real *x)
 {
 	for (int i = 0; i < o->nbuckets; i++)
-		comm_allgather(g + o->bucket[i].off, o->bucket[i].n, o->bucket[i].set);
+		comm_gather_begin(x + needed(o, i)->off, needed(o, i)->n, needed(o, i)->set);
+}
+
+void optim_ready(const struct optim *o, int layer)
+{
+	int n = 0;
+
+	while (n < o->nbuckets && needed(o, n)->layer <= layer)
+		n++;
+	comm_gather_end(n);
+}
+
+void optim_collect(const struct optim *o, real *g)
+{
+	begin_gathers(o, g);
+	optim_ready(o, INT_MAX);
 }
 
 /* Does rank r hold parameter p? */
@@ -325,7 +349,7 @@ void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
 
 		o->be->adamw(&a);
 	}
-	optim_collect(o, w);
+	begin_gathers(o, w);
 }
 
 double optim_lr(const struct schedule *s, int64_t update)

@@ -12,7 +12,8 @@
  *
  * Ranks (comm.h) divide the moments (ZeRO stage 1, Rajbhandari et al. 2020, arXiv:1910.02054): the parameters of each layer
  * are cut into one part per rank. A rank gets the sum over ranks of its part of the gradients, updates its part of the
- * weights, and hands it to the others. The sums of a layer can begin while those before it are still being computed. Experts
+ * weights, and hands it to the others. The sums of a layer can begin while those before it are still being computed, and a
+ * layer be computed while the weights of those after it are on their way. Experts
  * that are divided over a group of ranks (params_divide) have peers only: the ranks that hold the same ones. All ranks make
  * the same calls.
  *
@@ -72,8 +73,10 @@ const real *optim_values(const struct optim *o, const real *w, const struct para
 void optim_take(const struct optim *o, real *moments, const struct params *ps, int i, const real *whole);
 real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i);
 
-/* One update of w with gradients g * grad_scale; counts it. */
+/* One update of w with gradients g * grad_scale; counts it. With several ranks, only this rank's parts are there then: what
+ * layers up to `layer` need (-1: what belongs to none, such as the embedding; INT_MAX: all) is after optim_ready(). */
 void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale);
+void optim_ready(const struct optim *o, int layer);
 
 /* Linear to base over `warmup` updates, then base * (0.1 + 0.45 * (1 + cos(pi * (s-W)/(total-W)))),
  * a tenth of it at the end. total 0: nobody knows (a pipe without -n), it stays at base. */

@@ -1,6 +1,7 @@
 #include "train.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -255,12 +256,30 @@ static void clear_step(struct train *t)
 	t->load.tokens = 0;
 }
 
-/* Called in the last backward pass of a step: the sums over ranks of these gradients can begin. */
+/* --- the exchange with other ranks, while the model computes --- */
+
+static void need_weights(void *ctx, int layer)
+{
+	struct train *t = ctx;
+	enum profile_part at = t->profile.at;
+
+	profile_begin(t->m.profile, PROFILE_EXCHANGE);
+	optim_ready(&t->opt, layer);
+	profile_begin(t->m.profile, at);
+}
+
 static void begin_sums(void *ctx, int layer)
 {
 	struct train *t = ctx;
 
-	optim_reduce(&t->opt, t->trained.g, layer);
+	if (t->last_micro)
+		optim_reduce(&t->opt, t->trained.g, layer);
+}
+
+static void start_hooks(struct train *t)
+{
+	t->hooks = (struct model_hooks){ need_weights, begin_sums, t };
+	t->m.hooks = comm_size() > 1 && t->o.lora_rank == 0 ? &t->hooks : NULL;
 }
 
 /* Gradients of n micro-batches: the sum over ranks, of which each has its part of the parameters. */
@@ -285,8 +304,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
 		}
-		t->m.complete = i == n - 1 && t->o.lora_rank == 0 ? begin_sums : NULL;
-		t->m.complete_ctx = t;
+		t->last_micro = i == n - 1;
 		model_backward(&t->m, &t->micro[i].b);
 	}
 	if (t->o.lora_rank > 0)
@@ -365,6 +383,8 @@ static int train_step(struct train *t, int n, struct err *e)
 	if (rc < 0)
 		return refuse_step(t, n, log, lr, norm, e);
 	optim_step(&t->opt, t->trained.w, t->trained.g, lr, optim_clip(norm, t->o.clip));
+	if (t->m.hooks == NULL || t->s->generates)	/* else the next forward pass waits for each layer's weights */
+		optim_ready(&t->opt, INT_MAX);
 	if (t->o.lora_rank > 0)
 		lora_apply(&t->lora, t->m.w);
 	profile_begin(t->m.profile, PROFILE_OTHER);
@@ -406,7 +426,7 @@ static void rehearse(struct train *t)
 	route = route_view(t, mb, train_rows(t));
 	if (t->cfg.num_sparse > 0)
 		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook, t->m.dahead, &t->scratch);
-	t->m.complete = NULL;
+	t->last_micro = false;
 	model_backward(&t->m, &mb->b);
 }
 
@@ -477,6 +497,7 @@ static int save(struct train *t, bool final, struct err *e)
 	json_t *adapter = t->o.lora_rank > 0 ? lora_config(&t->lora, t->o.model) : NULL;
 	int rc;
 
+	optim_ready(&t->opt, INT_MAX);
 	p.config = config;
 	p.data = data;
 	c.adapter = adapter;
@@ -578,6 +599,7 @@ static int loop(struct train *t, struct err *e)
 {
 	int n, rc;
 
+	start_hooks(t);
 	rehearse(t);
 	t->clock = progress_clock();
 	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)
@@ -603,8 +625,10 @@ static int loop(struct train *t, struct err *e)
 
 static int dump_gradients(struct train *t, struct err *e)
 {
-	int n = take(t, e);
+	int n;
 
+	start_hooks(t);
+	n = take(t, e);
 	if (n < 0 || (n > 0 && gradients(t, n, false, e) < 0))
 		return -1;
 	if (n == 0)

@@ -19,7 +19,8 @@
  * Ranks (comm.h) share each micro-batch: rank r has the r-th --batch items of every ranks * --batch, and everything that is
  * a mean or a sum over the batch is one over all of them. So n ranks with batch b are one with batch n * b, but for
  * rounding (and dropout and noise, of which each rank draws its own). Gradients go to other ranks while the last backward
- * pass of a step is still computing those of earlier layers. Rank 0 writes records and checkpoints.
+ * pass of a step is still computing those of earlier layers, weights while the next step's forward pass does not need them
+ * yet. Rank 0 writes records and checkpoints.
  *
  * The state that carries over from one step to the next is weights, moments, step count and position in the data, all
  * of it in a checkpoint; random numbers are functions of seed and step. So 20 steps equal 10 + 10, bit for bit.

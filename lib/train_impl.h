@@ -27,6 +27,8 @@ struct train {
 	struct tok *tok;		/* NULL: none needed */
 	const struct backend *be;
 	struct model m, ref;		/* ref: the frozen start; open when has_ref */
+	struct model_hooks hooks;	/* of m, when its own weights are trained */
+	bool last_micro;		/* of a step: its gradients are complete after this one */
 	bool has_ref;
 	bool *picked;			/* (parameters) that --freeze or --lora-target names; NULL: neither was given */
 	struct lora lora;		/* open when o.lora_rank > 0 */

@@ -26,9 +26,10 @@ static double seconds(int kind, real *x, int64_t n)
 		if (kind == REDUCE) {
 			comm_reduce_begin(x, n, COMM_ALL);
 			comm_reduce_end();
-		} else if (kind == GATHER)
-			comm_allgather(x, n, COMM_ALL);
-		else
+		} else if (kind == GATHER) {
+			comm_gather_begin(x, n, COMM_ALL);
+			comm_gather_end(1);
+		} else
 			comm_sum(v, 4);
 		t = progress_clock() - t;
 		comm_max(&t, 1);
@@ -53,7 +54,7 @@ int main(int argc, char **argv)
 	scratch = calloc((size_t)comm_scratch() + 1, sizeof *scratch);
 	if (x == NULL || scratch == NULL)
 		err_die(EX_OSERR, "out of memory");
-	comm_reduce_open(scratch, 1);
+	comm_exchange_open(scratch, 1);
 	for (int kind = 0; kind < KINDS && ranks > 1; kind++) {
 		double s = seconds(kind, x, n), bytes = kind == SUM ? 0 : (double)(n * (ranks - 1) / ranks) * sizeof *x;
 
@@ -62,7 +63,7 @@ int main(int argc, char **argv)
 	}
 	if (ranks == 1)
 		printf("ranks: one has nobody to exchange with; mpirun -n 2 %s\n", argv[0]);
-	comm_reduce_close();
+	comm_exchange_close();
 	free(x);
 	free(scratch);
 	return comm_close(0, &e);
