@@ -306,7 +306,7 @@ struct lane {
 	int array;		/* of the queue, that it is for */
 	int *send_n, *send_at, *recv_n, *recv_at;	/* (ranks) MPI reads them while it works */
 	/* of a round: */
-	real *in;		/* (ranks of the set, piece) */
+	real *in;		/* (ranks of the set but this, piece) */
 	real *own;		/* (n) where the sum goes */
 	int n, piece;
 	enum comm_set set;
@@ -334,11 +334,12 @@ static int piece(enum comm_set s)
 	return (int)(n > PIECE ? n : PIECE);
 }
 
-int64_t comm_scratch(void)
+/* No smaller set takes more than all. */
+int64_t comm_scratch(int64_t longest)
 {
-	int64_t n = PIECE * comm.size;
+	int64_t part = (longest + comm.size - 1) / comm.size;
 
-	return comm.open ? LANES * (n > BUCKET ? n : BUCKET) : 0;
+	return comm.open ? LANES * (comm.size - 1) * (part < piece(COMM_ALL) ? part : piece(COMM_ALL)) : 0;
 }
 
 static int *open_queue(struct queue *q, int most, int *counts)
@@ -353,7 +354,7 @@ static int *open_queue(struct queue *q, int most, int *counts)
 	return counts;
 }
 
-void comm_exchange_open(real *scratch, int most)
+void comm_exchange_open(real *scratch, int64_t longest, int most)
 {
 	if (!comm.open)
 		return;
@@ -362,7 +363,7 @@ void comm_exchange_open(real *scratch, int most)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
 	open_queue(&exchange.gathers, most, open_queue(&exchange.sums, most, exchange.counts));
 	for (int i = 0; i < LANES; i++)
-		exchange.sums.lane[i].in = scratch + i * (comm_scratch() / LANES);
+		exchange.sums.lane[i].in = scratch + i * (comm_scratch(longest) / LANES);
 }
 
 void comm_exchange_close(void)
@@ -394,14 +395,14 @@ static void start_round(struct lane *l, const struct array *s, int64_t at)
 	int parts = comm_count(s->set), own = comm_place(s->set, comm.rank);
 
 	l->set = s->set;
-	l->piece = piece(s->set);
+	l->piece = share(s, parts - 1, 0);	/* the longest part, if it is short */
 	l->own = s->x + comm_cut(s->n, own, parts) + at;
 	l->n = share(s, own, at);
 	for (int k = 0; k < parts; k++) {
 		l->send_n[k] = k == own ? 0 : share(s, k, at);
 		l->send_at[k] = (int)(comm_cut(s->n, k, parts) + at);
 		l->recv_n[k] = k == own ? 0 : l->n;
-		l->recv_at[k] = k * l->piece;
+		l->recv_at[k] = (k < own ? k : k - 1) * l->piece;
 	}
 	MPI_Ialltoallv(s->x, l->send_n, l->send_at, REAL, l->in, l->recv_n, l->recv_at, REAL, comm.sums[s->set], &l->request);
 }
@@ -417,7 +418,7 @@ static void add_pieces(const struct lane *l)
 
 		memset(sum, 0, sizeof sum);
 		for (int k = 0; k < parts; k++) {
-			const real *x = k == place ? l->own + i : l->in + (int64_t)k * l->piece + i;
+			const real *x = k == place ? l->own + i : l->in + (int64_t)(k < place ? k : k - 1) * l->piece + i;
 
 			for (int j = 0; j < n; j++)
 				sum[j] += x[j];
@@ -640,7 +641,7 @@ void comm_barrier(void) {}
 int comm_rank(void) { return 0; }
 int comm_size(void) { return 1; }
 int comm_threads(int asked) { return asked; }
-int64_t comm_scratch(void) { return 0; }
+int64_t comm_scratch(int64_t longest) { return 0 * longest; }
 
 int comm_close(int rc, struct err *e)
 {
@@ -685,9 +686,9 @@ int comm_place(enum comm_set s, int rank)
 	return rank;
 }
 
-void comm_exchange_open(real *scratch, int most)
+void comm_exchange_open(real *scratch, int64_t longest, int most)
 {
-	(void)scratch, (void)most;
+	(void)scratch, (void)longest, (void)most;
 }
 
 void comm_reduce_begin(real *x, int64_t n, enum comm_set s)

@@ -7,6 +7,7 @@
 
 #include "file.h"
 #include "modeldir.h"
+#include "optim.h"
 #include "rng.h"
 #include "safetensors.h"
 
@@ -23,11 +24,6 @@ static void part_name(char *out, size_t size, const char *name, char part)
 static bool can_adapt(const struct param *p)
 {
 	return p->ndim == 2 && p->kind != P_EMBED && p->kind != P_HEAD;
-}
-
-static int64_t padded(int64_t n)
-{
-	return (n + 15) / 16 * 16;
 }
 
 static void add_part(struct params *ps, const struct param *of, char part, int rows, int cols)
@@ -83,15 +79,18 @@ static void sizes(const struct params *model, const bool *hit, int rank, int64_t
 
 void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, int rank)
 {
-	int64_t copies, largest, own = 0;
+	struct lora l = { .model = model, .rank = rank };
+	struct err e = {0};
+	int64_t copies, largest;
 
 	sizes(model, hit, rank, &copies, &largest);
-	for (int i = 0; i < model->n; i++)
-		if (hit[i])
-			own += padded((int64_t)rank * model->p[i].cols) + padded((int64_t)rank * model->p[i].rows);
-	mem_plan_add(p, "adapter", (2 * own + largest) * (int64_t)sizeof(real));
-	mem_plan_add(p, "optimizer", 2 * own * (int64_t)sizeof(real));
-	mem_plan_add(p, "matrices under the adapter", copies * (int64_t)sizeof(real));
+	if (build(&l, hit, &e) == 0) {		/* else lora_open() will say why not */
+		mem_plan_add(p, "adapter", (2 * l.par.total + largest) * (int64_t)sizeof(real));
+		optim_plan(p, &l.par, NULL);
+		mem_plan_add(p, "matrices under the adapter", copies * (int64_t)sizeof(real));
+	}
+	free(l.target);
+	free(l.par.p);
 }
 
 int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mem.h"
-
 static bool decays(const struct param *p)
 {
 	return p->ndim >= 2 && p->kind != P_EMBED;
@@ -132,29 +130,36 @@ static int64_t largest(const struct params *ps)
 	return n;
 }
 
-int64_t optim_bytes(const struct params *ps, const bool *frozen)
+/* Of the buckets that are exchanged. */
+static int64_t longest(const struct optim_bucket *b, int n)
 {
-	struct optim_bucket *b = mem_alloc((size_t)ps->n * sizeof *b);
-	int64_t n = place_moments(b, cut_buckets(b, ps, frozen));
+	int64_t most = 0;
 
-	mem_free(b);
-	return 2 * n * (int64_t)sizeof(real);
+	for (int i = 0; i < n; i++)
+		most = comm_count(b[i].set) > 1 && b[i].n > most ? b[i].n : most;
+	return most;
 }
 
-int64_t optim_comm_bytes(const struct params *ps)
+void optim_plan(struct mem_plan *p, const struct params *ps, const bool *frozen)
 {
-	return comm_size() == 1 ? 0 : (comm_scratch() + largest(ps)) * (int64_t)sizeof(real);
+	struct optim_bucket *b = mem_alloc(((size_t)ps->n + 1) * sizeof *b);
+	int n = cut_buckets(b, ps, frozen);
+
+	mem_plan_add(p, "optimizer", 2 * place_moments(b, n) * (int64_t)sizeof(real));
+	if (comm_size() > 1)
+		mem_plan_add(p, "exchange with other ranks", (comm_scratch(longest(b, n)) + largest(ps)) * (int64_t)sizeof(real));
+	mem_free(b);
 }
 
 static bool open_exchange(struct optim *o, const struct params *ps)
 {
 	if (comm_size() == 1)
 		return true;
-	o->scratch = calloc((size_t)comm_scratch(), sizeof *o->scratch);
+	o->scratch = calloc((size_t)comm_scratch(longest(o->bucket, o->nbuckets)), sizeof *o->scratch);
 	o->whole = calloc((size_t)largest(ps), sizeof *o->whole);
 	if (o->scratch == NULL || o->whole == NULL)
 		return false;
-	comm_exchange_open(o->scratch, o->nbuckets);
+	comm_exchange_open(o->scratch, longest(o->bucket, o->nbuckets), o->nbuckets);
 	return true;
 }
 

@@ -27,6 +27,7 @@
 #include "comm.h"
 #include "config.h"
 #include "err.h"
+#include "mem.h"
 
 struct optim_bucket {			/* neighbours of one layer and one set of ranks, none of them frozen */
 	int64_t off, n;			/* of the parameter array, padding included */
@@ -49,10 +50,8 @@ struct optim {
 	struct optim_run { int64_t off, at, n; bool decay; } *run;
 };
 
-/* frozen: (n of ps), or NULL for none. optim_bytes: what optim_open takes on the device for moments; optim_comm_bytes: to
- * exchange with other ranks. */
-int64_t optim_bytes(const struct params *ps, const bool *frozen);
-int64_t optim_comm_bytes(const struct params *ps);
+/* frozen: (n of ps), or NULL for none. optim_plan: what optim_open takes. */
+void optim_plan(struct mem_plan *p, const struct params *ps, const bool *frozen);
 int optim_open(struct optim *o, const struct params *ps, const bool *frozen, const struct backend *be,
     double weight_decay, struct err *e);
 void optim_close(struct optim *o);

@@ -64,9 +64,7 @@ void plan_run(struct mem_plan *p, const struct plan_run *r, const struct params 
 	if (r->lora_rank > 0)
 		lora_plan(p, ps, r->picked, r->lora_rank);
 	else
-		mem_plan_add(p, "optimizer", optim_bytes(ps, r->picked));
-	if (optim_comm_bytes(ps) > 0)
-		mem_plan_add(p, "exchange with other ranks", optim_comm_bytes(ps));
+		optim_plan(p, ps, r->picked);
 	mem_plan_add(p, "checkpoint in transit", checkpoint_bytes(r, ps, be));
 	mem_plan_add(p, "batches", batch_bytes(r, (int64_t)r->batch * r->group * r->seq));
 }

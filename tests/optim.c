@@ -81,6 +81,7 @@ static void test_trajectory(void)
 static void test_frozen(void)
 {
 	const bool frozen[3] = { false, true, false }, all[3] = { true, true, true };
+	struct mem_plan plan = {0};
 	struct param p[3];
 	struct params ps;
 	struct optim o;
@@ -93,7 +94,8 @@ static void test_frozen(void)
 	g = calloc((size_t)ps.total, sizeof *g);
 	ok(optim_open(&o, &ps, all, &backend_cpu, 0, &e) < 0 && e.status == EX_USAGE, "all frozen is refused");
 	ok(optim_open(&o, &ps, frozen, &backend_cpu, 0, &e) == 0 && o.of[1] < 0, "one is frozen");
-	ok(optim_bytes(&ps, frozen) == 4 * PAD * (int64_t)sizeof(real), "and has no moments");
+	optim_plan(&plan, &ps, frozen);
+	ok(mem_plan_total(&plan) == 4 * PAD * (int64_t)sizeof(real), "and has no moments");
 	for (int i = 0; i < 3 * N; i++)
 		g[i / N * PAD + i % N] = 1;
 	is_close(optim_norm(&o, g), sqrt(2 * N), 1e-4, "its gradient does not count in the norm");

@@ -28,6 +28,7 @@ within()	# PLAN PEAK: 3 %, or 256 KiB of what is never the same twice
 	echo "plan $1, peak $2"
 	awk 'BEGIN { d = '"$1 - $2"'; d = d < 0 ? -d : d; exit !(d <= 0.03 * '"$2"' || d <= 262144) }'
 }
+run=			# what starts a program
 # plan NAME PROGRAM DATA OPTIONS...
 plan()
 {
@@ -36,8 +37,8 @@ plan()
 	data=$3
 	shift 3
 	rm -rf out
-	"$prog" -q "$@" -o out --dry-run "$data" > dry || { result "$name: --dry-run" 1; return; }
-	"$prog" -q "$@" -n 3 --save-every 1 -o out "$data" > all || { result "$name: run" 1; return; }
+	$run "$prog" -q "$@" -o out --dry-run "$data" > dry || { result "$name: --dry-run" 1; return; }
+	$run "$prog" -q "$@" -n 3 --save-every 1 -o out "$data" > all || { result "$name: run" 1; return; }
 	grep '"type":"step"' all > log
 	planned=$(values log mem_plan | tail -1)
 	peak=$(values log mem_peak | tail -1)
@@ -75,4 +76,16 @@ plan "chr-distill" chr-distill datasets/pretrain.jsonl -m base --teacher base -b
 p=$(chr-generate -q -m large --context 256 --dry-run < /dev/null | sed 's/.*"total":\([0-9]*\).*/\1/')
 chr-generate -q -m large --context 256 -n 4 --stats stats in.jsonl > /dev/null
 ok "chr-generate" within "$p" "$(values stats peak_rss | tail -1)"
+
+# Of two ranks, each with its own share (rank 0 speaks).
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
+run="mpirun -n 2"
+case $(chr-pretrain -V),$(command -v mpirun) in
+*mpi*,*/mpirun)
+	plan "two ranks" chr-pretrain datasets/pretrain.jsonl -c large.json -t tokenizer.json -b 4 --seq 128
+	plan "divided experts" chr-pretrain datasets/pretrain.jsonl -c large.json -t tokenizer.json -b 4 --seq 128 --expert-parallel 2
+	plan "divided, dpo" chr-dpo prefs.jsonl -m model -b 4 --seq 128 --expert-parallel 2
+	;;
+*) skip "ranks" "no MPI" ;;
+esac
 done_testing
