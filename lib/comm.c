@@ -35,12 +35,69 @@ static int tasks(void)
 	return n;
 }
 
+static struct {
+	int rank, size, group;	/* group: ranks of one */
+} ranks = { .size = 1, .group = 1 };
+
+int comm_rank(void)
+{
+	return ranks.rank;
+}
+
+int comm_size(void)
+{
+	return ranks.size;
+}
+
+int comm_count(enum comm_set s)
+{
+	return s == COMM_ALL ? ranks.size : s == COMM_GROUP ? ranks.group : ranks.size / ranks.group;
+}
+
+int comm_place(enum comm_set s, int rank)
+{
+	return s == COMM_ALL ? rank : s == COMM_GROUP ? rank % ranks.group : rank / ranks.group;
+}
+
+static int set_group(int n, struct err *e)
+{
+	if (ranks.size % n != 0)
+		return err_set(e, EX_USAGE, "%d rank%s cannot be divided into groups of %d", ranks.size,
+		    ranks.size > 1 ? "s" : "", n);
+	ranks.group = n;
+	return 0;
+}
+
+int comm_suppose(int size, int group, struct err *e)
+{
+	ranks.size = size;
+	return set_group(group, e);
+}
+
+#define BUCKET ((int64_t)1 << 20)	/* reals on their way at a time, at least */
+#define PIECE ((int64_t)1 << 14)	/* reals of one message, at least */
+enum { LANES = 2 };			/* rounds of sums, and gathers, under way at a time */
+
+/* Reals of each part that go at a time. */
+static int piece(enum comm_set s)
+{
+	int64_t n = BUCKET / comm_count(s);
+
+	return (int)(n > PIECE ? n : PIECE);
+}
+
+/* No smaller set takes more than all. */
+int64_t comm_scratch(int64_t longest)
+{
+	int64_t part = (longest + ranks.size - 1) / ranks.size;
+
+	return LANES * (ranks.size - 1) * (part < piece(COMM_ALL) ? part : piece(COMM_ALL));
+}
+
 #ifdef HAVE_MPI
 #include <mpi.h>
 
 #define REAL (sizeof(real) == sizeof(float) ? MPI_FLOAT : MPI_DOUBLE)
-#define BUCKET ((int64_t)1 << 20)	/* reals on their way at a time, at least */
-#define PIECE ((int64_t)1 << 14)	/* reals of one message, at least */
 enum { TAG_PART = 1, TAG_MESSAGE };
 
 struct parcel {			/* a message under way */
@@ -53,10 +110,10 @@ enum { SETS = COMM_PEERS + 1 };
 
 static struct {
 	bool open;
-	int rank, size, local, group;	/* group: ranks of one */
+	int local;		/* ranks on this machine */
 	struct parcel *sent;
 	MPI_Comm set[SETS], sums[SETS], gathers[SETS];	/* the same ranks: sums and gathers go on while others are called */
-} comm = { .size = 1, .local = 1, .group = 1 };
+} comm = { .local = 1 };
 
 /* Without one of these MPI has nobody to ask who the others are. */
 static bool tied(void)
@@ -107,7 +164,7 @@ static void left(void)
 static ssize_t read_shared(ssize_t (*here)(void *self, void *buf, size_t size, struct err *e), void *self, void *buf,
     size_t size, struct err *e)
 {
-	ssize_t n = comm.rank == 0 ? here(self, buf, size, e) : 0;
+	ssize_t n = ranks.rank == 0 ? here(self, buf, size, e) : 0;
 
 	comm_bcast(&n, sizeof n);
 	if (n < 0)
@@ -130,12 +187,12 @@ static int start(int wanted, struct err *e)
 
 	if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
 		return err_set(e, EX_UNAVAILABLE, "MPI does not start");
-	MPI_Comm_rank(MPI_COMM_WORLD, &comm.rank);
-	MPI_Comm_size(MPI_COMM_WORLD, &comm.size);
+	MPI_Comm_rank(MPI_COMM_WORLD, &ranks.rank);
+	MPI_Comm_size(MPI_COMM_WORLD, &ranks.size);
 	MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
 	MPI_Comm_size(node, &comm.local);
 	MPI_Comm_free(&node);
-	if (comm.size >= wanted) {
+	if (ranks.size >= wanted) {
 		comm.set[COMM_ALL] = comm.set[COMM_PEERS] = MPI_COMM_WORLD;
 		comm.set[COMM_GROUP] = MPI_COMM_SELF;
 		for (int s = 0; s < SETS; s++)
@@ -143,7 +200,7 @@ static int start(int wanted, struct err *e)
 		return 0;
 	}
 	MPI_Finalize();
-	return untied(wanted, comm.size, e);
+	return untied(wanted, ranks.size, e);
 }
 
 int comm_open(struct err *e)
@@ -161,8 +218,8 @@ int comm_open(struct err *e)
 	err_leave = leave;
 	atexit(left);
 	jsonl_stdin = read_shared;
-	err_rank = comm.rank;
-	if (comm.rank == 0)
+	err_rank = ranks.rank;
+	if (ranks.rank == 0)
 		return 0;
 	opt_quiet = true;
 	return freopen("/dev/null", "w", stdout) != NULL ? 0 : err_set(e, EX_OSERR, "/dev/null:");
@@ -196,21 +253,11 @@ int comm_close(int rc, struct err *e)
 	drop_sent(true);
 	MPI_Finalize();
 	comm.open = false;
-	if (comm.rank == 0)
+	if (ranks.rank == 0)
 		return rc;
 	e->status = 0;
 	e->msg[0] = '\0';
 	return rc < 0 ? -1 : 0;
-}
-
-int comm_rank(void)
-{
-	return comm.rank;
-}
-
-int comm_size(void)
-{
-	return comm.size;
 }
 
 int comm_threads(int asked)
@@ -227,7 +274,7 @@ static void reduce(double *x, int n, MPI_Op op)
 {
 	if (!comm.open)
 		return;
-	MPI_Reduce(comm.rank == 0 ? MPI_IN_PLACE : x, x, n, MPI_DOUBLE, op, 0, MPI_COMM_WORLD);
+	MPI_Reduce(ranks.rank == 0 ? MPI_IN_PLACE : x, x, n, MPI_DOUBLE, op, 0, MPI_COMM_WORLD);
 	MPI_Bcast(x, n, MPI_DOUBLE, 0, MPI_COMM_WORLD);
 }
 
@@ -264,13 +311,10 @@ static void bcast_from(struct err *e, int rank)
 
 int comm_divide(int n, struct err *e)
 {
-	if (n == 1)
-		return 0;
-	if (comm.size % n != 0)
-		return err_set(e, EX_USAGE, "%d ranks cannot be divided into groups of %d", comm.size, n);
-	comm.group = n;
-	MPI_Comm_split(MPI_COMM_WORLD, comm.rank / n, comm.rank, &comm.set[COMM_GROUP]);
-	MPI_Comm_split(MPI_COMM_WORLD, comm.rank % n, comm.rank, &comm.set[COMM_PEERS]);
+	if (n == 1 || set_group(n, e) < 0)
+		return n == 1 ? 0 : -1;
+	MPI_Comm_split(MPI_COMM_WORLD, ranks.rank / n, ranks.rank, &comm.set[COMM_GROUP]);
+	MPI_Comm_split(MPI_COMM_WORLD, ranks.rank % n, ranks.rank, &comm.set[COMM_PEERS]);
 	for (int s = COMM_GROUP; s <= COMM_PEERS; s++) {
 		MPI_Comm_free(&comm.sums[s]);
 		MPI_Comm_free(&comm.gathers[s]);
@@ -279,22 +323,10 @@ int comm_divide(int n, struct err *e)
 	return 0;
 }
 
-int comm_count(enum comm_set s)
-{
-	return s == COMM_ALL ? comm.size : s == COMM_GROUP ? comm.group : comm.size / comm.group;
-}
-
-int comm_place(enum comm_set s, int rank)
-{
-	return s == COMM_ALL ? rank : s == COMM_GROUP ? rank % comm.group : rank / comm.group;
-}
-
 /* --- sums and gathers --- */
 
 /* LANES rounds of sums and LANES gathers are under way at a time. In a round of a sum, a piece of every part goes to its
  * owner, who adds them in the order of ranks when all are there. */
-enum { LANES = 2 };
-
 struct array {
 	real *x;
 	int64_t n;
@@ -326,25 +358,9 @@ static struct {
 	struct queue sums, gathers;
 } exchange;
 
-/* Reals of each part that go at a time. */
-static int piece(enum comm_set s)
-{
-	int64_t n = BUCKET / comm_count(s);
-
-	return (int)(n > PIECE ? n : PIECE);
-}
-
-/* No smaller set takes more than all. */
-int64_t comm_scratch(int64_t longest)
-{
-	int64_t part = (longest + comm.size - 1) / comm.size;
-
-	return comm.open ? LANES * (comm.size - 1) * (part < piece(COMM_ALL) ? part : piece(COMM_ALL)) : 0;
-}
-
 static int *open_queue(struct queue *q, int most, int *counts)
 {
-	size_t n = (size_t)comm.size;
+	size_t n = (size_t)ranks.size;
 
 	if ((q->array = calloc((size_t)most, sizeof *q->array)) == NULL)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
@@ -359,7 +375,7 @@ void comm_exchange_open(real *scratch, int64_t longest, int most)
 	if (!comm.open)
 		return;
 	exchange.most = most;
-	if ((exchange.counts = calloc((size_t)comm.size * 4 * 2 * LANES, sizeof *exchange.counts)) == NULL)
+	if ((exchange.counts = calloc((size_t)ranks.size * 4 * 2 * LANES, sizeof *exchange.counts)) == NULL)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
 	open_queue(&exchange.gathers, most, open_queue(&exchange.sums, most, exchange.counts));
 	for (int i = 0; i < LANES; i++)
@@ -392,7 +408,7 @@ static int share(const struct array *s, int k, int64_t at)
 
 static void start_round(struct lane *l, const struct array *s, int64_t at)
 {
-	int parts = comm_count(s->set), own = comm_place(s->set, comm.rank);
+	int parts = comm_count(s->set), own = comm_place(s->set, ranks.rank);
 
 	l->set = s->set;
 	l->piece = share(s, parts - 1, 0);	/* the longest part, if it is short */
@@ -410,7 +426,7 @@ static void start_round(struct lane *l, const struct array *s, int64_t at)
 static void add_pieces(const struct lane *l)
 {
 	enum { BLOCK = 512 };
-	int parts = comm_count(l->set), place = comm_place(l->set, comm.rank);
+	int parts = comm_count(l->set), place = comm_place(l->set, ranks.rank);
 	real sum[BLOCK];
 
 	for (int i = 0; i < l->n; i += BLOCK) {
@@ -542,7 +558,7 @@ void comm_gather_end(int first)
 
 void comm_counts(const int32_t *own, int n, int32_t *all)
 {
-	if (comm.group == 1)
+	if (ranks.group == 1)
 		memcpy(all, own, (size_t)n * sizeof *all);
 	else
 		MPI_Allgather(own, n, MPI_INT32_T, all, n, MPI_INT32_T, comm.set[COMM_GROUP]);
@@ -576,12 +592,12 @@ void comm_gather(real *whole, const real *part, const int64_t *count)
 {
 	int64_t at = count[0];
 
-	if (comm.rank > 0) {
-		transfer((real *)part, count[comm.rank], 0, true);
+	if (ranks.rank > 0) {
+		transfer((real *)part, count[ranks.rank], 0, true);
 		return;
 	}
 	memcpy(whole, part, (size_t)count[0] * sizeof *whole);
-	for (int r = 1; r < comm.size; at += count[r++])
+	for (int r = 1; r < ranks.size; at += count[r++])
 		transfer(whole + at, count[r], r, false);
 }
 
@@ -638,10 +654,7 @@ _Noreturn void comm_abort(int status)
 }
 
 void comm_barrier(void) {}
-int comm_rank(void) { return 0; }
-int comm_size(void) { return 1; }
 int comm_threads(int asked) { return asked; }
-int64_t comm_scratch(int64_t longest) { return 0 * longest; }
 
 int comm_close(int rc, struct err *e)
 {
@@ -671,19 +684,7 @@ static void bcast_from(struct err *e, int rank)
 
 int comm_divide(int n, struct err *e)
 {
-	return n == 1 ? 0 : err_set(e, EX_USAGE, "one rank cannot be divided into groups of %d", n);
-}
-
-int comm_count(enum comm_set s)
-{
-	(void)s;
-	return 1;
-}
-
-int comm_place(enum comm_set s, int rank)
-{
-	(void)s;
-	return rank;
+	return set_group(n, e);
 }
 
 void comm_exchange_open(real *scratch, int64_t longest, int most)

@@ -228,6 +228,41 @@ static void test_files(void)
 	ok(config_load(&c, "tests/tap.h", 0, NULL, &e) < 0 && e.status == EX_DATAERR, "not JSON: %s", e.msg);
 }
 
+/* Parameters side by side in the array at place `here`, and each once over all places. */
+static void test_divide(void)
+{
+	struct config c;
+	struct params ps;
+	struct err e = {0};
+	int64_t count = 0;
+	bool gap = false;
+
+	ok(load(&c, "{\"chronos_format\": 2, \"num_experts\": 6, \"num_shared_experts\": 1, \"num_hidden_layers\": 3}", &e) == 0, "a config");
+	for (int here = 0; here < 3; here++) {
+		int64_t at = 0;
+
+		ok(params_build(&ps, &c, &e) == 0 && params_divide(&ps, 3, here, &e) == 0, "parameters at place %d", here);
+		for (int i = 0; i < ps.n; i++) {
+			if (!params_here(&ps, &ps.p[i]))
+				continue;
+			gap |= ps.p[i].off != at;
+			at += param_span(&ps.p[i]);
+			count += here == 0 || ps.p[i].owner > 0 ? param_size(&ps.p[i]) : 0;
+			gap |= (ps.p[i].owner >= 0) != (ps.p[i].kind >= P_EXP_GATE && ps.p[i].kind <= P_EXP_DOWN);
+		}
+		gap |= at != ps.total;
+		if (here < 2)
+			params_free(&ps);
+	}
+	ok(!gap && count == ps.count, "are side by side, each in one place or in all");
+	ok(params_get(&ps, P_EXP_UP, 2, 3)->off == params_get(&ps, P_EXP_UP, 2, 5)->off &&
+	    params_get(&ps, P_EXP_UP, 2, 3)->owner == 1, "alike in every place");
+	params_free(&ps);
+	ok(params_build(&ps, &c, &e) == 0 && params_divide(&ps, 4, 0, &e) < 0 && e.status == EX_USAGE, "6 experts over 4 places");
+	params_free(&ps);
+	config_free(&c);
+}
+
 int main(void)
 {
 	const char *shared = getenv("CHR_SHARED");
@@ -236,6 +271,7 @@ int main(void)
 	test_defaults();
 	test_formats();
 	test_qwen();
+	test_divide();
 	test_refusals();
 	test_sets();
 	test_files();
