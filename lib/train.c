@@ -301,6 +301,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
 		if (comm_any(!isfinite(t->now.loss))) {
 			t->bad_micro = i;
+			metric_reduce(&t->now);
 			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
 		}
@@ -356,7 +357,8 @@ static int check_step(const struct train *t, int n, double norm, struct err *e)
 /* A step that cannot be taken: the end, or it counts as a step that changed nothing. */
 static int refuse_step(struct train *t, int n, bool log, double lr, double norm, struct err *e)
 {
-	const struct bad_step s = { t->step + 1, t->micro, n, t->bad_micro, t->s->source->corpus(t->src) };
+	const struct bad_step s = { t->step + 1, t->micro, n, t->bad_micro, t->s->source->corpus(t->src),
+	    comm_rank() * train_rows(t) / t->o.seq };
 	bool spike = isfinite(t->now.loss) && isfinite(norm);
 
 	bad_report(&t->bad, &s, e);
@@ -676,7 +678,7 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		return -1;
 	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best : not_recorded);
 	best_open(&t.best, t.o.keep_best);
-	t.bad = (struct bad){ .path = comm_rank() == 0 ? t.o.dump_bad : NULL, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
+	t.bad = (struct bad){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
 	rc = comm_agree(train_setup(&t, e), e);
 	if (rc == 0 && t.o.dry_run) {
 		rc = print_plan(&t, e);
