@@ -465,13 +465,16 @@ static void set_context(const struct job *by_hand)
 /* A packed model takes what memory leaves below the warning. */
 static void open_guard(void)
 {
+	const int ranks = comm_local();		/* each takes as much */
 	int64_t room;
 
 	if (!o.guard)
 		return;
 	s.squeeze.guard = guard_open("", o.kv_warn / 100, o.kv_shed / 100, &s.e);
 	must(s.squeeze.guard == NULL);
-	room = guard_room("", o.kv_warn / 100, mem_peak_rss());
+	room = guard_room("", o.kv_warn / 100, ranks * mem_peak_rss()) / ranks;
+	comm_barrier();				/* nobody takes any before all have looked */
+	room = room > 0 ? room : 1;
 	if (infer.ram == 0 || room < infer.ram)
 		infer.ram = room;
 }

@@ -533,13 +533,25 @@ static int look(struct train *t, struct err *e)
 	return t->best.step == t->step ? save(t, false, e) : 0;
 }
 
+/* Must the run end early? The same on all ranks. */
+static bool told_to_stop(struct train *t)
+{
+	bool full = guard_check(t->guard) == GUARD_LIMIT;
+	double why[2] = { sig_stop, full };
+
+	comm_sum(why, 2);
+	if (why[1] > 0 && !full)
+		err_warn("memory is short for another rank");
+	return why[0] + why[1] > 0;
+}
+
 /* What is due after a step. Returns 1 to stop early, 0 to go on, -1. */
 static int after_step(struct train *t, struct err *e)
 {
 	const struct source *src = t->s->source;
 	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
 
-	t->stopping |= comm_any(sig_stop || guard_check(t->guard) == GUARD_LIMIT) || t->step - t->first_step == t->o.stop_after;
+	t->stopping |= told_to_stop(t) || t->step - t->first_step == t->o.stop_after;
 	t->due |= comm_any(sig_save) || every(t->step, t->o.save_every);
 	t->look_due |= every(t->step, t->o.eval_every);
 	sig_save = 0;

@@ -117,9 +117,12 @@ filled()
 	$inside tail -c 500000000 < $out.fifo > /dev/null &
 	hog=$!
 	exec 9> $out.fifo
-	head -c 110000000 /dev/zero >&9
 	n=0
-	while kill -0 $pid 2> /dev/null && [ $n -lt 200 ]; do sleep 0.1; n=$((n + 1)); done
+	while kill -0 $pid 2> /dev/null && [ $n -lt 400 ]; do
+		[ $n -gt 110 ] || head -c 1000000 /dev/zero >&9
+		sleep 0.05
+		n=$((n + 1))
+	done
 	kill -9 $pid 2> /dev/null
 	wait $pid
 	filled=$?
