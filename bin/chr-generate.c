@@ -506,7 +506,7 @@ int main(int argc, char **argv)
 		must(true);
 	set_context(by_hand);
 	open_guard();
-	infer_open(o.batch, s.context, o.chunk, (int64_t)V * (4 * o.batch + 16));
+	infer_open(o.batch, s.context, o.chunk, gen_bytes(V, o.batch));
 	s.text = o.raw || (o.prompt && isatty(STDOUT_FILENO));
 	s.squeeze.store = engine_store(infer.g);
 	if ((s.sampler = sampler_new(V)) == NULL)
