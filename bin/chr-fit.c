@@ -204,7 +204,8 @@ int main(int argc, char **argv)
 	static const struct opt_prog prog = {
 		.name = "chr-fit", .operands = "[options] -m DIR | -c FILE [FILE...], or -l [FILE...]",
 		.purpose = "say what of a model fits in memory",
-		.notes = "FILEs are the data of a trainer, or with -l step records. Records of each step of the reasoning go to stdout, the plan is the last.\n"
+		.notes = "FILEs are what a trainer would read, or with -l step records. Records of each step of the reasoning go to\n"
+		    "stdout, the plan is the last.\n"
 		    "Exit status: 0 it fits as asked, 1 it does not.",
 	};
 	struct err e = { 0 };
