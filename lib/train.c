@@ -540,7 +540,7 @@ static bool told_to_stop(struct train *t)
 	double why[2] = { sig_stop, full };
 
 	comm_sum(why, 2);
-	if (why[1] > 0 && !full)
+	if (why[1] > 0 && !full && guard_look(t->guard) != GUARD_LIMIT)
 		err_warn("memory is short for another rank");
 	return why[0] + why[1] > 0;
 }
