@@ -183,8 +183,8 @@ static void settle(void)
 		opt_usage("--dtype or --quant, not both");
 	if ((o.teacher != NULL || o.topk > 0) && a.stage != FIT_DISTILL)
 		opt_usage("--teacher and --topk are for --stage distill");
-	if (o.teacher != NULL && o.topk > 0)
-		opt_usage("--teacher or --topk, not both");
+	if (a.stage == FIT_DISTILL && (o.teacher != NULL) == (o.topk > 0))
+		opt_usage("who is the teacher? --teacher DIR, or --topk K");
 	if (a.stage == FIT_GENERATE && (o.nfiles > 0 || o.eval != NULL))
 		opt_usage("FILEs are a trainer's data, not prompts");
 	if ((o.predict = source_list(a.predict, &why)) < 0)

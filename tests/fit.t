@@ -200,5 +200,6 @@ status "no model: 64" 64 chr-fit
 status "a model that is not there: 66" 66 chr-fit -q -m nowhere
 status "more tokens than positions: 64" 64 chr-fit -q -m model --seq 2048
 status "a pattern that names nothing: 64" 64 chr-fit -q -m model --freeze 'x*'
+status "distilling without a teacher: 64" 64 chr-fit -m model --stage distill
 status "a trainer's data for generate: 64" 64 chr-fit -m model --stage generate in.jsonl
 done_testing

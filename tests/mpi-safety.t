@@ -78,6 +78,28 @@ status "and two" 65 mpirun -n 2 $jump -b 2 -o jump2 --dump-bad jump2.jsonl jump.
 ok "with the same dump" sh -c '[ -s jump1.jsonl ] && cmp jump1.jsonl jump2.jsonl'
 status "a dump that rank 0 cannot write" 74 two -o full --dump-bad /dev/full
 
+# Every stage knows which record a row is of, on every rank: each says its own line number
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do
+	echo '{"messages":[{"role":"user","content":"(mark'$i')"},{"role":"assistant","content":"so"}]}' >&3
+	echo '{"prompt":"(mark'$i')","chosen":"so","rejected":"not so"}' >&4
+done 3> chat.jsonl 4> prefs.jsonl
+names_own()	# NAME FILE COMMAND...
+{
+	name=$1 file=$2
+	shift 2
+	mpirun -n 2 "$@" -q -j 1 -m model --seq 64 -b 2 --accum 2 -n 40 -o stage --force --max-spike 1e-7 --dump-bad stage.jsonl "$file" > noise 2>&1
+	sed -n 's/.*"source":"'"$file"':\([0-9]*\)".*/(mark\1)/p' stage.jsonl > said
+	chr-tokenize -q -d -t tokenizer.json stage.jsonl | grep -o '(mark[0-9]*)' > meant
+	is "$name" "$(cat meant)" "$(cat said)"
+	ok "and there are some" [ "$(wc -l < said)" -gt 5 ]
+}
+names_own chr-sft chat.jsonl chr-sft
+names_own chr-dpo prefs.jsonl chr-dpo
+names_own chr-grpo prefs.jsonl chr-grpo -G 2 --new 4 --reward toy --iterations 2
+chr-generate -q -m packed -n 6 -b 2 datasets/prompts.jsonl | sed 's/,"timing.*//' > one.jsonl
+mpirun -n 2 chr-generate -q -m packed -n 6 -b 2 --guard datasets/prompts.jsonl | sed 's/,"timing.*//' > two.jsonl
+ok "two ranks generate under a guard" sh -c '[ -s one.jsonl ] && cmp one.jsonl two.jsonl'
+
 # In a control group that a neighbour fills: of one rank only, then of both
 v1=$(sed -n 's/^[0-9]*:\([^:]*,\)*memory\(,[^:]*\)*:\(.*\)/\3/p' /proc/self/cgroup)
 group=/sys/fs/cgroup/memory$v1/chr-test-$$
