@@ -86,6 +86,9 @@ wait_for()
 }
 train="chr-pretrain -q -c config.json -t tokenizer.json -b 2 --seq 64 -n 1000000 --epochs 1000000 --guard --guard-warn 50 --guard-stop 80"
 
+inside chr-generate -v -m packed -n 1 -p x --guard > out 2> told
+ok "--verbose says what the kernel tells of" grep -q -- '--guard: the kernel tells of' told
+[ "$limit" = memory.max ] || ok "a v1 group tells when its usage passes the limit" grep -q "the group's usage" told
 status "a plan that the group has no room for: 71" 71 inside chr-pretrain -c config.json -t tokenizer.json -b 32 --seq 1024 --guard \
 	-o no datasets/pretrain.jsonl
 ok "which says so before any work" test ! -e no
