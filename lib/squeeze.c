@@ -21,10 +21,11 @@ static void say(struct squeeze *q, int before)
 
 static enum guard_level give(struct squeeze *q)
 {
-	int before = store_slots(q->store), least = store_least(q->store), n = before;
+	int before = store_slots(q->store), least = store_least(q->store), n = before, last = n + 1;
 	enum guard_level level = GUARD_LIMIT;
 
-	while (level == GUARD_LIMIT && n > least) {
+	while (level == GUARD_LIMIT && n > least && n < last) {
+		last = n;
 		n = store_resize(q->store, n - step(q->store));
 		level = guard_look(q->guard);
 	}
