@@ -45,13 +45,8 @@ static json_t *settings(void)
 
 static int plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
 {
-	int64_t bytes = 0;
-
 	where = (struct live_opt){ .dir = o.teacher, .ram = o.ram, .budget = "--teacher-ram", .T = v->o->seq };
-	if (o.teacher != NULL && live_plan(&where, v->cfg, v->tok, &bytes, fingerprint, e) < 0)
-		return -1;
-	mem_plan_add(p, "teacher", bytes + distill_bytes(&distill, v->cfg->vocab_size));
-	return 0;
+	return live_plan_stage(&where, &distill, v, fingerprint, p, e);
 }
 
 static int open_teacher(const struct stage_env *v, struct err *e)

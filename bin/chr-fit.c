@@ -9,15 +9,19 @@
 #include "lora.h"
 #include "memlimit.h"
 #include "pool.h"
+#include "predict.h"
+#include "prefs.h"
+#include "topk.h"
 
-static struct fit_opt o = { .group = 4, .chunk = 256, .readers = 4, .data = 1 << 20, .factor = 1 };
+static struct fit_opt o = { .group = 4, .max_new = 128, .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
+	.temperature = 4, .factor = 1 };
 static struct {
-	const char *replay, *calibration;
+	const char *replay, *calibration, *predict, *heat;
 	int64_t ram;
 	double margin;
 	int stage, dtype, quant, dense, threads;
 	bool learn;
-} a = { .margin = 5 };
+} a = { .margin = 5, .predict = "gate,same,lookahead,previous,popularity" };
 
 static const struct opt opts[] = {
 	{ .kind = OPT_GROUP, .help = "What to run" },
@@ -38,13 +42,23 @@ static const struct opt opts[] = {
 	{ 0, "lora-target", OPT_LIST, &o.target, 0, 0, "PATTERN", "as of the trainers" },
 	{ 'G', "group", OPT_INT, &o.group, 2, 4096, "N", "as of chr-grpo" },
 	{ 0, "parallel", OPT_INT, &o.parallel, 0, 65536, "N", "as of chr-grpo" },
+	{ 0, "new", OPT_INT, &o.max_new, 1, 1 << 20, "N", "as of chr-grpo" },
+	{ 0, "reward", OPT_LIST, &o.reward, 0, 0, "SPEC", "as of chr-grpo" },
+	{ 0, "precompute-ref", OPT_STR, &prefs_ref, 0, 0, "FILE", "as of chr-dpo" },
 	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "as of chr-distill" },
 	{ 0, "teacher-ram", OPT_BYTES, &o.teacher_ram, 0, 0, "BYTES", "as of chr-distill" },
-	{ 0, "data", OPT_BYTES, &o.data, 0, 0, "BYTES", "what the trainer holds of its data" },
+	{ 0, "topk", OPT_INT, &o.topk, 0, TOPK_MAX, "K", "as of chr-distill" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "as of chr-distill, whose FILE is made for one" },
+	{ 0, "eval", OPT_STR, &o.eval, 0, 0, "FILE", "as of the trainers" },
+	{ 0, "data-ram", OPT_BYTES, &o.data_ram, 0, 0, "BYTES", "as of the trainers" },
+	{ 0, "shuffle-window", OPT_COUNT, &o.window, 0, 1e9, "N", "as of the trainers" },
+	{ 0, "data", OPT_BYTES, &o.data, 0, 0, "BYTES", "without FILE: what the trainer holds of its data" },
 	{ .kind = OPT_GROUP, .help = "Generating" },
 	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "as of chr-generate" },
 	{ 0, "readers", OPT_INT, &o.readers, 1, 64, "N", "as of chr-generate" },
 	{ 0, "kv-type", OPT_CHOICE, &o.kv, 0, 0, "f32|bf16|q8", "as of chr-generate" },
+	{ 0, "predict", OPT_STR, &a.predict, 0, 0, "LIST", "as of chr-generate; intent takes memory" },
+	{ 0, "heat", OPT_STR, &a.heat, 0, 0, "FILE", "as of chr-generate" },
 	{ 0, "packed", OPT_FLAG, &o.packed, 0, 0, NULL, "with -c: experts are read from disk" },
 	{ 0, "dtype", OPT_CHOICE, &a.dtype, 0, 0, "f32|bf16|f16", "with -c: of the experts" },
 	{ 0, "quant", OPT_CHOICE, &a.quant, 0, 0, "none|q8|q4|q4a", "with -c: experts in blocks" },
@@ -158,6 +172,7 @@ static int fit(struct err *e)
 
 static void settle(void)
 {
+	const char *why;
 	static const enum dtype dtype[] = { DT_F32, DT_BF16, DT_F16 }, quant[] = { DT_F32, DT_Q8, DT_Q4, DT_Q4A };
 
 	if ((o.model != NULL) == (o.config != NULL))
@@ -166,8 +181,14 @@ static void settle(void)
 		opt_usage("--packed, --dtype, --quant and --quant-dense are for -c; a directory says so itself");
 	if (a.dtype && a.quant)
 		opt_usage("--dtype or --quant, not both");
-	if (o.teacher != NULL && a.stage != FIT_DISTILL)
-		opt_usage("--teacher is for --stage distill");
+	if ((o.teacher != NULL || o.topk > 0) && a.stage != FIT_DISTILL)
+		opt_usage("--teacher and --topk are for --stage distill");
+	if (a.stage == FIT_DISTILL && (o.teacher != NULL) == (o.topk > 0))
+		opt_usage("who is the teacher? --teacher DIR, or --topk K");
+	if (a.stage == FIT_GENERATE && (o.nfiles > 0 || o.eval != NULL))
+		opt_usage("FILEs are a trainer's data, not prompts");
+	if ((o.predict = source_list(a.predict, &why)) < 0)
+		opt_usage("--predict '%s': %s", a.predict, why);
 	if (o.rank == 0 && o.target.n > 0)
 		opt_usage("an adapter needs --lora-rank R");
 	if (o.rank > 0 && o.freeze.n > 0)
@@ -175,14 +196,16 @@ static void settle(void)
 	o.stage = (enum fit_stage)a.stage;
 	o.expert = a.quant ? quant[a.quant] : dtype[a.dtype];
 	o.dense = quant[a.dense];
+	o.heat = a.heat != NULL;
 }
 
 int main(int argc, char **argv)
 {
 	static const struct opt_prog prog = {
-		.name = "chr-fit", .operands = "[options] -m DIR | -c FILE, or -l [FILE...]",
+		.name = "chr-fit", .operands = "[options] -m DIR | -c FILE [FILE...], or -l [FILE...]",
 		.purpose = "say what of a model fits in memory",
-		.notes = "Records of each step of the reasoning go to stdout, the plan is the last.\n"
+		.notes = "FILEs are what a trainer would read, or with -l step records. Records of each step of the reasoning go to\n"
+		    "stdout, the plan is the last.\n"
 		    "Exit status: 0 it fits as asked, 1 it does not.",
 	};
 	struct err e = { 0 };
@@ -190,8 +213,8 @@ int main(int argc, char **argv)
 
 	err_init(argv[0]);
 	first = opt_parse(argc, argv, opts, &prog);
-	if (!a.learn && first < argc)
-		opt_usage("FILEs go with --learn");
+	o.nfiles = a.learn ? 0 : argc - first;
+	o.files = argv + first;
 	if (!a.learn)
 		settle();
 	pool_init(a.threads);

@@ -13,6 +13,7 @@
 #include "progress.h"
 #include "report.h"
 #include "sig.h"
+#include "squeeze.h"
 
 #define CONTEXT 2048	/* tokens of a sequence when nothing says how many there will be */
 
@@ -49,9 +50,9 @@ static const struct opt opts[] = {
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
-	{ 0, "guard", OPT_FLAG, &o.guard, 0, 0, NULL, "take no new prompts when memory runs out" },
+	{ 0, "guard", OPT_FLAG, &o.guard, 0, 0, NULL, "when memory runs out, hold fewer experts, then take no new prompts" },
 	{ 0, "kv-warn", OPT_FLOAT, &o.kv_warn, 1, 100, "PERCENT", "of a limit in use: say so" },
-	{ 0, "kv-shed", OPT_FLOAT, &o.kv_shed, 1, 100, "PERCENT", "take no new prompts" },
+	{ 0, "kv-shed", OPT_FLOAT, &o.kv_shed, 1, 100, "PERCENT", "of it: do so" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
@@ -80,7 +81,7 @@ static struct {
 	int active, waiting, context;	/* waiting: ended, but behind one that has not */
 	int64_t count;
 	bool text;			/* text out */
-	struct guard *guard;
+	struct squeeze squeeze;		/* of --guard */
 	bool shed;			/* ended with prompts left, for want of memory */
 	struct progress progress;
 	struct err e;
@@ -330,18 +331,20 @@ static struct job *next_record(void)
 
 static void run_records(void)
 {
-	bool more = true;
+	bool more = true, room;
 
 	progress_start(&s.progress, "generating", "tokens", 0);
 	while (!sig_stop && (more || s.active > 0)) {
+		room = squeeze_check(&s.squeeze) != GUARD_LIMIT;
 		/* A slow one at the head may hold back only so many results. */
-		while (more && !sig_stop && guard_check(s.guard) != GUARD_LIMIT && s.active < o.batch && s.waiting < 16 * o.batch) {
+		while (room && more && !sig_stop && s.active < o.batch && s.waiting < 16 * o.batch) {
 			struct job *j = next_record();
 
 			more = j != NULL;
 			if (j)
 				start_job(j);
 			end_jobs();
+			room = squeeze_check(&s.squeeze) != GUARD_LIMIT;
 		}
 		s.shed = more && s.active == 0 && !sig_stop;
 		if (s.shed)
@@ -364,6 +367,7 @@ static void run_prompt(struct job *j)
 	start_job(j);
 	end_jobs();
 	while (s.active > 0 && !sig_stop) {
+		squeeze_check(&s.squeeze);
 		step();
 		end_jobs();
 	}
@@ -407,6 +411,7 @@ static void converse(void)
 			struct eval_item it = { .s = seq, .tok = g.ids.v + from, .n = g.ids.n - from, .logits = logits };
 			struct eval_stats st;
 
+			squeeze_check(&s.squeeze);
 			must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0);
 			must((from < g.nprompt ? report_prompt(&s.report, it.n, &st, &s.e)
 			    : report_step(&s.report, 1, &st, &s.e)) < 0);
@@ -457,16 +462,19 @@ static void set_context(const struct job *by_hand)
 		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d", by_hand->gen.nprompt, s.context);
 }
 
-/* A packed model takes what memory leaves before prompts would be refused. */
+/* A packed model takes what memory leaves below the warning. */
 static void open_guard(void)
 {
+	const int ranks = comm_local();		/* each takes as much */
 	int64_t room;
 
 	if (!o.guard)
 		return;
-	s.guard = guard_open("", o.kv_warn / 100, o.kv_shed / 100, &s.e);
-	must(s.guard == NULL);
-	room = guard_room("", o.kv_shed / 100, mem_peak_rss());
+	s.squeeze.guard = guard_open("", o.kv_warn / 100, o.kv_shed / 100, &s.e);
+	must(s.squeeze.guard == NULL);
+	room = guard_room("", o.kv_warn / 100, ranks * mem_peak_rss()) / ranks;
+	comm_barrier();				/* nobody takes any before all have looked */
+	room = room > 0 ? room : 1;
 	if (infer.ram == 0 || room < infer.ram)
 		infer.ram = room;
 }
@@ -498,8 +506,9 @@ int main(int argc, char **argv)
 		must(true);
 	set_context(by_hand);
 	open_guard();
-	infer_open(o.batch, s.context, o.chunk, (int64_t)V * (4 * o.batch + 16));
+	infer_open(o.batch, s.context, o.chunk, gen_bytes(V, o.batch));
 	s.text = o.raw || (o.prompt && isatty(STDOUT_FILENO));
+	s.squeeze.store = engine_store(infer.g);
 	if ((s.sampler = sampler_new(V)) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	must(report_open(&s.report, o.stats, infer.g, &s.e) < 0);
@@ -512,7 +521,7 @@ int main(int argc, char **argv)
 	must(report_close(&s.report, &s.e) < 0);
 	jsonl_close(s.in);
 	sampler_free(s.sampler);
-	guard_close(s.guard);
+	guard_close(s.squeeze.guard);
 	infer_close();
 	err_close_stdout();
 	if (s.shed)

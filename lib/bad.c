@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm.h"
 #include "json.h"
 #include "mem.h"
 
@@ -48,18 +49,25 @@ bool bad_skip(struct bad *b)
 
 /* --- which records --- */
 
-/* Names of all records of the step, NULL for those that are not in its bad micro-batches. */
+/* Names of all records of the step, NULL for those that are not in its bad micro-batches on any rank. Each rank has the same
+ * records, and rows of its own. */
 static char **names(const struct bad_step *s, int records)
 {
 	char **name = mem_alloc(((size_t)records + 1) * sizeof *name);
+	double *in = mem_alloc(((size_t)records + 1) * sizeof *in);
 
 	for (int i = 0; i < s->n; i++) {
 		const struct batch *b = &s->micro[i].b;
 
 		for (int64_t r = 0; (s->only < 0 || i == s->only) && r < (int64_t)b->B * b->T; r++)
-			if (b->doc_start[r] >= 0 && b->from[r] >= 0 && b->from[r] < records && name[b->from[r]] == NULL)
-				name[b->from[r]] = corpus_where(s->corpus, b->from[r]);
+			if (b->doc_start[r] >= 0 && b->from[r] >= 0 && b->from[r] < records)
+				in[b->from[r]] = 1;
 	}
+	comm_sum(in, records);
+	for (int i = 0; i < records; i++)
+		if (in[i] > 0)
+			name[i] = corpus_where(s->corpus, i);
+	mem_free(in);
 	return name;
 }
 
@@ -82,13 +90,12 @@ static void add_names(struct err *e, char *const *name, int records)
 /* --- the dump --- */
 
 /* One document of a row: its n tokens, and the one after the last if that is to be predicted. */
-static int put_document(struct bad *b, const struct bad_step *s, int micro, int64_t at, int64_t n, const char *name,
-    struct err *e)
+static int put_document(FILE *f, const struct bad_step *s, int micro, int64_t at, int64_t n, const char *name, struct err *e)
 {
 	const struct batch *x = &s->micro[micro].b;
 	json_t *tokens = json_array(), *mask = json_array();
 	json_t *rec = json_pack("{s:s, s:I, s:i, s:I, s:s?, s:o, s:o}", "type", "bad_batch", "step", (json_int_t)s->number,
-	    "micro_batch", micro + 1, "row", (json_int_t)(at / x->T), "source", name, "tokens", tokens, "mask", mask);
+	    "micro_batch", micro + 1, "row", (json_int_t)(s->row0 + at / x->T), "source", name, "tokens", tokens, "mask", mask);
 	int rc;
 
 	for (int64_t i = at; i < at + n; i++) {
@@ -99,12 +106,12 @@ static int put_document(struct bad *b, const struct bad_step *s, int micro, int6
 		json_array_append_new(tokens, json_integer(x->target[at + n - 1]));
 		json_array_append_new(mask, json_integer(1));
 	}
-	rc = json_put(b->f, rec, e);
+	rc = json_put(f, rec, e);
 	json_decref(rec);
 	return rc;
 }
 
-static int put_micro(struct bad *b, const struct bad_step *s, int micro, char *const *name, int records, struct err *e)
+static int put_micro(FILE *f, const struct bad_step *s, int micro, char *const *name, int records, struct err *e)
 {
 	const struct batch *x = &s->micro[micro].b;
 	int64_t R = (int64_t)x->B * x->T, n;
@@ -116,9 +123,36 @@ static int put_micro(struct bad *b, const struct bad_step *s, int micro, char *c
 		for (n = 1; (r + n) % x->T != 0 && x->doc_start[r + n] == start; n++)
 			continue;
 		if (start >= 0)
-			rc = put_document(b, s, micro, r, n, from >= 0 && from < records ? name[from] : NULL, e);
+			rc = put_document(f, s, micro, r, n, from >= 0 && from < records ? name[from] : NULL, e);
 	}
 	return rc;
+}
+
+struct text { char *p; size_t n; };
+
+/* To rank 0, which writes those of all ranks, its own first. */
+static int write_all(FILE *f, struct text own)
+{
+	struct text *of = mem_alloc((size_t)comm_size() * sizeof *of);
+	bool good = true;
+	int from;
+
+	of[0] = own;
+	if (comm_rank() > 0)
+		comm_send(own.p, own.n);
+	for (int i = 1; comm_rank() == 0 && i < comm_size(); i++) {
+		struct text t;
+
+		t.p = comm_receive(true, &t.n, &from);
+		of[from] = t;
+	}
+	for (int r = 0; r < comm_size(); r++) {
+		good = good && (f == NULL || fwrite(of[r].p, 1, of[r].n, f) == of[r].n);
+		free(of[r].p);
+	}
+	mem_free(of);
+	comm_barrier();		/* the next text of a rank does not come before another's first */
+	return good && (f == NULL || fflush(f) == 0) ? 0 : -1;
 }
 
 static int dump(struct bad *b, const struct bad_step *s, char *const *name, int records, struct err *e)
@@ -127,17 +161,26 @@ static int dump(struct bad *b, const struct bad_step *s, char *const *name, int 
 
 	if (b->path == NULL)
 		return 0;
-	if (b->f == NULL && (b->f = fopen(b->path, "we")) == NULL)
-		return err_set(e, EX_CANTCREAT, "%s:", b->path);
-	for (int i = 0; i < s->n && rc == 0; i++)
-		if (s->only < 0 || i == s->only)
-			rc = put_micro(b, s, i, name, records, e);
-	return rc < 0 ? err_set(e, EX_IOERR, "%s:", b->path) : 0;
+	if (comm_rank() == 0 && b->f == NULL && (b->f = fopen(b->path, "we")) == NULL)
+		rc = err_set(e, EX_CANTCREAT, "%s:", b->path);
+	for (int i = 0; i < s->n; i++) {
+		struct text own;
+		FILE *f;
+
+		if (s->only >= 0 && i != s->only)
+			continue;
+		f = open_memstream(&own.p, &own.n);
+		if (f == NULL || put_micro(f, s, i, name, records, e) < 0 || fclose(f) != 0)
+			err_die(EX_OSERR, "out of memory");
+		if (write_all(b->f, own) < 0)
+			rc = err_set(e, EX_IOERR, "%s:", b->path);
+	}
+	return rc;
 }
 
 int bad_report(struct bad *b, const struct bad_step *s, struct err *e)
 {
-	int records = corpus_touched(s->corpus);
+	int records = corpus_touched(s->corpus);	/* on every rank the same */
 	char **name = names(s, records);
 
 	add_names(e, name, records);

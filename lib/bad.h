@@ -37,10 +37,11 @@ struct bad_step {
 	const struct micro *micro;	/* (n), with b.from */
 	int n, only;			/* only: the micro-batch it was seen in, -1: not known */
 	struct corpus *corpus;
+	int64_t row0;			/* rows of a micro-batch that ranks before this one have */
 };
 
 bool bad_spikes(const struct bad *b, double loss, double *median);
-/* Adds the records' names to the message in *e, and writes the batches to the dump. A dump that cannot be written is an
+/* On all ranks. Adds the records' names to the message in *e, and writes the batches, those of all ranks, to the dump. A dump that cannot be written is an
  * error of its own: then *e is that. Always -1. */
 int bad_report(struct bad *b, const struct bad_step *s, struct err *e);
 bool bad_skip(struct bad *b);

@@ -22,9 +22,10 @@ struct entry {
 };
 
 struct cache {
-	int keys, slots, max_guesses, keep;
+	int keys, slots, most, max_guesses, keep;	/* most: slots there can be */
 	enum cache_policy policy;
 	bool adapts, expects;		/* the policy asked for is auto; shares have been given */
+	int all;			/* keys that are experts */
 	int experts, layers, layer;	/* keys per layer; layers; of the last demand */
 	double usual;			/* share of tokens that use an expert: K / E */
 	int64_t clock;
@@ -52,7 +53,7 @@ struct cache *cache_new(int keys, int slots, int max_guesses, int keep)
 	if (c == NULL)
 		return NULL;
 	c->keys = keys;
-	c->slots = c->nfree = slots;
+	c->slots = c->most = c->nfree = slots;
 	c->max_guesses = max_guesses;
 	c->keep = keep;
 	c->waste = -1;
@@ -84,11 +85,19 @@ void cache_free(struct cache *c)
 	free(c);
 }
 
+/* With few in memory, what was used last is most of what can be kept, and counting only adds noise. */
+static void adapt(struct cache *c)
+{
+	if (c->adapts)
+		c->policy = !c->expects && c->slots < c->all * 3 / 8 ? CACHE_CYCLE : CACHE_AUTO;
+}
+
 void cache_set_policy(struct cache *c, enum cache_policy policy, int experts, int top_k, int all)
 {
-	/* With few in memory, what was used last is most of what can be kept, and counting only adds noise. */
 	c->adapts = policy == CACHE_AUTO;
-	c->policy = policy == CACHE_AUTO && c->slots < all * 3 / 8 ? CACHE_CYCLE : policy;
+	c->policy = policy;
+	c->all = all;
+	adapt(c);
 	c->experts = experts;
 	c->layers = c->keys / experts;
 	c->usual = (double)top_k / experts;
@@ -420,16 +429,10 @@ static int victim(const struct cache *c, int64_t deadline)
 	return latest;
 }
 
-static int slot_for(struct cache *c, int64_t deadline)
+static int evict(struct cache *c, int v)		/* the slot that is free now */
 {
-	int v, slot;
+	int slot = c->e[v].slot;
 
-	if (c->nfree > 0)
-		return c->free[--c->nfree];
-	v = victim(c, deadline);
-	if (v < 0)
-		return -1;
-	slot = c->e[v].slot;
 	if (c->e[v].guess)
 		guess_wasted(c, v, c->got[slot]);
 	c->e[v].slot = -1;
@@ -437,6 +440,16 @@ static int slot_for(struct cache *c, int64_t deadline)
 	list_remove(c, v);
 	set_state(c, v, CACHE_ABSENT);
 	return slot;
+}
+
+static int slot_for(struct cache *c, int64_t deadline)
+{
+	int v;
+
+	if (c->nfree > 0)
+		return c->free[--c->nfree];
+	v = victim(c, deadline);
+	return v < 0 ? -1 : evict(c, v);
 }
 
 static bool may_guess(const struct cache *c)
@@ -544,9 +557,9 @@ void cache_set_heat(struct cache *c, int k, double heat)
 void cache_expect(struct cache *c, int k, float share)
 {
 	c->e[k].share = fmaxf(share, 1e-4f);
-	if (c->adapts) {
+	if (c->adapts && !c->expects) {
 		c->expects = true;
-		c->policy = CACHE_AUTO;
+		adapt(c);
 	}
 }
 
@@ -559,6 +572,52 @@ void cache_pin(struct cache *c, int k)
 int cache_pinned(const struct cache *c)
 {
 	return c->pinned;
+}
+
+static int holder(const struct cache *c, int slot)	/* -1: it is free */
+{
+	for (int k = 0; k < c->keys; k++)
+		if (c->e[k].slot == slot)
+			return k;
+	return -1;
+}
+
+bool cache_shrink(struct cache *c, int *from, int *to)
+{
+	int last = c->slots - 1, i = 0, v = c->nfree > 0 ? -1 : victim(c, -1);
+
+	*from = *to = -1;
+	assert(c->demands + c->guesses == 0 && !cache_queued(c));
+	if (last == 0 || (c->nfree == 0 && v < 0))
+		return false;
+	if (v >= 0)
+		c->free[c->nfree++] = evict(c, v);
+	while (i < c->nfree && c->free[i] != last)
+		i++;
+	if (i == c->nfree) {
+		*from = last;
+		*to = c->e[holder(c, last)].slot = c->free[--i];
+		c->got[*to] = c->got[last];
+	}
+	c->free[i] = c->free[--c->nfree];
+	c->slots--;
+	adapt(c);
+	return true;
+}
+
+bool cache_grow(struct cache *c)
+{
+	if (c->slots == c->most)
+		return false;
+	c->free[c->nfree++] = c->slots++;
+	adapt(c);
+	return true;
+}
+
+void cache_forget_demands(struct cache *c)
+{
+	for (int k = 0; k < c->keys; k++)
+		c->e[k].pins = 0;
 }
 
 const struct cache_stats *cache_stats(const struct cache *c)

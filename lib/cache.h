@@ -84,6 +84,13 @@ void cache_expect(struct cache *c, int k, float share);
 void cache_pin(struct cache *c, int k);		/* once in memory it never leaves */
 int cache_pinned(const struct cache *c);
 
+/* Other numbers of slots while it runs, from 1 to what cache_new was told; those in use are always the first. Nothing may be
+ * demanded or being read. cache_shrink gives up the last slot: false when all else is pinned for good, else who leaves, if
+ * anybody must, is gone, and when *from is not -1 what is in slot *from (the last) goes to slot *to now. */
+bool cache_shrink(struct cache *c, int *from, int *to);
+bool cache_grow(struct cache *c);		/* by one; false: it has all */
+void cache_forget_demands(struct cache *c);	/* as if each had been put back */
+
 const struct cache_stats *cache_stats(const struct cache *c);
 
 #endif

@@ -260,6 +260,11 @@ int comm_close(int rc, struct err *e)
 	return rc < 0 ? -1 : 0;
 }
 
+int comm_local(void)
+{
+	return comm.local;
+}
+
 int comm_threads(int asked)
 {
 	int n = pool_cpus();
@@ -654,6 +659,7 @@ _Noreturn void comm_abort(int status)
 }
 
 void comm_barrier(void) {}
+int comm_local(void) { return 1; }
 int comm_threads(int asked) { return asked; }
 
 int comm_close(int rc, struct err *e)

@@ -32,6 +32,7 @@ _Noreturn void comm_abort(int status);		/* ends all ranks at once */
 
 int comm_rank(void);				/* from 0 */
 int comm_size(void);
+int comm_local(void);				/* ranks on this machine, which share its memory */
 /* For plans of a job that is not this one: answers to questions of numbers are as if there were so many ranks, in groups. */
 int comm_suppose(int ranks, int group, struct err *e);
 /* For pool_init(): as asked, but where that is 0 (all), ranks on one machine that were not given CPUs of their own divide

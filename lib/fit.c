@@ -4,18 +4,22 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chat.h"
 #include "decode.h"
 #include "distill.h"
 #include "file.h"
+#include "gen.h"
 #include "grpo_int.h"
+#include "heat.h"
 #include "json.h"
 #include "live.h"
 #include "loss_pref.h"
 #include "plan.h"
 #include "pool.h"
+#include "prefs.h"
 #include "quant.h"
-#include "rollout.h"
 #include "tok.h"
+#include "topk.h"
 
 #define MAX_ROWS (INT32_MAX / 64)	/* of a batch: model_open's */
 #define MAX_BATCH 65536
@@ -27,24 +31,73 @@ const char *const fit_stage_name[FIT_STAGES] = { "pretrain", "sft", "dpo", "orpo
 
 /* --- the plan --- */
 
-/* What the trainers' own struct stage says; tests/fit.t compares. */
+static struct train_opt train_opt(const struct fit *f, const struct fit_point *at)
+{
+	return (struct train_opt){ .batch = at->batch, .accum = at->accum, .seq = at->seq, .eval = f->o->eval, .epochs = 1,
+	    .shuffle = true, .shuffle_window = f->o->window, .data_ram = f->o->data_ram };
+}
+
+static bool pairs(const struct fit *f)
+{
+	return f->o->stage == FIT_DPO || f->o->stage == FIT_ORPO;
+}
+
+/* What the trainers' own struct stage and options say; tests/fit.t compares. */
 static void settle(struct fit *f)
 {
 	const struct fit_opt *o = f->o;
-	const bool pairs = o->stage == FIT_DPO || o->stage == FIT_ORPO;
 
 	f->ref = o->ref == FIT_REF_YES || (o->ref == FIT_REF_AUTO && o->stage != FIT_PRETRAIN);
-	f->group = pairs ? 2 : o->stage == FIT_GRPO ? o->group : 1;
-	f->extra = pairs ? sizeof(struct pref) : o->stage == FIT_GRPO ? sizeof(struct grpo_slice *) : 0;
+	f->group = pairs(f) ? 2 : o->stage == FIT_GRPO ? o->group : 1;
 	f->asked = (struct fit_point){ o->batch, o->accum, o->seq, o->rank, false };
 	if (f->asked.batch == 0)
-		f->asked.batch = o->stage == FIT_GENERATE ? 1 : pairs || o->stage == FIT_GRPO ? 2 : 8;
+		f->asked.batch = o->stage == FIT_GENERATE ? 1 : pairs(f) || o->stage == FIT_GRPO ? 2 : 8;
 	if (f->asked.accum == 0)
 		f->asked.accum = 1;
 	if (f->asked.seq == 0)
 		f->asked.seq = o->stage == FIT_GENERATE ? 2048 : 512;
 	if (o->seq == 0 && f->asked.seq > f->cfg.max_position_embeddings)
 		f->asked.seq = f->cfg.max_position_embeddings;
+	f->train = train_opt(f, &f->asked);
+	if (pairs(f) || o->stage == FIT_GRPO)
+		chat_flags.truncate = CHAT_DROP;
+	grpo_flags.group = o->group;
+	grpo_flags.parallel = o->parallel;
+	grpo_flags.max_new = o->max_new > 0 ? o->max_new : grpo_flags.max_new;
+	grpo_flags.reward = o->reward;
+}
+
+static const struct source *source(const struct fit *f, int seq)
+{
+	switch (f->o->stage) {
+	case FIT_SFT: return &chat_source;
+	case FIT_DPO: case FIT_ORPO: return &prefs_source;
+	case FIT_GRPO: return &grpo_source;
+	case FIT_DISTILL: return f->o->topk > 0 ? topk_source(f->o->topk, f->o->temperature, seq) : &chat_text_source;
+	default: return &packed_source;
+	}
+}
+
+/* Goes through the data as the trainer does when it starts, and holds what that would. */
+static int open_data(struct fit *f, struct err *e)
+{
+	const struct source *s = source(f, f->asked.seq);
+	const struct fit_opt *o = f->o;
+
+	f->data = o->data;
+	if (o->stage == FIT_GENERATE)
+		return 0;
+	if (o->nfiles > 0) {
+		if ((f->src = s->open(&f->train, &f->cfg, f->tok, o->nfiles, o->files, false, e)) == NULL)
+			return -1;
+		f->data = s->bytes(f->src);
+	}
+	if (o->eval == NULL)
+		return 0;
+	if ((f->eval_src = s->open(&f->train, &f->cfg, f->tok, 1, (char *const *)&o->eval, true, e)) == NULL)
+		return -1;
+	f->data += s->bytes(f->eval_src);
+	return 0;
 }
 
 static bool has_file(const char *dir, const char *name)
@@ -84,9 +137,10 @@ static int64_t program_bytes(struct fit *f)
 	struct mem_plan plan;
 	struct err e = { 0 };
 	int64_t tok = f->tok == NULL ? (int64_t)f->cfg.vocab_size * TOKEN_BYTES : 0;
+	int64_t held = f->data - (f->o->nfiles > 0 ? 0 : f->o->data);
 
 	if (f->o->stage != FIT_GENERATE)
-		return mem_program(pool_threads()) + MEM_JITTER + tok;
+		return mem_program(pool_threads()) + MEM_JITTER + tok - held;
 	fit_plan(f, &f->asked, &plan, &e);
 	return engine_program() + MEM_JITTER + tok;
 }
@@ -107,7 +161,7 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 		tok = o->model;
 	if (tok != NULL && (f->tok = tok_load(tok, e)) == NULL)
 		return -1;
-	if (params_build(&f->ps, &f->cfg, e) < 0 || open_packed(f, e) < 0)
+	if (params_build(&f->ps, &f->cfg, e) < 0 || open_packed(f, e) < 0 || open_data(f, e) < 0)
 		return -1;
 	f->program = program_bytes(f);
 	return 0;
@@ -115,42 +169,50 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 
 void fit_close(struct fit *f)
 {
+	const struct source *s = source(f, f->asked.seq);
+
+	if (f->src != NULL)
+		s->close(f->src);
+	if (f->eval_src != NULL)
+		s->close(f->eval_src);
 	manifest_free(&f->man);
 	params_free(&f->ps);
 	tok_free(f->tok);
 	config_free(&f->cfg);
 }
 
-static int add_teacher(struct fit *f, int seq, struct mem_plan *plan, struct err *e)
+static int plan_teacher(struct fit *f, const struct stage_env *v, struct mem_plan *plan, struct err *e)
 {
-	struct live_opt where = { .dir = f->o->teacher, .ram = f->o->teacher_ram, .budget = "--teacher-ram", .T = seq };
-	const struct distill d = { 0 };
+	struct live_opt where = { .dir = f->o->teacher, .ram = f->o->teacher_ram, .budget = "--teacher-ram", .T = v->o->seq };
+	const struct distill d = { .teacher = f->o->topk > 0 ? topk_teacher : (struct teacher){ .rows = live_rows } };
+	struct mem_plan own = { 0 };
 	char fingerprint[33];
 
-	if (f->o->teacher != NULL && f->teacher_seq != seq) {
-		if (live_plan(&where, &f->cfg, f->tok, &f->teacher, fingerprint, e) < 0)
+	if (f->teacher_seq != v->o->seq) {
+		if (live_plan_stage(&where, &d, v, fingerprint, &own, e) < 0)
 			return -1;
-		f->teacher_seq = seq;
+		f->teacher = mem_plan_total(&own);
+		f->teacher_seq = v->o->seq;
 	}
-	mem_plan_add(plan, "teacher", f->teacher + distill_bytes(&d, f->cfg.vocab_size));
+	mem_plan_add(plan, "teacher", f->teacher);
 	return 0;
 }
 
-static void add_rollouts(struct fit *f, const struct fit_point *at, struct mem_plan *plan)
+/* What the stage holds besides. */
+static int plan_stage(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
 {
-	const struct train_opt t = { .seq = at->seq };
-	const int sequences = at->batch * f->group, all = sequences * at->accum;
-	const struct rollout_opt r = { .group = f->group, .max_tokens = at->seq,
-	    .parallel = f->o->parallel > 0 && f->o->parallel < all ? f->o->parallel : all };
+	const struct train_opt o = train_opt(f, at);
+	const struct stage_env v = { .o = &o, .cfg = &f->cfg, .tok = f->tok, .be = f->be, .sequences = at->batch * f->group };
 
-	rollout_plan(plan, &f->cfg, &f->ps, &r);
-	mem_plan_add(plan, "rollouts", grpo_source_bytes(&f->cfg, &t, at->accum, sequences));
+	if (f->o->stage == FIT_GRPO)
+		return grpo_plan(&v, plan, e);
+	return f->o->stage == FIT_DISTILL ? plan_teacher(f, &v, plan, e) : 0;
 }
 
 static int plan_training(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
 {
 	struct plan_run r = { .cfg = &f->cfg, .batch = at->batch, .accum = at->accum, .seq = at->seq, .group = f->group,
-	    .extra = f->extra, .ref = f->ref, .lora_rank = at->rank,
+	    .extra = source(f, at->seq)->extra, .ref = f->ref, .lora_rank = at->rank,
 	    .recompute = at->recompute };
 	bool *picked = NULL;
 	int rc = plan_pick(&picked, &f->ps, at->rank, &f->o->target, &f->o->freeze, e);
@@ -158,22 +220,19 @@ static int plan_training(struct fit *f, const struct fit_point *at, struct mem_p
 	r.picked = picked;
 	if (rc == 0) {
 		plan_run(plan, &r, &f->ps, f->be);
-		mem_plan_add(plan, "training data", f->o->data);
+		mem_plan_add(plan, "training data", f->data);
 		mem_plan_add(plan, "program and tokenizer", f->program);
 	}
 	mem_free(picked);
-	if (rc == 0 && f->o->stage == FIT_GRPO)
-		add_rollouts(f, at, plan);
-	return rc == 0 && f->o->stage == FIT_DISTILL ? add_teacher(f, at->seq, plan, e) : rc;
+	return rc == 0 ? plan_stage(f, at, plan, e) : rc;
 }
 
 /* slots: bytes for experts; 0: what the limit leaves. */
 static int plan_engine(struct fit *f, const struct fit_point *at, int64_t slots, struct mem_plan *plan, struct err *e)
 {
-	const int64_t V = f->cfg.vocab_size;
 	struct engine_opt o = { .budget = "--ram", .max_seqs = at->batch, .max_tokens = at->seq, .max_rows = f->o->chunk,
-	    .kv = (enum kv_type)f->o->kv,
-	    .other = V * (4 * at->batch + 16) + f->program,
+	    .kv = (enum kv_type)f->o->kv, .predict = f->o->predict,
+	    .other = gen_bytes(f->cfg.vocab_size, at->batch) + (f->o->heat ? heat_bytes(&f->cfg) : 0) + f->program,
 	    .store = { .reader.threads = f->o->readers, .bytes = slots } };
 
 	/* A calibration says that the process will take more, or less, than is planned within the limit. */

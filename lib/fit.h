@@ -20,6 +20,7 @@
 #include "manifest.h"
 #include "mem.h"
 #include "opt.h"
+#include "train.h"
 
 enum fit_stage { FIT_PRETRAIN, FIT_SFT, FIT_DPO, FIT_ORPO, FIT_GRPO, FIT_DISTILL, FIT_GENERATE, FIT_STAGES };
 extern const char *const fit_stage_name[FIT_STAGES];
@@ -30,15 +31,21 @@ struct fit_opt {
 	enum fit_stage stage;
 	const char *model, *config;		/* one of them */
 	const char *tokenizer;			/* NULL: the model's, if there is one; else guessed from the vocabulary */
-	const char *teacher;			/* FIT_DISTILL */
-	struct opt_list sets, target, freeze;
+	int nfiles; char *const *files;		/* the trainer's data; none: data bytes are taken to be held */
+	const char *eval;			/* its --eval, or NULL */
+	const char *teacher;			/* FIT_DISTILL; NULL: a file of topk candidates */
+	struct opt_list sets, target, freeze, reward;
 	int batch, accum, seq, rank;		/* asked for; 0: the stage's default. FIT_GENERATE: sequences, -, context, - */
-	int ref, group, parallel, chunk, readers, kv;	/* ref: FIT_REF_AUTO, as the stage does from a model; kv: enum kv_type */
+	int ref, chunk, readers, kv, predict;	/* ref: FIT_REF_AUTO, as the stage does from a model; kv: enum kv_type; predict:
+						   SRC_BIT()s */
+	int group, parallel, max_new, topk;	/* as of chr-grpo, and chr-distill */
+	bool heat;				/* as of chr-generate */
 	bool packed;				/* a configuration of FIT_GENERATE: experts are streamed */
 	enum dtype dense, expert;		/* of it */
-	int64_t data, teacher_ram;		/* bytes the trainer holds of its data */
+	int64_t data, teacher_ram, data_ram, window;	/* data_ram, window: --data-ram, --shuffle-window */
 	int64_t ram, vram;			/* limits; 0: none */
 	bool allow_seq, allow_rank;		/* may be lowered; that changes what is learned or can be said */
+	double temperature;			/* as of chr-distill */
 	double factor;				/* measured peak by plan (calibration); 1: as planned */
 };
 
@@ -53,8 +60,10 @@ struct fit {
 	struct manifest man;			/* of a packed model */
 	bool packed, ref;
 	int group;
-	size_t extra;
 	struct fit_point asked;
+	struct train_opt train;			/* as a trainer would have it, for the point asked for */
+	void *src, *eval_src;			/* opened as there; NULL: no data were given */
+	int64_t data;				/* bytes that these hold, or are taken to */
 	int64_t program;			/* what the process holds besides */
 	int64_t teacher; int teacher_seq;	/* bytes, and for which sequence length they are */
 };

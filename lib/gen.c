@@ -5,6 +5,11 @@
 #include "err.h"
 #include "gen.h"
 
+int64_t gen_bytes(int V, int texts)
+{
+	return (int64_t)V * (4 * texts + 16);
+}
+
 void gen_start(struct gen *g, const struct ids *prompt, const struct sample_opt *so, int max_new, uint64_t stream)
 {
 	*g = (struct gen){ .nprompt = prompt->n, .max_new = max_new, .sample = *so, .stream = stream, .end = -1 };

@@ -34,6 +34,9 @@ struct gen {
 	int32_t end;			/* the end token that stopped it (not in ids), or -1 */
 };
 
+/* What chr-generate holds for a vocabulary of V and so many texts at a time: logits, and what a draw sorts. */
+int64_t gen_bytes(int V, int texts);
+
 void gen_start(struct gen *g, const struct ids *prompt, const struct sample_opt *so, int max_new, uint64_t stream);
 void gen_next(struct gen *g, const struct gen_opt *o, struct sampler *s, const float *logits);
 

@@ -196,7 +196,7 @@ static struct reward_opt reward_options(const struct stage_env *v)
 	return (struct reward_opt){ .timeout = grpo_flags.timeout, .tok = v->tok, .be = v->be, .max_tokens = v->o->seq };
 }
 
-static int plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
+int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
 {
 	const struct rollout_opt ro = rollout_options(v);
 	const struct reward_opt wo = reward_options(v);
@@ -237,7 +237,7 @@ static void close_run(void)
 const struct stage *grpo_stage(void)
 {
 	static struct stage stage = { .name = "grpo", .source = &grpo_source, .loss = loss, .metrics = metrics, .units = units,
-	    .settings = settings, .no_noise = true, .generates = true, .plan = plan, .open = open_run, .close = close_run };
+	    .settings = settings, .no_noise = true, .generates = true, .plan = grpo_plan, .open = open_run, .close = close_run };
 	struct grpo_flags *f = &grpo_flags;
 	const char *why;
 

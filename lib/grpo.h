@@ -15,5 +15,6 @@ extern const struct opt grpo_opts[];
 
 void grpo_defaults(void);
 const struct stage *grpo_stage(void);		/* from the options; a mistake in them ends the program */
+int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e);	/* the stage's plan, by itself */
 
 #endif

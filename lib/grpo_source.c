@@ -398,13 +398,20 @@ static void fill_row(struct batch *b, int i, const struct completion *c, int rec
 	}
 }
 
-/* (A rollout's prompts are the records since the step that asked for it, in their order.) */
+/* Which of the records since the step that asked for the rollout this rank's i-th prompt is: as take_prompts() dealt them. */
+static int record_of(const struct grpo_data *d, int i)
+{
+	int b = d->o->batch;
+
+	return (i / b * comm_size() + comm_rank()) * b + i % b;
+}
+
 static void fill(const struct grpo_data *d, struct grpo_slice *s, struct micro *mb)
 {
 	mb->b.B = s->n;
 	mb->b.T = longest(s->c, s->n);
 	for (int i = 0; i < s->n; i++)
-		fill_row(&mb->b, i, &s->c[i], (int)(s->c + i - d->c) / grpo_flags.group);
+		fill_row(&mb->b, i, &s->c[i], record_of(d, (int)(s->c + i - d->c) / grpo_flags.group));
 	mb->replay = grpo_flags.replay ? s->replay : NULL;
 	memcpy(mb->extra, &s, sizeof s);
 }

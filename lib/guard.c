@@ -12,7 +12,7 @@
 #include "opt.h"
 #include "progress.h"
 
-#define FDS 4
+#define FDS 6
 #define PERIOD 1.0		/* seconds between readings without an event */
 #define TRIGGER "some 200000 2000000"	/* waiting for 0.2 of 2 seconds; without privilege windows are multiples of 2 s */
 
@@ -23,6 +23,7 @@ struct guard {
 	struct pollfd fd[FDS];
 	int n;
 	int held[FDS], nheld;		/* descriptors that events need besides */
+	char events[160];		/* their kinds, for people */
 };
 
 /* --- events --- */
@@ -35,15 +36,19 @@ static int open_at(const char *dir, const char *name, int flags)
 	return n > 0 && (size_t)n < sizeof path ? open(path, flags | O_CLOEXEC | O_NONBLOCK) : -1;
 }
 
-static void watch(struct guard *g, int fd, short events)
+/* kind: said under --verbose. */
+static void watch(struct guard *g, int fd, short events, const char *kind)
 {
-	if (fd >= 0 && g->n < FDS)
+	size_t n = strlen(g->events);
+
+	if (fd >= 0 && g->n < FDS) {
 		g->fd[g->n++] = (struct pollfd){ .fd = fd, .events = events };
-	else if (fd >= 0)
+		snprintf(g->events + n, sizeof g->events - n, "%s%s", n > 0 ? ", " : "", kind);
+	} else if (fd >= 0)
 		close(fd);
 }
 
-static bool ask_pressure(struct guard *g, const char *dir, const char *name)
+static bool ask_pressure(struct guard *g, const char *dir, const char *name, const char *kind)
 {
 	int fd = open_at(dir, name, O_RDWR);
 
@@ -53,29 +58,42 @@ static bool ask_pressure(struct guard *g, const char *dir, const char *name)
 		close(fd);
 		return false;
 	}
-	watch(g, fd, POLLPRI);
+	watch(g, fd, POLLPRI, kind);
 	return true;
 }
 
-/* A v1 group writes to an eventfd when the kernel has to work for its memory. */
-static void ask_v1(struct guard *g, const char *dir)
+/* A v1 group writes to an eventfd when what `file` tells of passes `argument`. */
+static void ask_v1(struct guard *g, const char *dir, const char *file, const char *argument, const char *kind)
 {
-	int level = open_at(dir, "memory.pressure_level", O_RDONLY), control = open_at(dir, "cgroup.event_control", O_WRONLY);
-	int event = level >= 0 && control >= 0 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
-	char line[64];
-	int n = snprintf(line, sizeof line, "%d %d medium", event, level);
+	int of = open_at(dir, file, O_RDONLY), control = open_at(dir, "cgroup.event_control", O_WRONLY);
+	int event = of >= 0 && control >= 0 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+	char line[96];
+	int n = snprintf(line, sizeof line, "%d %d %s", event, of, argument);
 
-	if (event >= 0 && write(control, line, (size_t)n) == n) {
-		watch(g, event, POLLIN);
-		g->held[g->nheld++] = level;
-		level = event = -1;
+	if (event >= 0 && g->nheld < FDS && write(control, line, (size_t)n) == n) {
+		watch(g, event, POLLIN, kind);
+		g->held[g->nheld++] = of;
+		of = event = -1;
 	}
 	if (control >= 0)
 		close(control);
-	if (level >= 0)
-		close(level);
+	if (of >= 0)
+		close(of);
 	if (event >= 0)
 		close(event);
+}
+
+/* Of the nearest v1 group that has a limit: when its usage passes the limit's share. */
+static void ask_usage(struct guard *g, const struct memlimit *l)
+{
+	char bytes[32];
+
+	for (int i = 0; i < l->ngroup; i++)
+		if (!l->group[i].v2) {
+			snprintf(bytes, sizeof bytes, "%lld", (long long)(g->limit * (double)l->group[i].limit));
+			ask_v1(g, l->group[i].dir, "memory.usage_in_bytes", bytes, "the group's usage");
+			return;
+		}
 }
 
 static void ask(struct guard *g)
@@ -85,12 +103,16 @@ static void ask(struct guard *g)
 
 	memlimit_read(&l, g->root);
 	snprintf(proc, sizeof proc, "%s/proc/pressure", g->root);
-	if (l.own[1][0] == '\0' || !ask_pressure(g, l.own[1], "memory.pressure"))
-		ask_pressure(g, proc, "memory");
+	if (l.own[1][0] == '\0' || !ask_pressure(g, l.own[1], "memory.pressure", "the group's pressure"))
+		ask_pressure(g, proc, "memory", "the machine's pressure");
 	if (l.own[1][0] != '\0')
-		watch(g, open_at(l.own[1], "memory.events", O_RDONLY), POLLPRI);
+		watch(g, open_at(l.own[1], "memory.events", O_RDONLY), POLLPRI, "the group's events");
 	if (l.own[0][0] != '\0')
-		ask_v1(g, l.own[0]);
+		ask_v1(g, l.own[0], "memory.pressure_level", "medium", "the group's pressure (v1)");
+	ask_usage(g, &l);
+	if (opt_verbose)
+		err_warn("--guard: the kernel tells of %s%s; usage is read every %g s besides",
+		    g->n > 0 ? g->events : "nothing", l.some10 < 0 ? " (no pressure stall information here)" : "", PERIOD);
 }
 
 /* Has something come? Takes it, so that the next one is news. */
@@ -179,6 +201,11 @@ void guard_close(struct guard *g)
 int guard_events(const struct guard *g)
 {
 	return g->n;
+}
+
+int64_t guard_slack(const struct guard *g)
+{
+	return guard_room(g->root, g->warn, 0);
 }
 
 int64_t guard_room(const char *root, double share, int64_t own)

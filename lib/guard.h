@@ -8,7 +8,7 @@
  *
  * Levels are shares of a limit in use: of the process's control group, of each group around it, and of the machine (memlimit.h).
  * The kernel says when to look where it lets us ask: pressure (PSI), memory.events of a v2 group, memory.pressure_level of a v1
- * group. Besides that, usage is read at most once a second. Pressure alone decides nothing: a job that reads many files has it
+ * group, and the usage of one. Besides that, usage is read at most once a second. Pressure alone decides nothing: a job that reads many files has it
  * without being in danger.
  */
 #ifndef CHR_GUARD_H
@@ -33,5 +33,6 @@ int guard_events(const struct guard *g);	/* how many kinds of events the kernel 
 /* Bytes that this process may hold in all before a share of some limit is in use, if nobody else takes more; own: what it
  * holds now. */
 int64_t guard_room(const char *root, double share, int64_t own);
+int64_t guard_slack(const struct guard *g);	/* more that it may take before the warning */
 
 #endif

@@ -45,6 +45,11 @@ static int read_layers(const char *path, const json_t *layers, const struct conf
 	return 0;
 }
 
+int64_t heat_bytes(const struct config *c)
+{
+	return (int64_t)c->num_hidden_layers * c->num_experts * (int64_t)(sizeof(float) + sizeof(int));
+}
+
 int heat_load(const char *path, const struct config *c, const char *fingerprint, float *heat, struct err *e)
 {
 	json_error_t why;

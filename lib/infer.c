@@ -115,7 +115,7 @@ static void leave_heat(void)
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
 	struct engine_opt o = { .ram = infer.ram, .budget = infer.budget, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
-	    .other = other + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
+	    .other = other + (infer.heat ? heat_bytes(&infer.cfg) : 0) + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
 	    .kv = (enum kv_type)infer.kv };
 	struct mem_plan plan = { 0 };
 	struct err e = { 0 };

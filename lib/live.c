@@ -106,6 +106,17 @@ int live_plan(struct live_opt *o, const struct config *student, const struct tok
 	return print != NULL ? fit(o, bytes, e) : -1;
 }
 
+int live_plan_stage(struct live_opt *o, const struct distill *d, const struct stage_env *v, char fingerprint[33],
+    struct mem_plan *p, struct err *e)
+{
+	int64_t bytes = 0;
+
+	if (o->dir != NULL && live_plan(o, v->cfg, v->tok, &bytes, fingerprint, e) < 0)
+		return -1;
+	mem_plan_add(p, "teacher", bytes + distill_bytes(d, v->cfg->vocab_size));
+	return 0;
+}
+
 /* --- */
 
 struct live *live_over(struct engine *g, int rows, struct err *e)

@@ -36,6 +36,10 @@ struct live_opt {
 int live_plan(struct live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
     char fingerprint[33], struct err *e);
 
+/* The same as a stage's plan (train.h): an item for it, unless o->dir is NULL, and for what distill_open takes. */
+int live_plan_stage(struct live_opt *o, const struct distill *d, const struct stage_env *v, char fingerprint[33],
+    struct mem_plan *p, struct err *e);
+
 struct live;
 struct live *live_open(const struct live_opt *o, const struct backend *be, struct err *e);	/* NULL on error */
 /* rows: of logits held. g has to have LIVE_SEQS sequences; live_close() leaves it open. */

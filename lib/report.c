@@ -57,6 +57,15 @@ static void put_store(json_t *o, const struct store_stats *a, const struct store
 	json_set_int(o, "late", (int64_t)(b->late - a->late));
 }
 
+/* Of a store that may give memory back while it runs. */
+static void put_slots(json_t *o, const struct store *store, int slots, uint64_t given)
+{
+	if (store_slots(store) == INT_MAX)
+		return;
+	json_set_int(o, "slots", slots);
+	json_set_int(o, "given_bytes", (int64_t)given);
+}
+
 static void put_share(json_t *o, const char *key, uint64_t part, uint64_t whole)
 {
 	if (whole > 0)
@@ -110,6 +119,7 @@ static int put(struct report *r, const char *type, const char *count, int64_t n,
 		json_set_int(o, "rows", rows);
 	put_time(o, st->wall, st->compute, st->stall);
 	put_store(o, &r->last, &now);
+	put_slots(o, engine_store(r->g), store_slots(engine_store(r->g)), now.given_bytes - r->last.given_bytes);
 	json_set_num(o, "replaced_mass", st->replaced_mass);
 	report_recall(o, st);
 	json_set_int(o, "majflt", faults - r->majflt);
@@ -200,8 +210,8 @@ static json_t *summary(struct report *r)
 	json_set_int(o, "rchar", rchar - r->rchar);
 	json_set_int(o, "disk_bytes", disk - r->disk);
 	json_set_int(o, "expert_bytes", engine_expert_bytes(r->g));
+	put_slots(o, store, store_most(store), now.given_bytes - r->first.given_bytes);
 	if (store_slots(store) < INT_MAX) {
-		json_set_int(o, "slots", store_slots(store));
 		json_set_str(o, "io", store_io(store));
 		json_object_set_new(o, "direct", json_boolean(store_direct(store)));
 	}

@@ -56,7 +56,8 @@ struct store {
 
 	char *base;			/* (slots, slot_bytes), a multiple of 4096 each */
 	int64_t map_bytes, slot_bytes, split;
-	int slots, layer_needs;		/* layer_needs: experts of one token in one layer */
+	int slots, most;		/* in use, always the first; there are */
+	int layer_needs, token_needs;	/* experts of one token in one layer, in all */
 
 	struct reader *reader;
 	struct flight *flight, *idle;	/* (READER_JOBS) */
@@ -70,7 +71,7 @@ struct store {
 	int failed;			/* the last expert whose read failed, if it has not been read since; or -1 */
 	struct fetched failure;		/* what happened to it */
 	double stall;
-	uint64_t requests;
+	uint64_t requests, given;	/* given: bytes, by store_resize */
 };
 
 static int key(const struct store *s, int layer, int id)
@@ -405,9 +406,15 @@ void store_poll(struct store *s)
  */
 
 /* Touches every page, so that what the plan says is really there and no read waits for the kernel to find memory. */
+static void touch_slots(struct store *s, int from, int to)
+{
+	for (int64_t i = from * s->slot_bytes; i < to * s->slot_bytes; i += READER_ALIGN)
+		s->base[i] = 0;
+}
+
 static int map_slots(struct store *s, const struct plan *p, struct err *e)
 {
-	int64_t align = p->map_bytes >= HUGE_PAGE ? HUGE_PAGE : READER_ALIGN, i, off;
+	int64_t align = p->map_bytes >= HUGE_PAGE ? HUGE_PAGE : READER_ALIGN, off;
 	char *q;
 
 	s->map_bytes = p->map_bytes + align;
@@ -426,8 +433,7 @@ static int map_slots(struct store *s, const struct plan *p, struct err *e)
 	s->map_bytes = p->map_bytes;
 	if (align == HUGE_PAGE)
 		madvise(s->base, (size_t)s->map_bytes, MADV_HUGEPAGE);
-	for (i = 0; i < s->map_bytes; i += READER_ALIGN)
-		s->base[i] = 0;
+	touch_slots(s, 0, p->slots);
 	return 0;
 }
 
@@ -531,8 +537,9 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 	memcpy(s->dt, m->dt, sizeof s->dt);
 	s->gate_bytes = m->gate_bytes;
 	s->up_bytes = m->up_bytes;
-	s->slots = p.slots;
+	s->slots = s->most = p.slots;
 	s->layer_needs = c->num_experts_per_tok;
+	s->token_needs = (int)working_set(c);
 	s->split = o->split > 0 ? o->split : SPLIT;
 	s->slot_bytes = p.slot_bytes;
 	s->reader = reader_open(dir, m->file, m->nclusters, &o->reader, e);
@@ -764,6 +771,72 @@ void store_advance(struct store *s)
 		pump(s, false);
 }
 
+/*
+ * Fewer slots, and more again.
+ */
+
+int store_most(const struct store *s)
+{
+	return s->resident ? INT_MAX : s->most;
+}
+
+int store_least(const struct store *s)
+{
+	int n = s->resident ? INT_MAX : cache_pinned(s->cache) + 2 * s->layer_needs;
+
+	if (s->resident || s->most < s->token_needs)
+		return store_most(s);
+	n = n > s->token_needs ? n : s->token_needs;
+	return n < s->most ? n : s->most;
+}
+
+int64_t store_slot_bytes(const struct store *s)
+{
+	return s->resident ? 0 : s->slot_bytes;
+}
+
+static void drain(struct store *s)
+{
+	struct reader_job *job;
+
+	while (s->flights > 0 && (job = reader_reap(s->reader, true)) != NULL)
+		land_all(s, (struct flight *)job);
+}
+
+static void shrink(struct store *s, int slots)
+{
+	int before = s->slots, from, to;
+	int64_t bytes;
+
+	while (s->slots > slots && cache_shrink(s->cache, &from, &to)) {
+		if (from >= 0)
+			memcpy(s->base + to * s->slot_bytes, s->base + from * s->slot_bytes, (size_t)s->slot_bytes);
+		s->slots--;
+	}
+	bytes = (before - s->slots) * s->slot_bytes;
+	if (madvise(s->base + s->slots * s->slot_bytes, (size_t)bytes, MADV_DONTNEED) == 0)
+		s->given += (uint64_t)bytes;
+}
+
+int store_resize(struct store *s, int slots)
+{
+	int before = s->slots;
+
+	if (s->resident)
+		return store_slots(s);
+	if (s->complete)		/* which keeps no account of what is put back */
+		cache_forget_demands(s->cache);
+	drain(s);
+	if (slots < s->slots)
+		shrink(s, slots > store_least(s) ? slots : store_least(s));
+	while (s->slots < slots && cache_grow(s->cache))
+		s->slots++;
+	if (s->slots > before)
+		touch_slots(s, before, s->slots);
+	s->complete = cache_residents(s->cache) == s->all;
+	return s->slots;
+}
+
 void store_heat(const struct store *s, float *heat)
 {
 	for (int k = 0; k < s->layers * s->experts; k++)
@@ -817,7 +890,7 @@ void store_stats(const struct store *s, struct store_stats *out)
 		.read_bytes = st->read_bytes, .reads = st->reads, .requests = s->requests,
 		.predicted = st->predicted, .predicted_used = st->predicted_used,
 		.wasted_bytes = st->wasted_bytes, .expired = st->expired, .stall = s->stall,
-		.busy = s->busy + (s->flights > 0 ? progress_clock() - s->since : 0),
+		.given_bytes = s->given, .busy = s->busy + (s->flights > 0 ? progress_clock() - s->since : 0),
 	};
 	memcpy(out->wasted_by, st->wasted_by, sizeof out->wasted_by);
 }

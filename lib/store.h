@@ -13,7 +13,8 @@
  *	store_predict(s, layer', id', prob, when)	may be read when the drive is idle; expires
  *	store_advance(s)				once per layer: the clock by which predictions expire
  *
- * Slots are preallocated and page-aligned; there is no lock, allocation or system call but the reads themselves.
+ * Slots are preallocated and page-aligned; there is no lock, allocation or system call but the reads themselves. Where memory
+ * runs out, store_resize() gives slots back.
  */
 #ifndef CHR_STORE_H
 #define CHR_STORE_H
@@ -57,6 +58,7 @@ struct store_stats {		/* monotonic counters */
 	uint64_t expired;			/* predictions dropped before their read began */
 	double stall;				/* seconds store_get waited */
 	double busy;				/* seconds in which reads were under way */
+	uint64_t given_bytes;			/* by store_resize, to the kernel */
 };
 
 /* A packed directory. Checks manifest against files and config. EX_OSERR when bytes is below one token's working set
@@ -70,6 +72,8 @@ struct store *store_resident(const struct config *c, const struct expert *x);
 void store_close(struct store *s);
 
 int store_slots(const struct store *s);			/* experts that fit; INT_MAX when resident */
+int store_most(const struct store *s);			/* that fit when it was opened; INT_MAX when resident */
+int store_least(const struct store *s);			/* the fewest that store_resize goes down to */
 int store_room(const struct store *s);			/* of them that may be demanded at once: not pinned for good */
 const char *store_io(const struct store *s);		/* how reads are done; NULL when resident */
 bool store_direct(const struct store *s);		/* reads go past the page cache; false once a file refused it */
@@ -100,6 +104,12 @@ void store_predict(struct store *s, int layer, int id, float prob, int when, int
 void store_expect(struct store *s, int layer, int id, float share);	/* cache_expect */
 void store_advance(struct store *s);
 void store_poll(struct store *s);		/* takes in what has been read and starts what may start; cheap */
+
+/* Other numbers of slots, between passes: nothing may be demanded. From store_least (one token's working set, and room beside
+ * what is pinned) to store_most; fewer give their memory back to the kernel, more take it again. Waits for reads under way and
+ * moves what stays out of the slots that go. Returns how many there are now; a resident store does nothing. */
+int store_resize(struct store *s, int slots);
+int64_t store_slot_bytes(const struct store *s);	/* 0 when resident */
 
 /* What a run says of the next (heat.h): uses of each expert, halved with time; the first `pins` of the warmest stay for
  * good, and all that fit are read ahead, warmest first, while nothing else is wanted. heat: (layers, experts). EX_OSERR

@@ -301,6 +301,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
 		if (comm_any(!isfinite(t->now.loss))) {
 			t->bad_micro = i;
+			metric_reduce(&t->now);
 			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
 		}
@@ -356,7 +357,8 @@ static int check_step(const struct train *t, int n, double norm, struct err *e)
 /* A step that cannot be taken: the end, or it counts as a step that changed nothing. */
 static int refuse_step(struct train *t, int n, bool log, double lr, double norm, struct err *e)
 {
-	const struct bad_step s = { t->step + 1, t->micro, n, t->bad_micro, t->s->source->corpus(t->src) };
+	const struct bad_step s = { t->step + 1, t->micro, n, t->bad_micro, t->s->source->corpus(t->src),
+	    comm_rank() * train_rows(t) / t->o.seq };
 	bool spike = isfinite(t->now.loss) && isfinite(norm);
 
 	bad_report(&t->bad, &s, e);
@@ -531,13 +533,25 @@ static int look(struct train *t, struct err *e)
 	return t->best.step == t->step ? save(t, false, e) : 0;
 }
 
+/* Must the run end early? The same on all ranks. */
+static bool told_to_stop(struct train *t)
+{
+	bool full = guard_check(t->guard) == GUARD_LIMIT;
+	double why[2] = { sig_stop, full };
+
+	comm_sum(why, 2);
+	if (why[1] > 0 && !full && guard_look(t->guard) != GUARD_LIMIT)
+		err_warn("memory is short for another rank");
+	return why[0] + why[1] > 0;
+}
+
 /* What is due after a step. Returns 1 to stop early, 0 to go on, -1. */
 static int after_step(struct train *t, struct err *e)
 {
 	const struct source *src = t->s->source;
 	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
 
-	t->stopping |= comm_any(sig_stop || guard_check(t->guard) == GUARD_LIMIT) || t->step - t->first_step == t->o.stop_after;
+	t->stopping |= told_to_stop(t) || t->step - t->first_step == t->o.stop_after;
 	t->due |= comm_any(sig_save) || every(t->step, t->o.save_every);
 	t->look_due |= every(t->step, t->o.eval_every);
 	sig_save = 0;
@@ -676,7 +690,7 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		return -1;
 	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best : not_recorded);
 	best_open(&t.best, t.o.keep_best);
-	t.bad = (struct bad){ .path = comm_rank() == 0 ? t.o.dump_bad : NULL, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
+	t.bad = (struct bad){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
 	rc = comm_agree(train_setup(&t, e), e);
 	if (rc == 0 && t.o.dry_run) {
 		rc = print_plan(&t, e);

@@ -336,12 +336,13 @@ static int plan_memory(struct train *t, struct err *e)
 	struct plan_run r = { .cfg = &t->cfg, .batch = o->batch, .accum = o->accum, .seq = o->seq, .group = sequences(t) / o->batch,
 	    .extra = t->s->source->extra, .ref = t->has_ref, .lora_rank = o->lora_rank,
 	    .recompute = o->recompute, .divided = o->expert_parallel };
-	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100, mem_peak_rss()) : 0;
+	const int ranks = comm_local();		/* each takes as much */
+	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100, ranks * mem_peak_rss()) / ranks : 0;
 	struct params ps;
 	int rc;
 
-	if (room > 0 && (limit == 0 || room < limit))
-		limit = room;
+	if (o->guard && (limit == 0 || room < limit))
+		limit = room > 0 ? room : 1;
 	if (params_build(&ps, &t->cfg, e) < 0)
 		return -1;
 	rc = params_divide(&ps, o->expert_parallel, comm_place(COMM_GROUP, comm_rank()), e);

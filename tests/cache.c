@@ -338,9 +338,51 @@ static void expected(void)
 	cache_free(c);
 }
 
+/* Slots are given up from the last one on; who stays is who would stay if reads had needed them. */
+static void fewer_slots(void)
+{
+	struct cache *c = cache_new(KEYS, 6, 1, KEEP);
+	int k, from, to, moved = 0, left = 0, low = 1;
+
+	for (k = 0; k < 4; k++) {
+		cache_demand(c, k);
+		read_now(c);
+		cache_put(c, k);
+		cache_advance(c);
+	}
+	ok(cache_shrink(c, &from, &to) && cache_shrink(c, &from, &to) && from < 0 && cache_residents(c) == 4, "free ones go first");
+	cache_demand(c, 0);			/* in slot 0 or so, and the last to leave but 3 */
+	cache_put(c, 0);
+	for (k = 0; k < 2; k++) {
+		ok(cache_shrink(c, &from, &to), "then the policy says who leaves");
+		moved += from >= 0;
+	}
+	for (k = 0; k < KEYS; k++)
+		if (cache_state(c, k) == CACHE_RESIDENT) {
+			left++;
+			low &= cache_slot(c, k) < 2;
+		}
+	ok(left == 2 && cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 3) == CACHE_RESIDENT, "the least recently used");
+	ok(low && moved > 0, "and who stays is in the slots that are left");
+	cache_pin(c, 0);
+	cache_pin(c, 3);
+	ok(!cache_shrink(c, &from, &to), "pinned for good");
+	for (k = 0; k < 4; k++)
+		ok(cache_grow(c), "again");
+	ok(!cache_grow(c), "not above what there was");
+	for (k = 10; k < 20; k++) {
+		cache_demand(c, k);
+		read_now(c);
+		cache_put(c, k);
+	}
+	ok(cache_residents(c) == 6 && cache_state(c, 3) == CACHE_RESIDENT, "all are used");
+	cache_free(c);
+}
+
 int main(void)
 {
 	expected();
+	fewer_slots();
 	order_of_reads();
 	guesses_wait();
 	who_leaves();

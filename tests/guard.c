@@ -103,6 +103,21 @@ static void test_quiet(void)
 	opt_quiet = false;
 }
 
+static void test_verbose(void)
+{
+	struct err e = { 0 };
+	char path[128];
+
+	v1("/g");
+	snprintf(path, sizeof path, "%s/proc/pressure/memory", root);
+	unlink(path);
+	opt_verbose = true;
+	guard_close(guard_open(root, 0.85, 0.95, &e));
+	ok(lines("the kernel tells of nothing (no pressure stall information here); usage is read every 1 s besides") == 1,
+	    "--verbose says what the kernel does not tell");
+	opt_verbose = false;
+}
+
 static void test_room(void)
 {
 	v2("/g");
@@ -124,6 +139,7 @@ int main(void)
 	log_begin();
 	test_levels();
 	test_quiet();
+	test_verbose();
 	test_room();
 	tree_end();
 	ok(guard_open("", 0.95, 0.85, &e) == NULL && e.status == EX_USAGE, "a limit below the warning is refused");

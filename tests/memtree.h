@@ -62,7 +62,7 @@ static void v2(const char *own)
 	    "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
 }
 
-static void v1(const char *own)
+__attribute__((unused)) static void v1(const char *own)
 {
 	char line[600];
 

@@ -13,7 +13,10 @@
 #include <zlib.h>
 
 #include "file.h"
+#include "memtree.h"
+#include "opt.h"
 #include "rng.h"
+#include "squeeze.h"
 #include "store.h"
 #include "tap.h"
 
@@ -757,6 +760,127 @@ static void warm(void)
 	store_close(s);
 }
 
+static int64_t rss(void)
+{
+	FILE *f = fopen("/proc/self/statm", "r");
+	long long pages = 0;
+
+	if (f == NULL || fscanf(f, "%*d %lld", &pages) != 1)
+		abort();
+	fclose(f);
+	return pages * sysconf(_SC_PAGESIZE);
+}
+
+static struct { bool wrong; int hits; } pass;
+
+static void pass_through(struct store *s, int experts)
+{
+	int l, id;
+
+	pass.wrong = false;
+	pass.hits = 0;
+	for (l = 0; l < LAYERS; l++)
+		for (id = 0; l != DENSE && id < experts; id++) {
+			int status = touch(s, l, id);
+
+			pass.wrong |= status < 0;
+			pass.hits += status == STORE_HIT;
+			store_advance(s);
+		}
+}
+
+/* Memory given back while it runs, and taken again: the same experts, at whatever time. */
+static void resized(int readers, enum cache_policy policy)
+{
+	const int all = (LAYERS - 1) * EXPERTS, least = TOPK * (LAYERS - 1);
+	struct store *s = open_slots(all, readers, (struct store_opt){ .evict = policy });
+	int64_t before, after;
+	int id = 3, n;
+
+	pass_through(s, EXPERTS);
+	ok(store_complete(s) && !pass.wrong && store_most(s) == all && store_least(s) == least, "everything is there");
+	pass_through(s, EXPERTS);
+	before = rss();
+	ok(store_resize(s, all - 4) == all - 4 && !store_complete(s), "four slots less");
+	pass_through(s, 4);
+	ok(!pass.wrong && pass.hits > 0, "who is left is where it is looked for");
+	store_predict(s, 3, 7, 1, 5, 0);
+	store_predict(s, 0, 7, 1, 5, 0);
+	store_poll(s);
+	ok(store_resize(s, 0) == least && store_slots(s) == least, "not below one token's working set, with reads under way");
+	after = rss();
+	ok(before - after >= (all - least) * (int64_t)SLOT * 9 / 10, "the kernel has it: %lld of %d bytes", (long long)(before - after),
+	    (all - least) * SLOT);
+	ok((int64_t)stats(s).given_bytes == (all - least) * (int64_t)SLOT, "so says the counter");
+	pass_through(s, EXPERTS);
+	ok(!pass.wrong, "few slots, the same bytes");
+	for (n = least; n <= all; n++)
+		ok(store_resize(s, n) == n, "one more");
+	ok(rss() - after >= (all - least) * (int64_t)SLOT * 9 / 10, "which takes memory");
+	pass_through(s, EXPERTS);
+	pass_through(s, EXPERTS);
+	ok(!pass.wrong && store_complete(s) && pass.hits == all && store_resize(s, all + 5) == all, "everything is there again");
+	ok(touch(s, 2, id) == STORE_HIT, "a hit");
+	store_close(s);
+}
+
+/* In a control group of 100 MiB whose usage is what the test says it is. */
+static void use(struct guard *g, int mib)
+{
+	char text[32];
+
+	snprintf(text, sizeof text, "%lld\n", (long long)(mib * MIB));
+	put("/sys/fs/cgroup/g/memory.current", text);
+	guard_look(g);
+}
+
+static void squeezed(void)
+{
+	const int all = (LAYERS - 1) * EXPERTS, least = TOPK * (LAYERS - 1);
+	struct store *s = open_slots(all, 2, (struct store_opt){0});
+	struct squeeze q = { .store = s };
+	struct err e = {0};
+
+	ok(squeeze_check(&q) == GUARD_OK, "no guard, nothing to do");
+	v2("/g");
+	put("/sys/fs/cgroup/g/memory.max", "104857600\n");
+	use(NULL, 50);
+	q.guard = guard_open(root, 0.85, 0.95, &e);
+	pass_through(s, EXPERTS);
+	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == all, "enough: all slots");
+	use(q.guard, 90);
+	ok(squeeze_check(&q) == GUARD_WARN && store_slots(s) == all, "a warning takes none");
+	use(q.guard, 96);
+	ok(squeeze_check(&q) == GUARD_LIMIT && store_slots(s) == least, "the limit takes them, while it lasts down to the least");
+	ok(squeeze_check(&q) == GUARD_LIMIT && stats(s).given_bytes == (uint64_t)((all - least) * SLOT), "then there is nothing to give");
+	pass_through(s, EXPERTS);
+	ok(!pass.wrong, "it goes on with these");
+	use(q.guard, 86);
+	squeeze_check(&q);
+	q.calm -= 10;
+	ok(squeeze_check(&q) == GUARD_WARN && store_slots(s) == least, "above the warning none are taken again");
+	use(q.guard, 50);
+	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == least, "below it not at once");
+	q.calm -= 10;
+	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "but when that has lasted, an eighth");
+	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "and not the next at once");
+	put("/sys/fs/cgroup/g/memory.max", "61440\n");
+	put("/sys/fs/cgroup/g/memory.current", "8192\n");
+	q.calm -= 10;
+	squeeze_check(&q);
+	ok(store_slots(s) == least + all / 8, "nor where it would come to the warning");
+	put("/sys/fs/cgroup/g/memory.max", "104857600\n");
+	for (int i = 0; i < 10; i++) {
+		q.calm -= 10;
+		squeeze_check(&q);
+	}
+	pass_through(s, EXPERTS);
+	ok(store_slots(s) == all && !pass.wrong, "at last all");
+	guard_close(q.guard);
+	tree_end();
+	store_close(s);
+}
+
 static void waste(void)
 {
 	struct store *s = open_slots(TOPK * (LAYERS - 1), 2, (struct store_opt){0});
@@ -840,6 +964,10 @@ int main(void)
 	bad_neighbour();
 	halves();
 	warm();
+	resized(2, CACHE_AUTO);
+	resized(0, CACHE_LRU);
+	opt_quiet = true;
+	squeezed();
 	waste();
 	slow_drive();
 	too_many_pins();

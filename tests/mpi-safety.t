@@ -1,0 +1,171 @@
+#!/bin/sh
+# Several ranks and what may go wrong: data with shares, from a pipe with a window, not kept in memory; a loss that is not
+# finite on one rank; a rank whose memory runs out.
+. "$(dirname "$0")/lib.sh"
+. tests/near.sh
+case $(chr-pretrain -V) in
+*mpi*) command -v mpirun > /dev/null || skip_all "no mpirun" ;;
+*) skip_all "built without MPI" ;;
+esac
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+	OMPI_MCA_mpi_yield_when_idle=1 ASAN_OPTIONS=detect_leaks=0
+world "$tmp/w"
+cd "$tmp/w" || exit 1
+
+# both NAME INPUT COMMAND...: two ranks with -b 2 are one with -b 4; INPUT for standard input
+both()
+{
+	both_name=$1 input=$2
+	shift 2
+	rm -rf one two
+	ok "$both_name: one rank" sh -c 'in=$1; shift; "$@" -q -b 4 -o one < "$in" > one.log' - "$input" "$@"
+	ok "$both_name: two ranks" sh -c 'in=$1; shift; mpirun -n 2 "$@" -q -b 2 -o two < "$in" > two.log' - "$input" "$@"
+	ok "$both_name: the same losses" losses one.log two.log
+	ok "$both_name: the same model" near one/model.safetensors two/model.safetensors
+	# The position in the data, but for what each run has of its own
+	ok "$both_name: the same place in the data" sh -c 'for d in one two; do
+		tr -d "\n " < $d/train_state.json | sed "s/.*\"position\":\({[^}]*}\).*/\1/" > $d.place; done; cmp one.place two.place'
+}
+head -40 datasets/pretrain.jsonl > a.jsonl
+tail -n +41 datasets/pretrain.jsonl | head -30 > b.jsonl
+# A first step of AdamW is of the size of the learning rate, however small the gradient: rounding shows in proportion.
+pretrain="chr-pretrain -c config.json -t tokenizer.json --seq 32 -n 6 -l 2e-4 --accum 2"
+both "a mixture" /dev/null $pretrain a.jsonl:0.7 b.jsonl:0.3
+both "a mixture of pairs" /dev/null chr-dpo -m model --seq 128 -n 4 datasets/prefs.jsonl:2 datasets/prefs.jsonl:1
+both "a window on a pipe" a.jsonl $pretrain --shuffle-window 16
+both "nothing kept" /dev/null $pretrain --data-ram 0 a.jsonl b.jsonl
+both "little kept, of conversations" /dev/null chr-sft -m model --seq 64 -n 4 --data-ram 2K datasets/chat.jsonl
+
+# A loss that is not finite on rank 1 only: token 250, whose embedding is infinite, is in the second half of what both take
+cat > small.json <<-END
+	{"chronos_format": 2, "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+	"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
+	"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4, "sliding_window_size": 16,
+	"max_position_embeddings": 64, "lookahead_steps": 2, "tie_word_embeddings": false, "fallback_mask_prob": 0}
+END
+awk 'BEGIN {
+	for (i = 1; i <= 40; i++) {
+		s = ""
+		for (j = 0; j < 32; j++)
+			s = s (j ? "," : "") (j == 9 && i == 19 ? 250 : (i * 7 + j * 13) % 240)
+		print "{\"tokens\":[" s "]}"
+	}
+}' > docs.jsonl
+run="chr-pretrain -q -j 1 --seq 32 --no-shuffle --epochs 1"
+$run -b 1 -c small.json -n 1 -o start docs.jsonl > start.log || exit 1
+at=$(chr-ls start/model.safetensors | sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
+printf '\000\000\200\177' | dd of=start/model.safetensors bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc 2> noise
+two() { mpirun -n 2 $run -b 2 -m start "$@" docs.jsonl; }
+one() { $run -b 4 -m start "$@" docs.jsonl; }
+status "one rank stops" 65 one -o bad1 --dump-bad bad1.jsonl
+grep -v '^status' "$tmp/log" | tail -1 > said1
+status "two ranks stop" 65 two -o bad2 --dump-bad bad2.jsonl
+sed -n '/^chr-pretrain/p' "$tmp/log" > said2
+is "and say so once, in the same words" "$(sed 's/(-*nan)//' said2)" "$(sed 's/(-*nan)//' said1)"
+ok "and dump the same batch, that of both" sh -c '[ "$(wc -l < bad1.jsonl)" = 4 ] && cmp bad1.jsonl bad2.jsonl'
+status "one rank skips the step" 0 sh -c '"$@" > one.log' - $run -b 4 -m start -o skip1 --skip-nonfinite 1 docs.jsonl
+status "two ranks skip it" 0 sh -c 'mpirun -n 2 "$@" > two.log' - $run -b 2 -m start -o skip2 --skip-nonfinite 1 docs.jsonl
+is "both count it" "$(grep -c '"skipped":1' two.log) $(grep -c '"loss":null' two.log)" "$(grep -c '"skipped":1' one.log) 1"
+grep -v '"loss":null' one.log > one.some
+grep -v '"loss":null' two.log > two.some
+ok "the losses beside it are the same" losses one.some two.some
+# Token 250 itself keeps its infinity, which is no difference to speak of
+ok "the same optimizer" near skip1/optimizer.safetensors skip2/optimizer.safetensors
+{ for _ in $(seq 120); do sed -n 1p docs.jsonl; done; sed -n 2,9p docs.jsonl; } > jump.jsonl
+jump="$run -c small.json -l 2e-2 --max-spike 2"
+status "a jump stops one rank" 65 $jump -b 4 -o jump1 --dump-bad jump1.jsonl jump.jsonl
+status "and two" 65 mpirun -n 2 $jump -b 2 -o jump2 --dump-bad jump2.jsonl jump.jsonl
+ok "with the same dump" sh -c '[ -s jump1.jsonl ] && cmp jump1.jsonl jump2.jsonl'
+status "a dump that rank 0 cannot write" 74 two -o full --dump-bad /dev/full
+
+# Every stage knows which record a row is of, on every rank: each says its own line number
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do
+	echo '{"messages":[{"role":"user","content":"(mark'$i')"},{"role":"assistant","content":"so"}]}' >&3
+	echo '{"prompt":"(mark'$i')","chosen":"so","rejected":"not so"}' >&4
+done 3> chat.jsonl 4> prefs.jsonl
+names_own()	# NAME FILE COMMAND...
+{
+	name=$1 file=$2
+	shift 2
+	mpirun -n 2 "$@" -q -j 1 -m model --seq 64 -b 2 --accum 2 -n 40 -o stage --force --max-spike 1e-7 --dump-bad stage.jsonl "$file" > noise 2>&1
+	sed -n 's/.*"source":"'"$file"':\([0-9]*\)".*/(mark\1)/p' stage.jsonl > said
+	chr-tokenize -q -d -t tokenizer.json stage.jsonl | grep -o '(mark[0-9]*)' > meant
+	is "$name" "$(cat meant)" "$(cat said)"
+	ok "and there are some" [ "$(wc -l < said)" -gt 5 ]
+}
+names_own chr-sft chat.jsonl chr-sft
+names_own chr-dpo prefs.jsonl chr-dpo
+names_own chr-grpo prefs.jsonl chr-grpo -G 2 --new 4 --reward toy --iterations 2
+chr-generate -q -m packed -n 6 -b 2 datasets/prompts.jsonl | sed 's/,"timing.*//' > one.jsonl
+mpirun -n 2 chr-generate -q -m packed -n 6 -b 2 --guard datasets/prompts.jsonl | sed 's/,"timing.*//' > two.jsonl
+ok "two ranks generate under a guard" sh -c '[ -s one.jsonl ] && cmp one.jsonl two.jsonl'
+
+# In a control group that a neighbour fills: of one rank only, then of both
+v1=$(sed -n 's/^[0-9]*:\([^:]*,\)*memory\(,[^:]*\)*:\(.*\)/\3/p' /proc/self/cgroup)
+group=/sys/fs/cgroup/memory$v1/chr-test-$$
+limit=memory.limit_in_bytes
+if [ -z "$v1" ] || ! mkdir "$group" 2> /dev/null; then
+	group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/chr-test-$$
+	limit=memory.max
+	mkdir "$group" 2> /dev/null
+fi
+if ! echo 128M > "$group/$limit" 2> /dev/null || ! sh -c 'echo $$ > "$1/cgroup.procs"' sh "$group" 2> /dev/null; then
+	rmdir "$group" 2> /dev/null
+	skip "in a control group" "none can be made here"
+	done_testing
+fi
+finish()
+{
+	exec 9>&-
+	for _ in 1 2 3 4 5 6 7 8 9 10; do
+		rmdir "$group" 2> /dev/null && break
+		sleep 0.2
+	done
+	rm -rf "$tmp"
+}
+trap finish EXIT
+echo 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"' > inside
+inside="sh inside $group"
+# filled NAME COMMAND...: trains without end, until a neighbour takes most of the group
+long="chr-pretrain -c config.json -t tokenizer.json -b 2 --seq 64 --epochs 1000000 -n 1000000 --guard --guard-warn 50 --guard-stop 80"
+filled()
+{
+	out=$1
+	shift
+	"$@" > $out.log 2> $out.err &
+	pid=$!
+	while [ ! -s $out.log ] && kill -0 $pid 2> /dev/null; do sleep 0.1; done
+	mkfifo $out.fifo
+	$inside tail -c 500000000 < $out.fifo > /dev/null &
+	hog=$!
+	exec 9> $out.fifo
+	n=0
+	while kill -0 $pid 2> /dev/null && [ $n -lt 400 ]; do
+		[ $n -gt 110 ] || head -c 1000000 /dev/zero >&9
+		sleep 0.05
+		n=$((n + 1))
+	done
+	kill -9 $pid 2> /dev/null
+	wait $pid
+	filled=$?
+	exec 9>&-
+	wait $hog
+}
+filled other mpirun -n 1 $long -o other datasets/pretrain.jsonl : -n 1 $inside $long -o other datasets/pretrain.jsonl
+is "a rank whose group fills up stops both: 75" $filled 75
+ok "with a checkpoint of the last step" test -d "other/checkpoint-$(grep -c '"type":"step"' other.log)"
+ok "and says whose memory it was" grep -q 'memory is short for another rank' other.err
+filled both $inside mpirun -n 2 $long -o both datasets/pretrain.jsonl
+is "a group of both: 75" $filled 75
+is "one line says why" "$(grep -c 'are in use; the limit is at 80 %\|memory is short' both.err)" 1
+ok "with a checkpoint of the last step" test -d "both/checkpoint-$(grep -c '"type":"step"' both.log)"
+status "it goes on" 75 mpirun -n 2 $long -q -o both --resume --stop-after 1 datasets/pretrain.jsonl
+
+# Ranks that share a limit share what it leaves
+one="chr-pretrain -q -c config.json -t tokenizer.json -b 32 --seq 512 -n 1 --guard"
+plan=$($one --dry-run datasets/pretrain.jsonl 2> noise | sed -n 's/.*"total":\([0-9]*\).*/\1/p')
+echo $((plan * 3 / 2)) > "$group/$limit"
+status "room for one" 0 $inside $one -o fits datasets/pretrain.jsonl
+status "is no room for two" 71 $inside mpirun -n 2 $one -o fits2 datasets/pretrain.jsonl
+ok "nothing was killed" sh -c '! grep -q "oom_kill [1-9]" "$1"/memory.events "$1"/memory.oom_control 2> /dev/null' sh "$group"
+done_testing
