@@ -13,7 +13,7 @@
 #include "prefs.h"
 #include "topk.h"
 
-static struct fit_opt o = { .group = 4, .max_new = 128, .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
+static struct fit_opt o = { .ranks = 1, .expert_parallel = 1, .group = 4, .max_new = 128, .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
 	.temperature = 4, .factor = 1 };
 static struct {
 	const char *replay, *calibration, *predict, *heat;
@@ -45,6 +45,8 @@ static const struct opt opts[] = {
 	{ 0, "new", OPT_INT, &o.max_new, 1, 1 << 20, "N", "as of chr-grpo" },
 	{ 0, "reward", OPT_LIST, &o.reward, 0, 0, "SPEC", "as of chr-grpo" },
 	{ 0, "precompute-ref", OPT_STR, &prefs_ref, 0, 0, "FILE", "as of chr-dpo" },
+	{ 0, "ranks", OPT_INT, &o.ranks, 1, 1 << 20, "N", "of the job, each with a batch; the plan is that of one" },
+	{ 0, "expert-parallel", OPT_INT, &o.expert_parallel, 1, 65536, "N", "as of the trainers" },
 	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "as of chr-distill" },
 	{ 0, "teacher-ram", OPT_BYTES, &o.teacher_ram, 0, 0, "BYTES", "as of chr-distill" },
 	{ 0, "topk", OPT_INT, &o.topk, 0, TOPK_MAX, "K", "as of chr-distill" },
@@ -134,18 +136,13 @@ static int limits(struct err *e)
 
 static void say(const struct fit_result *x, const struct fit *f)
 {
-	const struct fit_point *p = &x->at;
+	char args[192];
 
+	fit_args(f, &x->at, args, sizeof args);
 	mem_plan_print(&x->plan, stderr);
-	fprintf(stderr, "%s -b %d", x->as_asked ? "fits:" : x->fits ? "does not fit as asked; this would:"
-	    : "does not fit; the least tried is", p->batch);
-	if (f->o->stage == FIT_GENERATE)
-		fprintf(stderr, " --context %d", p->seq);
-	else
-		fprintf(stderr, " --accum %d --seq %d", p->accum, p->seq);
-	if (p->rank > 0)
-		fprintf(stderr, " --lora-rank %d", p->rank);
-	fprintf(stderr, ", %.1f MiB of %.1f\n", (double)fit_bytes(f, &x->plan) / (1 << 20), (double)o.ram / (1 << 20));
+	fprintf(stderr, "%s %s, %.1f MiB of %.1f\n", x->as_asked ? "fits:" : x->fits ? "does not fit as asked; this would:"
+	    : "does not fit; the least tried is", args, (double)fit_bytes(f, &x->plan) / (1 << 20),
+	    (double)o.ram / (1 << 20));
 	if (!x->fits && f->o->stage == FIT_GENERATE && !f->packed)
 		fprintf(stderr, "a plain directory holds all experts in memory: packed by chr-pack, they are read from disk\n");
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "chat.h"
+#include "comm.h"
 #include "decode.h"
 #include "distill.h"
 #include "file.h"
@@ -164,7 +165,10 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 	if (params_build(&f->ps, &f->cfg, e) < 0 || open_packed(f, e) < 0 || open_data(f, e) < 0)
 		return -1;
 	f->program = program_bytes(f);
-	return 0;
+	if (o->expert_parallel > 1 && (o->stage == FIT_GRPO || o->stage == FIT_GENERATE))
+		return err_set(e, EX_USAGE, "%s needs all experts on each rank: no --expert-parallel", fit_stage_name[o->stage]);
+	/* Last: the data were read by one. */
+	return comm_suppose(o->ranks, o->expert_parallel, e) < 0 ? -1 : params_divide(&f->ps, o->expert_parallel, 0, e);
 }
 
 void fit_close(struct fit *f)
@@ -213,7 +217,7 @@ static int plan_training(struct fit *f, const struct fit_point *at, struct mem_p
 {
 	struct plan_run r = { .cfg = &f->cfg, .batch = at->batch, .accum = at->accum, .seq = at->seq, .group = f->group,
 	    .extra = source(f, at->seq)->extra, .ref = f->ref, .lora_rank = at->rank,
-	    .recompute = at->recompute };
+	    .recompute = at->recompute, .divided = f->o->expert_parallel };
 	bool *picked = NULL;
 	int rc = plan_pick(&picked, &f->ps, at->rank, &f->o->target, &f->o->freeze, e);
 
@@ -480,18 +484,25 @@ static int change(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
 	return rc;
 }
 
+void fit_args(const struct fit *f, const struct fit_point *p, char *s, size_t size)
+{
+	int n = f->o->stage == FIT_GENERATE ? snprintf(s, size, "-b %d --context %d", p->batch, p->seq)
+	    : snprintf(s, size, "-b %d --accum %d --seq %d", p->batch, p->accum, p->seq);
+
+	if (p->rank > 0)
+		n += snprintf(s + n, size - (size_t)n, " --lora-rank %d", p->rank);
+	if (p->recompute)
+		n += snprintf(s + n, size - (size_t)n, " --recompute");
+	if (f->o->expert_parallel > 1)
+		snprintf(s + n, size - (size_t)n, " --expert-parallel %d", f->o->expert_parallel);
+}
+
 static int put_plan(const struct fit *f, const struct fit_result *x, FILE *out, struct err *e)
 {
 	json_t *r = mem_plan_json(&x->plan), *more = record(f, "", &x->at);
-	const struct fit_point *p = &x->at;
 	char args[192];
-	int n = f->o->stage == FIT_GENERATE ? snprintf(args, sizeof args, "-b %d --context %d", p->batch, p->seq)
-	    : snprintf(args, sizeof args, "-b %d --accum %d --seq %d", p->batch, p->accum, p->seq);
 
-	if (p->rank > 0)
-		n += snprintf(args + n, sizeof args - (size_t)n, " --lora-rank %d", p->rank);
-	if (p->recompute)
-		snprintf(args + n, sizeof args - (size_t)n, " --recompute");
+	fit_args(f, &x->at, args, sizeof args);
 	json_object_del(more, "type");
 	json_object_del(more, "step");
 	add_numbers(f, more, &x->plan, x->fits);

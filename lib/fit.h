@@ -38,6 +38,7 @@ struct fit_opt {
 	int batch, accum, seq, rank;		/* asked for; 0: the stage's default. FIT_GENERATE: sequences, -, context, - */
 	int ref, chunk, readers, kv, predict;	/* ref: FIT_REF_AUTO, as the stage does from a model; kv: enum kv_type; predict:
 						   SRC_BIT()s */
+	int ranks, expert_parallel;		/* of the job; the plan is that of one rank */
 	int group, parallel, max_new, topk;	/* as of chr-grpo, and chr-distill */
 	bool heat;				/* as of chr-generate */
 	bool packed;				/* a configuration of FIT_GENERATE: experts are streamed */
@@ -78,6 +79,8 @@ int64_t fit_bytes(const struct fit *f, const struct mem_plan *plan);	/* with o->
 int64_t fit_device_bytes(const struct fit *f, const struct mem_plan *plan);	/* of these, what a device would hold */
 bool fit_holds(const struct fit *f, const struct mem_plan *plan);	/* within o->ram, and the device's part within o->vram */
 int fit_slots(const struct fit *f, const struct mem_plan *plan);	/* experts of a packed model in memory; -1: all, always */
+
+void fit_args(const struct fit *f, const struct fit_point *p, char *s, size_t size);	/* options; 192 bytes are enough */
 
 struct fit_result {
 	bool as_asked, fits;			/* fits: at least when changed as the records say, to: */
