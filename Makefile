@@ -132,4 +132,4 @@ clean:
 
 .PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
--include $(wildcard $B/*/*.d $B/*/*/*.d)
+-include $(wildcard $B/*/*.d $B/*/*/*.d $B/*/*/*/*.d)
