@@ -241,5 +241,10 @@ else
 	is "the models are gone" "$(ls -d all/*/ 2> /dev/null)" ""
 	status "bench-all: no such part" 64 "$top/scripts/bench-all" -q all dance
 	status "bench-all: nowhere to work" 64 "$top/scripts/bench-all" -q
+	SHAPE="hidden_size=64 num_hidden_layers=1 num_experts=8 vocab_size=300" PYTHON=false \
+		status "bench-train" 0 sh -c '"$0/scripts/bench-train" -q -r 2 -s 1 -o sides.jsonl > sides.md' "$top"
+	is "everybody in each round, and no PyTorch" "$(grep -c '"contender":"ours"' sides.jsonl) $(grep -c '"contender":"torch"' sides.jsonl)" "4 0"
+	ok "f32 and bf16 beside the speed of products" sh -c 'grep -q "^| chronos f32 | [0-9]* \[[0-9]*-[0-9]*\] |" sides.md && grep -q "^bf16 by f32: [0-9.]* times" sides.md'
+	status "bench-train takes no operand" 64 "$top/scripts/bench-train" -q now
 fi
 done_testing

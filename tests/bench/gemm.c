@@ -1,6 +1,7 @@
 /*
  * gemm: matrix products of the cpu backend, of FP32 and of BF16 values, beside OpenBLAS (when built with it) and the
- * machine's multiply-add rate, same run, interleaved. JSON records, GFLOP/s, best and median of the repetitions.
+ * machine's multiply-add rate, same run, interleaved. JSON records, GFLOP/s, best and median of the repetitions, and the median
+ * by processor time of all threads, which others on the machine change less.
  *
  * Whoever computed last may have threads that spin for a while before they sleep (OpenBLAS's for tens of milliseconds) and
  * take a CPU from the next. So each repetition begins when nobody in this process uses one, with a product that is not timed.
@@ -87,29 +88,35 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void record(const char *what, const char *kind, int m, int n, int k, double *g)
+static void record(const char *what, const char *kind, int m, int n, int k, double *g, double *by_cpu)
 {
 	qsort(g, REPS, sizeof(*g), by_value);
+	qsort(by_cpu, REPS, sizeof(*by_cpu), by_value);
 	printf("{\"type\":\"bench\",\"what\":\"%s\",\"kind\":\"%s\",\"m\":%d,\"n\":%d,\"k\":%d,\"threads\":%d,"
-	    "\"gflops_median\":%.1f,\"gflops_best\":%.1f}\n", what, kind, m, n, k, pool_threads(), g[REPS / 2], g[REPS - 1]);
+	    "\"gflops_median\":%.1f,\"gflops_best\":%.1f,\"gflop_per_cpu_s\":%.1f}\n", what, kind, m, n, k, pool_threads(), g[REPS / 2],
+	    g[REPS - 1], by_cpu[REPS / 2]);
 	fflush(stdout);
 }
 
 static void bench_peak(void)
 {
-	double g[REPS];
+	double g[REPS], by_cpu[REPS];
 
-	for (int r = 0; r < REPS; r++)
+	for (int r = 0; r < REPS; r++) {
+		double t = progress_clock(), cpu = cpu_clock();
+
 		g[r] = kernel_fma_rate() * 1e-9;
+		by_cpu[r] = g[r] * (progress_clock() - t) / (cpu_clock() - cpu);
+	}
 	if (g[0] > 0)
-		record("fma_registers", "-", 0, 0, 0, g);
+		record("fma_registers", "-", 0, 0, 0, g, by_cpu);
 }
 
 static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 {
 	struct kernel_gemm g, once;
 	struct err e = { 0 };
-	double rate[CONTENDERS][REPS];
+	double rate[CONTENDERS][REPS], by_cpu[CONTENDERS][REPS];
 
 	if (kernel_gemm_open(&g, kind, m, n, k, &e) < 0)
 		err_exit(&e);
@@ -117,12 +124,17 @@ static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 	once.calls = 1;
 	for (int r = 0; r < REPS; r++)
 		for (size_t c = 0; c < CONTENDERS; c++) {
+			double t, cpu;
+
 			settle();
 			contender[c].rate(&once);
+			t = progress_clock();
+			cpu = cpu_clock();
 			rate[c][r] = contender[c].rate(&g) * 1e-9;
+			by_cpu[c][r] = rate[c][r] * (progress_clock() - t) / (cpu_clock() - cpu);
 		}
 	for (size_t c = 0; c < CONTENDERS; c++)
-		record(contender[c].name, kind_name[kind], m, n, k, rate[c]);
+		record(contender[c].name, kind_name[kind], m, n, k, rate[c], by_cpu[c]);
 	kernel_gemm_close(&g);
 }
 
