@@ -403,5 +403,7 @@ void bench_train(int n, char **files)
 	use(&side[0]);
 	for (int j = 0; j < sides; j++)
 		json_decref(side[j].samples);
+	if (sides == 2)
+		free(side[1].bench.sets.v);
 	json_decref(ceilings);
 }

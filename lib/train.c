@@ -707,7 +707,7 @@ static int measure_step(struct train *t, struct err *e)
 		return err_set(e, EX_DATAERR, "the data end after %" PRId64 " steps", t->step);
 	rc = comm_agree(train_step(t, n, e), e);
 	watch(t, false);
-	return rc;
+	return sig_stop ? err_set(e, EX_TEMPFAIL, "stopped by a signal") : rc;
 }
 
 static int measure_steps(struct train *t, struct train_cost *c, struct err *e)
