@@ -89,8 +89,10 @@ check-slurm: all
 check-fire: all
 	CHR_KILLS=50 BUILD=$B prove -v tests/fire.t < /dev/null
 
-bench: $(BENCH)
-	for b in $^; do $$b || exit 1; done
+# Minutes. scripts/bench-train without -q has the numbers of README.md on training; build/bench/ranks is for mpirun.
+bench: all $(BENCH)
+	for b in $(BENCH); do $$b || exit 1; done
+	scripts/bench-train -q
 
 # New inputs go to build-fuzz/found; those worth keeping are copied to tests/data/fuzz by hand.
 fuzz:
@@ -132,4 +134,4 @@ clean:
 
 .PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
--include $(wildcard $B/*/*.d $B/*/*/*.d)
+-include $(wildcard $B/*/*.d $B/*/*/*.d $B/*/*/*/*.d)

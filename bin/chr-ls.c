@@ -142,15 +142,13 @@ static int64_t tensor_bytes(const struct modeldir *md)
 static void put_model(const struct modeldir *md, const struct manifest *m)
 {
 	const struct config *c = &md->cfg;
-	int64_t each = 3 * (int64_t)c->hidden_size * c->moe_intermediate_size, one = expert_bytes(md, m);
-	int64_t experts = (int64_t)c->num_sparse * c->num_experts, idle = (int64_t)c->num_sparse * (c->num_experts -
-	    c->num_experts_per_tok);
+	int64_t one = expert_bytes(md, m), experts = (int64_t)c->num_sparse * c->num_experts;
 	const char *type = json_string_value(json_object_get(c->raw, "model_type"));
 	const char *fp = modeldir_meta(md, "chronos.fingerprint");
 
 	put(json_pack("{s:s, s:s, s:s, s:i, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:b, s:s?}", "type", "model",
 	    "path", md->path, "model_type", type ? type : "chronos", "format", c->format, "params",
-	    (json_int_t)md->par.count, "active_params", (json_int_t)(md->par.count - idle * each), "layers",
+	    (json_int_t)md->par.count, "active_params", (json_int_t)params_active(&md->par, c), "layers",
 	    c->num_hidden_layers, "sparse_layers", c->num_sparse, "experts", c->num_experts, "experts_per_token",
 	    c->num_experts_per_tok, "shared_experts", c->num_shared_experts, "expert_bytes", (json_int_t)one,
 	    "experts_bytes", (json_int_t)(one * experts), "bytes", (json_int_t)(tensor_bytes(md) + (m ? one * experts : 0)),

@@ -1,22 +1,24 @@
 #include "bench.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "child.h"
 #include "json.h"
 #include "prov.h"
 
 struct bench_opt bench = { .budgets = "12.5%,25%,50%,75%", .blocks = "64K,256K,1M,4M", .memory = (int64_t)256 << 20, .prompt = 128,
-	.new = 64, .chunk = 256, .reps = 5 };
+	.new = 64, .chunk = 256, .reps = 5, .batch = 8, .seq = 256, .steps = 3 };
 
 struct opt bench_opts[] = {
 	{ .kind = OPT_GROUP, .help = "decode, prefill, load: a model" },
 	{ 'p', "prompt", OPT_INT, &bench.prompt, 1, 1 << 20, "N", "prompt tokens; longer prompts of files are cut" },
 	{ 'n', "new", OPT_INT, &bench.new, 1, 1 << 20, "N", "tokens generated (decode)" },
-	{ 's', "seed", OPT_COUNT, &bench.seed, 0, 9e18, "N", "of the random prompt when no file is given" },
+	{ 's', "seed", OPT_COUNT, &bench.seed, 0, 9e18, "N", "of random prompts, tokens and weights, when none are given" },
 	{ 0, "chunk", OPT_INT, &bench.chunk, 1, 1 << 16, "N", "prompt tokens evaluated at a time" },
 	{ 0, "vs", OPT_STR, &bench.vs, 0, 0, "FLAGS", "a second configuration: these options besides; the two take turns, AB BA" },
 	{ 0, "cgroup", OPT_BYTES, &bench.cgroup, 0, 0, "BYTES", "run within a control group of this much memory, page cache included" },
@@ -26,6 +28,15 @@ struct opt bench_opts[] = {
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
+	{ .kind = OPT_GROUP, .help = "train: steps of a model of -m, or of random weights" },
+	{ 'c', "config", OPT_STR, &bench.config, 0, 0, "FILE", "config.json of a model of random weights" },
+	{ 0, "set", OPT_LIST, &bench.sets, 0, 0, "KEY=VALUE", "override a value of config.json; may be repeated" },
+	{ 'b', "batch", OPT_INT, &bench.batch, 1, 65536, "N", "sequences of a step" },
+	{ 0, "seq", OPT_INT, &bench.seq, 2, 1 << 20, "N", "tokens of a sequence" },
+	{ 0, "steps", OPT_INT, &bench.steps, 1, 1 << 20, "N", "steps of a repetition, after one that is not counted" },
+	{ 0, "compute", OPT_CHOICE, &bench.compute, 0, 0, "f32|bf16", "values that matrix products multiply" },
+	{ 0, "recompute", OPT_FLAG, &bench.recompute, 0, 0, NULL, "compute activations again instead of keeping them" },
+	{ 0, "profile", OPT_FLAG, &bench.profile, 0, 0, NULL, "time, speed and share of the kernels' speed, by part of a step" },
 	{ .kind = OPT_GROUP, .help = "replay: activation records through every policy" },
 	{ 0, "budget", OPT_STR, &bench.budgets, 0, 0, "LIST", "experts in memory: shares of all, or numbers" },
 	{ 0, "drive", OPT_STR, &bench.drive, 0, 0, "MS,BYTES", "of the machine to plan for: milliseconds of a read, bytes per second" },
@@ -179,6 +190,85 @@ void bench_metric(json_t *capsule, const char *name, bool more, json_t *samples)
 	json_decref(spread);
 }
 
+/* ---- samples ---- */
+
+json_t *bench_child(json_t *(*fn)(void *), void *arg)
+{
+	struct err e = { 0 };
+	json_t *r = child_run(fn, arg, NULL, &e);
+
+	if (r)
+		return r;
+	if (*e.msg)
+		err_exit(&e);
+	exit(e.status);
+}
+
+static json_t *number(double v)
+{
+	return isnan(v) ? json_null() : json_real(v);
+}
+
+json_t *bench_column(const json_t *samples, const char *phase, const char *key)
+{
+	json_t *list = json_array(), *one;
+	size_t i;
+
+	json_array_foreach((json_t *)samples, i, one)
+		json_array_append_new(list, number(bench_number(phase ? json_object_get(one, phase) : one, key)));
+	return list;
+}
+
+static double of_spread(const json_t *list, const char *what)
+{
+	json_t *spread = bench_spread(list);
+	double v = json_is_object(spread) ? json_number_value(json_object_get(spread, what)) : NAN;
+
+	json_decref(spread);
+	return v;
+}
+
+double bench_median(const json_t *list) { return of_spread(list, "median"); }
+double bench_most(const json_t *list) { return of_spread(list, "most"); }
+
+double bench_median_of(const json_t *samples, const char *phase, const char *key)
+{
+	json_t *list = bench_column(samples, phase, key);
+	double v = bench_median(list);
+
+	json_decref(list);
+	return v;
+}
+
+void bench_put_keys(json_t *r, json_t *all, const json_t *samples, const char *phase, const char *const keys[])
+{
+	for (int i = 0; keys[i]; i++) {
+		json_t *list = bench_column(samples, phase, keys[i]);
+		char name[32];
+
+		snprintf(name, sizeof name, "%s", keys[i]);
+		for (char *dot = strchr(name, '.'); dot; dot = strchr(dot, '.'))
+			*dot = '_';
+		json_object_set_new(all, name, bench_spread(list));
+		json_set_num(r, name, bench_median(list));
+		json_decref(list);
+	}
+}
+
+json_t *bench_versus(const json_t *first, const json_t *second, const char *phase, const char *key, json_t *r)
+{
+	json_t *x = bench_column(first, phase, key), *y = bench_column(second, phase, key), *ratio = json_array();
+
+	for (size_t i = 0; i < json_array_size(x); i++)
+		json_array_append_new(ratio, json_real(json_number_value(json_array_get(y, i)) / json_number_value(json_array_get(x, i))));
+	json_set_str(r, "of", key);
+	json_object_set_new(r, "ratio", bench_spread(ratio));
+	json_object_set_new(r, "ratios", ratio);
+	json_decref(x);
+	json_decref(y);
+	return r;
+}
+
 /* ---- configurations ---- */
 
 static json_t *choice(const char *names, int i)
@@ -209,7 +299,8 @@ void bench_config(json_t *o, const struct opt *opts)
 {
 	/* Where things are, what other workloads are told, what is done with the results, and what stands elsewhere in the record. */
 	static const char *const omit[] = { "model", "tokenizer", "dry-run", "cold", "vs", "memory", "quality", "budget", "drive", "ram-bw",
-		"expert-bytes", "dense-bytes", "skip-bad", "block", "repetitions", "table", "plot", "compare", NULL };
+		"expert-bytes", "dense-bytes", "skip-bad", "block", "config", "set", "batch", "seq", "steps", "compute", "recompute", "profile",
+		"repetitions", "table", "plot", "compare", NULL };
 
 	for (; opts->kind != OPT_END; opts++) {
 		json_t *v = opts->kind == OPT_TABLE ? NULL : value(opts);

@@ -18,10 +18,11 @@
 #include "opt.h"
 
 struct bench_opt {
-	const char *vs, *quality, *budgets, *drive, *blocks, *plot, *compare;
+	const char *vs, *quality, *budgets, *drive, *blocks, *plot, *compare, *config;
 	int64_t seed, cgroup, memory, ram_bw, expert_bytes, dense_bytes;
-	int prompt, new, chunk, reps;
-	bool table, skip_bad;
+	int prompt, new, chunk, reps, batch, seq, steps, compute;
+	struct opt_list sets;
+	bool table, skip_bad, recompute, profile;
 };
 
 extern struct bench_opt bench;
@@ -32,6 +33,7 @@ int bench_end(void);		/* --table, --plot, --compare of the capsules put; the exi
 
 /* Workloads. */
 void bench_model(const char *workload, int n, char **files);	/* "decode", "prefill", "load" */
+void bench_train(int n, char **files);		/* steps of training */
 void bench_kernel(void);
 void bench_replay(int n, char **files);		/* activation records through every policy */
 void bench_drive(const char *path);		/* reads of a file */
@@ -41,6 +43,18 @@ void bench_table(int n, char **files);		/* capsules of earlier runs, to be shown
 json_t *bench_capsule(const char *workload);
 /* Median, least and most of an array of numbers (nulls are passed over), as an object; null when there are none. */
 json_t *bench_spread(const json_t *samples);
+/* The numbers of a key of all samples, in the object `phase` of each, or in the sample itself when that is NULL; their median; of
+ * a list. NaN when there are none. */
+json_t *bench_column(const json_t *samples, const char *phase, const char *key);
+double bench_median_of(const json_t *samples, const char *phase, const char *key);
+double bench_median(const json_t *list);
+double bench_most(const json_t *list);
+/* Median, least and most of each key into all, and the median by itself into the capsule; a dot becomes an underscore. */
+void bench_put_keys(json_t *capsule, json_t *all, const json_t *samples, const char *phase, const char *const keys[]);
+/* How the second fared beside the first, repetition by repetition, into r, which is returned. */
+json_t *bench_versus(const json_t *first, const json_t *second, const char *phase, const char *key, json_t *r);
+/* fn in a process of its own (child.h); ends this one when it fails. */
+json_t *bench_child(json_t *(*fn)(void *), void *arg);
 /* What a capsule is about, for tables and comparisons: "metric": name, whether more is better, samples and their spread. Takes the
  * reference to samples. */
 void bench_metric(json_t *capsule, const char *name, bool more, json_t *samples);

@@ -175,18 +175,6 @@ static json_t *measure_ceilings(void *arg)
 	return r;
 }
 
-static json_t *child(json_t *(*fn)(void *), void *arg, const struct cgroup *group)
-{
-	struct err e = { 0 };
-	json_t *r = child_run(fn, arg, group, &e);
-
-	if (r)
-		return r;
-	if (*e.msg)
-		err_exit(&e);
-	exit(e.status);
-}
-
 /* ---- runs ---- */
 
 static void run(struct side *x, struct bench_run *r)
@@ -225,65 +213,6 @@ static bool reads_drive(const struct side *x, const char *workload)
 
 /* ---- capsules ---- */
 
-static json_t *number(double v)
-{
-	return isnan(v) ? json_null() : json_real(v);
-}
-
-/* The numbers of a key of all samples, in the object `phase` of each, or in the sample itself when that is NULL. */
-static json_t *column(const json_t *samples, const char *phase, const char *key)
-{
-	json_t *list = json_array(), *one;
-	size_t i;
-
-	json_array_foreach((json_t *)samples, i, one)
-		json_array_append_new(list, number(bench_number(phase ? json_object_get(one, phase) : one, key)));
-	return list;
-}
-
-static double median(const json_t *list)
-{
-	json_t *spread = bench_spread(list);
-	double v = json_is_object(spread) ? json_number_value(json_object_get(spread, "median")) : NAN;
-
-	json_decref(spread);
-	return v;
-}
-
-static double most(const json_t *list)
-{
-	json_t *spread = bench_spread(list);
-	double v = json_is_object(spread) ? json_number_value(json_object_get(spread, "most")) : NAN;
-
-	json_decref(spread);
-	return v;
-}
-
-static double median_of(const json_t *samples, const char *phase, const char *key)
-{
-	json_t *list = column(samples, phase, key);
-	double v = median(list);
-
-	json_decref(list);
-	return v;
-}
-
-/* Median, least and most of each key, and the median by itself in the capsule. */
-static void put_keys(json_t *r, json_t *all, const json_t *samples, const char *phase, const char *const keys[])
-{
-	for (int i = 0; keys[i]; i++) {
-		json_t *list = column(samples, phase, keys[i]);
-		char name[32];
-
-		snprintf(name, sizeof name, "%s", keys[i]);
-		for (char *dot = strchr(name, '.'); dot; dot = strchr(dot, '.'))
-			*dot = '_';
-		json_object_set_new(all, name, bench_spread(list));
-		json_set_num(r, name, median(list));
-		json_decref(list);
-	}
-}
-
 static void put_summary(json_t *r, const struct side *x, const char *phase)
 {
 	static const char *const of_phase[] = { "tok_per_s", "hit_rate", "stall_share", "read_bytes_per_token", "disk_bytes_per_token",
@@ -291,8 +220,8 @@ static void put_summary(json_t *r, const struct side *x, const char *phase)
 	static const char *const of_run[] = { "ttft_s", "open_s", "majflt", "peak_rss", NULL };
 	json_t *all = json_object();
 
-	put_keys(r, all, x->samples, phase, of_phase);
-	put_keys(r, all, x->samples, NULL, of_run);
+	bench_put_keys(r, all, x->samples, phase, of_phase);
+	bench_put_keys(r, all, x->samples, NULL, of_run);
 	json_object_set_new(r, "summary", all);
 }
 
@@ -307,11 +236,11 @@ static double simulated(const struct side *x)
 
 static json_t *roofline(const struct side *x, const char *workload, const char *phase, const json_t *ceilings)
 {
-	json_t *r = json_object(), *drive = column(ceilings, NULL, "drive"), *memory = column(ceilings, NULL, "memory"),
-	       *compute = column(ceilings, NULL, "compute");
+	json_t *r = json_object(), *drive = bench_column(ceilings, NULL, "drive"), *memory = bench_column(ceilings, NULL, "memory"),
+	       *compute = bench_column(ceilings, NULL, "compute");
 	double token = (double)engine_int(x, "token_bytes"), ops = 2 * (double)engine_int(x, "token_products");
-	double speed = median_of(x->samples, phase, "tok_per_s"), read = median_of(x->samples, phase, "read_bytes_per_token");
-	double disk = fmin(most(drive), simulated(x)), bus = most(memory), alu = most(compute);
+	double speed = bench_median_of(x->samples, phase, "tok_per_s"), read = bench_median_of(x->samples, phase, "read_bytes_per_token");
+	double disk = fmin(bench_most(drive), simulated(x)), bus = bench_most(memory), alu = bench_most(compute);
 	bool decode = strcmp(workload, "decode") == 0, load = strcmp(workload, "load") == 0, streams = reads_drive(x, workload);
 
 	json_object_set_new(r, "memory_bytes_per_s", bench_spread(memory));
@@ -328,10 +257,10 @@ static json_t *roofline(const struct side *x, const char *workload, const char *
 	if (!load)
 		json_set_num(r, "drive_fraction", streams ? read * speed / disk : NAN);
 	else {
-		double bytes = median_of(x->samples, NULL, "disk_bytes"), least = fmax(median_of(x->samples, phase, "compute"), bytes / disk);
+		double bytes = bench_median_of(x->samples, NULL, "disk_bytes"), least = fmax(bench_median_of(x->samples, phase, "compute"), bytes / disk);
 
 		json_set_num(r, "floor_s", least);
-		json_set_num(r, "times_floor", median_of(x->samples, NULL, "ttft_s") / least);
+		json_set_num(r, "times_floor", bench_median_of(x->samples, NULL, "ttft_s") / least);
 	}
 	json_decref(drive);
 	json_decref(memory);
@@ -372,22 +301,6 @@ static bool same_tokens(const json_t *a, const json_t *b)
 	return json_equal(json_object_get(json_array_get(a, 0), "tokens_digest"), json_object_get(json_array_get(b, 0), "tokens_digest"));
 }
 
-/* How the second fared beside the first, repetition by repetition. */
-static json_t *versus(const struct side *a, const struct side *b, const char *phase, const char *key)
-{
-	json_t *x = column(a->samples, phase, key), *y = column(b->samples, phase, key), *ratio = json_array(), *r = json_object();
-
-	for (size_t i = 0; i < json_array_size(x); i++)
-		json_array_append_new(ratio, json_real(json_number_value(json_array_get(y, i)) / json_number_value(json_array_get(x, i))));
-	json_set_str(r, "of", key);
-	json_object_set_new(r, "ratio", bench_spread(ratio));
-	json_object_set_new(r, "ratios", ratio);
-	json_object_set_new(r, "same_tokens", json_boolean(same_tokens(a->samples, b->samples)));
-	json_decref(x);
-	json_decref(y);
-	return r;
-}
-
 static void put_side(struct side *x, const struct side *first, const char *workload, const json_t *ceilings)
 {
 	const char *phase = strcmp(workload, "decode") == 0 ? "decode" : "prefill";
@@ -405,14 +318,15 @@ static void put_side(struct side *x, const struct side *first, const char *workl
 	    (json_int_t)engine_int(x, "experts"), "expert_bytes", (json_int_t)engine_int(x, "expert_bytes"), "direct",
 	    json_object_get(one, "direct")));
 	put_summary(r, x, phase);
-	bench_metric(r, load ? "ttft_s" : "tok_per_s", !load, column(x->samples, load ? NULL : phase, load ? "ttft_s" : "tok_per_s"));
+	bench_metric(r, load ? "ttft_s" : "tok_per_s", !load, bench_column(x->samples, load ? NULL : phase, load ? "ttft_s" : "tok_per_s"));
 	json_object_set_new(r, "roofline", roofline(x, workload, phase, ceilings));
 	if (bench.cgroup)
 		json_object_set_new(r, "cgroup", json_pack("{s:I, s:I}", "limit", (json_int_t)bench.cgroup, "peak", (json_int_t)x->peak));
 	if (bench.quality)
 		put_quality(r, x);
 	if (first)
-		json_object_set_new(r, "versus", versus(first, x, load ? NULL : phase, load ? "ttft_s" : "tok_per_s"));
+		json_object_set_new(r, "versus", bench_versus(first->samples, x->samples, load ? NULL : phase, load ? "ttft_s" : "tok_per_s",
+		    json_pack("{s:b}", "same_tokens", same_tokens(first->samples, x->samples))));
 	json_object_set_new(r, "samples", json_incref(x->samples));
 	bench_put(r);
 }
@@ -435,11 +349,11 @@ void bench_model(const char *workload, int n, char **files)
 	}
 	c.drive = side[0].file && (strcmp(workload, "load") == 0 || json_is_true(json_object_get(side[0].model, "packed")));
 	for (int i = 0; i < reps; i++) {
-		json_array_append_new(ceilings, child(measure_ceilings, &c, NULL));
+		json_array_append_new(ceilings, bench_child(measure_ceilings, &c));
 		for (int j = 0; j < sides; j++)
 			run(&side[sides == 2 ? (i + j) % 2 : 0], &r);
 	}
-	json_array_append_new(ceilings, child(measure_ceilings, &c, NULL));
+	json_array_append_new(ceilings, bench_child(measure_ceilings, &c));
 	for (int j = 0; j < sides; j++)
 		put_side(&side[j], j ? &side[0] : NULL, workload, ceilings);
 	use(&side[0]);

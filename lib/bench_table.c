@@ -24,12 +24,16 @@ static const struct column {
 	{ "lookahead recall %", "recall_lookahead", 100, 1, false },
 	{ "whole sets %", "recall_whole", 100, 1, false },
 	{ "replaced %", "replaced_mass", 100, 2, false },
+	{ "tok per CPU s", "tok_per_cpu_s", 1, 0, true },
+	{ "GFLOP/s", "ops_per_s", 1e-9, 1, true },
+	{ "6 N per token", "model_ops_per_s", 1e-9, 1, true },
 	{ "major faults", "majflt", 1, 0, false },
 	{ "peak RSS MiB", "peak_rss", 1 / 1048576.0, 0, true },
 	{ "peak of group MiB", "cgroup.peak", 1 / 1048576.0, 0, true },
 	{ "% of memory", "roofline.memory_fraction", 100, 0, true },
 	{ "% of drive", "roofline.drive_fraction", 100, 0, true },
 	{ "% of arithmetic", "roofline.compute_fraction", 100, 0, true },
+	{ "% of FMA", "roofline.fma_fraction", 100, 0, true },
 	{ "times the least", "roofline.times_floor", 1, 2, true },
 	{ "KL", "quality.kl", 1, 4, true },
 	{ "top-1 %", "quality.top1", 100, 1, true },
@@ -88,6 +92,19 @@ json_t *bench_differing(const json_t *capsules)
 	return keys;
 }
 
+/* The words of a list, or the files that it tells of. */
+static void join(const json_t *list, char *out, size_t size)
+{
+	size_t i, n = 0;
+	json_t *one;
+
+	*out = '\0';
+	json_array_foreach((json_t *)list, i, one)
+		if (n < size)
+			n += (size_t)snprintf(out + n, size - n, "%s%s", i ? " " : "", json_is_string(one) ? json_string_value(one) :
+			    bench_word(one, NULL, "file"));
+}
+
 void bench_setting(const json_t *capsule, const char *key, char *out, size_t size)
 {
 	const json_t *v = json_object_get(json_object_get(capsule, "config"), key);
@@ -101,6 +118,8 @@ void bench_setting(const json_t *capsule, const char *key, char *out, size_t siz
 		snprintf(out, size, "%g", json_real_value(v));
 	else if (json_is_boolean(v))
 		snprintf(out, size, "%s", json_is_true(v) ? "yes" : "no");
+	else if (json_is_array(v))
+		join(v, out, size);
 	else
 		snprintf(out, size, "%s", json_is_string(v) ? json_string_value(v) : "");
 }
@@ -230,6 +249,54 @@ static void put_table(const json_t *capsules, FILE *f)
 	json_decref(keys);
 }
 
+/* ---- parts of a step (train --profile) ---- */
+
+static void put_cell(const json_t *part, const char *key, double scale, int digits, FILE *f)
+{
+	double v = bench_number(part, key) * scale;
+
+	if (isnan(v))
+		fprintf(f, " |");
+	else
+		fprintf(f, " %.*f |", digits, v);
+}
+
+/* What took less than a thousandth is left out. */
+static void put_parts(const json_t *capsule, const json_t *keys, FILE *f)
+{
+	json_t *one, *key;
+	char text[256];
+	size_t i;
+
+	fprintf(f, "\nparts of a step");
+	json_array_foreach((json_t *)keys, i, key) {
+		bench_setting(capsule, json_string_value(key), text, sizeof text);
+		fprintf(f, ", %s %s", json_string_value(key), text);
+	}
+	fprintf(f, ":\n\n| part | ms | %% of the step | GFLOP/s | %% of arithmetic |\n|---|---|---|---|---|\n");
+	json_array_foreach(json_object_get(capsule, "parts"), i, one) {
+		if (bench_number(one, "share") < 0.001)
+			continue;
+		fprintf(f, "| %s |", bench_word(one, NULL, "part"));
+		put_cell(one, "seconds", 1e3, 1, f);
+		put_cell(one, "share", 100, 1, f);
+		put_cell(one, "ops_per_s", 1e-9, 1, f);
+		put_cell(one, "compute_fraction", 100, 0, f);
+		fputc('\n', f);
+	}
+}
+
+static void put_all_parts(const json_t *capsules, FILE *f)
+{
+	json_t *keys = bench_differing(capsules), *one;
+	size_t i;
+
+	json_array_foreach((json_t *)capsules, i, one)
+		if (json_object_get(one, "parts"))
+			put_parts(one, keys, f);
+	json_decref(keys);
+}
+
 /* ---- all ---- */
 
 json_t *bench_group(const json_t *capsules)
@@ -261,6 +328,11 @@ static void put_caption(const char *work, const json_t *group, FILE *f)
 		fprintf(f, "; memory %.1f GB/s", bench_number(one, "roofline.memory_bytes_per_s.most") / 1e9);
 	if (!isnan(bench_number(one, "roofline.drive_bytes_per_s.median")))
 		fprintf(f, ", drive %.2f GB/s", bench_number(one, "roofline.drive_bytes_per_s.most") / 1e9);
+	if (!isnan(bench_number(one, "roofline.f32_ops_per_s.most")))
+		fprintf(f, "; products of f32 %.0f, of bf16 %.0f", bench_number(one, "roofline.f32_ops_per_s.most") / 1e9,
+		    bench_number(one, "roofline.bf16_ops_per_s.most") / 1e9);
+	if (!isnan(bench_number(one, "roofline.fma_ops_per_s.most")))
+		fprintf(f, ", registers %.0f GFLOP/s", bench_number(one, "roofline.fma_ops_per_s.most") / 1e9);
 	fprintf(f, " (%s, %d cores, commit %s):\n\n", bench_word(one, "machine", "kernels"), (int)bench_number(one, "machine.cores"),
 	    bench_word(one, NULL, "commit"));
 }
@@ -276,6 +348,7 @@ void bench_markdown(const json_t *capsules, FILE *f)
 			fputc('\n', f);
 		put_caption(work, group, f);
 		put_table(group, f);
+		put_all_parts(group, f);
 		more = true;
 	}
 	json_decref(groups);

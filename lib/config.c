@@ -846,6 +846,13 @@ int params_match(const struct params *ps, int npatterns, const char *const patte
 	return 0;
 }
 
+int64_t params_active(const struct params *ps, const struct config *c)
+{
+	int64_t expert = 3 * (int64_t)c->hidden_size * c->moe_intermediate_size;
+
+	return ps->count - (int64_t)c->num_sparse * (c->num_experts - c->num_experts_per_tok) * expert;
+}
+
 void params_free(struct params *ps)
 {
 	free(ps->p);

@@ -109,6 +109,7 @@ const struct param *params_find(const struct params *ps, const char *name);			/*
 const struct param *params_get(const struct params *ps, enum param_kind k, int layer, int expert); /* O(1), NULL */
 /* hit[i] (n of ps): does the name of parameter i match one of the shell patterns? -1: one matches nothing (EX_USAGE). */
 int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit, struct err *e);
+int64_t params_active(const struct params *ps, const struct config *c);	/* those that a token meets */
 void params_free(struct params *ps);
 static inline int64_t param_size(const struct param *p) { return (int64_t)p->rows * p->cols; }
 static inline int64_t param_span(const struct param *p) { return (param_size(p) + 15) / 16 * 16; }	/* with padding */

@@ -640,6 +640,8 @@ int corpus_seek(struct corpus *c, const json_t *position, struct err *e)
 
 void corpus_forget(struct corpus *c)
 {
+	if (c == NULL)
+		return;
 	c->noting = true;
 	c->nused = 0;
 	c->touched = false;
@@ -662,7 +664,7 @@ int corpus_touch(struct corpus *c)
 
 int corpus_touched(const struct corpus *c)
 {
-	return c->nused;
+	return c != NULL ? c->nused : 0;
 }
 
 char *corpus_where(struct corpus *c, int i)

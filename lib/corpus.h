@@ -63,7 +63,7 @@ int corpus_seek(struct corpus *c, const json_t *position, struct err *e);
 
 /* Which records were used since corpus_forget(), before which none are noted: corpus_touch() adds the one that
  * corpus_get() gave, if it is not the last already, and returns its number, from 0, or -1; corpus_advance() does so too.
- * corpus_where(): "file:line" of one; malloc'ed. */
+ * corpus_where(): "file:line" of one; malloc'ed. Forgetting NULL does nothing, and it has touched none. */
 void corpus_forget(struct corpus *c);
 int corpus_touch(struct corpus *c);
 int corpus_touched(const struct corpus *c);

@@ -15,6 +15,7 @@
 #include "mem.h"
 
 #define OPT_MAX 128
+#define OPT_NAME 48		/* bytes of a name, at most */
 #define OPT_COLUMN 30		/* where the help text starts */
 #define OPT_WIDTH 96
 
@@ -393,9 +394,11 @@ static int find_letter(int c)
 	return -1;
 }
 
-/* getopt's tables from ours; the names of --no-* flags live as long as the program, as argv does. */
+/* getopt's tables from ours. */
 static void make_getopt(char *letters, struct option *l)
 {
+	static char no[OPT_MAX][OPT_NAME];	/* names of --no-* flags */
+
 	*letters++ = ':';	/* a missing argument is told apart from an unknown option */
 	for (int i = 0; i < set.n; i++) {
 		const struct opt *o = &set.o[i];
@@ -409,11 +412,8 @@ static void make_getopt(char *letters, struct option *l)
 		}
 		*l++ = (struct option){ o->name, takes_arg(o), NULL, OPT_LONG + i };
 		if (o->kind == OPT_FLAG) {
-			size_t size = strlen(o->name) + 4;
-			char *no = mem_alloc(size);
-
-			snprintf(no, size, "no-%s", o->name);
-			*l++ = (struct option){ no, 0, NULL, OPT_NO + i };
+			snprintf(no[i], sizeof no[i], "no-%s", o->name);
+			*l++ = (struct option){ no[i], 0, NULL, OPT_NO + i };
 		}
 	}
 	*letters = '\0';
@@ -459,13 +459,16 @@ int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_pr
 
 void opt_parse_text(const char *name, const char *text, const struct opt *opts, const struct opt_prog *prog)
 {
-	char **argv = mem_alloc((strlen(text) / 2 + 3) * sizeof *argv), *copy = strdup(text), *save;	/* values stay in it */
+	static struct text { struct text *next; char s[]; } *kept;	/* values point into them */
+	char **argv = mem_alloc((strlen(text) / 2 + 3) * sizeof *argv), *save;
+	struct text *copy = mem_alloc(sizeof *copy + strlen(text) + 1);
 	int argc = 0;
 
-	if (copy == NULL)
-		err_die(EX_OSERR, "out of memory");
+	strcpy(copy->s, text);
+	copy->next = kept;
+	kept = copy;
 	argv[argc++] = (char *)err_prog;
-	for (char *w = strtok_r(copy, " \t\n", &save); w; w = strtok_r(NULL, " \t\n", &save))
+	for (char *w = strtok_r(copy->s, " \t\n", &save); w; w = strtok_r(NULL, " \t\n", &save))
 		argv[argc++] = w;
 	optind = 0;		/* getopt begins anew */
 	if (opt_parse(argc, argv, opts, prog) < argc)

@@ -706,3 +706,71 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 	train_teardown(&t);
 	return comm_close(rc, e);
 }
+
+/* --- measuring --- */
+
+/* As loop() takes steps. */
+static int measure_step(struct train *t, struct err *e)
+{
+	int n, rc;
+
+	watch(t, true);
+	if ((n = take(t, e)) < 0)
+		return -1;
+	if (n == 0)
+		return err_set(e, EX_DATAERR, "the data end after %" PRId64 " steps", t->step);
+	rc = comm_agree(train_step(t, n, e), e);
+	watch(t, false);
+	return sig_stop ? err_set(e, EX_TEMPFAIL, "stopped by a signal") : rc;
+}
+
+static int measure_steps(struct train *t, struct train_cost *c, struct err *e)
+{
+	int64_t before;
+
+	if (measure_step(t, e) < 0)
+		return -1;
+	before = t->tokens;
+	t->profile = (struct profile){0};
+	for (int i = 0; i < c->steps; i++) {
+		double began = progress_clock();
+
+		if (measure_step(t, e) < 0)
+			return -1;
+		c->step_s[i] = progress_clock() - began;
+	}
+	c->tokens = t->tokens - before;
+	c->loss = t->now.loss;
+	c->profile = t->profile;
+	c->data = t->s->source->inputs(t->src);
+	return 0;
+}
+
+int train_measure(const struct stage *s, int nfiles, char *const files[], struct train_cost *c, struct err *e)
+{
+	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1, .measured = true };
+	double began = progress_clock();
+	int rc;
+
+	t.o.steps = 0;
+	t.o.epochs = 0;			/* without end, so no step is the last, which is always recorded */
+	t.o.log_every = INT64_MAX;
+	t.o.profile = true;
+	rc = train_setup(&t, e);
+	if (rc == 0 && t.o.dry_run) {
+		rc = print_plan(&t, e);
+	} else if (rc == 0) {
+		c->open_s = progress_clock() - began;
+		c->seq = t.o.seq;
+		c->parameters = t.parameters;
+		c->active = params_active(&t.m.par, &t.cfg);
+		c->plan = mem_plan_total(&t.plan);
+		c->config = config_to_json(&t.cfg);
+		memcpy(c->parent, t.parent, sizeof c->parent);
+		progress_start(&t.progress, s->name, "steps", c->steps + 1);
+		rc = measure_steps(&t, c, e);
+		progress_end(&t.progress);
+	}
+	train_teardown(&t);
+	return rc;
+}

@@ -36,6 +36,7 @@
 #include "err.h"
 #include "model.h"
 #include "opt.h"
+#include "profile.h"
 #include "tok.h"
 
 struct train_opt {
@@ -82,7 +83,7 @@ struct source {
 	json_t *(*position)(const void *self);
 	int (*seek)(void *self, const json_t *position, struct err *e);	/* NULL: the start */
 	json_t *(*inputs)(const void *self);			/* chronos.data */
-	struct corpus *(*corpus)(void *self);			/* where the records come from, to name them */
+	struct corpus *(*corpus)(void *self);			/* where the records come from, to name them; may be NULL */
 };
 extern const struct source packed_source;			/* documents, packed (data.h) */
 
@@ -130,5 +131,22 @@ struct stage {
 /* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or -1. */
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
     char *const files[], struct err *e);
+
+/* What steps cost: those of train_run() as train_flags say, but for how many and what is written, which is nothing. One that
+ * is not counted comes first, for memory to be there. */
+struct train_cost {
+	int steps;			/* to take; the rest is result */
+	double *step_s;			/* (steps) the caller's */
+	double open_s;			/* until the first step */
+	int64_t tokens;			/* of all counted steps */
+	double loss;			/* of the last */
+	struct profile profile;
+	int seq;			/* no longer than the model's positions */
+	int64_t parameters, active, plan;
+	json_t *config, *data;		/* of the model; as in chronos.data. The caller decrefs both */
+	char parent[33];		/* fingerprint of the starting model; "": none */
+};
+/* 0, or -1; with --dry-run the plan is printed and nothing else done. */
+int train_measure(const struct stage *s, int nfiles, char *const files[], struct train_cost *c, struct err *e);
 
 #endif

@@ -49,6 +49,7 @@ struct train {
 	struct mem_plan plan;
 	int64_t parameters;
 
+	bool measured;			/* by train_measure(): nothing is written */
 	bool stopping, due, look_due;	/* stop, save, evaluate as soon as the source is not midway */
 	struct guard *guard;		/* NULL: none */
 	int lock;			/* on OUT; -1: none */

@@ -106,7 +106,7 @@ static int check_options(struct train *t, struct err *e)
 
 	if (o->config == NULL && o->model == NULL && !o->resume)
 		return err_set(e, EX_USAGE, "a new model needs a configuration: -c FILE (or -m DIR to go on from a model)");
-	if (o->out == NULL && o->grad_dump == NULL && !o->dry_run)
+	if (o->out == NULL && o->grad_dump == NULL && !o->dry_run && !t->measured)
 		return err_set(e, EX_USAGE, "where should the model go? -o DIR");
 	if (o->resume && o->out == NULL)
 		return err_set(e, EX_USAGE, "--resume needs -o DIR");

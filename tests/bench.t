@@ -47,8 +47,8 @@ status "a file smaller than a block" 65 chr-bench drive small
 status "no file" 66 chr-bench drive nowhere
 
 # ---- a model ----
-# Experts of 192 KiB: half of them are more than what a plan rounds.
-chr-pretrain -q -c config.json --set moe_intermediate_size=512 -t tokenizer.json -n 1 -b 1 --seq 16 -o wide in.jsonl > log.jsonl &&
+# Experts of 288 KiB: half of them are more than what a plan rounds, and than what a run has less to begin with than --dry-run.
+chr-pretrain -q -c config.json --set moe_intermediate_size=768 -t tokenizer.json -n 1 -b 1 --seq 16 -o wide in.jsonl > log.jsonl &&
 	chr-actlog -q -m wide in.jsonl | chr-cluster -q | chr-pack -q -m wide -o wide-packed > pack.json || { echo "Bail out! no model"; exit 1; }
 bench() { chr-bench --memory 1M -m wide-packed -p 12 -n 6 "$@"; }
 total=$(bench --dry-run decode | tee plan.jsonl | sed -n 's/.*"total":\([0-9]*\).*/\1/p')
@@ -121,6 +121,48 @@ status "an impossible budget" 71 bench decode --ram 1M
 status "no prompts" 65 bench decode /dev/null
 status "a kernel of a file" 64 chr-bench kernel small
 
+# ---- training ----
+train() { chr-bench train -b 2 --seq 32 --steps 2 "$@"; }
+train -c config.json -r 2 --profile --vs "--recompute --set num_experts_per_tok=2" > train.jsonl
+is "train: one record for each configuration" "$(wc -l < train.jsonl | tr -d ' ')" 2
+check "the record of others" train.jsonl '$r->{type} eq "bench" && $r->{version} == 1 && $r->{workload} eq "train" &&
+	$r->{machine}{cores} > 0 && ref $r->{command} eq "ARRAY" && $r->{metric}{name} eq "tok_per_s" && $r->{peak_rss} > 0 &&
+	$r->{mem_plan} > 0 && length $r->{model}{fingerprint} == 32 && $r->{model}{config}{num_experts} == 8'
+check "each step is timed, and the one for warmth is not counted" train.jsonl '@{$r->{samples}} == 2 && ! grep {
+	my $t = 0; $t += $_ for @{$_->{step_s}}; @{$_->{step_s}} != 2 || $_->{tokens} != 2 * 2 * 32 || abs($t - $_->{wall}) > 1e-6 ||
+	abs($_->{tok_per_s} * $_->{wall} / $_->{tokens} - 1) > 1e-6 } @{$r->{samples}}'
+check "the summary is that of the samples" train.jsonl 'my @v = sort { $a <=> $b } map { $_->{tok_per_s} } @{$r->{samples}};
+	abs($r->{tok_per_s} / (($v[0] + $v[1]) / 2) - 1) < 1e-6 && $r->{metric}{least} == $v[0] && $r->{metric}{most} == $v[1]'
+check "the share of what the kernels do" train.jsonl 'my $f = $r->{roofline}; abs($f->{compute_fraction} * $f->{f32_ops_per_s}{most} /
+	$r->{ops_per_s} - 1) < 1e-6 && @{[grep { $_->{wall} > 0 } @{$r->{samples}}]} == 2 && $f->{bf16_ops_per_s}{least} > 0'
+check "6 N for each token" train.jsonl 'my $n = $r->{model}{active_parameters}; $r->{roofline}{model_ops_per_token} == 6 * $n &&
+	abs($r->{samples}[0]{model_ops_per_s} / $r->{samples}[0]{tok_per_s} / 6 / $n - 1) < 1e-6'
+check "parts make the time and the work" train.jsonl 'my ($s, $w) = (0, 0); my $x = $r->{samples}[0];
+	for (@{$x->{parts}}) { $s += $_->{seconds}; $w += 1e9 * ($_->{gflop} // 0) }
+	abs($s / $x->{wall} - 1) < 0.05 && abs($w / $x->{ops} - 1) < 1e-6 && @{$r->{parts}} == @{$x->{parts}} &&
+	2 == grep { $_->{part} =~ /^experts/ && $_->{compute_fraction} > 0 } @{$r->{parts}}'
+ok "to compute again is more work for the same loss" sh -c 'sed -n 2p train.jsonl | grep -q "\"same_loss\":true"'
+check "or so they say" train.jsonl 'our ($ops, $loss); my $more = $r->{roofline}{ops_per_token} / ($ops // 1); my $same = !$loss || $loss == $r->{loss};
+	($ops, $loss) = ($r->{roofline}{ops_per_token}, $r->{loss}); $same && $more > 1'
+is "settings of the second are not the first's" "$(sed -n 's/.*"config":{"set":\(\[[^]]*\]\).*/\1/p' train.jsonl | tr -d '\n')" '[]["num_experts_per_tok=2"]'
+train -c config.json -t tokenizer.json -s 42 -r 1 --compute bf16 --vs "--compute f32" in.jsonl > steps.jsonl
+ok "bf16 has another loss" sh -c 'sed -n 2p steps.jsonl | grep -q "\"same_loss\":false"'
+chr-pretrain -q -c config.json -t tokenizer.json -s 42 -b 2 --seq 32 -n 3 --warmup 500 -o three in.jsonl > three.jsonl
+is "steps are those of chr-pretrain" "$(sed -n '2s/.*"loss":\([0-9.]*\),"mem_plan":[0-9.]*,"peak_rss":[0-9.]*,"summary".*/\1/p' steps.jsonl)" \
+	"$(sed -n 's/.*"step":3,.*"loss":\([0-9.]*\),.*/\1/p' three.jsonl)"
+check "on documents" steps.jsonl '$r->{config}{data}[0]{file} eq "in.jsonl" && length $r->{config}{data}[0]{sha256} == 64'
+train -m model -r 1 > random.jsonl
+active=$(chr-ls model | sed -n 's/.*"active_params":\([0-9]*\).*/\1/p')
+check "a model as chr-ls knows it" random.jsonl '$r->{model}{active_parameters} == '"$active"' && $r->{config}{data} eq "random" && $r->{config}{compute} eq "f32"'
+train -m model --dry-run > plan.jsonl
+is "a plan, and no steps" "$(grep -c '"type":"mem_plan"' plan.jsonl) $(wc -l < plan.jsonl | tr -d ' ')" "1 1"
+status "no model to train" 64 train
+status "nor such a one" 66 train -c nowhere
+status "nor room" 71 train -c config.json --ram 1M
+status "no such file" 66 train -c config.json -t tokenizer.json nowhere.jsonl
+status "settings of the second that are wrong" 64 train -c config.json -r 1 --vs "--set num_experts=-1"
+ok "nothing is written" sh -c '! ls -d model/checkpoint* train 2> /dev/null'
+
 # ---- kernel ----
 chr-bench kernel -r 1 --memory 4M > kernel.jsonl
 check "kernels have a rate" kernel.jsonl '$r->{workload} eq "kernel" && $r->{metric}{median} > 0 && $r->{config}{what}'
@@ -135,11 +177,15 @@ status "chr-diff: flags that are none" 64 chr-diff --with "wide" wide wide-packe
 bench decode -r 1 --ram $half --quality diff.jsonl > quality.jsonl
 check "quality beside speed" quality.jsonl '$r->{quality}{kl} == 0 && $r->{quality}{top1} == 1 && $r->{quality}{ppl} > 1'
 status "not the quality of anything" 65 bench decode -r 1 --quality act.jsonl
-chr-bench table decode.jsonl resident.jsonl replay.jsonl kernel.jsonl drive.jsonl > table.md
-is "a table for each workload" "$(grep -c '^|---' table.md)" 4
-is "and a row for each record" "$(grep -c '^| ' table.md)" $((3 + 10 + 2 + $(wc -l < kernel.jsonl) + 4))
+chr-bench table decode.jsonl resident.jsonl replay.jsonl kernel.jsonl drive.jsonl steps.jsonl > table.md
+is "a table for each workload" "$(grep -c '^|---' table.md)" 5
+is "and a row for each record" "$(grep -c '^| ' table.md)" $((3 + 10 + 2 + $(wc -l < kernel.jsonl) + 2 + 5))
 ok "rows are as wide as their heads" awk -F'|' '/^\|---/ { n = NF } /^$/ { n = 0 } n && NF != n { exit 1 }' table.md
 ok "the settings that differ head the columns" grep -q '^| model | cache | ram | predict | readers | .*tok/s | hit %' table.md
+ok "of training, speed beside the kernels'" grep -q '^| compute | tok/s | .*GFLOP/s | .*% of arithmetic' table.md
+chr-bench table train.jsonl > parts.md
+ok "and each part" sh -c '[ $(grep -c "^| part | ms | % of the step | GFLOP/s" parts.md) = 2 ] && [ $(grep -c "^| experts, backward | [0-9]" parts.md) = 2 ]'
+ok "the rows of parts are as wide as their heads" awk -F'|' '/^\|---/ { n = NF } /^$/ { n = 0 } n && NF != n { exit 1 }' parts.md
 ok "the same from a pipe, and from the run itself" sh -c 'chr-bench table < replay.jsonl | grep -v "^replay" > a &&
 	chr-bench replay --table --budget 25%,6 --drive 0.1,1G --ram-bw 20G --dense-bytes 1M act.jsonl | grep -v "^replay" > b && cmp a b'
 status "a table of something else" 65 chr-bench table act.jsonl
@@ -195,5 +241,10 @@ else
 	is "the models are gone" "$(ls -d all/*/ 2> /dev/null)" ""
 	status "bench-all: no such part" 64 "$top/scripts/bench-all" -q all dance
 	status "bench-all: nowhere to work" 64 "$top/scripts/bench-all" -q
+	SHAPE="hidden_size=64 num_hidden_layers=1 num_experts=8 vocab_size=300" PYTHON=false \
+		status "bench-train" 0 sh -c '"$0/scripts/bench-train" -q -r 2 -s 1 -o sides.jsonl > sides.md' "$top"
+	is "everybody in each round, and no PyTorch" "$(grep -c '"contender":"ours"' sides.jsonl) $(grep -c '"contender":"torch"' sides.jsonl)" "4 0"
+	ok "f32 and bf16 beside the speed of products" sh -c 'grep -q "^| chronos f32 | [0-9]* \[[0-9]*-[0-9]*\] |" sides.md && grep -q "^bf16 by f32: [0-9.]* times" sides.md'
+	status "bench-train takes no operand" 64 "$top/scripts/bench-train" -q now
 fi
 done_testing

@@ -1,5 +1,5 @@
 /*
- * A model of random weights, of any shape, to measure with: build/bench/model DIR LOCALITY SEED [KEY=VALUE...]
+ * A model of random weights, of any shape, to measure with: build/bench/gen/model DIR LOCALITY SEED [KEY=VALUE...]
  * Writes config.json, BF16 shards, manifest.json (experts in layer order, for chr-pack) and prompts.jsonl.
  *
  * Weights are normal and scaled so that activations neither grow nor die: routing is then nearly uniform, the worst case for any
