@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "choose.h"
 #include "cpu_kernels.h"
 #include "pool.h"
 #include "rng.h"
@@ -392,25 +393,6 @@ static void swiglu_back(real *dg, real *du, const real *dy, const real *g, const
 	pool_for(n, 16384, swiglu_back_rows, &c);
 }
 
-/* K best of E: descending, ties to the lowest id. */
-static void top_k(const real *p, int E, int K, int32_t *ids)
-{
-	int n = 0;
-
-	for (int e = 0; e < E; e++) {
-		int at = n;
-
-		while (at > 0 && p[e] > p[ids[at - 1]])
-			at--;
-		if (at >= K)
-			continue;
-		for (int j = n < K ? n : K - 1; j > at; j--)
-			ids[j] = ids[j - 1];
-		ids[at] = e;
-		n += n < K;
-	}
-}
-
 static void weigh(real *w, const real *p, const int32_t *ids, int K, bool norm)
 {
 	real sum = 0;
@@ -428,7 +410,7 @@ ROWS(route_rows)
 
 	kern->softmax(c->y + i0 * E, i1 - i0, E);
 	for (int64_t i = i0; i < i1; i++) {
-		top_k(c->y + i * E, E, K, c->ids + i * K);
+		choose_best(c->y + i * E, E, K, c->ids + i * K);
 		weigh(c->y2 + i * K, c->y + i * E, c->ids + i * K, K, c->flag);
 	}
 }
