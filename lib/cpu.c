@@ -79,7 +79,7 @@ static void zero(void *p, size_t n) { memset(p, 0, n); }
 
 /* ---- matrices ---- */
 
-#define GEMM_MB 96	/* rows and columns of C in one task; multiples of every register tile */
+#define GEMM_MB 96	/* rows (or twice that, of many) and columns of C in one task; multiples of every register tile */
 #define GEMM_NB 192
 #define GEMM_NB1 64	/* columns in one task when A has few rows */
 #define GEMM_KB 512	/* rows of A copied together for A^T B */
@@ -89,6 +89,7 @@ struct gemm_ctx {
 	enum gemm_kind kind;
 	const struct gemm_job *jobs;
 	int n;
+	int64_t rows;		/* of a task at most */
 	int64_t *first;		/* (n+1) number of the first task of each job */
 };
 
@@ -173,8 +174,8 @@ static void tn_block(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0
 static void gemm_task(const struct gemm_ctx *x, const struct gemm_job *j, int64_t t)
 {
 	int64_t nb = col_block(j), cols = blocks(j->n, nb);
-	int64_t i0 = t / cols * GEMM_MB, c0 = t % cols * nb;
-	int64_t m = j->m - i0 < GEMM_MB ? j->m - i0 : GEMM_MB, n = j->n - c0 < nb ? j->n - c0 : nb;
+	int64_t i0 = t / cols * x->rows, c0 = t % cols * nb;
+	int64_t m = j->m - i0 < x->rows ? j->m - i0 : x->rows, n = j->n - c0 < nb ? j->n - c0 : nb;
 	real *c = j->c + i0 * j->ldc + c0;
 
 	if (x->kind == GEMM_NT && j->bt != DT_REAL)
@@ -228,16 +229,25 @@ int64_t *cpu_first_tasks(int n)
 	return first;
 }
 
+/* Numbers the tasks of at most x->rows rows. Returns how many there are. */
+static int64_t count_tasks(struct gemm_ctx *x)
+{
+	for (int i = 0; i < x->n; i++)
+		x->first[i + 1] = x->first[i] + blocks(x->jobs[i].m, x->rows) * blocks(x->jobs[i].n, col_block(&x->jobs[i]));
+	return x->first[x->n];
+}
+
 static void gemm(enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
-	int64_t *first = cpu_first_tasks(n);
-	struct gemm_ctx x = { kind, jobs, n, NULL };
+	struct gemm_ctx x = { kind, jobs, n, 2 * GEMM_MB, cpu_first_tasks(n) };
+	int64_t tasks = count_tasks(&x);
 
 	cpu_kernels();
-	x.first = first;
-	for (int i = 0; i < n; i++)
-		first[i + 1] = first[i] + blocks(jobs[i].m, GEMM_MB) * blocks(jobs[i].n, col_block(&jobs[i]));
-	pool_for(first[n], 1, gemm_range, &x);
+	if (tasks < 8 * pool_threads()) {	/* every thread should have a few; no result depends on it */
+		x.rows = GEMM_MB;
+		tasks = count_tasks(&x);
+	}
+	pool_for(tasks, 1, gemm_range, &x);
 }
 
 /* ---- rows ---- */

@@ -33,9 +33,11 @@ INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64
 	V acc[NT_M][4];
 	int p = 0;
 
-	UNROLL for (int i = 0; i < m; i++)
+	UNROLL for (int i = 0; i < m; i++) {
+		__builtin_prefetch(c + i * ldc + 16, 1);
 		for (int j = 0; j < 4; j++)
 			acc[i][j] = V_ZERO;
+	}
 	for (; p + VL <= k; p += VL) {
 		V bv[4];
 
@@ -131,11 +133,16 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 	if (m == 1)
 		for (; j + 8 <= n; j += 8)
 			nt_single8(k, a, b + j * ldb, ldb, c + j, beta);
-	/* Rows of A stay in the first cache while columns stream by. */
+	/* Rows of A stay in the first cache while columns stream by, and the next are on their way. */
 	for (int i = 0, j0 = j; i < m; i += NT_M)
-		for (j = j0; j < n; j += 4)
+		for (j = j0; j < n; j += 4) {
+			if (i == 0)
+				cpu_ask(b + (j + 4) * ldb, ldb, 4, k, 0, 1);
+			if (i + NT_M < m)
+				cpu_ask(a + (i + NT_M) * lda, lda, NT_M, k, (j - j0) / 4, (n - j0 + 3) / 4);
 			nt_rows(m - i < NT_M ? m - i : NT_M, n - j < 4 ? n - j : 4, k, a + i * lda, lda, b + j * ldb,
 			    ldb, c + i * ldc + j, ldc, beta);
+		}
 }
 
 #ifdef V_LOAD16
@@ -203,6 +210,9 @@ INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, i
 
 	for (int i = 0; i < m; i++)
 		for (int j = 0; j < v; j++)
+			__builtin_prefetch(c + (m + i) * ldc + j * VL, 1);
+	for (int i = 0; i < m; i++)
+		for (int j = 0; j < v; j++)
 			acc[i][j] = beta == 0 ? V_ZERO :
 			    full || j < v - 1 ? V_LOAD(c + i * ldc + j * VL) : V_LOADN(c + i * ldc + j * VL, last);
 	for (int p = 0; p < k; p++) {
@@ -263,20 +273,19 @@ static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_
 
 	for (int p = 0; p < k; p += NN_KC) {
 		int kc = k - p < NN_KC ? k - p : NN_KC;
-		const real *bp = b + p * ldb;
-		int64_t ldp = ldb;
+		const real *bp = b + p * ldb, *next = p + kc < k ? bp + kc * ldb : b + v * VL;
+		bool packs = m >= 4 * NN_M;
 
-		if (m >= 4 * NN_M) {
-			if (v == NN_V)
-				nn_pack(pack, bp, ldb, kc, NN_V, last);
-			else
-				nn_pack(pack, bp, ldb, kc, v, last);
-			bp = pack;
-			ldp = v * VL;
+		if (packs && v == NN_V)
+			nn_pack(pack, bp, ldb, kc, NN_V, last);
+		else if (packs)
+			nn_pack(pack, bp, ldb, kc, v, last);
+		for (int i = 0; i < m; i += NN_M) {
+			if (packs)
+				cpu_ask(next, ldb, kc, v * VL, i / NN_M, (m + NN_M - 1) / NN_M);
+			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs, ars, acs, packs ? pack : bp,
+			    packs ? v * VL : ldb, c + i * ldc, ldc, p == 0 ? beta : 1);
 		}
-		for (int i = 0; i < m; i += NN_M)
-			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs, ars, acs, bp, ldp,
-			    c + i * ldc, ldc, p == 0 ? beta : 1);
 	}
 }
 
