@@ -36,10 +36,11 @@ int cpu_isa_force(const char *name)
 const struct cpu_kernels *cpu_kernels(void)
 {
 	static const char *const best[] = { "avx512", "avx2", "portable" };
-	const char *want = getenv("CHR_ISA");
+	const char *want;
 
 	if (kern)
 		return kern;
+	want = getenv("CHR_ISA");
 	if (want && cpu_isa_force(want) == 0)
 		return kern;
 	for (int i = 0; i < 3 && !kern; i++)
