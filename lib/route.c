@@ -10,6 +10,7 @@
 
 #include "choose.h"
 #include "comm.h"
+#include "cpu_kernels.h"
 #include "pool.h"
 
 #define MASS_MIN ((real)1e-9)	/* the reference's clamp under logarithms */
@@ -110,15 +111,22 @@ static bool chosen(const int32_t *ids, int K, int e)
 /* Returns the logarithm of what the exponentials of z add up to. */
 static double row_softmax(const real *z, int E, real *q)
 {
-	real max = z[0], sum = 0;
+	const struct cpu_kernels *kern = cpu_kernels();
+	real max = kern->max(z, E), sum;
 
-	for (int e = 1; e < E; e++)
-		max = z[e] > max ? z[e] : max;
-	for (int e = 0; e < E; e++)
-		sum += q[e] = (real)exp((double)(z[e] - max));
+	memcpy(q, z, (size_t)E * sizeof *q);
+	sum = kern->exp_sum(q, E, max);
 	for (int e = 0; e < E; e++)
 		q[e] /= sum;
 	return (double)max + log((double)sum);
+}
+
+/* set[e]: is e among the ids? */
+static void mark(uint8_t *set, int E, const int32_t *ids, int K)
+{
+	memset(set, 0, (size_t)E);
+	for (int k = 0; k < K; k++)
+		set[ids[k]] = 1;
 }
 
 /* temporal and locality of the pair (r, r+1) */
@@ -176,6 +184,7 @@ static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r
 	const real *p = v->p + r * E;
 	const int32_t *ids = v->ids + r * K;
 	int32_t said[K];
+	uint8_t set[E];
 	double n = v->pairs[0], ce = 0;
 	real q[E], g = (real)(lam->ahead * v->share / n);
 	double log_sum = row_softmax(z, E, q);
@@ -189,8 +198,9 @@ static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r
 			v->dp[r * E + said[k]] -= g / K / ps;
 	}
 	v->t.ahead += ce / K / n;
+	mark(set, E, ids, K);
 	for (int e = 0; dz && e < E; e++)
-		dz[e] += g * (q[e] - (chosen(ids, K, e) ? (real)1 / K : 0));
+		dz[e] += g * (q[e] - (set[e] ? (real)1 / K : 0));
 }
 
 /* Cross-entropy and top-k mass of offset k at row r. Format 1 learns the router's probabilities, format 2 its choices. */
@@ -202,9 +212,11 @@ static void offset_terms(struct view *v, const struct route_lambda *lam, int64_t
 	const int32_t *ids = v->ids + (r + k) * K;
 	double n = v->pairs[k] * v->offsets, ce = 0;
 	real mass = 0, g = (real)(lam->lookahead * v->share / n);
+	uint8_t set[E];
 
+	mark(set, E, ids, K);
 	for (int e = 0; e < E; e++) {
-		real target = c->format == 1 ? p[e] : chosen(ids, K, e) ? (real)1 / K : 0;
+		real target = c->format == 1 ? p[e] : set[e] ? (real)1 / K : 0;
 		real qe = q[e] < MASS_MIN ? MASS_MIN : q[e];
 
 		if (target == 0)
