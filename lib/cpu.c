@@ -62,6 +62,32 @@ static const char *describe(void)
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
+struct bytes { char *to; const char *from; };
+
+static void zero_range(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	(void)worker;
+	memset(((struct bytes *)ctx)->to + i0, 0, (size_t)(i1 - i0));
+}
+
+static void zero(void *p, size_t n)
+{
+	pool_for((int64_t)n, 1 << 19, zero_range, &(struct bytes){ p, NULL });
+}
+
+static void copy_range(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	struct bytes *b = ctx;
+
+	(void)worker;
+	memcpy(b->to + i0, b->from + i0, (size_t)(i1 - i0));
+}
+
+static void copy(void *dst, const void *src, size_t n)
+{
+	pool_for((int64_t)n, 1 << 19, copy_range, &(struct bytes){ dst, src });
+}
+
 /* Matrices are read in strides of rows: with small pages, looking up where they are costs more than reading them. */
 static void *alloc(size_t n)
 {
@@ -71,12 +97,12 @@ static void *alloc(size_t n)
 
 	if (p && large)
 		madvise(p, n & ~(HUGE_PAGE - 1), MADV_HUGEPAGE);
-	return p ? memset(p, 0, n) : NULL;
+	if (p)
+		zero(p, n);
+	return p;
 }
 
 static void put(void *dst, const void *src, size_t n) { memcpy(dst, src, n); }
-
-static void zero(void *p, size_t n) { memset(p, 0, n); }
 
 /* ---- matrices ---- */
 
@@ -759,7 +785,7 @@ static void adamw(const struct adamw_args *a)
 
 const struct backend backend_cpu = {
 	.name = "cpu", .describe = describe,
-	.alloc = alloc, .free = free, .put = put, .get = put, .copy = put, .zero = zero,
+	.alloc = alloc, .free = free, .put = put, .get = put, .copy = copy, .zero = zero,
 	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm, .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .copy2d = copy2d,
 	.attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put, .attn_cached = cpu_attn_cached,
 	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,

@@ -281,8 +281,8 @@ void cpu_attn_back(const struct attn_args *a)
 	size_t rows = (size_t)a->B * (size_t)a->T;
 
 	cpu_kernels();
-	memset(a->dq_, 0, rows * (size_t)(a->H * a->dq) * sizeof(real));
-	memset(a->dk, 0, rows * (size_t)(a->G * a->dq) * sizeof(real));
-	memset(a->dv_, 0, rows * (size_t)(a->G * a->dv) * sizeof(real));
+	backend_cpu.zero(a->dq_, rows * (size_t)(a->H * a->dq) * sizeof(real));
+	backend_cpu.zero(a->dk, rows * (size_t)(a->G * a->dq) * sizeof(real));
+	backend_cpu.zero(a->dv_, rows * (size_t)(a->G * a->dv) * sizeof(real));
 	pool_for((int64_t)a->B * a->G, 1, backward_tasks, (void *)(uintptr_t)a);
 }
