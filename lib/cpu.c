@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
+#include "choose.h"
 #include "cpu_kernels.h"
 #include "pool.h"
 #include "rng.h"
@@ -34,10 +36,11 @@ int cpu_isa_force(const char *name)
 const struct cpu_kernels *cpu_kernels(void)
 {
 	static const char *const best[] = { "avx512", "avx2", "portable" };
-	const char *want = getenv("CHR_ISA");
+	const char *want;
 
 	if (kern)
 		return kern;
+	want = getenv("CHR_ISA");
 	if (want && cpu_isa_force(want) == 0)
 		return kern;
 	for (int i = 0; i < 3 && !kern; i++)
@@ -57,20 +60,53 @@ static const char *describe(void)
 
 /* ---- memory ---- */
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
+struct bytes { char *to; const char *from; };
+
+static void zero_range(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	(void)worker;
+	memset(((struct bytes *)ctx)->to + i0, 0, (size_t)(i1 - i0));
+}
+
+static void zero(void *p, size_t n)
+{
+	pool_for((int64_t)n, 1 << 19, zero_range, &(struct bytes){ p, NULL });
+}
+
+static void copy_range(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	struct bytes *b = ctx;
+
+	(void)worker;
+	memcpy(b->to + i0, b->from + i0, (size_t)(i1 - i0));
+}
+
+static void copy(void *dst, const void *src, size_t n)
+{
+	pool_for((int64_t)n, 1 << 19, copy_range, &(struct bytes){ dst, src });
+}
+
+/* Matrices are read in strides of rows: with small pages, looking up where they are costs more than reading them. */
 static void *alloc(size_t n)
 {
-	void *p = aligned_alloc(64, (n + 63) & ~(size_t)63);
+	bool large = n >= 2 * HUGE_PAGE;
+	size_t align = large ? HUGE_PAGE : 64;
+	void *p = aligned_alloc(align, (n + align - 1) & ~(align - 1));
 
-	return p ? memset(p, 0, n) : NULL;
+	if (p && large)
+		madvise(p, n & ~(HUGE_PAGE - 1), MADV_HUGEPAGE);
+	if (p)
+		zero(p, n);
+	return p;
 }
 
 static void put(void *dst, const void *src, size_t n) { memcpy(dst, src, n); }
 
-static void zero(void *p, size_t n) { memset(p, 0, n); }
-
 /* ---- matrices ---- */
 
-#define GEMM_MB 96	/* rows and columns of C in one task; multiples of every register tile */
+#define GEMM_MB 96	/* rows (or twice that, of many) and columns of C in one task; multiples of every register tile */
 #define GEMM_NB 192
 #define GEMM_NB1 64	/* columns in one task when A has few rows */
 #define GEMM_KB 512	/* rows of A copied together for A^T B */
@@ -80,6 +116,7 @@ struct gemm_ctx {
 	enum gemm_kind kind;
 	const struct gemm_job *jobs;
 	int n;
+	int64_t rows;		/* of a task at most */
 	int64_t *first;		/* (n+1) number of the first task of each job */
 };
 
@@ -164,8 +201,8 @@ static void tn_block(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0
 static void gemm_task(const struct gemm_ctx *x, const struct gemm_job *j, int64_t t)
 {
 	int64_t nb = col_block(j), cols = blocks(j->n, nb);
-	int64_t i0 = t / cols * GEMM_MB, c0 = t % cols * nb;
-	int64_t m = j->m - i0 < GEMM_MB ? j->m - i0 : GEMM_MB, n = j->n - c0 < nb ? j->n - c0 : nb;
+	int64_t i0 = t / cols * x->rows, c0 = t % cols * nb;
+	int64_t m = j->m - i0 < x->rows ? j->m - i0 : x->rows, n = j->n - c0 < nb ? j->n - c0 : nb;
 	real *c = j->c + i0 * j->ldc + c0;
 
 	if (x->kind == GEMM_NT && j->bt != DT_REAL)
@@ -219,16 +256,25 @@ int64_t *cpu_first_tasks(int n)
 	return first;
 }
 
+/* Numbers the tasks of at most x->rows rows. Returns how many there are. */
+static int64_t count_tasks(struct gemm_ctx *x)
+{
+	for (int i = 0; i < x->n; i++)
+		x->first[i + 1] = x->first[i] + blocks(x->jobs[i].m, x->rows) * blocks(x->jobs[i].n, col_block(&x->jobs[i]));
+	return x->first[x->n];
+}
+
 static void gemm(enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
-	int64_t *first = cpu_first_tasks(n);
-	struct gemm_ctx x = { kind, jobs, n, NULL };
+	struct gemm_ctx x = { kind, jobs, n, 2 * GEMM_MB, cpu_first_tasks(n) };
+	int64_t tasks = count_tasks(&x);
 
 	cpu_kernels();
-	x.first = first;
-	for (int i = 0; i < n; i++)
-		first[i + 1] = first[i] + blocks(jobs[i].m, GEMM_MB) * blocks(jobs[i].n, col_block(&jobs[i]));
-	pool_for(first[n], 1, gemm_range, &x);
+	if (tasks < 8 * pool_threads()) {	/* every thread should have a few; no result depends on it */
+		x.rows = GEMM_MB;
+		tasks = count_tasks(&x);
+	}
+	pool_for(tasks, 1, gemm_range, &x);
 }
 
 /* ---- rows ---- */
@@ -384,25 +430,6 @@ static void swiglu_back(real *dg, real *du, const real *dy, const real *g, const
 	pool_for(n, 16384, swiglu_back_rows, &c);
 }
 
-/* K best of E: descending, ties to the lowest id. */
-static void top_k(const real *p, int E, int K, int32_t *ids)
-{
-	int n = 0;
-
-	for (int e = 0; e < E; e++) {
-		int at = n;
-
-		while (at > 0 && p[e] > p[ids[at - 1]])
-			at--;
-		if (at >= K)
-			continue;
-		for (int j = n < K ? n : K - 1; j > at; j--)
-			ids[j] = ids[j - 1];
-		ids[at] = e;
-		n += n < K;
-	}
-}
-
 static void weigh(real *w, const real *p, const int32_t *ids, int K, bool norm)
 {
 	real sum = 0;
@@ -420,7 +447,7 @@ ROWS(route_rows)
 
 	kern->softmax(c->y + i0 * E, i1 - i0, E);
 	for (int64_t i = i0; i < i1; i++) {
-		top_k(c->y + i * E, E, K, c->ids + i * K);
+		choose_best(c->y + i * E, E, K, c->ids + i * K);
 		weigh(c->y2 + i * K, c->y + i * E, c->ids + i * K, K, c->flag);
 	}
 }
@@ -758,7 +785,7 @@ static void adamw(const struct adamw_args *a)
 
 const struct backend backend_cpu = {
 	.name = "cpu", .describe = describe,
-	.alloc = alloc, .free = free, .put = put, .get = put, .copy = put, .zero = zero,
+	.alloc = alloc, .free = free, .put = put, .get = put, .copy = copy, .zero = zero,
 	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm, .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .copy2d = copy2d,
 	.attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put, .attn_cached = cpu_attn_cached,
 	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,

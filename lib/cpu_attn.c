@@ -100,12 +100,20 @@ static const real *head_kv(const struct attn_args *a, const real *k, int64_t row
 static void scores(const struct attn_args *a, uint32_t *scratch, int64_t row0, int h, int t0, int nq, int s0, int nk, real *s)
 {
 	int g = h / (a->H / a->G);
+	real scale = a->scale;
 
 	product(a, scratch, nq, nk, a->dq, head_q(a, a->q, row0 + t0, h, a->dq), (int64_t)a->H * a->dq, false,
 	    head_kv(a, a->k, row0 + s0, g, a->dq), (int64_t)a->G * a->dq, false, s, TILE, 0);
 	for (int i = 0; i < nq; i++)
 		for (int j = 0; j < nk; j++)
-			s[i * TILE + j] *= a->scale;
+			s[i * TILE + j] *= scale;
+}
+
+/* Zeros outside of [v0, v1). */
+static void blank(real *s, int v0, int v1, int n)
+{
+	memset(s, 0, (size_t)v0 * sizeof(real));
+	memset(s + v1, 0, (size_t)(n - v1) * sizeof(real));
 }
 
 /* One row of a tile enters the running softmax: probabilities of visible keys in place, zero elsewhere. */
@@ -126,8 +134,7 @@ static void soft_row(struct tile *x, int i, int dv, int vis0, int vis1, int nk)
 			x->o[i * dv + c] *= f;
 	x->max[i] = m;
 	x->sum[i] = x->sum[i] * f + kn->exp_sum(s + vis0, vis1 - vis0, m);
-	memset(s, 0, (size_t)vis0 * sizeof(real));
-	memset(s + vis1, 0, (size_t)(nk - vis1) * sizeof(real));
+	blank(s, vis0, vis1, nk);
 }
 
 static void visible(const struct attn_args *a, int64_t row0, int t, int s0, int nk, int *v0, int *v1)
@@ -206,21 +213,23 @@ static void back_pairs(const struct attn_args *a, struct back_tile *x, int b, in
 	const struct cpu_kernels *kn = cpu_kernels();
 
 	for (int i = 0; i < nq; i++) {
-		real *p = x->p + i * TILE, *dp = x->dp + i * TILE, lse = a->lse[(row0 + t0 + i) * a->H + h];
+		real *p = x->p + i * TILE, *dp = x->dp + i * TILE, keep[TILE];
+		real lse = a->lse[(row0 + t0 + i) * a->H + h], delta = x->delta[i], scale = a->scale;
 		int v0, v1;
 
 		visible(a, row0, t0 + i, s0, nk, &v0, &v1);
-		for (int j = 0; j < nk; j++)
-			if (j < v0 || j >= v1)
-				p[j] = dp[j] = 0;
+		blank(p, v0, v1, nk);
+		blank(dp, v0, v1, nk);
 		if (v1 > v0)
 			kn->exp_sum(p + v0, v1 - v0, lse);
-		for (int j = v0; j < v1; j++) {
-			real f = a->dropout > 0 ? drop_factor(a, drop_key(a, b, h), t0 + i, s0 + j) : 1;
-
-			dp[j] = p[j] * (f * dp[j] - x->delta[i]) * a->scale;
-			p[j] *= f;
+		for (int j = v0; a->dropout > 0 && j < v1; j++) {
+			keep[j] = drop_factor(a, drop_key(a, b, h), t0 + i, s0 + j);
+			dp[j] *= keep[j];
 		}
+		for (int j = v0; j < v1; j++)
+			dp[j] = p[j] * (dp[j] - delta) * scale;
+		for (int j = v0; a->dropout > 0 && j < v1; j++)
+			p[j] *= keep[j];
 	}
 }
 
@@ -272,8 +281,8 @@ void cpu_attn_back(const struct attn_args *a)
 	size_t rows = (size_t)a->B * (size_t)a->T;
 
 	cpu_kernels();
-	memset(a->dq_, 0, rows * (size_t)(a->H * a->dq) * sizeof(real));
-	memset(a->dk, 0, rows * (size_t)(a->G * a->dq) * sizeof(real));
-	memset(a->dv_, 0, rows * (size_t)(a->G * a->dv) * sizeof(real));
+	backend_cpu.zero(a->dq_, rows * (size_t)(a->H * a->dq) * sizeof(real));
+	backend_cpu.zero(a->dk, rows * (size_t)(a->G * a->dq) * sizeof(real));
+	backend_cpu.zero(a->dv_, rows * (size_t)(a->G * a->dv) * sizeof(real));
 	pool_for((int64_t)a->B * a->G, 1, backward_tasks, (void *)(uintptr_t)a);
 }

@@ -13,8 +13,10 @@ static inline TARGET __m256i lanes(int n)
 	return _mm256_loadu_si256((const __m256i *)(m + 8 - n));
 }
 
+typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
+
 /* Sums of four vectors: within 128-bit halves first, then across. */
-static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
+static inline __attribute__((always_inline)) TARGET vreal4 sum4(__m256 a, __m256 b, __m256 c, __m256 d)
 {
 	__m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
 	__m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
@@ -22,10 +24,8 @@ static inline TARGET void sum4(__m256 a, __m256 b, __m256 c, __m256 d, float *o)
 	    _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))),
 	    _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))));
 
-	_mm_storeu_ps(o, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+	return (vreal4)_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
-
-typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 static inline TARGET vreal4 fold(__m256 a, __m256 b)
 {
@@ -62,7 +62,7 @@ static inline TARGET __m128i load16(const uint16_t *p, int n)
 #define V_SET1(x) _mm256_set1_ps(x)
 #define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define V_KEEP(v) __asm__("" : "+x"(v))
-#define V_SUM4(a, b, c, d, o) sum4(a, b, c, d, o)
+#define V_SUM4(a, b, c, d) sum4(a, b, c, d)
 #define NT_M 3
 #define NN_M 4
 #define NN_V 2

@@ -12,8 +12,10 @@
 #endif
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma" WIDTH)))
 
+typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
+
 /* Sums of four vectors: within 128-bit quarters, then across. */
-static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
+static inline __attribute__((always_inline)) TARGET vreal4 sum4(__m512 a, __m512 b, __m512 c, __m512 d)
 {
 	__m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 	__m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -22,10 +24,8 @@ static inline TARGET void sum4(__m512 a, __m512 b, __m512 c, __m512 d, float *o)
 	    _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
 	__m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
 
-	_mm_storeu_ps(o, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+	return (vreal4)_mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
-
-typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 static inline TARGET vreal4 fold(__m512 a)
 {
@@ -54,7 +54,7 @@ static inline __attribute__((always_inline)) TARGET __m512 widened(__m256i h, en
 #define V_SET1(x) _mm512_set1_ps(x)
 #define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define V_KEEP(v) __asm__("" : "+v"(v))
-#define V_SUM4(a, b, c, d, o) sum4(a, b, c, d, o)
+#define V_SUM4(a, b, c, d) sum4(a, b, c, d)
 #define NT_M 6
 #define NN_M 8
 #define NN_V 3

@@ -137,12 +137,15 @@ static void mul_edge(const struct bf16_kernels *kern, int m, int n, int tiles, c
 		memcpy(c + i * ldc, t + i * BLOCK_M, (size_t)n * sizeof(real));
 }
 
+struct soon { const real *x; int64_t ld; int rows, w; };	/* what is packed next (cpu_ask) */
+
 static void mul_rows(const struct bf16_kernels *kern, int m, int64_t n, int tiles, const uint32_t *a, const uint32_t *b,
-    real *c, int64_t ldc, bool add)
+    real *c, int64_t ldc, bool add, struct soon s)
 {
 	for (int64_t j = 0; j < n; j += BLOCK_M, b += (int64_t)2 * tiles * BF16_TILE_WORDS) {
 		int w = (int)(n - j < BLOCK_M ? n - j : BLOCK_M);
 
+		cpu_ask(s.x, s.ld, s.rows, s.w, (int)(j / BLOCK_M), (int)blocks(n, BLOCK_M));
 		if (m % BF16_TILE == 0 && w % BF16_TILE == 0)
 			kern->mul(m, w, tiles, a, b, c + j, ldc, add);
 		else
@@ -160,47 +163,73 @@ void cpu_bf16_mul(uint32_t *scratch, int m, int n, int k, const real *a, int64_t
 	pack_panels(kern, pa, a, lda, a_k_major, false, 0, m, 0, k);
 	pack_panels(kern, pb, b, ldb, b_k_major, true, 0, n, 0, k);
 	for (int i = 0; i < m; i += BLOCK_M, pa += 2 * tiles * BF16_TILE_WORDS)
-		mul_rows(kern, m - i < BLOCK_M ? m - i : BLOCK_M, n, tiles, pa, pb, c + i * ldc, ldc, add);
+		mul_rows(kern, m - i < BLOCK_M ? m - i : BLOCK_M, n, tiles, pa, pb, c + i * ldc, ldc, add, (struct soon){0});
 }
 
-static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t)
+static struct soon panels_at(const real *from, int64_t ld, bool k_major, int64_t r0, int64_t rows, int64_t p, int64_t k)
+{
+	k = k < p + BLOCK_K ? k - p : BLOCK_K;
+	if (k_major)
+		return (struct soon){ from + p * ld + r0, ld, (int)k, (int)rows };
+	return (struct soon){ from + r0 * ld + p, ld, (int)rows, (int)k };
+}
+
+static struct soon b_at(const struct bf16_ctx *x, const struct bf16_task *t, int64_t p)
+{
+	return panels_at(t->j->b, t->j->ldb, x->kind != GEMM_NT, t->c0, t->n, p, t->j->k);
+}
+
+/* next: the task that this thread is likely to get. */
+static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t, const struct bf16_task *next)
 {
 	const struct gemm_job *j = t->j;
+	bool cols = x->kind == GEMM_TN;
 	uint32_t *b = cpu_thread_buffer((size_t)(BLOCK_N + BLOCK_M) * BLOCK_K * 2), *a = b + BLOCK_N * BLOCK_K / 2;
 
 	for (int64_t p = 0; p < j->k; p += BLOCK_K) {
 		int k = (int)(j->k - p < BLOCK_K ? j->k - p : BLOCK_K), tiles = (int)blocks(k, BF16_TILE_K);
+		struct soon other = p + k < j->k ? b_at(x, t, p + k) : b_at(x, next, 0);
 
 		pack_panels(x->kern, b, j->b, j->ldb, x->kind != GEMM_NT, true, t->c0, t->n, p, k);
-		for (int64_t i = t->i0; i < t->i0 + t->m; i += BLOCK_M) {
-			int m = (int)(t->i0 + t->m - i < BLOCK_M ? t->i0 + t->m - i : BLOCK_M);
+		for (int64_t left = t->m, i = t->i0; left > 0; i += BLOCK_M, left -= BLOCK_M) {
+			int m = (int)(left < BLOCK_M ? left : BLOCK_M);
 
-			pack_panels(x->kern, a, j->a, j->lda, x->kind == GEMM_TN, false, i, m, p, k);
-			mul_rows(x->kern, m, t->n, tiles, a, b, j->c + i * j->ldc + t->c0, j->ldc, p > 0 || j->beta != 0);
+			pack_panels(x->kern, a, j->a, j->lda, cols, false, i, m, p, k);
+			mul_rows(x->kern, m, t->n, tiles, a, b, j->c + i * j->ldc + t->c0, j->ldc, p > 0 || j->beta != 0,
+			    left > BLOCK_M ? panels_at(j->a, j->lda, cols, i + BLOCK_M, BLOCK_M, p, j->k) : other);
 		}
 	}
 	for (int64_t i = t->i0; j->k == 0 && j->beta == 0 && i < t->i0 + t->m; i++)
 		memset(j->c + i * j->ldc + t->c0, 0, (size_t)t->n * sizeof(real));
 }
 
+/* Task t, of a job from *job on. */
+static struct bf16_task task_at(const struct bf16_ctx *x, int64_t t, int *job)
+{
+	while (x->first[*job + 1] <= t)
+		++*job;
+	const struct gemm_job *j = &x->jobs[*job];
+	int64_t cols = blocks(j->n, BLOCK_N), at = t - x->first[*job];
+	struct bf16_task task = { j, at / cols * x->rows, x->rows, at % cols * BLOCK_N, BLOCK_N };
+
+	task.m = j->m - task.i0 < task.m ? j->m - task.i0 : task.m;
+	task.n = j->n - task.c0 < task.n ? j->n - task.c0 : task.n;
+	return task;
+}
+
 static void bf16_range(void *ctx, int64_t t0, int64_t t1, int worker)
 {
 	const struct bf16_ctx *x = ctx;
-	int lo = 0;
+	int job = 0;
 
 	(void)worker;
 	if (x->kern->begin)
 		x->kern->begin();
 	for (int64_t t = t0; t < t1; t++) {
-		while (x->first[lo + 1] <= t)
-			lo++;
-		const struct gemm_job *j = &x->jobs[lo];
-		int64_t cols = blocks(j->n, BLOCK_N), at = t - x->first[lo];
-		struct bf16_task task = { j, at / cols * x->rows, x->rows, at % cols * BLOCK_N, BLOCK_N };
+		int64_t after = t + pool_threads() < x->first[x->n] ? t + pool_threads() : t;
+		struct bf16_task task = task_at(x, t, &job), next = task_at(x, after, &(int){ job });
 
-		task.m = j->m - task.i0 < task.m ? j->m - task.i0 : task.m;
-		task.n = j->n - task.c0 < task.n ? j->n - task.c0 : task.n;
-		bf16_task(x, &task);
+		bf16_task(x, &task, &next);
 	}
 	if (x->kern->end)
 		x->kern->end();

@@ -128,6 +128,9 @@ INLINE void mul_part(const int m, const int v, int tiles, const uint32_t *a, con
 
 	for (int i = 0; i < m; i++)
 		for (int j = 0; j < v; j++)
+			__builtin_prefetch(c + i * ldc + (v + j) * 16, 1);
+	for (int i = 0; i < m; i++)
+		for (int j = 0; j < v; j++)
 			acc[i][j] = add ? _mm512_loadu_ps(c + i * ldc + j * 16) : _mm512_setzero_ps();
 	for (int t = 0; t < tiles; t++, a += BF16_TILE_WORDS, b += BF16_TILE_WORDS)
 		for (int q = 0; q < 16; q++) {

@@ -56,6 +56,17 @@ extern const struct cpu_kernels cpu_kernels_portable;
 extern const struct cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
 #endif
 
+/* Asks for part t of `parts` of a matrix of rows of w values, ld apart, that is read soon: its cache lines, in order. Inline
+ * whatever the compiler thinks: a call among the registers of a product costs more than it brings. */
+static inline __attribute__((always_inline)) void cpu_ask(const real *x, int64_t ld, int rows, int w, int t, int parts)
+{
+	const int line = 64 / (int)sizeof *x;
+	int per = (w + line - 1) / line, all = rows * per;
+
+	for (int i = all * t / parts; i < all * (t + 1) / parts; i++)
+		__builtin_prefetch(x + i / per * ld + i % per * line, 0, 2);
+}
+
 /* The table in use; set by cpu_isa_force() and at first use. */
 const struct cpu_kernels *cpu_kernels(void);
 int64_t *cpu_first_tasks(int n);	/* cpu.c: of products cut into tasks; for the thread that owns the pool */

@@ -37,7 +37,7 @@ static inline real lane_sum(vreal v)
 #define V_SET1(x) ((vreal){ 0 } + (x))
 #define V_FMA(a, b, c) ((a) * (b) + (c))
 #define V_KEEP(v) ((void)0)
-#define V_SUM4(a, b, c, d, o) ((o)[0] = lane_sum(a), (o)[1] = lane_sum(b), (o)[2] = lane_sum(c), (o)[3] = lane_sum(d))
+#define V_SUM4(a, b, c, d) ((vreal){ lane_sum(a), lane_sum(b), lane_sum(c), lane_sum(d) })
 #define NT_M 3
 #define NN_M 4
 #define NN_V 2

@@ -5,7 +5,7 @@
  *	V, VL		vector type and its lanes
  *	V_ZERO V_LOAD(p) V_LOADN(p,n) V_STORE(p,v) V_STOREN(p,n,v) V_SET1(x) V_FMA(a,b,c)
  *	V_KEEP(v)	keeps a loaded vector in its register: a second load per multiply-add would be the bottleneck
- *	V_SUM4(a,b,c,d,out)	out[0..3] = sums of lanes, same tree for each
+ *	V_SUM4(a,b,c,d)	vreal4 (as V, of four lanes): sums of lanes, same tree for each
  *	SCORE_M VALUE_M VALUE_V	register tiles of cpu_cached.h
  *	V_LOAD16(p,t) V_LOAD16N(p,n,t)	BF16 or F16 values as floats; when not defined, narrow and widen are NULL
  *	NT_M NN_M NN_V	register tiles: NT is NT_M x 4 dot products, NN is NN_M rows x NN_V vectors
@@ -16,7 +16,15 @@
 #include <stdbool.h>
 #include <string.h>
 
+#define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
+
+INLINE TARGET void put4(real *c, vreal4 s, real beta)
+{
+	if (beta != 0)
+		s += *(vreal4 *)c;
+	*(vreal4 *)c = s;
+}
 
 /* NT: m (<= NT_M) rows against n (<= 4) columns. */
 INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64_t lda, const real *b, int64_t ldb,
@@ -25,9 +33,11 @@ INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64
 	V acc[NT_M][4];
 	int p = 0;
 
-	for (int i = 0; i < m; i++)
+	UNROLL for (int i = 0; i < m; i++) {
+		__builtin_prefetch(c + i * ldc + 16, 1);
 		for (int j = 0; j < 4; j++)
 			acc[i][j] = V_ZERO;
+	}
 	for (; p + VL <= k; p += VL) {
 		V bv[4];
 
@@ -35,7 +45,7 @@ INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64
 			bv[j] = V_LOAD(b + j * ldb + p);
 			V_KEEP(bv[j]);
 		}
-		for (int i = 0; i < m; i++) {
+		UNROLL for (int i = 0; i < m; i++) {
 			V av = V_LOAD(a + i * lda + p);
 
 			V_KEEP(av);
@@ -48,19 +58,21 @@ INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64
 
 		for (int j = 0; j < n; j++)
 			bv[j] = V_LOADN(b + j * ldb + p, k - p);
-		for (int i = 0; i < m; i++) {
+		UNROLL for (int i = 0; i < m; i++) {
 			V av = V_LOADN(a + i * lda + p, k - p);
 
 			for (int j = 0; j < n; j++)
 				acc[i][j] = V_FMA(av, bv[j], acc[i][j]);
 		}
 	}
-	for (int i = 0; i < m; i++) {
-		real s[4];
+	UNROLL for (int i = 0; i < m; i++) {
+		vreal4 s = V_SUM4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
 
-		V_SUM4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], s);
-		for (int j = 0; j < n; j++)
-			c[i * ldc + j] = beta == 0 ? s[j] : s[j] + c[i * ldc + j];
+		if (n == 4)
+			put4(c + i * ldc, s, beta);
+		else
+			for (int j = 0; j < n; j++)
+				c[i * ldc + j] = beta == 0 ? s[j] : s[j] + c[i * ldc + j];
 	}
 }
 
@@ -90,7 +102,7 @@ static TARGET void nt_rows(int m, int n, int k, const real *a, int64_t lda, cons
 INLINE TARGET void nt_single8(int k, const real *a, const real *b, int64_t ldb, real *c, real beta)
 {
 	V acc[8];
-	real s[8];
+	vreal4 s[2];
 	int p = 0;
 
 	for (int j = 0; j < 8; j++)
@@ -107,10 +119,10 @@ INLINE TARGET void nt_single8(int k, const real *a, const real *b, int64_t ldb, 
 		for (int j = 0; j < 8; j++)
 			acc[j] = V_FMA(av, V_LOADN(b + j * ldb + p, k - p), acc[j]);
 	}
-	V_SUM4(acc[0], acc[1], acc[2], acc[3], s);
-	V_SUM4(acc[4], acc[5], acc[6], acc[7], (s + 4));
-	for (int j = 0; j < 8; j++)
-		c[j] = beta == 0 ? s[j] : s[j] + c[j];
+	s[0] = V_SUM4(acc[0], acc[1], acc[2], acc[3]);
+	s[1] = V_SUM4(acc[4], acc[5], acc[6], acc[7]);
+	for (int j = 0; j < 2; j++)
+		put4(c + 4 * j, s[j], beta);
 }
 
 static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const real *b, int64_t ldb,
@@ -121,11 +133,16 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 	if (m == 1)
 		for (; j + 8 <= n; j += 8)
 			nt_single8(k, a, b + j * ldb, ldb, c + j, beta);
-	/* Rows of A stay in the first cache while columns stream by. */
+	/* Rows of A stay in the first cache while columns stream by, and the next are on their way. */
 	for (int i = 0, j0 = j; i < m; i += NT_M)
-		for (j = j0; j < n; j += 4)
+		for (j = j0; j < n; j += 4) {
+			if (i == 0)
+				cpu_ask(b + (j + 4) * ldb, ldb, 4, k, 0, 1);
+			if (i + NT_M < m)
+				cpu_ask(a + (i + NT_M) * lda, lda, NT_M, k, (j - j0) / 4, (n - j0 + 3) / 4);
 			nt_rows(m - i < NT_M ? m - i : NT_M, n - j < 4 ? n - j : 4, k, a + i * lda, lda, b + j * ldb,
 			    ldb, c + i * ldc + j, ldc, beta);
+		}
 }
 
 #ifdef V_LOAD16
@@ -134,7 +151,7 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint16_t *b, int64_t ldb, real *c, real beta)
 {
 	V acc[8];
-	real s[8];
+	vreal4 s[2];
 	int p = 0;
 
 	for (int j = 0; j < 8; j++)
@@ -153,10 +170,10 @@ INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint1
 		for (int j = 0; j < 8; j++)
 			acc[j] = V_FMA(av, V_LOAD16N(b + j * ldb + p, k - p, t), acc[j]);
 	}
-	V_SUM4(acc[0], acc[1], acc[2], acc[3], s);
-	V_SUM4(acc[4], acc[5], acc[6], acc[7], (s + 4));
-	for (int j = 0; j < 8; j++)
-		c[j] = beta == 0 ? s[j] : s[j] + c[j];
+	s[0] = V_SUM4(acc[0], acc[1], acc[2], acc[3]);
+	s[1] = V_SUM4(acc[4], acc[5], acc[6], acc[7]);
+	for (int j = 0; j < 2; j++)
+		put4(c + 4 * j, s[j], beta);
 }
 
 static TARGET void narrow(int n, int k, const real *a, const void *b, int64_t ldb, enum dtype t, real *c, real beta)
@@ -191,6 +208,9 @@ INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, i
 {
 	V acc[NN_M][NN_V];
 
+	for (int i = 0; i < m; i++)
+		for (int j = 0; j < v; j++)
+			__builtin_prefetch(c + (m + i) * ldc + j * VL, 1);
 	for (int i = 0; i < m; i++)
 		for (int j = 0; j < v; j++)
 			acc[i][j] = beta == 0 ? V_ZERO :
@@ -253,20 +273,19 @@ static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_
 
 	for (int p = 0; p < k; p += NN_KC) {
 		int kc = k - p < NN_KC ? k - p : NN_KC;
-		const real *bp = b + p * ldb;
-		int64_t ldp = ldb;
+		const real *bp = b + p * ldb, *next = p + kc < k ? bp + kc * ldb : b + v * VL;
+		bool packs = m >= 4 * NN_M;
 
-		if (m >= 4 * NN_M) {
-			if (v == NN_V)
-				nn_pack(pack, bp, ldb, kc, NN_V, last);
-			else
-				nn_pack(pack, bp, ldb, kc, v, last);
-			bp = pack;
-			ldp = v * VL;
+		if (packs && v == NN_V)
+			nn_pack(pack, bp, ldb, kc, NN_V, last);
+		else if (packs)
+			nn_pack(pack, bp, ldb, kc, v, last);
+		for (int i = 0; i < m; i += NN_M) {
+			if (packs)
+				cpu_ask(next, ldb, kc, v * VL, i / NN_M, (m + NN_M - 1) / NN_M);
+			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs, ars, acs, packs ? pack : bp,
+			    packs ? v * VL : ldb, c + i * ldc, ldc, p == 0 ? beta : 1);
 		}
-		for (int i = 0; i < m; i += NN_M)
-			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs, ars, acs, bp, ldp,
-			    c + i * ldc, ldc, p == 0 ? beta : 1);
 	}
 }
 
@@ -386,15 +405,13 @@ static TARGET void swiglu_back(real *dg, real *du, const real *dy, const real *g
 static TARGET real kdot(const real *a, const real *b, int n)
 {
 	V acc = V_ZERO;
-	real s[4];
 	int p = 0;
 
 	for (; p + VL <= n; p += VL)
 		acc = V_FMA(V_LOAD(a + p), V_LOAD(b + p), acc);
 	if (p < n)
 		acc = V_FMA(V_LOADN(a + p, n - p), V_LOADN(b + p, n - p), acc);
-	V_SUM4(acc, acc, acc, acc, s);
-	return s[0];
+	return V_SUM4(acc, acc, acc, acc)[0];
 }
 
 static TARGET void rmsnorm(real *y, real *rstd, const real *x, const real *g, int64_t n, int w, double eps)

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choose.h"
 #include "comm.h"
+#include "cpu_kernels.h"
 #include "pool.h"
 
 #define MASS_MIN ((real)1e-9)	/* the reference's clamp under logarithms */
@@ -106,31 +108,25 @@ static bool chosen(const int32_t *ids, int K, int e)
 	return false;
 }
 
-/* K best of a row, ties to the lowest id. */
-static void row_top_k(const real *p, int E, int K, int32_t *ids)
-{
-	for (int k = 0; k < K; k++) {
-		int best = -1;
-
-		for (int e = 0; e < E; e++)
-			if (!chosen(ids, k, e) && (best < 0 || p[e] > p[best]))
-				best = e;
-		ids[k] = best;
-	}
-}
-
 /* Returns the logarithm of what the exponentials of z add up to. */
 static double row_softmax(const real *z, int E, real *q)
 {
-	real max = z[0], sum = 0;
+	const struct cpu_kernels *kern = cpu_kernels();
+	real max = kern->max(z, E), sum;
 
-	for (int e = 1; e < E; e++)
-		max = z[e] > max ? z[e] : max;
-	for (int e = 0; e < E; e++)
-		sum += q[e] = (real)exp((double)(z[e] - max));
+	memcpy(q, z, (size_t)E * sizeof *q);
+	sum = kern->exp_sum(q, E, max);
 	for (int e = 0; e < E; e++)
 		q[e] /= sum;
 	return (double)max + log((double)sum);
+}
+
+/* set[e]: is e among the ids? */
+static void mark(uint8_t *set, int E, const int32_t *ids, int K)
+{
+	memset(set, 0, (size_t)E);
+	for (int k = 0; k < K; k++)
+		set[ids[k]] = 1;
 }
 
 /* temporal and locality of the pair (r, r+1) */
@@ -188,11 +184,12 @@ static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r
 	const real *p = v->p + r * E;
 	const int32_t *ids = v->ids + r * K;
 	int32_t said[K];
+	uint8_t set[E];
 	double n = v->pairs[0], ce = 0;
 	real q[E], g = (real)(lam->ahead * v->share / n);
 	double log_sum = row_softmax(z, E, q);
 
-	row_top_k(z, E, K, said);
+	choose_best(z, E, K, said);
 	for (int k = 0; k < K; k++) {
 		real ps = p[said[k]];
 
@@ -201,8 +198,9 @@ static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r
 			v->dp[r * E + said[k]] -= g / K / ps;
 	}
 	v->t.ahead += ce / K / n;
+	mark(set, E, ids, K);
 	for (int e = 0; dz && e < E; e++)
-		dz[e] += g * (q[e] - (chosen(ids, K, e) ? (real)1 / K : 0));
+		dz[e] += g * (q[e] - (set[e] ? (real)1 / K : 0));
 }
 
 /* Cross-entropy and top-k mass of offset k at row r. Format 1 learns the router's probabilities, format 2 its choices. */
@@ -214,9 +212,11 @@ static void offset_terms(struct view *v, const struct route_lambda *lam, int64_t
 	const int32_t *ids = v->ids + (r + k) * K;
 	double n = v->pairs[k] * v->offsets, ce = 0;
 	real mass = 0, g = (real)(lam->lookahead * v->share / n);
+	uint8_t set[E];
 
+	mark(set, E, ids, K);
 	for (int e = 0; e < E; e++) {
-		real target = c->format == 1 ? p[e] : chosen(ids, K, e) ? (real)1 / K : 0;
+		real target = c->format == 1 ? p[e] : set[e] ? (real)1 / K : 0;
 		real qe = q[e] < MASS_MIN ? MASS_MIN : q[e];
 
 		if (target == 0)
@@ -441,7 +441,7 @@ static void mean_terms(struct route_ctx *x)
 		for (int64_t j = 0; j < n; j++)
 			x->s->mean[j] += in->probs[(int64_t)i * n + j] / Ls;
 	for (int64_t r = 0; r < R; r++)
-		row_top_k(x->s->mean + r * E, E, K, x->s->ids + r * K);
+		choose_best(x->s->mean + r * E, E, K, x->s->ids + r * K);
 	v.p = x->s->mean, v.ids = x->s->ids, v.dp = x->dprobs ? x->s->dmean : NULL, v.share = x->share, v.layer = 0;
 	view_terms(&v, x, 0);
 	x->view[0].t = v.t;
@@ -521,7 +521,7 @@ static void stat_offset(struct route_stats *s, const struct route_in *in, const 
 	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok, n;
 	int32_t best[K];
 
-	row_top_k(q, E, K, best);
+	choose_best(q, E, K, best);
 	n = hits(ids + (r + k) * K, best, K);
 	s->slots[k] += K, s->slot_hit[k] += n;
 	s->sets[k]++, s->set_hit[k] += n == K;
@@ -543,7 +543,7 @@ static void stat_union(struct route_stats *s, const struct route_in *in, const i
 		for (int k = 2; k <= steps; k++)
 			best[e] = q[k * E + e] > best[e] ? q[k * E + e] : best[e];
 	}
-	row_top_k(best, E, budget, top);
+	choose_best(best, E, budget, top);
 	for (int k = 1; k <= steps; k++)
 		for (int j = 0; j < K; j++)
 			set[ids[(r + k) * K + j]] = 1;
@@ -555,20 +555,21 @@ static void stat_union(struct route_stats *s, const struct route_in *in, const i
 	s->union_recall += (double)found / size;
 }
 
-static void stat_view(struct route_stats *s, const struct route_in *in, int layer, const int32_t *ids)
+/* Rows [r0, r1) of one view. */
+static void stat_view(struct route_stats *s, const struct route_in *in, int layer, const int32_t *ids, int64_t r0, int64_t r1)
 {
 	const struct config *c = in->cfg;
 	int E = c->num_experts, K = c->num_experts_per_tok, steps = c->lookahead_steps;
 	real q[(steps + 1) * E];
 
-	for (int64_t r = 0; r < (int64_t)in->B * in->T; r++) {
+	for (int64_t r = r0; r < r1; r++) {
 		if (linked(in, r, 1)) {
 			int n = hits(ids + r * K, ids + (r + 1) * K, K);
 
 			s->pairs++;
 			s->overlap += (double)n / (2 * K - n);
 		}
-		for (int k = 0; in->look && k <= steps && linked(in, r, k); k++) {
+		for (int k = 1; in->look && k <= steps && linked(in, r, k); k++) {
 			look_softmax(in, layer, r, k, q + k * E);
 			stat_offset(s, in, ids, r, k, q + k * E);
 		}
@@ -578,49 +579,89 @@ static void stat_view(struct route_stats *s, const struct route_in *in, int laye
 }
 
 /* The experts of layer i, from 1, as named at layer i-1. */
-static void stat_ahead(struct route_stats *s, const struct route_in *in, int i)
+static void stat_ahead(struct route_stats *s, const struct route_in *in, int i, int64_t r0, int64_t r1)
 {
 	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
 	int64_t R = (int64_t)in->B * in->T;
 	int32_t best[K];
 
-	for (int64_t r = 0; r < R; r++) {
+	for (int64_t r = r0; r < r1; r++) {
 		int n;
 
 		if (in->doc_start[r] < 0)
 			continue;
-		row_top_k(in->ahead + ((i - 1) * R + r) * E, E, K, best);
+		choose_best(in->ahead + ((i - 1) * R + r) * E, E, K, best);
 		n = hits(in->topk + (i * R + r) * K, best, K);
 		s->ahead_slots += K, s->ahead_hit += n;
 		s->ahead_sets++, s->ahead_whole += n == K;
 	}
 }
 
+/* Rows in so many slices, each counted for itself, whatever the number of threads. */
+#define STAT_SLICES 32
+
+struct stat_ctx {
+	const struct route_in *in;
+	const int32_t *ids;	/* (R, K) choices of the mean over layers; NULL: a view per layer */
+	struct route_stats part[STAT_SLICES];
+};
+
+static void stat_slice(void *ctx, int64_t s0, int64_t s1, int worker)
+{
+	struct stat_ctx *x = ctx;
+	const struct route_in *in = x->in;
+	int Ls = in->cfg->num_sparse, K = in->cfg->num_experts_per_tok;
+	int64_t R = (int64_t)in->B * in->T;
+
+	(void)worker;
+	for (int64_t s = s0; s < s1; s++) {
+		int64_t r0 = R * s / STAT_SLICES, r1 = R * (s + 1) / STAT_SLICES;
+
+		for (int i = 1; in->ahead && i < Ls; i++)
+			stat_ahead(&x->part[s], in, i, r0, r1);
+		for (int i = 0; i < (x->ids ? 1 : Ls); i++)
+			stat_view(&x->part[s], in, i, x->ids ? x->ids : in->topk + i * R * K, r0, r1);
+	}
+}
+
+static void stat_sum(struct route_stats *s, const struct route_stats *part)
+{
+	double *to = (double *)s;	/* a record of counts alone */
+	const double *from = (const double *)part;
+
+	for (size_t i = 0; i < sizeof *s / sizeof *to; i++)
+		to[i] += from[i];
+}
+
+/* What all layers together prefer: (R, K). */
+static int32_t *mean_choices(const struct route_in *in)
+{
+	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
+	int64_t R = (int64_t)in->B * in->T;
+	int32_t *ids = need((size_t)(R * K), sizeof(int32_t));
+	real p[E];
+
+	for (int64_t r = 0; r < R; r++) {
+		memset(p, 0, sizeof p);
+		for (int i = 0; i < in->cfg->num_sparse; i++)
+			for (int e = 0; e < E; e++)
+				p[e] += in->probs[(i * R + r) * E + e];
+		choose_best(p, E, K, ids + r * K);
+	}
+	return ids;
+}
+
 void route_stats_add(struct route_stats *s, const struct route_in *in)
 {
 	const struct config *c = in->cfg;
-	int64_t R = (int64_t)in->B * in->T;
+	bool mean = c->num_sparse > 0 && !c->lookahead_per_layer && c->lookahead_steps > 0;
+	int32_t *ids = mean ? mean_choices(in) : NULL;
+	struct stat_ctx x = { .in = in, .ids = ids };
 
-	for (int i = 1; in->ahead && i < c->num_sparse; i++)
-		stat_ahead(s, in, i);
-
-	if (c->lookahead_per_layer || c->lookahead_steps == 0) {
-		for (int i = 0; i < c->num_sparse; i++)
-			stat_view(s, in, i, in->topk + (int64_t)i * R * c->num_experts_per_tok);
-	} else if (c->num_sparse > 0) {
-		int E = c->num_experts, K = c->num_experts_per_tok;
-		real *p = need((size_t)(R * E), sizeof(real));
-		int32_t *ids = need((size_t)(R * K), sizeof(int32_t));
-
-		for (int i = 0; i < c->num_sparse; i++)
-			for (int64_t j = 0; j < R * E; j++)
-				p[j] += in->probs[(int64_t)i * R * E + j];
-		for (int64_t r = 0; r < R; r++)
-			row_top_k(p + r * E, E, K, ids + r * K);
-		stat_view(s, in, 0, ids);
-		free(p);
-		free(ids);
-	}
+	pool_for(STAT_SLICES, 1, stat_slice, &x);
+	for (int i = 0; i < STAT_SLICES; i++)
+		stat_sum(s, &x.part[i]);
+	free(ids);
 }
 
 double route_load_entropy(const struct route_load *l, int layers, int E)
