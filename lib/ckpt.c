@@ -69,14 +69,14 @@ struct transit {
 	real *host;
 };
 
-static int transit_open(struct transit *t, const struct backend *be, const struct params *ps, struct err *e)
+static int transit_open(struct transit *t, const struct backend *be, const struct params *ps, bool always, struct err *e)
 {
 	int64_t largest = 1;
 
 	*t = (struct transit){ .be = be };
 	for (int i = 0; i < ps->n; i++)
 		largest = param_size(&ps->p[i]) > largest ? param_size(&ps->p[i]) : largest;
-	if (in_place(be))
+	if (in_place(be) && !always)
 		return 0;
 	t->file = malloc((size_t)largest * sizeof *t->file);
 	t->host = sizeof(real) == sizeof(float) ? (real *)t->file : malloc((size_t)largest * sizeof *t->host);
@@ -178,7 +178,7 @@ struct part {			/* an array over parameters; every tensor's name gets the prefix
 
 static bool in_part(const struct saver *s, const struct part *part, int i)
 {
-	return part->array < MOMENTS_M || s->opt->of[i] >= 0;
+	return part->array == WEIGHTS || s->opt->of[i] >= 0;
 }
 
 static void declare(struct st_writer *w, const char *prefix, const struct param *p, struct st_error *se)
@@ -229,7 +229,7 @@ int ckpt_put_gradients(const char *path, const struct weights *w, const struct o
 		serve(&s);
 		return 0;
 	}
-	rc = transit_open(&s.transit, w->be, w->par, e);
+	rc = transit_open(&s.transit, w->be, w->par, false, e);
 	if (rc == 0)
 		rc = put_parts(&s, path, &part, 1, NULL, e);
 	served();
@@ -285,7 +285,7 @@ static int fill(struct saver *s, const char *dir, const struct ckpt *c, struct e
 	if (rc == 0 && c->tok != NULL)
 		rc = tok_save(c->tok, dir, e);
 	if (rc == 0)
-		rc = transit_open(&s->transit, c->w.be, c->w.par, e);
+		rc = transit_open(&s->transit, c->w.be, c->w.par, false, e);
 	if (rc == 0)
 		rc = put_weights(s, dir, c, e);
 	if (rc == 0)
@@ -611,7 +611,7 @@ static int read_part(const struct st_file *f, const char *path, const char *pref
     const struct optim *moments, struct err *e)
 {
 	struct transit t;
-	int rc = transit_open(&t, w->be, w->par, e);
+	int rc = transit_open(&t, w->be, w->par, moments != NULL && comm_rank() > 0, e);
 
 	for (int i = 0; rc == 0 && i < w->par->n; i++)
 		if (params_here(w->par, &w->par->p[i]) && (moments == NULL || moments->of[i] >= 0))
@@ -630,7 +630,7 @@ static int load_weights(const char *dir, const struct weights *w, struct err *e)
 		return -1;
 	rc = modeldir_loadable(&md, w->par, e);
 	if (rc == 0)
-		rc = transit_open(&t, w->be, w->par, e);
+		rc = transit_open(&t, w->be, w->par, false, e);
 	for (int i = 0; rc == 0 && i < w->par->n; i++) {
 		const struct param *p = &w->par->p[i];
 

@@ -67,7 +67,7 @@ int ckpt_state(const char *dir, json_t **state, struct err *e);	/* train_state.j
 int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e);
 
 int ckpt_load_weights(const char *dir, struct model *m, struct err *e);		/* any model directory, any float type */
-/* w->g, which optim_collect() has made whole, F32, by parameter name. All ranks call it. */
+/* w->g of what is not frozen, which optim_collect() has made whole, F32, by parameter name. All ranks call it. */
 int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt, struct err *e);
 
 #endif

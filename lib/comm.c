@@ -86,12 +86,11 @@ static int piece(enum comm_set s)
 	return (int)(n > PIECE ? n : PIECE);
 }
 
-/* No smaller set takes more than all. */
-int64_t comm_scratch(int64_t longest)
+int64_t comm_scratch(int64_t n, enum comm_set s)
 {
-	int64_t part = (longest + ranks.size - 1) / ranks.size;
+	int64_t parts = comm_count(s), part = (n + parts - 1) / parts;
 
-	return LANES * (ranks.size - 1) * (part < piece(COMM_ALL) ? part : piece(COMM_ALL));
+	return LANES * (parts - 1) * (part < piece(s) ? part : piece(s));
 }
 
 #ifdef HAVE_MPI
@@ -174,7 +173,8 @@ static ssize_t read_shared(ssize_t (*here)(void *self, void *buf, size_t size, s
 	return n;
 }
 
-static void copy_set(int s)
+/* Those that exchange arrays. */
+static void copy_set(enum comm_set s)
 {
 	MPI_Comm_dup(comm.set[s], &comm.sums[s]);
 	MPI_Comm_dup(comm.set[s], &comm.gathers[s]);
@@ -195,8 +195,8 @@ static int start(int wanted, struct err *e)
 	if (ranks.size >= wanted) {
 		comm.set[COMM_ALL] = comm.set[COMM_PEERS] = MPI_COMM_WORLD;
 		comm.set[COMM_GROUP] = MPI_COMM_SELF;
-		for (int s = 0; s < SETS; s++)
-			copy_set(s);
+		copy_set(COMM_ALL);
+		copy_set(COMM_PEERS);
 		return 0;
 	}
 	MPI_Finalize();
@@ -320,11 +320,9 @@ int comm_divide(int n, struct err *e)
 		return n == 1 ? 0 : -1;
 	MPI_Comm_split(MPI_COMM_WORLD, ranks.rank / n, ranks.rank, &comm.set[COMM_GROUP]);
 	MPI_Comm_split(MPI_COMM_WORLD, ranks.rank % n, ranks.rank, &comm.set[COMM_PEERS]);
-	for (int s = COMM_GROUP; s <= COMM_PEERS; s++) {
-		MPI_Comm_free(&comm.sums[s]);
-		MPI_Comm_free(&comm.gathers[s]);
-		copy_set(s);
-	}
+	MPI_Comm_free(&comm.sums[COMM_PEERS]);
+	MPI_Comm_free(&comm.gathers[COMM_PEERS]);
+	copy_set(COMM_PEERS);
 	return 0;
 }
 
@@ -375,7 +373,7 @@ static int *open_queue(struct queue *q, int most, int *counts)
 	return counts;
 }
 
-void comm_exchange_open(real *scratch, int64_t longest, int most)
+void comm_exchange_open(real *scratch, int64_t size, int most)
 {
 	if (!comm.open)
 		return;
@@ -384,7 +382,7 @@ void comm_exchange_open(real *scratch, int64_t longest, int most)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
 	open_queue(&exchange.gathers, most, open_queue(&exchange.sums, most, exchange.counts));
 	for (int i = 0; i < LANES; i++)
-		exchange.sums.lane[i].in = scratch + i * (comm_scratch(longest) / LANES);
+		exchange.sums.lane[i].in = scratch + i * (size / LANES);
 }
 
 void comm_exchange_close(void)
@@ -478,6 +476,8 @@ static void start_gather(const struct array *a, struct lane *l)
 {
 	int parts = comm_count(a->set);
 
+	if (parts == 1)
+		return;
 	for (int k = 0; k < parts; k++) {
 		l->recv_at[k] = (int)comm_cut(a->n, k, parts);
 		l->recv_n[k] = (int)comm_cut(a->n, k + 1, parts) - l->recv_at[k];
@@ -554,9 +554,9 @@ void comm_gather_begin(real *x, int64_t n, enum comm_set s)
 	advance(&exchange.gathers, exchange.gathers.begun, false);
 }
 
-void comm_gather_end(int first)
+void comm_gather_end(int n)
 {
-	end(&exchange.gathers, first);
+	end(&exchange.gathers, n);
 }
 
 /* --- rows of the group --- */
@@ -693,9 +693,9 @@ int comm_divide(int n, struct err *e)
 	return set_group(n, e);
 }
 
-void comm_exchange_open(real *scratch, int64_t longest, int most)
+void comm_exchange_open(real *scratch, int64_t size, int most)
 {
-	(void)scratch, (void)longest, (void)most;
+	(void)scratch, (void)size, (void)most;
 }
 
 void comm_reduce_begin(real *x, int64_t n, enum comm_set s)
@@ -712,9 +712,9 @@ void comm_gather_begin(real *x, int64_t n, enum comm_set s)
 	(void)x, (void)n, (void)s;
 }
 
-void comm_gather_end(int first)
+void comm_gather_end(int n)
 {
-	(void)first;
+	(void)n;
 }
 
 void comm_counts(const int32_t *own, int n, int32_t *all)

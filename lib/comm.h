@@ -67,16 +67,16 @@ static inline int64_t comm_cut(int64_t n, int k, int parts)
 /* Sums over a set that go on while the program computes: each rank gets the sum of its own part, and what is in the others
  * is undefined. All begin the same sums in the same order, and none touches an array before comm_reduce_end(). They move
  * on when a function of this module is called, so comm_poll() should be, now and then. Host memory. */
-int64_t comm_scratch(int64_t longest);		/* reals that comm_exchange_open() wants for arrays of at most so many */
+int64_t comm_scratch(int64_t n, enum comm_set s);	/* reals that comm_exchange_open() wants for such an array: the most of all */
 /* At most so many sums, and gathers, begun at a time. */
-void comm_exchange_open(real *scratch, int64_t longest, int most);
+void comm_exchange_open(real *scratch, int64_t size, int most);
 void comm_reduce_begin(real *x, int64_t n, enum comm_set s);	/* n < 2^31 */
 void comm_poll(void);
 void comm_reduce_end(void);
 
 /* In the same way, each rank's own part of an array to the others of the set. */
 void comm_gather_begin(real *x, int64_t n, enum comm_set s);	/* n < 2^31 */
-void comm_gather_end(int first);		/* waits for the first of those begun since all were last waited for */
+void comm_gather_end(int n);			/* waits for the first n of those begun since all were last waited for */
 void comm_exchange_close(void);			/* after the last end */
 
 /* n integers of each rank of the group, in its order. */

@@ -317,8 +317,10 @@ static int read_mlp_types(struct config *c, const struct source *s)
 		c->sparse[i] = c->sparse[i] && moe;
 		c->num_sparse += c->sparse[i];
 	}
-	if (c->num_sparse == 0)
+	if (c->num_sparse == 0) {
+		c->lookahead_steps = 0;		/* there is nothing to look for */
 		return 0;
+	}
 	if (c->num_experts < 1)
 		return bad(s, "num_experts", "0 with sparse layers");
 	if (c->num_experts_per_tok > c->num_experts)

@@ -304,8 +304,12 @@ static void act_close(struct model *m)
 
 static int build_params(struct params *ps, const struct config *c, const struct model_opt *o, struct err *e)
 {
-	return params_build(ps, c, e) < 0 ? -1 : params_divide(ps, o->divided > 1 ? o->divided : 1,
-	    comm_place(COMM_GROUP, comm_rank()), e);
+	if (params_build(ps, c, e) < 0)
+		return -1;
+	if (o->divided <= 1 || params_divide(ps, o->divided, comm_place(COMM_GROUP, comm_rank()), e) == 0)
+		return 0;
+	params_free(ps);
+	return -1;
 }
 
 void model_plan(struct mem_plan *p, const struct config *c, const struct model_opt *o)
@@ -315,7 +319,7 @@ void model_plan(struct mem_plan *p, const struct config *c, const struct model_o
 	struct err e = { 0 };
 
 	if (build_params(&m.par, c, o, &e) < 0)
-		err_exit(&e);	/* a checked config has parameters: only memory can fail */
+		err_exit(&e);	/* a checked config has parameters, and who plans has divided them: only memory can fail */
 	if (act_open(&m, o) < 0)
 		err_die(EX_OSERR, "out of memory");
 	layout(&x, &m, o);
@@ -368,8 +372,10 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 		return err_set(e, EX_DATAERR, "head_dim %d is above %d", c->head_dim, MAX_HEAD_DIM);
 	if (build_params(&m->par, c, o, e) < 0)
 		return -1;
-	if (act_open(m, o) < 0)
+	if (act_open(m, o) < 0) {
+		model_close(m);
 		return err_set(e, EX_OSERR, "out of memory");
+	}
 	layout(&x, m, o);
 	x.base = be->alloc(x.used);
 	if (!x.base) {

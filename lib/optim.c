@@ -130,13 +130,12 @@ static int64_t largest(const struct params *ps)
 	return n;
 }
 
-/* Of the buckets that are exchanged. */
-static int64_t longest(const struct optim_bucket *b, int n)
+static int64_t scratch_size(const struct optim_bucket *b, int n)
 {
 	int64_t most = 0;
 
 	for (int i = 0; i < n; i++)
-		most = comm_count(b[i].set) > 1 && b[i].n > most ? b[i].n : most;
+		most = comm_scratch(b[i].n, b[i].set) > most ? comm_scratch(b[i].n, b[i].set) : most;
 	return most;
 }
 
@@ -147,20 +146,26 @@ void optim_plan(struct mem_plan *p, const struct params *ps, const bool *frozen)
 
 	mem_plan_add(p, "optimizer", 2 * place_moments(b, n) * (int64_t)sizeof(real));
 	if (comm_size() > 1)
-		mem_plan_add(p, "exchange with other ranks", (comm_scratch(longest(b, n)) + largest(ps)) * (int64_t)sizeof(real));
+		mem_plan_add(p, "exchange with other ranks", (scratch_size(b, n) + largest(ps)) * (int64_t)sizeof(real));
 	mem_free(b);
 }
 
-static bool open_exchange(struct optim *o, const struct params *ps)
+static int open_exchange(struct optim *o, const struct params *ps, struct err *e)
 {
+	int64_t size = scratch_size(o->bucket, o->nbuckets);
+
 	if (comm_size() == 1)
-		return true;
-	o->scratch = calloc((size_t)comm_scratch(longest(o->bucket, o->nbuckets)), sizeof *o->scratch);
-	o->whole = calloc((size_t)largest(ps), sizeof *o->whole);
-	if (o->scratch == NULL || o->whole == NULL)
-		return false;
-	comm_exchange_open(o->scratch, longest(o->bucket, o->nbuckets), o->nbuckets);
-	return true;
+		return 0;
+	if (o->be != &backend_cpu)
+		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend cpu");
+	for (int i = 0; i < ps->n; i++)
+		if (o->of[i] >= 0 && param_span(&ps->p[i]) > INT32_MAX)
+			return err_set(e, EX_USAGE, "%s: is too large to be exchanged between ranks", ps->p[i].name);
+	o->scratch = mem_alloc((size_t)size * sizeof *o->scratch);
+	if (comm_rank() == 0)
+		o->whole = mem_alloc((size_t)largest(ps) * sizeof *o->whole);
+	comm_exchange_open(o->scratch, size, o->nbuckets);
+	return 0;
 }
 
 /* Experts are alike to those who hold others in their place. */
@@ -197,18 +202,15 @@ int optim_open(struct optim *o, const struct params *ps, const bool *frozen, con
 		optim_close(o);
 		return err_set(e, EX_USAGE, "everything is frozen: nothing to train");
 	}
-	if (comm_size() > 1 && be != &backend_cpu) {
-		optim_close(o);
-		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend cpu");
-	}
 	own = own > 0 ? own : 1;	/* of a small model, many ranks have nothing */
 	o->m = be->alloc((size_t)own * sizeof *o->m);
 	o->v = be->alloc((size_t)own * sizeof *o->v);
-	if (o->m == NULL || o->v == NULL || !open_exchange(o, ps)) {
-		optim_close(o);
-		return err_set(e, EX_OSERR, "no memory for the optimizer's moments");
-	}
-	return 0;
+	if (o->m != NULL && o->v != NULL && open_exchange(o, ps, e) == 0)
+		return 0;
+	if (o->m == NULL || o->v == NULL)
+		err_set(e, EX_OSERR, "no memory for the optimizer's moments");
+	optim_close(o);
+	return -1;
 }
 
 void optim_close(struct optim *o)
@@ -224,8 +226,8 @@ void optim_close(struct optim *o)
 	free(o->bucket);
 	free(o->of);
 	free(o->run);
-	free(o->scratch);
-	free(o->whole);
+	mem_free(o->scratch);
+	mem_free(o->whole);
 	memset(o, 0, sizeof *o);
 }
 

@@ -44,8 +44,8 @@ struct optim {
 	int nbuckets, begun;		/* begun: sums of gradients under way, in the order of `bucket` */
 	struct optim_bucket *bucket;	/* the last layer first */
 	int *of;			/* (n of the parameters) bucket of each; -1: frozen */
-	real *scratch;			/* comm_scratch() reals; NULL: one rank */
-	real *whole;			/* the largest parameter, on the way to a file; NULL: one rank */
+	real *scratch;			/* of comm_exchange_open(); NULL: one rank */
+	real *whole;			/* the largest parameter, on the way to a file; NULL: one rank, or not the first */
 	int nruns;			/* of this rank's parts: neighbours that share their weight decay go in one call */
 	struct optim_run { int64_t off, at, n; bool decay; } *run;
 };

@@ -479,8 +479,14 @@ static void close_micro(struct micro *mb)
 	mem_free(mb->extra);
 }
 
+/* Where experts are divided all ranks go through all pairs, for each needs the others' experts; else the first does. */
+static bool with_others(const struct stage_env *v)
+{
+	return v->o->expert_parallel > 1;
+}
+
 /* All pairs of one epoch of p into the cache. */
-static int compute(struct prefs *p, struct model *m, struct micro *mb, int B, real *logp, struct refcache *c,
+static int compute(struct prefs *p, struct model *m, struct micro *mb, const struct stage_env *v, real *logp, struct refcache *c,
     struct progress *bar, struct err *e)
 {
 	const struct forward_opt plain = {0};
@@ -490,7 +496,8 @@ static int compute(struct prefs *p, struct model *m, struct micro *mb, int B, re
 	if (p == NULL)
 		return 0;
 	while (p->taken < corpus_items(p->corpus)) {
-		if ((rc = pairs(p, mb, B, corpus_items(p->corpus), e)) <= 0)
+		rc = pairs(p, mb, v->o->batch, corpus_items(p->corpus), e);
+		if ((with_others(v) ? comm_agree(rc, e) : rc) <= 0)
 			return -1;
 		model_forward(m, &mb->b, &plain);
 		loss_pref_reference(m, &mb->b, pair, pair[0].n, logp);
@@ -503,7 +510,8 @@ static int compute(struct prefs *p, struct model *m, struct micro *mb, int B, re
 
 static struct refcache *make_cache(const struct stage_env *v, struct err *e)
 {
-	const struct model_opt frozen = { .max_b = v->sequences, .max_t = v->o->seq, .bf16 = v->o->compute };
+	const struct model_opt frozen = { .max_b = v->sequences, .max_t = v->o->seq, .bf16 = v->o->compute,
+	    .divided = v->o->expert_parallel };
 	struct refcache *c = refcache_new();
 	struct progress bar;
 	struct micro mb = {0};
@@ -519,13 +527,15 @@ static struct refcache *make_cache(const struct stage_env *v, struct err *e)
 	logp = mem_alloc((size_t)v->sequences * (size_t)v->o->seq * sizeof *logp);
 	progress_start(&bar, "reference", "pairs", 0);
 	rc = ckpt_load_weights(v->o->model, &m, e);
+	if (with_others(v))
+		rc = comm_agree(rc, e);
 	if (rc == 0)
-		rc = compute(v->src, &m, &mb, v->o->batch, logp, c, &bar, e);
+		rc = compute(v->src, &m, &mb, v, logp, c, &bar, e);
 	if (rc == 0)
-		rc = compute(v->eval_src, &m, &mb, v->o->batch, logp, c, &bar, e);
+		rc = compute(v->eval_src, &m, &mb, v, logp, c, &bar, e);
 	progress_end(&bar);
 	refcache_sort(c);
-	if (rc == 0)
+	if (rc == 0 && comm_rank() == 0)
 		rc = refcache_save(c, prefs_ref, v->parent, e);
 	mem_free(logp);
 	close_micro(&mb);
@@ -563,7 +573,7 @@ int prefs_prepare(const struct stage_env *v, struct err *e)
 {
 	struct prefs *p = v->src, *eval = v->eval_src;
 	struct refcache *c = NULL;
-	bool there;
+	bool there, maker;
 
 	if (prefs_ref == NULL)
 		return 0;
@@ -574,9 +584,10 @@ int prefs_prepare(const struct stage_env *v, struct err *e)
 	if (!there && corpus_streams(p->corpus))
 		return err_set(e, EX_USAGE, "--precompute-ref %s: is not there, and pairs from a pipe come only once",
 		    prefs_ref);
-	if (!there && comm_rank() == 0)
+	maker = comm_rank() == 0 || with_others(v);
+	if (!there && maker)
 		c = make_cache(v, e);
-	if (!there && comm_agree(comm_rank() == 0 && c == NULL ? -1 : 0, e) < 0)
+	if (!there && comm_agree(maker && c == NULL ? -1 : 0, e) < 0)
 		return -1;
 	if (c == NULL)
 		c = refcache_load(prefs_ref, v->parent, e);

@@ -35,10 +35,10 @@ static void test_sums(void)
 	static const int64_t size[] = { 3, 0, 40000, 3000017, 1, 2500000, 1200000 };
 	static const enum comm_set set[] = { COMM_ALL, COMM_ALL, COMM_PEERS, COMM_ALL, COMM_PEERS, COMM_PEERS, COMM_ALL };
 	enum { N = sizeof size / sizeof *size };
-	real *x[N], *scratch = calloc((size_t)comm_scratch(3000017) + 1, sizeof *scratch);
+	real *x[N], *scratch = calloc((size_t)comm_scratch(3000017, COMM_ALL) + 1, sizeof *scratch);
 	bool bad = false;
 
-	comm_exchange_open(scratch, 3000017, N);
+	comm_exchange_open(scratch, comm_scratch(3000017, COMM_ALL), N);
 	for (int turn = 0; turn < 2; turn++) {
 		for (int a = 0; a < N; a++) {
 			x[a] = malloc((size_t)size[a] * sizeof *x[a] + 1);

@@ -51,10 +51,10 @@ int main(int argc, char **argv)
 		err_exit(&e);
 	ranks = comm_size();
 	x = calloc((size_t)n, sizeof *x);
-	scratch = calloc((size_t)comm_scratch(n) + 1, sizeof *scratch);
+	scratch = calloc((size_t)comm_scratch(n, COMM_ALL) + 1, sizeof *scratch);
 	if (x == NULL || scratch == NULL)
 		err_die(EX_OSERR, "out of memory");
-	comm_exchange_open(scratch, n, 1);
+	comm_exchange_open(scratch, comm_scratch(n, COMM_ALL), 1);
 	for (int kind = 0; kind < KINDS && ranks > 1; kind++) {
 		double s = seconds(kind, x, n), bytes = kind == SUM ? 0 : (double)(n * (ranks - 1) / ranks) * sizeof *x;
 
