@@ -228,6 +228,17 @@ static void test_files(void)
 	ok(config_load(&c, "tests/tap.h", 0, NULL, &e) < 0 && e.status == EX_DATAERR, "not JSON: %s", e.msg);
 }
 
+static void test_dense(void)
+{
+	struct config c;
+	struct err e = {0};
+
+	ok(load(&c, "{\"chronos_format\": 2, \"num_hidden_layers\": 2, \"mlp_layer_types\": [\"dense\", \"dense\"], "
+	    "\"lookahead_steps\": 2}", &e) == 0 && c.num_sparse == 0 && c.lookahead_steps == 0,
+	    "without experts there is nothing to look ahead for");
+	config_free(&c);
+}
+
 /* Parameters side by side in the array at place `here`, and each once over all places. */
 static void test_divide(void)
 {
@@ -271,6 +282,7 @@ int main(void)
 	test_defaults();
 	test_formats();
 	test_qwen();
+	test_dense();
 	test_divide();
 	test_refusals();
 	test_sets();
