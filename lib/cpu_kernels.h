@@ -57,14 +57,23 @@ extern const struct cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
 #endif
 
 /* Asks for part t of `parts` of a matrix of rows of w values, ld apart, that is read soon: its cache lines, in order. Inline
- * whatever the compiler thinks: a call among the registers of a product costs more than it brings. */
+ * whatever the compiler thinks, and without a division for each: among the tiles of a product both cost more than they bring. */
 static inline __attribute__((always_inline)) void cpu_ask(const real *x, int64_t ld, int rows, int w, int t, int parts)
 {
 	const int line = 64 / (int)sizeof *x;
-	int per = (w + line - 1) / line, all = rows * per;
+	int per = (w + line - 1) / line, at = rows * per * t / parts, n = rows * per * (t + 1) / parts - at, left;
 
-	for (int i = all * t / parts; i < all * (t + 1) / parts; i++)
-		__builtin_prefetch(x + i / per * ld + i % per * line, 0, 2);
+	if (n == 0)
+		return;
+	x += at / per * ld + at % per * line;
+	left = per - at % per;
+	for (; n > 0; n--, x += line) {
+		__builtin_prefetch(x, 0, 2);
+		if (--left == 0) {
+			left = per;
+			x += ld - per * line;
+		}
+	}
 }
 
 /* The table in use; set by cpu_isa_force() and at first use. */

@@ -2,6 +2,7 @@
  * kernels: every instruction set this machine has against the portable loops, and the promise of GEMM_NT: a row's
  * result depends on nothing but that row, B and K.
  */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -158,6 +159,31 @@ static void test_invariance(const char *isa, enum dtype dt)
 	free(a), free(w), free(one), free(all), free(b);
 }
 
+/* More threads get smaller tasks. */
+static void test_threads(const char *isa)
+{
+	enum { M = 200, N = 1200, K = 70 };
+	float *a = randoms(M * K, 1), *b = randoms(N * K, 2), *c = calloc(M * N, 4), *one = calloc(M * N, 4);
+	bool same = true;
+
+	cpu_isa_force(isa);
+	for (int kind = 0; kind < 3; kind++) {
+		struct gemm_job j = { one, N, a, kind == GEMM_TN ? M : K, b, kind == GEMM_NT ? K : N, DT_F32, M, N, K, 0 };
+
+		for (int threads = 1; threads <= 3; threads += 2) {
+			pool_quit();
+			pool_init(threads);
+			j.c = threads == 1 ? one : c;
+			backend_cpu.gemm(kind, &j, 1);
+		}
+		same &= memcmp(one, c, M * N * 4) == 0;
+	}
+	ok(same, "%s: 1 and 3 threads, the same bytes", isa);
+	pool_quit();
+	pool_init(2);
+	free(a), free(b), free(c), free(one);
+}
+
 int main(void)
 {
 	static const char *const isa[] = { "portable", "avx2", "avx512" };
@@ -171,6 +197,7 @@ int main(void)
 		test_products(isa[i]);
 		test_rows(isa[i]);
 		test_exp(isa[i]);
+		test_threads(isa[i]);
 		for (int t = DT_F32; t <= DT_F16; t++)
 			test_invariance(isa[i], (enum dtype)t);
 	}

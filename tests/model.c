@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choose.h"
 #include "model_int.h"
 #include "pool.h"
 #include "rng.h"
@@ -232,6 +233,75 @@ static void test_ahead(void)
 	route_scratch_free(s);
 }
 
+/* Values with many ties, against a search for the best not taken yet. */
+static void test_choice(void)
+{
+	enum { E = 13, K = 6 };
+	int32_t ids[K], best;
+	bool same = true;
+
+	for (uint64_t round = 0; round < 200; round++) {
+		real p[E];
+		bool taken[E] = { false };
+
+		for (uint64_t e = 0; e < E; e++)
+			p[e] = (real)(rng_hash(3, round * E + e) % 5);
+		choose_best(p, E, K, ids);
+		for (int k = 0; k < K; k++) {
+			best = -1;
+			for (int e = 0; e < E; e++)
+				if (!taken[e] && (best < 0 || p[e] > p[best]))
+					best = e;
+			taken[best] = true;
+			same &= ids[k] == best;
+		}
+	}
+	ok(same, "the best of a few, ties to the lowest id");
+}
+
+/* Counts of two layers and two documents, by any number of threads and by hand. */
+static void test_stats(void)
+{
+	enum { E = 6, K = 2, B = 3, T = 31, R = B * T, STEPS = 2, ROWS = (STEPS + 1) * 2 * E };
+	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 2, .lookahead_steps = STEPS,
+	    .lookahead_per_layer = true };
+	real probs[2 * R * E], look[R * ROWS];
+	int32_t ids[2 * R * K], doc[R];
+	struct route_in in = { .cfg = &c, .B = B, .T = T, .doc_start = doc, .probs = probs, .topk = ids, .look = look };
+	struct route_stats st[3];
+	double pairs = 0, overlap = 0, ahead = 0;
+
+	memset(st, 0, sizeof st);
+	for (uint64_t i = 0; i < R * ROWS; i++)
+		look[i] = (real)rng_normal(1, 1, i);
+	for (uint64_t i = 0; i < 2 * R; i++) {
+		ids[i * K] = (int32_t)(rng_hash(2, i) % (E - 1));
+		ids[i * K + 1] = E - 1;
+	}
+	for (int r = 0; r < R; r++)
+		doc[r] = r % T < 17 ? 0 : r % T < 29 ? 17 : -1;
+	for (int i = 0; i < 3; i++) {
+		pool_quit();
+		pool_init(i == 0 ? 2 : i == 1 ? 1 : 3);
+		route_stats_add(&st[i], &in);
+	}
+	for (int i = 0; i < 2 * R; i++) {
+		int t = i % R % T;
+
+		ahead += t < 15 || (t >= 17 && t < 27);
+		if (t == 16 || t >= 28)
+			continue;
+		pairs++;
+		overlap += ids[i * K] == ids[(i + 1) * K] ? 1 : 1.0 / 3;
+	}
+	ok(memcmp(&st[0], &st[1], sizeof st[0]) == 0 && memcmp(&st[0], &st[2], sizeof st[0]) == 0,
+	    "statistics of 1, 2 and 3 threads: the same bytes");
+	ok(st[0].pairs == pairs && fabs(st[0].overlap - overlap) < 1e-9, "adjacent pairs and their overlap");
+	ok(st[0].sets[2] == ahead && st[0].union_rows == ahead && st[0].slots[2] == K * ahead, "rows two steps before another");
+	pool_quit();
+	pool_init(2);
+}
+
 /* The experts of another model, given to this one: they are the ones used; and its own, given back, change nothing. */
 static void test_replay(void)
 {
@@ -330,6 +400,8 @@ int main(void)
 	test_head();
 	test_route_values();
 	test_ahead();
+	test_choice();
+	test_stats();
 	test_replay();
 	test_bf16();
 	test_recompute();
