@@ -362,6 +362,8 @@ static int plan_memory(struct train *t, struct err *e)
 	mem_plan_add(&t->plan, "program and tokenizer", program - data);
 	if (rc < 0 || (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0))
 		return -1;
+	if (mem_plan_total(&t->plan) < mem_peak_rss())		/* a small model, and large blocks of records */
+		mem_plan_add(&t->plan, "reading records", mem_peak_rss() - mem_plan_total(&t->plan));
 	return mem_plan_check(&t->plan, limit, t->o.recompute ?
 	    "a smaller --batch or --seq (and more --accum) needs less" :
 	    "--recompute needs less, and so does a smaller --batch or --seq (and more --accum)", e);
