@@ -230,6 +230,21 @@ static int load_records(struct corpus *c, struct part *p, struct recload *l, str
 	return rc;
 }
 
+/* What one rank, which reads all of the file for it, says to all. */
+static json_t *describe(const char *path, int64_t records, struct err *e)
+{
+	json_t *in = comm_rank() == 0 ? prov_file(path, records, e) : NULL;
+	const char *own = json_string_value(json_object_get(in, "sha256"));
+	char hex[65] = "";
+
+	if (comm_agree(comm_rank() == 0 && in == NULL ? -1 : 0, e) < 0)
+		return NULL;
+	if (own != NULL)
+		snprintf(hex, sizeof hex, "%s", own);
+	comm_bcast(hex, sizeof hex);
+	return in != NULL ? in : json_pack("{s:s, s:s, s:I}", "file", path, "sha256", hex, "records", (json_int_t)records);
+}
+
 static int load_part(struct corpus *c, struct part *p, struct recload *l, struct progress *bar, struct err *e)
 {
 	p->first = c->n;
@@ -239,7 +254,7 @@ static int load_part(struct corpus *c, struct part *p, struct recload *l, struct
 		return err_set(e, EX_OSERR, "%s: gzip can only be read in one go, and it does not fit in --data-ram; unpack it, give"
 		    " more, or read it from a pipe with --shuffle-window", p->path);
 	recfile_end(p->f, c->kept < c->n);
-	return json_array_append_new(c->inputs, prov_file(p->path, c->n - p->first, e));
+	return json_array_append_new(c->inputs, describe(p->path, c->n - p->first, e));
 }
 
 static void shuffle(struct corpus *c, const struct pool *p)

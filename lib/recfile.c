@@ -12,6 +12,7 @@
 #include "sig.h"
 
 #define CHUNK ((size_t)64 << 10)
+#define PAGE ((size_t)4 << 10)		/* what the rest of a block's last line is looked for in, at least */
 #define WHERE_MOST ((off_t)1 << 30)	/* in a larger file lines are not counted */
 
 enum {
@@ -150,10 +151,10 @@ static int64_t line_end(struct recfile *f, struct lines *b, size_t at, int64_t f
 	size_t stop;
 
 	while (nl == NULL && got > 0 && b->n - at < JSONL_MAX_LINE) {
-		size_t had = b->n;
+		size_t had = b->n, want = had - at > PAGE ? had - at : PAGE;
 
-		lines_reserve(b, had + CHUNK);
-		if ((got = read_at(f, b->text + had, CHUNK, from + (int64_t)had, e)) < 0)
+		lines_reserve(b, had + want);
+		if ((got = read_at(f, b->text + had, want, from + (int64_t)had, e)) < 0)
 			return -1;
 		b->n += (size_t)got;
 		nl = memchr(b->text + had, '\n', (size_t)got);
@@ -174,7 +175,7 @@ static int read_plain(struct recfile *f, int64_t k, struct recfile_block *b, str
 	b->end = to == size;
 	if (from >= to)
 		return 0;
-	lines_reserve(&b->lines, (size_t)(to - from) + CHUNK);
+	lines_reserve(&b->lines, (size_t)(to - from) + PAGE);
 	if ((got = read_at(f, b->lines.text, (size_t)(to - from), from, e)) < 0)
 		return -1;
 	b->lines.n = (size_t)got;

@@ -64,8 +64,8 @@ static void *more(void *p, int64_t need, int64_t *cap, size_t size)
 
 static void room_for(struct block *b, int64_t n, int64_t words)
 {
-	b->place = more(b->place, n, &b->cap_place, sizeof *b->place);
-	b->len = more(b->len, n, &b->cap_len, sizeof *b->len);
+	b->place = more(b->place, n + 1, &b->cap_place, sizeof *b->place);
+	b->len = more(b->len, n + 1, &b->cap_len, sizeof *b->len);
 	b->word = more(b->word, words + 1, &b->cap_word, sizeof *b->word);
 }
 
@@ -238,7 +238,7 @@ static void make_block(struct recload *l, int64_t k, int64_t room)
 	h->at_line = recfile_read(l->f, k, &l->in, &h->fatal) < 0 && h->fatal.status == EX_DATAERR && recfile_seeks(l->f);
 	h->lines = shard ? l->in.docs : l->in.lines.count;
 	h->end = l->in.end;
-	l->made = more(l->made, h->lines, &l->cap_made, sizeof *l->made);
+	l->made = more(l->made, h->lines + 1, &l->cap_made, sizeof *l->made);
 	memset(l->made, 0, (size_t)h->lines * sizeof *l->made);
 	if (shard)
 		make_docs(l, &h->fatal);
