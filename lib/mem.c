@@ -1,8 +1,10 @@
 #include "mem.h"
 
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #define MEM_ALIGN 64
 
