@@ -5,15 +5,18 @@
 
 #include "json.h"
 #include "opt.h"
+#include "pool.h"
 #include "progress.h"
 #include "record.h"
 #include "shards.h"
 #include "tok.h"
+#include "tokenize.h"
 
 static struct {
 	const char *tokenizer, *out;
 	bool train, decode, text, jsonl, chat, mask, special, skip_special, lines, skip_bad;
 	int64_t vocab, min_freq, shard_size;
+	int threads;
 } o = { .vocab = 6400, .min_freq = 2, .chat = true, .shard_size = 512 << 20 };
 
 static const struct opt opts[] = {
@@ -27,6 +30,7 @@ static const struct opt opts[] = {
 	{ 0, "chat", OPT_FLAG, &o.chat, 0, 0, NULL, "conversations go through the chat template" },
 	{ 0, "mask", OPT_FLAG, &o.mask, 0, 0, NULL, "add \"mask\": 1 where an assistant speaks" },
 	{ 0, "special", OPT_FLAG, &o.special, 0, 0, NULL, "special tokens written in a text become themselves" },
+	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one per CPU" },
 	{ 0, "shard-size", OPT_BYTES, &o.shard_size, 1, 1e15, "BYTES", "with -o: begin another shard at this size" },
 	{ .kind = OPT_GROUP, .help = "Decoding" },
 	{ 0, "skip-special", OPT_FLAG, &o.skip_special, 0, 0, NULL, "leave special tokens out" },
@@ -52,6 +56,7 @@ struct doc {
 };
 
 typedef int (*doc_fn)(void *ctx, struct doc *d, struct err *e);
+typedef int (*records_fn)(void *ctx, struct jsonl *in, struct err *e);
 
 static bool ends_with(const char *s, const char *end)
 {
@@ -107,8 +112,8 @@ static int each_record(struct jsonl *in, doc_fn fn, void *ctx, struct err *e)
 	return rc || e->status ? -1 : 0;
 }
 
-/* Each file is read on its own, since each may be of another kind. */
-static int each_doc(int n, char **files, doc_fn fn, void *ctx, struct err *e)
+/* Each file is read on its own, since each may be of another kind. records: takes all of a file; NULL: fn each. */
+static int each_doc(int n, char **files, doc_fn fn, records_fn records, void *ctx, struct err *e)
 {
 	static char *standard_input[] = { "-" };
 	struct jsonl *all = jsonl_open(n, files, false, e);	/* a missing file is told at once */
@@ -131,8 +136,10 @@ static int each_doc(int n, char **files, doc_fn fn, void *ctx, struct err *e)
 		first = jsonl_peek(in, e);
 		if (e->status)
 			rc = -1;
+		else if (first >= 0 && !is_jsonl(in, first))
+			rc = one_text(in, fn, ctx, e);
 		else if (first >= 0)
-			rc = is_jsonl(in, first) ? each_record(in, fn, ctx, e) : one_text(in, fn, ctx, e);
+			rc = records != NULL ? records(ctx, in, e) : each_record(in, fn, ctx, e);
 		jsonl_close(in);
 	}
 	return rc;
@@ -140,66 +147,26 @@ static int each_doc(int n, char **files, doc_fn fn, void *ctx, struct err *e)
 
 struct run {
 	struct tok *t;
-	struct ids ids, mask;
+	struct ids ids;
+	struct tokenize *z;
 	struct shards *shards;
 	struct tok_trainer *trainer;
 	struct progress progress;
 	int64_t docs, bytes;
 };
 
-static json_t *list_of(const struct ids *a)
-{
-	json_t *list = json_array();
-
-	for (int i = 0; i < a->n; i++)
-		json_array_append_new(list, json_integer(a->v[i]));
-	return list;
-}
-
-static int put_tokens(struct run *r, struct doc *d, struct err *e)
-{
-	json_t *rec = d->rec ? json_incref(d->rec) : json_pack("{s:s, s:I}", "file", jsonl_name(d->in), "bytes",
-		(json_int_t)d->len);
-	int rc;
-
-	if (!rec)
-		return err_set(e, EX_DATAERR, "%s: the name is not valid UTF-8", jsonl_name(d->in));
-	json_object_set_new(rec, "tokens", list_of(&r->ids));
-	if (o.mask)
-		json_object_set_new(rec, "mask", list_of(&r->mask));
-	rc = json_put(stdout, rec, e);
-	json_decref(rec);
-	return rc;
-}
-
-/* Ids of the document into r->ids, and what is to be learned into r->mask: of plain text all of it. */
-static int to_ids(struct run *r, struct doc *d, struct err *why)
-{
-	const json_t *messages = o.chat && d->rec ? record_messages(d->rec) : NULL;
-	char *text = d->text;
-	size_t len = d->len;
-
-	r->ids.n = r->mask.n = 0;
-	if (messages)
-		return tok_chat(r->t, messages, false, false, &r->ids, &r->mask, why);
-	if (d->rec && !(text = record_text(d->rec, &len)))
-		return err_set(why, EX_DATAERR, "no text in the record");
-	tok_encode(r->t, text, len, o.special, &r->ids);
-	if (d->rec)
-		free(text);
-	while (o.mask && r->mask.n < r->ids.n)
-		ids_push(&r->mask, 1);
-	return 0;
-}
-
-static int encode(void *ctx, struct doc *d, struct err *e)
+static int encode_text(void *ctx, struct doc *d, struct err *e)
 {
 	struct run *r = ctx;
-	struct err why = { 0 };
 
-	if (to_ids(r, d, &why))
-		return jsonl_bad(d->in, e, "%s", why.msg);
-	return r->shards ? shards_add(r->shards, r->ids.v, r->ids.n, e) : put_tokens(r, d, e);
+	return tokenize_text(r->z, jsonl_name(d->in), d->text, d->len, e);
+}
+
+static int encode_records(void *ctx, struct jsonl *in, struct err *e)
+{
+	struct run *r = ctx;
+
+	return tokenize_records(r->z, in, e);
 }
 
 static int parse_ids(struct run *r, struct doc *d, struct err *why)
@@ -266,7 +233,7 @@ static void train(int n, char **files, struct err *e)
 	double began = progress_clock();
 
 	progress_start(&r.progress, "counting", "documents", 0);
-	if (each_doc(n, files, learn, &r, e))
+	if (each_doc(n, files, learn, NULL, &r, e))
 		err_exit(e);
 	progress_end(&r.progress);
 	progress_start(&r.progress, "merging", "tokens", (double)o.vocab);
@@ -285,17 +252,20 @@ static void train(int n, char **files, struct err *e)
 static void run(int n, char **files, struct err *e)
 {
 	struct run r = { .t = tok_load(o.tokenizer, e) };
+	int rc;
 
 	if (!r.t)
 		err_exit(e);
 	if (o.out && !(r.shards = shards_open(o.out, r.t, o.shard_size, stdout, e)))
 		err_exit(e);
-	if (each_doc(n, files, o.decode ? decode : encode, &r, e))
+	pool_init(o.decode ? 1 : o.threads);
+	r.z = tokenize_open(&(struct tokenize_opt){ r.t, r.shards, o.chat, o.mask, o.special });
+	rc = o.decode ? each_doc(n, files, decode, NULL, &r, e) : each_doc(n, files, encode_text, encode_records, &r, e);
+	if (rc || (r.shards && shards_close(r.shards, e)))
 		err_exit(e);
-	if (r.shards && shards_close(r.shards, e))
-		err_exit(e);
+	tokenize_close(r.z);
+	pool_quit();
 	ids_free(&r.ids);
-	ids_free(&r.mask);
 	tok_free(r.t);
 }
 

@@ -21,7 +21,7 @@ const struct opt chat_opts[] = {
 	{ .kind = OPT_END }
 };
 
-bool chat_fit(struct ids *ids, struct ids *mask, int n, struct chat_count *count)
+bool chat_fit(struct ids *ids, struct ids *mask, int n, struct record_count *count)
 {
 	int over = ids->n - n;
 
@@ -80,7 +80,7 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
 }
 
 /* A record that is no conversation: all of it is to be learned. */
-static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct chat_count *count,
+static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct record_count *count,
     struct err *why)
 {
 	if (record_document(rec, t, vocab, out, why) < 0)
@@ -94,7 +94,7 @@ static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *o
 	return 0;
 }
 
-int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
     struct err *why)
 {
 	struct ids mask = {0};
@@ -115,7 +115,7 @@ int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *o
 	return rc;
 }
 
-void chat_report(const struct chat_count *count)
+void chat_report(const struct record_count *count)
 {
 	if (opt_quiet || count->cut + count->dropped + count->empty == 0)
 		return;
@@ -130,22 +130,20 @@ struct chat {
 	struct tok *tok;
 	int vocab, T;
 	struct corpus *corpus;
-	struct chat_count count;
 	int64_t limit, rows;		/* items to deliver, rows that they take; -1: no end, or not known */
 	int64_t offset;			/* token of the next item at which its next piece begins */
 	int *used;			/* (ranks * batch) columns of each row of the micro-batch, of which every rank has some */
 };
 
-static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+    struct err *why)
 {
-	struct chat *c = self;
-	struct chat_count again = {0};		/* of a file that was counted when it was opened */
-	bool first = c->corpus == NULL || corpus_streams(c->corpus);
+	const struct chat *c = self;
 
-	return c->kind->item(c->tok, c->vocab, rec, c->T + 1, out, first ? &c->count : &again, why);
+	return c->kind->item(t, c->vocab, rec, c->T + 1, out, n, why);
 }
 
-static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
     struct err *why)
 {
 	bool tokens = json_object_get(rec, "tokens") != NULL;
@@ -170,13 +168,18 @@ static int own_row(int r, int B)
 	return r / B == comm_rank() ? r % B : -1;
 }
 
-/* n rows into row r of the batch, row `at_row` of this rank; what comes with their tokens into extra. */
-static void place(const struct chat *c, struct micro *mb, int r, int at_row, const uint32_t *word, int64_t n)
+/* The next n rows into row r of the batch, row `at_row` of this rank; what comes with their tokens into extra. */
+static int place(const struct chat *c, struct micro *mb, int r, int at_row, int64_t n, struct err *e)
 {
-	int64_t at = (int64_t)at_row * c->T + c->used[r];
-	int stride = c->kind->stride, record = corpus_touch(c->corpus);
+	int64_t at = (int64_t)at_row * c->T + c->used[r], all;
+	int stride = c->kind->stride, record;
 	struct batch *b = &mb->b;
+	const uint32_t *word;
 
+	if (corpus_get(c->corpus, &word, &all, e) < 0)
+		return -1;
+	word += c->offset * stride;
+	record = corpus_touch(c->corpus);
 	for (int64_t i = 0; i < n; i++) {
 		uint32_t next = word[(i + 1) * stride];
 
@@ -189,6 +192,7 @@ static void place(const struct chat *c, struct micro *mb, int r, int at_row, con
 			memcpy((uint32_t *)mb->extra + (at + i) * (stride - 1), word + i * stride + 1,
 			    (size_t)(stride - 1) * sizeof *word);
 	}
+	return 0;
 }
 
 static void pad(const struct chat *c, struct batch *b, int r, int at_row)
@@ -201,32 +205,30 @@ static void pad(const struct chat *c, struct batch *b, int r, int at_row)
 }
 
 /* The piece that is next, at most T rows: rows, 0 at the end, -1. */
-static int64_t piece(struct chat *c, const uint32_t **word, int64_t *left, struct err *e)
+static int64_t piece(struct chat *c, int64_t *left, struct err *e)
 {
 	int64_t n;
 	int rc;
 
 	if (c->limit >= 0 && corpus_passed(c->corpus) >= c->limit)
 		return 0;
-	if ((rc = corpus_get(c->corpus, word, &n, e)) <= 0)
+	if ((rc = corpus_get(c->corpus, NULL, &n, e)) <= 0)
 		return rc;
-	*word += c->offset * c->kind->stride;
 	*left = n / c->kind->stride - c->offset - 1;
 	return *left < c->T ? *left : c->T;
 }
 
-/* Packs one micro-batch of B rows for each rank, this rank's into mb, or only moves on when that is NULL. Rows used on all,
- * 0 at the end, -1. */
+/* Packs one micro-batch of B rows for each rank, this rank's into mb, or only moves on when that is NULL. Of what is not
+ * its own it looks at the length. Rows used on all, 0 at the end, -1. */
 static int pack(struct chat *c, struct micro *mb, int B, struct err *e)
 {
-	const uint32_t *word;
 	int64_t n, left;
 	int rows = 0, all = B * comm_size(), r;
 
 	memset(c->used, 0, (size_t)all * sizeof *c->used);
-	while ((n = piece(c, &word, &left, e)) > 0 && (r = find_room(c, all, n)) >= 0) {
-		if (mb != NULL && own_row(r, B) >= 0)
-			place(c, mb, r, own_row(r, B), word, n);
+	while ((n = piece(c, &left, e)) > 0 && (r = find_room(c, all, n)) >= 0) {
+		if (mb != NULL && own_row(r, B) >= 0 && place(c, mb, r, own_row(r, B), n, e) < 0)
+			return -1;
 		c->used[r] += (int)n;
 		rows = r + 1 > rows ? r + 1 : rows;
 		c->offset += n;
@@ -260,7 +262,7 @@ static void chat_close(void *self)
 	struct chat *c = self;
 
 	if (c->corpus != NULL && corpus_streams(c->corpus))
-		chat_report(&c->count);
+		chat_report(corpus_count(c->corpus));
 	corpus_close(c->corpus);
 	mem_free(c->used);
 	free(c);
@@ -269,7 +271,7 @@ static void chat_close(void *self)
 static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, char *const files[], bool eval,
     struct err *e)
 {
-	const struct corpus_opt co = { .unit = c->kind->unit, .kind = { .item = item, .self = c },
+	const struct corpus_opt co = { .unit = c->kind->unit, .kind = { .item = item, .self = c, .tok = c->tok },
 	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window, .longest = (o->seq + 1) * c->kind->stride,
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
@@ -278,7 +280,7 @@ static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, ch
 	c->limit = corpus_streams(c->corpus) || (o->epochs == 0 && !eval) ? -1 :
 	    llround((eval ? 1 : o->epochs) * (double)corpus_items(c->corpus));
 	if (!corpus_streams(c->corpus))
-		chat_report(&c->count);
+		chat_report(corpus_count(c->corpus));
 	return count_rows(c, o->batch, e);
 }
 
@@ -364,7 +366,6 @@ static int chat_seek(void *self, const json_t *position, struct err *e)
 {
 	struct chat *c = self;
 	json_int_t offset = 0;
-	const uint32_t *word;
 	int64_t left;
 
 	if (position != NULL && json_unpack((json_t *)position, "{s:I}", "offset", &offset) < 0)
@@ -372,7 +373,7 @@ static int chat_seek(void *self, const json_t *position, struct err *e)
 	if (corpus_seek(c->corpus, position, e) < 0)
 		return -1;
 	c->offset = offset;
-	if (offset != 0 && (offset < 0 || piece(c, &word, &left, e) <= 0))
+	if (offset != 0 && (offset < 0 || piece(c, &left, e) <= 0))
 		return e->status != 0 ? -1 : err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
 	return 0;
 }
@@ -385,25 +386,26 @@ static struct corpus *chat_corpus(void *self)
 static json_t *chat_inputs(const void *self)
 {
 	const struct chat *c = self;
+	const struct record_count *n = corpus_count(c->corpus);
 	json_t *list = corpus_inputs(c->corpus), *all;
 
-	if (c->count.cut + c->count.dropped + c->count.empty == 0)
+	if (n->cut + n->dropped + n->empty == 0)
 		return list;
 	all = json_copy(list);
 	json_decref(list);
-	json_array_append_new(all, json_pack("{s:I, s:I, s:I}", "cut", (json_int_t)c->count.cut, "too_long",
-	    (json_int_t)c->count.dropped, "nothing_to_learn", (json_int_t)c->count.empty));
+	json_array_append_new(all, json_pack("{s:I, s:I, s:I}", "cut", (json_int_t)n->cut, "too_long",
+	    (json_int_t)n->dropped, "nothing_to_learn", (json_int_t)n->empty));
 	return all;
 }
 
 const struct source chat_source = {
 	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
-	.identity = chat_identity, .next = chat_next, .deals = true, .position = chat_position, .seek = chat_seek,
+	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek,
 	.inputs = chat_inputs, .corpus = chat_corpus,
 };
 
 const struct source chat_text_source = {
 	.open = text_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
-	.identity = chat_identity, .next = chat_next, .deals = true, .position = chat_position, .seek = chat_seek,
+	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek,
 	.inputs = chat_inputs, .corpus = chat_corpus,
 };

@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "opt.h"
+#include "recfile.h"
 #include "tok.h"
 #include "train.h"
 
@@ -30,25 +31,20 @@ struct chat_opt {
 extern struct chat_opt chat_flags;		/* what the table fills in */
 extern const struct opt chat_opts[];		/* --truncate, --think: of every stage that reads conversations */
 
-struct chat_count {
-	int64_t cut, dropped;	/* too long: shortened, left out */
-	int64_t empty;		/* left out: nothing in it is to be learned */
-};
-
 #define CHAT_LEARN (1u << 31)	/* on an id that is a target */
 #define CHAT_ID(w) ((w) & ~CHAT_LEARN)
 
 /* Shortens ids, and mask unless NULL, to n entries as --truncate says. False: it is to be left out. Counts either. */
-bool chat_fit(struct ids *ids, struct ids *mask, int n, struct chat_count *count);
+bool chat_fit(struct ids *ids, struct ids *mask, int n, struct record_count *count);
 
 /* The conversation of a record (messages, conversations, or tokens with a mask) as ids with CHAT_LEARN, at most n of
  * them, appended to the empty out; nothing when it is left out. t may be NULL: then only tokens will do. 0, or -1 with a
  * reason. */
-int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
     struct err *why);
 
 /* "2 conversations cut, 1 left out, ..." on stderr, if there is anything to tell and no --quiet. */
-void chat_report(const struct chat_count *count);
+void chat_report(const struct record_count *count);
 
 extern const struct source chat_source;
 
@@ -63,7 +59,7 @@ struct chat_kind {
 	int stride;		/* words of a token: its id, with CHAT_LEARN, and those that go to micro.extra, (rows, stride - 1),
 				   at the row that it is the input of */
 	/* As chat_words(). */
-	int (*item)(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+	int (*item)(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
 	    struct err *why);
 };
 void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o, const struct config *cfg, struct tok *t,

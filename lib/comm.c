@@ -293,23 +293,18 @@ void comm_max(double *x, int n)
 	reduce(x, n, MPI_MAX);
 }
 
-void comm_bcast(void *p, size_t n)
+void comm_share(void *p, size_t n, int rank)
 {
 	const size_t most = (size_t)1 << 30;
 
 	for (size_t at = 0; comm.open && at < n; at += most)
-		MPI_Bcast((char *)p + at, (int)(n - at < most ? n - at : most), MPI_BYTE, 0, MPI_COMM_WORLD);
+		MPI_Bcast((char *)p + at, (int)(n - at < most ? n - at : most), MPI_BYTE, rank, MPI_COMM_WORLD);
 }
 
 void comm_barrier(void)
 {
 	if (comm.open)
 		MPI_Barrier(MPI_COMM_WORLD);
-}
-
-static void bcast_from(struct err *e, int rank)
-{
-	MPI_Bcast(e, sizeof *e, MPI_BYTE, rank, MPI_COMM_WORLD);
 }
 
 /* --- sets --- */
@@ -678,14 +673,9 @@ void comm_max(double *x, int n)
 	(void)x, (void)n;
 }
 
-void comm_bcast(void *p, size_t n)
+void comm_share(void *p, size_t n, int rank)
 {
-	(void)p, (void)n;
-}
-
-static void bcast_from(struct err *e, int rank)
-{
-	(void)e, (void)rank;
+	(void)p, (void)n, (void)rank;
 }
 
 int comm_divide(int n, struct err *e)
@@ -745,6 +735,11 @@ void *comm_receive(bool wait, size_t *n, int *from)
 
 #endif
 
+void comm_bcast(void *p, size_t n)
+{
+	comm_share(p, n, 0);
+}
+
 bool comm_any(bool x)
 {
 	double v = x;
@@ -763,7 +758,7 @@ int comm_agree(int rc, struct err *e)
 	if (comm_size() == 1 || first == 0)
 		return rc;
 	rank = comm_size() - (int)first;
-	bcast_from(e, rank);
+	comm_share(e, sizeof *e, rank);
 	memcpy(msg, e->msg, sizeof msg);
 	if (comm_rank() > 0)
 		e->msg[0] = '\0';

@@ -44,6 +44,7 @@ void comm_sum(double *x, int n);
 void comm_max(double *x, int n);
 bool comm_any(bool x);
 void comm_bcast(void *p, size_t n);		/* from rank 0 */
+void comm_share(void *p, size_t n, int rank);	/* from this rank */
 void comm_barrier(void);
 
 /* rc below 0 on any rank: -1 on all, with *e of the first of them; its message is kept by rank 0 only, which names the

@@ -12,6 +12,7 @@
 #include "json.h"
 #include "progress.h"
 #include "prov.h"
+#include "recload.h"
 #include "rng.h"
 
 enum {
@@ -53,11 +54,13 @@ struct corpus {
 
 	/* files */
 	uint64_t *place;		/* (n) where an item's record is in its file, and which piece of it */
+	uint32_t *size;			/* (n) words of it */
 	int64_t *at;			/* (kept + 1) where each of the first items begins in word */
 	uint32_t *word;			/* items one after the other */
 	uint32_t *order;		/* (n) of each pool's epoch, counted from its first item */
 	int64_t n, kept, words;		/* words: of all items */
-	int64_t cap_place, cap_at, cap_words;
+	int64_t cap_place, cap_size, cap_at, cap_words;
+	struct record_count count;
 	int64_t held;			/* the item whose record was made again last, all of it in scratch; -1: none */
 	struct ids scratch;
 
@@ -133,7 +136,7 @@ static int set_names(struct corpus *c, char *const files[], bool *stream, struct
 
 /* --- reading files for the first time --- */
 
-/* most: no larger than that. */
+/* most: no larger than that. (A rank must not stop alone while the others wait for its blocks.) */
 static int grow(void *pp, int64_t need, int64_t *cap, int64_t most, size_t size, struct err *e)
 {
 	int64_t want = need + need / 2 + 1024;
@@ -143,19 +146,26 @@ static int grow(void *pp, int64_t need, int64_t *cap, int64_t most, size_t size,
 		return 0;
 	if (want > most)
 		want = most;
-	if ((p = realloc(*at, (size_t)want * size)) == NULL)
+	if ((p = realloc(*at, (size_t)want * size)) == NULL && comm_size() > 1)
+		err_die(EX_OSERR, "no memory for %" PRId64 " bytes of training data", want * (int64_t)size);
+	if (p == NULL)
 		return err_set(e, EX_OSERR, "no memory for %" PRId64 " bytes of training data", want * (int64_t)size);
 	*at = p;
 	*cap = want;
 	return 0;
 }
 
-/* The first items are kept, as long as there is room for the next. */
+/* Words that there is room for: the first items are kept, as long as there is some for the next. */
+static int64_t room_left(const struct corpus *c)
+{
+	return c->kept < c->n ? 0 : c->o.ram / (int64_t)sizeof *c->word - (c->kept > 0 ? c->at[c->kept] : 0);
+}
+
 static int keep(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
 {
 	int64_t room = c->o.ram / (int64_t)sizeof *c->word, end = c->kept > 0 ? c->at[c->kept] : 0;
 
-	if (c->kept < c->n || end + n > room)
+	if (n > room_left(c))
 		return 0;
 	if (grow(&c->at, c->kept + 2, &c->cap_at, INT64_MAX, sizeof *c->at, e) < 0 ||
 	    grow(&c->word, end + n, &c->cap_words, room, sizeof *c->word, e) < 0)
@@ -171,44 +181,80 @@ static int add_item(struct corpus *c, int64_t place, int64_t piece, const uint32
 	if (c->n == UINT32_MAX || piece >> PIECE_BITS != 0)
 		return err_set(e, EX_DATAERR, "more than %" PRIu32 " %s, or more than %d pieces of one", UINT32_MAX, c->o.unit,
 		    1 << PIECE_BITS);
-	if (keep(c, item, n, e) < 0 || grow(&c->place, c->n + 1, &c->cap_place, INT64_MAX, sizeof *c->place, e) < 0)
+	if (keep(c, item, n, e) < 0 || grow(&c->place, c->n + 1, &c->cap_place, INT64_MAX, sizeof *c->place, e) < 0 ||
+	    grow(&c->size, c->n + 1, &c->cap_size, INT64_MAX, sizeof *c->size, e) < 0)
 		return -1;
+	c->size[c->n] = (uint32_t)n;
 	c->place[c->n++] = (uint64_t)place << PIECE_BITS | (uint64_t)piece;
 	c->words += n;
 	return 0;
 }
 
-static int add_record(struct corpus *c, int64_t place, struct err *e)
+/* The words of an item are there if it is to be kept. */
+static int add_record(struct corpus *c, int64_t place, const uint32_t *word, int64_t n, struct err *e)
 {
-	int64_t n = c->scratch.n, piece = c->o.piece > 0 ? c->o.piece : n;
+	int64_t piece = c->o.piece > 0 ? c->o.piece : n;
 	int rc = 0;
 
 	for (int64_t i = 0; rc == 0 && i < n; i += piece)
-		rc = add_item(c, place, i / piece, c->scratch.v + i, n - i < piece ? n - i : piece, e);
+		rc = add_item(c, place, i / piece, word + i, n - i < piece ? n - i : piece, e);
 	return rc;
 }
 
-static int load_part(struct corpus *c, struct part *p, struct progress *bar, struct err *e)
+static int add_block(struct corpus *c, const struct recload_block *b, struct err *e)
 {
-	int64_t place;
+	const uint32_t *word = b->word;
+	int rc = 0;
+
+	for (int64_t i = 0; i < b->n && rc == 0; word += b->len[i++])
+		rc = add_record(c, b->place[i], word, b->len[i], e);
+	return rc;
+}
+
+static int load_records(struct corpus *c, struct part *p, struct recload *l, struct progress *bar, struct err *e)
+{
+	const struct recload_block *b;
 	int rc;
 
-	p->first = c->n;
-	if ((p->f = recfile_open(p->path, &c->o.kind, c->o.skip_bad, e)) == NULL)
+	p->f = recfile_open(p->path, &c->o.kind, comm_size(), e);
+	if (comm_agree(p->f != NULL ? 0 : -1, e) < 0 || recload_begin(l, p->f, p->path, e) < 0)
 		return -1;
-	while ((rc = recfile_next(p->f, &c->scratch, &place, e)) > 0) {
-		if ((rc = add_record(c, place, e)) < 0)
-			break;
+	do {
+		rc = recload_next(l, room_left(c), &b, e);
+		if (rc == 0)
+			rc = add_block(c, b, e);
 		progress_at(bar, (double)c->n, "%" PRId64 " tokens", c->words);
-	}
+	} while (rc == 0 && !b->end);
 	progress_clear(bar);
-	if (rc < 0)
+	recload_end(l);
+	return rc;
+}
+
+/* What one rank, which reads all of the file for it, says to all. */
+static json_t *describe(const char *path, int64_t records, struct err *e)
+{
+	json_t *in = comm_rank() == 0 ? prov_file(path, records, e) : NULL;
+	const char *own = json_string_value(json_object_get(in, "sha256"));
+	char hex[65] = "";
+
+	if (comm_agree(comm_rank() == 0 && in == NULL ? -1 : 0, e) < 0)
+		return NULL;
+	if (own != NULL)
+		snprintf(hex, sizeof hex, "%s", own);
+	comm_bcast(hex, sizeof hex);
+	return in != NULL ? in : json_pack("{s:s, s:s, s:I}", "file", path, "sha256", hex, "records", (json_int_t)records);
+}
+
+static int load_part(struct corpus *c, struct part *p, struct recload *l, struct progress *bar, struct err *e)
+{
+	p->first = c->n;
+	if (load_records(c, p, l, bar, e) < 0)
 		return -1;
 	if (c->kept < c->n && !recfile_seeks(p->f))
 		return err_set(e, EX_OSERR, "%s: gzip can only be read in one go, and it does not fit in --data-ram; unpack it, give"
 		    " more, or read it from a pipe with --shuffle-window", p->path);
 	recfile_end(p->f, c->kept < c->n);
-	return json_array_append_new(c->inputs, prov_file(p->path, c->n - p->first, e));
+	return json_array_append_new(c->inputs, describe(p->path, c->n - p->first, e));
 }
 
 static void shuffle(struct corpus *c, const struct pool *p)
@@ -249,17 +295,21 @@ static void *shrink(void *p, int64_t n, int64_t *cap, size_t size)
 
 static int load(struct corpus *c, struct err *e)
 {
+	struct recload *l = recload_open(&c->o.kind, c->o.skip_bad);
 	struct progress bar;
 	int rc = 0;
 
 	c->inputs = json_array();
 	progress_start(&bar, "reading", c->o.unit, 0);
 	for (int i = 0; i < c->nparts && rc == 0; i++)
-		rc = load_part(c, &c->part[i], &bar, e);
+		rc = comm_agree(load_part(c, &c->part[i], l, &bar, e), e);
 	progress_end(&bar);
+	c->count = *recload_count(l);
+	recload_close(l);
 	if (rc < 0)
 		return -1;
 	c->place = shrink(c->place, c->n, &c->cap_place, sizeof *c->place);
+	c->size = shrink(c->size, c->n, &c->cap_size, sizeof *c->size);
 	c->word = shrink(c->word, c->kept > 0 ? c->at[c->kept] : 0, &c->cap_words, sizeof *c->word);
 	c->at = shrink(c->at, c->kept + 1, &c->cap_at, sizeof *c->at);
 	return open_pools(c, e);
@@ -335,6 +385,7 @@ void corpus_close(struct corpus *c)
 	free(c->pool);
 	free(c->names);
 	free(c->place);
+	free(c->size);
 	free(c->at);
 	free(c->word);
 	free(c->order);
@@ -365,7 +416,12 @@ int64_t corpus_bytes(const struct corpus *c)
 	for (int64_t i = 0; i < c->cap_slots; i++)
 		window += c->slot[i].ids.cap * (int64_t)sizeof *c->slot[i].ids.v;
 	return c->cap_words * (int64_t)sizeof *c->word + c->cap_at * (int64_t)sizeof *c->at +
-	    c->cap_place * (int64_t)sizeof *c->place + c->n * (int64_t)sizeof *c->order + window;
+	    c->cap_place * (int64_t)sizeof *c->place + c->cap_size * (int64_t)sizeof *c->size + c->n * (int64_t)sizeof *c->order + window;
+}
+
+const struct record_count *corpus_count(const struct corpus *c)
+{
+	return &c->count;
 }
 
 /* --- the item that is next, of files --- */
@@ -396,12 +452,9 @@ static int make_again(struct corpus *c, int64_t i, const uint32_t **item, struct
 			return -1;
 		c->held = i;
 	}
-	if (at >= c->scratch.n)
+	if (at + c->size[i] > c->scratch.n || (c->o.piece == 0 && c->size[i] != (uint32_t)c->scratch.n))
 		return err_set(e, EX_DATAERR, "%s: is not what it was when this run began to read it", p->path);
 	*item = c->scratch.v + at;
-	c->len = c->scratch.n - at;
-	if (c->o.piece > 0 && c->len > c->o.piece)
-		c->len = c->o.piece;
 	return 1;
 }
 
@@ -438,10 +491,11 @@ static int get_item(struct corpus *c, const uint32_t **item, struct err *e)
 	}
 	c->chosen = true;
 	i = current(c);
-	if (i >= c->kept)
+	c->len = c->size[i];
+	if (item != NULL && i >= c->kept)
 		return make_again(c, i, item, e);
-	*item = c->word + c->at[i];
-	c->len = c->at[i + 1] - c->at[i];
+	if (item != NULL)
+		*item = c->word + c->at[i];
 	return 1;
 }
 
@@ -473,7 +527,7 @@ static int fill(struct corpus *c, struct err *e)
 	while (rc == 0 && !c->ended && c->filled < want) {
 		int64_t n, piece;
 
-		if ((rc = recfile_item(c->in, &c->o.kind, &c->scratch, e)) < 0)
+		if ((rc = recfile_item(c->in, &c->o.kind, &c->scratch, &c->count, e)) < 0)
 			return -1;
 		c->ended = rc == 0;
 		n = rc > 0 ? c->scratch.n : 0;
@@ -502,7 +556,8 @@ static int get_slot(struct corpus *c, const uint32_t **item, struct err *e)
 		c->turn = draw(c);
 		c->chosen = true;
 	}
-	*item = c->slot[c->turn].ids.v;
+	if (item != NULL)
+		*item = c->slot[c->turn].ids.v;
 	c->len = c->slot[c->turn].ids.n;
 	return 1;
 }
@@ -561,7 +616,6 @@ json_t *corpus_position(const struct corpus *c)
 /* Reads and drops the items before the place. */
 static int seek_stream(struct corpus *c, int64_t passed, int64_t window, struct err *e)
 {
-	const uint32_t *item;
 	int64_t n;
 	int rc = 1;
 
@@ -569,7 +623,7 @@ static int seek_stream(struct corpus *c, int64_t passed, int64_t window, struct 
 		return err_set(e, EX_USAGE, "--resume: shuffle-window is %" PRId64 ", but was %" PRId64, c->o.window, window);
 	if (passed < c->passed)
 		return err_set(e, EX_SOFTWARE, "a pipe cannot be rewound");
-	while (c->passed < passed && (rc = corpus_get(c, &item, &n, e)) > 0)
+	while (c->passed < passed && (rc = corpus_get(c, NULL, &n, e)) > 0)
 		advance(c);
 	return rc != 0 ? (rc > 0 ? 0 : -1) : err_set(e, EX_DATAERR,
 	    "%s: the input is not the one this run began with: it ends after %" PRId64 " records", jsonl_name(c->in), c->passed);

@@ -7,10 +7,11 @@
  *		corpus_advance(c);
  *	}
  *
- * Regular files are read once to find where their records begin, 8 bytes an item and 4 for its place in the order. The
- * first items, up to opt.ram bytes of words, are kept in memory; the others are made again from their records when their
- * turn comes. Files are gone through in a new order each epoch and have no end: who reads them counts. gzip cannot be
- * read at a place, so all of it must be among what is kept.
+ * Regular files are read once, by all threads and ranks (recload.h), to find where their records begin and how long their
+ * items are: 8 and 4 bytes an item, and 4 for its place in the order. The first items, up to opt.ram bytes of words, are
+ * kept in memory; the others are made again from their records when their turn comes and their words are asked for. Files
+ * are gone through in a new order each epoch and have no end: who reads them counts. gzip cannot be read at a place, so all
+ * of it must be among what is kept.
  *
  * A name FILE:SHARE, unless there is a file of that whole name, gives the file a share: then all must have one, each file
  * has an order and epochs of its own, and the next item is that of the file that is furthest behind its share of words.
@@ -32,7 +33,7 @@ struct corpus;
 
 struct corpus_opt {
 	const char *unit;	/* what an item is, for people: "documents" */
-	struct record_kind kind;	/* after corpus_open() item and doc may be called again for the same record */
+	struct record_kind kind;
 	bool shuffle;		/* of files; pipes keep their order, but for the window */
 	int64_t window;		/* of pipes, in items; 0: none */
 	int64_t piece;		/* items of files or a window above this length are cut into pieces, each an item; 0: whole */
@@ -42,7 +43,8 @@ struct corpus_opt {
 	uint64_t seed;
 };
 
-/* nfiles 0 is stdin; the list of names is borrowed until corpus_close(). NULL on error; no items are one. */
+/* nfiles 0 is stdin; the list of names is borrowed until corpus_close(). NULL on error; no items are one. Ranks open the
+ * same files together. */
 struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o, struct err *e);
 void corpus_close(struct corpus *c);
 
@@ -50,8 +52,10 @@ bool corpus_streams(const struct corpus *c);	/* reads a pipe: how much there is 
 int64_t corpus_items(const struct corpus *c);	/* of the files, all together; 0 of a pipe */
 int64_t corpus_words(const struct corpus *c);
 int64_t corpus_bytes(const struct corpus *c);	/* memory held, for the plan */
+const struct record_count *corpus_count(const struct corpus *c);	/* of files: of one epoch */
 
-/* The item that is next, valid until the next call. 1, 0 at the end (of a pipe), -1. */
+/* The item that is next, valid until the next call. item NULL: only its length is wanted, for which no file is read. 1, 0 at
+ * the end (of a pipe), -1. */
 int corpus_get(struct corpus *c, const uint32_t **item, int64_t *n, struct err *e);
 void corpus_advance(struct corpus *c);
 int64_t corpus_passed(const struct corpus *c);	/* items gone by in all */

@@ -14,7 +14,7 @@ struct data {
 	struct corpus *corpus;
 	int64_t limit;			/* tokens to deliver in all, -1 without end */
 
-	/* position; doc NULL: the next document is not fetched yet */
+	/* position; len 0: which document is next is not known yet; doc NULL: its tokens are not fetched */
 	const uint32_t *doc;
 	int64_t len, offset;		/* of the current document, and where in it the next row begins */
 	int64_t taken;			/* tokens delivered in all */
@@ -27,11 +27,13 @@ static bool is_shard(const char *path)
 	return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
 }
 
-static int document(void *self, const json_t *rec, struct ids *out, struct err *why)
+static int document(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+    struct err *why)
 {
-	struct data *d = self;
+	const struct data *d = self;
 
-	return record_document(rec, d->o.tok, d->o.vocab, out, why);
+	(void)n;
+	return record_document(rec, t, d->o.vocab, out, why);
 }
 
 /* A token shard: "tokens" (N) U16 or U32, "offsets" (docs + 1) I64. */
@@ -132,7 +134,7 @@ struct data *data_open(int nfiles, char *const files[], const struct data_opt *o
 {
 	struct data *d = calloc(1, sizeof *d);
 	const struct corpus_opt co = { .unit = "documents",
-	    .kind = { .item = document, .open = open_shard, .doc = shard_doc, .close = close_shard, .self = d },
+	    .kind = { .item = document, .open = open_shard, .doc = shard_doc, .close = close_shard, .self = d, .tok = o->tok },
 	    .shuffle = o->shuffle, .piece = o->shuffle || o->window > 0 ? o->T : 0, .window = o->window, .longest = o->T,
 	    .ram = o->ram, .skip_bad = o->skip_bad, .seed = o->seed };
 
@@ -189,10 +191,12 @@ int64_t data_bytes(const struct data *d)
 	return corpus_bytes(d->corpus);
 }
 
-/* Makes d->doc the document at the position. 1, 0 at the end, -1. */
-static int fetch(struct data *d, struct err *e)
+/* Finds the document at the position, and its tokens if they are asked for. 1, 0 at the end, -1. */
+static int fetch(struct data *d, bool tokens, struct err *e)
 {
-	return d->doc != NULL ? 1 : corpus_get(d->corpus, &d->doc, &d->len, e);
+	if (d->doc != NULL || (!tokens && d->len > 0))
+		return 1;
+	return corpus_get(d->corpus, tokens ? &d->doc : NULL, &d->len, e);
 }
 
 static void advance(struct data *d, int64_t n)
@@ -202,20 +206,26 @@ static void advance(struct data *d, int64_t n)
 	if (d->offset < d->len)
 		return;
 	d->doc = NULL;
-	d->offset = 0;
+	d->offset = d->len = 0;
 	corpus_advance(d->corpus);
 }
 
-/* Tokens into row r from column t on, as many as this document and the row have. */
-static int64_t place(struct data *d, struct batch *b, int64_t r, int t)
+/* Tokens of this document that a row has room for from column t on. */
+static int64_t fitting(const struct data *d, int t)
 {
-	int64_t at = r * d->o.T + t, n = d->len - d->offset;
-	int record = corpus_touch(d->corpus);
+	int64_t n = d->len - d->offset;
 
 	if (n > d->o.T - t)
 		n = d->o.T - t;
-	if (d->limit >= 0 && n > d->limit - d->taken)
-		n = d->limit - d->taken;
+	return d->limit >= 0 && n > d->limit - d->taken ? d->limit - d->taken : n;
+}
+
+/* n tokens into row r from column t on. */
+static void place(const struct data *d, struct batch *b, int64_t r, int t, int64_t n)
+{
+	int64_t at = r * d->o.T + t;
+	int record = corpus_touch(d->corpus);
+
 	for (int64_t i = 0; i < n; i++) {
 		int64_t j = d->offset + i;
 
@@ -225,8 +235,6 @@ static int64_t place(struct data *d, struct batch *b, int64_t r, int t)
 		if (b->from != NULL)
 			b->from[at + i] = record;
 	}
-	advance(d, n);
-	return n;
 }
 
 static void pad(struct batch *b, int64_t at, int64_t n)
@@ -238,27 +246,39 @@ static void pad(struct batch *b, int64_t at, int64_t n)
 	}
 }
 
+/* Fills row r, or only goes on by a row when b is NULL. Its tokens, fewer than T at the end; -1. */
+static int next_row(struct data *d, struct batch *b, int64_t r, struct err *e)
+{
+	int64_t n;
+	int t, rc;
+
+	for (t = 0; t < d->o.T && d->taken != d->limit; t += (int)n) {
+		if ((rc = fetch(d, b != NULL, e)) < 0)
+			return -1;
+		if (rc == 0)
+			break;
+		n = fitting(d, t);
+		if (b != NULL)
+			place(d, b, r, t, n);
+		advance(d, n);
+	}
+	if (b != NULL && t > 0)
+		pad(b, r * d->o.T + t, d->o.T - t);
+	return t;
+}
+
 int data_next(struct data *d, struct batch *b, int B, struct err *e)
 {
-	int t = 0, rc = 1;
+	int rows, t = d->o.T;
 
-	b->T = d->o.T;
-	for (b->B = 0; b->B < B; b->B++) {
-		for (t = 0; t < b->T; ) {
-			if (d->taken == d->limit || (rc = fetch(d, e)) == 0)
-				break;
-			if (rc < 0)
-				return -1;
-			t += (int)place(d, b, b->B, t);
-		}
-		if (t < b->T)
-			break;
+	for (rows = 0; rows < B && t == d->o.T; rows += t > 0)
+		if ((t = next_row(d, b, rows, e)) < 0)
+			return -1;
+	if (b != NULL) {
+		b->T = d->o.T;
+		b->B = rows;
 	}
-	if (b->B < B && t > 0) {
-		pad(b, (int64_t)b->B * b->T + t, b->T - t);
-		b->B++;
-	}
-	return b->B > 0;
+	return rows > 0;
 }
 
 json_t *data_position(const struct data *d)
@@ -279,13 +299,14 @@ int data_seek(struct data *d, const json_t *position, struct err *e)
 	if (corpus_seek(d->corpus, position, e) < 0)
 		return -1;
 	d->doc = NULL;
+	d->len = 0;
 	d->offset = offset;
 	d->taken = taken;
 	if (offset == 0)
 		return 0;
-	if (fetch(d, e) < 0)
+	if (fetch(d, false, e) < 0)
 		return -1;
-	return d->doc == NULL || offset < 0 || offset >= d->len ?
+	return d->len == 0 || offset < 0 || offset >= d->len ?
 	    err_set(e, EX_DATAERR, "train_state.json: its position is not in this data") : 0;
 }
 

@@ -47,7 +47,7 @@ int64_t data_rows(const struct data *d);	/* rows until the end; -1: no end, or n
 int64_t data_bytes(const struct data *d);	/* memory held, for the plan */
 
 /* Fills up to B rows of the batch (arrays of at least B*T) and sets b->B and b->T. The last row is
- * padded. Returns 1, 0 at the end of the data, -1 on error. */
+ * padded. b NULL: goes on as far without reading what it passes. Returns 1, 0 at the end of the data, -1 on error. */
 int data_next(struct data *d, struct batch *b, int B, struct err *e);
 
 /* Where the next row begins: an object for train_state.json, and the way back. Seeking is exact:

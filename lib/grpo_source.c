@@ -21,7 +21,6 @@ struct grpo_data {
 	const struct train_opt *o;
 	bool eval;
 	struct corpus *corpus;
-	struct chat_count count;
 	int64_t limit;			/* prompts to take in all; -1: no end, or not known */
 
 	int micros, most;		/* micro-batches of a rollout at most; completions */
@@ -58,18 +57,17 @@ static void append_record(struct ids *out, const json_t *rec)
 	free(text);
 }
 
-static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+    struct err *why)
 {
-	struct grpo_data *d = self;
+	const struct grpo_data *d = self;
 	const struct prompt_opt po = { .chat = grpo_flags.chat, .think = chat_flags.think };
 	struct ids ids = {0};
-	struct chat_count again = {0};		/* of a file that was counted when it was opened */
-	bool first = d->corpus == NULL || corpus_streams(d->corpus);
-	int rc = prompt_ids(d->tok, rec, &po, &ids, why);
+	int rc = prompt_ids(t, rec, &po, &ids, why);
 
 	for (int i = 0; i < grpo_flags.reward.n && rc == 0; i++)
 		rc = reward_check(grpo_flags.reward.v[i], rec, why);
-	if (rc == 0 && chat_fit(&ids, NULL, d->o->seq - grpo_flags.max_new, first ? &d->count : &again)) {
+	if (rc == 0 && chat_fit(&ids, NULL, d->o->seq - grpo_flags.max_new, n)) {
 		ids_push(out, (uint32_t)ids.n);
 		for (int i = 0; i < ids.n; i++)
 			ids_push(out, ids.v[i]);
@@ -161,7 +159,7 @@ static void grpo_close(void *self)
 	struct grpo_data *d = self;
 
 	if (d->corpus != NULL && corpus_streams(d->corpus))
-		chat_report(&d->count);
+		chat_report(corpus_count(d->corpus));
 	corpus_close(d->corpus);
 	close_rollouts(d);
 	free(d);
@@ -170,7 +168,7 @@ static void grpo_close(void *self)
 static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], struct err *e)
 {
 	const struct train_opt *o = d->o;
-	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .self = d },
+	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .self = d, .tok = d->tok },
 	    .shuffle = o->shuffle && !d->eval, .window = d->eval ? 0 : o->shuffle_window, .longest = 2 * o->seq,
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
@@ -183,7 +181,7 @@ static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], str
 	d->limit = corpus_streams(d->corpus) || (o->epochs == 0 && !d->eval) ? -1 :
 	    llround((d->eval ? 1 : o->epochs) * (double)corpus_items(d->corpus));
 	if (!corpus_streams(d->corpus))
-		chat_report(&d->count);
+		chat_report(corpus_count(d->corpus));
 	return 0;
 }
 
@@ -213,12 +211,12 @@ static void *grpo_open(const struct train_opt *o, const struct config *c, struct
 static int take_prompt(struct grpo_data *d, int i, struct err *e)
 {
 	int64_t passed = corpus_passed(d->corpus), words;
-	const uint32_t *w;
+	const uint32_t *w = NULL;
 	int rc, G = grpo_flags.group;
 
 	if (passed == d->limit)
 		return 0;
-	if ((rc = corpus_get(d->corpus, &w, &words, e)) <= 0)
+	if ((rc = corpus_get(d->corpus, i >= 0 ? &w : NULL, &words, e)) <= 0)
 		return rc;
 	for (int g = 0; i >= 0 && g < G; g++) {
 		struct completion *c = &d->c[i + g];
@@ -227,9 +225,10 @@ static int take_prompt(struct grpo_data *d, int i, struct err *e)
 		c->stream = (uint64_t)passed * (uint64_t)G + (uint64_t)g;
 		memcpy(c->tok, w + 1, (size_t)w[0] * sizeof *w);
 	}
-	w += 1 + w[0];
-	if (i >= 0)
+	if (i >= 0) {
+		w += 1 + w[0];
 		d->rec[i / G] = json_loadb((const char *)(w + 1), w[0], 0, NULL);
+	}
 	corpus_advance(d->corpus);
 	return 1;
 }
@@ -504,7 +503,7 @@ static json_t *grpo_inputs(const void *self)
 }
 
 const struct source grpo_source = {
-	.extra = sizeof(struct grpo_slice *), .deals = true, .open = grpo_open, .close = grpo_close, .streams = grpo_streams,
+	.extra = sizeof(struct grpo_slice *), .open = grpo_open, .close = grpo_close, .streams = grpo_streams,
 	.rows = grpo_rows, .bytes = grpo_bytes, .identity = grpo_identity, .next = grpo_next, .midway = grpo_midway,
 	.position = grpo_position, .seek = grpo_seek, .inputs = grpo_inputs, .corpus = grpo_corpus,
 };

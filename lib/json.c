@@ -13,7 +13,6 @@
 
 #include "sig.h"
 
-#define JSONL_MAX_LINE ((size_t)64 << 20)
 #define JSONL_CHUNK ((size_t)64 << 10)
 
 ssize_t (*jsonl_stdin)(ssize_t (*here)(void *, void *, size_t, struct err *), void *, void *, size_t, struct err *);
@@ -304,6 +303,37 @@ ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e)
 	return (ssize_t)n;
 }
 
+/* (A read of gzip may bring nothing yet and ask for more.) */
+bool jsonl_ready(struct jsonl *in)
+{
+	struct err again = {0};		/* whoever reads the line meets it too */
+	struct pollfd p = { .fd = in->fd, .events = POLLIN };
+	struct stat st;
+
+	if (in->fd < 0 || (jsonl_stdin != NULL && in->fd == STDIN_FILENO) ||
+	    (in->format == JSONL_GZIP && (fstat(in->fd, &st) < 0 || !S_ISREG(st.st_mode))))
+		return in->fd >= 0 && memchr(in->buf + in->scan, '\n', in->end - in->scan) != NULL;
+	while (!in->eof && memchr(in->buf + in->scan, '\n', in->end - in->scan) == NULL) {
+		in->scan = in->end;
+		if (poll(&p, 1, 0) <= 0)
+			return false;
+		if (jsonl_fill(in, &again))
+			return true;
+	}
+	return true;
+}
+
+int jsonl_bad_at(struct jsonl *in, int64_t lineno, struct err *e, const char *text)
+{
+	if (!in->skip_bad)
+		return err_set(e, EX_DATAERR, "%s:%lld: %.400s", in->name, (long long)lineno, text);
+	in->skipped++;
+	if (!in->warned)
+		err_warn("%s:%lld: %.400s (skipped, like others that follow)", in->name, (long long)lineno, text);
+	in->warned = true;
+	return 0;
+}
+
 int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
 {
 	char text[400];
@@ -312,36 +342,38 @@ int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
-	if (!in->skip_bad)
-		return err_set(e, EX_DATAERR, "%s:%lld: %s", in->name, (long long)in->lineno, text);
-	in->skipped++;
-	if (!in->warned)
-		err_warn("%s:%lld: %s (skipped, like others that follow)", in->name, (long long)in->lineno, text);
-	in->warned = true;
-	return 0;
+	return jsonl_bad_at(in, in->lineno, e, text);
+}
+
+json_t *jsonl_parse(const char *line, size_t len, struct err *why)
+{
+	json_error_t je;
+	json_t *rec;
+
+	why->status = 0;
+	if (strspn(line, " \t\r") == len)
+		return NULL;
+	rec = json_loadb(line, len, 0, &je);
+	if (json_is_object(rec))
+		return rec;
+	if (rec)
+		err_set(why, EX_DATAERR, "not an object");
+	else
+		err_set(why, EX_DATAERR, "%s", memchr(line, '\0', len) ? "NUL byte" : je.text);
+	json_decref(rec);
+	return NULL;
 }
 
 json_t *jsonl_next(struct jsonl *in, struct err *e)
 {
+	struct err why = {0};
 	const char *s;
 	size_t len;
-	json_error_t je;
 	json_t *rec;
 
-	while ((s = jsonl_line(in, &len, e)) != NULL) {
-		if (strspn(s, " \t\r") == len)
-			continue;
-		rec = json_loadb(s, len, 0, &je);
-		if (json_is_object(rec))
+	while ((s = jsonl_line(in, &len, e)) != NULL)
+		if ((rec = jsonl_parse(s, len, &why)) != NULL || (why.status && jsonl_bad(in, e, "%s", why.msg)))
 			return rec;
-		if (rec)
-			snprintf(je.text, sizeof je.text, "not an object");
-		else if (memchr(s, '\0', len))
-			snprintf(je.text, sizeof je.text, "NUL byte");
-		json_decref(rec);
-		if (jsonl_bad(in, e, "%s", je.text))
-			return NULL;
-	}
 	return NULL;
 }
 

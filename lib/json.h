@@ -23,6 +23,8 @@
 
 struct jsonl;
 
+#define JSONL_MAX_LINE ((size_t)64 << 20)
+
 /* nfiles 0 reads stdin. NULL on error (a file that cannot be opened: EX_NOINPUT; opened when its turn comes, but
  * checked for existence at once). */
 struct jsonl *jsonl_open(int nfiles, char *const files[], bool skip_bad, struct err *e);
@@ -34,6 +36,12 @@ json_t *jsonl_next(struct jsonl *in, struct err *e);
 /* Next raw line without its newline (valid until the next call, NUL-terminated, *len bytes) or NULL, as above. */
 const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e);
 
+/* Is there another line, or the end, or an error, that can be had without waiting for who writes? */
+bool jsonl_ready(struct jsonl *in);
+
+/* The record on a line that ends with a NUL; any thread may ask. NULL: the line is blank (why->status 0) or bad. */
+json_t *jsonl_parse(const char *line, size_t len, struct err *why);
+
 /* For inputs that may be something else than JSONL. Peek: the first byte not yet read, opening the next file at the end
  * of one; -1 at the end of all or on error. Bytes: up to n bytes of the open file as they are (gzip undone); 0 at its
  * end, after which peek goes on to the next; -1 on error. */
@@ -43,6 +51,8 @@ ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e);
 /* For messages about the record last returned: e gets "file:line: " + text, EX_DATAERR; returns -1.
  * With skip_bad it counts the record instead and returns 0: drop it and go on. */
 int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+int jsonl_bad_at(struct jsonl *in, int64_t lineno, struct err *e, const char *text);	/* of an earlier line of the file */
 
 /* How standard input is read where several processes share it (comm.h): `here` reads it in the one that has it. NULL: it is
  * this process's own. */

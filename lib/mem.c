@@ -2,6 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #define MEM_ALIGN 64
 
@@ -66,24 +69,32 @@ int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, st
 		p->item[big].name, mib(p->item[big].bytes), mib(limit), hint);
 }
 
-int64_t mem_peak_rss(void)
+static int64_t from_status(const char *format)
 {
-	/* Not getrusage(): ru_maxrss starts with what the parent had before exec. */
 	FILE *f = fopen("/proc/self/status", "r");
 	char line[256];
 	long long kib = 0;
 
 	if (!f)
 		return 0;
-	while (fgets(line, sizeof line, f) && sscanf(line, "VmHWM: %lld", &kib) != 1)
+	while (fgets(line, sizeof line, f) && sscanf(line, format, &kib) != 1)
 		;
 	fclose(f);
 	return (int64_t)kib * 1024;
 }
 
+int64_t mem_peak_rss(void)
+{
+	/* Not getrusage(): ru_maxrss starts with what the parent had before exec. */
+	return from_status("VmHWM: %lld");
+}
+
 int64_t mem_program(int threads)
 {
-	return mem_peak_rss() + MEM_BESIDE + threads * MEM_THREAD;
+#ifdef __GLIBC__
+	malloc_trim(0);		/* what was read and parsed, and freed since, is no part of what is held */
+#endif
+	return from_status("VmRSS: %lld") + MEM_BESIDE + threads * MEM_THREAD;
 }
 
 void *mem_alloc(size_t bytes)

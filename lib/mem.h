@@ -29,8 +29,9 @@ int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, st
 
 int64_t mem_peak_rss(void);				/* VmHWM in bytes */
 
-/* For a plan: what the process has already, and what it will take beside the items of the plan: code not yet touched, file
- * headers and records, and for each thread its stack and kernel buffers. Measured with tests/plan.t on 1 to 16 threads. The
+/* For a plan: what the process holds now (what it has freed goes back to the system first), and what it will take beside
+ * the items of the plan: code not yet touched, file headers and records, and for each thread its stack and kernel buffers.
+ * Measured with tests/plan.t on 1 to 16 threads. The
  * first part is never quite the same twice, so a plan for another run (--dry-run, a hint) adds MEM_JITTER. */
 #define MEM_BESIDE ((int64_t)640 << 10)
 #define MEM_THREAD ((int64_t)224 << 10)

@@ -1,7 +1,6 @@
 #include "plan.h"
 
 #include "ckpt.h"
-#include "comm.h"
 #include "lora.h"
 #include "model.h"
 #include "optim.h"
@@ -30,7 +29,7 @@ static int64_t router_bytes(const struct config *c, int64_t rows)
 /* Tokens, targets and documents of every micro-batch; coefficients and log-probs of one. */
 static int64_t batch_bytes(const struct plan_run *r, int64_t rows)
 {
-	return (r->accum + (comm_size() > 1)) * (rows * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) + r->batch * (int64_t)r->extra) +
+	return r->accum * (rows * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) + r->batch * (int64_t)r->extra) +
 	    2 * rows * (int64_t)sizeof(real) + router_bytes(r->cfg, rows);
 }
 

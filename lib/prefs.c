@@ -34,14 +34,12 @@ struct span {			/* a sequence on its way into the batch; its rows are all ids bu
 
 struct prefs {
 	struct corpus *corpus;
-	struct tok *tok;
 	int T;
 	int64_t limit;			/* pairs to deliver in all, -1 without end */
 	int64_t taken;
-	struct chat_count count;	/* pairs */
 	bool eval;
 	struct refcache *cache;		/* NULL: ref is not known here */
-	struct ids ids, mask, copy;	/* of one record; copy: items of one batch, side by side */
+	struct ids copy;		/* items of one batch, side by side */
 	struct span *span;		/* (2 * batch) */
 	int32_t *room;			/* (2 * batch) columns left in each row */
 };
@@ -114,8 +112,15 @@ static size_t shared(const json_t *a, const json_t *b)
 	return i;
 }
 
+struct making {			/* of an item */
+	struct tok *tok;
+	int T;
+	struct ids ids, mask;		/* of one side */
+	struct record_count count;	/* of both */
+};
+
 /* Ids of the first `common` turns. */
-static int prompt_length(struct prefs *p, const json_t *turns, size_t common, struct err *why)
+static int prompt_length(struct making *p, const json_t *turns, size_t common, struct err *why)
 {
 	json_t *head;
 	int rc = 0;
@@ -131,15 +136,15 @@ static int prompt_length(struct prefs *p, const json_t *turns, size_t common, st
 	return rc < 0 ? -1 : p->ids.n;
 }
 
-static void trim(struct prefs *p)
+static void trim(struct making *p)
 {
 	while (p->mask.n > 0 && !p->mask.v[p->mask.n - 1])
 		p->ids.n = --p->mask.n;
 }
 
 /* Appends the sequence of one side, with marks. Its length, 0: the pair must go, -1: bad. */
-static int put_side(struct prefs *p, const json_t *turns, size_t common, const char *name, struct chat_count *count,
-    struct ids *out, struct err *why)
+static int put_side(struct making *p, const json_t *turns, size_t common, const char *name, struct ids *out,
+    struct err *why)
 {
 	int begin = prompt_length(p, turns, common, why);
 
@@ -151,11 +156,11 @@ static int put_side(struct prefs *p, const json_t *turns, size_t common, const c
 	trim(p);
 	if (p->ids.n == 0)
 		return err_set(why, EX_DATAERR, "\"%s\": the assistant says nothing", name);
-	if (!chat_fit(&p->ids, &p->mask, p->T + 1, count))
+	if (!chat_fit(&p->ids, &p->mask, p->T + 1, &p->count))
 		return 0;
 	p->mask.v[0] = 0;		/* nothing comes before the first id */
 	trim(p);
-	count->empty += p->ids.n == 0;
+	p->count.empty += p->ids.n == 0;
 	for (int i = 0; i < p->ids.n; i++)
 		ids_push(out, p->ids.v[i] | (p->mask.v[i] ? CHAT_LEARN : 0));
 	return p->ids.n;
@@ -193,29 +198,31 @@ static int conversations(const json_t *rec, json_t *turns[2], struct err *why)
 	return rc;
 }
 
-static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *count,
+    struct err *why)
 {
-	struct prefs *p = self;
+	const struct prefs *p = self;
+	struct making m = { .tok = t, .T = p->T };
 	json_t *turns[2] = { NULL, NULL };
-	struct chat_count c = {0};
-	bool first = p->corpus == NULL || corpus_streams(p->corpus);	/* a file was counted when it was opened */
 	int at = out->n, rc = conversations(rec, turns, why), n[2] = { 0, 0 };
 
 	for (int i = 0; i < HEADER; i++)
 		ids_push(out, 0);
 	if (rc == 0)
-		rc = n[0] = put_side(p, turns[0], shared(turns[0], turns[1]), "chosen", &c, out, why);
+		rc = n[0] = put_side(&m, turns[0], shared(turns[0], turns[1]), "chosen", out, why);
 	if (rc > 0)
-		rc = n[1] = put_side(p, turns[1], shared(turns[0], turns[1]), "rejected", &c, out, why);
+		rc = n[1] = put_side(&m, turns[1], shared(turns[0], turns[1]), "rejected", out, why);
 	json_decref(turns[0]);
 	json_decref(turns[1]);
+	ids_free(&m.ids);
+	ids_free(&m.mask);
 	if (rc <= 0) {
 		out->n = at;
-		p->count.dropped += first && c.dropped > 0;
-		p->count.empty += first && c.empty > 0;
+		count->dropped += m.count.dropped > 0;
+		count->empty += m.count.empty > 0;
 		return rc;
 	}
-	p->count.cut += first && c.cut > 0;
+	count->cut += m.count.cut > 0;
 	out->v[at + LEN_W] = (uint32_t)n[CHOSEN];
 	out->v[at + LEN_L] = (uint32_t)n[REJECTED];
 	set_key(out->v + at, out->n - at);
@@ -226,7 +233,7 @@ static int item(void *self, const json_t *rec, struct ids *out, struct err *why)
 
 static void report(const struct prefs *p)
 {
-	const struct chat_count *c = &p->count;
+	const struct record_count *c = corpus_count(p->corpus);
 
 	if (!opt_quiet && c->cut + c->dropped + c->empty > 0)
 		err_warn("%s%" PRId64 " pairs cut to --seq, %" PRId64 " left out as too long, %" PRId64 " with nothing left to learn",
@@ -242,8 +249,6 @@ static void prefs_close(void *self)
 	corpus_close(p->corpus);
 	if (!p->eval)
 		refcache_free(p->cache);
-	ids_free(&p->ids);
-	ids_free(&p->mask);
 	ids_free(&p->copy);
 	free(p->span);
 	free(p->room);
@@ -254,7 +259,7 @@ static void *prefs_open(const struct train_opt *o, const struct config *c, struc
     char *const files[], bool eval, struct err *e)
 {
 	struct prefs *p = calloc(1, sizeof *p);
-	const struct corpus_opt co = { .unit = "pairs", .kind = { .item = item, .self = p },
+	const struct corpus_opt co = { .unit = "pairs", .kind = { .item = item, .self = p, .tok = t },
 	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window, .longest = HEADER + 2 * (o->seq + 1),
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 	const size_t n = 2 * (size_t)o->batch;
@@ -262,14 +267,13 @@ static void *prefs_open(const struct train_opt *o, const struct config *c, struc
 	(void)c;
 	if (p == NULL || (p->span = malloc(n * sizeof *p->span)) == NULL || (p->room = malloc(n * sizeof *p->room)) == NULL)
 		err_die(EX_OSERR, "out of memory");
-	p->tok = t;
 	p->T = o->seq;
 	p->eval = eval;
 	if (t == NULL)
 		err_set(e, EX_USAGE, "pairs are text, which needs a tokenizer: -t FILE");
 	if (t != NULL)
 		p->corpus = corpus_open(nfiles, files, &co, e);
-	if (t != NULL && (p->corpus == NULL || !corpus_streams(p->corpus)))
+	if (p->corpus != NULL && !corpus_streams(p->corpus))
 		report(p);
 	if (p->corpus == NULL) {
 		prefs_close(p);
@@ -357,21 +361,21 @@ static void lay_out(struct prefs *p, struct batch *b, struct pref *pair, int n)
 		}
 }
 
-/* Up to B items into p->copy, one after the other; what corpus_get() gave lives only until its next call. */
-static int collect(struct prefs *p, int B, int64_t limit, struct err *e)
+/* Up to B items into p->copy, one after the other; what corpus_get() gave lives only until its next call. Or only goes on by
+ * as many. */
+static int collect(struct prefs *p, bool copy, int B, int64_t limit, struct err *e)
 {
-	const uint32_t *v;
+	const uint32_t *v = NULL;
 	int64_t len;
 	int n, rc;
 
-	p->copy.n = 0;
 	for (n = 0; n < B && p->taken != limit; n++) {
-		if ((rc = corpus_get(p->corpus, &v, &len, e)) < 0)
+		if ((rc = corpus_get(p->corpus, copy ? &v : NULL, &len, e)) < 0)
 			return -1;
 		if (rc == 0)
 			break;
-		for (int64_t i = 0; i < len; i++)
-			ids_push(&p->copy, v[i]);
+		if (copy)
+			ids_append(&p->copy, v, (size_t)len);
 		corpus_advance(p->corpus);
 		p->taken++;
 	}
@@ -381,11 +385,14 @@ static int collect(struct prefs *p, int B, int64_t limit, struct err *e)
 static int pairs(struct prefs *p, struct micro *mb, int B, int64_t limit, struct err *e)
 {
 	struct pref *pair = mb->extra;
-	int n = collect(p, B, limit, e), first = corpus_touched(p->corpus) - n;		/* their records */
-	const uint32_t *v = p->copy.v;
+	const uint32_t *v;
+	int n, first;			/* of their records */
 
-	if (n <= 0)
+	p->copy.n = 0;
+	if ((n = collect(p, true, B, limit, e)) <= 0)
 		return n;
+	first = corpus_touched(p->corpus) - n;
+	v = p->copy.v;
 	for (int i = 0; i < n; i++) {
 		pair[i].n = n;
 		memcpy(&pair[i].key, v + KEY_LOW, sizeof pair[i].key);
@@ -403,9 +410,8 @@ static int pairs(struct prefs *p, struct micro *mb, int B, int64_t limit, struct
 	return 1;
 }
 
-static int prefs_next(void *self, struct micro *mb, int B, struct err *e)
+static int own_pairs(struct prefs *p, struct micro *mb, int B, struct err *e)
 {
-	struct prefs *p = self;
 	struct pref *pair = mb->extra;
 	int rc = pairs(p, mb, B, p->limit, e);
 
@@ -414,6 +420,20 @@ static int prefs_next(void *self, struct micro *mb, int B, struct err *e)
 			return err_set(e, EX_DATAERR, "%s: has not the log-probs of pair %" PRId64 "; it was made from other data or"
 			    " another --seq", prefs_ref, p->taken - pair[0].n + i + 1);
 	return rc;
+}
+
+/* Of every rank B pairs: goes by those of others. */
+static int prefs_next(void *self, struct micro *mb, int B, struct err *e)
+{
+	struct prefs *p = self;
+	int first = collect(p, false, comm_rank() * B, p->limit, e), rc;
+
+	if (first < 0 || (rc = own_pairs(p, mb, B, e)) < 0 ||
+	    collect(p, false, (comm_size() - 1 - comm_rank()) * B, p->limit, e) < 0)
+		return -1;
+	if (rc == 0)
+		mb->b.B = 0;
+	return first > 0 || rc > 0;
 }
 
 int64_t prefs_pairs(const struct micro *mb)

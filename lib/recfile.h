@@ -1,11 +1,11 @@
 /*
- * recfile: a file of records, gone through once and then read again at any place. A record becomes an item, an array of
- * 32-bit words; its place is a number below 2^40 (RECFILE_PLACES) that finds it again: the byte at which its line begins,
- * or the number of a shard's document.
+ * recfile: a file of records, gone through once, in blocks (recload.h), and then read again at any place. A record becomes
+ * an item, an array of 32-bit words; its place is a number below 2^40 (RECFILE_PLACES) that finds it again: the byte at
+ * which its line begins, or the number of a shard's document.
  *
- *	struct recfile *f = recfile_open(path, &kind, skip_bad, &e);
- *	while ((rc = recfile_next(f, &item, &place, &e)) > 0)
- *		...
+ *	struct recfile *f = recfile_open(path, &kind, 1, &e);
+ *	for (int64_t k = 0; !block.end; k++)
+ *		recfile_read(f, k, &block, &e);
  *	recfile_end(f, true);
  *	recfile_at(f, place, &item, &e);
  *
@@ -21,32 +21,54 @@
 
 #include "err.h"
 #include "json.h"
+#include "lines.h"
 #include "tok.h"
 
 #define RECFILE_PLACES ((int64_t)1 << 40)
 
+struct record_count {		/* records whose items are not all of them */
+	int64_t cut, dropped;	/* too long: shortened, left out */
+	int64_t empty;		/* left out: there is nothing to learn */
+};
+
 struct record_kind {
-	/* The item of a record, appended to the empty out; nothing: the record is passed over. 0, or -1: a bad record. */
-	int (*item)(void *self, const json_t *rec, struct ids *out, struct err *why);
+	/* The item of a record, appended to the empty out; nothing: the record is passed over. 0, or -1: a bad record. Several
+	 * threads may ask, each with a tokenizer of its own: tok or a share of it. */
+	int (*item)(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+	    struct err *why);
 	/* Files that are not JSONL: 1 and what doc and close take, and how many documents there are; 0: it is JSONL; -1.
 	 * NULL: all are JSONL. */
 	int (*open)(void *self, const char *path, void **shard, int64_t *docs, struct err *e);
-	int (*doc)(void *self, void *shard, int64_t i, struct ids *out, struct err *e);		/* as item */
+	int (*doc)(void *self, void *shard, int64_t i, struct ids *out, struct err *e);	/* as item, but one at a time */
 	void (*close)(void *shard);
 	void *self;
+	struct tok *tok;	/* may be NULL */
 };
 
 struct recfile;
 
 /* The next record's item into out, bad ones and those that are passed over left out: 1, 0 at the end, -1. */
-int recfile_item(struct jsonl *in, const struct record_kind *k, struct ids *out, struct err *e);
+int recfile_item(struct jsonl *in, const struct record_kind *k, struct ids *out, struct record_count *n, struct err *e);
 
-/* path and k are borrowed. */
-struct recfile *recfile_open(const char *path, const struct record_kind *k, bool skip_bad, struct err *e);
-int recfile_next(struct recfile *f, struct ids *out, int64_t *place, struct err *e);	/* 1, 0 at the end, -1 */
-bool recfile_seeks(const struct recfile *f);		/* known after the first recfile_next() */
+/* path and k are borrowed. parts: how many processes will go through it together. */
+struct recfile *recfile_open(const char *path, const struct record_kind *k, int parts, struct err *e);
+bool recfile_seeks(const struct recfile *f);
+bool recfile_is_shard(const struct recfile *f);
+int64_t recfile_size(const struct recfile *f);		/* bytes, or documents of a shard */
+
+struct recfile_block {
+	struct lines lines;		/* of JSONL; places are those of their records */
+	int64_t first, docs;		/* of a shard: documents, for recfile_doc() */
+	bool end;			/* it is the last, or there is none */
+};
+/* Block k, which is the same lines or documents in every process that has the same file; k grows from one call to the next,
+ * and those between are passed over. 0, or -1: then the lines before the error are there, and if recfile_seeks(), EX_DATAERR
+ * is about the line after them, whose number whoever counts lines puts before the message. */
+int recfile_read(struct recfile *f, int64_t k, struct recfile_block *b, struct err *e);
+int recfile_doc(struct recfile *f, int64_t i, struct ids *out, struct err *e);
+
 void recfile_end(struct recfile *f, bool again);	/* of going through it; again: recfile_at() will be called */
-int recfile_at(struct recfile *f, int64_t place, struct ids *out, struct err *e);	/* one that recfile_next() gave */
+int recfile_at(struct recfile *f, int64_t place, struct ids *out, struct err *e);	/* the item of a record */
 void recfile_close(struct recfile *f);			/* NULL: nothing */
 
 /* "file:line", or "file:document N" of a shard, or "file:byte N" where lines are too many to count, for people; malloc'ed.

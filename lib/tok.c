@@ -33,6 +33,15 @@ void ids_push(struct ids *a, uint32_t id)
 	a->v[a->n++] = id;
 }
 
+void ids_append(struct ids *a, const uint32_t *v, size_t n)
+{
+	if (n == 0)
+		return;
+	ids_reserve(a, n);
+	memcpy(a->v + a->n, v, n * sizeof *v);
+	a->n += (int)n;
+}
+
 void ids_free(struct ids *a)
 {
 	free(a->v);
@@ -173,13 +182,6 @@ static void encode_piece(struct tok *t, const char *s, size_t len, struct ids *o
 		encode_long(t, s, (uint32_t)len, out);
 }
 
-static void append(struct ids *out, const uint32_t *v, size_t n)
-{
-	ids_reserve(out, n);
-	memcpy(out->v + out->n, v, n * sizeof *v);
-	out->n += (int)n;
-}
-
 struct encoding {
 	struct tok *t;
 	struct ids *out;
@@ -211,7 +213,7 @@ static void take_piece(void *ctx, const char *s, size_t len)
 		encode_piece(t, s, len, &t->cache_ids);
 		*v = (uint64_t)first << 8 | (uint64_t)(t->cache_ids.n - first);
 	}
-	append(x->out, t->cache_ids.v + (*v >> 8), *v & 0xff);
+	ids_append(x->out, t->cache_ids.v + (*v >> 8), *v & 0xff);
 }
 
 /* Added tokens are cut out of the text in two passes, as the Hugging Face library does: first those that want the text
@@ -356,10 +358,24 @@ size_t tok_stream_end(struct tok_stream *s, char *out)
 	return held;
 }
 
-void tok_free(struct tok *t)
+struct tok *tok_share(const struct tok *t)
 {
+	struct tok *own;
+
 	if (!t)
-		return;
+		return NULL;
+	own = bytemap_grow(NULL, 1, sizeof *own);
+	*own = *t;
+	own->shared = true;
+	own->cache = (struct bytemap){ 0 };
+	own->cache_ids = (struct ids){ 0 };
+	own->work = tok_work_new();
+	pre_share(&t->pre, &own->pre);
+	return own;
+}
+
+static void free_shared(struct tok *t)
+{
 	free(t->json);
 	free(t->config_json);
 	free(t->token);
@@ -368,7 +384,15 @@ void tok_free(struct tok *t)
 	pairmap_free(&t->merges);
 	free(t->merge_id);
 	free(t->added);
-	pre_free(&t->pre);
+}
+
+void tok_free(struct tok *t)
+{
+	if (!t)
+		return;
+	if (!t->shared)
+		free_shared(t);
+	pre_free(&t->pre, t->shared);
 	bytemap_free(&t->cache);
 	ids_free(&t->cache_ids);
 	tok_work_free(t->work);

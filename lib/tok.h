@@ -19,12 +19,16 @@ struct ids {			/* a growing array of token ids */
 	uint32_t *v;
 };
 void ids_push(struct ids *a, uint32_t id);
+void ids_append(struct ids *a, const uint32_t *v, size_t n);
 void ids_free(struct ids *a);
 
 /* path: a tokenizer.json, or a directory that holds one (tokenizer_config.json beside it is read for bos, eos, pad). */
 struct tok *tok_load(const char *path, struct err *e);
 int tok_save(const struct tok *t, const char *dir_or_file, struct err *e);	/* a directory gets tokenizer_config.json too */
 void tok_free(struct tok *t);
+/* The same tokenizer for another thread: encoding writes to a cache and scratch, which are each one's own; all else is
+ * that of t, which must stay. tok_free() before that of t. NULL gives NULL. */
+struct tok *tok_share(const struct tok *t);
 int tok_vocab(const struct tok *t);			/* largest id + 1 */
 int tok_id(const struct tok *t, const char *token);	/* id of a token by its exact text ("<|im_end|>"), or -1 */
 int tok_bos(const struct tok *t), tok_eos(const struct tok *t), tok_pad(const struct tok *t);	/* -1: none */

@@ -49,7 +49,8 @@ int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal, 
     struct err *e);
 int pre_add_space(struct pre *p, struct err *e);
 void pre_split(struct pre *p, const char *s, size_t len, const struct piece_sink *sink);	/* any bytes */
-void pre_free(struct pre *p);
+void pre_share(const struct pre *p, struct pre *own);	/* the same steps for another thread */
+void pre_free(struct pre *p, bool shared);
 
 struct added {
 	const char *s;
@@ -86,7 +87,9 @@ struct tok {
 	int n_added;
 	bool added_first[256];		/* some added token begins with this byte */
 	int bos, eos, pad;
-	struct pre pre;
+
+	bool shared;			/* from tok_share(): only what follows is its own */
+	struct pre pre;			/* of which the compiled patterns are shared */
 	struct bytemap cache;		/* pieces seen, to a place and a count in cache_ids */
 	struct ids cache_ids;
 	struct word_work *work;

@@ -140,11 +140,30 @@ int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal, 
 	return 0;
 }
 
-void pre_free(struct pre *p)
+/* Compiled patterns are only read; what a match writes to is not shared. */
+void pre_share(const struct pre *p, struct pre *own)
+{
+	struct err e = { 0 };
+
+	*own = *p;
+	own->context = NULL;
+	own->stack = NULL;
+	if (p->context && add_context(own, &e))
+		err_exit(&e);
+	for (int i = 0; i < own->n; i++) {
+		struct pre_step *st = &own->step[i];
+
+		if (st->code && !(st->match = pcre2_match_data_create_from_pattern(st->code, NULL)))
+			err_die(EX_OSERR, "out of memory for the tokenizer");
+	}
+}
+
+void pre_free(struct pre *p, bool shared)
 {
 	for (int i = 0; i < p->n; i++) {
 		pcre2_match_data_free(p->step[i].match);
-		pcre2_code_free(p->step[i].code);
+		if (!shared)
+			pcre2_code_free(p->step[i].code);
 	}
 	pcre2_jit_stack_free(p->stack);
 	pcre2_match_context_free(p->context);

@@ -82,7 +82,7 @@ void tok_trainer_free(struct tok_trainer *r)
 {
 	if (!r)
 		return;
-	pre_free(&r->pre);
+	pre_free(&r->pre, false);
 	bytemap_free(&r->pieces);
 	free(r->symbols);
 	free(r->word);

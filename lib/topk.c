@@ -210,7 +210,7 @@ static int words(const json_t *rec, const struct ids *tokens, int vocab, struct 
 	return 0;
 }
 
-static int topk_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct chat_count *count,
+static int topk_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
     struct err *why)
 {
 	const char *type = json_string_value(json_object_get(rec, "type"));

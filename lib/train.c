@@ -156,28 +156,10 @@ static void measure(const struct train *t, struct micro *mb)
 	mb->all = (struct tally){ (int64_t)v[0], (int64_t)v[1], (int64_t)v[2] };
 }
 
-/* This rank's share of the next micro-batch: 1, also when it has none of it; 0 at the end; -1. */
-static int next_share(struct train *t, void *src, struct micro *mb, struct err *e)
-{
-	const struct source *s = t->s->source;
-	int rc = 1, first = -1;
-
-	mb->b.B = 0;
-	if (s->deals)
-		return s->next(src, mb, t->o.batch, e);
-	for (int r = 0; r < comm_size() && rc > 0; r++) {
-		rc = s->next(src, r == comm_rank() ? mb : &t->micro[t->o.accum], t->o.batch, e);
-		if (rc == 0 && r == comm_rank())
-			mb->b.B = 0;
-		first = r == 0 ? rc : first;
-	}
-	return rc < 0 ? -1 : first;
-}
-
 /* The same on all ranks. */
 static int next_micro(struct train *t, void *src, struct micro *mb, struct err *e)
 {
-	int rc = comm_agree(next_share(t, src, mb, e), e);
+	int rc = comm_agree(t->s->source->next(src, mb, t->o.batch, e), e);
 
 	if (rc > 0)
 		measure(t, mb);

@@ -75,9 +75,9 @@ struct source {
 	int64_t (*rows)(const void *self);			/* items until the end; -1: no end, or not known */
 	int64_t (*bytes)(const void *self);			/* memory held */
 	json_t *(*identity)(const void *self);			/* object that tells other data from this, for --resume */
-	int (*next)(void *self, struct micro *mb, int B, struct err *e);	/* up to B items: 1, 0 at the end, -1 */
-	bool deals;						/* next passes over other ranks' items itself, and has 1
-								   when there is any rank's; else it is called for each */
+	/* This rank's up to B items of the next B of every rank, b.B 0 when it has none; it passes over those of others. 1,
+	 * also when only others have some; 0 at the end; -1. */
+	int (*next)(void *self, struct micro *mb, int B, struct err *e);
 	bool (*midway)(const void *self);			/* has given only part of what it cannot make again: no
 								   checkpoint now; NULL: never */
 	json_t *(*position)(const void *self);

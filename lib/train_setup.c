@@ -53,9 +53,18 @@ static json_t *packed_identity(const void *self)
 	    (json_int_t)data_tokens(self));
 }
 
+/* Of every rank B rows: goes by those of others. */
 static int packed_next(void *self, struct micro *mb, int B, struct err *e)
 {
-	return data_next(self, &mb->b, B, e);
+	int first = 0, rc;
+
+	mb->b.B = 0;
+	for (int r = 0; r < comm_size(); r++) {
+		if ((rc = data_next(self, r == comm_rank() ? &mb->b : NULL, B, e)) < 0)
+			return -1;
+		first |= rc;
+	}
+	return first;
 }
 
 static json_t *packed_position(const void *self)
@@ -303,12 +312,6 @@ int64_t train_rows(const struct train *t)
 	return (int64_t)sequences(t) * t->o.seq;
 }
 
-/* That of others has to go somewhere while this rank passes over it. */
-static int micros(const struct train *t)
-{
-	return t->o.accum + (comm_size() > 1);
-}
-
 static struct stage_env stage_env(const struct train *t, bool planning)
 {
 	return (struct stage_env){ .o = &t->o, .cfg = &t->cfg, .tok = t->tok, .be = t->be,
@@ -359,6 +362,8 @@ static int plan_memory(struct train *t, struct err *e)
 	mem_plan_add(&t->plan, "program and tokenizer", program - data);
 	if (rc < 0 || (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0))
 		return -1;
+	if (mem_plan_total(&t->plan) < mem_peak_rss())		/* a small model, and large blocks of records */
+		mem_plan_add(&t->plan, "reading records", mem_peak_rss() - mem_plan_total(&t->plan));
 	return mem_plan_check(&t->plan, limit, t->o.recompute ?
 	    "a smaller --batch or --seq (and more --accum) needs less" :
 	    "--recompute needs less, and so does a smaller --batch or --seq (and more --accum)", e);
@@ -368,8 +373,8 @@ static void open_batches(struct train *t)
 {
 	size_t n = (size_t)train_rows(t);
 
-	t->micro = mem_alloc((size_t)micros(t) * sizeof *t->micro);
-	for (int i = 0; i < micros(t); i++) {
+	t->micro = mem_alloc((size_t)t->o.accum * sizeof *t->micro);
+	for (int i = 0; i < t->o.accum; i++) {
 		t->micro[i].b.tok = mem_alloc(n * sizeof(uint32_t));
 		t->micro[i].b.target = mem_alloc(n * sizeof(int32_t));
 		t->micro[i].b.doc_start = mem_alloc(n * sizeof(int32_t));
@@ -595,7 +600,7 @@ void train_teardown(struct train *t)
 {
 	if (t->s->close != NULL)
 		t->s->close();
-	for (int i = 0; t->micro != NULL && i < micros(t); i++) {
+	for (int i = 0; t->micro != NULL && i < t->o.accum; i++) {
 		mem_free(t->micro[i].b.tok);
 		mem_free(t->micro[i].b.target);
 		mem_free(t->micro[i].b.doc_start);

@@ -56,8 +56,8 @@ plan()
 }
 words=$($pretrain -n 1 -o size --force a.jsonl b.jsonl > noise; sed -n 's/.*"data_tokens": \([0-9]*\).*/\1/p' size/train_state.json)
 items=$(sed -n 's/.*"documents": \([0-9]*\).*/\1/p' size/train_state.json)
-is "the plan: words, and 20 bytes of index a document" "$(plan a.jsonl b.jsonl)" $((4 * words + 20 * items + 8))
-is "nothing kept: 12 bytes a document" $(($(plan --data-ram 0 a.jsonl b.jsonl) / 12)) "$items"
+is "the plan: words, and 24 bytes of index a document" "$(plan a.jsonl b.jsonl)" $((4 * words + 24 * items + 8))
+is "nothing kept: 16 bytes a document" $(($(plan --data-ram 0 a.jsonl b.jsonl) / 16)) "$items"
 
 ok "a window: at least its rows" [ "$(cat a.jsonl | plan --shuffle-window 1000)" -ge 128000 ]
 

@@ -308,6 +308,55 @@ static void test_changes(struct rows *r)
 	unlink(copy);
 }
 
+static int64_t bytes_read(void)	/* by this process */
+{
+	FILE *f = fopen("/proc/self/io", "r");
+	long long n = 0;
+
+	if (f == NULL || fscanf(f, "rchar: %lld", &n) != 1)
+		n = -1;
+	if (f != NULL)
+		fclose(f);
+	return n;
+}
+
+/* Two ranks, of which each goes by the rows of the other: together they have all rows, and what is passed is not read. */
+static void test_pass(struct rows *r, struct rows *dealt, char *file)
+{
+	struct data *d, *half[2];
+	struct batch b = { .B = 0 };
+	struct err e = {0};
+	int64_t before, after;
+	int rc = 1, passed = 1;
+
+	ram = 0;
+	d = open_data(file, true, 3);
+	collect(d, r, 1000);
+	data_close(d);
+	half[0] = open_data(file, true, 3);
+	half[1] = open_data(file, true, 3);
+	dealt->n = 0;
+	for (int k = 0; rc > 0 && rc == passed && dealt->n + B <= 400; k = !k, dealt->n += b.B) {
+		b.tok = dealt->tok + dealt->n * T;
+		b.target = dealt->target + dealt->n * T;
+		b.doc_start = dealt->start + dealt->n * T;
+		rc = data_next(half[k], &b, B, &e);
+		passed = data_next(half[!k], NULL, B, &e);
+	}
+	ok(rc == passed && dealt->n == r->n && memcmp(r->tok, dealt->tok, (size_t)r->n * T * 4) == 0 &&
+	    memcmp(r->target, dealt->target, (size_t)r->n * T * 4) == 0, "rows dealt to two are the rows of one");
+	data_close(half[0]);
+	data_close(half[1]);
+	d = open_data(file, true, 0);
+	before = bytes_read();
+	after = bytes_read();
+	rc = data_next(d, NULL, 1000, &e);
+	after = bytes_read() - after - (after - before);	/* looking is reading too */
+	ok(rc == 1 && after < 16, "and rows passed are not read: %d bytes", (int)after);
+	data_close(d);
+	ram = 1 << 20;
+}
+
 static void test_gzip(struct rows *r, struct rows *other)
 {
 	char zipped[80], *file = zipped;
@@ -458,6 +507,8 @@ int main(void)
 	test_index(r, other, jsonl);
 	test_index(r, other, shard);
 	test_changes(r);
+	test_pass(r, other, jsonl);
+	test_pass(r, other, shard);
 	test_gzip(r, other);
 	test_window(r, other);
 	test_mix(r, other);

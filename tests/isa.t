@@ -7,7 +7,7 @@ for isa in portable avx2 avx512; do
 		skip "$isa" "not on this machine"
 		continue
 	fi
-	for t in model golden decode; do
+	for t in model golden decode rng; do
 		ok "$t with $isa" "$bld/tests/$t"
 	done
 done

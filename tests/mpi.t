@@ -124,6 +124,36 @@ ok "is read by one rank for all" sh -c 'chr-pretrain -q -c config.json -t tokeni
 status "no such file" 66 two -o nowhere nosuch.jsonl
 is "one rank says so" "$(grep -c nosuch.jsonl "$tmp/log")" 1
 
+# Ranks divide the reading of files, and say of them what one says.
+ok "two ranks with little of the data in memory" two -o little --data-ram 3K datasets/pretrain.jsonl
+for f in model optimizer; do
+	ok "have the same $f, to the bit" sh -c "[ \"\$1\" = 'largest difference 0' ]" - "$(near whole/$f.safetensors little/$f.safetensors)"
+done
+(cat datasets/pretrain.jsonl; echo '{"messages":[]}'; cat datasets/pretrain.jsonl; echo nonsense) > bad.jsonl
+train() { chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -n 1 "$@" bad.jsonl; }
+train -b 4 -o no 2> one.err
+status "a bad record for two ranks" 65 two -n 1 -o no bad.jsonl
+is "is told once, as by one" "$(grep "^chr-pretrain: " "$tmp/log")" "$(cat one.err)"
+train -b 4 -o skip1 --skip-bad 2> one.err > one.log
+two -n 1 -o skip2 --skip-bad bad.jsonl 2> two.err > two.log
+is "those passed over are counted once, too" "$(grep "^chr-pretrain: bad.jsonl: 2 " two.err)" "$(grep ": 2 " one.err)"
+ok "and the others learned from" near skip1/model.safetensors skip2/model.safetensors
+# reads FILE: what the second of two ranks reads to open it, its libraries and all
+reads()
+{
+	# shellcheck disable=SC2016
+	mpirun -n 2 sh -c '"$@" > /dev/null; [ "$OMPI_COMM_WORLD_RANK" = 0 ] || sed -n "s/rchar: //p" /proc/$$/io > rank1.io' - \
+		chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -b 2 -n 1 --dry-run "$1" && cat rank1.io
+}
+for i in 1 2 3 4 5; do cat datasets/pretrain.jsonl; done > five.jsonl
+size=$(wc -c < five.jsonl)
+if [ -r /proc/self/io ]; then
+	few=$(reads few.jsonl) all=$(reads five.jsonl)
+	ok "a rank reads its half of a file" [ $((all - few)) -gt $((size * 4 / 10)) -a $((all - few)) -lt $((size * 6 / 10)) ]
+else
+	skip "a rank reads its half of a file" "no /proc/self/io"
+fi
+
 # A reward's command must not believe that it is one of the ranks.
 cat > alone <<-'END'
 	#!/bin/sh

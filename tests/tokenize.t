@@ -49,6 +49,31 @@ status "a record without text" 65 sh -c 'echo "{}" | chr-tokenize -t t.json'
 printf '{"text":"a"}\n{}\nnot json\n{"text":"b"}\n' > bad.jsonl
 ok "bad records are skipped when asked to" sh -c '[ "$(chr-tokenize -t t.json --skip-bad bad.jsonl 2> said | wc -l)" = 2 ] && grep -q ": 2 bad records passed over$" said'
 
+# threads: records in their order, the first at once, and errors as with one
+for j in 1 2 5; do
+	chr-tokenize -q -t t.json --mask -j $j "$data/pretrain.jsonl" "$data/chat.jsonl" text > threads.$j
+	chr-tokenize -q -t t.json -j $j -o shard.$j.safetensors "$data/pretrain.jsonl" > noise
+	(head -50 "$data/pretrain.jsonl"; echo '{}'; head -50 "$data/pretrain.jsonl"; echo no) > bad2.jsonl
+	chr-tokenize -t t.json -j $j bad2.jsonl > bad.$j 2>&1
+	chr-tokenize -t t.json -j $j --skip-bad bad2.jsonl > skip.$j 2>&1
+	[ $j = 1 ] && continue
+	ok "$j threads: the same records" cmp threads.1 threads.$j
+	ok "$j threads: the same shards" cmp shard.1.safetensors shard.$j.safetensors
+	ok "$j threads: the same error after the same records" cmp bad.1 bad.$j
+	ok "$j threads: the same records passed over" cmp skip.1 skip.$j
+done
+is "the first bad record is named" "$(tail -1 bad.2)" "chr-tokenize: bad2.jsonl:51: no text in the record"
+mkfifo ask answer
+chr-tokenize -t t.json --jsonl -j 2 < ask > answer &
+exec 4> ask 5< answer
+printf '{"id":1,"text":"a"}\n{"id":2' >&4
+is "the first record comes before the second is whole" "$(timeout 20 head -1 <&5 | cut -c 1-7)" '{"id":1'
+printf ',"text":"b"}\n' >&4
+exec 4>&-
+is "and the second in time" "$(cut -c 1-7 <&5)" '{"id":2'
+exec 5<&-
+wait
+
 # conversations
 printf '{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]}\n' > chat.jsonl
 is "a conversation is a template" "$(chr-tokenize -t t.json chat.jsonl | chr-tokenize -t t.json -d | tr '\n' '/')" \
