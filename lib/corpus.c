@@ -18,7 +18,8 @@
 enum {
 	STREAM_ORDER = 0x64617461,	/* random stream of the items' order; number of the pool and epoch are added */
 	STREAM_WINDOW = 0x77696e64,	/* of the draws from a window */
-	PIECE_BITS = 24			/* of an item's place */
+	PIECE_BITS = 24,		/* of an item's place */
+	LITTLE = 64 << 10		/* bytes that a plan need not name */
 };
 
 struct part {			/* a file */
@@ -60,6 +61,8 @@ struct corpus {
 	uint32_t *order;		/* (n) of each pool's epoch, counted from its first item */
 	int64_t n, kept, words;		/* words: of all items */
 	int64_t cap_place, cap_size, cap_at, cap_words;
+	int64_t longest_line, longest;	/* bytes and words of a record */
+	void *reserve;			/* for one that is made again, until one is */
 	struct record_count count;
 	int64_t held;			/* the item whose record was made again last, all of it in scratch; -1: none */
 	struct ids scratch;
@@ -196,6 +199,7 @@ static int add_record(struct corpus *c, int64_t place, const uint32_t *word, int
 	int64_t piece = c->o.piece > 0 ? c->o.piece : n;
 	int rc = 0;
 
+	c->longest = n > c->longest ? n : c->longest;
 	for (int64_t i = 0; rc == 0 && i < n; i += piece)
 		rc = add_item(c, place, i / piece, word + i, n - i < piece ? n - i : piece, e);
 	return rc;
@@ -206,6 +210,7 @@ static int add_block(struct corpus *c, const struct recload_block *b, struct err
 	const uint32_t *word = b->word;
 	int rc = 0;
 
+	c->longest_line = b->longest > c->longest_line ? b->longest : c->longest_line;
 	for (int64_t i = 0; i < b->n && rc == 0; word += b->len[i++])
 		rc = add_record(c, b->place[i], word, b->len[i], e);
 	return rc;
@@ -293,6 +298,24 @@ static void *shrink(void *p, int64_t n, int64_t *cap, size_t size)
 	return q != NULL ? q : p;
 }
 
+/* What making a record again takes, where that is not little: its words, and its line, twice as JSON, and its text, in
+ * arrays that grow (measured with lines of 3 MB). */
+static int64_t again_bytes(const struct corpus *c)
+{
+	int64_t n = 6 * c->longest_line + c->longest * (int64_t)sizeof *c->word;
+
+	return c->kept < c->n && n > LITTLE ? n : 0;
+}
+
+/* Touched, so that the plan finds memory as it will be. */
+static void take_reserve(struct corpus *c)
+{
+	size_t n = (size_t)again_bytes(c);
+
+	if (n > 0 && (c->reserve = malloc(n)) != NULL)
+		memset(c->reserve, 1, n);
+}
+
 static int load(struct corpus *c, struct err *e)
 {
 	struct recload *l = recload_open(&c->o.kind, c->o.skip_bad);
@@ -312,6 +335,7 @@ static int load(struct corpus *c, struct err *e)
 	c->size = shrink(c->size, c->n, &c->cap_size, sizeof *c->size);
 	c->word = shrink(c->word, c->kept > 0 ? c->at[c->kept] : 0, &c->cap_words, sizeof *c->word);
 	c->at = shrink(c->at, c->kept + 1, &c->cap_at, sizeof *c->at);
+	take_reserve(c);
 	return open_pools(c, e);
 }
 
@@ -389,6 +413,7 @@ void corpus_close(struct corpus *c)
 	free(c->at);
 	free(c->word);
 	free(c->order);
+	free(c->reserve);
 	free(c->slot);
 	free(c->used);
 	free(c);
@@ -416,7 +441,8 @@ int64_t corpus_bytes(const struct corpus *c)
 	for (int64_t i = 0; i < c->cap_slots; i++)
 		window += c->slot[i].ids.cap * (int64_t)sizeof *c->slot[i].ids.v;
 	return c->cap_words * (int64_t)sizeof *c->word + c->cap_at * (int64_t)sizeof *c->at +
-	    c->cap_place * (int64_t)sizeof *c->place + c->cap_size * (int64_t)sizeof *c->size + c->n * (int64_t)sizeof *c->order + window;
+	    c->cap_place * (int64_t)sizeof *c->place + c->cap_size * (int64_t)sizeof *c->size + c->n * (int64_t)sizeof *c->order + window +
+	    again_bytes(c);
 }
 
 const struct record_count *corpus_count(const struct corpus *c)
@@ -446,6 +472,8 @@ static int make_again(struct corpus *c, int64_t i, const uint32_t **item, struct
 	const struct part *p = part_of(c, i);
 	int64_t piece = (int64_t)(c->place[i] & ((1u << PIECE_BITS) - 1)), at = piece * c->o.piece;
 
+	free(c->reserve);
+	c->reserve = NULL;
 	if (!same_record(c, c->held, i)) {
 		c->held = -1;
 		if (recfile_at(p->f, (int64_t)(c->place[i] >> PIECE_BITS), &c->scratch, e) < 0)

@@ -24,6 +24,7 @@ struct worker {
 struct block {
 	struct head {
 		int64_t lines, n, words;	/* that it had; items; words that are there */
+		int64_t longest;		/* bytes of a line */
 		int64_t bad, nbad;		/* the first line that is bad, from 0, -1: none; how many are */
 		struct record_count count;
 		struct err why, fatal;		/* why it is bad; why there is nothing more after it */
@@ -220,6 +221,8 @@ static void gather(struct recload *l, int64_t room)
 
 		if (m->n == 0)
 			continue;
+		if (!recfile_is_shard(l->f) && (int64_t)l->in.lines.line[i].len > b->h.longest)
+			b->h.longest = (int64_t)l->in.lines.line[i].len;
 		b->place[b->h.n] = recfile_is_shard(l->f) ? l->in.first + i : l->in.lines.line[i].place;
 		b->len[b->h.n++] = (uint32_t)m->n;
 		n = m->n < room - b->h.words ? m->n : room - b->h.words;
@@ -295,7 +298,7 @@ int recload_next(struct recload *l, int64_t room, const struct recload_block **b
 		make_block(l, l->round++ * comm_size() + comm_rank(), room);
 	x = share_block(l, room);
 	l->turn = (l->turn + 1) % comm_size();
-	l->out = (struct recload_block){ x->h.n, x->place, x->len, x->word, x->h.end };
+	l->out = (struct recload_block){ x->h.n, x->place, x->len, x->word, x->h.longest, x->h.end };
 	*b = &l->out;
 	return judge(l, &x->h, e);
 }

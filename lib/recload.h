@@ -27,6 +27,7 @@ struct recload_block {
 	const int64_t *place;		/* (n) */
 	const uint32_t *len;		/* (n) words of each */
 	const uint32_t *word;		/* the first `room` words of all, or fewer */
+	int64_t longest;		/* bytes of a line */
 	bool end;			/* it is the last of the file */
 };
 

@@ -191,7 +191,7 @@ static void test_pipe(void)
 static void test_fit(void)
 {
 	struct ids a = {0}, m = {0};
-	struct chat_count n = {0};
+	struct record_count n = {0};
 
 	for (uint32_t i = 0; i < 9; i++) {
 		ids_push(&a, i);
@@ -211,7 +211,7 @@ static void test_fit(void)
 static void bad(const char *text, const char *why)
 {
 	json_t *rec = json_loads(text, 0, NULL);
-	struct chat_count n = {0};
+	struct record_count n = {0};
 	struct ids out = {0};
 	struct err e = {0};
 
