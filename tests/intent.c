@@ -29,7 +29,7 @@ enum { SIZE = 2 * 6 };		/* sparse layers, experts */
 
 static int make_model(real first)
 {
-	struct modeldir_out o = { DT_F32, 0, NULL };
+	struct modeldir_out o = { .dtype = DT_F32 };
 	struct err e = { 0 };
 	struct params ps;
 	real *flat;

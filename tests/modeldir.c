@@ -26,7 +26,7 @@ static void fresh_dir(void)
 static int save(enum dtype dt, int64_t shard_size, char *fp)
 {
 	json_t *meta = json_pack("{s:s}", "chronos.seed", "42");
-	struct modeldir_out o = { dt, shard_size, meta };
+	struct modeldir_out o = { .dtype = dt, .shard_size = shard_size, .meta = meta };
 	struct err e = { 0 };
 	int r = modeldir_save(dir, &cfg, &ps, flat, &o, fp, &e);
 
