@@ -5,25 +5,11 @@
 command -v chr-pretrain > /dev/null || skip_all "chr-pretrain is not built"
 cd "$tmp" || exit 1
 
-cat > config.json <<-END
-	{"chronos_format": 2, "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-	"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
-	"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4, "sliding_window_size": 16,
-	"max_position_embeddings": 64, "lookahead_steps": 2, "tie_word_embeddings": false, "fallback_mask_prob": 0}
-END
-# Forty documents of a row each. Token 250 is in the 17th and 18th only, and its embedding becomes infinite.
-awk 'BEGIN {
-	for (i = 1; i <= 40; i++) {
-		s = ""
-		for (j = 0; j < 32; j++)
-			s = s (j ? "," : "") (j == 9 && (i == 17 || i == 18) ? 250 : (i * 7 + j * 13) % 240)
-		print "{\"tokens\":[" s "]}"
-	}
-}' > docs.jsonl
+# Token 250 is in the 17th and 18th document only, and its embedding becomes infinite.
+rare config.json 'i == 17 || i == 18'
 run="chr-pretrain -q -j 1 -b 1 --seq 32 --no-shuffle --epochs 1"
 $run -c config.json -n 1 -o model docs.jsonl > start.log || exit 1
-at=$(chr-ls model/model.safetensors | sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
-printf '\000\000\200\177' | dd of=model/model.safetensors bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc 2> noise
+infinite model
 
 sums()
 {

@@ -95,3 +95,29 @@ done_testing()
 	echo "1..$tap_n"
 	exit $tap_failed
 }
+
+# rare CONFIG CONDITION: a small model's configuration, and docs.jsonl: forty documents of a row of 32 tokens, of which those
+# that CONDITION is true for (awk, number i) have token 250
+rare()
+{
+	cat > "$1" <<-END
+		{"chronos_format": 2, "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+		"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
+		"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4, "sliding_window_size": 16,
+		"max_position_embeddings": 64, "lookahead_steps": 2, "tie_word_embeddings": false, "fallback_mask_prob": 0}
+	END
+	awk 'BEGIN {
+		for (i = 1; i <= 40; i++) {
+			s = ""
+			for (j = 0; j < 32; j++)
+				s = s (j ? "," : "") (j == 9 && ('"$2"') ? 250 : (i * 7 + j * 13) % 240)
+			print "{\"tokens\":[" s "]}"
+		}
+	}' > docs.jsonl
+}
+# infinite DIR: there, the embedding of that token becomes so
+infinite()
+{
+	at=$(chr-ls "$1/model.safetensors" | sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
+	printf '\000\000\200\177' | dd of="$1/model.safetensors" bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc 2> "$tmp/noise"
+}

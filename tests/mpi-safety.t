@@ -37,24 +37,10 @@ both "nothing kept" /dev/null $pretrain --data-ram 0 a.jsonl b.jsonl
 both "little kept, of conversations" /dev/null chr-sft -m model --seq 64 -n 4 --data-ram 2K datasets/chat.jsonl
 
 # A loss that is not finite on rank 1 only: token 250, whose embedding is infinite, is in the second half of what both take
-cat > small.json <<-END
-	{"chronos_format": 2, "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-	"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
-	"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4, "sliding_window_size": 16,
-	"max_position_embeddings": 64, "lookahead_steps": 2, "tie_word_embeddings": false, "fallback_mask_prob": 0}
-END
-awk 'BEGIN {
-	for (i = 1; i <= 40; i++) {
-		s = ""
-		for (j = 0; j < 32; j++)
-			s = s (j ? "," : "") (j == 9 && i == 19 ? 250 : (i * 7 + j * 13) % 240)
-		print "{\"tokens\":[" s "]}"
-	}
-}' > docs.jsonl
+rare small.json 'i == 19'
 run="chr-pretrain -q -j 1 --seq 32 --no-shuffle --epochs 1"
 $run -b 1 -c small.json -n 1 -o start docs.jsonl > start.log || exit 1
-at=$(chr-ls start/model.safetensors | sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
-printf '\000\000\200\177' | dd of=start/model.safetensors bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc 2> noise
+infinite start
 two() { mpirun -n 2 $run -b 2 -m start "$@" docs.jsonl; }
 one() { $run -b 4 -m start "$@" docs.jsonl; }
 status "one rank stops" 65 one -o bad1 --dump-bad bad1.jsonl
