@@ -145,7 +145,7 @@ reads()
 	mpirun -n 2 sh -c '"$@" > /dev/null; [ "$OMPI_COMM_WORLD_RANK" = 0 ] || sed -n "s/rchar: //p" /proc/$$/io > rank1.io' - \
 		chr-pretrain -q -c config.json -t tokenizer.json --seq 32 -b 2 -n 1 --dry-run "$1" && cat rank1.io
 }
-for i in 1 2 3 4 5; do cat datasets/pretrain.jsonl; done > five.jsonl
+for _ in 1 2 3 4 5; do cat datasets/pretrain.jsonl; done > five.jsonl
 size=$(wc -c < five.jsonl)
 if [ -r /proc/self/io ]; then
 	few=$(reads few.jsonl) all=$(reads five.jsonl)
