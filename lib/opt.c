@@ -459,19 +459,18 @@ int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_pr
 
 void opt_parse_text(const char *name, const char *text, const struct opt *opts, const struct opt_prog *prog)
 {
-	static struct text { struct text *next; char s[]; } *kept;	/* values point into them */
-	char **argv = mem_alloc((strlen(text) / 2 + 3) * sizeof *argv), *save;
-	struct text *copy = mem_alloc(sizeof *copy + strlen(text) + 1);
+	static struct text { struct text *next; char *argv[]; } *kept;	/* values point into the words, which follow */
+	size_t most = strlen(text) / 2 + 3;
+	struct text *t = mem_alloc(sizeof *t + most * sizeof *t->argv + strlen(text) + 1);
+	char **argv = t->argv, *save, *words = strcpy((char *)(argv + most), text);
 	int argc = 0;
 
-	strcpy(copy->s, text);
-	copy->next = kept;
-	kept = copy;
+	t->next = kept;
+	kept = t;
 	argv[argc++] = (char *)err_prog;
-	for (char *w = strtok_r(copy->s, " \t\n", &save); w; w = strtok_r(NULL, " \t\n", &save))
+	for (char *w = strtok_r(words, " \t\n", &save); w; w = strtok_r(NULL, " \t\n", &save))
 		argv[argc++] = w;
 	optind = 0;		/* getopt begins anew */
 	if (opt_parse(argc, argv, opts, prog) < argc)
 		opt_usage("--%s: \"%s\" is not an option", name, argv[optind]);
-	mem_free(argv);
 }

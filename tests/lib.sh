@@ -90,6 +90,16 @@ world()
 	) || { echo "Bail out! the programs cannot make the files of the tests"; exit 1; }
 }
 
+# memory NAME COMMAND...: what holds of the memory of a plain build; a sanitizer takes some of its own
+memory()
+{
+	if [ "$bld" = "$top/build" ]; then
+		ok "$@"
+	else
+		skip "$1" "a sanitizer takes memory of its own"
+	fi
+}
+
 done_testing()
 {
 	echo "1..$tap_n"
