@@ -56,7 +56,8 @@ experts=$(sed -n 's/.*"expert store":\([0-9]*\).*/\1/p' plan.jsonl)
 half=$((total - experts / 2))
 # A sanitizer takes memory of its own, never quite the same: then all may fit.
 streamed=check
-[ "$bld" = "$top/build" ] || streamed=skip
+unstreamed() { skip "$1" "a sanitizer takes memory of its own"; }
+[ "$bld" = "$top/build" ] || streamed=unstreamed
 is "a plan" "$(grep -c '"type":"mem_plan"' plan.jsonl)" 1
 if bench load -r 1 --cold > cold.jsonl 2> cold.err; then
 	cold=--cold
