@@ -279,6 +279,14 @@ static bool holds(const struct param *p, int r)
 	return p->owner < 0 || p->owner == comm_place(COMM_GROUP, r);
 }
 
+/* One rank: where its moments begin. */
+static int64_t place_of(const struct optim *o, const struct params *ps, int i)
+{
+	const struct optim_bucket *b = &o->bucket[o->of[i]];
+
+	return b->at + ps->p[i].off - b->off;
+}
+
 const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps, int i)
 {
 	const struct param *p = &ps->p[i];
@@ -286,7 +294,7 @@ const real *optim_moments(const struct optim *o, const real *moments, const stru
 	int64_t count[comm_size()], begin, own;
 
 	if (comm_size() == 1)
-		return moments + b->at + p->off - b->off;
+		return moments + place_of(o, ps, i);
 	for (int r = 0; r < comm_size(); r++)
 		count[r] = holds(p, r) ? common(b, r, p->off, param_size(p), &begin) : 0;
 	common(b, comm_rank(), p->off, param_size(p), &begin);
@@ -322,7 +330,7 @@ void optim_take(const struct optim *o, real *moments, const struct params *ps, i
 
 real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i)
 {
-	return comm_size() > 1 ? NULL : moments + o->bucket[o->of[i]].at + ps->p[i].off - o->bucket[o->of[i]].off;
+	return comm_size() > 1 ? NULL : moments + place_of(o, ps, i);
 }
 
 /* --- updates --- */

@@ -73,21 +73,8 @@ status "without the limit it goes on" 0 $run -c config.json -l 2e-2 -o jump --re
 # Every stage knows which record a row is of: each says its own line number
 chr-tokenize -q --train -v 288 -o tokenizer.json "$top/datasets/pretrain.jsonl" || exit 1
 chr-pretrain -q -c config.json --set vocab_size=288 -t tokenizer.json -n 1 -b 1 --seq 32 -o base "$top/datasets/pretrain.jsonl" > noise
-for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do
-	echo '{"messages":[{"role":"user","content":"(mark'$i')"},{"role":"assistant","content":"so"}]}' >&3
-	echo '{"prompt":"(mark'$i')","chosen":"so","rejected":"not so"}' >&4
-done 3> chat.jsonl 4> prefs.jsonl
-names_own()	# NAME FILE COMMAND...
-{
-	name=$1 file=$2
-	shift 2
-	"$@" -q -j 1 -m base --seq 64 -b 3 --accum 2 -n 40 -o stage --force --max-spike 1e-7 --dump-bad stage.jsonl "$file" > noise 2>&1
-	sed -n 's/.*"source":"'"$file"':\([0-9]*\)".*/(mark\1)/p' stage.jsonl > said
-	chr-tokenize -q -d -t tokenizer.json stage.jsonl | grep -o '(mark[0-9]*)' > meant
-	is "$name" "$(cat meant)" "$(cat said)"
-	ok "and there are some" [ "$(wc -l < said)" -gt 5 ]
-}
-names_own chr-sft chat.jsonl chr-sft
-names_own chr-dpo prefs.jsonl chr-dpo
-names_own "chr-grpo, in the second step of a rollout" prefs.jsonl chr-grpo -G 2 --new 4 --reward toy --iterations 2
+marks
+names_own chr-sft chat.jsonl chr-sft -m base -b 3
+names_own chr-dpo prefs.jsonl chr-dpo -m base -b 3
+names_own "chr-grpo, in the second step of a rollout" prefs.jsonl chr-grpo -m base -b 3 -G 2 --new 4 --reward toy --iterations 2
 done_testing

@@ -36,20 +36,7 @@ chr-generate -q -m model -n 3 --temperature 0 --guard prompts.jsonl | sed 's/"ti
 ok "nor for chr-generate" cmp plain.out watched.out
 
 # A group of our own, below the one we are in
-v1=$(sed -n 's/^[0-9]*:\([^:]*,\)*memory\(,[^:]*\)*:\(.*\)/\3/p' /proc/self/cgroup)
-v2=$(sed -n 's/^0:://p' /proc/self/cgroup)
-group=/sys/fs/cgroup/memory$v1/chr-test-$$
-limit=memory.limit_in_bytes
-if [ -z "$v1" ] || ! mkdir "$group" 2> /dev/null; then
-	group=/sys/fs/cgroup$v2/chr-test-$$
-	limit=memory.max
-	mkdir "$group" 2> /dev/null
-fi
-if ! echo 64M > "$group/$limit" 2> /dev/null || ! sh -c 'echo $$ > "$1/cgroup.procs"' sh "$group" 2> /dev/null; then
-	rmdir "$group" 2> /dev/null
-	skip "in a control group" "none can be made here"
-	done_testing
-fi
+own_group 64M
 trap finish EXIT
 
 # inside COMMAND...: in the group; its process id goes to $tmp/pid

@@ -131,3 +131,50 @@ infinite()
 	at=$(chr-ls "$1/model.safetensors" | sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
 	printf '\000\000\200\177' | dd of="$1/model.safetensors" bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc 2> "$tmp/noise"
 }
+# marks: chat.jsonl and prefs.jsonl, thirteen records each that say their own line numbers
+marks()
+{
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do
+		echo '{"messages":[{"role":"user","content":"(mark'$i')"},{"role":"assistant","content":"so"}]}' >&3
+		echo '{"prompt":"(mark'$i')","chosen":"so","rejected":"not so"}' >&4
+	done 3> chat.jsonl 4> prefs.jsonl
+}
+# names_own NAME FILE COMMAND...: a run over one of them that stops and dumps names the records that the rows are of
+names_own()
+{
+	name=$1 file=$2
+	shift 2
+	"$@" -q -j 1 --seq 64 --accum 2 -n 40 -o stage --force --max-spike 1e-7 --dump-bad stage.jsonl "$file" > noise 2>&1
+	sed -n 's/.*"source":"'"$file"':\([0-9]*\)".*/(mark\1)/p' stage.jsonl > said
+	chr-tokenize -q -d -t tokenizer.json stage.jsonl | grep -o '(mark[0-9]*)' > meant
+	is "$name" "$(cat meant)" "$(cat said)"
+	ok "and there are some" [ "$(wc -l < said)" -gt 5 ]
+}
+
+# have_ranks: may mpirun start several here? As root, on a machine with fewer CPUs than ranks, with a library that never frees
+# all it has.
+have_ranks()
+{
+	case $(chr-pretrain -V) in *mpi*) ;; *) return 1 ;; esac
+	command -v mpirun > /dev/null || return 1
+	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+		OMPI_MCA_mpi_yield_when_idle=1 ASAN_OPTIONS=detect_leaks=0
+}
+
+# own_group LIMIT: $group, a control group below the one we are in; where there can be none, the tests end here
+own_group()
+{
+	v1=$(sed -n 's/^[0-9]*:\([^:]*,\)*memory\(,[^:]*\)*:\(.*\)/\3/p' /proc/self/cgroup)
+	group=/sys/fs/cgroup/memory$v1/chr-test-$$
+	limit=memory.limit_in_bytes
+	if [ -z "$v1" ] || ! mkdir "$group" 2> /dev/null; then
+		group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/chr-test-$$
+		limit=memory.max
+		mkdir "$group" 2> /dev/null
+	fi
+	if ! echo "$1" > "$group/$limit" 2> /dev/null || ! sh -c 'echo $$ > "$1/cgroup.procs"' sh "$group" 2> /dev/null; then
+		rmdir "$group" 2> /dev/null
+		skip "in a control group" "none can be made here"
+		done_testing
+	fi
+}

@@ -3,12 +3,7 @@
 # finite on one rank; a rank whose memory runs out.
 . "$(dirname "$0")/lib.sh"
 . tests/near.sh
-case $(chr-pretrain -V) in
-*mpi*) command -v mpirun > /dev/null || skip_all "no mpirun" ;;
-*) skip_all "built without MPI" ;;
-esac
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
-	OMPI_MCA_mpi_yield_when_idle=1 ASAN_OPTIONS=detect_leaks=0
+have_ranks || skip_all "no mpirun, or built without MPI"
 world "$tmp/w"
 cd "$tmp/w" || exit 1
 
@@ -65,41 +60,16 @@ ok "with the same dump" sh -c '[ -s jump1.jsonl ] && cmp jump1.jsonl jump2.jsonl
 status "a dump that rank 0 cannot write" 74 two -o full --dump-bad /dev/full
 
 # Every stage knows which record a row is of, on every rank: each says its own line number
-for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do
-	echo '{"messages":[{"role":"user","content":"(mark'$i')"},{"role":"assistant","content":"so"}]}' >&3
-	echo '{"prompt":"(mark'$i')","chosen":"so","rejected":"not so"}' >&4
-done 3> chat.jsonl 4> prefs.jsonl
-names_own()	# NAME FILE COMMAND...
-{
-	name=$1 file=$2
-	shift 2
-	mpirun -n 2 "$@" -q -j 1 -m model --seq 64 -b 2 --accum 2 -n 40 -o stage --force --max-spike 1e-7 --dump-bad stage.jsonl "$file" > noise 2>&1
-	sed -n 's/.*"source":"'"$file"':\([0-9]*\)".*/(mark\1)/p' stage.jsonl > said
-	chr-tokenize -q -d -t tokenizer.json stage.jsonl | grep -o '(mark[0-9]*)' > meant
-	is "$name" "$(cat meant)" "$(cat said)"
-	ok "and there are some" [ "$(wc -l < said)" -gt 5 ]
-}
-names_own chr-sft chat.jsonl chr-sft
-names_own chr-dpo prefs.jsonl chr-dpo
-names_own chr-grpo prefs.jsonl chr-grpo -G 2 --new 4 --reward toy --iterations 2
+marks
+names_own chr-sft chat.jsonl mpirun -n 2 chr-sft -m model -b 2
+names_own chr-dpo prefs.jsonl mpirun -n 2 chr-dpo -m model -b 2
+names_own chr-grpo prefs.jsonl mpirun -n 2 chr-grpo -m model -b 2 -G 2 --new 4 --reward toy --iterations 2
 chr-generate -q -m packed -n 6 -b 2 datasets/prompts.jsonl | sed 's/,"timing.*//' > one.jsonl
 mpirun -n 2 chr-generate -q -m packed -n 6 -b 2 --guard datasets/prompts.jsonl | sed 's/,"timing.*//' > two.jsonl
 ok "two ranks generate under a guard" sh -c '[ -s one.jsonl ] && cmp one.jsonl two.jsonl'
 
 # In a control group that a neighbour fills: of one rank only, then of both
-v1=$(sed -n 's/^[0-9]*:\([^:]*,\)*memory\(,[^:]*\)*:\(.*\)/\3/p' /proc/self/cgroup)
-group=/sys/fs/cgroup/memory$v1/chr-test-$$
-limit=memory.limit_in_bytes
-if [ -z "$v1" ] || ! mkdir "$group" 2> /dev/null; then
-	group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/chr-test-$$
-	limit=memory.max
-	mkdir "$group" 2> /dev/null
-fi
-if ! echo 128M > "$group/$limit" 2> /dev/null || ! sh -c 'echo $$ > "$1/cgroup.procs"' sh "$group" 2> /dev/null; then
-	rmdir "$group" 2> /dev/null
-	skip "in a control group" "none can be made here"
-	done_testing
-fi
+own_group 128M
 finish()
 {
 	exec 9>&-
