@@ -26,8 +26,9 @@ define newline
 
 endef
 
-LIB := $(patsubst lib/%.c,$B/lib/%.o,$(wildcard lib/*.c))
-F64 := $(patsubst lib/%.c,$B/f64/%.o,$(wildcard lib/*.c))
+SRC := $(wildcard lib/*/*.c lib/*/*/*.c)
+LIB := $(patsubst lib/%.c,$B/lib/%.o,$(SRC))
+F64 := $(patsubst lib/%.c,$B/f64/%.o,$(SRC))
 BIN := $(patsubst bin/%.c,$B/%,$(wildcard bin/chr-*.c))
 TESTS := $(patsubst tests/%.c,$B/tests/%,$(wildcard tests/*.c))
 BENCH := $(patsubst tests/bench/%.c,$B/bench/%,$(wildcard tests/bench/*.c))
@@ -58,7 +59,7 @@ $B/tests/%: $B/tests/%.o $B/libchronos.a
 	$(LINK)
 
 # The one module that knows MPI.
-$B/lib/comm.o: private EXTRA := $(MPI_CFLAGS)
+$B/lib/base/comm.o: private EXTRA := $(MPI_CFLAGS)
 
 # tests/*64.c run the model sources in double precision.
 $B/f64/%.o $B/tests/%64.o: private EXTRA := -DCHR_DOUBLE
@@ -107,6 +108,7 @@ fuzz-run: $(FUZZERS)
 CPPCHECK_WRONG := missingIncludeSystem uninitvar uninitdata ctuuninitvar invalidPointerCast invalidFunctionArg \
 	arrayIndexThenCheck
 lint:
+	scripts/includes
 	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
 		--library=tests/cppcheck.cfg $(addprefix --suppress=,$(CPPCHECK_WRONG)) $(DEFS) -Ilib -Itests lib bin tests
 	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* tests/*.t) tests/lib.sh tests/slurm.sh .ci/run
@@ -116,7 +118,9 @@ D := $(DESTDIR)$(PREFIX)
 install: all
 	install -d $D/bin $D/lib/pkgconfig $D/include/chronos $(addprefix $D/share/man/man,1 5 7)
 	install $(BIN) $D/bin
-	install -m 644 lib/*.h $D/include/chronos
+	for h in $(patsubst lib/%,%,$(wildcard lib/*/*.h)); do \
+		install -d $D/include/chronos/$${h%/*} && install -m 644 lib/$$h $D/include/chronos/$$h || exit 1; \
+	done
 	install -m 644 $B/libchronos.a $D/lib
 	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@MPI@|$(MPI_LIBS)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
 	for m in $(MAN); do install -m 644 $$m $D/share/man/man$${m##*.} || exit 1; done
@@ -134,4 +138,4 @@ clean:
 
 .PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
--include $(wildcard $B/*/*.d $B/*/*/*.d $B/*/*/*/*.d)
+-include $(wildcard $B/*/*.d $B/*/*/*.d $B/*/*/*/*.d $B/*/*/*/*/*.d)

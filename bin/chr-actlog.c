@@ -5,14 +5,14 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include "actlog.h"
-#include "comm.h"
-#include "deal.h"
-#include "gen.h"
-#include "infer.h"
-#include "json.h"
-#include "progress.h"
-#include "sig.h"
+#include "experts/actlog.h"
+#include "base/comm.h"
+#include "base/rank_deal.h"
+#include "decode/gentext.h"
+#include "decode/infer.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "base/sig.h"
 
 static struct {
 	int seq, generate, chunk;
@@ -132,12 +132,12 @@ static void put_act(int pos, uint32_t token, const char *mark, const int32_t *to
 }
 
 /* Appends up to o.generate tokens and their choices, of which the first `from` are there. */
-static void generate(struct gen *g, int from)
+static void generate(struct gentext *g, int from)
 {
 	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
-	struct gen_opt go = { .end = { infer.cfg.eos_token_id, infer.tok ? tok_eos(infer.tok) : -1, -1 } };
+	struct gentext_opt go = { .end = { infer.cfg.eos_token_id, infer.tok ? tok_eos(infer.tok) : -1, -1 } };
 
-	while (gen_next(g, &go, s.sampler, s.logits), g->ids.n > from && !sig_stop) {
+	while (gentext_next(g, &go, s.sampler, s.logits), g->ids.n > from && !sig_stop) {
 		struct eval_item it = { .s = s.seq, .tok = g->ids.v + from, .n = 1, .logits = s.logits,
 		    .topk = s.topk + from * per_token };
 
@@ -156,22 +156,22 @@ static void log_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 	struct sample_opt so = { .temperature = o.temperature, .top_p = 0.95, .min_p = 0.05, .repetition_penalty = 1,
 	    .top_k = 40, .seed = (uint64_t)o.seed };
 	struct ids prompt = { .n = n, .v = (uint32_t *)tok };
-	struct gen g;
+	struct gentext g;
 
 	seq_reset(s.seq);
 	must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
-	gen_start(&g, &prompt, &so, o.generate, (uint64_t)s.nseq);
+	gentext_start(&g, &prompt, &so, o.generate, (uint64_t)s.nseq);
 	if (o.generate)
 		generate(&g, n);
 	for (int i = 0; i < seq_len(s.seq); i++)
 		put_act(i, g.ids.v[i], i >= n ? "\"gen\":true," : mask[i] ? "\"answer\":true," : "", s.topk + i * per_token);
 	s.tokens += seq_len(s.seq);
-	gen_free(&g);
+	gentext_free(&g);
 	s.nseq++;
 	flush_lines();
 }
 
-static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
+static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SUMS])
 {
 	(void)sums;
 	put(p, n);
@@ -189,7 +189,7 @@ static void log_ids(const struct ids *ids, const struct ids *mask)
 	if (fclose(s.out) != 0)
 		err_die(EX_OSERR, "out of memory");
 	if (!sig_stop)
-		deal_put(s.records - 1, s.text, s.size, NULL);
+		rank_deal_put(s.records - 1, s.text, s.size, NULL);
 	free(s.text);
 }
 
@@ -214,8 +214,8 @@ static void log_record(const json_t *rec)
 
 	if (infer_ids(rec, o.generate > 0, &ids, &mask, &why) < 0) {
 		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
-			deal_fail(s.records, &s.e);
-	} else if (!deal_own(s.records++)) {
+			rank_deal_fail(s.records, &s.e);
+	} else if (!rank_deal_own(s.records++)) {
 		s.nseq += (ids.n + o.seq - 1) / o.seq;
 	} else {
 		if (ids.n > 0)
@@ -235,7 +235,7 @@ int main(int argc, char **argv)
 	err_init(argv[0]);
 	first = opt_parse(argc, argv, opts, &prog);
 	must(comm_open(&s.e) < 0);
-	deal_open(write_result);
+	rank_deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	if (infer.cfg.num_sparse == 0)
@@ -261,8 +261,8 @@ int main(int argc, char **argv)
 		json_decref(rec);
 	}
 	if (s.e.status != 0)
-		deal_fail(s.records, &s.e);
-	deal_finish(s.records);
+		rank_deal_fail(s.records, &s.e);
+	rank_deal_finish(s.records);
 	progress_end(&s.progress);
 	if (s.gz && gzclose(s.gz) != Z_OK)
 		err_die(EX_IOERR, "write error:");

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench.h"
+#include "measure/bench.h"
 
 static const struct opt_prog prog = { "chr-bench", "[options] decode|prefill|load -m DIR [FILE...]\n"
 	"       chr-bench [options] train -c CONFIG|-m DIR [FILE...]\n"

@@ -2,11 +2,11 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "actlog.h"
-#include "cluster.h"
-#include "err.h"
-#include "json.h"
-#include "opt.h"
+#include "experts/actlog.h"
+#include "experts/cluster.h"
+#include "base/err.h"
+#include "base/json.h"
+#include "base/opt.h"
 
 static struct {
 	int layout, tries;

@@ -3,12 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fidelity.h"
-#include "infer.h"
-#include "json.h"
-#include "metric.h"
-#include "progress.h"
-#include "sig.h"
+#include "measure/fidelity.h"
+#include "decode/infer.h"
+#include "base/json.h"
+#include "train/metric.h"
+#include "base/progress.h"
+#include "base/sig.h"
 
 #define LOGITS ((int64_t)8 << 20)	/* bytes of logits held at a time by each model, about */
 

@@ -1,13 +1,13 @@
 /*
  * chr-distill: trains a model, the student, on what another, the teacher, thinks of each next token.
  */
-#include "chat.h"
-#include "distill.h"
-#include "err.h"
-#include "live.h"
-#include "opt.h"
-#include "topk.h"
-#include "train.h"
+#include "train/chat.h"
+#include "stages/distill.h"
+#include "base/err.h"
+#include "stages/teacher_live.h"
+#include "base/opt.h"
+#include "stages/teacher_topk.h"
+#include "train/train.h"
 
 static struct {
 	const char *teacher;
@@ -16,8 +16,8 @@ static struct {
 } o;
 
 static struct distill distill = { .o = { .alpha = 0.7, .temperature = 4 } };
-static struct live_opt where;
-static struct live *live;
+static struct teacher_live_opt where;
+static struct teacher_live *live;
 static char fingerprint[33];
 
 static double loss(const struct stage_in *in)
@@ -45,13 +45,13 @@ static json_t *settings(void)
 
 static int plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
 {
-	where = (struct live_opt){ .dir = o.teacher, .ram = o.ram, .budget = "--teacher-ram", .T = v->o->seq };
-	return live_plan_stage(&where, &distill, v, fingerprint, p, e);
+	where = (struct teacher_live_opt){ .dir = o.teacher, .ram = o.ram, .budget = "--teacher-ram", .T = v->o->seq };
+	return teacher_live_plan_stage(&where, &distill, v, fingerprint, p, e);
 }
 
 static int open_teacher(const struct stage_env *v, struct err *e)
 {
-	if (o.teacher != NULL && (live = live_open(&where, v->be, e)) == NULL)
+	if (o.teacher != NULL && (live = teacher_live_open(&where, v->be, e)) == NULL)
 		return -1;
 	distill.teacher.self = live;
 	return distill_open(&distill, v->be, v->cfg->vocab_size, e);
@@ -60,7 +60,7 @@ static int open_teacher(const struct stage_env *v, struct err *e)
 static void close_teacher(void)
 {
 	distill_close(&distill);
-	live_close(live);
+	teacher_live_close(live);
 }
 
 static const struct opt opts[] = {
@@ -69,7 +69,7 @@ static const struct opt opts[] = {
 	{ .kind = OPT_GROUP, .help = "Teacher" },
 	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "model directory, plain or packed" },
 	{ 0, "teacher-ram", OPT_BYTES, &o.ram, 0, 0, "BYTES", "limit on what it takes when it is packed; 0: none" },
-	{ 0, "topk", OPT_INT, &o.topk, 0, TOPK_MAX, "K",
+	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K",
 	    "no --teacher: FILE is what it thinks, K candidates for each token, from chr-score --topk" },
 	{ .kind = OPT_GROUP, .help = "Loss" },
 	{ 0, "kl", OPT_CHOICE, &o.kl, 0, 0, "forward|reverse|js",
@@ -102,9 +102,9 @@ int main(int argc, char **argv)
 	if ((o.teacher != NULL) == (o.topk > 0))
 		opt_usage("who is the teacher? --teacher DIR, or --topk K and its records");
 	distill.o.kind = (enum diverge_kind)o.kl;
-	distill.teacher = o.topk > 0 ? topk_teacher : (struct teacher){ .rows = live_rows };
+	distill.teacher = o.topk > 0 ? teacher_topk_teacher : (struct teacher){ .rows = teacher_live_rows };
 	if (o.topk > 0)
-		stage.source = topk_source(o.topk, distill.o.temperature, train_flags.seq);
+		stage.source = teacher_topk_source(o.topk, distill.o.temperature, train_flags.seq);
 	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
 	if (distill.e.status != 0)		/* why the loss was not a number; in an evaluation that stops nothing */
 		err_exit(&distill.e);

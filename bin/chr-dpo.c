@@ -2,12 +2,12 @@
  * chr-dpo: trains a model to prefer one completion to another, against a frozen reference (direct preference
  * optimisation).
  */
-#include "chat.h"
-#include "err.h"
-#include "loss_pref.h"
-#include "opt.h"
-#include "prefs.h"
-#include "train.h"
+#include "train/chat.h"
+#include "base/err.h"
+#include "stages/loss_pref.h"
+#include "base/opt.h"
+#include "stages/prefs.h"
+#include "train/train.h"
 
 static int kind;			/* enum dpo_kind */
 static struct dpo_opt dpo = { .beta = 0.1 };

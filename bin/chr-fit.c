@@ -3,15 +3,15 @@
  */
 #include <string.h>
 
-#include "err.h"
-#include "fit.h"
-#include "json.h"
-#include "lora.h"
-#include "memlimit.h"
-#include "pool.h"
-#include "predict.h"
-#include "prefs.h"
-#include "topk.h"
+#include "base/err.h"
+#include "measure/fit.h"
+#include "base/json.h"
+#include "model/lora.h"
+#include "base/mem_limit.h"
+#include "base/pool.h"
+#include "experts/predict.h"
+#include "stages/prefs.h"
+#include "stages/teacher_topk.h"
 
 static struct fit_opt o = { .ranks = 1, .expert_parallel = 1, .group = 4, .max_new = 128, .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
 	.temperature = 4, .factor = 1 };
@@ -49,7 +49,7 @@ static const struct opt opts[] = {
 	{ 0, "expert-parallel", OPT_INT, &o.expert_parallel, 1, 65536, "N", "as of the trainers" },
 	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "as of chr-distill" },
 	{ 0, "teacher-ram", OPT_BYTES, &o.teacher_ram, 0, 0, "BYTES", "as of chr-distill" },
-	{ 0, "topk", OPT_INT, &o.topk, 0, TOPK_MAX, "K", "as of chr-distill" },
+	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K", "as of chr-distill" },
 	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "as of chr-distill, whose FILE is made for one" },
 	{ 0, "eval", OPT_STR, &o.eval, 0, 0, "FILE", "as of the trainers" },
 	{ 0, "data-ram", OPT_BYTES, &o.data_ram, 0, 0, "BYTES", "as of the trainers" },
@@ -93,7 +93,7 @@ static int learn(int n, char **logs, struct err *e)
 	return r != NULL ? put(r, e) : -1;
 }
 
-static void put_groups(json_t *r, const struct memlimit *l)
+static void put_groups(json_t *r, const struct mem_limit *l)
 {
 	json_t *list = json_array();
 
@@ -108,24 +108,24 @@ static int limits(struct err *e)
 {
 	json_t *r = json_pack("{s:s, s:s}", "type", "fit", "step", "limits");
 	const double share = 1 - a.margin / 100;
-	struct memlimit l;
+	struct mem_limit l;
 	const char *by;
 
-	memlimit_read(&l, "");
-	if (l.total < MEMLIMIT_NONE)
+	mem_limit_read(&l, "");
+	if (l.total < MEM_LIMIT_NONE)
 		json_set_int(r, "total", l.total);
-	if (l.available < MEMLIMIT_NONE)
+	if (l.available < MEM_LIMIT_NONE)
 		json_set_int(r, "available", l.available);
 	put_groups(r, &l);
 	if (l.some10 >= 0)
 		json_set_num(r, "pressure_some", l.some10);
 	if (l.full10 >= 0)
 		json_set_num(r, "pressure_full", l.full10);
-	by = a.ram > 0 ? "--ram" : l.by >= 0 ? l.group[l.by].dir : l.left < MEMLIMIT_NONE ? "machine" : "nothing";
+	by = a.ram > 0 ? "--ram" : l.by >= 0 ? l.group[l.by].dir : l.left < MEM_LIMIT_NONE ? "machine" : "nothing";
 	json_object_set_new(r, "by", json_text(by, strlen(by)));
 	json_set_num(r, "margin", a.margin);
-	o.ram = a.ram > 0 ? (int64_t)((double)a.ram * share) : l.left < MEMLIMIT_NONE ? (int64_t)((double)l.left * share) : 0;
-	if (o.ram == 0 && a.ram == 0 && l.left < MEMLIMIT_NONE)
+	o.ram = a.ram > 0 ? (int64_t)((double)a.ram * share) : l.left < MEM_LIMIT_NONE ? (int64_t)((double)l.left * share) : 0;
+	if (o.ram == 0 && a.ram == 0 && l.left < MEM_LIMIT_NONE)
 		o.ram = 1;		/* nothing is left, which is not "no limit" */
 	o.vram = (int64_t)((double)o.vram * share);
 	json_set_int(r, "limit", o.ram);

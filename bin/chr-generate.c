@@ -4,16 +4,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "comm.h"
-#include "deal.h"
-#include "gen.h"
-#include "guard.h"
-#include "infer.h"
-#include "json.h"
-#include "progress.h"
-#include "report.h"
-#include "sig.h"
-#include "squeeze.h"
+#include "base/comm.h"
+#include "base/rank_deal.h"
+#include "decode/gentext.h"
+#include "base/guard.h"
+#include "decode/infer.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "decode/report.h"
+#include "base/sig.h"
+#include "decode/guard_store.h"
 
 #define CONTEXT 2048	/* tokens of a sequence when nothing says how many there will be */
 
@@ -64,7 +64,7 @@ static const struct opt_prog prog = { "chr-generate", "[FILE...]", "continue pro
 struct job {
 	json_t *rec;
 	int64_t number;			/* of the record */
-	struct gen gen;
+	struct gentext gen;
 	struct seq *seq;
 	float *logits;
 	size_t printed;
@@ -74,14 +74,14 @@ struct job {
 
 static struct {
 	struct jsonl *in;
-	struct gen_opt gen;
+	struct gentext_opt gen;
 	struct sampler *sampler;
 	struct report report;
 	struct job *head, **tail;	/* in input order; the head is the next to be written */
 	int active, waiting, context;	/* waiting: ended, but behind one that has not */
 	int64_t count;
 	bool text;			/* text out */
-	struct squeeze squeeze;		/* of --guard */
+	struct guard_store squeeze;		/* of --guard */
 	bool shed;			/* ended with prompts left, for want of memory */
 	struct progress progress;
 	struct err e;
@@ -137,7 +137,7 @@ static struct job *new_job(json_t *rec)
 		if (json_is_integer(seed))
 			so.seed = (uint64_t)json_integer_value(seed);
 		j->number = s.count++;
-		gen_start(&j->gen, &ids, &so, o.max_new, (uint64_t)j->number);
+		gentext_start(&j->gen, &ids, &so, o.max_new, (uint64_t)j->number);
 		j->rec = rec;
 	}
 	ids_free(&ids);
@@ -177,7 +177,7 @@ static void start_job(struct job *j)
 	expect(j);
 	must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0 || report_prompt(&s.report, it.n, &st, &s.e) < 0);
 	if (!j->gen.finish)
-		gen_next(&j->gen, &s.gen, s.sampler, j->logits);
+		gentext_next(&j->gen, &s.gen, s.sampler, j->logits);
 	j->first = j->ended = progress_clock();
 	j->prefill = st.wall;
 	s.active++;
@@ -197,11 +197,11 @@ static void end_job(struct job *j)
 static void free_job(struct job *j)
 {
 	json_decref(j->rec);
-	gen_free(&j->gen);
+	gentext_free(&j->gen);
 	free(j);
 }
 
-static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
+static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SUMS])
 {
 	(void)sums;
 	if (fwrite(p, 1, n, stdout) != n || fflush(stdout) != 0)
@@ -210,7 +210,7 @@ static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
 
 static void write_record(struct job *j, FILE *out)
 {
-	const struct gen *g = &j->gen;
+	const struct gentext *g = &j->gen;
 	json_t *timing = json_object(), *tokens = json_array();
 	int made = g->ids.n - g->nprompt;
 	double decode = j->ended - j->first;
@@ -232,7 +232,7 @@ static void write_record(struct job *j, FILE *out)
 /* What has not been shown of a text. */
 static void write_text(struct job *j, FILE *out)
 {
-	size_t n = gen_shown(&j->gen, &s.gen);
+	size_t n = gentext_shown(&j->gen, &s.gen);
 
 	fwrite(j->gen.text ? j->gen.text + j->printed : "", 1, n - j->printed, out);
 	j->printed = n;
@@ -255,7 +255,7 @@ static void send_result(struct job *j)
 		write_record(j, out);
 	if (fclose(out) != 0)
 		err_die(EX_OSERR, "out of memory");
-	deal_put(j->number, text, size, NULL);
+	rank_deal_put(j->number, text, size, NULL);
 	free(text);
 }
 
@@ -301,7 +301,7 @@ static void step(void)
 		return;
 	must(engine_eval(infer.g, it, n, &st, &s.e) < 0 || report_step(&s.report, n, &st, &s.e) < 0);
 	for (int i = 0; i < n; i++)
-		gen_next(&job[i]->gen, &s.gen, s.sampler, job[i]->logits);
+		gentext_next(&job[i]->gen, &s.gen, s.sampler, job[i]->logits);
 }
 
 static void end_jobs(void)
@@ -322,7 +322,7 @@ static struct job *next_record(void)
 	json_t *rec;
 
 	while (!j && s.e.status == 0 && (rec = jsonl_next(s.in, &s.e)) != NULL)
-		if ((j = new_job(rec)) != NULL && !deal_own(j->number)) {
+		if ((j = new_job(rec)) != NULL && !rank_deal_own(j->number)) {
 			free_job(j);
 			j = NULL;
 		}
@@ -335,7 +335,7 @@ static void run_records(void)
 
 	progress_start(&s.progress, "generating", "tokens", 0);
 	while (!sig_stop && (more || s.active > 0)) {
-		room = squeeze_check(&s.squeeze) != GUARD_LIMIT;
+		room = guard_store_check(&s.squeeze) != GUARD_LIMIT;
 		/* A slow one at the head may hold back only so many results. */
 		while (room && more && !sig_stop && s.active < o.batch && s.waiting < 16 * o.batch) {
 			struct job *j = next_record();
@@ -344,7 +344,7 @@ static void run_records(void)
 			if (j)
 				start_job(j);
 			end_jobs();
-			room = squeeze_check(&s.squeeze) != GUARD_LIMIT;
+			room = guard_store_check(&s.squeeze) != GUARD_LIMIT;
 		}
 		s.shed = more && s.active == 0 && !sig_stop;
 		if (s.shed)
@@ -355,10 +355,10 @@ static void run_records(void)
 			progress_at(&s.progress, (double)s.report.tokens, "%lld prompts", (long long)s.count);
 	}
 	if (s.e.status != 0)		/* those before it are written */
-		deal_fail(s.count, &s.e);
+		rank_deal_fail(s.count, &s.e);
 	if (s.shed && comm_size() > 1)	/* the others would wait for what is left */
 		comm_abort(EX_TEMPFAIL);
-	deal_finish(s.count);
+	rank_deal_finish(s.count);
 	progress_end(&s.progress);
 }
 
@@ -367,7 +367,7 @@ static void run_prompt(struct job *j)
 	start_job(j);
 	end_jobs();
 	while (s.active > 0 && !sig_stop) {
-		squeeze_check(&s.squeeze);
+		guard_store_check(&s.squeeze);
 		step();
 		end_jobs();
 	}
@@ -387,7 +387,7 @@ static void converse(void)
 
 	must(!seq || !logits);
 	while (fputs("> ", stderr), !sig_stop && (n = getline(&line, &cap, stdin)) > 0) {
-		struct gen g;
+		struct gentext g;
 		struct ids ids = { 0 };
 		int at = 0;
 		size_t shown = 0;
@@ -405,19 +405,19 @@ static void converse(void)
 			ids_free(&ids);
 			break;
 		}
-		gen_start(&g, &ids, &so, o.max_new < s.context - ids.n ? o.max_new : s.context - ids.n, (uint64_t)s.count++);
+		gentext_start(&g, &ids, &so, o.max_new < s.context - ids.n ? o.max_new : s.context - ids.n, (uint64_t)s.count++);
 		while (!g.finish && !sig_stop) {
 			int from = seq_len(seq);
 			struct eval_item it = { .s = seq, .tok = g.ids.v + from, .n = g.ids.n - from, .logits = logits };
 			struct eval_stats st;
 
-			squeeze_check(&s.squeeze);
+			guard_store_check(&s.squeeze);
 			must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0);
 			must((from < g.nprompt ? report_prompt(&s.report, it.n, &st, &s.e)
 			    : report_step(&s.report, 1, &st, &s.e)) < 0);
-			gen_next(&g, &s.gen, s.sampler, logits);
-			fwrite(g.text ? g.text + shown : "", 1, gen_shown(&g, &s.gen) - shown, stdout);
-			shown = gen_shown(&g, &s.gen);
+			gentext_next(&g, &s.gen, s.sampler, logits);
+			fwrite(g.text ? g.text + shown : "", 1, gentext_shown(&g, &s.gen) - shown, stdout);
+			shown = gentext_shown(&g, &s.gen);
 			fflush(stdout);
 		}
 		putchar('\n');
@@ -426,7 +426,7 @@ static void converse(void)
 		held.n = 0;
 		for (int i = 0; i < seq_len(seq); i++)
 			ids_push(&held, g.ids.v[i]);
-		gen_free(&g);
+		gentext_free(&g);
 		ids_free(&ids);
 	}
 	ids_free(&held);
@@ -438,7 +438,7 @@ static void converse(void)
 
 static void set_ends(void)
 {
-	s.gen = (struct gen_opt){ .tok = infer.tok, .end = { infer.cfg.eos_token_id, -1, -1 }, .nstop = o.stop.n,
+	s.gen = (struct gentext_opt){ .tok = infer.tok, .end = { infer.cfg.eos_token_id, -1, -1 }, .nstop = o.stop.n,
 	    .stop = o.stop.v };
 	if (infer.tok) {
 		s.gen.end[1] = tok_eos(infer.tok);
@@ -495,7 +495,7 @@ int main(int argc, char **argv)
 	must(comm_open(&s.e) < 0);
 	if (comm_size() > 1 && (o.prompt || talk || o.stats))
 		opt_usage("%s is for one process, not %d", o.stats ? "--stats" : o.prompt ? "-p" : "a conversation", comm_size());
-	deal_open(write_result);
+	rank_deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	set_ends();
@@ -506,7 +506,7 @@ int main(int argc, char **argv)
 		must(true);
 	set_context(by_hand);
 	open_guard();
-	infer_open(o.batch, s.context, o.chunk, gen_bytes(V, o.batch));
+	infer_open(o.batch, s.context, o.chunk, gentext_bytes(V, o.batch));
 	s.text = o.raw || (o.prompt && isatty(STDOUT_FILENO));
 	s.squeeze.store = engine_store(infer.g);
 	if ((s.sampler = sampler_new(V)) == NULL)

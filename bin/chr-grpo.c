@@ -1,9 +1,9 @@
 /*
  * chr-grpo: trains a model on what its own completions are worth (group-relative policy optimisation).
  */
-#include "err.h"
-#include "grpo.h"
-#include "opt.h"
+#include "base/err.h"
+#include "stages/grpo.h"
+#include "base/opt.h"
 
 int main(int argc, char **argv)
 {

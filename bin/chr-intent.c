@@ -4,20 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "actlog.h"
-#include "answers.h"
-#include "coverage.h"
-#include "intent.h"
-#include "json.h"
-#include "mem.h"
-#include "modeldir.h"
-#include "opt.h"
-#include "optim.h"
-#include "pool.h"
-#include "progress.h"
-#include "prov.h"
-#include "rng.h"
-#include "sig.h"
+#include "experts/actlog.h"
+#include "experts/intent_pairs.h"
+#include "experts/coverage.h"
+#include "experts/intent.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "format/modeldir.h"
+#include "base/opt.h"
+#include "model/optim.h"
+#include "base/pool.h"
+#include "base/progress.h"
+#include "format/prov.h"
+#include "base/rng.h"
+#include "base/sig.h"
 
 static struct {
 	const char *model;
@@ -50,7 +50,7 @@ static const struct opt_prog prog = { "chr-intent", "-m DIR [options] [FILE...]"
 
 static struct {
 	struct modeldir md;
-	struct answers a;
+	struct intent_pairs a;
 	struct intent *m;
 	struct optim opt;
 	double *popular;		/* (Ls, E) uses by the answers of training */
@@ -106,12 +106,12 @@ static void read_log(int nfiles, char *const files[])
 	int rc;
 
 	must(!in || actlog_open(&log, in, &s.e) < 0 || check_log(&log.model) < 0);
-	must(answers_open(&s.a, &s.md.cfg, o.prompt_tokens, o.holdout > 0 ? (int)lround(fmin(1 / o.holdout, 1e9)) : 0,
+	must(intent_pairs_open(&s.a, &s.md.cfg, o.prompt_tokens, o.holdout > 0 ? (int)lround(fmin(1 / o.holdout, 1e9)) : 0,
 	    &s.e) < 0);
 	while ((rc = actlog_next(&log, &s.e)) == 1)
-		if (answers_add(&s.a, &log.act, &bad) < 0)
+		if (intent_pairs_add(&s.a, &log.act, &bad) < 0)
 			must(jsonl_bad(in, &s.e, "%s", bad.msg) < 0);
-	must(rc < 0 || answers_end(&s.a, &s.e) < 0);
+	must(rc < 0 || intent_pairs_end(&s.a, &s.e) < 0);
 	actlog_close(&log);
 	jsonl_close(in);
 	if (s.a.left_out && !opt_quiet)
@@ -311,7 +311,7 @@ int main(int argc, char **argv)
 	mem_free(s.best);
 	optim_close(&s.opt);
 	intent_free(s.m);
-	answers_free(&s.a);
+	intent_pairs_free(&s.a);
 	modeldir_close(&s.md);
 	pool_quit();
 	err_close_stdout();

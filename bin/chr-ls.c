@@ -5,15 +5,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "err.h"
-#include "file.h"
-#include "json.h"
-#include "lsview.h"
-#include "manifest.h"
-#include "modeldir.h"
-#include "opt.h"
-#include "pool.h"
-#include "verify.h"
+#include "base/err.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "measure/lsview.h"
+#include "format/manifest.h"
+#include "format/modeldir.h"
+#include "base/opt.h"
+#include "base/pool.h"
+#include "format/verify.h"
 
 static struct {
 	bool human, check, all;

@@ -3,16 +3,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "err.h"
-#include "file.h"
-#include "json.h"
-#include "lora.h"
-#include "mem.h"
-#include "modeldir.h"
-#include "opt.h"
-#include "outdir.h"
-#include "pool.h"
-#include "prov.h"
+#include "base/err.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "model/lora.h"
+#include "base/mem.h"
+#include "format/modeldir.h"
+#include "base/opt.h"
+#include "base/outdir.h"
+#include "base/pool.h"
+#include "format/prov.h"
 
 static struct {
 	const char *model, *out;

@@ -2,12 +2,12 @@
  * chr-orpo: trains a model on preference pairs without a reference: likelihood of the chosen completion plus the odds
  * ratio of chosen to rejected.
  */
-#include "chat.h"
-#include "err.h"
-#include "loss_pref.h"
-#include "opt.h"
-#include "prefs.h"
-#include "train.h"
+#include "train/chat.h"
+#include "base/err.h"
+#include "stages/loss_pref.h"
+#include "base/opt.h"
+#include "stages/prefs.h"
+#include "train/train.h"
 
 static struct orpo_opt orpo = { .lambda = 0.1, .beta = 1 };
 

@@ -4,18 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "err.h"
-#include "file.h"
-#include "json.h"
-#include "manifest.h"
-#include "mem.h"
-#include "modeldir.h"
-#include "opt.h"
-#include "pack.h"
-#include "pool.h"
-#include "progress.h"
-#include "prov.h"
-#include "sig.h"
+#include "base/err.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "format/manifest.h"
+#include "base/mem.h"
+#include "format/modeldir.h"
+#include "base/opt.h"
+#include "format/pack.h"
+#include "base/pool.h"
+#include "base/progress.h"
+#include "format/prov.h"
+#include "base/sig.h"
 
 static struct {
 	const char *model, *out;

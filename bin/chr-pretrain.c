@@ -1,10 +1,10 @@
 /*
  * chr-pretrain: trains a model on documents to predict their next token.
  */
-#include "err.h"
-#include "loss.h"
-#include "opt.h"
-#include "train.h"
+#include "base/err.h"
+#include "train/loss.h"
+#include "base/opt.h"
+#include "train/train.h"
 
 static double pretrain_loss(const struct stage_in *in)
 {

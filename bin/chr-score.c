@@ -3,14 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm.h"
-#include "deal.h"
-#include "infer.h"
-#include "json.h"
-#include "progress.h"
-#include "safetensors.h"
-#include "sig.h"
-#include "topk.h"
+#include "base/comm.h"
+#include "base/rank_deal.h"
+#include "decode/infer.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "format/safetensors.h"
+#include "base/sig.h"
+#include "stages/teacher_topk.h"
 
 #define LOGITS ((int64_t)16 << 20)	/* bytes of logits held at a time, about */
 
@@ -24,7 +24,7 @@ static struct {
 static const struct opt opts[] = {
 	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are scored in windows of N tokens" },
 	{ 0, "dump", OPT_STR, &o.dump, 0, 0, "FILE", "write logits, router and lookahead probabilities (safetensors)" },
-	{ 0, "topk", OPT_INT, &o.topk, 0, TOPK_MAX, "K",
+	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K",
 	    "instead of scores write the K best candidates for each token, as chr-distill reads them; 0: do not" },
 	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "of that distillation" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
@@ -102,9 +102,9 @@ static void topk_rows(const uint32_t *tok, int n)
 {
 	int K = o.topk;
 
-	topk_choose(s.logits, s.target, n, infer.cfg.vocab_size, K, o.temperature, s.best, s.best_logp, s.rest);
+	teacher_topk_choose(s.logits, s.target, n, infer.cfg.vocab_size, K, o.temperature, s.best, s.best_logp, s.rest);
 	for (int i = 0; i < n; i++)
-		topk_add(s.topk, tok[i], s.target[i] >= 0 ? K : 0, s.best + (size_t)i * (size_t)K,
+		teacher_topk_add(s.topk, tok[i], s.target[i] >= 0 ? K : 0, s.best + (size_t)i * (size_t)K,
 		    s.best_logp + (size_t)i * (size_t)K, (double)s.rest[i]);
 }
 
@@ -159,7 +159,7 @@ static void score(const struct ids *ids, const struct ids *mask, const json_t *r
 
 		seq_reset(s.seq);
 		if (o.topk)
-			s.topk = topk_record(infer.cfg.vocab_size, o.temperature);
+			s.topk = teacher_topk_record(infer.cfg.vocab_size, o.temperature);
 		for (int i = 0; i < n && !sig_stop; i += s.rows) {
 			int m = n - i < s.rows ? n - i : s.rows;
 
@@ -203,11 +203,11 @@ static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec
 	if (s.out != stdout && fclose(s.out) != 0)
 		err_die(EX_OSERR, "out of memory");
 	if (!sig_stop || comm_size() == 1)
-		deal_put(s.records, text, size, (double[DEAL_SUMS]){ (double)count, sum });
+		rank_deal_put(s.records, text, size, (double[RANK_DEAL_SUMS]){ (double)count, sum });
 	free(text);
 }
 
-static void write_result(const char *p, size_t n, const double sums[DEAL_SUMS])
+static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SUMS])
 {
 	if (n > 0 && (fwrite(p, 1, n, stdout) != n || fflush(stdout) != 0))
 		err_die(EX_IOERR, "standard output:");
@@ -225,9 +225,9 @@ static void score_record(json_t *rec)
 		rc = err_set(&why, EX_DATAERR, "no tokens");
 	if (rc < 0) {
 		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
-			deal_fail(s.records, &s.e);
+			rank_deal_fail(s.records, &s.e);
 	} else {
-		if (deal_own(s.records))
+		if (rank_deal_own(s.records))
 			score_ids(&ids, &mask, rec);
 		s.records++;
 	}
@@ -320,7 +320,7 @@ int main(int argc, char **argv)
 	must(comm_open(&s.e) < 0);
 	if (o.dump && comm_size() > 1)
 		opt_usage("--dump is for one process, not %d", comm_size());
-	deal_open(write_result);
+	rank_deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
@@ -333,8 +333,8 @@ int main(int argc, char **argv)
 		json_decref(rec);
 	}
 	if (s.e.status != 0)
-		deal_fail(s.records, &s.e);
-	deal_finish(s.records);
+		rank_deal_fail(s.records, &s.e);
+	rank_deal_finish(s.records);
 	progress_end(&s.progress);
 	if (!sig_stop) {
 		put_total(progress_clock() - began);

@@ -1,11 +1,11 @@
 /*
  * chr-sft: trains a model on conversations, to say what the assistant says in them.
  */
-#include "chat.h"
-#include "err.h"
-#include "loss.h"
-#include "opt.h"
-#include "train.h"
+#include "train/chat.h"
+#include "base/err.h"
+#include "train/loss.h"
+#include "base/opt.h"
+#include "train/train.h"
 
 static json_t *settings(void)
 {

@@ -3,14 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "json.h"
-#include "opt.h"
-#include "pool.h"
-#include "progress.h"
-#include "record.h"
-#include "shards.h"
-#include "tok.h"
-#include "tokenize.h"
+#include "base/json.h"
+#include "base/opt.h"
+#include "base/pool.h"
+#include "base/progress.h"
+#include "text/record.h"
+#include "text/shards.h"
+#include "text/tok.h"
+#include "text/tokenize.h"
 
 static struct {
 	const char *tokenizer, *out;

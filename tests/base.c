@@ -8,12 +8,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "err.h"
-#include "file.h"
-#include "json.h"
-#include "mem.h"
-#include "opt.h"
-#include "sig.h"
+#include "base/err.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "base/opt.h"
+#include "base/sig.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/chr-base-XXXXXX";

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
-#include "cpu_bf16.h"
-#include "pool.h"
-#include "rng.h"
+#include "backend/backend.h"
+#include "backend/cpu/cpu_bf16.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
 #ifdef __x86_64__
 #include "amx_emu.h"

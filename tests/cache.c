@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cache.h"
-#include "rng.h"
+#include "experts/cache.h"
+#include "base/rng.h"
 #include "tap.h"
 
 enum { KEYS = 40, SLOTS = 9, STEPS = 200000, KEEP = 4 };

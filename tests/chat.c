@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "chat.h"
-#include "file.h"
+#include "train/chat.h"
+#include "base/file.h"
 #include "tap.h"
 
 enum { T = 16, B = 3, TALKS = 40, ROWS = 400 };

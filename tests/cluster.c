@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "actlog.h"
-#include "cluster.h"
-#include "graph.h"
-#include "manifest.h"
+#include "experts/actlog.h"
+#include "experts/cluster.h"
+#include "base/graph.h"
+#include "format/manifest.h"
 #include "tap.h"
 
 static const char *graphs[] = { "karate", "miserables", "planted", "loops", "tokens", "ring" };

@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm.h"
-#include "rng.h"
+#include "base/comm.h"
+#include "base/rng.h"
 #include "tap.h"
 
 /* What rank r has at i of array a: small integers, so that sums are exact in any order. */

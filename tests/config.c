@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "config.h"
-#include "file.h"
+#include "arch/config.h"
+#include "base/file.h"
 #include "tap.h"
 
 static int load(struct config *c, const char *text, struct err *e)

@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <zlib.h>
 
-#include "crc.h"
-#include "rng.h"
+#include "base/crc.h"
+#include "base/rng.h"
 #include "tap.h"
 
 enum { SIZE = 100000 };

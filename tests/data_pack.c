@@ -5,10 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "corpus.h"
-#include "data.h"
-#include "rng.h"
-#include "safetensors.h"
+#include "text/corpus.h"
+#include "train/docpack.h"
+#include "base/rng.h"
+#include "format/safetensors.h"
 #include "tap.h"
 
 enum { DOCS = 37, T = 16, B = 3, VOCAB = 1000 };
@@ -59,7 +59,7 @@ struct rows {			/* batches as they came */
 };
 
 /* Up to `most` batches of d into r. */
-static void collect(struct data *d, struct rows *r, int most)
+static void collect(struct docpack *d, struct rows *r, int most)
 {
 	struct batch b = {0};
 	struct err e = {0};
@@ -69,11 +69,11 @@ static void collect(struct data *d, struct rows *r, int most)
 		b.tok = r->tok + r->n * T;
 		b.target = r->target + r->n * T;
 		b.doc_start = r->start + r->n * T;
-		if ((rc = data_next(d, &b, B, &e)) <= 0)
+		if ((rc = docpack_next(d, &b, B, &e)) <= 0)
 			break;
 	}
 	if (rc < 0)
-		ok(0, "data_next: %s", e.msg);
+		ok(0, "docpack_next: %s", e.msg);
 }
 
 static int total_tokens(void)
@@ -113,46 +113,46 @@ static int consistent(const struct rows *r, int *tokens)
 
 static int64_t ram = 1 << 20, window;
 
-static struct data *open_data(char *path, bool shuffle, double epochs)
+static struct docpack *open_data(char *path, bool shuffle, double epochs)
 {
 	static char *file;
-	struct data_opt o = { .vocab = VOCAB, .T = T, .shuffle = shuffle, .seed = 3, .epochs = epochs,
+	struct docpack_opt o = { .vocab = VOCAB, .T = T, .shuffle = shuffle, .seed = 3, .epochs = epochs,
 	    .ram = ram, .window = window };
 	struct err e = {0};
-	struct data *d;
+	struct docpack *d;
 
 	file = path;		/* a pipe's name is looked at until it is closed */
-	if ((d = data_open(1, &file, &o, &e)) == NULL)
+	if ((d = docpack_open(1, &file, &o, &e)) == NULL)
 		ok(0, "%s: %s", file, e.msg);
 	return d;
 }
 
 static void test_epoch(struct rows *r)
 {
-	struct data *d = open_data(jsonl, true, 1);
+	struct docpack *d = open_data(jsonl, true, 1);
 	int n, pieces = 0;
 
 	for (int i = 0; i < DOCS; i++)
 		pieces += (len[i] + T - 1) / T;
-	ok(data_docs(d) == pieces && data_tokens(d) == total_tokens(), "all documents read, long ones in pieces");
-	ok(data_rows(d) == (total_tokens() + T - 1) / T, "rows known in advance");
+	ok(docpack_docs(d) == pieces && docpack_tokens(d) == total_tokens(), "all documents read, long ones in pieces");
+	ok(docpack_rows(d) == (total_tokens() + T - 1) / T, "rows known in advance");
 	collect(d, r, 1000);
-	ok(r->n == data_rows(d), "as many rows as said");
+	ok(r->n == docpack_rows(d), "as many rows as said");
 	ok(consistent(r, &n), "targets, starts and neighbours are those of the documents");
 	ok(n == total_tokens(), "every token once");
-	data_close(d);
+	docpack_close(d);
 }
 
 static void test_limits(struct rows *r)
 {
-	struct data *d = open_data(jsonl, true, 2.5);
+	struct docpack *d = open_data(jsonl, true, 2.5);
 	int n = 0;
 
 	collect(d, r, 1000);
 	for (int i = 0; i < r->n * T; i++)
 		n += r->start[i] >= 0;
 	ok(n == (int)(2.5 * total_tokens() + 0.5), "two and a half epochs");
-	data_close(d);
+	docpack_close(d);
 }
 
 /* From any batch on, a seek gives what went on without one: across epochs too. */
@@ -162,31 +162,31 @@ static void test_position(struct rows *r, struct rows *other)
 	int bad = 0;
 
 	for (int k = 0; k < 30; k++) {
-		struct data *a = open_data(jsonl, true, 0), *b = open_data(jsonl, true, 0);
+		struct docpack *a = open_data(jsonl, true, 0), *b = open_data(jsonl, true, 0);
 		json_t *p;
 		char *text;
 
 		collect(a, r, k);
-		p = data_position(a);
+		p = docpack_position(a);
 		text = json_dumps(p, 0);
 		json_decref(p);
 		p = json_loads(text, 0, NULL);
 		collect(a, r, 12);
-		bad += data_seek(b, p, &e) != 0;
+		bad += docpack_seek(b, p, &e) != 0;
 		collect(b, other, 12);
 		bad += r->n != other->n || memcmp(r->tok, other->tok, (size_t)r->n * T * 4) != 0 ||
 		    memcmp(r->target, other->target, (size_t)r->n * T * 4) != 0;
 		json_decref(p);
 		free(text);
-		data_close(a);
-		data_close(b);
+		docpack_close(a);
+		docpack_close(b);
 	}
 	ok(bad == 0, "seek is exact");
 }
 
 static void test_order(struct rows *r, struct rows *other)
 {
-	struct data *d = open_data(jsonl, false, 1), *s;
+	struct docpack *d = open_data(jsonl, false, 1), *s;
 	int plain = 1;
 
 	collect(d, r, 1000);
@@ -196,13 +196,13 @@ static void test_order(struct rows *r, struct rows *other)
 	s = open_data(shard, false, 1);
 	collect(s, other, 1000);
 	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "a shard gives the same rows");
-	data_close(s);
-	data_close(d);
+	docpack_close(s);
+	docpack_close(d);
 	d = open_data(jsonl, true, 0);
 	collect(d, other, 1000);
 	ok(memcmp(r->tok, other->tok, 20 * T) != 0, "shuffled otherwise");
 	ok(memcmp(other->tok, other->tok + total_tokens(), 20 * T) != 0, "each epoch in another order");
-	data_close(d);
+	docpack_close(d);
 }
 
 /* A pipe: same rows as the file unshuffled; a second one, read up to a position, goes on from there. */
@@ -216,30 +216,30 @@ static FILE *feed(void)
 
 static void test_pipe(struct rows *r, struct rows *other)
 {
-	struct data *d = open_data(jsonl, false, 1), *p;
+	struct docpack *d = open_data(jsonl, false, 1), *p;
 	struct err e = {0};
 	json_t *at;
 	FILE *f = feed();
 
 	collect(d, r, 1000);
-	data_close(d);
+	docpack_close(d);
 	p = open_data(pipe_path, true, 5);
-	ok(data_streams(p) && data_rows(p) == -1, "a pipe is known as one");
+	ok(docpack_streams(p) && docpack_rows(p) == -1, "a pipe is known as one");
 	collect(p, other, 4);
-	at = data_position(p);
+	at = docpack_position(p);
 	ok(other->n == 4 * B && memcmp(r->tok, other->tok, (size_t)other->n * T * 4) == 0, "rows of a pipe in order");
 	collect(p, other, 1000);
 	ok(other->n == r->n - 4 * B, "a pipe ends once");
 	pclose(f);
-	data_close(p);
+	docpack_close(p);
 	f = feed();
 	p = open_data(pipe_path, true, 5);
-	ok(data_seek(p, at, &e) == 0, "seek on a pipe");
+	ok(docpack_seek(p, at, &e) == 0, "seek on a pipe");
 	collect(p, other, 1000);
 	ok(other->n == r->n - 4 * B && memcmp(r->tok + 4 * B * T, other->tok, (size_t)other->n * T * 4) == 0,
 	    "and it goes on from there");
 	pclose(f);
-	data_close(p);
+	docpack_close(p);
 	json_decref(at);
 }
 
@@ -250,18 +250,18 @@ static void test_index(struct rows *r, struct rows *other, char *path)
 	int64_t all;
 
 	for (int shuffle = 0; shuffle < 2; shuffle++) {
-		struct data *d = open_data(path, shuffle, 3);
+		struct docpack *d = open_data(path, shuffle, 3);
 
 		collect(d, r, 1000);
-		all = data_bytes(d);
-		data_close(d);
+		all = docpack_bytes(d);
+		docpack_close(d);
 		for (ram = 0; ram <= 800; ram += 400) {
 			d = open_data(path, shuffle, 3);
-			less &= data_bytes(d) < all;
+			less &= docpack_bytes(d) < all;
 			collect(d, other, 1000);
 			bad += r->n != other->n || memcmp(r->tok, other->tok, (size_t)r->n * T * 4) != 0 ||
 			    memcmp(r->target, other->target, (size_t)r->n * T * 4) != 0;
-			data_close(d);
+			docpack_close(d);
 		}
 		ram = 1 << 20;
 	}
@@ -281,7 +281,7 @@ static void run_shell(const char *fmt, const char *a, const char *b)
 static void test_changes(struct rows *r)
 {
 	char copy[80], *text;
-	struct data *d;
+	struct docpack *d;
 	struct batch b = { .tok = r->tok, .target = r->target, .doc_start = r->start };
 	struct err e = {0};
 
@@ -290,20 +290,20 @@ static void test_changes(struct rows *r)
 	ram = 0;
 	d = open_data(copy, true, 0);
 	run_shell("rm %s", copy, "");
-	ok(data_next(d, &b, B, &e) == 1, "a file that was removed is still there for who reads it");
-	data_close(d);
+	ok(docpack_next(d, &b, B, &e) == 1, "a file that was removed is still there for who reads it");
+	docpack_close(d);
 	run_shell("cp %s %s", jsonl, copy);
 	d = open_data(copy, true, 0);
-	corpus_forget(data_corpus(d));
-	ok(data_next(d, &b, B, &e) == 1 && corpus_touched(data_corpus(d)) > 0, "records are noted");
-	text = corpus_where(data_corpus(d), 0);
+	corpus_forget(docpack_corpus(d));
+	ok(docpack_next(d, &b, B, &e) == 1 && corpus_touched(docpack_corpus(d)) > 0, "records are noted");
+	text = corpus_where(docpack_corpus(d), 0);
 	snprintf(e.msg, sizeof e.msg, "%s:%d", copy, 1 + (int)r->tok[0] / 25);
 	ok(strcmp(text, e.msg) == 0, "and named: %s", text);
 	free(text);
 	run_shell("echo >> %s", copy, "");
-	ok(data_next(d, &b, B, &e) == -1 && e.status == EX_DATAERR && strstr(e.msg, "copy.jsonl") != NULL,
+	ok(docpack_next(d, &b, B, &e) == -1 && e.status == EX_DATAERR && strstr(e.msg, "copy.jsonl") != NULL,
 	    "a changed file is refused: %s", e.msg);
-	data_close(d);
+	docpack_close(d);
 	ram = 1 << 20;
 	unlink(copy);
 }
@@ -323,7 +323,7 @@ static int64_t bytes_read(void)	/* by this process */
 /* Two ranks, of which each goes by the rows of the other: together they have all rows, and what is passed is not read. */
 static void test_pass(struct rows *r, struct rows *dealt, char *file)
 {
-	struct data *d, *half[2];
+	struct docpack *d, *half[2];
 	struct batch b = { .B = 0 };
 	struct err e = {0};
 	int64_t before, after;
@@ -332,7 +332,7 @@ static void test_pass(struct rows *r, struct rows *dealt, char *file)
 	ram = 0;
 	d = open_data(file, true, 3);
 	collect(d, r, 1000);
-	data_close(d);
+	docpack_close(d);
 	half[0] = open_data(file, true, 3);
 	half[1] = open_data(file, true, 3);
 	dealt->n = 0;
@@ -340,46 +340,46 @@ static void test_pass(struct rows *r, struct rows *dealt, char *file)
 		b.tok = dealt->tok + dealt->n * T;
 		b.target = dealt->target + dealt->n * T;
 		b.doc_start = dealt->start + dealt->n * T;
-		rc = data_next(half[k], &b, B, &e);
-		passed = data_next(half[!k], NULL, B, &e);
+		rc = docpack_next(half[k], &b, B, &e);
+		passed = docpack_next(half[!k], NULL, B, &e);
 	}
 	ok(rc == passed && dealt->n == r->n && memcmp(r->tok, dealt->tok, (size_t)r->n * T * 4) == 0 &&
 	    memcmp(r->target, dealt->target, (size_t)r->n * T * 4) == 0, "rows dealt to two are the rows of one");
-	data_close(half[0]);
-	data_close(half[1]);
+	docpack_close(half[0]);
+	docpack_close(half[1]);
 	d = open_data(file, true, 0);
 	before = bytes_read();
 	after = bytes_read();
-	rc = data_next(d, NULL, 1000, &e);
+	rc = docpack_next(d, NULL, 1000, &e);
 	after = bytes_read() - after - (after - before);	/* looking is reading too */
 	ok(rc == 1 && after < 16, "and rows passed are not read: %d bytes", (int)after);
-	data_close(d);
+	docpack_close(d);
 	ram = 1 << 20;
 }
 
 static void test_gzip(struct rows *r, struct rows *other)
 {
 	char zipped[80], *file = zipped;
-	struct data_opt o = { .vocab = VOCAB, .T = T, .epochs = 1, .ram = 100 };
-	struct data *d = open_data(jsonl, true, 2);
+	struct docpack_opt o = { .vocab = VOCAB, .T = T, .epochs = 1, .ram = 100 };
+	struct docpack *d = open_data(jsonl, true, 2);
 	struct err e = {0};
 
 	snprintf(zipped, sizeof zipped, "%s/docs.gz", dir);
 	run_shell("gzip -c %s > %s", jsonl, zipped);
 	collect(d, r, 1000);
-	data_close(d);
+	docpack_close(d);
 	d = open_data(zipped, true, 2);
 	collect(d, other, 1000);
-	data_close(d);
+	docpack_close(d);
 	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "gzip gives the same rows");
-	ok(data_open(1, &file, &o, &e) == NULL && e.status == EX_OSERR, "gzip that cannot be kept is refused: %s", e.msg);
+	ok(docpack_open(1, &file, &o, &e) == NULL && e.status == EX_OSERR, "gzip that cannot be kept is refused: %s", e.msg);
 	unlink(zipped);
 }
 
 /* Every token once, in another order, and a seek is exact; another window is refused. */
 static void test_window(struct rows *r, struct rows *other)
 {
-	struct data *p;
+	struct docpack *p;
 	struct err e = {0};
 	json_t *at;
 	FILE *f = feed();
@@ -391,26 +391,26 @@ static void test_window(struct rows *r, struct rows *other)
 	ok(consistent(r, &n) && n == total_tokens(), "a window: every token once, in pieces of a row");
 	ok(r->tok[0] / 25 > 0 || r->tok[T] / 25 > 1, "not in order");
 	pclose(f);
-	data_close(p);
+	docpack_close(p);
 	f = feed();
 	p = open_data(pipe_path, true, 1);
 	collect(p, other, 3);
-	at = data_position(p);
+	at = docpack_position(p);
 	n = other->n;
 	pclose(f);
-	data_close(p);
+	docpack_close(p);
 	f = feed();
 	p = open_data(pipe_path, true, 1);
-	ok(data_seek(p, at, &e) == 0, "seek in a window");
+	ok(docpack_seek(p, at, &e) == 0, "seek in a window");
 	collect(p, other, 1000);
 	rest = r->n - n;
 	ok(other->n == rest && memcmp(r->tok + n * T, other->tok, (size_t)rest * T * 4) == 0, "and it goes on from there");
 	pclose(f);
-	data_close(p);
+	docpack_close(p);
 	window = 8;
 	p = open_data(pipe_path, true, 1);
-	ok(data_seek(p, at, &e) < 0 && e.status == EX_USAGE, "another window is refused: %s", e.msg);
-	data_close(p);
+	ok(docpack_seek(p, at, &e) < 0 && e.status == EX_USAGE, "another window is refused: %s", e.msg);
+	docpack_close(p);
 	json_decref(at);
 	window = 0;
 }
@@ -419,9 +419,9 @@ static void test_window(struct rows *r, struct rows *other)
 static void test_mix(struct rows *r, struct rows *other)
 {
 	char a[80], b[80], odd[80], mix_a[90], mix_b[90], whole[90], *files[2] = { mix_a, mix_b }, *one = whole;
-	struct data_opt o = { .vocab = VOCAB, .T = T, .shuffle = true, .seed = 5, .epochs = 10, .ram = 1 << 20 };
+	struct docpack_opt o = { .vocab = VOCAB, .T = T, .shuffle = true, .seed = 5, .epochs = 10, .ram = 1 << 20 };
 	struct err e = {0};
-	struct data *d;
+	struct docpack *d;
 	int low = 0, all = 0, apart = 0;
 	json_t *at;
 
@@ -432,10 +432,10 @@ static void test_mix(struct rows *r, struct rows *other)
 	snprintf(mix_b, sizeof mix_b, "%s:0.25", b);
 	run_shell("head -20 %s > %s", jsonl, a);
 	run_shell("tail -n +21 %s > %s", jsonl, b);
-	d = data_open(2, files, &o, &e);
-	ok(d != NULL && data_tokens(d) == total_tokens(), "two files with shares");
+	d = docpack_open(2, files, &o, &e);
+	ok(d != NULL && docpack_tokens(d) == total_tokens(), "two files with shares");
 	collect(d, r, 7);
-	at = data_position(d);
+	at = docpack_position(d);
 	collect(d, r, 100);
 	for (int i = 0; i < r->n * T; i++) {
 		all += r->start[i] >= 0;
@@ -443,30 +443,30 @@ static void test_mix(struct rows *r, struct rows *other)
 		apart += r->start[i] >= 0 && abs(4 * low - 3 * all) > 6 * 25;
 	}
 	ok(apart == 0 && low > total_tokens(), "three quarters of the tokens are of the first, at any time");
-	data_close(d);
+	docpack_close(d);
 	o.ram = 0;
-	d = data_open(2, files, &o, &e);
-	ok(data_seek(d, at, &e) == 0, "seek in a mix");
+	d = docpack_open(2, files, &o, &e);
+	ok(docpack_seek(d, at, &e) == 0, "seek in a mix");
 	collect(d, other, 100);
 	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "is exact, from an index too");
-	data_close(d);
+	docpack_close(d);
 	snprintf(mix_b, sizeof mix_b, "%s:0.5", b);
-	d = data_open(2, files, &o, &e);
-	ok(data_seek(d, at, &e) < 0 && e.status == EX_USAGE, "another share is refused: %s", e.msg);
-	data_close(d);
+	d = docpack_open(2, files, &o, &e);
+	ok(docpack_seek(d, at, &e) < 0 && e.status == EX_USAGE, "another share is refused: %s", e.msg);
+	docpack_close(d);
 	json_decref(at);
 	snprintf(mix_b, sizeof mix_b, "%s", b);
-	ok(data_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share for some only: %s", e.msg);
+	ok(docpack_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share for some only: %s", e.msg);
 	snprintf(mix_b, sizeof mix_b, "%s:0.5", pipe_path);
-	ok(data_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share of a pipe: %s", e.msg);
+	ok(docpack_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share of a pipe: %s", e.msg);
 	e = (struct err){0};
 	run_shell("cp %s %s", b, odd);
 	snprintf(whole, sizeof whole, "%s", odd);
-	d = data_open(1, &one, &o, &e);
+	d = docpack_open(1, &one, &o, &e);
 	ok(d != NULL, "a file whose name ends like a share is that file: %s", d ? "" : e.msg);
 	collect(d, r, 1);
 	ok(r->tok[0] >= 500, "with its own records");
-	data_close(d);
+	docpack_close(d);
 	unlink(a);
 	unlink(b);
 	unlink(odd);
@@ -474,7 +474,7 @@ static void test_mix(struct rows *r, struct rows *other)
 
 static void refuses(const char *text, const char *name, const char *want)
 {
-	struct data_opt o = { .vocab = VOCAB, .T = T, .epochs = 1 };
+	struct docpack_opt o = { .vocab = VOCAB, .T = T, .epochs = 1 };
 	struct err e = {0};
 	char path[80], *file = path;
 	FILE *f;
@@ -483,7 +483,7 @@ static void refuses(const char *text, const char *name, const char *want)
 	f = fopen(path, "w");
 	fputs(text, f);
 	fclose(f);
-	ok(data_open(1, &file, &o, &e) == NULL && strstr(e.msg, want) != NULL, "%s: %s", name, e.msg);
+	ok(docpack_open(1, &file, &o, &e) == NULL && strstr(e.msg, want) != NULL, "%s: %s", name, e.msg);
 	unlink(path);
 }
 

@@ -6,12 +6,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "decode.h"
-#include "file.h"
-#include "model.h"
-#include "modeldir.h"
-#include "pool.h"
-#include "rng.h"
+#include "decode/decode.h"
+#include "base/file.h"
+#include "model/model.h"
+#include "format/modeldir.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
 #include "tinymodel.h"
 

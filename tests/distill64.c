@@ -7,14 +7,14 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "json.h"
-#include "live.h"
-#include "loss.h"
-#include "metric.h"
-#include "pool.h"
-#include "rng.h"
+#include "base/json.h"
+#include "stages/teacher_live.h"
+#include "train/loss.h"
+#include "train/metric.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
-#include "topk.h"
+#include "stages/teacher_topk.h"
 
 #define V 23
 #define NT 24
@@ -55,7 +55,7 @@ static void write_records(int K, double temperature)
 
 	for (int d = 0; d < 12; d++) {
 		int n = length[d];
-		json_t *rec = topk_record(V, temperature);
+		json_t *rec = teacher_topk_record(V, temperature);
 
 		for (int i = 0; i < n; i += NT) {
 			uint32_t tok[NT], id[NT * V];
@@ -69,9 +69,9 @@ static void write_records(int K, double temperature)
 			}
 			model_forward(&teacher, &b, &(struct forward_opt){ 0 });
 			model_logits(&teacher, logits);
-			topk_choose(logits, target, b.T, V, K, temperature, id, logp, rest);
+			teacher_topk_choose(logits, target, b.T, V, K, temperature, id, logp, rest);
 			for (int j = 0; j < b.T; j++)
-				topk_add(rec, tok[j], target[j] < 0 ? 0 : K, id + j * K, logp + j * K, rest[j]);
+				teacher_topk_add(rec, tok[j], target[j] < 0 ? 0 : K, id + j * K, logp + j * K, rest[j]);
 		}
 		json_put(f, rec, &e);
 		json_decref(rec);
@@ -85,7 +85,7 @@ static void read_batch(int K, double temperature)
 {
 	static char *files[] = { path };
 	const struct train_opt o = { .batch = NB, .seq = NT, .epochs = 1 };
-	const struct source *s = topk_source(K, temperature, NT);
+	const struct source *s = teacher_topk_source(K, temperature, NT);
 	struct err e = { 0 };
 	void *src = s->open(&o, &student.cfg, NULL, 1, files, false, &e);
 
@@ -187,7 +187,7 @@ static void test_kind(enum diverge_kind kind, const char *name, double alpha, do
 
 		write_records(Ks[i], temperature);
 		read_batch(Ks[i], temperature);
-		open_loss(&top, topk_teacher);
+		open_loss(&top, teacher_topk_teacher);
 		snprintf(text, sizeof(text), "%s, %d candidates, temperature %g", name, Ks[i], temperature);
 		check_gradient(&top, text);
 		ok(sum[1] / weight[1] > last && sum[2] / weight[2] <= kl * (1 + 1e-4), "%s: more than fewer", text);
@@ -231,10 +231,10 @@ static void test_failure(void)
 /* Blocks of any size give the logits that a plain forward pass gives. */
 static void test_live(int rows)
 {
-	const struct engine_opt eo = { .max_seqs = LIVE_SEQS, .max_tokens = NT, .max_rows = 7 };
+	const struct engine_opt eo = { .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = NT, .max_rows = 7 };
 	struct err e = { 0 };
 	struct engine *en = engine_over(&teacher.cfg, &teacher.par, teacher.w, &eo, &backend_cpu, &e);
-	struct live *live = en ? live_over(en, rows, &e) : NULL;
+	struct teacher_live *live = en ? teacher_live_over(en, rows, &e) : NULL;
 	double worst = 0;
 
 	if (!live)
@@ -243,14 +243,14 @@ static void test_live(int rows)
 		for (int64_t r = 0, n; r < R; r += n) {
 			const real *logits;
 
-			if ((n = live_rows(live, &mb, r, R - r, &logits, &e)) <= 0)
+			if ((n = teacher_live_rows(live, &mb, r, R - r, &logits, &e)) <= 0)
 				err_exit(&e);
 			for (int64_t i = 0; i < n * V; i++)
 				if (mb.b.doc_start[r + i / V] >= 0)
 					worst = fmax(worst, fabs(logits[i] - known[r * V + i]));
 		}
 	ok(worst < 1e-10, "teacher in blocks of %d rows", rows);
-	live_close(live);
+	teacher_live_close(live);
 	engine_close(en);
 }
 
@@ -260,7 +260,7 @@ static void test_choose(void)
 	int32_t target = 0;
 	uint32_t id[4];
 
-	topk_choose(z, &target, 1, 8, 4, 2, id, logp, &rest);
+	teacher_topk_choose(z, &target, 1, 8, 4, 2, id, logp, &rest);
 	ok(id[0] == 1 && id[1] == 3 && id[2] == 5 && id[3] == 2, "best first, of equals the lower id");
 	for (int i = 0; i < 8; i++)
 		all += exp(z[i]);
@@ -281,10 +281,10 @@ static void refused(const char *record, const char *pattern)
 
 	fprintf(f, "%s\n", record);
 	fclose(f);
-	src = topk_source(2, 4, NT)->open(&o, &student.cfg, NULL, 1, files, false, &e);
+	src = teacher_topk_source(2, 4, NT)->open(&o, &student.cfg, NULL, 1, files, false, &e);
 	ok(!src && e.status == EX_DATAERR && strstr(e.msg, pattern), "refused: %s", pattern);
 	if (src)
-		topk_source(2, 4, NT)->close(src);
+		teacher_topk_source(2, 4, NT)->close(src);
 	else if (!strstr(e.msg, pattern))
 		printf("# %s\n", e.msg);
 }

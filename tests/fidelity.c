@@ -1,7 +1,7 @@
 /* Divergences against sums done by hand; equal outputs are at no distance; a NaN is never the same. */
 #include <math.h>
 
-#include "fidelity.h"
+#include "measure/fidelity.h"
 #include "tap.h"
 
 static void equal(void)

@@ -12,18 +12,18 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "decode.h"
-#include "distill.h"
-#include "live.h"
-#include "loss.h"
-#include "loss_grpo.h"
-#include "loss_pref.h"
-#include "metric.h"
-#include "model.h"
-#include "modeldir.h"
-#include "pool.h"
-#include "route.h"
-#include "safetensors.h"
+#include "decode/decode.h"
+#include "stages/distill.h"
+#include "stages/teacher_live.h"
+#include "train/loss.h"
+#include "stages/loss_grpo.h"
+#include "stages/loss_pref.h"
+#include "train/metric.h"
+#include "model/model.h"
+#include "format/modeldir.h"
+#include "base/pool.h"
+#include "model/route.h"
+#include "format/safetensors.h"
 #include "tap.h"
 
 #define TOL_PROB 2e-5
@@ -428,7 +428,7 @@ static void check_preferences(struct golden *g)
 static void check_distill(struct golden *g)
 {
 	struct distill d = { .o = { DIVERGE_FORWARD, 0.7, 4 } };
-	const struct engine_opt eo = { .max_seqs = LIVE_SEQS, .max_tokens = g->b.T, .max_rows = 5 };
+	const struct engine_opt eo = { .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = g->b.T, .max_rows = 5 };
 	const struct micro mb = { .b = g->b, .own = { .targets = loss_targets(&g->b) } };
 	double sum[METRIC_MAX] = { 0 }, weight[METRIC_MAX] = { 0 };
 	real coef[g->R], logp[g->R];
@@ -437,13 +437,13 @@ static void check_distill(struct golden *g)
 	struct forward_opt fo = { 0 };
 	struct err e = { 0 };
 	struct engine *en;
-	struct live *live;
+	struct teacher_live *live;
 
 	load_weights(g, &g->ref, "reference-model.safetensors");
 	en = engine_over(&g->ref.cfg, &g->ref.par, g->ref.w, &eo, &backend_cpu, &e);
-	if (!en || (live = live_over(en, 5, &e)) == NULL || distill_open(&d, &backend_cpu, g->m.cfg.vocab_size, &e) < 0)
+	if (!en || (live = teacher_live_over(en, 5, &e)) == NULL || distill_open(&d, &backend_cpu, g->m.cfg.vocab_size, &e) < 0)
 		err_exit(&e);
-	d.teacher = (struct teacher){ .rows = live_rows, .self = live };
+	d.teacher = (struct teacher){ .rows = teacher_live_rows, .self = live };
 	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
 	model_forward(&g->m, &g->b, &fo);
 	scalar(g, "distill_shifted", distill_loss(&d, &in));
@@ -451,7 +451,7 @@ static void check_distill(struct golden *g)
 	model_backward(&g->m, &g->b);
 	check_gradients(g, "distill");
 	distill_close(&d);
-	live_close(live);
+	teacher_live_close(live);
 	engine_close(en);
 }
 

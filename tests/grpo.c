@@ -6,11 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "pool.h"
-#include "progress.h"
-#include "prompt.h"
-#include "reward.h"
-#include "rollout.h"
+#include "base/pool.h"
+#include "base/progress.h"
+#include "text/prompt.h"
+#include "stages/reward.h"
+#include "stages/rollout.h"
 #include "tap.h"
 
 static struct err e;
@@ -187,7 +187,7 @@ static struct completion *new_completions(void)
 static void free_completions(struct completion *c)
 {
 	for (int i = 0; i < N; i++) {
-		gen_free(&c[i].gen);
+		gentext_free(&c[i].gen);
 		free(c[i].tok);
 		free(c[i].topk);
 	}

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "loss_grpo.h"
-#include "pool.h"
-#include "rng.h"
+#include "stages/loss_grpo.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
 
 #define NB 4

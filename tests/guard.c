@@ -1,9 +1,9 @@
 /* guard.c on trees of files, and what it asks of this kernel. */
 #include <time.h>
 
-#include "guard.h"
+#include "base/guard.h"
 #include "memtree.h"
-#include "opt.h"
+#include "base/opt.h"
 #include "tap.h"
 
 /* Sends stderr to a file; the number of lines in it. */

@@ -11,8 +11,9 @@ all_there()
 	for m in man/*; do
 		[ -f "$prefix/share/man/man${m##*.}/$(basename "$m")" ] || { echo "no $m"; return 1; }
 	done
-	for h in lib/*.h; do
-		[ -f "$prefix/include/chronos/$(basename "$h")" ] || { echo "no $h"; return 1; }
+	for h in lib/*/*.h; do
+		h=${h#lib/}
+		[ -f "$prefix/include/chronos/$h" ] || { echo "no $h"; return 1; }
 	done
 }
 # A program of somebody else that uses the library.
@@ -20,7 +21,7 @@ outside()
 {
 	cat > "$tmp/x.c" <<-END
 		#include <stdio.h>
-		#include <sha256.h>
+		#include <base/sha256.h>
 		int main(void) { char hex[65]; sha256_hex("abc", 3, hex); return puts(hex) < 0; }
 	END
 	# shellcheck disable=SC2046

@@ -5,15 +5,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "answers.h"
-#include "backend.h"
-#include "coverage.h"
-#include "file.h"
-#include "intent.h"
-#include "modeldir.h"
-#include "optim.h"
-#include "rng.h"
-#include "safetensors.h"
+#include "experts/intent_pairs.h"
+#include "backend/backend.h"
+#include "experts/coverage.h"
+#include "base/file.h"
+#include "experts/intent.h"
+#include "format/modeldir.h"
+#include "model/optim.h"
+#include "base/rng.h"
+#include "format/safetensors.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/chr-intent-XXXXXX";
@@ -286,7 +286,7 @@ static int id_of(int64_t seq, int64_t pos, int layer, int k)
 	return (int)(seq + 2 * pos + layer + 3 * k) % 6;
 }
 
-static int add(struct answers *a, const struct log *x, int64_t token, int dense, struct err *e)
+static int add(struct intent_pairs *a, const struct log *x, int64_t token, int dense, struct err *e)
 {
 	int n[3] = { 2, dense, 2 }, id[6];
 	struct act act = { .seq = x->seq, .pos = x->pos, .token = token, .first = x->pos == 0, .answer = x->answer, .n = n,
@@ -294,7 +294,7 @@ static int add(struct answers *a, const struct log *x, int64_t token, int dense,
 
 	for (int i = 0; i < 6; i++)
 		id[i] = id_of(x->seq, x->pos, i / 2, i % 2);
-	return answers_add(a, &act, e);
+	return intent_pairs_add(a, &act, e);
 }
 
 static double total(const real *used)
@@ -311,13 +311,13 @@ static void test_answers(void)
 	/* 0: marked, with something after it; 1: one token; 2: no marks; 3: nothing before the answer; 4: no marks */
 	static const struct log log[] = { { 0, 0, 0 }, { 0, 1, 0 }, { 0, 2, 1 }, { 0, 3, 1 }, { 0, 4, 0 }, { 1, 0, 0 }, { 2, 0, 0 },
 		{ 2, 1, 0 }, { 2, 2, 0 }, { 2, 3, 0 }, { 2, 4, 0 }, { 3, 0, 1 }, { 3, 1, 1 }, { 4, 0, 0 }, { 4, 1, 0 } };
-	struct answers a;
+	struct intent_pairs a;
 	struct err e = { 0 };
-	int rc = answers_open(&a, &cfg, 0, 2, &e);
+	int rc = intent_pairs_open(&a, &cfg, 0, 2, &e);
 
 	for (size_t i = 0; rc == 0 && i < sizeof log / sizeof *log; i++)
 		rc = add(&a, &log[i], (int64_t)i, 0, &e);
-	ok(rc == 0 && answers_end(&a, &e) == 0 && a.n == 3 && a.left_out == 2, "three pairs; two sequences left out");
+	ok(rc == 0 && intent_pairs_end(&a, &e) == 0 && a.n == 3 && a.left_out == 2, "three pairs; two sequences left out");
 	ok(a.v[0].n == 2 && a.v[0].tok[1] == 1 && a.v[0].tokens == 2, "the prompt is what comes before the marks");
 	ok(total(a.v[0].used) == 2 * 2 * 2 && total(a.v[0].touched) == 2 * 2 * 2, "what comes after them does not count");
 	ok(a.v[0].used[id_of(0, 2, 0, 0)] >= 1 && a.v[0].used[6 + id_of(0, 2, 2, 0)] >= 1, "dense layers are not counted");
@@ -325,16 +325,16 @@ static void test_answers(void)
 	ok(!a.v[0].id && a.v[1].id[0] == id_of(2, 0, 0, 0) && a.v[1].id[4 * 4 + 3] == id_of(2, 4, 2, 1),
 	    "which has its experts in order");
 	ok(a.v[0].part == PART_TRAIN && a.v[1].part == PART_HELD && a.v[2].part == PART_TRAIN && a.count[PART_HELD] == 1, "every second one is held");
-	answers_free(&a);
-	answers_open(&a, &cfg, 4, 0, &e);
+	intent_pairs_free(&a);
+	intent_pairs_open(&a, &cfg, 4, 0, &e);
 	for (size_t i = 6; i < sizeof log / sizeof *log; i++)
 		add(&a, &log[i], (int64_t)i, 0, &e);
-	answers_end(&a, &e);
+	intent_pairs_end(&a, &e);
 	ok(a.n == 1 && a.v[0].n == 4 && a.left_out == 2, "the first tokens of a text, as asked");
 	ok(add(&a, &log[0], 40, 0, &e) < 0 && strstr(e.msg, "vocabulary"), "a token outside the vocabulary");
 	ok(add(&a, &log[0], -1, 0, &e) < 0 && strstr(e.msg, "no \"token\""), "no token");
 	ok(add(&a, &log[0], 0, 2, &e) < 0 && strstr(e.msg, "layer 1 has no"), "experts in a dense layer");
-	answers_free(&a);
+	intent_pairs_free(&a);
 }
 
 static void test_coverage(void)

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "intent.h"
-#include "rng.h"
+#include "experts/intent.h"
+#include "base/rng.h"
 #include "tap.h"
 
 enum { LAYERS = 3, EXPERTS = 5, N = 7 };

@@ -6,9 +6,9 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include "file.h"
-#include "json.h"
-#include "sig.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/sig.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/chr-jsonl-XXXXXX";

@@ -6,10 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
-#include "cpu_kernels.h"
-#include "pool.h"
-#include "rng.h"
+#include "backend/backend.h"
+#include "base/isa.h"
+#include "backend/cpu/cpu_kernels.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
 
 static float *randoms(int64_t n, uint64_t stream)
@@ -48,10 +49,10 @@ static void test_products(const char *isa)
 			struct gemm_job j = { c, n, a, kind == GEMM_TN ? m : k, b, kind == GEMM_NT ? k : n, DT_F32, m, n, k, 1 };
 			double w;
 
-			cpu_isa_force(isa);
+			isa_force(isa);
 			backend_cpu.gemm(kind, &j, 1);
 			j.c = d;
-			cpu_isa_force("portable");
+			isa_force("portable");
 			backend_cpu.gemm(kind, &j, 1);
 			w = worst_rel(c, d, (int64_t)m * n);
 			worst = w > worst ? w : worst;
@@ -68,7 +69,7 @@ static void test_rows(const char *isa)
 	double sq[2];
 
 	for (int i = 0; i < 2; i++) {
-		cpu_isa_force(i ? "portable" : isa);
+		isa_force(i ? "portable" : isa);
 		const struct cpu_kernels *k = cpu_kernels();
 
 		memcpy(out[i], x, sizeof(out[i]));
@@ -80,14 +81,14 @@ static void test_rows(const char *isa)
 	ok(worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: swiglu", isa);
 	ok(fabs(sq[0] - sq[1]) < 1e-9 * sq[1], "%s: sum of squares", isa);
 	for (int i = 0; i < 2; i++) {
-		cpu_isa_force(i ? "portable" : isa);
+		isa_force(i ? "portable" : isa);
 		const struct cpu_kernels *k = cpu_kernels();
 
 		k->swiglu_back(out[i], aux[i], g, x, y, N * W);
 	}
 	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: swiglu backward", isa);
 	for (int i = 0; i < 2; i++) {
-		cpu_isa_force(i ? "portable" : isa);
+		isa_force(i ? "portable" : isa);
 		const struct cpu_kernels *k = cpu_kernels();
 
 		k->rmsnorm(out[i], r[i], x, y, N, W, 1e-6);
@@ -97,7 +98,7 @@ static void test_rows(const char *isa)
 	for (int i = 0; i < 2; i++) {
 		float c[8] = { 0.01f, 0.9f, 0.95f, 1.2f, 1e-8f, 0.001f, 0.5f, 0 };
 
-		cpu_isa_force(i ? "portable" : isa);
+		isa_force(i ? "portable" : isa);
 		memcpy(out[i], x, sizeof(out[i]));
 		memcpy(aux[i], y, sizeof(aux[i]));
 		float *v = randoms(N * W, 8);
@@ -116,7 +117,7 @@ static void test_exp(const char *isa)
 {
 	double worst = 0;
 
-	cpu_isa_force(isa);
+	isa_force(isa);
 	for (int i = 0; i < 20000; i++) {
 		float x[2] = { 0, (float)(-80.0 * i / 20000) }, y = x[1];
 
@@ -137,7 +138,7 @@ static void test_invariance(const char *isa, enum dtype dt)
 	struct gemm_job j = { all, N, a, K, b, K, dt, M, N, K, 0 };
 	int same = 1;
 
-	cpu_isa_force(isa);
+	isa_force(isa);
 	for (int i = 0; i < N * K; i += 50)		/* among them subnormal halves */
 		w[i] *= ldexpf(1, -(i % 24));
 	tensor_from_f32(b, dt, w, N * K);
@@ -166,7 +167,7 @@ static void test_threads(const char *isa)
 	float *a = randoms(M * K, 1), *b = randoms(N * K, 2), *c = calloc(M * N, 4), *one = calloc(M * N, 4);
 	bool same = true;
 
-	cpu_isa_force(isa);
+	isa_force(isa);
 	for (int kind = 0; kind < 3; kind++) {
 		struct gemm_job j = { one, N, a, kind == GEMM_TN ? M : K, b, kind == GEMM_NT ? K : N, DT_F32, M, N, K, 0 };
 
@@ -190,7 +191,7 @@ int main(void)
 
 	pool_init(2);
 	for (int i = 0; i < 3; i++) {
-		if (cpu_isa_force(isa[i]) < 0) {
+		if (isa_force(isa[i]) < 0) {
 			ok(1, "%s # SKIP not on this machine", isa[i]);
 			continue;
 		}

@@ -6,13 +6,14 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cpu_kernels.h"
-#include "decode_int.h"
-#include "file.h"
-#include "model.h"
-#include "modeldir.h"
-#include "pool.h"
-#include "rng.h"
+#include "backend/cpu/cpu_kernels.h"
+#include "base/isa.h"
+#include "decode/decode_int.h"
+#include "base/file.h"
+#include "model/model.h"
+#include "format/modeldir.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
 #include "tinymodel.h"
 
@@ -112,12 +113,12 @@ static real *kept(enum kv_type t, const real *x, int64_t n, int w)
 }
 
 /* Keys, values, rotated keys and queries of a problem. */
-struct data {
+struct docpack {
 	real *k, *v, *k2, *q, *q2;
 };
 
 /* How far o is from softmax attention in double precision. */
-static double error(const struct problem *p, const struct data *d, const real *o)
+static double error(const struct problem *p, const struct docpack *d, const real *o)
 {
 	double worst = 0;
 
@@ -145,7 +146,7 @@ static double error(const struct problem *p, const struct data *d, const real *o
 	return worst;
 }
 
-static void solve(const struct problem *p, enum kv_type t, const struct data *d, int slots, real *o)
+static void solve(const struct problem *p, enum kv_type t, const struct docpack *d, int slots, real *o)
 {
 	struct cache k = cache_of(t, d->k, p->T, p->G, p->dk, slots), v = cache_of(t, d->v, p->T, p->G, p->dv, slots);
 	struct cache k2 = cache_of(t, d->k2, p->T, p->G2, p->dk2, slots);
@@ -161,18 +162,18 @@ static void test_problem(const struct problem *p, enum kv_type t)
 {
 	static const char *const isa[] = { "portable", "avx2", "avx512" };
 	size_t bytes = sizeof(real) * (size_t)p->n * (size_t)p->H * (size_t)p->dv;
-	struct data d = { randoms((int64_t)p->T * p->G * p->dk, 1), randoms((int64_t)p->T * p->G * p->dv, 2),
+	struct docpack d = { randoms((int64_t)p->T * p->G * p->dk, 1), randoms((int64_t)p->T * p->G * p->dv, 2),
 		randoms((int64_t)p->T * (p->G2 + 1) * (p->dk2 + 1), 3), randoms((int64_t)p->n * p->H * p->dk, 4),
 		randoms((int64_t)p->n * p->H * (p->dk2 + 1), 5) };
-	struct data r = { kept(t, d.k, (int64_t)p->T * p->G, p->dk), kept(t, d.v, (int64_t)p->T * p->G, p->dv),
+	struct docpack r = { kept(t, d.k, (int64_t)p->T * p->G, p->dk), kept(t, d.v, (int64_t)p->T * p->G, p->dv),
 		kept(t, d.k2, (int64_t)p->T * p->G2, p->dk2), d.q, d.q2 };
 	real *o = malloc(bytes), *other = malloc(bytes);
 	bool same = true;
 
-	cpu_isa_force("portable");
+	isa_force("portable");
 	solve(p, KV_F32, &r, p->T, o);
 	for (int i = 0; i < 3; i++) {
-		if (cpu_isa_force(isa[i]) < 0)
+		if (isa_force(isa[i]) < 0)
 			continue;
 		solve(p, t, &d, p->T, other);
 		same = same && memcmp(o, other, bytes) == 0;
@@ -197,7 +198,7 @@ static void test_rows(void)
 	for (size_t i = 0; i < sizeof(p) / sizeof(*p); i++)
 		for (int t = KV_F32; t <= KV_Q8; t++)
 			test_problem(&p[i], (enum kv_type)t);
-	cpu_isa_force("portable");
+	isa_force("portable");
 	ok(kv_head_bytes(KV_BF16, 33) == 66 && kv_head_bytes(KV_Q8, 33) == 8 + 36 && kv_head_bytes(KV_Q8, 64) == 72,
 	    "bytes of a row");
 }

@@ -3,11 +3,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "file.h"
-#include "lora.h"
-#include "pool.h"
-#include "rng.h"
-#include "safetensors.h"
+#include "base/file.h"
+#include "model/lora.h"
+#include "base/pool.h"
+#include "base/rng.h"
+#include "format/safetensors.h"
 #include "tap.h"
 
 enum { RANK = 3 };

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "loss_pref.h"
-#include "refcache.h"
+#include "stages/loss_pref.h"
+#include "stages/refcache.h"
 #include "tap.h"
 
 static const struct pref pair = { .n = 1, .targets = { 3, 5 }, .ref = { -4.5, -9.25 } };

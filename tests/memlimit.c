@@ -1,19 +1,19 @@
 /* memlimit.c on trees of files that look like /proc and control groups. */
-#include "memlimit.h"
+#include "base/mem_limit.h"
 #include "memtree.h"
 #include "tap.h"
 
-static struct memlimit get(void)
+static struct mem_limit get(void)
 {
-	struct memlimit l;
+	struct mem_limit l;
 
-	memlimit_read(&l, root);
+	mem_limit_read(&l, root);
 	return l;
 }
 
 static void test_machine(void)
 {
-	struct memlimit l;
+	struct mem_limit l;
 
 	tree();
 	l = get();
@@ -23,12 +23,12 @@ static void test_machine(void)
 	put("/proc/meminfo", "MemTotal: -5 kB\nMemAvailable: lots\n");
 	put("/proc/pressure/memory", "some\n");
 	l = get();
-	ok(l.total == MEMLIMIT_NONE && l.left == MEMLIMIT_NONE && l.share == 0 && l.some10 < 0, "nonsense is nothing known");
+	ok(l.total == MEM_LIMIT_NONE && l.left == MEM_LIMIT_NONE && l.share == 0 && l.some10 < 0, "nonsense is nothing known");
 }
 
 static void test_v2(void)
 {
-	struct memlimit l;
+	struct mem_limit l;
 
 	v2("/a/b/c");
 	put("/sys/fs/cgroup/a/b/c/memory.max", "max\n");
@@ -58,7 +58,7 @@ static void test_v2(void)
 
 static void test_v1(void)
 {
-	struct memlimit l;
+	struct mem_limit l;
 
 	v1("/job/step");
 	put("/sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "9223372036854771712\n");
@@ -86,7 +86,7 @@ static void test_hostile(void)
 	    "99999999999999999999999999\n", " 5\n", "max" };
 	static const char *const cgroup[] = { "", ":::\n", "0::relative\n", "0::/../../etc\n", "0\n", "5:memory\n" };
 	char deep[600] = "";
-	struct memlimit l;
+	struct mem_limit l;
 
 	v2("/g");
 	for (size_t i = 0; i < sizeof limit / sizeof *limit; i++) {
@@ -121,7 +121,7 @@ static void test_hostile(void)
 		put(path, "1000\n");
 	}
 	l = get();
-	ok(l.ngroup == MEMLIMIT_LEVELS, "only so many levels are kept");
+	ok(l.ngroup == MEM_LIMIT_LEVELS, "only so many levels are kept");
 	memset(deep, 'x', sizeof deep - 1);
 	deep[0] = '/';
 	v2(deep);
@@ -131,13 +131,13 @@ static void test_hostile(void)
 
 int main(void)
 {
-	struct memlimit l;
+	struct mem_limit l;
 
 	test_machine();
 	test_v2();
 	test_v1();
 	test_hostile();
-	memlimit_read(&l, "");
+	mem_limit_read(&l, "");
 	ok(l.left > 0 && l.total > 0, "this machine");
 	tree_end();
 	return tap_done();

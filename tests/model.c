@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "choose.h"
-#include "model_int.h"
-#include "pool.h"
-#include "rng.h"
-#include "route.h"
+#include "base/topk.h"
+#include "model/model_int.h"
+#include "base/pool.h"
+#include "base/rng.h"
+#include "model/route.h"
 #include "tap.h"
 
 #define NT 90		/* more than one attention tile */
@@ -246,7 +246,7 @@ static void test_choice(void)
 
 		for (uint64_t e = 0; e < E; e++)
 			p[e] = (real)(rng_hash(3, round * E + e) % 5);
-		choose_best(p, E, K, ids);
+		topk_best(p, E, K, ids);
 		for (int k = 0; k < K; k++) {
 			best = -1;
 			for (int e = 0; e < E; e++)

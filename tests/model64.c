@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model.h"
-#include "pool.h"
-#include "rng.h"
-#include "route.h"
+#include "model/model.h"
+#include "base/pool.h"
+#include "base/rng.h"
+#include "model/route.h"
 #include "tap.h"
 
 #define NB 2

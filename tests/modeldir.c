@@ -5,9 +5,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "file.h"
-#include "modeldir.h"
-#include "rng.h"
+#include "base/file.h"
+#include "format/modeldir.h"
+#include "base/rng.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/chr-modeldir-XXXXXX";

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
-#include "pool.h"
-#include "rng.h"
+#include "backend/backend.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
 
 #define STEP 1e-6

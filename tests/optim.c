@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "optim.h"
-#include "rng.h"
+#include "model/optim.h"
+#include "base/rng.h"
 #include "tap.h"
 
 enum { N = 200, PAD = 208, STEPS = 25 };

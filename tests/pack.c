@@ -7,11 +7,11 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include "cluster.h"
-#include "file.h"
-#include "manifest.h"
-#include "modeldir.h"
-#include "rng.h"
+#include "experts/cluster.h"
+#include "base/file.h"
+#include "format/manifest.h"
+#include "format/modeldir.h"
+#include "base/rng.h"
 #include "tap.h"
 
 static const char config[] = "{\"chronos_format\":2,\"vocab_size\":96,\"hidden_size\":32,\"num_hidden_layers\":3,"

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "pool.h"
+#include "base/pool.h"
 #include "tap.h"
 
 #define N 10007

@@ -1,7 +1,7 @@
 /* The canonical command line, and the ancestry list. */
 #include <string.h>
 
-#include "prov.h"
+#include "format/prov.h"
 #include "tap.h"
 
 static bool flag;

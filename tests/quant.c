@@ -8,11 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
-#include "cpu_quant.h"
-#include "pool.h"
-#include "quant.h"
-#include "rng.h"
+#include "backend/backend.h"
+#include "base/isa.h"
+#include "backend/cpu/cpu_quant.h"
+#include "base/pool.h"
+#include "backend/quant.h"
+#include "base/rng.h"
 #include "tap.h"
 
 static const enum dtype types[] = { DT_Q8, DT_Q4, DT_Q4A };
@@ -220,7 +221,7 @@ static void test_slow(enum dtype t)
 	double slow = 0, ours = 0;
 
 	for (int k = 0; k < 3; k++) {
-		if (cpu_isa_force(isa[k]) < 0)
+		if (isa_force(isa[k]) < 0)
 			continue;
 		q[k] = blocks_of(w, t, n, QUANT_BLOCK);
 		ok(memcmp(q[0], q[k], mat_bytes(t, n, QUANT_BLOCK)) == 0, "%s: the same search with %s", dtype_name(t), isa[k]);
@@ -260,7 +261,7 @@ static float *product(const char *isa, enum dtype t, const void *q, const float 
 	char *a = aligned_alloc(64, quant_row_bytes(cols) * (size_t)m);
 	float *c = calloc((size_t)m * rows, sizeof(*c));
 
-	cpu_isa_force(isa);
+	isa_force(isa);
 	backend_cpu.quantize(a, x, m, cols);
 	for (int i = 0; i < m; i += at) {
 		struct qgemm_job j = { c + (int64_t)i * rows, rows, a + quant_row_bytes(cols) * (size_t)i, { q, t, rows, cols },
@@ -320,7 +321,7 @@ static void test_ffn(const char *isa, enum dtype t)
 
 	memset(h, 0, bytes);
 	memset(want, 0, bytes);
-	cpu_isa_force(isa);
+	isa_force(isa);
 	backend_cpu.quantize(a, x, m, D);
 	backend_cpu.qffn(&j, 1);
 	backend_cpu.swiglu(g, g, u, (int64_t)m * F);
@@ -343,7 +344,7 @@ int main(void)
 				test_search(types[i], heavy);
 	}
 	for (size_t k = 0; k < 3; k++) {
-		if (cpu_isa_force(isa[k]) < 0) {
+		if (isa_force(isa[k]) < 0) {
 			ok(1, "%s # SKIP this machine has none", isa[k]);
 			continue;
 		}

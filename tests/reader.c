@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "reader.h"
+#include "experts/reader.h"
 #include "tap.h"
 
 #define SIZE (4 * READER_ALIGN)

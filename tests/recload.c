@@ -4,10 +4,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "pool.h"
-#include "recload.h"
-#include "record.h"
-#include "rng.h"
+#include "base/pool.h"
+#include "text/record_load.h"
+#include "text/record.h"
+#include "base/rng.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/recload.XXXXXX", path[64], zipped[64], bad[64];
@@ -108,7 +108,7 @@ static struct all one_by_one(char *file, bool skip_bad)
 	struct jsonl *in = jsonl_open(1, &file, skip_bad, &a.e);
 	struct ids ids = {0};
 
-	while (recfile_item(in, &kind, &ids, &a.count, &a.e) > 0)
+	while (record_file_item(in, &kind, &ids, &a.count, &a.e) > 0)
 		add(&a, jsonl_offset(in), ids.v, (uint32_t)ids.n);
 	a.skipped = jsonl_skipped(in);
 	jsonl_close(in);
@@ -119,18 +119,18 @@ static struct all one_by_one(char *file, bool skip_bad)
 /* What blocks and threads make; words only up to room. */
 static struct all by_blocks(const char *file, bool skip_bad, int threads, int64_t room)
 {
-	const struct recload_block *b;
+	const struct record_load_block *b;
 	struct all a = {0};
-	struct recload *l;
-	struct recfile *f;
+	struct record_load *l;
+	struct record_file *f;
 	int64_t words = 0;
 	int rc;
 
 	pool_init(threads);
-	l = recload_open(&kind, skip_bad);
-	f = recfile_open(file, &kind, 1, &a.e);
-	rc = recload_begin(l, f, file, &a.e);
-	while (rc == 0 && (rc = recload_next(l, room - words > 0 ? room - words : 0, &b, &a.e)) == 0) {
+	l = record_load_open(&kind, skip_bad);
+	f = record_file_open(file, &kind, 1, &a.e);
+	rc = record_load_begin(l, f, file, &a.e);
+	while (rc == 0 && (rc = record_load_next(l, room - words > 0 ? room - words : 0, &b, &a.e)) == 0) {
 		const uint32_t *word = b->word;
 
 		for (int64_t i = 0; i < b->n; i++) {
@@ -144,10 +144,10 @@ static struct all by_blocks(const char *file, bool skip_bad, int threads, int64_
 		if (b->end)
 			break;
 	}
-	a.count = *recload_count(l);
-	recload_end(l);
-	recload_close(l);
-	recfile_close(f);
+	a.count = *record_load_count(l);
+	record_load_end(l);
+	record_load_close(l);
+	record_file_close(f);
 	pool_quit();
 	return a;
 }
@@ -190,8 +190,8 @@ static void test_bad(void)
 /* All lines, by processes that take every n-th block, are those of the file. */
 static int same_lines(char *file, int parts)
 {
-	struct recfile *f[8];
-	struct recfile_block b = {0};
+	struct record_file *f[8];
+	struct record_file_block b = {0};
 	struct err e = {0};
 	struct jsonl *in = jsonl_open(1, &file, false, &e);
 	int good = 1, blocks = 0;
@@ -199,20 +199,20 @@ static int same_lines(char *file, int parts)
 	size_t len;
 
 	for (int p = 0; p < parts; p++)
-		f[p] = recfile_open(file, &kind, parts, &e);
+		f[p] = record_file_open(file, &kind, parts, &e);
 	for (int64_t k = 0; !b.end && good; k++, blocks++) {
-		good &= recfile_read(f[k % parts], k, &b, &e) == 0;
+		good &= record_file_read(f[k % parts], k, &b, &e) == 0;
 		for (int64_t i = 0; i < b.lines.count && good; i++) {
 			s = jsonl_line(in, &len, &e);
-			good = s != NULL && len == b.lines.line[i].len && memcmp(s, lines_text(&b.lines, i), len + 1) == 0 &&
+			good = s != NULL && len == b.lines.line[i].len && memcmp(s, lineblock_text(&b.lines, i), len + 1) == 0 &&
 			    jsonl_offset(in) == b.lines.line[i].place;
 		}
 	}
 	good &= jsonl_line(in, &len, &e) == NULL && e.status == 0 && blocks > 4;
 	jsonl_close(in);
-	lines_free(&b.lines);
+	lineblock_free(&b.lines);
 	for (int p = 0; p < parts; p++)
-		recfile_close(f[p]);
+		record_file_close(f[p]);
 	return good;
 }
 

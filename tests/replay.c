@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "replay.h"
-#include "rng.h"
+#include "experts/replay.h"
+#include "base/rng.h"
 #include "tap.h"
 
 /* One expert per layer and token: tokens rows of `layers` ids. */

@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "rng.h"
-#include "sha256.h"
+#include "base/rng.h"
+#include "base/sha256.h"
 #include "tap.h"
 
 static void philox_is(uint64_t key, uint64_t hi, uint64_t lo, uint32_t a, uint32_t b, uint32_t c, uint32_t d)

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "safetensors.h"
+#include "format/safetensors.h"
 #include "tap.h"
 
 static char path[] = "/tmp/chr-safetensors-XXXXXX";

@@ -1,8 +1,8 @@
 /* Sampling against its definition: greedy, penalties, what top-k, top-p and min-p leave, and the distribution drawn. */
 #include <string.h>
 
-#include "rng.h"
-#include "sample.h"
+#include "base/rng.h"
+#include "decode/sample.h"
 #include "tap.h"
 
 #define V 500

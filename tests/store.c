@@ -12,12 +12,12 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include "file.h"
+#include "base/file.h"
 #include "memtree.h"
-#include "opt.h"
-#include "rng.h"
-#include "squeeze.h"
-#include "store.h"
+#include "base/opt.h"
+#include "base/rng.h"
+#include "decode/guard_store.h"
+#include "experts/store.h"
 #include "tap.h"
 
 enum {
@@ -849,41 +849,41 @@ static void squeezed(void)
 {
 	const int all = (LAYERS - 1) * EXPERTS, least = TOPK * (LAYERS - 1);
 	struct store *s = open_slots(all, 2, (struct store_opt){0});
-	struct squeeze q = { .store = s };
+	struct guard_store q = { .store = s };
 	struct err e = {0};
 
-	ok(squeeze_check(&q) == GUARD_OK, "no guard, nothing to do");
+	ok(guard_store_check(&q) == GUARD_OK, "no guard, nothing to do");
 	v2("/g");
 	put("/sys/fs/cgroup/g/memory.max", "104857600\n");
 	use(NULL, 50);
 	q.guard = guard_open(root, 0.85, 0.95, &e);
 	pass_through(s, EXPERTS);
-	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == all, "enough: all slots");
+	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == all, "enough: all slots");
 	use(q.guard, 90);
-	ok(squeeze_check(&q) == GUARD_WARN && store_slots(s) == all, "a warning takes none");
+	ok(guard_store_check(&q) == GUARD_WARN && store_slots(s) == all, "a warning takes none");
 	use(q.guard, 96);
-	ok(squeeze_check(&q) == GUARD_LIMIT && store_slots(s) == least, "the limit takes them, while it lasts down to the least");
-	ok(squeeze_check(&q) == GUARD_LIMIT && stats(s).given_bytes == (uint64_t)((all - least) * SLOT), "then there is nothing to give");
+	ok(guard_store_check(&q) == GUARD_LIMIT && store_slots(s) == least, "the limit takes them, while it lasts down to the least");
+	ok(guard_store_check(&q) == GUARD_LIMIT && stats(s).given_bytes == (uint64_t)((all - least) * SLOT), "then there is nothing to give");
 	pass_through(s, EXPERTS);
 	ok(!pass.wrong, "it goes on with these");
 	use(q.guard, 86);
-	squeeze_check(&q);
+	guard_store_check(&q);
 	q.calm -= 10;
-	ok(squeeze_check(&q) == GUARD_WARN && store_slots(s) == least, "above the warning none are taken again");
+	ok(guard_store_check(&q) == GUARD_WARN && store_slots(s) == least, "above the warning none are taken again");
 	use(q.guard, 50);
-	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == least, "below it not at once");
+	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least, "below it not at once");
 	q.calm -= 10;
-	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "but when that has lasted, an eighth");
-	ok(squeeze_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "and not the next at once");
+	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "but when that has lasted, an eighth");
+	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "and not the next at once");
 	put("/sys/fs/cgroup/g/memory.max", "61440\n");
 	put("/sys/fs/cgroup/g/memory.current", "8192\n");
 	q.calm -= 10;
-	squeeze_check(&q);
+	guard_store_check(&q);
 	ok(store_slots(s) == least + all / 8, "nor where it would come to the warning");
 	put("/sys/fs/cgroup/g/memory.max", "104857600\n");
 	for (int i = 0; i < 10; i++) {
 		q.calm -= 10;
-		squeeze_check(&q);
+		guard_store_check(&q);
 	}
 	pass_through(s, EXPERTS);
 	ok(store_slots(s) == all && !pass.wrong, "at last all");

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "rng.h"
+#include "base/rng.h"
 #include "tap.h"
-#include "tensor.h"
+#include "backend/tensor.h"
 
 /* Value of a small float format by the book: e exponent bits, f fraction bits. */
 static double decode(unsigned x, int e, int f)

@@ -4,8 +4,8 @@
 
 #include <stdlib.h>
 
-#include "modeldir.h"
-#include "rng.h"
+#include "format/modeldir.h"
+#include "base/rng.h"
 
 static inline int tinymodel(const char *dir, const char *json, enum dtype dt, double spread, struct err *e)
 {

@@ -6,10 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "file.h"
-#include "record.h"
-#include "rng.h"
-#include "tok.h"
+#include "base/file.h"
+#include "text/record.h"
+#include "base/rng.h"
+#include "text/tok.h"
 
 #define DATA "tests/data/tok/"
 

@@ -6,14 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "file.h"
-#include "manifest.h"
-#include "modeldir.h"
-#include "pack.h"
-#include "pool.h"
-#include "rng.h"
+#include "base/file.h"
+#include "format/manifest.h"
+#include "format/modeldir.h"
+#include "format/pack.h"
+#include "base/pool.h"
+#include "base/rng.h"
 #include "tap.h"
-#include "verify.h"
+#include "format/verify.h"
 
 static char dir[] = "/tmp/chr-verify-XXXXXX";
 static char *model, *packed;

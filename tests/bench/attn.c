@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "backend.h"
-#include "pool.h"
-#include "rng.h"
+#include "backend/backend.h"
+#include "base/pool.h"
+#include "base/rng.h"
 
 #define REPS 9
 #define SUM_BYTES ((size_t)256 << 20)

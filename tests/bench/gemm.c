@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "kernel.h"
-#include "pool.h"
-#include "progress.h"
+#include "measure/kernel_rate.h"
+#include "base/pool.h"
+#include "base/progress.h"
 
 #ifdef HAVE_OPENBLAS
 #include <cblas.h>
@@ -27,18 +27,18 @@
 static char half_name[64];	/* with the kernels of gemm_bf16 */
 static const char *const kind_name[] = { "NT", "NN", "TN" };
 
-static double ours(const struct kernel_gemm *g)
+static double ours(const struct kernel_rate_gemm *g)
 {
-	return kernel_gemm_rate(g, backend_cpu.gemm);
+	return kernel_rate_gemm_rate(g, backend_cpu.gemm);
 }
 
-static double half(const struct kernel_gemm *g)
+static double half(const struct kernel_rate_gemm *g)
 {
-	return kernel_gemm_rate(g, backend_cpu.gemm_bf16);
+	return kernel_rate_gemm_rate(g, backend_cpu.gemm_bf16);
 }
 
 #ifdef HAVE_OPENBLAS
-static double blas(const struct kernel_gemm *g)
+static double blas(const struct kernel_rate_gemm *g)
 {
 	const struct gemm_job *j = &g->job;
 	double t = progress_clock();
@@ -52,7 +52,7 @@ static double blas(const struct kernel_gemm *g)
 
 static const struct contender {
 	const char *name;
-	double (*rate)(const struct kernel_gemm *g);
+	double (*rate)(const struct kernel_rate_gemm *g);
 } contender[] = {
 	{ "chronos", ours }, { half_name, half },
 #ifdef HAVE_OPENBLAS
@@ -105,7 +105,7 @@ static void bench_peak(void)
 	for (int r = 0; r < REPS; r++) {
 		double t = progress_clock(), cpu = cpu_clock();
 
-		g[r] = kernel_fma_rate() * 1e-9;
+		g[r] = kernel_rate_fma_rate() * 1e-9;
 		by_cpu[r] = g[r] * (progress_clock() - t) / (cpu_clock() - cpu);
 	}
 	if (g[0] > 0)
@@ -114,11 +114,11 @@ static void bench_peak(void)
 
 static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 {
-	struct kernel_gemm g, once;
+	struct kernel_rate_gemm g, once;
 	struct err e = { 0 };
 	double rate[CONTENDERS][REPS], by_cpu[CONTENDERS][REPS];
 
-	if (kernel_gemm_open(&g, kind, m, n, k, &e) < 0)
+	if (kernel_rate_gemm_open(&g, kind, m, n, k, &e) < 0)
 		err_exit(&e);
 	once = g;
 	once.calls = 1;
@@ -135,7 +135,7 @@ static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 		}
 	for (size_t c = 0; c < CONTENDERS; c++)
 		record(contender[c].name, kind_name[kind], m, n, k, rate[c], by_cpu[c]);
-	kernel_gemm_close(&g);
+	kernel_rate_gemm_close(&g);
 }
 
 int main(int argc, char **argv)

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm.h"
-#include "progress.h"
+#include "base/comm.h"
+#include "base/progress.h"
 
 #define ROUNDS 15
 

@@ -16,9 +16,9 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#include "json.h"
-#include "rng.h"
-#include "store.h"
+#include "base/json.h"
+#include "base/rng.h"
+#include "experts/store.h"
 
 enum { EXPERTS = 16, TOPK = 4, MAX_MIB = 64 << 10, HUGE_PAGE = 2 << 20, ROUNDS = 3 };
 

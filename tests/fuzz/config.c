@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "config.h"
+#include "arch/config.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len);
 

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "actlog.h"
-#include "cluster.h"
-#include "manifest.h"
+#include "experts/actlog.h"
+#include "experts/cluster.h"
+#include "format/manifest.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tok_impl.h"
+#include "text/tok_impl.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len);
 

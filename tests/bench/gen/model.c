@@ -13,14 +13,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "config.h"
-#include "err.h"
-#include "file.h"
-#include "json.h"
-#include "manifest.h"
-#include "pool.h"
-#include "rng.h"
-#include "safetensors.h"
+#include "arch/config.h"
+#include "base/err.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "format/manifest.h"
+#include "base/pool.h"
+#include "base/rng.h"
+#include "format/safetensors.h"
 
 #define TOPICS 64
 #define SHARD ((int64_t)2 << 30)

@@ -1,0 +1,144 @@
+#include "backend/quant.h"
+#include "base/isa.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/pool.h"
+#include "backend/quant_fit.h"
+
+size_t quant_scale_bytes(enum dtype t, int cols)
+{
+	return ((size_t)quant_blocks(cols) * QUANT_PANEL * 2 * (t == DT_Q4A ? 2 : 1) + 63) & ~(size_t)63;
+}
+
+static size_t block_bytes(enum dtype t)	/* values of 16 rows */
+{
+	return QUANT_PANEL * QUANT_BLOCK / (t == DT_Q8 ? 1 : 2);
+}
+
+size_t quant_panel_bytes(enum dtype t, int cols)
+{
+	return quant_scale_bytes(t, cols) + (size_t)quant_blocks(cols) * block_bytes(t);
+}
+
+size_t mat_bytes(enum dtype t, int rows, int cols)
+{
+	size_t n;
+
+	if (rows <= 0 || cols <= 0 || cols > INT32_MAX - QUANT_BLOCK)
+		return 0;
+	if (dtype_blocks(t))
+		return __builtin_mul_overflow((size_t)quant_panels(rows), quant_panel_bytes(t, cols), &n) ? 0 : n;
+	return __builtin_mul_overflow((size_t)rows * (size_t)cols, dtype_size(t), &n) ? 0 : n;
+}
+
+struct pack {
+	char *dst;
+	const float *src;
+	float *out;
+	enum dtype t;
+	int rows, cols;
+	_Atomic int bad;
+};
+
+/* Block b of the first n rows of a panel. */
+static void put_block(char *panel, const struct pack *p, int b, const struct quant_fit *f, int n)
+{
+	bool affine = p->t == DT_Q4A;
+	uint16_t *scale = (uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1);
+	uint8_t *v = (uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b * block_bytes(p->t);
+
+	tensor_from_f32(scale, DT_F16, f->d, (size_t)n);
+	if (affine)
+		tensor_from_f32(scale + QUANT_PANEL, DT_F16, f->m, (size_t)n);
+	for (int k = 0; k < QUANT_BLOCK; k++)
+		for (int r = 0; r < n; r++)
+			if (p->t == DT_Q8)
+				v[k / 4 * 64 + r * 4 + k % 4] = (uint8_t)(f->q[k][r] + 128);
+			else
+				v[k % 16 / 4 * 64 + r * 4 + k % 4] |= (uint8_t)((f->q[k][r] + (affine ? 0 : 8)) << (k < 16 ? 0 : 4));
+}
+
+static void pack_block(struct pack *p, char *panel, int row, int b)
+{
+	const float *src = p->src + (int64_t)row * p->cols + b * QUANT_BLOCK;
+	int n = p->rows - row < QUANT_PANEL ? p->rows - row : QUANT_PANEL;
+	int width = p->cols - b * QUANT_BLOCK < QUANT_BLOCK ? p->cols - b * QUANT_BLOCK : QUANT_BLOCK;
+	struct quant_fit f;
+
+	if (n < QUANT_PANEL || width < QUANT_BLOCK)
+		memset(f.x, 0, sizeof f.x);
+	for (int r = 0; r < n; r++)
+		for (int k = 0; k < width; k++)
+			f.x[k][r] = src[(int64_t)r * p->cols + k];
+	if (quant_fit(&f, p->t) < 0)
+		p->bad = 1;
+	else
+		put_block(panel, p, b, &f, n);
+}
+
+static void pack_panels(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	struct pack *p = ctx;
+	size_t bytes = quant_panel_bytes(p->t, p->cols);
+
+	(void)worker;
+	for (int64_t i = i0; i < i1; i++) {
+		char *panel = p->dst + (size_t)i * bytes;
+
+		memset(panel, 0, bytes);
+		for (int b = 0; b < quant_blocks(p->cols); b++)
+			pack_block(p, panel, (int)i * QUANT_PANEL, b);
+	}
+}
+
+int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols)
+{
+	struct pack p = { .dst = dst, .src = src, .t = t, .rows = rows, .cols = cols };
+
+	isa_name();		/* chosen before there are threads that ask */
+	pool_for(quant_panels(rows), 1, pack_panels, &p);
+	return p.bad ? -1 : 0;
+}
+
+static float value_at(const struct pack *p, const char *panel, int r, int k)
+{
+	int b = k / QUANT_BLOCK, j = k % QUANT_BLOCK;
+	bool affine = p->t == DT_Q4A;
+	const uint16_t *scale = (const uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1) + r;
+	const uint8_t *v = (const uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b * block_bytes(p->t) + r * 4;
+	float d, m = 0;
+
+	tensor_to_f32(&d, scale, DT_F16, 1);
+	if (affine)
+		tensor_to_f32(&m, scale + QUANT_PANEL, DT_F16, 1);
+	if (p->t == DT_Q8)
+		return d * (float)(v[j / 4 * 64 + j % 4] - 128);
+	return d * (float)((v[j % 16 / 4 * 64 + j % 4] >> (j < 16 ? 0 : 4) & 15) - (affine ? 0 : 8)) + m;
+}
+
+void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols)
+{
+	struct pack p = { .t = t, .cols = cols };
+	const char *panel = (const char *)src + (size_t)(row / QUANT_PANEL) * quant_panel_bytes(t, cols);
+
+	for (int k = 0; k < cols; k++)
+		dst[k] = value_at(&p, panel, row % QUANT_PANEL, k);
+}
+
+static void unpack_rows(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	const struct pack *p = ctx;
+
+	(void)worker;
+	for (int64_t i = i0; i < i1; i++)
+		quant_unpack_row(p->out + i * p->cols, p->dst, p->t, (int)i, p->cols);
+}
+
+void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols)
+{
+	struct pack p = { .dst = (char *)src, .out = dst, .t = t, .rows = rows, .cols = cols };
+
+	pool_for(rows, 8, unpack_rows, &p);
+}

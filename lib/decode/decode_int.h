@@ -1,0 +1,185 @@
+/*
+ * decode_int: what the files of decode share: decode.c (opening, sequences, one pass), decode_load.c (plan and weights),
+ * decode_attn.c (attention and caches), decode_moe.c (experts). Not installed.
+ *
+ * Letters as in config.h; N head width without rope (MLA); I = width of a dense MLP; R rows of a pass, each one new
+ * token of some sequence. Index arrays are in host memory.
+ */
+#ifndef CHR_DECODE_INT_H
+#define CHR_DECODE_INT_H
+
+#include "decode/decode.h"
+#include "experts/intent.h"
+#include "format/manifest.h"
+#include "format/modeldir.h"
+
+#define HEAD_ROWS 16	/* rows of logits computed at a time */
+
+struct layer {
+	enum layer_type type;
+	int sparse;				/* index among sparse layers, -1: dense */
+	const real *in_norm, *post_norm;	/* (D) */
+	struct mat q, k, v;			/* (H*d, D), (G*d, D), (G*d, D) */
+	const real *q_norm, *k_norm;		/* (d) */
+	struct mat o;				/* (D, H*d) */
+	struct mat q_nope, q_rope;		/* (H*N, D), (H*r, D) */
+	const real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
+	struct mat kv_down;			/* (C, D) */
+	const real *kv_down_norm;		/* (C) */
+	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to absorb it into queries */
+	const real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
+	const real *gate;			/* (E, D) router */
+	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense layer */
+	int n_ffn, width;			/* F or I: width of all FFNs here */
+};
+
+/* Caches of one layer of one sequence (kv.h); of a sliding layer rings. */
+struct kv {
+	char *a, *b;		/* keys (G heads of d) and values (likewise); MLA: latent (one of C) and rotated keys (G of r) */
+	int slots;
+};
+
+struct seq {
+	struct engine *g;
+	bool used;
+	int len;
+	struct kv *kv;		/* (L) */
+	float *expect, *coming;	/* (Ls, E) margins the head gave at the last token, and at the one being evaluated */
+	float *same;		/* (Ls, E) its offset 0 at that one */
+	int32_t *last;		/* (Ls, K) what the last token used */
+	bool expects;		/* expect is filled */
+};
+
+struct seg {			/* rows row0..row0+n-1 of a pass are the next tokens of one item */
+	struct eval_item *it;
+	int row0, n, done;	/* done: tokens of the item evaluated before this pass */
+};
+
+struct ffn_part {		/* rows row0..row0+n-1 of moe_x go through one FFN */
+	struct expert x;
+	int row0, n;
+};
+
+/* Arrays for max_rows rows, reused by every pass. */
+struct scratch {
+	real *h, *x;			/* (R, D) residual stream, normalised input */
+	real *q, *q2, *q_abs;		/* (R, H*max(d,N)), (R, H*r), (R, H*C) */
+	real *k, *k2;			/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
+	real *ctx, *att;		/* (R, H*C), (R, H*d) */
+	real *router, *router_next;	/* (R, E) */
+	real *ahead;			/* (R, D) what the next router will see, nearly */
+	real *weight, *coef;		/* (R, K), (R, K+S) */
+	real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
+	char *xq;			/* (R) quantised rows of what is being multiplied */
+	char *moe_xq, *moe_hq;		/* (R*(K+S)) quantised rows of D and of F or I */
+	real *head_x, *logits;		/* (HEAD_ROWS, D), (HEAD_ROWS, V) */
+	real *look_h, *look;		/* (HEAD_ROWS, look_width), (HEAD_ROWS, rows) */
+	uint32_t *tok;			/* (R) */
+	int32_t *pos, *lo, *hi;		/* (R) */
+	int32_t *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
+	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
+	int32_t *wanted;		/* (E) */
+	int32_t *exact;			/* (K) the router's own choice for a row */
+	int32_t *head_row;		/* (R) */
+	const void **kcache, **vcache;	/* (R) */
+	struct predict_row *about;	/* (R) */
+	struct seg *seg;		/* (max_seqs) */
+	struct ffn_part *part;		/* (E + S) */
+	struct gemm_job *job;		/* (2 * (E + S) + H) */
+	struct qffn_job *qffn;		/* (E + S) */
+	struct qgemm_job *qgemm;	/* (E + S) */
+};
+
+struct engine {
+	struct modeldir md;
+	const struct config *cfg;		/* of md, or of the model that this is an engine over */
+	const struct params *par;		/* likewise */
+	const real *flat;			/* its weights; NULL: read from md */
+	struct manifest man;			/* packed directories */
+	const struct backend *be;
+	struct engine_opt opt;
+	int64_t expert_bytes;
+	struct layer layer[CFG_MAX_LAYERS];
+	struct mat embed, head;			/* (V, D), (V, D) */
+	const real *norm;			/* (D) */
+	const real *look0, *look2;		/* (look_width, D), (rows, look_width) */
+	int look_width;
+	real *w;				/* dense parameters, floats or blocks; over a model only the transposed ones, */
+	real *host;				/* and room to transpose the largest */
+	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
+	void *expert_mem;			/* plain directories: all experts, in the type of the file */
+	struct expert *experts;			/* (Ls * E) views of it */
+	struct expert *ffn_views;		/* what layer.ffn points into */
+	void *scratch_mem;
+	struct scratch s;
+	void *kv_mem;
+	struct seq *seqs;			/* (max_seqs) */
+	struct store *store;
+	struct predict *predict;
+	struct intent *intent;			/* NULL: none */
+	real *share;				/* (Ls, E) of intent, for one prompt */
+	float *mix;				/* (Ls, E) and over as many prompts as there are sequences; */
+	int prompts;				/* so many so far */
+	int *likely;				/* (Ls * E) order of share */
+	int sparse[CFG_MAX_LAYERS];		/* real index of the i-th sparse layer */
+	int rows;				/* R of the pass under way */
+	int nseg;
+	bool single;				/* this pass is one token each of sequences past their prompts */
+	double replaced;			/* sum over rows and layers */
+	struct eval_stats *st;
+	double read_time, speed;		/* seconds of an expert from the drive, multiplications a second; 0: not measured */
+};
+
+/* decode.c */
+void engine_settle(struct engine_opt *o);	/* what follows from other options */
+int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
+    char *base);
+int64_t kv_bytes(const struct engine *g);	/* of one sequence */
+int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
+
+/* decode_load.c */
+int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
+int load_weights(struct engine *g, struct err *e);
+void load_plan_state(const struct engine *g, struct mem_plan *plan);	/* all but weights */
+int load_layers(struct engine *g, struct err *e);	/* what the config says of them, and position tables */
+void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t);	/* a dense parameter is at w */
+int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);	/* where k_nope's element i goes */
+bool load_is_expert(const struct param *p);
+struct mat *load_expert_mat(struct engine *g, const struct param *p);	/* where the view of an expert's matrix belongs */
+
+/* decode.c: y = x W^T (+ y), floats or blocks */
+struct linear {
+	real *y;
+	const real *x;		/* (rows, w.cols); jobs of one call that share it follow each other */
+	struct mat w;
+	real beta;		/* 0 or 1 */
+};
+void linear(struct engine *g, const struct linear *l, int n, int rows);	/* n <= 4 */
+void embed_rows(struct engine *g);			/* h of the tokens of this pass */
+
+int over_weights(struct engine *g, struct err *e);
+
+/* decode_attn.c */
+int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base);
+void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
+void attn_layer(struct engine *g, int l);
+
+/* decode_intent.c */
+int64_t intend_bytes(const struct config *c);		/* besides intent_bytes */
+int intend_open(struct engine *g, const char *dir, struct err *e);
+void intend(struct engine *g, const uint32_t *tok, int n);	/* tok: a prompt that will be evaluated now */
+
+/* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and weights change. */
+void bias_route(struct engine *g, int l);
+
+/* decode_moe.c */
+int ffn_layer(struct engine *g, int l, struct err *e);
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width);	/* rows rowidx of s.x (and s.xq) */
+void look_rows(struct engine *g);
+
+static inline int look_mode(const struct engine *g)
+{
+	return g->cfg->lookahead_steps > 0 && !store_complete(g->store) ? g->opt.predict & (SRC_BIT(SRC_LOOK) | SRC_BIT(SRC_SAME)) : 0;
+}
+
+#endif

@@ -1,0 +1,546 @@
+/*
+ * Opening an engine: every byte is counted first (load_plan), then the weights are read (load_weights). Dense weights
+ * become float32; experts stay as they are stored.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "decode/decode_int.h"
+#include "base/file.h"
+#include "model/model.h"
+#include "format/pack.h"
+#include "base/pool.h"
+#include "backend/quant.h"
+
+#define MIB ((int64_t)1 << 20)
+#define THREAD_BYTES (32 << 10)	/* of a compute thread: unlike in training, no matrix is copied */
+
+#define PLAIN_HINT "a plain directory holds all experts in memory: pack it with chr-pack"
+
+bool load_is_expert(const struct param *p)
+{
+	return p->kind == P_EXP_GATE || p->kind == P_EXP_UP || p->kind == P_EXP_DOWN;
+}
+
+/* The type of a dense parameter in memory, and its bytes. */
+static int dense_type(const struct engine *g, const struct param *p, enum dtype *t, int64_t *bytes, struct err *e)
+{
+	if (modeldir_type(&g->md, p, t, e) < 0)
+		return -1;
+	if (!dtype_blocks(*t))
+		*t = DT_REAL;
+	*bytes = mem_align64((int64_t)(*t == DT_REAL ? (size_t)param_size(p) * sizeof(real) : mat_bytes(*t, p->rows, p->cols)));
+	return 0;
+}
+
+/* Bytes of all dense parameters; notes whether any weights are in blocks. -1 on error. */
+static int64_t dense_bytes(struct engine *g, struct err *e)
+{
+	const struct params *ps = g->par;
+	int64_t n = 0, bytes;
+	enum dtype t;
+
+	g->opt.blocks = g->md.packed && (dtype_blocks(g->man.dt[0]) || dtype_blocks(g->man.dt[1]) || dtype_blocks(g->man.dt[2]));
+	for (int i = 0; i < ps->n; i++) {
+		if (load_is_expert(&ps->p[i]))
+			continue;
+		if (dense_type(g, &ps->p[i], &t, &bytes, e) < 0)
+			return -1;
+		n += bytes;
+		g->opt.blocks = g->opt.blocks || dtype_blocks(t);
+	}
+	return n;
+}
+
+static int64_t rope_elements(const struct config *c, const struct engine_opt *o, bool mla)
+{
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if ((c->layer_type[l] == LAYER_MLA) == mla)
+			return (int64_t)o->max_tokens * 2 * (mla ? c->rope_dim : c->head_dim);
+	return 0;
+}
+
+static int st_to_dtype(enum st_dtype t)
+{
+	return t == ST_F32 ? DT_F32 : t == ST_BF16 ? DT_BF16 : t == ST_F16 ? DT_F16 : -1;
+}
+
+/* The tensor of an expert matrix, checked. */
+static int expert_view(const struct engine *g, const struct param *p, struct view *v, struct err *e)
+{
+	if (modeldir_find(&g->md, p->name, v) < 0)
+		return err_set(e, EX_DATAERR, "%s: missing tensor %s", g->md.path, p->name);
+	if (v->t->ndim != 2 || v->t->shape[0] != (uint64_t)p->rows || v->t->shape[1] != (uint64_t)p->cols)
+		return err_set(e, EX_DATAERR, "%s: tensor %s is not of shape [%d, %d]", v->file, p->name, p->rows, p->cols);
+	if (st_to_dtype(v->t->dtype) < 0)
+		return err_set(e, EX_DATAERR, "%s: tensor %s is %s; experts must be F32, BF16 or F16", v->file, p->name,
+		    st_dtype_name(v->t->dtype));
+	return 0;
+}
+
+/* Bytes of all experts of a plain directory, or -1. */
+static int64_t expert_total(struct engine *g, struct err *e)
+{
+	int64_t total = 0, first = 0;
+	int left = 3;
+
+	for (int i = 0; i < g->par->n; i++) {
+		const struct param *p = &g->par->p[i];
+		struct view v;
+
+		if (!load_is_expert(p))
+			continue;
+		if (expert_view(g, p, &v, e) < 0)
+			return -1;
+		total += mem_align64((int64_t)v.t->nbytes);
+		if (left-- > 0)
+			first += (int64_t)v.t->nbytes;
+	}
+	g->expert_bytes = first;
+	return total;
+}
+
+/* What the limit leaves for slots, in g->opt.store.bytes. */
+static int store_share(struct engine *g, const struct mem_plan *plan, struct err *e)
+{
+	struct store_opt *so = &g->opt.store;
+	int64_t rest = g->opt.ram - mem_plan_total(plan), need = store_min_bytes(g->cfg, &g->man), over;
+	const char *flag = g->opt.budget ? g->opt.budget : "--ram";
+	struct store_opt least = *so;
+
+	if (so->bytes > 0 || g->opt.ram == 0 || store_plan_bytes(g->cfg, &g->man, so) <= rest)
+		return 0;
+	least.bytes = need;
+	over = store_plan_bytes(g->cfg, &g->man, &least) - need;
+	so->bytes = rest - over;
+	if (so->bytes < need && (!so->force || so->bytes < g->expert_bytes))
+		return err_set(e, EX_OSERR, "%s: %s %lld leaves %lld bytes for experts, one token needs %lld: use %s %lldM%s",
+		    g->md.path, flag, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need, flag,
+		    (long long)((g->opt.ram - so->bytes + need + (g->opt.budget ? 0 : MEM_JITTER) + MIB - 1) / MIB),
+		    so->force || g->opt.budget ? "" : ", or --force to thrash");
+	while ((over = store_plan_bytes(g->cfg, &g->man, so) - rest) > 0 && so->bytes > over)
+		so->bytes -= over;
+	return 0;
+}
+
+static int plan_store(struct engine *g, struct mem_plan *plan, struct err *e)
+{
+	int status = store_share(g, plan, e);
+
+	mem_plan_add(plan, "expert store", store_plan_bytes(g->cfg, &g->man, &g->opt.store));
+	return status < 0 ? -1 : mem_plan_check(plan, g->opt.ram, "raise --ram, or lower --batch or --context", e);
+}
+
+static int plan_experts(struct engine *g, struct mem_plan *plan, struct err *e)
+{
+	int64_t total;
+
+	if (g->md.packed) {
+		g->expert_bytes = g->man.gate_bytes + g->man.up_bytes + g->man.down_bytes;
+		return plan_store(g, plan, e);
+	}
+	if ((total = expert_total(g, e)) < 0)
+		return -1;
+	mem_plan_add(plan, "experts", total);
+	return mem_plan_check(plan, g->opt.ram, PLAIN_HINT, e);
+}
+
+static int load_manifest(struct engine *g, struct err *e)
+{
+	char *path = file_join(g->md.path, MANIFEST_NAME);
+	int status = manifest_load(&g->man, path, e);
+	const char *mine = modeldir_meta(&g->md, "chronos.fingerprint");
+
+	if (status == 0 && !g->man.packed)
+		status = err_set(e, EX_DATAERR, "%s: says nothing about where experts lie: not made by chr-pack", path);
+	if (status == 0 && mine && g->man.fingerprint && strcmp(mine, g->man.fingerprint) != 0)
+		status = err_set(e, EX_DATAERR, "%s: packed from model %s, but the weights beside it are of %s", path,
+		    g->man.fingerprint, mine);
+	free(path);
+	return status;
+}
+
+void load_plan_state(const struct engine *g, struct mem_plan *plan)
+{
+	const struct engine_opt *o = &g->opt;
+	struct scratch s;
+
+	mem_plan_add(plan, "position tables",
+	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));
+	mem_plan_add(plan, o->kv == KV_F32 ? "KV caches" : o->kv == KV_BF16 ? "KV caches, bf16" : "KV caches, q8",
+	    kv_bytes(g) * o->max_seqs);
+	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
+	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
+	    + o->max_seqs * seq_bytes(g->cfg) + (g->md.packed && o->predict & SRC_BIT(SRC_INTENT)
+	    ? intent_bytes(g->md.path, g->cfg) + intend_bytes(g->cfg) : 0));
+}
+
+int64_t engine_program(void)
+{
+	return mem_program(0) + pool_threads() * THREAD_BYTES;
+}
+
+/* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */
+int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
+{
+	const struct engine_opt *o = &g->opt;
+	const struct param *look0;
+	int64_t dense;
+
+	if (modeldir_open(&g->md, dir, 0, NULL, e) < 0)
+		return -1;
+	g->cfg = &g->md.cfg;
+	g->par = &g->md.par;
+	if (g->md.packed && load_manifest(g, e) < 0)
+		return -1;
+	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
+		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
+	if ((dense = dense_bytes(g, e)) < 0)
+		return -1;
+	look0 = params_get(g->par, P_LOOK0, -1, -1);
+	g->look_width = look0 ? look0->rows : 0;
+	mem_plan_add(plan, "program", (o->budget ? 0 : engine_program()) + o->other);
+	mem_plan_add(plan, "dense weights", dense);
+	load_plan_state(g, plan);
+	return plan_experts(g, plan, e);
+}
+
+/* Bytes of one parameter, in type t where it is a matrix that may have one. */
+static int64_t planned_bytes(const struct param *p, enum dtype t)
+{
+	bool floats = dtype_blocks(t) ? !pack_quantisable(p) : !load_is_expert(p);
+
+	return mem_align64((int64_t)(floats ? (size_t)param_size(p) * sizeof(real) : mat_bytes(t, p->rows, p->cols)));
+}
+
+/* The manifest that a packed directory of this model would have, as far as sizes go. */
+static void planned_manifest(struct engine *g, enum dtype t)
+{
+	const struct config *c = g->cfg;
+
+	g->man = (struct manifest){ .layers = c->num_hidden_layers, .experts = c->num_experts, .nclusters = 1,
+	    .gate_bytes = (int64_t)mat_bytes(t, c->moe_intermediate_size, c->hidden_size),
+	    .down_bytes = (int64_t)mat_bytes(t, c->hidden_size, c->moe_intermediate_size) };
+	g->man.up_bytes = g->man.gate_bytes;
+	g->expert_bytes = 2 * g->man.gate_bytes + g->man.down_bytes;
+}
+
+int engine_plan_config(const struct config *c, const struct params *ps, enum dtype dense, enum dtype expert, bool packed,
+    const struct engine_opt *o, struct mem_plan *plan, struct err *e)
+{
+	struct engine *g = calloc(1, sizeof(*g));
+	int64_t weights = 0, experts = 0;
+	int status;
+
+	if (!g)
+		return err_set(e, EX_OSERR, "out of memory");
+	g->opt = *o;
+	engine_settle(&g->opt);
+	g->opt.blocks = dtype_blocks(dense) || dtype_blocks(expert);
+	g->cfg = c;
+	g->par = ps;
+	g->md.path = "the model";
+	g->md.packed = packed;
+	for (int i = 0; i < ps->n; i++)
+		if (load_is_expert(&ps->p[i]))
+			experts += planned_bytes(&ps->p[i], expert);
+		else
+			weights += planned_bytes(&ps->p[i], dense);
+	mem_plan_add(plan, "program", (o->budget ? 0 : engine_program()) + o->other);
+	mem_plan_add(plan, "dense weights", weights);
+	load_plan_state(g, plan);
+	if (packed) {
+		planned_manifest(g, expert);
+		status = plan_store(g, plan, e);
+	} else {
+		mem_plan_add(plan, "experts", experts);
+		status = mem_plan_check(plan, g->opt.ram, PLAIN_HINT, e);
+	}
+	free(g);
+	return status;
+}
+
+int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i)
+{
+	int64_t N = p->rows / c->num_key_value_heads, C = p->cols, head = i / (N * C), row = i / C % N, col = i % C;
+
+	return (head * C + col) * N + row;
+}
+
+/* Reads one dense parameter to w; k_nope is transposed per key head. */
+static int read_dense(struct engine *g, const struct param *p, float *host, real *w, struct err *e)
+{
+	int64_t n = param_size(p);
+	real *out;
+
+	/* Without a copy where there is nothing to rearrange: an embedding may be most of the dense part. */
+	if (sizeof(real) == sizeof(float) && p->kind != P_KNOPE)
+		return modeldir_read_f32(&g->md, p, (float *)w, e);
+	if (modeldir_read_f32(&g->md, p, host, e) < 0)
+		return -1;
+	if ((out = malloc(sizeof(*out) * (size_t)n)) == NULL)
+		return err_set(e, EX_OSERR, "out of memory");
+	for (int64_t i = 0; i < n; i++)
+		out[p->kind == P_KNOPE ? load_knope_at(g->cfg, p, i) : i] = (real)host[i];
+	g->be->put(w, out, sizeof(*out) * (size_t)n);
+	free(out);
+	return 0;
+}
+
+static void place_ffn(struct layer *l, enum param_kind kind, int i, struct mat m)
+{
+	if (kind == P_SH_GATE || kind == P_MLP_GATE)
+		l->ffn[i].gate = m;
+	else if (kind == P_SH_UP || kind == P_MLP_UP)
+		l->ffn[i].up = m;
+	else
+		l->ffn[i].down = m;
+}
+
+void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t)
+{
+	struct layer *l = p->layer >= 0 ? &g->layer[p->layer] : NULL;
+	struct mat m = { w, t, p->rows, p->cols };
+
+	switch (p->kind) {
+	case P_EMBED:
+		g->embed = m;
+		if (!params_get(g->par, P_HEAD, -1, -1))
+			g->head = m;
+		break;
+	case P_HEAD: g->head = m; break;
+	case P_NORM: g->norm = w; break;
+	case P_LOOK0: g->look0 = w; break;
+	case P_LOOK2: g->look2 = w; break;
+	case P_IN_NORM: l->in_norm = w; break;
+	case P_POST_NORM: l->post_norm = w; break;
+	case P_Q: l->q = m; break;
+	case P_K: l->k = m; break;
+	case P_V: l->v = m; break;
+	case P_O: l->o = m; break;
+	case P_QNORM: l->q_norm = w; break;
+	case P_KNORM: l->k_norm = w; break;
+	case P_QNOPE: l->q_nope = m; break;
+	case P_QROPE: l->q_rope = m; break;
+	case P_QNOPE_NORM: l->q_nope_norm = w; break;
+	case P_QROPE_NORM: l->q_rope_norm = w; break;
+	case P_KVDOWN: l->kv_down = m; break;
+	case P_KVDOWN_NORM: l->kv_down_norm = w; break;
+	case P_KNOPE: l->k_nope_t = w; break;
+	case P_KROPE: l->k_rope = w; break;
+	case P_MLA_V: l->mla_v = w; break;
+	case P_GATE: l->gate = w; break;
+	case P_SH_GATE: case P_SH_UP: case P_SH_DOWN:
+		place_ffn(l, p->kind, p->expert, m);
+		break;
+	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
+		place_ffn(l, p->kind, 0, m);
+		break;
+	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_KINDS:
+		break;
+	}
+}
+
+static int load_dense(struct engine *g, struct err *e)
+{
+	const struct params *ps = g->par;
+	int64_t biggest = 0, bytes = 0;
+	enum dtype t;
+	float *host;
+	char *w;
+	int status = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		if (!load_is_expert(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
+			biggest = param_size(&ps->p[i]);
+	w = g->be->alloc((size_t)dense_bytes(g, e));
+	g->w = (real *)w;
+	host = malloc(sizeof(*host) * (size_t)biggest);
+	if (!w || !host)
+		status = err_set(e, EX_OSERR, "%s: out of memory for dense weights", g->md.path);
+	for (int i = 0; i < ps->n && status == 0; i++)
+		if (!load_is_expert(&ps->p[i])) {
+			status = dense_type(g, &ps->p[i], &t, &bytes, e);
+			if (status == 0)
+				status = dtype_blocks(t) ? modeldir_read(&g->md, &ps->p[i], w, e)
+				    : read_dense(g, &ps->p[i], host, (real *)w, e);
+			load_place(g, &ps->p[i], w, t);
+			w += bytes;
+		}
+	free(host);
+	for (int l = 0; l < g->cfg->num_hidden_layers && status == 0; l++)
+		for (int f = 0; f < g->layer[l].n_ffn && status == 0; f++) {
+			const struct expert *x = &g->layer[l].ffn[f];
+
+			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) || dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
+				status = err_set(e, EX_DATAERR, "%s: layer %d: gate, up and down are partly in blocks, partly not",
+				    g->md.path, l);
+		}
+	return status;
+}
+
+struct mat *load_expert_mat(struct engine *g, const struct param *p)
+{
+	struct expert *x = &g->experts[(int64_t)p->layer * g->cfg->num_experts + p->expert];
+
+	return p->kind == P_EXP_GATE ? &x->gate : p->kind == P_EXP_UP ? &x->up : &x->down;
+}
+
+static int load_experts(struct engine *g, struct err *e)
+{
+	const struct params *ps = g->par;
+	int64_t total = expert_total(g, e);
+	char *at;
+
+	if (total < 0)
+		return -1;
+	at = g->expert_mem = g->be->alloc((size_t)total + 64);
+	if (!at)
+		return err_set(e, EX_OSERR, "%s: out of memory for experts", g->md.path);
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
+		struct view v;
+		struct st_error se;
+
+		if (!load_is_expert(p))
+			continue;
+		if (expert_view(g, p, &v, e) < 0)
+			return -1;
+		if (st_read(v.st, v.t, 0, at, v.t->nbytes, &se) < 0)
+			return modeldir_st_err(e, v.file, &se);
+		*load_expert_mat(g, p) = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype), p->rows, p->cols };
+		at += mem_align64((int64_t)v.t->nbytes);
+	}
+	return 0;
+}
+
+static int load_tables(struct engine *g, struct err *e)
+{
+	for (int mla = 0; mla < 2; mla++) {
+		int64_t n = rope_elements(g->cfg, &g->opt, mla);
+		real *host = malloc(sizeof(*host) * (size_t)(n + 1));
+		real **table = mla ? &g->rope_mla : &g->rope;
+
+		*table = g->be->alloc(sizeof(real) * (size_t)(n + 1));
+		if (!host || !*table) {
+			free(host);
+			return err_set(e, EX_OSERR, "out of memory for position tables");
+		}
+		if (n > 0) {
+			model_rope_table(g->cfg, mla, g->opt.max_tokens, host);
+			g->be->put(*table, host, sizeof(*host) * (size_t)n);
+		}
+		free(host);
+	}
+	return 0;
+}
+
+int load_layers(struct engine *g, struct err *e)
+{
+	const struct config *c = g->cfg;
+	int S = c->num_shared_experts, sparse = 0;
+
+	g->ffn_views = calloc((size_t)c->num_hidden_layers * (S + 1), sizeof(*g->ffn_views));
+	if (!g->md.packed)
+		g->experts = calloc((size_t)c->num_hidden_layers * c->num_experts + 1, sizeof(*g->experts));
+	if (!g->ffn_views || !(g->experts || g->md.packed))
+		return err_set(e, EX_OSERR, "out of memory");
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		g->layer[l].type = c->layer_type[l];
+		g->layer[l].sparse = c->sparse[l] ? sparse++ : -1;
+		g->layer[l].ffn = g->ffn_views + (int64_t)l * (S + 1);
+		g->layer[l].n_ffn = c->sparse[l] ? S : 1;
+		g->layer[l].width = c->sparse[l] ? c->moe_intermediate_size : c->intermediate_size;
+	}
+	return load_tables(g, e);
+}
+
+int load_weights(struct engine *g, struct err *e)
+{
+	if (load_layers(g, e) < 0 || load_dense(g, e) < 0)
+		return -1;
+	return g->md.packed ? 0 : load_experts(g, e);
+}
+
+/* --- an engine over a model in training: its weights are used where they are. Only k_nope, which decode wants
+ * transposed, is copied, after each change. --- */
+
+/* Elements of all k_nope projections, and of the largest. */
+static int64_t knope_elements(const struct params *ps, int64_t *most)
+{
+	int64_t n = 0;
+
+	*most = 0;
+	for (int i = 0; i < ps->n; i++)
+		if (ps->p[i].kind == P_KNOPE) {
+			n += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
+			if (param_size(&ps->p[i]) > *most)
+				*most = param_size(&ps->p[i]);
+		}
+	return n;
+}
+
+void engine_over_plan(const struct config *c, const struct params *ps, const struct engine_opt *o, struct mem_plan *plan)
+{
+	struct engine *g = calloc(1, sizeof(*g));
+	struct mem_plan own = { 0 };
+	int64_t most, n = knope_elements(ps, &most);
+
+	if (!g)
+		err_die(EX_OSERR, "out of memory");
+	g->opt = *o;
+	engine_settle(&g->opt);
+	g->cfg = c;
+	g->par = ps;
+	load_plan_state(g, &own);
+	mem_plan_add(plan, "decoding", mem_plan_total(&own) + (n + 2 * most) * (int64_t)sizeof(real));
+	free(g);
+}
+
+void engine_refresh(struct engine *g)
+{
+	const struct params *ps = g->par;
+	real *w = g->w;
+	int64_t most;
+
+	knope_elements(ps, &most);
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
+		int64_t n = param_size(p);
+		real *in = g->host, *out = g->host + most;
+
+		if (p->kind != P_KNOPE)
+			continue;
+		g->be->get(in, g->flat + p->off, sizeof(*in) * (size_t)n);
+		for (int64_t j = 0; j < n; j++)
+			out[load_knope_at(g->cfg, p, j)] = in[j];
+		g->be->put(w, out, sizeof(*out) * (size_t)n);
+		load_place(g, p, w, DT_REAL);
+		w += (n + 15) & ~(int64_t)15;
+	}
+}
+
+int over_weights(struct engine *g, struct err *e)
+{
+	const struct params *ps = g->par;
+	const struct param *look0 = params_get(ps, P_LOOK0, -1, -1);
+	int64_t most, n = knope_elements(ps, &most);
+
+	g->look_width = look0 ? look0->rows : 0;
+	if (load_layers(g, e) < 0)
+		return -1;
+	g->w = g->be->alloc(sizeof(real) * (size_t)(n + 1));
+	g->host = malloc(sizeof(real) * (size_t)(2 * most + 1));
+	if (!g->w || !g->host)
+		return err_set(e, EX_OSERR, "out of memory for the engine of a model in training");
+	for (int i = 0; i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
+
+		if (load_is_expert(p))
+			*load_expert_mat(g, p) = (struct mat){ g->flat + p->off, DT_REAL, p->rows, p->cols };
+		else
+			load_place(g, p, g->flat + p->off, DT_REAL);
+	}
+	engine_refresh(g);
+	return 0;
+}

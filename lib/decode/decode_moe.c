@@ -1,0 +1,469 @@
+/*
+ * The feed-forward half of a layer, and the lookahead head. Rows are sorted by expert; experts that are there are
+ * computed at once, together with the shared ones, while the others are still being read. In which order experts
+ * arrive changes only where in moe_x their rows lie: the sum over a row's experts is always in slot order.
+ */
+#include <string.h>
+
+#include "decode/decode_int.h"
+#include "backend/quant.h"
+
+static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, int rows)
+{
+	return (struct gemm_job){ .c = y, .ldc = w->rows, .a = x, .lda = w->cols, .b = w->p, .ldb = w->cols,
+	    .bt = w->dt, .m = rows, .n = w->rows, .k = w->cols };
+}
+
+static bool part_blocks(const struct ffn_part *p) { return dtype_blocks(p->x.gate.dt); }
+
+/*
+ * FFNs of n parts whose rows follow each other in moe_x, in two steps, for floats and for blocks: SwiGLU of gate and up, then
+ * down; the result replaces the input in moe_x. s->xq has the rows of s->x as blocks.
+ */
+
+static void up_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	struct scratch *s = &g->s;
+	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(width);
+	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
+
+	g->be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows, (int)(row / sizeof(real)));
+	for (int i = 0; i < n; i++)
+		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 * hidden, p[i].x.gate, p[i].x.up,
+		    p[i].n };
+	g->be->qffn(s->qffn, n);
+}
+
+static void down_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+	size_t hidden = quant_row_bytes(width);
+
+	for (int i = 0; i < n; i++)
+		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D, s->moe_hq + p[i].row0 * hidden, p[i].x.down,
+		    p[i].n, 0 };
+	g->be->qgemm(s->qgemm, n);
+}
+
+static void up_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
+
+	g->be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
+	for (int i = 0; i < n; i++) {
+		const real *x = s->moe_x + (int64_t)p[i].row0 * D;
+
+		s->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate, p[i].n);
+		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up, p[i].n);
+	}
+	g->be->gemm(GEMM_NT, s->job, 2 * n);
+	g->be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width, rows * width);
+}
+
+static void down_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+
+	for (int i = 0; i < n; i++)
+		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D, s->moe_g + (int64_t)p[i].row0 * width,
+		    &p[i].x.down, p[i].n);
+	g->be->gemm(GEMM_NT, s->job, n);
+}
+
+static void ffn_up(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	(part_blocks(p) ? up_blocks : up_floats)(g, p, n, width);
+}
+
+static void ffn_down(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	(part_blocks(p) ? down_blocks : down_floats)(g, p, n, width);
+}
+
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width)
+{
+	for (int i = 0, m; i < n; i += m) {
+		for (m = 1; i + m < n && part_blocks(&p[i + m]) == part_blocks(&p[i]); m++)
+			continue;
+		ffn_up(g, p + i, m, width);
+		ffn_down(g, p + i, m, width);
+	}
+}
+
+/* Shared experts (or the MLP of a dense layer) take all rows and the first places of moe_x. */
+static int fixed_parts(struct engine *g, const struct layer *w, struct ffn_part *p)
+{
+	for (int f = 0; f < w->n_ffn; f++) {
+		p[f] = (struct ffn_part){ w->ffn[f], f * g->rows, g->rows };
+		for (int r = 0; r < g->rows; r++)
+			g->s.rowidx[f * g->rows + r] = r;
+	}
+	return w->n_ffn;
+}
+
+static int next_sparse(const struct engine *g, int l)
+{
+	for (l++; l < g->cfg->num_hidden_layers; l++)
+		if (g->layer[l].sparse >= 0)
+			return l;
+	return -1;
+}
+
+static void router(struct engine *g, int l, const real *x, real *logits)
+{
+	struct mat gate = { g->layer[l].gate, DT_REAL, g->cfg->num_experts, g->cfg->hidden_size };
+	struct gemm_job job = times_mat(logits, x, &gate, g->rows);
+
+	g->be->gemm(GEMM_NT, &job, 1);
+}
+
+static bool asked(const struct engine *g, enum predictor s)
+{
+	return g->opt.predict & SRC_BIT(s);
+}
+
+/* The router's choice. */
+static void choose(struct engine *g, int l)
+{
+	const struct config *c = g->cfg;
+	struct scratch *s = &g->s;
+
+	router(g, l, s->x, s->router);
+	if (asked(g, SRC_CONTROL)) {
+		router(g, l, s->x, s->router_next);
+		predict_hear(g->predict, SRC_CONTROL, g->layer[l].sparse, s->router_next, g->rows);
+	}
+	g->be->route(s->router, s->ids, s->weight, g->rows, c->num_experts, c->num_experts_per_tok, c->norm_topk_prob);
+}
+
+/* The next router's input, if the routed experts of layer l added nothing: computes the shared ones, which lie first. */
+static void look_past_shared(struct engine *g, int l, int next)
+{
+	const struct config *c = g->cfg;
+	struct scratch *s = &g->s;
+	int S = g->layer[l].n_ffn, D = c->hidden_size;
+
+	g->be->copy(s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
+	for (int i = 0; i < g->rows * S; i++) {
+		s->slot[i] = i % S * g->rows + i / S;
+		s->coef[i] = (real)1 / S;
+	}
+	if (S > 0)
+		g->be->combine(s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
+	g->be->rmsnorm(s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D, c->rms_norm_eps);
+	router(g, next, s->ahead, s->router_next);
+	predict_hear(g->predict, SRC_SHARED, g->layer[next].sparse, s->router_next, g->rows);
+}
+
+/* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared experts. */
+static void foresee(struct engine *g, int l, int *fixed)
+{
+	int next = g->opt.predict & SRC_MEASURED && !store_complete(g->store) ? next_sparse(g, l) : -1;
+	struct scratch *s = &g->s;
+
+	if (next < 0)
+		return;
+	if (asked(g, SRC_GATE)) {
+		router(g, next, s->x, s->router_next);
+		predict_hear(g->predict, SRC_GATE, g->layer[next].sparse, s->router_next, g->rows);
+	}
+	if (asked(g, SRC_SHARED)) {
+		ffn_parts(g, s->part, *fixed, g->layer[l].width);
+		*fixed = 0;
+		look_past_shared(g, l, next);
+	}
+	predict_next(g->predict, g->store, g->layer[next].sparse, s->about, g->rows);
+}
+
+static void trace(struct engine *g, int i)
+{
+	const struct config *c = g->cfg;
+	int K = c->num_experts_per_tok, E = c->num_experts;
+
+	for (int j = 0; j < g->nseg; j++) {
+		const struct seg *seg = &g->s.seg[j];
+
+		for (int r = 0; r < seg->n; r++) {
+			int64_t at = (int64_t)(seg->done + r) * c->num_sparse + i, row = seg->row0 + r;
+
+			if (seg->it->topk)
+				memcpy(seg->it->topk + at * K, g->s.ids + row * K, sizeof(int32_t) * K);
+			if (seg->it->probs)
+				memcpy(seg->it->probs + at * E, g->s.router + row * E, sizeof(real) * E);
+		}
+	}
+}
+
+/* Sorts slots by expert (count, start, order) and lists the experts wanted, those in memory first. */
+static int sort_slots(struct engine *g, int l)
+{
+	struct scratch *s = &g->s;
+	int E = g->cfg->num_experts, n = g->rows * g->cfg->num_experts_per_tok, wanted = 0;
+
+	memset(s->count, 0, sizeof(*s->count) * E);
+	for (int j = 0; j < n; j++)
+		s->count[s->ids[j]]++;
+	s->start[0] = 0;
+	for (int x = 0; x < E; x++)
+		s->start[x + 1] = s->start[x] + s->count[x];
+	memset(s->count, 0, sizeof(*s->count) * E);
+	for (int j = 0; j < n; j++)
+		s->order[s->start[s->ids[j]] + s->count[s->ids[j]]++] = j;
+	for (int ready = 1; ready >= 0; ready--)
+		for (int x = 0; x < E; x++)
+			if (s->count[x] > 0 && store_ready(g->store, l, x) == ready)
+				s->wanted[wanted++] = x;
+	return wanted;
+}
+
+/* Gives the rows of expert x the places of moe_x from `row` on. */
+static void place_rows(struct engine *g, int l, int x, int row, struct ffn_part *p)
+{
+	struct scratch *s = &g->s;
+	int K = g->cfg->num_experts_per_tok, width = K + g->layer[l].n_ffn;
+
+	p->row0 = row;
+	p->n = s->count[x];
+	for (int i = s->start[x]; i < s->start[x + 1]; i++, row++) {
+		int j = s->order[i];
+
+		s->rowidx[row] = j / K;
+		s->slot[j / K * width + j % K] = row;
+	}
+}
+
+static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
+{
+	if (store_get(g->store, l, x, &p->x, e) < 0)
+		return -1;
+	place_rows(g, l, x, row, p);
+	return 0;
+}
+
+/* Waits for expert x, computing with gate and up as soon as they are there. */
+static int await(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
+{
+	int width = g->layer[l].width;
+	bool early = store_get_half(g->store, l, x, &p->x);
+
+	if (early) {
+		place_rows(g, l, x, row, p);
+		ffn_up(g, p, 1, width);
+	}
+	if (take(g, l, x, row, p, e) < 0)
+		return -1;
+	if (!early)
+		ffn_up(g, p, 1, width);
+	ffn_down(g, p, 1, width);
+	return 0;
+}
+
+static void release(struct engine *g, int l, const int32_t *ids, int taken, int n)
+{
+	for (int i = 0; i < taken; i++)
+		store_put(g->store, l, ids[i]);
+	for (int i = taken; i < n; i++)
+		store_abandon(g->store, l, ids[i]);
+}
+
+static bool any_ready(struct engine *g, int l, const int32_t *ids, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (store_ready(g->store, l, ids[i]))
+			return true;
+	return false;
+}
+
+/* Computes those of n demanded experts that are there, with the `fixed` parts already in s->part, and moves them to the front of
+ * ids. Returns how many. */
+static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
+{
+	struct ffn_part *p = g->s.part;
+	int taken = 0;
+
+	for (int i = 0; i < n; i++) {
+		int x = ids[i];
+
+		if (!store_ready(g->store, l, x))
+			continue;
+		take(g, l, x, *row, &p[fixed + taken], e);	/* cannot fail: it is there */
+		*row += p[fixed + taken].n;
+		ids[i] = ids[taken];
+		ids[taken++] = x;
+	}
+	ffn_parts(g, p, fixed + taken, g->layer[l].width);
+	return taken;
+}
+
+/* Computes n demanded experts, and the `fixed` parts along with the first of them, as they arrive. *row: next free place of
+ * moe_x. */
+static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
+{
+	while (n > 0 || fixed > 0) {
+		int taken = 1;
+
+		if (fixed > 0 || any_ready(g, l, ids, n)) {
+			taken = compute_ready(g, l, ids, n, fixed, row, e);
+		} else if (g->single && g->opt.on_miss == ONMISS_SHARED) {
+			if (store_failed(g->store, e) == 0)
+				break;
+			release(g, l, ids, 0, n);
+			return -1;
+		} else if (await(g, l, ids[0], *row, g->s.part, e) < 0) {
+			release(g, l, ids + 1, 0, n - 1);	/* the failed demand has ended by itself */
+			return -1;
+		} else
+			*row += g->s.part[0].n;
+		release(g, l, ids, taken, taken);
+		store_poll(g->store);
+		ids += taken;
+		n -= taken;
+		fixed = 0;
+	}
+	release(g, l, ids, 0, n);	/* soft: the shared experts stand in for what is not there */
+	return 0;
+}
+
+/* Weights of a row's slots; shared experts are averaged, and take the weight of what is missing once more. */
+static void coefficients(struct engine *g, int K, int n_ffn)
+{
+	struct scratch *s = &g->s;
+
+	for (int r = 0; r < g->rows; r++) {
+		real *coef = s->coef + (int64_t)r * (K + n_ffn), missing = 0;
+		int32_t *slot = s->slot + (int64_t)r * (K + n_ffn);
+
+		for (int k = 0; k < K; k++) {
+			coef[k] = s->weight[(int64_t)r * K + k];
+			if (slot[k] < 0)
+				missing += coef[k];
+		}
+		for (int f = 0; f < n_ffn; f++) {
+			coef[K + f] = (1 + missing) / n_ffn;
+			slot[K + f] = f * g->rows + r;
+		}
+		g->replaced += (double)missing;
+	}
+}
+
+/* Each sequence remembers what its last row used. */
+static void remember(struct engine *g, int i)
+{
+	int K = g->cfg->num_experts_per_tok;
+
+	for (int j = 0; j < g->nseg; j++) {
+		const struct seg *seg = &g->s.seg[j];
+
+		memcpy(seg->it->s->last + (int64_t)i * K, g->s.ids + (int64_t)(seg->row0 + seg->n - 1) * K, sizeof(int32_t) * (size_t)K);
+	}
+}
+
+static int routed(struct engine *g, int l, struct err *e)
+{
+	struct layer *w = &g->layer[l];
+	struct scratch *s = &g->s;
+	int n, most = store_room(g->store), fixed = fixed_parts(g, w, s->part), row = fixed * g->rows;
+
+	choose(g, l);
+	if (!store_complete(g->store) || asked(g, SRC_CONTROL)) {
+		predict_seen(g->predict, w->sparse, s->ids, g->rows, s->about, g->st->source);
+		remember(g, w->sparse);
+	}
+	if (g->single && g->opt.route_bias > 0 && !store_complete(g->store))
+		bias_route(g, l);
+	trace(g, w->sparse);
+	n = sort_slots(g, l);
+	for (int i = 0; i < n; i += most) {
+		int m = n - i < most ? n - i : most;
+
+		store_demand(g->store, l, s->wanted + i, m, NULL);
+		if (i == 0) {
+			foresee(g, l, &fixed);
+			memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg->num_experts_per_tok + w->n_ffn));
+		}
+		if (compute(g, l, s->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
+			return -1;
+	}
+	store_advance(g->store);
+	return 0;
+}
+
+/* h += FFN(RMSNorm(h)) */
+int ffn_layer(struct engine *g, int l, struct err *e)
+{
+	struct layer *w = &g->layer[l];
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size, K = w->sparse < 0 ? 0 : g->cfg->num_experts_per_tok;
+
+	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
+	if (g->opt.blocks)
+		g->be->quantize(s->xq, s->x, g->rows, D);
+	if (w->sparse < 0)
+		ffn_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
+	else if (routed(g, l, e) < 0)
+		return -1;
+	coefficients(g, K, w->n_ffn);
+	g->be->combine(s->h, s->moe_x, s->slot, s->coef, g->rows, K + w->n_ffn, D);
+	return 0;
+}
+
+/* Which segment and item token row r belongs to. */
+static const struct seg *seg_of(const struct engine *g, int r)
+{
+	const struct seg *seg = g->s.seg;
+
+	while (r >= seg->row0 + seg->n)
+		seg++;
+	return seg;
+}
+
+static void look_block(struct engine *g, const int32_t *rows, int n)
+{
+	const struct backend *be = g->be;
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size, W = config_lookahead_rows(g->cfg), E = g->cfg->num_experts;
+	struct mat m0 = { g->look0, DT_REAL, g->look_width, D }, m2 = { g->look2, DT_REAL, W, g->look_width };
+	struct gemm_job job;
+
+	be->gather(s->head_x, s->h, rows, n, D);
+	job = times_mat(s->look_h, s->head_x, &m0, n);
+	be->gemm(GEMM_NT, &job, 1);
+	be->silu(s->look_h, s->look_h, (int64_t)n * g->look_width);
+	job = times_mat(s->look, s->look_h, &m2, n);
+	be->gemm(GEMM_NT, &job, 1);
+	for (int i = 0; i < n; i++) {
+		const struct seg *seg = seg_of(g, rows[i]);
+		struct seq *q = seg->it->s;
+		real *look = s->look + (int64_t)i * W;
+		int at = rows[i] - seg->row0;
+
+		if (look_mode(g) && at == seg->n - 1
+		    && predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, q->same, q->coming))
+			s->about[rows[i]].same = q->same;
+		if (seg->it->look) {
+			be->softmax(look, W / E, E);
+			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look, sizeof(real) * W);
+		}
+	}
+}
+
+/* The lookahead head on the rows that want it: all of a traced item, else the last one when it predicts. */
+void look_rows(struct engine *g)
+{
+	struct scratch *s = &g->s;
+	int n = 0;
+
+	for (int i = 0; i < g->nseg; i++) {
+		const struct seg *seg = &s->seg[i];
+		int first = seg->it->look ? seg->row0 : seg->row0 + seg->n - (look_mode(g) ? 1 : 0);
+
+		for (int r = first; r < seg->row0 + seg->n; r++)
+			s->head_row[n++] = r;
+	}
+	for (int i = 0; i < n; i += HEAD_ROWS)
+		look_block(g, s->head_row + i, n - i < HEAD_ROWS ? n - i : HEAD_ROWS);
+}

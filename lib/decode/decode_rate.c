@@ -1,0 +1,148 @@
+/*
+ * What a token costs, and how long a prompt will take: rates are measured with a few experts, the rest is arithmetic.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "decode/decode_int.h"
+#include "backend/quant.h"
+#include "base/progress.h"
+
+/* Only a row of the embedding is read, unless it is the head as well. */
+static bool read_by_token(const struct engine *g, const struct param *p)
+{
+	if (p->kind == P_EMBED)
+		return params_get(g->par, P_HEAD, -1, -1) == NULL;
+	if (p->kind == P_LOOK0 || p->kind == P_LOOK2)
+		return look_mode(g) != 0;
+	return !load_is_expert(p);
+}
+
+void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products)
+{
+	int64_t experts = (int64_t)g->cfg->num_sparse * g->cfg->num_experts_per_tok;
+	struct err e = { 0 };
+
+	*bytes = experts * g->expert_bytes;
+	*products = experts * 3 * g->cfg->hidden_size * g->cfg->moe_intermediate_size;
+	for (int i = 0; i < g->par->n; i++) {
+		const struct param *p = &g->par->p[i];
+		enum dtype t = DT_REAL;
+
+		if (!read_by_token(g, p))
+			continue;
+		if (!g->flat && (modeldir_type(&g->md, p, &t, &e) < 0 || !dtype_blocks(t)))
+			t = DT_REAL;
+		*bytes += t == DT_REAL ? param_size(p) * (int64_t)sizeof(real) : (int64_t)mat_bytes(t, p->rows, p->cols);
+		*products += p->ndim == 2 ? param_size(p) : 0;
+	}
+}
+
+enum { PROBES = 4, PROBE_ROWS = 64 };
+
+static int first_sparse(const struct engine *g)
+{
+	int l = 0;
+
+	while (g->layer[l].sparse < 0)
+		l++;
+	return l;
+}
+
+/* Seconds that one of the first experts takes to come from the drive; 0: they are in memory. *x: one of them, demanded. */
+static int probe_drive(struct engine *g, int l, struct expert *x, double *seconds, struct err *e)
+{
+	int ids[PROBES] = { 0, 1, 2, 3 }, n = g->cfg->num_experts_per_tok < PROBES ? g->cfg->num_experts_per_tok : PROBES;
+	struct store_stats before, after;
+	double t = progress_clock();
+
+	store_stats(g->store, &before);
+	store_demand(g->store, l, ids, n, NULL);
+	for (int i = 0; i < n; i++) {
+		if (store_get(g->store, l, ids[i], x, e) < 0) {
+			for (i++; i < n; i++)
+				store_abandon(g->store, l, ids[i]);
+			return -1;
+		}
+		if (i + 1 < n)
+			store_put(g->store, l, ids[i]);
+	}
+	t = progress_clock() - t;
+	store_stats(g->store, &after);
+	*seconds = after.reads > before.reads ? t / (double)(after.reads - before.reads) : 0;
+	return n - 1;
+}
+
+/* Multiplications per second with expert x, on rows of zeros. */
+static double probe_compute(struct engine *g, int l, const struct expert *x)
+{
+	struct ffn_part p = { *x, 0, g->opt.max_rows < PROBE_ROWS ? g->opt.max_rows : PROBE_ROWS };
+	int D = g->cfg->hidden_size, F = g->layer[l].width;
+	double t = 0;
+
+	for (int r = 0; r < p.n; r++)
+		g->s.rowidx[r] = r;
+	memset(g->s.x, 0, sizeof(real) * (size_t)p.n * (size_t)D);
+	if (g->opt.blocks)
+		g->be->quantize(g->s.xq, g->s.x, p.n, D);
+	for (int i = 0; i < 2; i++) {		/* the first time is for the caches */
+		t = progress_clock();
+		ffn_parts(g, &p, 1, F);
+	}
+	return 3.0 * p.n * D * F / (progress_clock() - t);
+}
+
+static int probe(struct engine *g, struct err *e)
+{
+	int l = first_sparse(g), held;
+	struct expert one;
+
+	if ((held = probe_drive(g, l, &one, &g->read_time, e)) < 0)
+		return -1;
+	g->speed = probe_compute(g, l, &one);
+	store_put(g->store, l, held);
+	return 0;
+}
+
+/* Multiplications of the scores and sums of attention of n tokens after none. */
+static double attention(const struct engine *g, double n)
+{
+	const struct config *c = g->cfg;
+	double span = 0;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		span += g->layer[l].type == LAYER_SLIDING && c->sliding_window_size < n ? c->sliding_window_size : n / 2;
+	return 2 * n * span * c->num_attention_heads * c->head_dim;
+}
+
+/* Multiplications of one token, but for attention. */
+static double work(const struct engine *g)
+{
+	const struct config *c = g->cfg;
+	double dense = 0, expert = 3.0 * c->hidden_size * c->moe_intermediate_size;
+
+	for (int i = 0; i < g->par->n; i++)
+		if (!load_is_expert(&g->par->p[i]))
+			dense += (double)param_size(&g->par->p[i]);
+	return dense - 2.0 * c->vocab_size * c->hidden_size + c->num_sparse * c->num_experts_per_tok * expert;
+}
+
+int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e)
+{
+	const struct config *c = g->cfg;
+	double touched, passes = ceil((double)n / g->opt.max_rows), per_pass = n / passes;
+
+	*x = (struct expectation){ 0 };
+	if (c->num_sparse == 0)
+		return 0;
+	if (g->speed == 0 && probe(g, e) < 0)
+		return -1;
+	touched = c->num_sparse * c->num_experts * (1 - pow(1 - (double)c->num_experts_per_tok / c->num_experts, per_pass));
+	if (touched > store_slots(g->store))
+		touched *= passes;
+	x->bytes = g->read_time > 0 ? touched * (double)g->expert_bytes : 0;
+	x->reads = touched * g->read_time;
+	x->compute = (n * work(g) + attention(g, n)) / g->speed;
+	x->seconds = fmax(x->compute, x->reads);
+	return 0;
+}

@@ -1,0 +1,158 @@
+#include "measure/lsview.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/opt.h"
+
+static const char *bytes_text(double n, char out[32])
+{
+	static const char *const unit[] = { "B", "KiB", "MiB", "GiB", "TiB" };
+	int u = 0;
+
+	for (; n >= 1024 && u < 4; u++)
+		n /= 1024;
+	snprintf(out, 32, u ? "%.1f %s" : "%.0f %s", n, unit[u]);
+	return out;
+}
+
+/* Text of the file for a terminal: nothing that it would act on. */
+static void put_safe(const char *s, int width)
+{
+	int n = 0;
+
+	for (; *s; s++, n++)
+		putchar((unsigned char)*s < 0x20 || *s == 0x7f ? '?' : *s);
+	for (; n < width; n++)
+		putchar(' ');
+}
+
+static const char *str(const json_t *r, const char *key)
+{
+	const char *s = json_string_value(json_object_get(r, key));
+
+	return s ? s : "-";
+}
+
+/* A value in one line of the table; -v shows all of it. */
+static void put_value(const char *s)
+{
+	size_t n = strlen(s), max = 100;
+	char head[104];
+
+	if (n <= max || opt_verbose) {
+		put_safe(s, 0);
+		return;
+	}
+	while ((s[max] & 0xc0) == 0x80)		/* not inside a character */
+		max--;
+	snprintf(head, sizeof head, "%.*s", (int)max, s);
+	put_safe(head, 0);
+	printf("... (%zu bytes)", n);
+}
+
+static double num(const json_t *r, const char *key)
+{
+	return json_number_value(json_object_get(r, key));
+}
+
+static void show_tensor(const json_t *r)
+{
+	char *shape = json_dumps(json_object_get(r, "shape"), JSON_COMPACT), b[32];
+
+	printf("  ");
+	put_safe(str(r, "name"), 56);
+	printf(" %-8s %-16s %12s\n", str(r, "dtype"), shape, bytes_text(num(r, "bytes"), b));
+	free(shape);
+}
+
+static void show_metadata(const json_t *r)
+{
+	json_t *meta = json_object_get(r, "metadata"), *v;
+	const char *key;
+
+	json_object_foreach(meta, key, v) {
+		if (strcmp(key, "chronos.ancestry") == 0)
+			continue;		/* has records of its own */
+		printf("  ");
+		put_safe(key, 0);
+		printf(": ");
+		put_value(json_string_value(v));
+		putchar('\n');
+	}
+}
+
+static void show_ancestry(const json_t *r)
+{
+	const json_t *command = json_object_get(r, "command");
+
+	printf("  %2.0f. made by:", num(r, "n"));
+	if (!json_is_array(command))
+		printf(" %s", str(r, "program"));
+	for (size_t i = 0; i < json_array_size(command); i++) {
+		const char *s = json_string_value(json_array_get(command, i));
+
+		putchar(' ');
+		put_safe(s ? s : "?", 0);
+	}
+	printf(strcmp(str(r, "parent"), "-") ? " (from %.8s)\n" : "\n", str(r, "parent"));
+}
+
+static void show_model(const json_t *r)
+{
+	char a[32], b[32], c[32];
+
+	printf("  %s format %.0f: %.4g M parameters, %.4g M active per token, %s in tensors\n", str(r, "model_type"),
+	    num(r, "format"), num(r, "params") / 1e6, num(r, "active_params") / 1e6, bytes_text(num(r, "bytes"), a));
+	if (num(r, "sparse_layers") > 0)
+		printf("  %.0f layers of %.0f experts, %.0f per token; one expert %s, all %s%s\n", num(r, "sparse_layers"),
+		    num(r, "experts"), num(r, "experts_per_token"), bytes_text(num(r, "expert_bytes"), b),
+		    bytes_text(num(r, "experts_bytes"), c), json_is_true(json_object_get(r, "packed")) ? ", packed" : "");
+	printf("  fingerprint %s\n", str(r, "fingerprint"));
+}
+
+static void show_bad(const json_t *r)
+{
+	printf("BAD ");
+	put_safe(str(r, "file"), 0);
+	if (json_object_get(r, "name")) {
+		putchar(' ');
+		put_safe(str(r, "name"), 0);
+	}
+	if (json_object_get(r, "layer"))
+		printf(" layer %.0f expert %.0f", num(r, "layer"), num(r, "expert"));
+	printf(": ");
+	if (json_object_get(r, "error"))
+		put_safe(str(r, "error"), 0);
+	else
+		printf("%.0f NaN, %.0f infinite, the first at %.0f", num(r, "nan"), num(r, "inf"), num(r, "first"));
+	putchar('\n');
+}
+
+void lsview_put(const json_t *r)
+{
+	const char *type = str(r, "type");
+	char b[32];
+
+	if (strcmp(type, "file") == 0) {
+		put_safe(str(r, "file"), 0);
+		printf(": %.0f tensors, %s\n", num(r, "tensors"), bytes_text(num(r, "bytes"), b));
+	} else if (strcmp(type, "tensor") == 0)
+		show_tensor(r);
+	else if (strcmp(type, "metadata") == 0)
+		show_metadata(r);
+	else if (strcmp(type, "ancestry") == 0)
+		show_ancestry(r);
+	else if (strcmp(type, "model") == 0) {
+		put_safe(str(r, "path"), 0);
+		putchar('\n');
+		show_model(r);
+	} else if (strcmp(type, "bad") == 0)
+		show_bad(r);
+	else if (strcmp(type, "check") == 0) {
+		put_safe(str(r, "path"), 0);
+		printf(": %s: %.0f tensors, %s read, %.0f bad\n", num(r, "bad") == 0 ? "ok" : "NOT OK", num(r, "tensors"),
+		    bytes_text(num(r, "bytes"), b), num(r, "bad"));
+	}
+}

@@ -1,0 +1,356 @@
+#include "model/lora.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "format/modeldir.h"
+#include "model/optim.h"
+#include "base/rng.h"
+#include "format/safetensors.h"
+
+#define PREFIX "base_model.model."
+
+enum { STREAM_LORA = 0x6c6f7261 };
+
+/* PEFT's name of a part of the adapter of the matrix `name`, which ends in ".weight". */
+static void part_name(char *out, size_t size, const char *name, char part)
+{
+	snprintf(out, size, PREFIX "%.*s.lora_%c.weight", (int)(strlen(name) - strlen(".weight")), name, part);
+}
+
+static bool can_adapt(const struct param *p)
+{
+	return p->ndim == 2 && p->kind != P_EMBED && p->kind != P_HEAD;
+}
+
+static void add_part(struct params *ps, const struct param *of, char part, int rows, int cols)
+{
+	struct param *p = &ps->p[ps->n++];
+
+	*p = (struct param){ .kind = of->kind, .layer = of->layer, .expert = of->expert, .ndim = 2, .rows = rows,
+	    .cols = cols, .off = ps->total, .owner = -1 };
+	part_name(p->name, sizeof p->name, of->name, part);
+	ps->total += param_span(p);
+	ps->count += param_size(p);
+}
+
+/* The adapter's parameters and its targets. */
+static int build(struct lora *l, const bool *hit, struct err *e)
+{
+	for (int i = 0; i < l->model->n; i++) {
+		if (hit[i] && !can_adapt(&l->model->p[i]))
+			return err_set(e, EX_USAGE, "%s: cannot have an adapter, it is not a matrix that multiplies",
+			    l->model->p[i].name);
+		l->n += hit[i];
+	}
+	l->target = calloc((size_t)l->n + 1, sizeof *l->target);
+	l->par.p = calloc((size_t)l->n * 2 + 1, sizeof *l->par.p);
+	if (l->target == NULL || l->par.p == NULL)
+		return err_set(e, EX_OSERR, "out of memory");
+	for (int i = 0, n = 0; i < l->model->n; i++) {
+		const struct param *p = &l->model->p[i];
+
+		if (!hit[i])
+			continue;
+		l->target[n++] = i;
+		add_part(&l->par, p, 'A', l->rank, p->cols);
+		add_part(&l->par, p, 'B', p->rows, l->rank);
+	}
+	return 0;
+}
+
+/* Elements of the copies W0, and of the largest A or B. */
+static void sizes(const struct params *model, const bool *hit, int rank, int64_t *copies, int64_t *largest)
+{
+	*copies = *largest = 0;
+	for (int i = 0; i < model->n; i++) {
+		const struct param *p = &model->p[i];
+		int64_t side = p->rows > p->cols ? p->rows : p->cols;
+
+		if (!hit[i])
+			continue;
+		*copies += param_span(p);
+		*largest = side * rank > *largest ? side * rank : *largest;
+	}
+}
+
+void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, int rank)
+{
+	struct lora l = { .model = model, .rank = rank };
+	struct err e = {0};
+	int64_t copies, largest;
+
+	sizes(model, hit, rank, &copies, &largest);
+	if (build(&l, hit, &e) == 0) {		/* else lora_open() will say why not */
+		mem_plan_add(p, "adapter", (2 * l.par.total + largest) * (int64_t)sizeof(real));
+		optim_plan(p, &l.par, NULL);
+		mem_plan_add(p, "matrices under the adapter", copies * (int64_t)sizeof(real));
+	}
+	free(l.target);
+	free(l.par.p);
+}
+
+int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
+    const struct backend *be, struct err *e)
+{
+	int64_t copies, largest;
+
+	*l = (struct lora){ .be = be, .model = model, .rank = rank, .alpha = alpha };
+	if (build(l, hit, e) < 0) {
+		lora_close(l);
+		return -1;
+	}
+	sizes(model, hit, rank, &copies, &largest);
+	l->w = be->alloc((size_t)l->par.total * sizeof *l->w);
+	l->g = be->alloc((size_t)l->par.total * sizeof *l->g);
+	l->w0 = be->alloc((size_t)copies * sizeof *l->w0);
+	l->scaled = be->alloc((size_t)largest * sizeof *l->scaled);
+	if (l->w == NULL || l->g == NULL || l->w0 == NULL || l->scaled == NULL) {
+		lora_close(l);
+		return err_set(e, EX_OSERR, "no memory for the adapter");
+	}
+	return 0;
+}
+
+void lora_close(struct lora *l)
+{
+	real *const mine[] = { l->w, l->g, l->w0, l->scaled };
+
+	for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
+		if (mine[i] != NULL)
+			l->be->free(mine[i]);
+	free(l->target);
+	free(l->par.p);
+	memset(l, 0, sizeof *l);
+}
+
+/* A as PEFT begins it: uniform within 1/sqrt(columns). B is 0, so the adapter begins at nothing. */
+static void random_a(struct lora *l, int i, uint64_t seed)
+{
+	const struct param *p = &l->par.p[2 * i];
+	double bound = 1 / sqrt((double)p->cols);
+	real *a = mem_alloc((size_t)param_size(p) * sizeof *a);
+
+	for (int64_t j = 0; j < param_size(p); j++)
+		a[j] = (real)((2 * rng_uniform(seed, STREAM_LORA + (uint64_t)i, (uint64_t)j) - 1) * bound);
+	l->be->put(l->w + p->off, a, (size_t)param_size(p) * sizeof *a);
+	mem_free(a);
+}
+
+void lora_start(struct lora *l, const real *w, uint64_t seed)
+{
+	int64_t at = 0;
+
+	l->be->zero(l->w, (size_t)l->par.total * sizeof *l->w);
+	for (int i = 0; i < l->n; i++) {
+		const struct param *p = &l->model->p[l->target[i]];
+
+		l->be->copy(l->w0 + at, w + p->off, (size_t)param_size(p) * sizeof *w);
+		at += param_span(p);
+		random_a(l, i, seed);
+	}
+}
+
+/* alpha/rank * part, in l->scaled */
+static const real *scale_part(const struct lora *l, const struct param *p)
+{
+	l->be->copy(l->scaled, l->w + p->off, (size_t)param_size(p) * sizeof *l->w);
+	l->be->scale(l->scaled, l->alpha / l->rank, param_size(p));
+	return l->scaled;
+}
+
+void lora_apply(const struct lora *l, real *w)
+{
+	int64_t at = 0;
+
+	for (int i = 0; i < l->n; i++) {
+		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i];
+		struct gemm_job j = { w + p->off, p->cols, scale_part(l, a + 1), l->rank, l->w + a->off, p->cols, DT_REAL,
+		    p->rows, p->cols, l->rank, 1 };
+
+		l->be->copy(w + p->off, l->w0 + at, (size_t)param_size(p) * sizeof *w);
+		l->be->gemm(GEMM_NN, &j, 1);
+		at += param_span(p);
+	}
+}
+
+void lora_gradients(struct lora *l, const real *g)
+{
+	for (int i = 0; i < l->n; i++) {
+		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i], *b = a + 1;
+		const real *dw = g + p->off;
+		struct gemm_job db = { l->g + b->off, l->rank, dw, p->cols, NULL, p->cols, DT_REAL, p->rows, l->rank, p->cols, 0 };
+		struct gemm_job da = { l->g + a->off, p->cols, NULL, l->rank, dw, p->cols, DT_REAL, l->rank, p->cols, p->rows, 0 };
+
+		db.b = scale_part(l, a);
+		l->be->gemm(GEMM_NT, &db, 1);
+		da.a = scale_part(l, b);
+		l->be->gemm(GEMM_TN, &da, 1);
+	}
+}
+
+json_t *lora_config(const struct lora *l, const char *base)
+{
+	json_t *modules = json_array();
+
+	for (int i = 0; i < l->n; i++) {
+		const char *name = l->model->p[l->target[i]].name;
+
+		json_array_append_new(modules, json_stringn(name, strlen(name) - strlen(".weight")));
+	}
+	return json_pack("{s:s, s:s, s:i, s:f, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:n, s:b, s:s}", "peft_type", "LORA",
+	    "base_model_name_or_path", base, "r", l->rank, "lora_alpha", l->alpha, "lora_dropout", 0.0, "target_modules",
+	    modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora", 0, "use_dora", 0, "inference_mode", 1,
+	    "modules_to_save", "init_lora_weights", 1, "task_type", "CAUSAL_LM");
+}
+
+/* --- merging --- */
+
+static json_t *read_config(const char *dir, struct err *e)
+{
+	char *path = file_join(dir, "adapter_config.json"), *text;
+	json_t *o = NULL;
+	size_t len;
+
+	if (file_get(path, &text, &len, e) == 0) {
+		o = json_loadb(text, len, 0, NULL);
+		if (!json_is_object(o)) {
+			err_set(e, EX_DATAERR, "%s: not a JSON object", path);
+			json_decref(o);
+			o = NULL;
+		}
+		free(text);
+	}
+	free(path);
+	return o;
+}
+
+/* A switch of PEFT that is on: more than W0 + alpha/rank * B A, or another factor. */
+static const char *variant(const json_t *o)
+{
+	static const char *const refused[] = { "use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern",
+	    "alpha_pattern", "layer_replication", "lora_bias" };
+
+	for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+		const json_t *v = json_object_get(o, refused[i]);
+
+		if (json_is_true(v) || json_object_size(v) > 0 || json_array_size(v) > 0)
+			return refused[i];
+	}
+	return NULL;
+}
+
+/* Which parameters of the model the file has parts of; each of its tensors must be one. */
+static int find_targets(const struct st_file *f, const char *path, const struct params *model, bool *hit, int rank,
+    struct err *e)
+{
+	const struct st_tensor *t;
+
+	for (size_t i = 0; (t = st_at(f, i)) != NULL; i++) {
+		char name[sizeof model->p->name];
+		size_t n = strlen(t->name), tail = strlen(".lora_A.weight");
+		const struct param *p = NULL;
+		bool a = n > tail && strcmp(t->name + n - tail, ".lora_A.weight") == 0;
+		bool b = n > tail && strcmp(t->name + n - tail, ".lora_B.weight") == 0;
+
+		if ((a || b) && strncmp(t->name, PREFIX, strlen(PREFIX)) == 0 && n < sizeof name) {
+			snprintf(name, sizeof name, "%.*s.weight", (int)(n - tail - strlen(PREFIX)), t->name + strlen(PREFIX));
+			p = params_find(model, name);
+		}
+		if (p == NULL || !can_adapt(p))
+			return err_set(e, EX_DATAERR, "%s: %s: no matrix of the model has such a part", path, t->name);
+		if (t->ndim != 2 || t->shape[0] != (uint64_t)(a ? rank : p->rows) || t->shape[1] != (uint64_t)(a ? p->cols : rank))
+			return err_set(e, EX_DATAERR, "%s: %s: not of the shape that the model and r ask for", path, t->name);
+		hit[p - model->p] = true;
+	}
+	return st_at(f, 0) != NULL ? 0 : err_set(e, EX_DATAERR, "%s: holds no adapter", path);
+}
+
+static int read_part(const struct st_file *f, const char *path, const struct param *p, real *dst, struct err *e)
+{
+	const struct st_tensor *t = st_find(f, p->name);
+	struct st_error se = {0};
+	enum dtype dt;
+	float *x;
+	void *raw;
+	int rc;
+
+	if (t == NULL)
+		return err_set(e, EX_DATAERR, "%s: %s: absent", path, p->name);
+	if (dtype_parse(st_dtype_name(t->dtype), &dt) < 0)
+		return err_set(e, EX_DATAERR, "%s: %s: not a float type", path, p->name);
+	raw = mem_alloc((size_t)t->nbytes);
+	x = mem_alloc((size_t)param_size(p) * sizeof *x);
+	rc = st_read(f, t, 0, raw, (size_t)t->nbytes, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
+	if (rc == 0)
+		tensor_to_f32(x, raw, dt, (size_t)param_size(p));
+	for (int64_t i = 0; rc == 0 && i < param_size(p); i++)
+		dst[i] = (real)x[i];
+	mem_free(raw);
+	mem_free(x);
+	return rc;
+}
+
+static json_t *file_metadata(const struct st_file *f)
+{
+	json_t *o = json_object();
+	const char *key, *value;
+
+	for (size_t i = 0; (key = st_meta_at(f, i, &value)) != NULL; i++)
+		json_object_set_new(o, key, json_string(value));
+	return o;
+}
+
+static int merge_file(const struct st_file *f, const char *path, const struct params *model, real *w, int rank,
+    double alpha, struct err *e)
+{
+	bool *hit = mem_alloc((size_t)model->n * sizeof *hit);
+	struct lora l = {0};
+	int rc = find_targets(f, path, model, hit, rank, e);
+
+	if (rc == 0)
+		rc = lora_open(&l, model, hit, rank, alpha, &backend_cpu, e);
+	if (rc == 0) {
+		lora_start(&l, w, 0);
+		for (int i = 0; i < l.par.n && rc == 0; i++)
+			rc = read_part(f, path, &l.par.p[i], l.w + l.par.p[i].off, e);
+		if (rc == 0)
+			lora_apply(&l, w);
+		lora_close(&l);
+	}
+	mem_free(hit);
+	return rc;
+}
+
+int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata, struct err *e)
+{
+	json_t *o = read_config(dir, e);
+	int64_t rank = json_integer_value(json_object_get(o, "r"));
+	double alpha = json_number_value(json_object_get(o, "lora_alpha"));
+	char *path;
+	struct st_error se = {0};
+	struct st_file *f;
+	int rc = -1;
+
+	if (o == NULL)
+		return -1;
+	path = file_join(dir, "adapter_model.safetensors");
+	if (rank < 1 || rank > LORA_MAX_RANK || !isfinite(alpha))
+		err_set(e, EX_DATAERR, "%s/adapter_config.json: no r or lora_alpha to go by", dir);
+	else if (variant(o) != NULL)
+		err_set(e, EX_DATAERR, "%s/adapter_config.json: %s is a kind of adapter that cannot be merged here", dir, variant(o));
+	else if ((f = st_open(path, ST_READ, &se)) == NULL)
+		modeldir_st_err(e, path, &se);
+	else {
+		rc = merge_file(f, path, model, w, (int)rank, alpha, e);
+		if (rc == 0 && metadata != NULL)
+			*metadata = file_metadata(f);
+		st_close(f);
+	}
+	free(path);
+	json_decref(o);
+	return rc;
+}

@@ -1,0 +1,183 @@
+/*
+ * model_dispatch: experts that are divided over the ranks of a group (comm.h). The rows of all ranks go to those that have
+ * their experts, and come back (GShard, arXiv:2006.16668, section 3; but none is dropped).
+ *
+ * All know how many rows each has for each expert. What is for one rank's experts is put in order, by expert, by rank, by
+ * place in that rank's slots, and goes in rounds of at most `room` rows, so that memory does not depend on how uneven the
+ * routing is. Nothing is kept for the backward pass, which sends the inputs again and computes g and u again.
+ */
+#include <string.h>
+
+#include "base/comm.h"
+#include "model/model_int.h"
+
+/* Of c rows from `at` on, those in 0 .. room; *before: how many of the c come before these. */
+static int within(int64_t at, int64_t c, int room, int64_t *before)
+{
+	int64_t from = at < 0 ? 0 : at, to = at + c < room ? at + c : room;
+
+	*before = from - at;
+	return to > from ? (int)(to - from) : 0;
+}
+
+static int32_t count(const struct model *m, int rank, int e)
+{
+	return m->act->dispatch.count[rank * m->cfg.num_experts + e];
+}
+
+/* What this rank sends to the one at place k, of that one's rows from lo on. */
+static void plan_out(const struct model *m, int k, int64_t lo, const int32_t *first)
+{
+	const struct dispatch *d = &m->act->dispatch;
+	int each = m->cfg.num_experts / d->n;
+	int64_t at = -lo, before;
+
+	d->out_at[k] = d->out_n[k] = 0;
+	for (int e = k * each; e < (k + 1) * each; e++)
+		for (int r = 0; r < d->n; r++) {
+			int n = within(at, count(m, r, e), d->room, &before);
+
+			at += count(m, r, e);
+			if (r != d->place || n == 0)
+				continue;
+			if (d->out_n[k] == 0)
+				d->out_at[k] = first[e] + (int)before;
+			d->out_n[k] += n;
+		}
+}
+
+/* What this rank's experts get of their rows from lo on: how many of each expert, how many from each rank. */
+static void plan_in(const struct model *m, int64_t lo)
+{
+	const struct dispatch *d = &m->act->dispatch;
+	int E = m->cfg.num_experts, each = E / d->n;
+	int64_t at = -lo, before;
+
+	memset(d->in_n, 0, (size_t)d->n * sizeof *d->in_n);
+	memset(d->first, 0, ((size_t)E + 1) * sizeof *d->first);
+	for (int e = 0; e < E; e++) {
+		d->first[e + 1] = d->first[e];
+		for (int r = 0; e / each == d->place && r < d->n; r++) {
+			int n = within(at, count(m, r, e), d->room, &before);
+
+			at += count(m, r, e);
+			d->in_n[r] += n;
+			d->first[e + 1] += n;
+		}
+	}
+	for (int r = 0, sum = 0; r < d->n; sum += d->in_n[r++])
+		d->in_at[r] = sum;
+}
+
+/* Where the rows of each expert are among those of each rank. */
+static void plan_order(const struct model *m, int64_t lo)
+{
+	const struct dispatch *d = &m->act->dispatch;
+	int each = m->cfg.num_experts / d->n, next[d->n];
+	int64_t at = -lo, before;
+	int32_t i = 0;
+
+	memcpy(next, d->in_at, sizeof next);
+	for (int e = d->place * each; e < (d->place + 1) * each; e++)
+		for (int r = 0; r < d->n; r++) {
+			int n = within(at, count(m, r, e), d->room, &before);
+
+			at += count(m, r, e);
+			for (int j = 0; j < n; j++, i++) {
+				d->sort[i] = next[r]++;
+				d->unsort[d->sort[i]] = i;
+			}
+		}
+}
+
+/* Of the rounds that the rank with the most rows takes. */
+static bool plan_round(const struct model *m, int round, const int32_t *first)
+{
+	const struct dispatch *d = &m->act->dispatch;
+	int each = m->cfg.num_experts / d->n;
+	int64_t lo = (int64_t)round * d->room, most = 0;
+
+	for (int k = 0; k < d->n; k++) {
+		int64_t rows = 0;
+
+		for (int e = k * each; e < (k + 1) * each; e++)
+			for (int r = 0; r < d->n; r++)
+				rows += count(m, r, e);
+		most = rows > most ? rows : most;
+		plan_out(m, k, lo, first);
+	}
+	plan_in(m, lo);
+	plan_order(m, lo);
+	return lo < most;
+}
+
+/* To the experts: rows of w values in slot order, into `sorted`. */
+static void send(struct model *m, real *sorted, const real *slots, int w)
+{
+	struct dispatch *d = &m->act->dispatch;
+	const struct comm_rows r = { d->out_at, d->out_n, d->in_at, d->in_n };
+
+	profile_begin(m->profile, PROFILE_EXCHANGE);
+	comm_rows(slots, d->raw, w, &r);
+	profile_begin(m->profile, PROFILE_SORT);
+	m->be->gather(sorted, d->raw, d->sort, d->first[m->cfg.num_experts], w);
+}
+
+/* And back. */
+static void back(struct model *m, real *slots, const real *sorted, int w)
+{
+	struct dispatch *d = &m->act->dispatch;
+	const struct comm_rows r = { d->in_at, d->in_n, d->out_at, d->out_n };
+
+	profile_begin(m->profile, PROFILE_SORT);
+	m->be->gather(d->raw, sorted, d->unsort, d->first[m->cfg.num_experts], w);
+	profile_begin(m->profile, PROFILE_EXCHANGE);
+	comm_rows(d->raw, slots, w, &r);
+}
+
+static void count_rows(struct model *m, const int32_t *first)
+{
+	struct dispatch *d = &m->act->dispatch;
+	int E = m->cfg.num_experts;
+
+	for (int e = 0; e < E; e++)		/* first of the next round is not needed yet */
+		d->first[e] = first[e + 1] - first[e];
+	profile_begin(m->profile, PROFILE_EXCHANGE);
+	comm_counts(d->first, E, d->count);
+}
+
+void model_dispatch_forward(struct model *m, int l, const int32_t *first)
+{
+	struct model_act *a = m->act;
+	struct dispatch *d = &a->dispatch;
+	const struct rows s = { .first = d->first, .x = d->x, .g = d->g, .u = d->u, .y = d->y };
+
+	count_rows(m, first);
+	for (int round = 0; plan_round(m, round, first); round++) {
+		send(m, d->x, a->xs, m->cfg.hidden_size);
+		profile_begin(m->profile, PROFILE_EXPERTS);
+		model_experts_forward(m, l, &s);
+		back(m, a->ys, d->y, m->cfg.hidden_size);
+	}
+}
+
+void model_dispatch_back(struct model *m, int l, const int32_t *first)
+{
+	struct model_act *a = m->act;
+	struct dispatch *d = &a->dispatch;
+	const struct rows up = { .first = d->first, .x = d->x, .g = d->g, .u = d->u };
+	const struct rows s = { d->first, d->x, d->g, d->u, d->y, d->w, d->dw };
+	int D = m->cfg.hidden_size;
+
+	count_rows(m, first);
+	for (int round = 0; plan_round(m, round, first); round++) {
+		send(m, d->x, a->xs, D);
+		send(m, d->y, a->ys, D);
+		send(m, d->w, a->wslot, 1);
+		profile_begin(m->profile, PROFILE_EXPERTS_BACK);
+		model_experts_forward(m, l, &up);
+		model_experts_back(m, l, &s);
+		back(m, a->ys, d->y, D);
+		back(m, a->dwslot, d->dw, 1);
+	}
+}

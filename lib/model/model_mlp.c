@@ -1,0 +1,429 @@
+/*
+ * model_mlp: dense and mixture-of-experts MLPs of training. Tokens are sorted by expert, each expert is one job of a
+ * grouped GEMM, and results are combined per row in the order of its choices.
+ *
+ *	out = mid + sum_k w_k (a_k expert_k(x) + (1 - a_k) shared(x)) + shared(x),	a_k: expert available
+ */
+#include <string.h>
+
+#include "model/model_int.h"
+#include "base/rng.h"
+#include "model/route.h"
+
+struct ffn { const real *gate, *up, *down; };	/* (F, D), (F, D), (D, F) */
+
+static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int e)
+{
+	return (struct ffn){ model_w(m, gate, l, e), model_w(m, gate + 1, l, e), model_w(m, gate + 2, l, e) };
+}
+
+/* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u), if y is wanted */
+static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, real *u, real *y, int F, real beta)
+{
+	struct model_act *a = m->act;
+	int D = m->cfg.hidden_size;
+	struct gemm_job j[2] = {
+		{ g, F, x, D, f.gate, D, DT_REAL, a->R, F, D, 0 },
+		{ u, F, x, D, f.up, D, DT_REAL, a->R, F, D, 0 },
+	};
+
+	model_gemm(m, GEMM_NT, j, 2);
+	if (!y)
+		return;
+	m->be->swiglu(a->a1, g, u, (int64_t)a->R * F);
+	model_linear(m, y, a->a1, f.down, D, F, beta);
+}
+
+/* From dy: weight gradients, and dn += dx. */
+static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const real *dy, const real *x, const real *g,
+    const real *u, int F)
+{
+	struct model_act *a = m->act;
+	struct ffn f = ffn_w(m, gate, l, e);
+	int D = m->cfg.hidden_size;
+	int64_t n = (int64_t)a->R * F;
+
+	m->be->swiglu(a->a1, g, u, n);
+	model_linear_back(m, a->a2, 0, model_g(m, gate + 2, l, e), dy, a->a1, f.down, D, F);
+	m->be->swiglu_back(a->a3, a->a4, a->a2, g, u, n);
+	model_linear_back(m, a->dn, 1, model_g(m, gate, l, e), a->a3, x, f.gate, F, D);
+	model_linear_back(m, a->dn, 1, model_g(m, gate + 1, l, e), a->a4, x, f.up, F, D);
+}
+
+/* ---- routing ---- */
+
+/* Random misses: each expert of the layer is absent with probability p in this forward; at least one stays. */
+static void draw_available(const struct model *m, int l, uint8_t *avail)
+{
+	const struct forward_opt *o = &m->act->fo;
+	int E = m->cfg.num_experts, left = 0;
+	uint64_t key;
+
+	if (o->available)
+		memcpy(avail, o->available, (size_t)E);
+	else
+		memset(avail, 1, (size_t)E);
+	if (!o->train || o->fallback_mask_prob <= 0 || m->cfg.num_shared_experts == 0)
+		return;
+	key = model_key(m, l, MODEL_MISSES);
+	for (int e = 0; e < E; e++) {
+		avail[e] &= rng_hash(key, (uint64_t)e) >= o->fallback_mask_prob * 4294967296.0;
+		left += avail[e];
+	}
+	if (left == 0)
+		avail[rng_hash(key, (uint64_t)E) % (uint32_t)E] = 1;
+}
+
+/* Places every chosen (row, k) of an available expert: experts ascending, rows ascending within one. */
+static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids, const uint8_t *avail)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, K = m->cfg.num_experts_per_tok, n = a->R * K;
+
+	memset(x->first, 0, ((size_t)E + 1) * sizeof(*x->first));
+	x->any_miss = false;
+	for (int i = 0; i < n; i++)
+		if (avail[ids[i]])
+			x->first[ids[i] + 1]++;
+		else
+			x->any_miss = true;
+	for (int e = 0; e < E; e++)
+		x->first[e + 1] += x->first[e];
+	for (int r = 0; r < a->R; r++)
+		a->scoef_h[r] = 1;
+	for (int i = 0; i < n; i++) {
+		int32_t s = avail[ids[i]] ? x->first[ids[i]]++ : -1;
+
+		a->hslot[i] = s;
+		a->hmiss[i] = s < 0 ? i : -1;
+		if (s >= 0)
+			a->horder[s] = i;
+	}
+	memmove(x->first + 1, x->first, (size_t)E * sizeof(*x->first));
+	x->first[0] = 0;
+	m->be->put(x->slot, a->hslot, (size_t)n * 4);
+	m->be->put(x->miss, a->hmiss, (size_t)n * 4);
+	m->be->put(x->order, a->horder, (size_t)n * 4);
+	for (int i = 0; i < n; i++) {
+		a->hmiss[i] = a->hmiss[i] < 0 ? -1 : i / K;
+		a->horder[i] /= K;	/* entries past the last slot are never read */
+	}
+	m->be->put(x->miss_row, a->hmiss, (size_t)n * 4);
+	m->be->put(x->rows, a->horder, (size_t)n * 4);
+}
+
+/* How often the shared output is added to each row: once, plus the weight of its missing experts. */
+static void shared_coef(struct model *m, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int K = m->cfg.num_experts_per_tok;
+
+	m->be->put(x->scoef, a->scoef_h, (size_t)a->R * sizeof(real));
+	if (x->any_miss)
+		m->be->combine(x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
+}
+
+/* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The gradient goes through the
+ * weights as always. (R3, arXiv:2510.11370: training must use the experts that sampling used.) */
+static void replay(struct model *m, int s, struct layer_act *x, const real *probs, int32_t *ids)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+	int K = c->num_experts_per_tok;
+	const int32_t *given = a->fo.replay + (int64_t)s * a->R * K;
+
+	for (int r = 0; r < a->R; r++, given += K) {
+		if (given[0] < 0)
+			continue;
+		m->replayed++;
+		m->moved += !route_same_set(given, a->hid + r * K, K);
+		memcpy(a->hid + r * K, given, (size_t)K * sizeof(*given));
+	}
+	m->be->put(ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));
+	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K, c->norm_topk_prob);
+}
+
+/* The router of the next sparse layer, or NULL where none is to be foreseen from this one. *at: offset into ahead. */
+static const struct param *foreseen(const struct model *m, int l, int64_t *at)
+{
+	const struct config *c = &m->cfg;
+	int s = model_sparse_index(c, l), next = l + 1;
+
+	if (!m->ahead || s >= config_ahead_pairs(c))
+		return NULL;
+	while (!c->sparse[next])
+		next++;
+	*at = (int64_t)s * m->act->R * c->num_experts;
+	return params_get(&m->par, P_GATE, next, -1);
+}
+
+static void route(struct model *m, int l, struct layer_act *x)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, D = c->hidden_size;
+	real *probs = m->probs + (int64_t)s * a->R * E;
+	int32_t *ids = m->topk + (int64_t)s * a->R * K;
+	uint8_t avail[E];
+	int64_t at = 0;
+	const struct param *next = foreseen(m, l, &at);
+	struct gemm_job logits[2] = {
+		{ probs, E, x->n2, D, model_w(m, P_GATE, l, -1), D, DT_REAL, a->R, E, D, 0 },
+		{ next ? m->ahead + at : NULL, E, x->n2, D, next ? m->w + next->off : NULL, D, DT_REAL, a->R, E, D, 0 },
+	};
+
+	/* In FP32 always: a rounded score can change the choice (Switch Transformers, arXiv:2101.03961, section 2.4). */
+	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
+	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
+	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
+	if (a->fo.replay)
+		replay(m, s, x, probs, ids);
+	draw_available(m, l, avail);
+	place_slots(m, x, a->hid, avail);
+	shared_coef(m, x);
+}
+
+/* ---- forward ---- */
+
+static void experts_up(struct model *m, int l, const struct rows *s)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
+
+	for (int e = 0; e < E; e++) {
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
+		struct ffn f;
+
+		if (rows == 0)
+			continue;
+		f = ffn_w(m, P_EXP_GATE, l, e);
+		a->jobs[n++] = (struct gemm_job){ s->g + at * F, F, s->x + at * D, D, f.gate, D, DT_REAL, rows, F, D, 0 };
+		a->jobs[n++] = (struct gemm_job){ s->u + at * F, F, s->x + at * D, D, f.up, D, DT_REAL, rows, F, D, 0 };
+	}
+	model_gemm(m, GEMM_NT, a->jobs, n);
+}
+
+static void experts_down(struct model *m, int l, const struct rows *s)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
+
+	m->be->swiglu(a->a1, s->g, s->u, (int64_t)s->first[E] * F);
+	for (int e = 0; e < E; e++) {
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
+
+		if (rows > 0)
+			a->jobs[n++] = (struct gemm_job){ s->y + at * D, D, a->a1 + at * F, F,
+				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, D, F, 0 };
+	}
+	model_gemm(m, GEMM_NT, a->jobs, n);
+}
+
+void model_experts_forward(struct model *m, int l, const struct rows *s)
+{
+	experts_up(m, l, s);
+	if (s->y)
+		experts_down(m, l, s);
+}
+
+static void shared_forward(struct model *m, int l, struct layer_act *x, real *out)
+{
+	struct model_act *a = m->act;
+	int S = m->cfg.num_shared_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+
+	if (S == 0)
+		return;
+	for (int s = 0; s < S; s++)
+		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F, x->su + (int64_t)s * a->R * F,
+		    out || x->any_miss ? x->shared : NULL, F, s > 0);
+	if (S > 1 && (out || x->any_miss))
+		m->be->scale(x->shared, 1.0 / S, (int64_t)a->R * D);
+	if (out)
+		m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
+}
+
+static void moe_forward(struct model *m, int l, real *out)
+{
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+	int D = m->cfg.hidden_size;
+
+	profile_begin(m->profile, PROFILE_ROUTER);
+	route(m, l, x);
+	profile_begin(m->profile, PROFILE_SORT);
+	m->be->gather(a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
+	profile_begin(m->profile, PROFILE_EXPERTS);
+	if (a->dispatch.n == 1)
+		model_experts_forward(m, l, &(struct rows){ .first = x->first, .x = a->xs, .g = x->eg, .u = x->eu,
+		    .y = out ? a->ys : NULL });
+	else if (out)
+		model_dispatch_forward(m, l, x->first);
+	profile_begin(m->profile, PROFILE_SORT);
+	if (out)
+		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
+	profile_begin(m->profile, PROFILE_DENSE);
+	shared_forward(m, l, x, out);
+}
+
+void model_mlp_forward(struct model *m, int l, real *out)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+
+	profile_begin(m->profile, PROFILE_NORM);
+	m->be->rmsnorm(x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R, c->hidden_size, c->rms_norm_eps);
+	if (out)
+		m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
+	profile_begin(m->profile, PROFILE_DENSE);
+	if (c->sparse[l])
+		moe_forward(m, l, out);
+	else
+		ffn_forward(m, ffn_w(m, P_MLP_GATE, l, -1), x->n2, x->sg, x->su, out, c->intermediate_size, 1);
+}
+
+/* ---- backward ---- */
+
+/* dA = dy W_down per expert (unscaled), from which come both the gradient of the routing weight, dA . act, and, times
+ * that weight, the gradient of act: so expert outputs need not be kept. */
+static void experts_back_down(struct model *m, int l, const struct rows *s)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	int64_t slots = s->first[E];
+	int n = 0;
+
+	m->be->swiglu(a->a1, s->g, s->u, slots * F);
+	for (int e = 0; e < E; e++) {
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
+
+		if (rows > 0)
+			a->jobs[n++] = (struct gemm_job){ a->a2 + at * F, F, s->y + at * D, D,
+				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, F, D, 0 };
+	}
+	model_gemm(m, GEMM_NN, a->jobs, n);
+	m->be->dot_rows(s->dw, a->a2, a->iota, a->a1, a->iota, slots, F);
+	m->be->scale_rows(a->a2, s->w, slots, F);
+	m->be->scale_rows(a->a1, s->w, slots, F);
+	n = 0;
+	for (int e = 0; e < E; e++) {
+		int64_t at = s->first[e], rows = s->first[e + 1] - at;
+
+		if (rows > 0)
+			a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_DOWN, l, e), F, s->y + at * D, D, a->a1 + at * F, F,
+				DT_REAL, D, F, rows, 1 };
+	}
+	model_gemm(m, GEMM_TN, a->jobs, n);
+}
+
+/* Through gate and up: weight gradients, then dx into y. */
+static void experts_back_up(struct model *m, int l, const struct rows *s)
+{
+	struct model_act *a = m->act;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+
+	m->be->swiglu_back(a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F);
+	for (int pass = 0; pass < 3; pass++) {
+		int n = 0;
+
+		for (int e = 0; e < E; e++) {
+			int64_t at = s->first[e], rows = s->first[e + 1] - at;
+			const real *dg = a->a3 + at * F, *du = a->a4 + at * F, *in = s->x + at * D;
+			struct ffn f;
+
+			if (rows == 0)
+				continue;
+			f = ffn_w(m, P_EXP_GATE, l, e);
+			if (pass == 0) {
+				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_GATE, l, e), D, dg, F, in, D, DT_REAL, F, D, rows, 1 };
+				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_UP, l, e), D, du, F, in, D, DT_REAL, F, D, rows, 1 };
+			} else
+				a->jobs[n++] = (struct gemm_job){ s->y + at * D, D, pass == 1 ? dg : du, F,
+					pass == 1 ? f.gate : f.up, D, DT_REAL, rows, D, F, pass == 2 };
+		}
+		model_gemm(m, pass == 0 ? GEMM_TN : GEMM_NN, a->jobs, n);
+	}
+}
+
+void model_experts_back(struct model *m, int l, const struct rows *s)
+{
+	experts_back_down(m, l, s);
+	experts_back_up(m, l, s);
+}
+
+static void experts_back(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int D = m->cfg.hidden_size, K = m->cfg.num_experts_per_tok;
+	int64_t slots = x->first[m->cfg.num_experts];
+
+	m->be->gather(a->ys, a->dh, x->rows, slots, D);
+	m->be->gather(a->xs, x->n2, x->rows, slots, D);
+	m->be->gather(a->wslot, x->weights, x->order, slots, 1);
+	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
+	if (a->dispatch.n == 1)
+		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->eg, x->eu, a->ys, a->wslot, a->dwslot });
+	else
+		model_dispatch_back(m, l, x->first);
+	profile_begin(m->profile, PROFILE_SORT);
+	m->be->zero(a->dw, (size_t)(a->R * K) * sizeof(real));
+	m->be->combine(a->dw, a->dwslot, x->slot, NULL, (int64_t)a->R * K, 1, 1);
+	m->be->combine(a->dn, a->ys, x->slot, NULL, a->R, K, D);
+}
+
+static void shared_back(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int S = m->cfg.num_shared_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	int K = m->cfg.num_experts_per_tok;
+
+	if (S == 0)
+		return;
+	if (x->any_miss) {	/* weight of a missing expert scales the shared output */
+		m->be->dot_rows(a->drow, a->dh, a->iota, x->shared, a->iota, a->R, D);
+		m->be->combine(a->dw, a->drow, x->miss_row, NULL, (int64_t)a->R * K, 1, 1);
+	}
+	m->be->copy(a->t1, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
+	m->be->scale_rows(a->t1, x->scoef, a->R, D);
+	if (S > 1)
+		m->be->scale(a->t1, 1.0 / S, (int64_t)a->R * D);
+	for (int s = 0; s < S; s++)
+		ffn_back(m, P_SH_GATE, l, s, a->t1, x->n2, x->sg + (int64_t)s * a->R * F, x->su + (int64_t)s * a->R * F, F);
+}
+
+static void router_back(struct model *m, int l, struct layer_act *x)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, at;
+	const struct param *next = foreseen(m, l, &at);
+
+	m->be->route_back(a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E, m->topk + s * a->R * K, x->weights,
+	    a->R, (int)E, (int)K, c->norm_topk_prob);
+	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2, model_w(m, P_GATE, l, -1), (int)E,
+	    c->hidden_size);
+	if (next)
+		model_linear_back(m, a->dn, 1, m->g + next->off, m->dahead + at, x->n2, m->w + next->off, (int)E, c->hidden_size);
+}
+
+void model_mlp_back(struct model *m, int l)
+{
+	const struct config *c = &m->cfg;
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+	int D = c->hidden_size;
+
+	profile_begin(m->profile, PROFILE_SORT);
+	m->be->zero(a->dn, (size_t)a->R * (size_t)D * sizeof(real));
+	if (c->sparse[l]) {
+		experts_back(m, l, x);
+		profile_begin(m->profile, PROFILE_DENSE_BACK);
+		shared_back(m, l, x);
+		profile_begin(m->profile, PROFILE_ROUTER);
+		router_back(m, l, x);
+	} else
+		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->intermediate_size);
+	profile_begin(m->profile, PROFILE_NORM);
+	m->be->rmsnorm_back(a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid, model_w(m, P_POST_NORM, l, -1), x->rstd2,
+	    a->R, D, true);
+}

@@ -1,2 +1,0 @@
-#define SAFETENSORS_IMPLEMENTATION
-#include "safetensors.h"

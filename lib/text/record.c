@@ -1,0 +1,187 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "text/record.h"
+
+struct text {
+	char *s;
+	size_t n;
+	FILE *f;	/* onto s */
+	bool any;
+};
+
+static bool text_open(struct text *t)
+{
+	memset(t, 0, sizeof *t);
+	t->f = open_memstream(&t->s, &t->n);
+	return t->f != NULL;
+}
+
+/* Adds a string or a number on a line of its own. */
+static void text_add(struct text *t, const json_t *v)
+{
+	if (!json_is_string(v) && !json_is_number(v))
+		return;
+	if (t->any)
+		putc('\n', t->f);
+	t->any = true;
+	if (json_is_string(v))
+		fwrite(json_string_value(v), 1, json_string_length(v), t->f);
+	else if (json_is_integer(v))
+		fprintf(t->f, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+	else
+		fprintf(t->f, "%.9g", json_real_value(v));
+}
+
+static char *text_close(struct text *t, size_t *len)
+{
+	bool lost = fclose(t->f) != 0;
+
+	if (lost || !t->any) {
+		free(t->s);
+		return NULL;
+	}
+	if (len)
+		*len = t->n;
+	return t->s;
+}
+
+const json_t *record_messages(const json_t *rec)
+{
+	const json_t *m = json_object_get(rec, "messages");
+
+	if (!json_is_array(m))
+		m = json_object_get(rec, "conversations");
+	return json_is_array(m) ? m : NULL;
+}
+
+static void add_turns(struct text *t, const json_t *messages)
+{
+	size_t i;
+	json_t *m;
+
+	json_array_foreach(messages, i, m) {
+		const json_t *v = json_object_get(m, "content");
+
+		text_add(t, json_is_string(v) ? v : json_object_get(m, "value"));
+	}
+}
+
+static void add_scalars(struct text *t, const json_t *rec)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach((json_t *)rec, key, v)
+		text_add(t, v);
+}
+
+static bool add_named(struct text *t, const json_t *rec)
+{
+	static const char *const one[] = { "text", "content", "story", "passage", "document", "article" };
+	static const char *const pair[][2] = {
+		{ "instruction", "output" }, { "instruction", "response" }, { "prompt", "response" },
+		{ "prompt", "completion" }, { "input", "output" }, { "question", "answer" }, { "query", "answer" },
+	};
+
+	for (size_t i = 0; i < sizeof one / sizeof *one; i++) {
+		const json_t *v = json_object_get(rec, one[i]);
+
+		if (json_is_string(v)) {
+			text_add(t, v);
+			return true;
+		}
+	}
+	for (size_t i = 0; i < sizeof pair / sizeof *pair; i++) {
+		const json_t *a = json_object_get(rec, pair[i][0]), *b = json_object_get(rec, pair[i][1]);
+
+		if (json_is_string(a) && json_is_string(b)) {
+			text_add(t, a);
+			text_add(t, b);
+			return true;
+		}
+	}
+	return false;
+}
+
+char *record_text(const json_t *rec, size_t *len)
+{
+	struct text t;
+
+	if (!text_open(&t))
+		return NULL;
+	if (!add_named(&t, rec)) {
+		const json_t *m = record_messages(rec);
+
+		if (m)
+			add_turns(&t, m);
+		else
+			add_scalars(&t, rec);
+	}
+	return text_close(&t, len);
+}
+
+int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
+{
+	const json_t *list = json_object_get(rec, "tokens");
+	int64_t top = vocab ? (int64_t)vocab : UINT32_MAX;
+	int n = out->n;
+	size_t i;
+	json_t *v;
+
+	if (!json_is_array(list))
+		return err_set(e, EX_DATAERR, list ? "\"tokens\" is not a list" : "missing \"tokens\"");
+	json_array_foreach(list, i, v) {
+		if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= top) {
+			out->n = n;
+			return err_set(e, EX_DATAERR, "\"tokens\"[%zu] is not a token id below %lld", i, (long long)top);
+		}
+		ids_push(out, (uint32_t)json_integer_value(v));
+	}
+	return 0;
+}
+
+int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
+{
+	const json_t *messages = record_messages(rec);
+	size_t len;
+	char *text;
+
+	if (json_object_get(rec, "tokens"))
+		return record_tokens(rec, vocab, out, e);
+	if (!t)
+		return err_set(e, EX_DATAERR, "no \"tokens\", and no tokenizer for text");
+	if (messages)
+		return tok_chat(t, messages, false, false, out, NULL, e);
+	text = record_text(rec, &len);
+	if (!text)
+		return err_set(e, EX_DATAERR, "no text in the record");
+	tok_encode(t, text, len, false, out);
+	free(text);
+	return 0;
+}
+
+/* (A conversation ends with eos and a newline.) */
+void record_frame(const struct tok *t, struct ids *ids)
+{
+	int bos = t ? tok_bos(t) : -1, eos = t ? tok_eos(t) : -1;
+
+	if (ids->n == 0)
+		return;
+	if (bos >= 0 && ids->v[0] != (uint32_t)bos) {
+		ids_push(ids, 0);
+		memmove(ids->v + 1, ids->v, (size_t)(ids->n - 1) * sizeof *ids->v);
+		ids->v[0] = (uint32_t)bos;
+	}
+	if (eos >= 0 && ids->v[ids->n - 1] != (uint32_t)eos && (ids->n < 2 || ids->v[ids->n - 2] != (uint32_t)eos))
+		ids_push(ids, (uint32_t)eos);
+}
+
+int record_document(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
+{
+	if (record_ids(rec, t, vocab, out, e) < 0)
+		return -1;
+	record_frame(t, out);
+	return 0;
+}

@@ -1,0 +1,625 @@
+/* tokenizer.json and tokenizer_config.json, the Hugging Face layout, in and out. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/file.h"
+#include "base/sha256.h"
+#include "text/tok_impl.h"
+
+/* What a file is read with: messages begin with its name. */
+struct loader {
+	struct tok *t;
+	const char *name;
+	struct err *e;
+	const json_t *vocab;		/* spelling to id */
+	uint32_t char_byte[512];	/* GPT-2's stand-in characters to bytes; TOK_NONE for others */
+	size_t bytes_n;			/* used of t->bytes */
+};
+
+__attribute__((format(printf, 2, 3))) static int bad(const struct loader *l, const char *fmt, ...)
+{
+	char msg[360];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(msg, sizeof msg, fmt, ap);
+	va_end(ap);
+	return err_set(l->e, EX_DATAERR, "%s: %s", l->name, msg);
+}
+
+/* GPT-2's bytes_to_unicode: printable bytes of Latin-1 stand for themselves, the others, in order, for U+0100 on. */
+uint32_t tok_byte_char(unsigned b)
+{
+	if (b <= 0x20)
+		return 0x100 + b;
+	if (b >= 0x7f && b <= 0xa0)
+		return 0x100 + 0x21 + b - 0x7f;
+	return b == 0xad ? 0x100 + 0x43 : b;
+}
+
+static const char *string_of(const json_t *o, const char *key)
+{
+	const char *s = json_string_value(json_object_get(o, key));
+
+	return s ? s : "";
+}
+
+static const char *type_of(const json_t *o)
+{
+	return string_of(o, "type");
+}
+
+/* The bytes a spelling stands for, appended to t->bytes; false (and the spelling itself) when it has characters that
+ * stand for none. */
+static bool spell(struct loader *l, const char *s, size_t len, struct token *k)
+{
+	unsigned char *out = (unsigned char *)l->t->bytes + l->bytes_n;
+	size_t n = 0;
+
+	for (size_t i = 0; i < len; i++) {
+		unsigned c = (unsigned char)s[i];
+
+		if ((c & 0xe0) == 0xc0 && i + 1 < len)
+			c = (c & 0x1f) << 6 | ((unsigned char)s[++i] & 0x3f);
+		if (c >= 512 || l->char_byte[c] == TOK_NONE) {
+			memcpy(out, s, n = len);
+			k->s = (char *)out;
+			k->len = (uint32_t)n;
+			l->bytes_n += n;
+			return false;
+		}
+		out[n++] = (unsigned char)l->char_byte[c];
+	}
+	k->s = (char *)out;
+	k->len = (uint32_t)n;
+	l->bytes_n += n;
+	return true;
+}
+
+/* An id from the file, or -1. */
+static int64_t id_of(const struct loader *l, const json_t *v, const char *what, const char *token)
+{
+	if (!json_is_integer(v))
+		return bad(l, "%s \"%.60s\": the id is not an integer", what, token);
+	if (json_integer_value(v) < 0 || json_integer_value(v) >= TOK_MAX_IDS)
+		return bad(l, "%s \"%.60s\": id %" JSON_INTEGER_FORMAT " is out of range (0 to %d)", what, token,
+			json_integer_value(v), TOK_MAX_IDS - 1);
+	return json_integer_value(v);
+}
+
+/* One pass over everything that has an id, to know how many there are and how long they are. */
+static int measure(struct loader *l, const json_t *added)
+{
+	size_t bytes = 0, longest = 0, i;
+	int64_t id, top = -1;
+	const char *key;
+	json_t *v;
+
+	json_object_foreach((json_t *)l->vocab, key, v) {
+		id = id_of(l, v, "vocab", key);
+		if (id < 0)
+			return -1;
+		top = id > top ? id : top;
+		bytes += strlen(key);
+		longest = strlen(key) > longest ? strlen(key) : longest;
+	}
+	json_array_foreach(added, i, v) {
+		if (!*string_of(v, "content"))
+			return bad(l, "added_tokens[%zu] has no content", i);
+		id = id_of(l, json_object_get(v, "id"), "added token", string_of(v, "content"));
+		if (id < 0)
+			return -1;
+		top = id > top ? id : top;
+		bytes += strlen(string_of(v, "content"));
+	}
+	if (bytes > UINT32_MAX)
+		return bad(l, "tokens of more than 4 GiB");
+	l->t->V = (int)top + 1;
+	l->t->token = bytemap_grow(NULL, (size_t)l->t->V, sizeof *l->t->token);
+	memset(l->t->token, 0, (size_t)l->t->V * sizeof *l->t->token);
+	l->t->bytes = bytemap_grow(NULL, bytes + longest, 1);	/* take_vocab() writes before it decides */
+	return 0;
+}
+
+/* Entries that are bytes come first: when a spelling that is not has the same bytes, it is only reached by its id. */
+static int take_vocab(struct loader *l)
+{
+	const char *key;
+	json_t *v;
+
+	for (int pass = 0; pass < 2; pass++)
+		json_object_foreach((json_t *)l->vocab, key, v) {
+			struct token *k = &l->t->token[json_integer_value(v)], got = { 0 };
+			size_t before = l->bytes_n;
+			uint64_t *id;
+			bool fresh;
+
+			if (spell(l, key, strlen(key), &got) != !pass) {
+				l->bytes_n = before;
+				continue;
+			}
+			if (k->s)
+				return bad(l, "vocab \"%.60s\": id %" JSON_INTEGER_FORMAT " is taken already", key,
+					json_integer_value(v));
+			*k = got;
+			id = bytemap_put(&l->t->vocab, k->s, k->len, &fresh);
+			if (fresh)
+				*id = (uint64_t)json_integer_value(v);
+		}
+	return 0;
+}
+
+static bool flag(const json_t *o, const char *key, bool standard)
+{
+	const json_t *v = json_object_get(o, key);
+
+	return json_is_boolean(v) ? json_is_true(v) : standard;
+}
+
+static int by_bytes(const void *a, const void *b)
+{
+	const struct added *x = a, *y = b;
+	int c = memcmp(x->s, y->s, x->len < y->len ? x->len : y->len);
+
+	return c ? c : (x->len > y->len) - (x->len < y->len);
+}
+
+static int take_added_one(struct loader *l, const json_t *v, struct added *a)
+{
+	const char *s = string_of(v, "content");
+	uint32_t id = (uint32_t)json_integer_value(json_object_get(v, "id"));
+	const json_t *known = json_object_get(l->vocab, s);
+	struct token *k = &l->t->token[id];
+
+	if (known && json_integer_value(known) != id)
+		return bad(l, "added token \"%.60s\" has id %u, but %" JSON_INTEGER_FORMAT " in the vocab", s, id,
+			json_integer_value(known));
+	if (k->added || (k->s && !known))
+		return bad(l, "added token \"%.60s\": id %u is taken already", s, id);
+	k->s = memcpy(l->t->bytes + l->bytes_n, s, strlen(s));
+	k->len = (uint32_t)strlen(s);
+	l->bytes_n += k->len;
+	k->added = true;
+	k->special = flag(v, "special", false);
+	*a = (struct added){ k->s, k->len, id, k->special, flag(v, "lstrip", false), flag(v, "rstrip", false),
+		flag(v, "single_word", false), flag(v, "normalized", !k->special) };
+	l->t->added_first[(unsigned char)*s] = true;
+	return 0;
+}
+
+static int take_added(struct loader *l, const json_t *added)
+{
+	struct tok *t = l->t;
+	size_t i;
+	json_t *v;
+
+	if (added && !json_is_array(added) && !json_is_null(added))
+		return bad(l, "added_tokens is not a list");
+	t->added = bytemap_grow(NULL, json_array_size(added), sizeof *t->added);
+	json_array_foreach(added, i, v)
+		if (take_added_one(l, v, &t->added[t->n_added++]))
+			return -1;
+	qsort(t->added, (size_t)t->n_added, sizeof *t->added, by_bytes);
+	for (int k = 1; k < t->n_added; k++)
+		if (!by_bytes(&t->added[k - 1], &t->added[k]))
+			return bad(l, "added token \"%.*s\" is there twice", (int)t->added[k].len, t->added[k].s);
+	return 0;
+}
+
+/* The two sides of a merge: ["a","b"], or "a b" as older files have it. */
+static bool merge_sides(const json_t *m, const char *side[2], size_t len[2])
+{
+	if (json_is_string(m)) {
+		const char *space = strchr(json_string_value(m), ' ');
+
+		side[0] = json_string_value(m);
+		if (!space || strchr(space + 1, ' '))
+			return false;
+		side[1] = space + 1;
+		len[0] = (size_t)(space - side[0]);
+	} else {
+		if (json_array_size(m) != 2)
+			return false;
+		side[0] = json_string_value(json_array_get(m, 0));
+		side[1] = json_string_value(json_array_get(m, 1));
+		if (!side[0] || !side[1])
+			return false;
+		len[0] = strlen(side[0]);
+	}
+	len[1] = strlen(side[1]);
+	return len[0] && len[1];
+}
+
+static int64_t vocab_id(const struct loader *l, size_t at, const char *s, size_t len)
+{
+	const json_t *v = json_object_getn(l->vocab, s, len);
+
+	if (!v)
+		return bad(l, "merges[%zu]: \"%.*s\" is not in the vocab", at, (int)(len < 80 ? len : 80), s);
+	return json_integer_value(v);
+}
+
+static int take_merge(struct loader *l, size_t at, const json_t *m)
+{
+	const char *side[2];
+	size_t len[2];
+	int64_t id[3];
+	char *both;
+	bool fresh;
+
+	if (!merge_sides(m, side, len))
+		return bad(l, "merges[%zu] is not a pair of tokens", at);
+	both = bytemap_grow(NULL, len[0] + len[1], 1);
+	memcpy(both, side[0], len[0]);
+	memcpy(both + len[0], side[1], len[1]);
+	id[0] = vocab_id(l, at, side[0], len[0]);
+	id[1] = id[0] < 0 ? -1 : vocab_id(l, at, side[1], len[1]);
+	id[2] = id[1] < 0 ? -1 : vocab_id(l, at, both, len[0] + len[1]);
+	free(both);
+	if (id[2] < 0)
+		return -1;
+	/* A pair that is there twice has the later rank, as in the Hugging Face library. */
+	*pairmap_put(&l->t->merges, PAIR_KEY(id[0], id[1]), &fresh) = (uint32_t)at;
+	l->t->merge_id[at] = (uint32_t)id[2];
+	return 0;
+}
+
+static int take_merges(struct loader *l, const json_t *merges)
+{
+	size_t i;
+	json_t *m;
+
+	if (!json_is_array(merges))
+		return bad(l, "model.merges is not a list");
+	l->t->merge_id = bytemap_grow(NULL, json_array_size(merges), sizeof *l->t->merge_id);
+	json_array_foreach(merges, i, m)
+		if (take_merge(l, i, m))
+			return -1;
+	return 0;
+}
+
+/* Every byte must have a token, or text would be lost without a word. */
+static int take_bytes(struct loader *l, const char *unk)
+{
+	const json_t *u = *unk ? json_object_get(l->vocab, unk) : NULL;
+
+	if (*unk && !u)
+		return bad(l, "unk_token \"%.60s\" is not in the vocab", unk);
+	for (unsigned b = 0; b < 256; b++) {
+		char name[4];
+		const json_t *v = json_object_getn(l->vocab, name, utf8_put(name, tok_byte_char(b)));
+
+		if (!v && !u)
+			return bad(l, "no token for byte 0x%02x, and no unk_token", b);
+		l->t->byte_id[b] = (uint32_t)json_integer_value(v ? v : u);
+	}
+	return 0;
+}
+
+static int take_model(struct loader *l, const json_t *root)
+{
+	const json_t *m = json_object_get(root, "model"), *drop = json_object_get(m, "dropout");
+	const json_t *added = json_object_get(root, "added_tokens");
+
+	if (!json_is_object(m))
+		return bad(l, "no model");
+	if (*type_of(m) && strcmp(type_of(m), "BPE"))
+		return bad(l, "model type \"%.40s\" is not supported, only BPE", type_of(m));
+	if (json_is_true(json_object_get(m, "byte_fallback")))
+		return bad(l, "byte_fallback is not supported, only byte-level BPE");
+	if (*string_of(m, "continuing_subword_prefix") || *string_of(m, "end_of_word_suffix"))
+		return bad(l, "subword prefixes and suffixes are not supported");
+	if (json_is_number(drop) && json_number_value(drop) != 0)
+		return bad(l, "dropout of merges is not supported");
+	l->vocab = json_object_get(m, "vocab");
+	if (!json_is_object(l->vocab))
+		return bad(l, "model.vocab is not an object");
+	l->t->ignore_merges = flag(m, "ignore_merges", false);
+	if (measure(l, added) || take_vocab(l) || take_merges(l, json_object_get(m, "merges")) ||
+	    take_bytes(l, string_of(m, "unk_token")))
+		return -1;
+	return take_added(l, added);
+}
+
+/* What this normalizer, pre-tokenizer or decoder is made of: the list in a Sequence. NULL when it is a single one. */
+static const json_t *parts_of(const json_t *o, const char *key)
+{
+	return !strcmp(type_of(o), "Sequence") ? json_object_get(o, key) : NULL;
+}
+
+/* NFC is taken for done: text that is not composed keeps its own bytes. */
+static int check_normalizer(const struct loader *l, const json_t *o, int depth)
+{
+	const json_t *parts = parts_of(o, "normalizers");
+	size_t i;
+	json_t *v;
+
+	if (!o || json_is_null(o) || !strcmp(type_of(o), "NFC"))
+		return 0;
+	if (!parts || depth > 4)
+		return bad(l, "normalizer \"%.40s\" is not supported, only NFC", type_of(o));
+	json_array_foreach(parts, i, v)
+		if (check_normalizer(l, v, depth + 1))
+			return -1;
+	return 0;
+}
+
+static int check_decoder(const struct loader *l, const json_t *o, int depth)
+{
+	const json_t *parts = parts_of(o, "decoders");
+	size_t i;
+	json_t *v;
+
+	if (!o || json_is_null(o) || !strcmp(type_of(o), "ByteLevel") || !strcmp(type_of(o), "Fuse"))
+		return 0;
+	if (!parts || depth > 4)
+		return bad(l, "decoder \"%.40s\" is not supported, only ByteLevel", type_of(o));
+	json_array_foreach(parts, i, v)
+		if (check_decoder(l, v, depth + 1))
+			return -1;
+	return 0;
+}
+
+static int add_regex(struct loader *l, const char *pattern, size_t len, bool literal, enum pre_behavior b, bool invert)
+{
+	struct err why = { 0 };
+
+	if (pre_add_regex(&l->t->pre, pattern, len, literal, b, invert, &why))
+		return bad(l, "pre_tokenizer: %s", why.msg);
+	return 0;
+}
+
+static int take_split(struct loader *l, const json_t *o)
+{
+	static const char *const names[] = { "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous" };
+	const json_t *p = json_object_get(o, "pattern"), *regex = json_object_get(p, "Regex");
+	const json_t *text = json_object_get(p, "String"), *v = json_is_string(regex) ? regex : text;
+
+	if (!json_is_string(v))
+		return bad(l, "pre_tokenizer Split has no pattern");
+	for (int b = 0; b < 5; b++)
+		if (!strcmp(string_of(o, "behavior"), names[b]))
+			return add_regex(l, json_string_value(v), json_string_length(v), v == text, b,
+				flag(o, "invert", false));
+	return bad(l, "pre_tokenizer Split: behavior \"%.40s\" is not known", string_of(o, "behavior"));
+}
+
+static int take_byte_level(struct loader *l, const json_t *o)
+{
+	struct err why = { 0 };
+
+	if (flag(o, "add_prefix_space", true) && pre_add_space(&l->t->pre, &why))
+		return bad(l, "pre_tokenizer: %s", why.msg);
+	return flag(o, "use_regex", true) ? add_regex(l, TOK_GPT2, strlen(TOK_GPT2), false, PRE_ISOLATED, false) : 0;
+}
+
+/* ByteLevel turns text into stand-ins for bytes, so it must be there, and last. */
+static int take_pre(struct loader *l, const json_t *o, bool *byte_level, int depth)
+{
+	const json_t *parts = parts_of(o, "pretokenizers");
+	const char *type = type_of(o);
+	size_t i;
+	json_t *v;
+
+	if (parts && depth <= 4) {
+		json_array_foreach(parts, i, v)
+			if (take_pre(l, v, byte_level, depth + 1))
+				return -1;
+		return 0;
+	}
+	if (*byte_level)
+		return bad(l, "pre_tokenizer \"%.40s\" after ByteLevel", type);
+	if (!strcmp(type, "ByteLevel")) {
+		*byte_level = true;
+		return take_byte_level(l, o);
+	}
+	if (!strcmp(type, "Split"))
+		return take_split(l, o);
+	if (!strcmp(type, "Digits"))
+		return flag(o, "individual_digits", false) ? add_regex(l, "\\p{N}", 5, false, PRE_ISOLATED, false) :
+			add_regex(l, "\\p{N}+", 6, false, PRE_ISOLATED, false);
+	return bad(l, "pre_tokenizer \"%.40s\" is not supported", type);
+}
+
+static int take_root(struct loader *l, const json_t *root)
+{
+	bool byte_level = false;
+	const json_t *pre = json_object_get(root, "pre_tokenizer");
+
+	if (!json_is_object(root))
+		return bad(l, "not an object");
+	if (take_model(l, root) || check_normalizer(l, json_object_get(root, "normalizer"), 0) ||
+	    check_decoder(l, json_object_get(root, "decoder"), 0))
+		return -1;
+	if (json_is_object(pre) && take_pre(l, pre, &byte_level, 0))
+		return -1;
+	if (!byte_level)
+		return bad(l, "no ByteLevel pre_tokenizer: not a byte-level tokenizer");
+	return 0;
+}
+
+static json_t *parse(const char *text, size_t len, const char *name, struct err *e)
+{
+	json_error_t why;
+	json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+
+	if (!root)
+		err_set(e, EX_DATAERR, "%s:%d: %s", name, why.line, why.text);
+	return root;
+}
+
+/* bos_token and the like: "x", or {"content": "x"}. A token that the tokenizer lacks is none. */
+static int named_token(const struct tok *t, const json_t *config, const char *key)
+{
+	const json_t *v = json_object_get(config, key);
+	const char *s = json_string_value(json_is_object(v) ? json_object_get(v, "content") : v);
+
+	return s ? tok_id(t, s) : -1;
+}
+
+static int first_special(const struct tok *t, const char *const names[])
+{
+	for (; *names; names++) {
+		int id = tok_id(t, *names);
+
+		if (id >= 0 && tok_is_special(t, (uint32_t)id))
+			return id;
+	}
+	return -1;
+}
+
+/* A tokenizer.json alone: go by the names in use. */
+static void guess_config(struct tok *t)
+{
+	static const char *const bos[] = { "<|im_start|>", "<|begin_of_text|>", "<s>", "<|endoftext|>", NULL };
+	static const char *const eos[] = { "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<|endoftext|>", NULL };
+	static const char *const pad[] = { "<|endoftext|>", "<pad>", NULL };
+
+	t->bos = first_special(t, bos);
+	t->eos = first_special(t, eos);
+	t->pad = first_special(t, pad);
+}
+
+static int read_config(struct tok *t, const char *path, struct err *e)
+{
+	json_t *config;
+
+	if (file_get(path, &t->config_json, &t->config_len, e))
+		return -1;
+	config = parse(t->config_json, t->config_len, path, e);
+	if (!config)
+		return -1;
+	t->bos = named_token(t, config, "bos_token");
+	t->eos = named_token(t, config, "eos_token");
+	t->pad = named_token(t, config, "pad_token");
+	json_decref(config);
+	return 0;
+}
+
+struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e)
+{
+	struct tok *t = bytemap_grow(NULL, 1, sizeof *t);
+	struct loader l = { .t = memset(t, 0, sizeof *t), .name = name, .e = e };
+	json_t *root;
+	int rc;
+
+	t->json = json;
+	t->json_len = len;
+	t->work = tok_work_new();
+	memset(l.char_byte, 0xff, sizeof l.char_byte);
+	for (unsigned b = 0; b < 256; b++)
+		l.char_byte[tok_byte_char(b)] = b;
+	root = parse(json, len, name, e);
+	rc = root ? take_root(&l, root) : -1;
+	json_decref(root);
+	if (rc) {
+		tok_free(t);
+		return NULL;
+	}
+	guess_config(t);
+	sha256_hex(json, len, t->sha256);
+	return t;
+}
+
+static bool is_dir(const char *path)
+{
+	struct stat st;
+
+	return !stat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+/* The tokenizer_config.json beside a tokenizer.json, malloc'ed; NULL when the file has another name. */
+static char *config_path(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	char *dir, *config;
+
+	if (strcmp(slash ? slash + 1 : path, "tokenizer.json"))
+		return NULL;
+	dir = slash ? strndup(path, (size_t)(slash - path + 1)) : strdup(".");
+	config = dir ? file_join(dir, "tokenizer_config.json") : NULL;
+	free(dir);
+	return config;
+}
+
+struct tok *tok_load(const char *path, struct err *e)
+{
+	char *file = is_dir(path) ? file_join(path, "tokenizer.json") : strdup(path), *side = config_path(file);
+	struct tok *t = NULL;
+	struct stat st;
+	char *json;
+	size_t len;
+
+	if (!file_get(file, &json, &len, e))
+		t = tok_parse(json, len, file, e);
+	if (t && side && !stat(side, &st) && read_config(t, side, e)) {
+		tok_free(t);
+		t = NULL;
+	}
+	free(file);
+	free(side);
+	return t;
+}
+
+/* The prompt format of tok_chat() for programs that render templates; the plain part of it. */
+static const char chat_template[] =
+	"{%- for message in messages %}"
+	"{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+	"{%- endfor %}"
+	"{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+static void set_token(json_t *config, const char *key, const struct tok *t, int id)
+{
+	json_object_set_new(config, key, id < 0 ? json_null() :
+		json_stringn(t->token[id].s, t->token[id].len));
+}
+
+static char *make_config(const struct tok *t)
+{
+	json_t *o = json_object();
+	char *text;
+
+	json_object_set_new(o, "tokenizer_class", json_string("PreTrainedTokenizerFast"));
+	set_token(o, "bos_token", t, t->bos);
+	set_token(o, "eos_token", t, t->eos);
+	set_token(o, "pad_token", t, t->pad);
+	set_token(o, "unk_token", t, t->pad);
+	json_object_set_new(o, "add_bos_token", json_false());
+	json_object_set_new(o, "add_eos_token", json_false());
+	json_object_set_new(o, "clean_up_tokenization_spaces", json_false());
+	if (tok_id(t, "<|im_start|>") >= 0 && tok_id(t, "<|im_end|>") >= 0)
+		json_object_set_new(o, "chat_template", json_string(chat_template));
+	text = json_dumps(o, JSON_INDENT(2));
+	json_decref(o);
+	return text;
+}
+
+static int save_config(const struct tok *t, const char *dir, struct err *e)
+{
+	char *path = file_join(dir, "tokenizer_config.json"), *text = t->config_json ? NULL : make_config(t);
+	int rc;
+
+	if (t->config_json)
+		rc = file_put(path, t->config_json, t->config_len, e);
+	else
+		rc = text ? file_put(path, text, strlen(text), e) : err_set(e, EX_OSERR, "out of memory");
+	free(path);
+	free(text);
+	return rc;
+}
+
+int tok_save(const struct tok *t, const char *dir_or_file, struct err *e)
+{
+	char *path;
+	int rc;
+
+	if (!is_dir(dir_or_file))
+		return file_put(dir_or_file, t->json, t->json_len, e);
+	path = file_join(dir_or_file, "tokenizer.json");
+	rc = file_put(path, t->json, t->json_len, e);
+	free(path);
+	return rc ? rc : save_config(t, dir_or_file, e);
+}
