@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "backend/cpu/cpu.h"
 #include "measure/kernel_rate.h"
 #include "base/pool.h"
 #include "base/progress.h"
