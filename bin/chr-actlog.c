@@ -22,13 +22,17 @@ static struct {
 } o = { .seq = 512, .chunk = 256, .temperature = 0.8 };
 
 static const struct opt opts[] = {
-	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are cut into sequences of N tokens" },
+	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N",
+	    "longer texts are cut into sequences of N tokens" },
 	{ 'z', "gzip", OPT_FLAG, &o.gzip, 0, 0, NULL, "write gzip" },
-	{ 0, "generate", OPT_INT, &o.generate, 0, 1 << 24, "N", "take records as prompts; log N tokens generated after each too" },
-	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X", "of --generate; 0 always takes the most likely token" },
+	{ 0, "generate", OPT_INT, &o.generate, 0, 1 << 24, "N",
+	    "take records as prompts; log N tokens generated after each too" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X",
+	    "of --generate; 0 always takes the most likely token" },
 	{ 's', "seed", OPT_COUNT, &o.seed, 0, 9e18, "N", "of --generate" },
 	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "tokens evaluated at a time" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
+	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
@@ -85,7 +89,8 @@ static void flush_lines(void)
 static void put_model(void)
 {
 	const char *print = engine_fingerprint(infer.g, &s.e);
-	struct actlog_model m = { .layers = infer.cfg.num_hidden_layers, .experts = infer.cfg.num_experts,
+	struct actlog_model m = { .layers = infer.cfg.num_hidden_layers,
+	    .experts = infer.cfg.num_experts,
 	    .top_k = infer.cfg.num_experts_per_tok, .expert_bytes = engine_expert_bytes(infer.g) };
 	json_t *r;
 	char *text;
@@ -106,7 +111,8 @@ static void put_model(void)
 /* Longest record: each expert id has at most 5 bytes with its comma. */
 static size_t line_size(void)
 {
-	return 160 + (size_t)infer.cfg.num_hidden_layers * (3 + 5 * (size_t)infer.cfg.num_experts_per_tok);
+	return 160 + (size_t)infer.cfg.num_hidden_layers *
+	    (3 + 5 * (size_t)infer.cfg.num_experts_per_tok);
 }
 
 /* mark: a key of its own, or "" */
@@ -115,7 +121,8 @@ static void put_act(int pos, uint32_t token, const char *mark, const int32_t *to
 	int K = infer.cfg.num_experts_per_tok;
 	char *p = s.line;
 
-	p += sprintf(p, "{\"type\":\"act\",\"seq\":%lld,\"pos\":%d,\"token\":%u,%s\"layers\":[", (long long)s.nseq, pos, token,
+	p += sprintf(p, "{\"type\":\"act\",\"seq\":%lld,\"pos\":%d,\"token\":%u,%s\"layers\":[",
+	    (long long)s.nseq, pos, token,
 	    mark);
 	for (int l = 0; l < infer.cfg.num_hidden_layers; l++) {
 		*p++ = '[';
@@ -135,10 +142,12 @@ static void put_act(int pos, uint32_t token, const char *mark, const int32_t *to
 static void generate(struct gentext *g, int from)
 {
 	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
-	struct gentext_opt go = { .end = { infer.cfg.eos_token_id, infer.tok ? tok_eos(infer.tok) : -1, -1 } };
+	struct gentext_opt go = { .end = { infer.cfg.eos_token_id, infer.tok ? tok_eos(infer.tok)
+	    : -1, -1 } };
 
 	while (gentext_next(g, &go, s.sampler, s.logits), g->ids.n > from && !sig_stop) {
-		struct eval_item it = { .s = s.seq, .tok = g->ids.v + from, .n = 1, .logits = s.logits,
+		struct eval_item it = { .s = s.seq, .tok = g->ids.v + from, .n = 1,
+		    .logits = s.logits,
 		    .topk = s.topk + from * per_token };
 
 		must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
@@ -152,8 +161,10 @@ static void generate(struct gentext *g, int from)
 static void log_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 {
 	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
-	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .topk = s.topk, .logits = o.generate ? s.logits : NULL };
-	struct sample_opt so = { .temperature = o.temperature, .top_p = 0.95, .min_p = 0.05, .repetition_penalty = 1,
+	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .topk = s.topk, .logits = o.generate
+	    ? s.logits : NULL };
+	struct sample_opt so = { .temperature = o.temperature, .top_p = 0.95, .min_p = 0.05,
+	    .repetition_penalty = 1,
 	    .top_k = 40, .seed = (uint64_t)o.seed };
 	struct ids prompt = { .n = n, .v = (uint32_t *)tok };
 	struct gentext g;
@@ -164,7 +175,8 @@ static void log_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 	if (o.generate)
 		generate(&g, n);
 	for (int i = 0; i < seq_len(s.seq); i++)
-		put_act(i, g.ids.v[i], i >= n ? "\"gen\":true," : mask[i] ? "\"answer\":true," : "", s.topk + i * per_token);
+		put_act(i, g.ids.v[i], i >= n ? "\"gen\":true," : mask[i] ? "\"answer\":true," : "",
+		    s.topk + i * per_token);
 	s.tokens += seq_len(s.seq);
 	gentext_free(&g);
 	s.nseq++;
@@ -193,7 +205,8 @@ static void log_ids(const struct ids *ids, const struct ids *mask)
 	free(s.text);
 }
 
-/* Of a mask of what the assistant says, the last turn; nothing of a text, where all is 1, and of prompts. */
+/* Of a mask of what the assistant says, the last turn; nothing of a text, where all is 1, and of
+ * prompts. */
 static void only_answer(struct ids *mask)
 {
 	int end = mask->n, begin;
@@ -240,12 +253,15 @@ int main(int argc, char **argv)
 	infer_begin(false);
 	if (infer.cfg.num_sparse == 0)
 		err_die(EX_DATAERR, "%s: no layer has experts", infer.model);
-	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
+	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) ==
+	    NULL)
 		must(true);
 	most = o.seq + o.generate;
-	infer_open(1, most, o.chunk, (int64_t)most * infer.cfg.num_sparse * infer.cfg.num_experts_per_tok * 4
+	infer_open(1, most, o.chunk, (int64_t)most * infer.cfg.num_sparse *
+	    infer.cfg.num_experts_per_tok * 4
 	    + (int64_t)infer.cfg.vocab_size * 20);
-	s.topk = calloc((size_t)most * infer.cfg.num_sparse * infer.cfg.num_experts_per_tok, sizeof(*s.topk));
+	s.topk = calloc((size_t)most * infer.cfg.num_sparse * infer.cfg.num_experts_per_tok,
+	    sizeof(*s.topk));
 	s.logits = calloc((size_t)infer.cfg.vocab_size, sizeof(*s.logits));
 	s.line = malloc(line_size());
 	s.sampler = sampler_new(infer.cfg.vocab_size);

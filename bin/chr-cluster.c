@@ -13,25 +13,36 @@ static struct {
 	int64_t seed, max_bytes, min_bytes, expert_bytes;
 	double w_token, w_next, resolution, holdout;
 	bool skip_bad;
-} o = { .layout = LAYOUT_LAYER, .tries = 10, .seed = 1, .w_token = 1, .w_next = 0.5, .resolution = 1, .holdout = 0.1 };
+} o = { .layout = LAYOUT_LAYER, .tries = 10, .seed = 1, .w_token = 1, .w_next = 0.5, .resolution =
+    1, .holdout = 0.1 };
 
 static struct opt opts[] = {
-	{ 0, "layout", OPT_CHOICE, &o.layout, 0, 0, "louvain|layer|hot", "order of experts in the files" },
-	{ 0, "max-bytes", OPT_BYTES, &o.max_bytes, 0, 0x1p60, "N", "largest cluster; 0: 64M, or 1/128 of a large model" },
-	{ 0, "min-bytes", OPT_BYTES, &o.min_bytes, 0, 0x1p60, "N", "join smaller clusters up to this; 0: 4M or 1/512" },
-	{ 0, "expert-bytes", OPT_BYTES, &o.expert_bytes, 0, 0x1p60, "N", "size of an expert; 0: as the records say" },
+	{ 0, "layout", OPT_CHOICE, &o.layout, 0, 0, "louvain|layer|hot",
+	    "order of experts in the files" },
+	{ 0, "max-bytes", OPT_BYTES, &o.max_bytes, 0, 0x1p60, "N",
+	    "largest cluster; 0: 64M, or 1/128 of a large model" },
+	{ 0, "min-bytes", OPT_BYTES, &o.min_bytes, 0, 0x1p60, "N",
+	    "join smaller clusters up to this; 0: 4M or 1/512" },
+	{ 0, "expert-bytes", OPT_BYTES, &o.expert_bytes, 0, 0x1p60, "N",
+	    "size of an expert; 0: as the records say" },
 	{ 0, "w-token", OPT_FLOAT, &o.w_token, 0, 1e6, "X", "weight of use by the same token" },
 	{ 0, "w-next", OPT_FLOAT, &o.w_next, 0, 1e6, "X", "weight of use by neighbouring tokens" },
-	{ 0, "resolution", OPT_FLOAT, &o.resolution, 0, 1e6, "X", "above 1: more and smaller communities" },
-	{ 0, "tries", OPT_INT, &o.tries, 1, 1000, "N", "Louvain runs per layer, of which the best counts" },
-	{ 's', "seed", OPT_COUNT, &o.seed, 0, 0x1p62, "N", "seed of the order in which nodes move" },
-	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X", "share of sequences kept aside to measure the layout" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of stopping" },
+	{ 0, "resolution", OPT_FLOAT, &o.resolution, 0, 1e6, "X",
+	    "above 1: more and smaller communities" },
+	{ 0, "tries", OPT_INT, &o.tries, 1, 1000, "N",
+	    "Louvain runs per layer, of which the best counts" },
+	{ 's', "seed", OPT_COUNT, &o.seed, 0, 0x1p62, "N",
+	    "seed of the order in which nodes move" },
+	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X",
+	    "share of sequences kept aside to measure the layout" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of "
+	    "stopping" },
 	{ 0 }
 };
 
 static const struct opt_prog prog = { "chr-cluster", "[options] [FILE...]",
-	"cluster experts by co-activation", "Reads activation records of chr-actlog, writes a manifest for chr-pack.",
+	"cluster experts by co-activation", "Reads activation records of chr-actlog, writes a "
+	    "manifest for chr-pack.",
 	true };
 
 static void count(struct jsonl *in, struct actlog *a, struct coact *c)
@@ -41,7 +52,8 @@ static void count(struct jsonl *in, struct actlog *a, struct coact *c)
 
 	if (actlog_open(a, in, &e) < 0)
 		err_exit(&e);
-	if (coact_init(c, &a->model, o.holdout > 0 ? (int)lround(fmin(1 / o.holdout, 1e9)) : 0, &e) < 0)
+	if (coact_init(c, &a->model, o.holdout > 0 ? (int)lround(fmin(1 / o.holdout, 1e9)) : 0, &e)
+	    < 0)
 		err_exit(&e);
 	while ((rc = actlog_next(a, &e)) == 1)
 		if (coact_add(c, &a->act, &bad) < 0 && jsonl_bad(in, &e, "%s", bad.msg) < 0)
@@ -57,7 +69,8 @@ static void summary(const struct coact *c, const struct cluster_plan *p, const j
 
 	if (opt_quiet)
 		return;
-	fprintf(stderr, "%lld tokens of %lld sequences (%lld held out), %lld edges\n", (long long)(c->tokens + c->held_tokens),
+	fprintf(stderr, "%lld tokens of %lld sequences (%lld held out), %lld edges\n",
+	    (long long)(c->tokens + c->held_tokens),
 	    (long long)c->sequences, (long long)c->held_sequences, (long long)p->edges);
 	if (p->communities)
 		fprintf(stderr, "%d communities, modularity %.4f; ", p->communities, p->modularity);
@@ -65,7 +78,8 @@ static void summary(const struct coact *c, const struct cluster_plan *p, const j
 	if (isnan(seq))
 		fprintf(stderr, "nothing held out: the sequential-read fraction is not known\n");
 	else
-		fprintf(stderr, "sequential reads %.2f %%, in plain layer order %.2f %%\n", 100 * seq,
+		fprintf(stderr, "sequential reads %.2f %%, in plain layer order %.2f %%\n",
+		    100 * seq,
 		    100 * json_number_value(json_object_get(held, "fraction_layer")));
 }
 
@@ -87,13 +101,17 @@ int main(int argc, char **argv)
 	if (!(in = jsonl_open(argc - first, argv + first, o.skip_bad, &e)))
 		err_exit(&e);
 	count(in, &a, &c);
-	co = (struct cluster_opt){ .layout = (enum cluster_layout)o.layout, .w_token = o.w_token, .w_next = o.w_next,
-		.resolution = o.resolution, .seed = (uint64_t)o.seed, .tries = o.tries, .max_bytes = o.max_bytes,
-		.min_bytes = o.min_bytes, .expert_bytes = o.expert_bytes ? o.expert_bytes : a.model.expert_bytes };
+	co = (struct cluster_opt){ .layout = (enum cluster_layout)o.layout, .w_token = o.w_token,
+	    .w_next = o.w_next,
+		.resolution = o.resolution, .seed = (uint64_t)o.seed, .tries = o.tries, .max_bytes =
+		    o.max_bytes,
+		.min_bytes = o.min_bytes, .expert_bytes = o.expert_bytes ? o.expert_bytes
+		    : a.model.expert_bytes };
 	if (!co.expert_bytes)
 		opt_usage("the records do not say how large an expert is: give --expert-bytes");
 	cluster_sizes(&c, &co);
-	if (cluster_plan(&p, &c, &co, &e) < 0 || !(manifest = cluster_manifest(&p, &c, &co, a.model.fingerprint, &e)))
+	if (cluster_plan(&p, &c, &co, &e) < 0 ||
+	    !(manifest = cluster_manifest(&p, &c, &co, a.model.fingerprint, &e)))
 		err_exit(&e);
 	if (json_put(stdout, manifest, &e) < 0)
 		err_exit(&e);

@@ -1,4 +1,5 @@
-/* chr-diff: how far one model is from another on the same tokens: predictions, routers, and what each scores. */
+/* chr-diff: how far one model is from another on the same tokens: predictions, routers, and what
+ * each scores. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,19 +21,26 @@ static struct {
 } o = { .seq = 512 };
 
 static const struct opt opts[] = {
-	{ 0, "tol", OPT_FLOAT, &o.tol, 0, 1e30, "X", "logits that differ by no more count as the same" },
-	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8", "caches of the second model: exact, or smaller and lossy" },
-	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are cut into sequences of N tokens" },
-	{ 0, "with", OPT_STR, &o.with, 0, 0, "FLAGS", "options of chr-generate that the second model runs with, token by token" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
-	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the first model" },
+	{ 0, "tol", OPT_FLOAT, &o.tol, 0, 1e30, "X",
+	    "logits that differ by no more count as the same" },
+	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8",
+	    "caches of the second model: exact, or smaller and lossy" },
+	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N",
+	    "longer texts are cut into sequences of N tokens" },
+	{ 0, "with", OPT_STR, &o.with, 0, 0, "FLAGS",
+	    "options of chr-generate that the second model runs with, token by token" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
+	    "count and report bad records instead of stopping" },
+	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE",
+	    "tokenizer, when not that of the first model" },
 	{ 'j', "threads", OPT_INT, &infer.threads, 0, 256, "N", "compute threads; 0: one per CPU" },
 	{ 'B', "backend", OPT_STR, &infer.backend, 0, 0, "NAME", "where to compute" },
 	{ 0 }
 };
 
 static const struct opt with_opts[] = {
-	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared", "an expert that is not there" },
+	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared",
+	    "an expert that is not there" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
@@ -41,7 +49,8 @@ static const struct opt with_opts[] = {
 
 static const struct opt_prog prog = { "chr-diff", "[options] DIR DIR [FILE...]",
 	"how far a model (second) is from another (first)",
-	"Records hold \"text\", \"messages\" or \"tokens\". Exit status 1: logits differ by more than --tol.", false };
+	"Records hold \"text\", \"messages\" or \"tokens\". Exit status 1: logits differ by more "
+	    "than --tol.", false };
 
 /* One of the two models, and what it made of the sequence at hand. */
 struct side {
@@ -140,10 +149,12 @@ static void side_close(struct side *d)
 static void side_eval(struct side *d, const uint32_t *tok, int at, int n)
 {
 	const struct config *c = d->c;
-	struct eval_item it = { .s = d->seq, .tok = tok + at, .n = n, .all = true, .logits = d->logits,
+	struct eval_item it = { .s = d->seq, .tok = tok + at, .n = n, .all = true,
+	    .logits = d->logits,
 	    .probs = d->probs + (int64_t)at * c->num_sparse * c->num_experts,
 	    .topk = d->topk + (int64_t)at * c->num_sparse * c->num_experts_per_tok,
-	    .look = c->lookahead_steps > 0 ? d->look + (int64_t)at * config_lookahead_rows(c) : NULL };
+	    .look = c->lookahead_steps > 0 ? d->look + (int64_t)at * config_lookahead_rows(c)
+	    : NULL };
 
 	must(engine_eval(d->g, &it, 1, NULL, &s.e) < 0);
 }
@@ -161,17 +172,21 @@ static void side_route(struct side *d, int n)
 {
 	const struct config *c = d->c;
 	int Ls = c->num_sparse, E = c->num_experts, K = c->num_experts_per_tok;
-	struct route_in in = { .cfg = c, .B = 1, .T = n, .doc_start = s.doc, .probs = d->by_layer, .topk = d->choice,
+	struct route_in in = { .cfg = c, .B = 1, .T = n, .doc_start = s.doc, .probs = d->by_layer,
+	    .topk = d->choice,
 	    .look = c->lookahead_steps > 0 ? d->look : NULL };
 
 	for (int l = 0; l < Ls; l++)
 		for (int64_t t = 0; t < n; t++) {
-			memcpy(d->by_layer + (l * (int64_t)n + t) * E, d->probs + (t * Ls + l) * E, sizeof(real) * (size_t)E);
-			memcpy(d->choice + (l * (int64_t)n + t) * K, d->topk + (t * Ls + l) * K, sizeof(int32_t) * (size_t)K);
+			memcpy(d->by_layer + (l * (int64_t)n + t) * E, d->probs + (t * Ls + l) * E,
+			    sizeof(real) * (size_t)E);
+			memcpy(d->choice + (l * (int64_t)n + t) * K, d->topk + (t * Ls + l) * K,
+			    sizeof(int32_t) * (size_t)K);
 			for (int k = 0; k < K; k++)
 				d->load.count[l * E + d->topk[(t * Ls + l) * K + k]]++;
 		}
-	for (int64_t i = 0; in.look && i < (int64_t)n * config_lookahead_rows(c); i++)	/* route_in wants logits */
+	/* route_in wants logits */
+	for (int64_t i = 0; in.look && i < (int64_t)n * config_lookahead_rows(c); i++)
 		d->look[i] = (real)log(fmax((double)d->look[i], 1e-30));
 	if (Ls > 0)
 		route_stats_add(&d->metric.stats, &in);
@@ -186,7 +201,8 @@ static void compare_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 		int m = n - at < s.rows ? n - at : s.rows;
 
 		for (int i = 0; i < m; i++) {
-			s.target[i] = at + i + 1 < n && mask[at + i + 1] ? (int32_t)tok[at + i + 1] : -1;
+			s.target[i] = at + i + 1 < n && mask[at + i + 1] ? (int32_t)tok[at + i + 1]
+			    : -1;
 			s.scored += s.target[i] >= 0;
 		}
 		side_eval(&s.a, tok, at, m);
@@ -198,7 +214,8 @@ static void compare_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 	side_route(&s.a, n);
 	side_route(&s.b, n);
 	if (s.routers)
-		fidelity_router(&s.f, s.a.by_layer, s.b.by_layer, s.a.choice, s.b.choice, n, s.a.c->num_experts,
+		fidelity_router(&s.f, s.a.by_layer, s.b.by_layer, s.a.choice, s.b.choice, n,
+		    s.a.c->num_experts,
 		    s.a.c->num_experts_per_tok);
 	s.tokens += n;
 }
@@ -214,7 +231,8 @@ static void compare_record(const json_t *rec)
 		must(jsonl_bad(s.in, &s.e, "no tokens") < 0);
 	else {
 		for (int i = 0; i < ids.n && !sig_stop; i += o.seq)
-			compare_sequence(ids.v + i, mask.v + i, ids.n - i < o.seq ? ids.n - i : o.seq);
+			compare_sequence(ids.v + i, mask.v + i, ids.n - i < o.seq ? ids.n - i
+			    : o.seq);
 		s.records++;
 	}
 	ids_free(&ids);
@@ -260,12 +278,15 @@ static void setup(const char *a, const char *b)
 	rows = LOGITS / ((int64_t)infer.cfg.vocab_size * 4);
 	s.rows = rows < 16 ? 16 : rows > 256 ? 256 : (int)rows;
 	s.rows = s.rows > o.seq ? o.seq : s.rows;
-	s.rows = o.with ? 1 : s.rows;	/* as in generation: what may be replaced is so of single tokens only */
+	s.rows = o.with ? 1 : s.rows;	/* as in generation: what may be replaced is so of single
+					   tokens only */
 	side_open(&s.a, a, KV_F32);
 	side_open(&s.b, b, (enum kv_type)infer.kv);
 	if (s.a.c->vocab_size != s.b.c->vocab_size)
-		err_die(EX_DATAERR, "%s has a vocabulary of %d and %s of %d", a, s.a.c->vocab_size, b, s.b.c->vocab_size);
-	s.routers = s.a.c->num_sparse == s.b.c->num_sparse && s.a.c->num_experts == s.b.c->num_experts &&
+		err_die(EX_DATAERR, "%s has a vocabulary of %d and %s of %d", a, s.a.c->vocab_size,
+		    b, s.b.c->vocab_size);
+	s.routers = s.a.c->num_sparse == s.b.c->num_sparse && s.a.c->num_experts ==
+	    s.b.c->num_experts &&
 	    s.a.c->num_experts_per_tok == s.b.c->num_experts_per_tok;
 	fidelity_init(&s.f, s.routers ? s.a.c->num_sparse : 0);
 	s.target = take(s.rows, sizeof(*s.target));

@@ -1,5 +1,6 @@
 /*
- * chr-fit: says what of a model fits within the memory of this machine, or within given limits, for training or generating.
+ * chr-fit: says what of a model fits within the memory of this machine, or within given limits,
+ * for training or generating.
  */
 #include <string.h>
 
@@ -13,7 +14,8 @@
 #include "stages/prefs.h"
 #include "stages/teacher_topk.h"
 
-static struct fit_opt o = { .ranks = 1, .expert_parallel = 1, .group = 4, .max_new = 128, .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
+static struct fit_opt o = { .ranks = 1, .expert_parallel = 1, .group = 4, .max_new = 128,
+    .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
 	.temperature = 4, .factor = 1 };
 static struct {
 	const char *replay, *calibration, *predict, *heat;
@@ -26,13 +28,18 @@ static struct {
 static const struct opt opts[] = {
 	{ .kind = OPT_GROUP, .help = "What to run" },
 	{ 'm', "model", OPT_STR, &o.model, 0, 0, "DIR", "model directory, plain or packed" },
-	{ 'c', "config", OPT_STR, &o.config, 0, 0, "FILE", "config.json of a model that need not be there" },
-	{ 0, "set", OPT_LIST, &o.sets, 0, 0, "KEY=VALUE", "override a value of config.json; may be repeated" },
-	{ 't', "tokenizer", OPT_STR, &o.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the model" },
-	{ 0, "stage", OPT_CHOICE, &a.stage, 0, 0, "pretrain|sft|dpo|orpo|grpo|distill|generate", "which program" },
+	{ 'c', "config", OPT_STR, &o.config, 0, 0, "FILE",
+	    "config.json of a model that need not be there" },
+	{ 0, "set", OPT_LIST, &o.sets, 0, 0, "KEY=VALUE",
+	    "override a value of config.json; may be repeated" },
+	{ 't', "tokenizer", OPT_STR, &o.tokenizer, 0, 0, "FILE",
+	    "tokenizer, when not that of the model" },
+	{ 0, "stage", OPT_CHOICE, &a.stage, 0, 0, "pretrain|sft|dpo|orpo|grpo|distill|generate",
+	    "which program" },
 	{ 'b', "batch", OPT_INT, &o.batch, 0, 65536, "N", "as there; 0: as it does without" },
 	{ 0, "accum", OPT_INT, &o.accum, 0, 65536, "N", "micro-batches of a step; 0: 1" },
-	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N", "tokens of a sequence, or of the context of generate; 0: as without" },
+	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N",
+	    "tokens of a sequence, or of the context of generate; 0: as without" },
 	{ 'j', "threads", OPT_INT, &a.threads, 0, 256, "N", "threads; 0: one per CPU" },
 	{ .kind = OPT_GROUP, .help = "Training" },
 	{ 0, "ref", OPT_CHOICE, &o.ref, 0, 0, "auto|yes|no",
@@ -45,36 +52,47 @@ static const struct opt opts[] = {
 	{ 0, "new", OPT_INT, &o.max_new, 1, 1 << 20, "N", "as of chr-grpo" },
 	{ 0, "reward", OPT_LIST, &o.reward, 0, 0, "SPEC", "as of chr-grpo" },
 	{ 0, "precompute-ref", OPT_STR, &prefs_ref, 0, 0, "FILE", "as of chr-dpo" },
-	{ 0, "ranks", OPT_INT, &o.ranks, 1, 1 << 20, "N", "of the job, each with a batch; the plan is that of one" },
+	{ 0, "ranks", OPT_INT, &o.ranks, 1, 1 << 20, "N",
+	    "of the job, each with a batch; the plan is that of one" },
 	{ 0, "expert-parallel", OPT_INT, &o.expert_parallel, 1, 65536, "N", "as of the trainers" },
 	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "as of chr-distill" },
 	{ 0, "teacher-ram", OPT_BYTES, &o.teacher_ram, 0, 0, "BYTES", "as of chr-distill" },
 	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K", "as of chr-distill" },
-	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "as of chr-distill, whose FILE is made for one" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X",
+	    "as of chr-distill, whose FILE is made for one" },
 	{ 0, "eval", OPT_STR, &o.eval, 0, 0, "FILE", "as of the trainers" },
 	{ 0, "data-ram", OPT_BYTES, &o.data_ram, 0, 0, "BYTES", "as of the trainers" },
 	{ 0, "shuffle-window", OPT_COUNT, &o.window, 0, 1e9, "N", "as of the trainers" },
-	{ 0, "data", OPT_BYTES, &o.data, 0, 0, "BYTES", "without FILE: what the trainer holds of its data" },
+	{ 0, "data", OPT_BYTES, &o.data, 0, 0, "BYTES",
+	    "without FILE: what the trainer holds of its data" },
 	{ .kind = OPT_GROUP, .help = "Generating" },
 	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "as of chr-generate" },
 	{ 0, "readers", OPT_INT, &o.readers, 1, 64, "N", "as of chr-generate" },
 	{ 0, "kv-type", OPT_CHOICE, &o.kv, 0, 0, "f32|bf16|q8", "as of chr-generate" },
-	{ 0, "predict", OPT_STR, &a.predict, 0, 0, "LIST", "as of chr-generate; intent takes memory" },
+	{ 0, "predict", OPT_STR, &a.predict, 0, 0, "LIST",
+	    "as of chr-generate; intent takes memory" },
 	{ 0, "heat", OPT_STR, &a.heat, 0, 0, "FILE", "as of chr-generate" },
 	{ 0, "packed", OPT_FLAG, &o.packed, 0, 0, NULL, "with -c: experts are read from disk" },
 	{ 0, "dtype", OPT_CHOICE, &a.dtype, 0, 0, "f32|bf16|f16", "with -c: of the experts" },
 	{ 0, "quant", OPT_CHOICE, &a.quant, 0, 0, "none|q8|q4|q4a", "with -c: experts in blocks" },
-	{ 0, "quant-dense", OPT_CHOICE, &a.dense, 0, 0, "none|q8|q4|q4a", "with -c: and other matrices" },
-	{ 0, "replay", OPT_STR, &a.replay, 0, 0, "FILE", "records of chr-bench replay: what speed which memory buys" },
+	{ 0, "quant-dense", OPT_CHOICE, &a.dense, 0, 0, "none|q8|q4|q4a",
+	    "with -c: and other matrices" },
+	{ 0, "replay", OPT_STR, &a.replay, 0, 0, "FILE",
+	    "records of chr-bench replay: what speed which memory buys" },
 	{ .kind = OPT_GROUP, .help = "Limits" },
-	{ 0, "ram", OPT_BYTES, &a.ram, 0, 0, "BYTES", "memory; 0: what this process may still take on this machine" },
-	{ 0, "vram", OPT_BYTES, &o.vram, 0, 0, "BYTES", "and of a device that holds weights and activations; 0: there is none" },
+	{ 0, "ram", OPT_BYTES, &a.ram, 0, 0, "BYTES",
+	    "memory; 0: what this process may still take on this machine" },
+	{ 0, "vram", OPT_BYTES, &o.vram, 0, 0, "BYTES",
+	    "and of a device that holds weights and activations; 0: there is none" },
 	{ 0, "margin", OPT_FLOAT, &a.margin, 0, 90, "PERCENT", "of the limits left alone" },
 	{ 0, "allow-seq", OPT_FLAG, &o.allow_seq, 0, 0, NULL, "the sequence may become shorter" },
-	{ 0, "allow-rank", OPT_FLAG, &o.allow_rank, 0, 0, NULL, "the adapter's rank may become lower" },
+	{ 0, "allow-rank", OPT_FLAG, &o.allow_rank, 0, 0, NULL,
+	    "the adapter's rank may become lower" },
 	{ .kind = OPT_GROUP, .help = "Past runs" },
-	{ 'l', "learn", OPT_FLAG, &a.learn, 0, 0, NULL, "FILEs are step records: write how measured peaks compare with plans" },
-	{ 0, "calibration", OPT_STR, &a.calibration, 0, 0, "FILE", "what --learn wrote: multiply plans by it" },
+	{ 'l', "learn", OPT_FLAG, &a.learn, 0, 0, NULL,
+	    "FILEs are step records: write how measured peaks compare with plans" },
+	{ 0, "calibration", OPT_STR, &a.calibration, 0, 0, "FILE",
+	    "what --learn wrote: multiply plans by it" },
 	{ .kind = OPT_END }
 };
 
@@ -99,7 +117,8 @@ static void put_groups(json_t *r, const struct mem_limit *l)
 
 	for (int i = 0; i < l->ngroup; i++)
 		json_array_append_new(list, json_pack("{s:o, s:I, s:I}", "dir",
-		    json_text(l->group[i].dir, strlen(l->group[i].dir)), "limit", (json_int_t)l->group[i].limit, "used", (json_int_t)l->group[i].used));
+		    json_text(l->group[i].dir, strlen(l->group[i].dir)), "limit",
+		    (json_int_t)l->group[i].limit, "used", (json_int_t)l->group[i].used));
 	json_object_set_new(r, "groups", list);
 }
 
@@ -121,10 +140,12 @@ static int limits(struct err *e)
 		json_set_num(r, "pressure_some", l.some10);
 	if (l.full10 >= 0)
 		json_set_num(r, "pressure_full", l.full10);
-	by = a.ram > 0 ? "--ram" : l.by >= 0 ? l.group[l.by].dir : l.left < MEM_LIMIT_NONE ? "machine" : "nothing";
+	by = a.ram > 0 ? "--ram" : l.by >= 0 ? l.group[l.by].dir : l.left < MEM_LIMIT_NONE
+	    ? "machine" : "nothing";
 	json_object_set_new(r, "by", json_text(by, strlen(by)));
 	json_set_num(r, "margin", a.margin);
-	o.ram = a.ram > 0 ? (int64_t)((double)a.ram * share) : l.left < MEM_LIMIT_NONE ? (int64_t)((double)l.left * share) : 0;
+	o.ram = a.ram > 0 ? (int64_t)((double)a.ram * share) : l.left < MEM_LIMIT_NONE
+	    ? (int64_t)((double)l.left * share) : 0;
 	if (o.ram == 0 && a.ram == 0 && l.left < MEM_LIMIT_NONE)
 		o.ram = 1;		/* nothing is left, which is not "no limit" */
 	o.vram = (int64_t)((double)o.vram * share);
@@ -140,11 +161,13 @@ static void say(const struct fit_result *x, const struct fit *f)
 
 	fit_args(f, &x->at, args, sizeof args);
 	mem_plan_print(&x->plan, stderr);
-	fprintf(stderr, "%s %s, %.1f MiB of %.1f\n", x->as_asked ? "fits:" : x->fits ? "does not fit as asked; this would:"
+	fprintf(stderr, "%s %s, %.1f MiB of %.1f\n", x->as_asked ? "fits:" : x->fits
+	    ? "does not fit as asked; this would:"
 	    : "does not fit; the least tried is", args, (double)fit_bytes(f, &x->plan) / (1 << 20),
 	    (double)o.ram / (1 << 20));
 	if (!x->fits && f->o->stage == FIT_GENERATE && !f->packed)
-		fprintf(stderr, "a plain directory holds all experts in memory: packed by chr-pack, they are read from disk\n");
+		fprintf(stderr, "a plain directory holds all experts in memory: packed by chr-pack,"
+		    " they are read from disk\n");
 }
 
 /* Exit status, or -1. */
@@ -170,12 +193,14 @@ static int fit(struct err *e)
 static void settle(void)
 {
 	const char *why;
-	static const enum dtype dtype[] = { DT_F32, DT_BF16, DT_F16 }, quant[] = { DT_F32, DT_Q8, DT_Q4, DT_Q4A };
+	static const enum dtype dtype[] = { DT_F32, DT_BF16, DT_F16 }, quant[] = { DT_F32, DT_Q8,
+	    DT_Q4, DT_Q4A };
 
 	if ((o.model != NULL) == (o.config != NULL))
 		opt_usage("which model? -m DIR, or -c FILE");
 	if (o.model != NULL && (o.packed || a.dtype || a.quant || a.dense))
-		opt_usage("--packed, --dtype, --quant and --quant-dense are for -c; a directory says so itself");
+		opt_usage("--packed, --dtype, --quant and --quant-dense are for -c; a directory "
+		    "says so itself");
 	if (a.dtype && a.quant)
 		opt_usage("--dtype or --quant, not both");
 	if ((o.teacher != NULL || o.topk > 0) && a.stage != FIT_DISTILL)
@@ -199,9 +224,11 @@ static void settle(void)
 int main(int argc, char **argv)
 {
 	static const struct opt_prog prog = {
-		.name = "chr-fit", .operands = "[options] -m DIR | -c FILE [FILE...], or -l [FILE...]",
+		.name = "chr-fit", .operands = "[options] -m DIR | -c FILE [FILE...], or -l "
+		    "[FILE...]",
 		.purpose = "say what of a model fits in memory",
-		.notes = "FILEs are what a trainer would read, or with -l step records. Records of each step of the reasoning go to\n"
+		.notes = "FILEs are what a trainer would read, or with -l step records. Records of "
+		    "each step of the reasoning go to\n"
 		    "stdout, the plan is the last.\n"
 		    "Exit status: 0 it fits as asked, 1 it does not.",
 	};
@@ -215,7 +242,8 @@ int main(int argc, char **argv)
 	if (!a.learn)
 		settle();
 	pool_init(a.threads);
-	if (a.calibration != NULL && fit_calibration(a.calibration, fit_stage_name[a.stage], &o.factor, &e) < 0)
+	if (a.calibration != NULL && fit_calibration(a.calibration, fit_stage_name[a.stage],
+	    &o.factor, &e) < 0)
 		err_exit(&e);
 	rc = a.learn ? learn(argc - first, argv + first, &e) : fit(&e);
 	if (rc < 0)

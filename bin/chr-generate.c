@@ -1,4 +1,5 @@
-/* chr-generate: continues prompts. Records in, completions out in the same order; plain text for one prompt by hand. */
+/* chr-generate: continues prompts. Records in, completions out in the same order; plain text for
+ * one prompt by hand. */
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,33 +25,46 @@ static struct {
 	double temperature, top_p, min_p, penalty, kv_warn, kv_shed;
 	bool chat, raw, skip_bad, guard;
 	struct opt_list stop;
-} o = { .batch = 1, .max_new = 128, .chunk = 256, .top_k = 40, .temperature = 0.8, .top_p = 0.95, .min_p = 0.05,
+} o = { .batch = 1, .max_new = 128, .chunk = 256, .top_k = 40, .temperature = 0.8, .top_p = 0.95,
+    .min_p = 0.05,
 	.penalty = 1, .kv_warn = 85, .kv_shed = 95 };
 
 static const struct opt opts[] = {
 	{ 'p', "prompt", OPT_STR, &o.prompt, 0, 0, "TEXT", "continue TEXT instead of records" },
-	{ 'n', "new", OPT_INT, &o.max_new, 0, 1 << 24, "N", "at most N new tokens for each prompt" },
+	{ 'n', "new", OPT_INT, &o.max_new, 0, 1 << 24, "N",
+	    "at most N new tokens for each prompt" },
 	{ 'b', "batch", OPT_INT, &o.batch, 1, 1024, "N", "sequences evaluated together" },
-	{ 0, "context", OPT_INT, &o.context, 0, 1 << 24, "N", "room for N tokens, prompt included; 0: as many as needed, "
+	{ 0, "context", OPT_INT, &o.context, 0, 1 << 24, "N",
+	    "room for N tokens, prompt included; 0: as many as needed, "
 	    "2048 when that is not known" },
 	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "prompt tokens evaluated at a time" },
-	{ 0, "chat", OPT_FLAG, &o.chat, 0, 0, NULL, "a prompt is what a user says; converses on a terminal" },
-	{ 0, "raw", OPT_FLAG, &o.raw, 0, 0, NULL, "text out, not records (as with -p on a terminal)" },
+	{ 0, "chat", OPT_FLAG, &o.chat, 0, 0, NULL,
+	    "a prompt is what a user says; converses on a terminal" },
+	{ 0, "raw", OPT_FLAG, &o.raw, 0, 0, NULL, "text out, not records (as with -p on a "
+	    "terminal)" },
 	{ 0, "stop", OPT_LIST, &o.stop, 0, 0, "TEXT", "end at TEXT, which is left out" },
 	{ 0, "stats", OPT_STR, &o.stats, 0, 0, "FD|FILE", "write a record for each step" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
+	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "sampling" },
-	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X", "0 always takes the most likely token" },
-	{ 0, "top-k", OPT_INT, &o.top_k, 0, INT_MAX, "N", "among the N most likely tokens; 0: all" },
-	{ 0, "top-p", OPT_FLOAT, &o.top_p, 0, 1, "X", "among the fewest that have probability X together" },
-	{ 0, "min-p", OPT_FLOAT, &o.min_p, 0, 1, "X", "among those at least X times as likely as the best" },
-	{ 0, "repeat-penalty", OPT_FLOAT, &o.penalty, 1e-3, 1e3, "X", "make tokens that occurred less likely; 1: do not" },
-	{ 's', "seed", OPT_COUNT, &o.seed, 0, 9e18, "N", "of the draws; a record's own \"seed\" goes before it" },
+	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X",
+	    "0 always takes the most likely token" },
+	{ 0, "top-k", OPT_INT, &o.top_k, 0, INT_MAX, "N",
+	    "among the N most likely tokens; 0: all" },
+	{ 0, "top-p", OPT_FLOAT, &o.top_p, 0, 1, "X",
+	    "among the fewest that have probability X together" },
+	{ 0, "min-p", OPT_FLOAT, &o.min_p, 0, 1, "X",
+	    "among those at least X times as likely as the best" },
+	{ 0, "repeat-penalty", OPT_FLOAT, &o.penalty, 1e-3, 1e3, "X",
+	    "make tokens that occurred less likely; 1: do not" },
+	{ 's', "seed", OPT_COUNT, &o.seed, 0, 9e18, "N",
+	    "of the draws; a record's own \"seed\" goes before it" },
 	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared",
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
-	{ 0, "guard", OPT_FLAG, &o.guard, 0, 0, NULL, "when memory runs out, hold fewer experts, then take no new prompts" },
+	{ 0, "guard", OPT_FLAG, &o.guard, 0, 0, NULL,
+	    "when memory runs out, hold fewer experts, then take no new prompts" },
 	{ 0, "kv-warn", OPT_FLOAT, &o.kv_warn, 1, 100, "PERCENT", "of a limit in use: say so" },
 	{ 0, "kv-shed", OPT_FLOAT, &o.kv_shed, 1, 100, "PERCENT", "of it: do so" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
@@ -58,7 +72,8 @@ static const struct opt opts[] = {
 };
 
 static const struct opt_prog prog = { "chr-generate", "[FILE...]", "continue prompts with a model",
-	"Records hold \"prompt\" (text, or messages), \"messages\", \"text\" or \"tokens\"; the others are carried through.",
+	"Records hold \"prompt\" (text, or messages), \"messages\", \"text\" or \"tokens\"; the "
+	    "others are carried through.",
 	false };
 
 struct job {
@@ -103,15 +118,18 @@ static json_t *asked(const json_t *rec)
 	if (json_is_array(prompt))
 		return json_pack("{s:O}", "messages", prompt);
 	if (json_is_string(prompt))
-		return o.chat ? json_pack("{s:[{s:s,s:O}]}", "messages", "role", "user", "content", prompt)
+		return o.chat ? json_pack("{s:[{s:s,s:O}]}", "messages", "role", "user", "content",
+		    prompt)
 		    : json_pack("{s:O}", "text", prompt);
 	return json_incref((json_t *)rec);
 }
 
-/* A job for a record, or NULL when the record is bad: s.e says so, or it is passed over. Takes the reference. */
+/* A job for a record, or NULL when the record is bad: s.e says so, or it is passed over. Takes
+ * the reference. */
 static struct job *new_job(json_t *rec)
 {
-	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, (uint64_t)o.seed };
+	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k,
+	    (uint64_t)o.seed };
 	const json_t *seed = json_object_get(rec, "seed");
 	struct ids ids = { 0 };
 	struct err why = { 0 };
@@ -123,7 +141,8 @@ static struct job *new_job(json_t *rec)
 	if (status == 0 && ids.n == 0)
 		status = err_set(&why, EX_DATAERR, "empty prompt, and no token to begin with");
 	if (status == 0 && s.context > 0 && ids.n >= s.context)
-		status = err_set(&why, EX_DATAERR, "prompt of %d tokens leaves nothing of --context %d", ids.n, s.context);
+		status = err_set(&why, EX_DATAERR,
+		    "prompt of %d tokens leaves nothing of --context %d", ids.n, s.context);
 	if (status < 0) {
 		json_decref(rec);
 		if (!s.in) {
@@ -154,7 +173,8 @@ static void expect(struct job *j)
 	if (opt_quiet || !(opt_verbose || (x.seconds > 1 && isatty(STDERR_FILENO))))
 		return;
 	progress_clear(&s.progress);
-	fprintf(stderr, "%s: prompt of %d tokens: %.2g s to the first token (%.2g s of computing, %.2g s to read %.4g MB)\n", err_prog,
+	fprintf(stderr, "%s: prompt of %d tokens: %.2g s to the first token (%.2g s of computing, "
+	    "%.2g s to read %.4g MB)\n", err_prog,
 	    j->gen.ids.n, x.seconds, x.compute, x.reads, x.bytes / 1e6);
 }
 
@@ -175,7 +195,8 @@ static void start_job(struct job *j)
 	it.s = j->seq;
 	it.logits = j->logits;
 	expect(j);
-	must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0 || report_prompt(&s.report, it.n, &st, &s.e) < 0);
+	must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0 || report_prompt(&s.report, it.n, &st,
+	    &s.e) < 0);
 	if (!j->gen.finish)
 		gentext_next(&j->gen, &s.gen, s.sampler, j->logits);
 	j->first = j->ended = progress_clock();
@@ -293,13 +314,15 @@ static void step(void)
 
 	for (struct job *j = s.head; j; j = j->next)
 		if (j->seq && !j->gen.finish) {
-			it[n] = (struct eval_item){ .s = j->seq, .tok = &j->gen.ids.v[j->gen.ids.n - 1], .n = 1,
+			it[n] = (struct eval_item){ .s = j->seq,
+			    .tok = &j->gen.ids.v[j->gen.ids.n - 1], .n = 1,
 			    .logits = j->logits };
 			job[n++] = j;
 		}
 	if (n == 0)
 		return;
-	must(engine_eval(infer.g, it, n, &st, &s.e) < 0 || report_step(&s.report, n, &st, &s.e) < 0);
+	must(engine_eval(infer.g, it, n, &st, &s.e) < 0 || report_step(&s.report, n, &st, &s.e) <
+	    0);
 	for (int i = 0; i < n; i++)
 		gentext_next(&job[i]->gen, &s.gen, s.sampler, job[i]->logits);
 }
@@ -337,7 +360,8 @@ static void run_records(void)
 	while (!sig_stop && (more || s.active > 0)) {
 		room = guard_store_check(&s.squeeze) != GUARD_LIMIT;
 		/* A slow one at the head may hold back only so many results. */
-		while (room && more && !sig_stop && s.active < o.batch && s.waiting < 16 * o.batch) {
+		while (room && more && !sig_stop && s.active < o.batch &&
+		    s.waiting < 16 * o.batch) {
 			struct job *j = next_record();
 
 			more = j != NULL;
@@ -352,7 +376,8 @@ static void run_records(void)
 		step();
 		end_jobs();
 		if (!s.text || !isatty(STDOUT_FILENO))
-			progress_at(&s.progress, (double)s.report.tokens, "%lld prompts", (long long)s.count);
+			progress_at(&s.progress, (double)s.report.tokens, "%lld prompts",
+			    (long long)s.count);
 	}
 	if (s.e.status != 0)		/* those before it are written */
 		rank_deal_fail(s.count, &s.e);
@@ -377,7 +402,8 @@ static void run_prompt(struct job *j)
 static void converse(void)
 {
 	json_t *messages = json_array();
-	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, (uint64_t)o.seed };
+	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k,
+	    (uint64_t)o.seed };
 	struct seq *seq = seq_new(infer.g, &s.e);
 	float *logits = malloc(sizeof(*logits) * (size_t)infer.cfg.vocab_size);
 	struct ids held = { 0 };
@@ -405,10 +431,12 @@ static void converse(void)
 			ids_free(&ids);
 			break;
 		}
-		gentext_start(&g, &ids, &so, o.max_new < s.context - ids.n ? o.max_new : s.context - ids.n, (uint64_t)s.count++);
+		gentext_start(&g, &ids, &so, o.max_new < s.context - ids.n ? o.max_new
+		    : s.context - ids.n, (uint64_t)s.count++);
 		while (!g.finish && !sig_stop) {
 			int from = seq_len(seq);
-			struct eval_item it = { .s = seq, .tok = g.ids.v + from, .n = g.ids.n - from, .logits = logits };
+			struct eval_item it = { .s = seq, .tok = g.ids.v + from,
+			    .n = g.ids.n - from, .logits = logits };
 			struct eval_stats st;
 
 			guard_store_check(&s.squeeze);
@@ -416,12 +444,14 @@ static void converse(void)
 			must((from < g.nprompt ? report_prompt(&s.report, it.n, &st, &s.e)
 			    : report_step(&s.report, 1, &st, &s.e)) < 0);
 			gentext_next(&g, &s.gen, s.sampler, logits);
-			fwrite(g.text ? g.text + shown : "", 1, gentext_shown(&g, &s.gen) - shown, stdout);
+			fwrite(g.text ? g.text + shown : "", 1, gentext_shown(&g, &s.gen) - shown,
+			    stdout);
 			shown = gentext_shown(&g, &s.gen);
 			fflush(stdout);
 		}
 		putchar('\n');
-		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "assistant", "content",
+		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "assistant",
+		    "content",
 		    json_text(g.text ? g.text : "", g.len)));
 		held.n = 0;
 		for (int i = 0; i < seq_len(seq); i++)
@@ -438,7 +468,8 @@ static void converse(void)
 
 static void set_ends(void)
 {
-	s.gen = (struct gentext_opt){ .tok = infer.tok, .end = { infer.cfg.eos_token_id, -1, -1 }, .nstop = o.stop.n,
+	s.gen = (struct gentext_opt){ .tok = infer.tok, .end = { infer.cfg.eos_token_id, -1, -1 },
+	    .nstop = o.stop.n,
 	    .stop = o.stop.v };
 	if (infer.tok) {
 		s.gen.end[1] = tok_eos(infer.tok);
@@ -457,9 +488,11 @@ static void set_context(const struct job *by_hand)
 	if (!o.context && s.context > most)
 		s.context = most;
 	if (s.context > most)
-		err_warn("--context %d is beyond the %d positions that %s was made for", s.context, most, infer.model);
+		err_warn("--context %d is beyond the %d positions that %s was made for", s.context,
+		    most, infer.model);
 	if (by_hand && by_hand->gen.nprompt >= s.context && o.max_new > 0)
-		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d", by_hand->gen.nprompt, s.context);
+		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d",
+		    by_hand->gen.nprompt, s.context);
 }
 
 /* A packed model takes what memory leaves below the warning. */
@@ -494,15 +527,18 @@ int main(int argc, char **argv)
 		opt_usage("nothing to continue: give -p TEXT, a file, or --chat");
 	must(comm_open(&s.e) < 0);
 	if (comm_size() > 1 && (o.prompt || talk || o.stats))
-		opt_usage("%s is for one process, not %d", o.stats ? "--stats" : o.prompt ? "-p" : "a conversation", comm_size());
+		opt_usage("%s is for one process, not %d", o.stats ? "--stats" : o.prompt ? "-p"
+		    : "a conversation", comm_size());
 	rank_deal_open(write_result);
 	sig_install();
 	infer_begin(false);
 	set_ends();
 	V = infer.cfg.vocab_size;
 	if (o.prompt)
-		by_hand = new_job(json_pack("{s:o}", "prompt", json_text(o.prompt, strlen(o.prompt))));
-	else if (!talk && !infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
+		by_hand = new_job(json_pack("{s:o}", "prompt",
+		    json_text(o.prompt, strlen(o.prompt))));
+	else if (!talk && !infer.dry_run &&
+	    (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
 		must(true);
 	set_context(by_hand);
 	open_guard();

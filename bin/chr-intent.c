@@ -25,28 +25,37 @@ static struct {
 	int64_t steps, seed, log_every;
 	double epochs, lr, decay, drop, holdout;
 	bool skip_bad;
-} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 20, .lr = 5e-3, .decay = 0.1, .drop = 0.5, .holdout = 0.1 };
+} o = { .batch = 32, .width = 64, .log_every = 20, .epochs = 20, .lr = 5e-3, .decay = 0.1,
+    .drop = 0.5, .holdout = 0.1 };
 
 static struct opt opts[] = {
-	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory, plain or packed; gets " INTENT_NAME },
+	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR",
+	    .help = "model directory, plain or packed; gets " INTENT_NAME },
 	{ 'n', "steps", OPT_COUNT, &o.steps, 0, 1e9, "N", "optimiser steps; 0: as --epochs says" },
 	{ 0, "epochs", OPT_FLOAT, &o.epochs, 0, 1e6, "X", "times through the sequences" },
 	{ 'b', "batch", OPT_INT, &o.batch, 1, 1 << 20, "N", "sequences per step" },
 	{ 'l', "lr", OPT_FLOAT, &o.lr, 0, 100, "X", "highest learning rate" },
 	{ 0, "weight-decay", OPT_FLOAT, &o.decay, 0, 100, "X", "of matrices" },
-	{ 0, "drop", OPT_FLOAT, &o.drop, 0, 0.99, "X", "share of a prompt's tokens that a step does not see" },
-	{ 0, "width", OPT_INT, &o.width, 8, INTENT_MAX_WIDTH, "N", "of the encoder; a multiple of 8" },
-	{ 's', "seed", OPT_COUNT, &o.seed, 0, 0x1p62, "N", "of first weights and of the order of sequences" },
-	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X", "share of sequences that are only measured" },
+	{ 0, "drop", OPT_FLOAT, &o.drop, 0, 0.99, "X",
+	    "share of a prompt's tokens that a step does not see" },
+	{ 0, "width", OPT_INT, &o.width, 8, INTENT_MAX_WIDTH, "N",
+	    "of the encoder; a multiple of 8" },
+	{ 's', "seed", OPT_COUNT, &o.seed, 0, 0x1p62, "N",
+	    "of first weights and of the order of sequences" },
+	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X",
+	    "share of sequences that are only measured" },
 	{ 0, "prompt-tokens", OPT_INT, &o.prompt_tokens, 0, 1 << 24, "N",
 	    "where records mark no answer: the first N tokens are the prompt; 0: half" },
-	{ 0, "log-every", OPT_COUNT, &o.log_every, 1, 1e9, "N", "steps between records, and comparisons of weights" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of stopping" },
+	{ 0, "log-every", OPT_COUNT, &o.log_every, 1, 1e9, "N",
+	    "steps between records, and comparisons of weights" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of "
+	    "stopping" },
 	{ 0 }
 };
 
 static const struct opt_prog prog = { "chr-intent", "-m DIR [options] [FILE...]",
-	"learn from prompts which experts answers use", "Reads activation records of chr-actlog.", true };
+	"learn from prompts which experts answers use", "Reads activation records of chr-actlog.",
+	    true };
 
 static struct {
 	struct modeldir md;
@@ -57,7 +66,8 @@ static struct {
 	const struct answer **train;	/* (ntrain) sequences that are not held */
 	uint32_t *order;		/* (ntrain) permutation of this epoch */
 	int64_t ntrain, epoch;
-	real *g, *scratch, *best;	/* best: the weights so far with the least loss on the sequences to choose by */
+	real *g, *scratch, *best;	/* best: the weights so far with the least loss on the
+					   sequences to choose by */
 	uint32_t *tok;			/* the tokens that a step sees */
 	struct progress bar;
 	struct err e;
@@ -90,10 +100,13 @@ static int check_log(const struct actlog_model *m)
 
 	if (!is)
 		return -1;
-	if (m->layers != c->num_hidden_layers || m->experts != c->num_experts || m->top_k != c->num_experts_per_tok
+	if (m->layers != c->num_hidden_layers || m->experts != c->num_experts ||
+	    m->top_k != c->num_experts_per_tok
 	    || (m->fingerprint[0] && strcmp(m->fingerprint, is) != 0))
-		return err_set(&s.e, EX_DATAERR, "the records are not of this model: %d layers, %d experts, top-%d, %s there; "
-		    "%d, %d, %d, %s in %s", m->layers, m->experts, m->top_k, m->fingerprint, c->num_hidden_layers,
+		return err_set(&s.e, EX_DATAERR, "the records are not of this model: %d layers, %d "
+		    "experts, top-%d, %s there; "
+		    "%d, %d, %d, %s in %s", m->layers, m->experts, m->top_k, m->fingerprint,
+		    c->num_hidden_layers,
 		    c->num_experts, c->num_experts_per_tok, is, o.model);
 	return 0;
 }
@@ -106,7 +119,8 @@ static void read_log(int nfiles, char *const files[])
 	int rc;
 
 	must(!in || actlog_open(&log, in, &s.e) < 0 || check_log(&log.model) < 0);
-	must(intent_pairs_open(&s.a, &s.md.cfg, o.prompt_tokens, o.holdout > 0 ? (int)lround(fmin(1 / o.holdout, 1e9)) : 0,
+	must(intent_pairs_open(&s.a, &s.md.cfg, o.prompt_tokens, o.holdout > 0
+	    ? (int)lround(fmin(1 / o.holdout, 1e9)) : 0,
 	    &s.e) < 0);
 	while ((rc = actlog_next(&log, &s.e)) == 1)
 		if (intent_pairs_add(&s.a, &log.act, &bad) < 0)
@@ -115,7 +129,8 @@ static void read_log(int nfiles, char *const files[])
 	actlog_close(&log);
 	jsonl_close(in);
 	if (s.a.left_out && !opt_quiet)
-		fprintf(stderr, "%lld sequences left out: no prompt, or no answer\n", (long long)s.a.left_out);
+		fprintf(stderr, "%lld sequences left out: no prompt, or no answer\n",
+		    (long long)s.a.left_out);
 }
 
 /* What training needs besides the sequences. */
@@ -137,7 +152,8 @@ static void prepare(void)
 			s.popular[k] += (double)x->used[k];
 	}
 	if (s.ntrain == 0)
-		err_die(EX_DATAERR, "nothing to learn from: no sequence has a prompt and an answer");
+		err_die(EX_DATAERR, "nothing to learn from: no sequence has a prompt and an "
+		    "answer");
 	s.tok = take(most, sizeof *s.tok);
 	s.scratch = take((size_t)experts(), sizeof *s.scratch);
 	if (!(s.m = intent_new(&s.md.cfg, s.md.fingerprint, o.width, (uint64_t)o.seed)))
@@ -155,7 +171,8 @@ static const struct answer *sequence(int64_t at)
 {
 	if (at / s.ntrain != s.epoch || at == 0) {
 		s.epoch = at / s.ntrain;
-		rng_shuffle((uint64_t)o.seed, (uint64_t)s.epoch + 1000, s.order, (uint64_t)s.ntrain);
+		rng_shuffle((uint64_t)o.seed, (uint64_t)s.epoch + 1000, s.order,
+		    (uint64_t)s.ntrain);
 	}
 	return s.train[s.order[at % s.ntrain]];
 }
@@ -166,7 +183,8 @@ static int some_tokens(const struct answer *x, int64_t at)
 	int n = 0;
 
 	for (int i = 0; i < x->n; i++)
-		if (rng_hash((uint64_t)o.seed * 1000003 + (uint64_t)at, (uint64_t)i) * 0x1p-32 >= o.drop)
+		if (rng_hash((uint64_t)o.seed * 1000003 + (uint64_t)at, (uint64_t)i) * 0x1p-32 >=
+		    o.drop)
 			s.tok[n++] = x->tok[i];
 	return n;
 }
@@ -189,7 +207,8 @@ static double dev_kl(void)
 static void put_step(int64_t step, double loss, double floor, double dev, double lr, double norm,
     int64_t tokens)
 {
-	json_t *r = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", "intent", "step", (json_int_t)step);
+	json_t *r = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", "intent", "step",
+	    (json_int_t)step);
 
 	json_set_num(r, "loss", loss);
 	json_set_num(r, "kl", loss - floor);
@@ -216,18 +235,21 @@ static int64_t train(int64_t steps)
 			const struct answer *x = sequence(at);
 			int n = some_tokens(x, at);
 
-			loss += intent_loss(s.m, s.tok, n, x->used, 1 / (real)o.batch, s.g, s.scratch);
+			loss += intent_loss(s.m, s.tok, n, x->used, 1 / (real)o.batch, s.g,
+			    s.scratch);
 			floor += coverage_entropy(x->used, s.m->Ls, s.m->E);
 			tokens += n;
 		}
 		norm = optim_norm(&s.opt, s.g);
 		if (!isfinite(loss) || !isfinite(norm))
-			err_die(EX_DATAERR, "step %lld: the loss is not finite: lower --lr", (long long)step);
+			err_die(EX_DATAERR, "step %lld: the loss is not finite: lower --lr",
+			    (long long)step);
 		lr = optim_lr(&schedule, step);
 		optim_step(&s.opt, s.m->w, s.g, lr, optim_clip(norm, 1));
 		if (step % o.log_every == 0 || step == steps) {
 			dev = dev_kl();
-			put_step(step, loss / (double)since, floor / (double)since, dev, lr, norm, tokens);
+			put_step(step, loss / (double)since, floor / (double)since, dev, lr, norm,
+			    tokens);
 			loss = floor = 0;
 			since = 0;
 			if (dev < least) {
@@ -248,7 +270,8 @@ static int64_t train(int64_t steps)
 
 static void evaluate(int64_t steps)
 {
-	json_t *r = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", "intent", "step", (json_int_t)steps);
+	json_t *r = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", "intent", "step",
+	    (json_int_t)steps);
 	struct coverage c;
 
 	must(coverage_open(&c, &s.a, s.m, s.popular, &s.e) < 0);
@@ -266,9 +289,11 @@ static void evaluate(int64_t steps)
 static void save(int argc, char **argv)
 {
 	static const char *const omit[] = { "model", "log-every", "quiet", "verbose", NULL };
-	json_t *had = modeldir_metadata(&s.md), *command = prov_command(argc, argv, opts, omit), *meta;
+	json_t *had = modeldir_metadata(&s.md), *command = prov_command(argc, argv, opts, omit),
+	    *meta;
 	uint64_t seed = (uint64_t)o.seed;
-	struct prov p = { .program = err_prog, .command = command, .seed = &seed, .parent_metadata = had,
+	struct prov p = { .program = err_prog, .command = command, .seed = &seed, .parent_metadata =
+	    had,
 	    .parent = s.md.fingerprint };
 
 	meta = prov_metadata(&p);

@@ -1,4 +1,5 @@
-/* chr-ls: what is in safetensors files and model directories, and whether it is whole and finite. */
+/* chr-ls: what is in safetensors files and model directories, and whether it is whole and
+ * finite. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,15 +23,18 @@ static struct {
 
 static struct opt opts[] = {
 	{ 'H', "human", OPT_FLAG, &o.human, .help = "a table for people (default on a terminal)" },
-	{ 0, "check", OPT_FLAG, &o.check, .help = "read everything: whole and finite? status 1 if not" },
+	{ 0, "check", OPT_FLAG, &o.check, .help = "read everything: whole and finite? status 1 if "
+	    "not" },
 	{ 'a', "all", OPT_FLAG, &o.all, .help = "list padding too" },
-	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N", "threads of --check; 0: one per CPU" },
+	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N",
+	    "threads of --check; 0: one per CPU" },
 	{ 0 }
 };
 
 static const struct opt_prog prog = { "chr-ls", "[options] [FILE|DIR...]",
 	"list tensors, metadata and ancestry of models",
-	"FILE is a safetensors or .ctsr file, DIR a model directory, plain, sharded or packed.", true };
+	"FILE is a safetensors or .ctsr file, DIR a model directory, plain, sharded or packed.",
+	    true };
 
 static bool answer_no;		/* a check found something */
 
@@ -54,8 +58,10 @@ static void put_tensor(const struct st_tensor *t, const char *file)
 
 	for (int i = 0; i < t->ndim; i++)
 		json_array_append_new(shape, json_integer((json_int_t)t->shape[i]));
-	put(json_pack("{s:s, s:s, s:s, s:o, s:I, s:I, s:s}", "type", "tensor", "name", t->name, "dtype",
-	    st_dtype_name(t->dtype), "shape", shape, "bytes", (json_int_t)t->nbytes, "offset", (json_int_t)t->offset,
+	put(json_pack("{s:s, s:s, s:s, s:o, s:I, s:I, s:s}", "type", "tensor", "name", t->name,
+	    "dtype",
+	    st_dtype_name(t->dtype), "shape", shape, "bytes", (json_int_t)t->nbytes, "offset",
+	    (json_int_t)t->offset,
 	    "file", file));
 }
 
@@ -65,7 +71,8 @@ static void put_ancestry(const char *text, const char *file)
 	size_t i;
 
 	json_array_foreach(list, i, one) {
-		json_t *r = json_pack("{s:s, s:i, s:s}", "type", "ancestry", "n", (int)i + 1, "file", file);
+		json_t *r = json_pack("{s:s, s:i, s:s}", "type", "ancestry", "n", (int)i + 1,
+		    "file", file);
 
 		json_object_update_missing(r, one);
 		put(r);
@@ -81,7 +88,8 @@ static void put_metadata(const struct st_file *f, const char *file)
 	for (size_t i = 0; (key = st_meta_at(f, i, &value)); i++)
 		json_object_set_new(meta, key, json_string(value));
 	if (json_object_size(meta))
-		put(json_pack("{s:s, s:s, s:O}", "type", "metadata", "file", file, "metadata", meta));
+		put(json_pack("{s:s, s:s, s:O}", "type", "metadata", "file", file, "metadata",
+		    meta));
 	json_decref(meta);
 	put_ancestry(st_meta(f, "chronos.ancestry"), file);
 }
@@ -100,8 +108,10 @@ static void list_file(const struct st_file *f, const char *file)
 		n += !is_pad(t);
 		pad += is_pad(t) ? (int64_t)t->nbytes : 0;
 	}
-	put(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I}", "type", "file", "file", file, "tensors", (json_int_t)n, "bytes",
-	    (json_int_t)st_size(f), "header_bytes", (json_int_t)st_data_start(f), "pad_bytes", (json_int_t)pad));
+	put(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I}", "type", "file", "file", file, "tensors",
+	    (json_int_t)n, "bytes",
+	    (json_int_t)st_size(f), "header_bytes", (json_int_t)st_data_start(f), "pad_bytes",
+	    (json_int_t)pad));
 	put_metadata(f, file);
 	for (size_t i = 0; (t = st_at(f, i)); i++)
 		if (o.all || !is_pad(t))
@@ -146,12 +156,17 @@ static void put_model(const struct modeldir *md, const struct manifest *m)
 	const char *type = json_string_value(json_object_get(c->raw, "model_type"));
 	const char *fp = modeldir_meta(md, "chronos.fingerprint");
 
-	put(json_pack("{s:s, s:s, s:s, s:i, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:b, s:s?}", "type", "model",
+	put(json_pack("{s:s, s:s, s:s, s:i, s:I, s:I, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:b, "
+	    "s:s?}", "type", "model",
 	    "path", md->path, "model_type", type ? type : "chronos", "format", c->format, "params",
-	    (json_int_t)md->par.count, "active_params", (json_int_t)params_active(&md->par, c), "layers",
-	    c->num_hidden_layers, "sparse_layers", c->num_sparse, "experts", c->num_experts, "experts_per_token",
-	    c->num_experts_per_tok, "shared_experts", c->num_shared_experts, "expert_bytes", (json_int_t)one,
-	    "experts_bytes", (json_int_t)(one * experts), "bytes", (json_int_t)(tensor_bytes(md) + (m ? one * experts : 0)),
+	    (json_int_t)md->par.count, "active_params", (json_int_t)params_active(&md->par, c),
+	    "layers",
+	    c->num_hidden_layers, "sparse_layers", c->num_sparse, "experts", c->num_experts,
+	    "experts_per_token",
+	    c->num_experts_per_tok, "shared_experts", c->num_shared_experts, "expert_bytes",
+	    (json_int_t)one,
+	    "experts_bytes", (json_int_t)(one * experts), "bytes",
+	    (json_int_t)(tensor_bytes(md) + (m ? one * experts : 0)),
 	    "packed", md->packed, "fingerprint", fp));
 }
 
@@ -218,7 +233,8 @@ static void put_bad(void *ctx, const struct verify_bad *b)
 static void put_check(const char *path, const struct verify *v)
 {
 	answer_no |= v->found > 0;
-	put(json_pack("{s:s, s:s, s:b, s:I, s:I, s:I}", "type", "check", "path", path, "ok", v->found == 0, "tensors",
+	put(json_pack("{s:s, s:s, s:b, s:I, s:I, s:I}", "type", "check", "path", path, "ok",
+	    v->found == 0, "tensors",
 	    (json_int_t)v->tensors, "bytes", (json_int_t)v->bytes, "bad", (json_int_t)v->found));
 }
 

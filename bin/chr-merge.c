@@ -21,36 +21,45 @@ static struct {
 } o;
 
 static struct opt opts[] = {
-	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "the model that the adapters were trained on" },
+	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR",
+	    .help = "the model that the adapters were trained on" },
 	{ 'o', "out", OPT_STR, &o.out, .arg = "DIR", .help = "model directory to make" },
-	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "f32|bf16|f16", .help = "type of the weights written" },
-	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there; take an adapter of another model" },
+	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "f32|bf16|f16",
+	    .help = "type of the weights written" },
+	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there; take "
+	    "an adapter of another model" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N", "threads; 0: one per CPU" },
 	{ 0 }
 };
 
 static const struct opt_prog prog = { "chr-merge", "-m DIR -o DIR [options] ADAPTER...",
 	"add LoRA adapters to the weights of a model",
-	"ADAPTER is a directory with adapter_model.safetensors and adapter_config.json, as the trainers write it with\n"
+	"ADAPTER is a directory with adapter_model.safetensors and adapter_config.json, as the "
+	    "trainers write it with\n"
 	"--lora-rank, and as PEFT does.", false };
 
 /* The adapter's last ancestor names the model it was trained on. */
-static int check_base(const char *adapter, const json_t *metadata, const char *fingerprint, struct err *e)
+static int check_base(const char *adapter, const json_t *metadata, const char *fingerprint,
+    struct err *e)
 {
 	const char *text = json_string_value(json_object_get(metadata, "chronos.ancestry"));
 	json_t *list = text != NULL ? json_loads(text, 0, NULL) : NULL;
-	const char *parent = json_string_value(json_object_get(json_array_get(list, json_array_size(list) - 1), "parent"));
+	const char *parent =
+	    json_string_value(json_object_get(json_array_get(list, json_array_size(list) - 1),
+	    "parent"));
 	int rc = 0;
 
 	if (parent != NULL && strcmp(parent, fingerprint) != 0 && !o.force)
-		rc = err_set(e, EX_DATAERR, "%s: was trained on the model %s, %s is %s (--force merges all the same)", adapter,
+		rc = err_set(e, EX_DATAERR, "%s: was trained on the model %s, %s is %s (--force "
+		    "merges all the same)", adapter,
 		    parent, o.model, fingerprint);
 	json_decref(list);
 	return rc;
 }
 
 /* Adds all adapters to w; *metadata becomes that of the last. */
-static int merge(const struct modeldir *md, const char *fingerprint, int n, char *const adapter[], float *w,
+static int merge(const struct modeldir *md, const char *fingerprint, int n, char *const adapter[],
+    float *w,
     json_t **metadata, struct err *e)
 {
 	for (int i = 0; i < n; i++) {
@@ -82,7 +91,8 @@ static int copy_tokenizer(const char *to, struct err *e)
 	return rc;
 }
 
-static int write_model(const struct modeldir *md, const float *w, const json_t *metadata, char *fingerprint,
+static int write_model(const struct modeldir *md, const float *w, const json_t *metadata,
+    char *fingerprint,
     struct err *e)
 {
 	static const enum dtype dtype[] = { DT_F32, DT_BF16, DT_F16 };
@@ -91,20 +101,24 @@ static int write_model(const struct modeldir *md, const float *w, const json_t *
 
 	if (outdir_begin(&d, o.out, o.model, o.force, e) < 0)
 		return -1;
-	if (modeldir_save(d.tmp, &md->cfg, &md->par, w, &out, fingerprint, e) < 0 || copy_tokenizer(d.tmp, e) < 0) {
+	if (modeldir_save(d.tmp, &md->cfg, &md->par, w, &out, fingerprint, e) < 0 ||
+	    copy_tokenizer(d.tmp, e) < 0) {
 		outdir_abort(&d);
 		return -1;
 	}
 	return outdir_commit(&d, e);
 }
 
-/* An adapter from elsewhere does not know its ancestors: then those of the model are the ones to name. */
-static json_t *provenance(int argc, char **argv, const struct modeldir *md, const json_t *adapter, const char *fingerprint)
+/* An adapter from elsewhere does not know its ancestors: then those of the model are the ones to
+ * name. */
+static json_t *provenance(int argc, char **argv, const struct modeldir *md, const json_t *adapter,
+    const char *fingerprint)
 {
 	static const char *const omit[] = { "out", "force", "threads", "quiet", "verbose", NULL };
 	json_t *command = prov_command(argc, argv, opts, omit), *own = modeldir_metadata(md);
 	const json_t *had = json_object_get(adapter, "chronos.ancestry") != NULL ? adapter : own;
-	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had, .parent = fingerprint };
+	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had,
+	    .parent = fingerprint };
 	json_t *meta = prov_metadata(&p);
 
 	json_object_update_missing(meta, (json_t *)had);
@@ -130,7 +144,8 @@ int main(int argc, char **argv)
 	if (first == argc)
 		opt_usage("which adapter?");
 	pool_init(o.threads);
-	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0 || (base = modeldir_fingerprint(&md, &e)) == NULL)
+	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0 || (base = modeldir_fingerprint(&md, &e))
+	    == NULL)
 		err_exit(&e);
 	w = mem_alloc((size_t)md.par.total * sizeof *w);
 	if (modeldir_load_f32(&md, &md.par, w, &e) < 0 ||
@@ -139,7 +154,8 @@ int main(int argc, char **argv)
 	meta = provenance(argc, argv, &md, had, base);
 	if (write_model(&md, w, meta, made, &e) < 0)
 		err_exit(&e);
-	rec = json_pack("{s:s, s:i, s:s, s:s}", "type", "merge", "adapters", argc - first, "base", base, "fingerprint", made);
+	rec = json_pack("{s:s, s:i, s:s, s:s}", "type", "merge", "adapters", argc - first, "base",
+	    base, "fingerprint", made);
 	if (json_put(stdout, rec, &e) < 0)
 		err_exit(&e);
 	json_decref(rec);

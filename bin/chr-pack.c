@@ -27,12 +27,15 @@ static struct {
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory to read" },
 	{ 'o', "output", OPT_STR, &o.out, .arg = "DIR", .help = "directory to make" },
-	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "model|f32|bf16|f16", .help = "type of the experts; model: as they are" },
-	{ 0, "quant", OPT_CHOICE, &o.quant, .arg = "none|q8|q4|q4a", .help = "experts in blocks of 8 or 4 bits (lossy)" },
+	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "model|f32|bf16|f16",
+	    .help = "type of the experts; model: as they are" },
+	{ 0, "quant", OPT_CHOICE, &o.quant, .arg = "none|q8|q4|q4a",
+	    .help = "experts in blocks of 8 or 4 bits (lossy)" },
 	{ 0, "quant-dense", OPT_CHOICE, &o.dense, .arg = "none|q8|q4|q4a",
 	    .help = "also all other matrices, but the router's and the lookahead head's" },
 	{ 0, "quant-for", OPT_LIST, &o.rule, .arg = "PATTERN=TYPE",
-	    .help = "tensors whose name matches; q8, q4, q4a, f32, bf16 or f16; later ones go before earlier" },
+	    .help = "tensors whose name matches; q8, q4, q4a, f32, bf16 or f16; later ones go "
+	    "before earlier" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one for each processor" },
 	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
 	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there" },
@@ -41,14 +44,16 @@ static struct opt opts[] = {
 
 static const struct opt_prog prog = { "chr-pack", "-m DIR -o DIR [options] [MANIFEST]",
 	"pack the experts of a model into cluster files",
-	"MANIFEST comes from chr-cluster, on standard input when not given. --unpack needs none.", false };
+	"MANIFEST comes from chr-cluster, on standard input when not given. --unpack needs none.",
+	    false };
 
 /* What the model said of itself, and this command as the last of its ancestors. */
 static json_t *metadata(int argc, char **argv, struct modeldir *md, const char *fingerprint)
 {
 	static const char *const omit[] = { "output", "force", "quiet", "verbose", NULL };
 	json_t *had = modeldir_metadata(md), *command = prov_command(argc, argv, opts, omit);
-	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had, .parent = fingerprint };
+	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had,
+	    .parent = fingerprint };
 	json_t *meta = prov_metadata(&p);
 
 	json_object_update_missing(meta, had);
@@ -57,7 +62,8 @@ static json_t *metadata(int argc, char **argv, struct modeldir *md, const char *
 	return meta;
 }
 
-/* "types": what was written of each, and what was lost by it; "relative_error": of all blocks together. */
+/* "types": what was written of each, and what was lost by it; "relative_error": of all blocks
+ * together. */
 static void report_types(json_t *r, const struct pack *p)
 {
 	json_t *types = json_object();
@@ -74,7 +80,8 @@ static void report_types(json_t *r, const struct pack *p)
 		json_set_int(one, "bytes", s->bytes);
 		if (s->converted) {
 			json_set_int(one, "converted", s->converted);
-			json_set_num(one, "relative_error", s->square > 0 ? sqrt(s->error / s->square) : 0);
+			json_set_num(one, "relative_error", s->square > 0
+			    ? sqrt(s->error / s->square) : 0);
 		}
 		json_object_set_new(types, dtype_name((enum dtype)t), one);
 		error += dtype_blocks((enum dtype)t) ? s->error : 0;
@@ -119,8 +126,10 @@ static struct pack_rule *rules(void)
 	for (int i = 0; i < o.rule.n; i++) {
 		const char *eq = strrchr(o.rule.v[i], '=');
 
-		if (!eq || eq == o.rule.v[i] || dtype_parse(eq + 1, &r[i].t) < 0 || r[i].t == DT_F64)
-			opt_usage("--quant-for %s: not PATTERN=q8, q4, q4a, f32, bf16 or f16", o.rule.v[i]);
+		if (!eq || eq == o.rule.v[i] || dtype_parse(eq + 1, &r[i].t) < 0 ||
+		    r[i].t == DT_F64)
+			opt_usage("--quant-for %s: not PATTERN=q8, q4, q4a, f32, bf16 or f16",
+			    o.rule.v[i]);
 		r[i].pattern = strndup(o.rule.v[i], (size_t)(eq - o.rule.v[i]));
 		if (!r[i].pattern)
 			err_die(EX_OSERR, "out of memory");
@@ -130,7 +139,8 @@ static struct pack_rule *rules(void)
 
 int main(int argc, char **argv)
 {
-	static const int dtype[] = { -1, DT_F32, DT_BF16, DT_F16 }, quant[] = { -1, DT_Q8, DT_Q4, DT_Q4A };
+	static const int dtype[] = { -1, DT_F32, DT_BF16, DT_F16 }, quant[] = { -1, DT_Q8, DT_Q4,
+	    DT_Q4A };
 	double began = progress_clock();
 	struct modeldir md;
 	struct manifest m;
@@ -147,7 +157,8 @@ int main(int argc, char **argv)
 	if (argc - first > (o.unpack ? 0 : 1))
 		opt_usage("unexpected operand \"%s\"", argv[argc - 1]);
 	if (o.unpack && (o.dtype || o.quant || o.dense || o.rule.n))
-		opt_usage("--unpack keeps types: no --dtype, --quant, --quant-dense or --quant-for");
+		opt_usage("--unpack keeps types: no --dtype, --quant, --quant-dense or "
+		    "--quant-for");
 	if (o.dtype && o.quant)
 		opt_usage("--dtype or --quant, not both");
 	sig_install();
@@ -157,8 +168,10 @@ int main(int argc, char **argv)
 	path = o.unpack ? file_join(o.model, MANIFEST_NAME) : NULL;
 	if (manifest_load(&m, path ? path : first < argc ? argv[first] : "-", &e) < 0)
 		err_exit(&e);
-	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force, .rule = rules(), .nrules = o.rule.n,
-	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = o.dense ? quant[o.dense] : 0 };
+	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force,
+	    .rule = rules(), .nrules = o.rule.n,
+	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = o.dense ? quant[o.dense]
+	    : 0 };
 	if (!o.unpack && pack_check(&p, &e) < 0)
 		err_exit(&e);
 	p.meta = meta = metadata(argc, argv, &md, o.unpack ? m.fingerprint : p.fingerprint);

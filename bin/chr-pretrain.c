@@ -13,7 +13,8 @@ static double pretrain_loss(const struct stage_in *in)
 
 int main(int argc, char **argv)
 {
-	static const struct stage stage = { .name = "pretrain", .source = &packed_source, .loss = pretrain_loss };
+	static const struct stage stage = { .name = "pretrain", .source = &packed_source,
+	    .loss = pretrain_loss };
 	static const struct opt opts[] = {
 		{ .kind = OPT_TABLE, .value = (void *)train_opts },
 		{ .kind = OPT_END }
@@ -21,8 +22,10 @@ int main(int argc, char **argv)
 	static const struct opt_prog prog = {
 		.name = "chr-pretrain", .operands = "[options] -c FILE -o DIR [FILE...]",
 		.purpose = "train a model on documents to predict their next token",
-		.notes = "FILE is JSONL (text, messages, tokens; .gz too) or a token shard (.safetensors). Step records go to\n"
-		    "stdout. Exit status 75: stopped early with a checkpoint, run again with --resume.",
+		.notes = "FILE is JSONL (text, messages, tokens; .gz too) or a token shard "
+		    "(.safetensors). Step records go to\n"
+		    "stdout. Exit status 75: stopped early with a checkpoint, run again with "
+		    "--resume.",
 		.reads_stdin = true,
 	};
 	struct err e = {0};

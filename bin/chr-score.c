@@ -1,4 +1,5 @@
-/* chr-score: how likely a model finds texts, record by record and in total; tensors for comparison with --dump. */
+/* chr-score: how likely a model finds texts, record by record and in total; tensors for
+ * comparison with --dump. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,18 +23,24 @@ static struct {
 } o = { .seq = 512, .temperature = 4 };
 
 static const struct opt opts[] = {
-	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N", "longer texts are scored in windows of N tokens" },
-	{ 0, "dump", OPT_STR, &o.dump, 0, 0, "FILE", "write logits, router and lookahead probabilities (safetensors)" },
+	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N",
+	    "longer texts are scored in windows of N tokens" },
+	{ 0, "dump", OPT_STR, &o.dump, 0, 0, "FILE",
+	    "write logits, router and lookahead probabilities (safetensors)" },
 	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K",
-	    "instead of scores write the K best candidates for each token, as chr-distill reads them; 0: do not" },
+	    "instead of scores write the K best candidates for each token, as chr-distill reads "
+	    "them; 0: do not" },
 	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "of that distillation" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
+	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
 
-static const struct opt_prog prog = { "chr-score", "[FILE...]", "log-probability and perplexity of texts",
-	"Records hold \"text\", \"messages\" or \"tokens\". Of messages, what the assistant says is scored.", true };
+static const struct opt_prog prog = { "chr-score", "[FILE...]",
+    "log-probability and perplexity of texts",
+	"Records hold \"text\", \"messages\" or \"tokens\". Of messages, what the assistant says "
+	    "is scored.", true };
 
 static struct {
 	struct jsonl *in;
@@ -102,14 +109,18 @@ static void topk_rows(const uint32_t *tok, int n)
 {
 	int K = o.topk;
 
-	teacher_topk_choose(s.logits, s.target, n, infer.cfg.vocab_size, K, o.temperature, s.best, s.best_logp, s.rest);
+	teacher_topk_choose(s.logits, s.target, n, infer.cfg.vocab_size, K, o.temperature, s.best,
+	    s.best_logp, s.rest);
 	for (int i = 0; i < n; i++)
-		teacher_topk_add(s.topk, tok[i], s.target[i] >= 0 ? K : 0, s.best + (size_t)i * (size_t)K,
+		teacher_topk_add(s.topk, tok[i], s.target[i] >= 0 ? K : 0, s.best + (size_t)i *
+		    (size_t)K,
 		    s.best_logp + (size_t)i * (size_t)K, (double)s.rest[i]);
 }
 
-/* Evaluates n tokens at pos of a window, and adds the log-probabilities of those among the following that count. */
-static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool last, int64_t *count, double *sum)
+/* Evaluates n tokens at pos of a window, and adds the log-probabilities of those among the
+ * following that count. */
+static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool last, int64_t *count,
+    double *sum)
 {
 	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .all = true };
 	bool wanted = o.dump != NULL;
@@ -124,7 +135,8 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 	if (o.dump) {
 		dump_room(n);
 		it.probs = d.probs + d.R * infer.cfg.num_sparse * infer.cfg.num_experts;
-		it.look = infer.cfg.lookahead_steps ? d.look + d.R * config_lookahead_rows(&infer.cfg) : NULL;
+		it.look = infer.cfg.lookahead_steps ? d.look + d.R *
+		    config_lookahead_rows(&infer.cfg) : NULL;
 	}
 	must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
 	if (o.dump)
@@ -150,9 +162,10 @@ static void put_record(json_t *r, const json_t *rec)
 	json_decref(r);
 }
 
-/* Windows of --seq tokens; each begins with the last token of the one before, so that every token but the first of the
- * text is predicted once. */
-static void score(const struct ids *ids, const struct ids *mask, const json_t *rec, int64_t *count, double *sum)
+/* Windows of --seq tokens; each begins with the last token of the one before, so that every
+ * token but the first of the text is predicted once. */
+static void score(const struct ids *ids, const struct ids *mask, const json_t *rec, int64_t *count,
+    double *sum)
 {
 	for (int w = 0; w < ids->n - 1 || w == 0; w += o.seq - 1) {
 		int n = ids->n - w < o.seq ? ids->n - w : o.seq;
@@ -164,7 +177,8 @@ static void score(const struct ids *ids, const struct ids *mask, const json_t *r
 			int m = n - i < s.rows ? n - i : s.rows;
 
 			score_rows(ids->v + w + i, mask->v + w + i, m, i + m == n, count, sum);
-			progress_at(&s.progress, (double)(s.tokens + *count), "%lld records", (long long)s.records);
+			progress_at(&s.progress, (double)(s.tokens + *count), "%lld records",
+			    (long long)s.records);
 		}
 		if (o.topk)
 			put_record(s.topk, rec);
@@ -182,7 +196,8 @@ static void put_score(json_t *r, int64_t tokens, double logprob)
 /* The record of a text; with --topk, those of its windows come before and in place of it. */
 static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec)
 {
-	static const char *const bulky[] = { "type", "text", "messages", "conversations", "tokens", "mask" };
+	static const char *const bulky[] = { "type", "text", "messages", "conversations", "tokens",
+	    "mask" };
 	json_t *r = json_object();
 	int64_t count = 0;
 	double sum = 0;
@@ -203,7 +218,8 @@ static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec
 	if (s.out != stdout && fclose(s.out) != 0)
 		err_die(EX_OSERR, "out of memory");
 	if (!sig_stop || comm_size() == 1)
-		rank_deal_put(s.records, text, size, (double[RANK_DEAL_SUMS]){ (double)count, sum });
+		rank_deal_put(s.records, text, size, (double[RANK_DEAL_SUMS]){ (double)count,
+		    sum });
 	free(text);
 }
 
@@ -254,13 +270,15 @@ static void layers_first(float *dst, const float *src, int64_t R, int Ls, int E)
 {
 	for (int64_t r = 0; r < R; r++)
 		for (int l = 0; l < Ls; l++)
-			memcpy(dst + (l * R + r) * E, src + (r * Ls + l) * E, sizeof(float) * (size_t)E);
+			memcpy(dst + (l * R + r) * E, src + (r * Ls + l) * E,
+			    sizeof(float) * (size_t)E);
 }
 
 static void write_dump(void)
 {
 	const struct config *c = &infer.cfg;
-	uint64_t R = (uint64_t)d.R, V = (uint64_t)c->vocab_size, Ls = (uint64_t)c->num_sparse, E = (uint64_t)c->num_experts;
+	uint64_t R = (uint64_t)d.R, V = (uint64_t)c->vocab_size, Ls = (uint64_t)c->num_sparse,
+	    E = (uint64_t)c->num_experts;
 	uint64_t heads = (uint64_t)c->lookahead_steps + 1;
 	bool look = c->lookahead_steps > 0, each = look && c->lookahead_per_layer;
 	struct st_error se;
@@ -274,7 +292,8 @@ static void write_dump(void)
 	st_writer_add(w, "router_probs", ST_F32, 3, (uint64_t[]){ Ls, R, E }, 0, &se);
 	if (look)
 		st_writer_add(w, "lookahead_probs", ST_F32, each ? 4 : 3,
-		    each ? (uint64_t[]){ R, heads, Ls, E } : (uint64_t[]){ R, heads, E, 0 }, 0, &se);
+		    each ? (uint64_t[]){ R, heads, Ls, E } : (uint64_t[]){ R, heads, E, 0 }, 0,
+		    &se);
 	st_writer_begin(w, &se);
 	st_writer_data(w, d.ids, R * 8, &se);
 	st_writer_data(w, d.record, R * 8, &se);
@@ -323,7 +342,8 @@ int main(int argc, char **argv)
 	rank_deal_open(write_result);
 	sig_install();
 	infer_begin(false);
-	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
+	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) ==
+	    NULL)
 		must(true);
 	setup();
 	began = progress_clock();

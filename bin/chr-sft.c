@@ -31,7 +31,8 @@ int main(int argc, char **argv)
 	static const struct opt_prog prog = {
 		.name = "chr-sft", .operands = "[options] -m DIR -o DIR [FILE...]",
 		.purpose = "train a model on conversations",
-		.notes = "FILE is JSONL with messages, conversations, or tokens and mask (.gz too). Step records go to stdout. Exit\n"
+		.notes = "FILE is JSONL with messages, conversations, or tokens and mask (.gz "
+		    "too). Step records go to stdout. Exit\n"
 		    "status 75: stopped early with a checkpoint, run again with --resume.",
 		.reads_stdin = true,
 	};

@@ -20,31 +20,39 @@ static struct {
 } o = { .vocab = 6400, .min_freq = 2, .chat = true, .shard_size = 512 << 20 };
 
 static const struct opt opts[] = {
-	{ 't', "tokenizer", OPT_STR, &o.tokenizer, 0, 0, "FILE", "tokenizer.json, or a directory that holds one" },
-	{ 'o', "out", OPT_STR, &o.out, 0, 0, "FILE", "--train: the tokenizer to write; else a token shard" },
+	{ 't', "tokenizer", OPT_STR, &o.tokenizer, 0, 0, "FILE",
+	    "tokenizer.json, or a directory that holds one" },
+	{ 'o', "out", OPT_STR, &o.out, 0, 0, "FILE",
+	    "--train: the tokenizer to write; else a token shard" },
 	{ 'd', "decode", OPT_FLAG, &o.decode, 0, 0, NULL, "tokens to text" },
-	{ 0, "text", OPT_FLAG, &o.text, 0, 0, NULL, "input is text (with -d: ids between blanks), whatever it looks like" },
+	{ 0, "text", OPT_FLAG, &o.text, 0, 0, NULL,
+	    "input is text (with -d: ids between blanks), whatever it looks like" },
 	{ 0, "jsonl", OPT_FLAG, &o.jsonl, 0, 0, NULL, "input is JSONL, whatever it looks like" },
-	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
+	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "Encoding" },
 	{ 0, "chat", OPT_FLAG, &o.chat, 0, 0, NULL, "conversations go through the chat template" },
 	{ 0, "mask", OPT_FLAG, &o.mask, 0, 0, NULL, "add \"mask\": 1 where an assistant speaks" },
-	{ 0, "special", OPT_FLAG, &o.special, 0, 0, NULL, "special tokens written in a text become themselves" },
+	{ 0, "special", OPT_FLAG, &o.special, 0, 0, NULL,
+	    "special tokens written in a text become themselves" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one per CPU" },
-	{ 0, "shard-size", OPT_BYTES, &o.shard_size, 1, 1e15, "BYTES", "with -o: begin another shard at this size" },
+	{ 0, "shard-size", OPT_BYTES, &o.shard_size, 1, 1e15, "BYTES",
+	    "with -o: begin another shard at this size" },
 	{ .kind = OPT_GROUP, .help = "Decoding" },
 	{ 0, "skip-special", OPT_FLAG, &o.skip_special, 0, 0, NULL, "leave special tokens out" },
 	{ 0, "lines", OPT_FLAG, &o.lines, 0, 0, NULL, "a newline after the text of each record" },
 	{ .kind = OPT_GROUP, .help = "Training" },
 	{ 0, "train", OPT_FLAG, &o.train, 0, 0, NULL, "make a tokenizer of the input" },
 	{ 'v', "vocab", OPT_COUNT, &o.vocab, TOK_MIN_VOCAB, 4e6, "N", "size of the vocabulary" },
-	{ 0, "min-freq", OPT_COUNT, &o.min_freq, 1, 1e15, "N", "merge only pairs that occur this often" },
+	{ 0, "min-freq", OPT_COUNT, &o.min_freq, 1, 1e15, "N",
+	    "merge only pairs that occur this often" },
 	{ 0 }
 };
 
 static const struct opt_prog prog = {
 	"chr-tokenize", "[FILE...]", "text to tokens and back; trains tokenizers",
-	"A file is JSONL when its name ends in .jsonl or .jsonl.gz or its first byte is '{', and text otherwise.", true
+	"A file is JSONL when its name ends in .jsonl or .jsonl.gz or its first byte is '{', and "
+	    "text otherwise.", true
 };
 
 /* One input document: a record, or a whole text with rec NULL. */
@@ -112,7 +120,8 @@ static int each_record(struct jsonl *in, doc_fn fn, void *ctx, struct err *e)
 	return rc || e->status ? -1 : 0;
 }
 
-/* Each file is read on its own, since each may be of another kind. records: takes all of a file; NULL: fn each. */
+/* Each file is read on its own, since each may be of another kind. records: takes all of a file;
+ * NULL: fn each. */
 static int each_doc(int n, char **files, doc_fn fn, records_fn records, void *ctx, struct err *e)
 {
 	static char *standard_input[] = { "-" };
@@ -179,7 +188,8 @@ static int parse_ids(struct run *r, struct doc *d, struct err *why)
 			return 0;
 		id = strtoull(s, &end, 10);
 		if (end == s || *s == '-' || *s == '+' || id >= (unsigned long long)tok_vocab(r->t))
-			return err_set(why, EX_DATAERR, "\"%.*s\" is not a token id below %d", (int)strcspn(s, " \n"), s,
+			return err_set(why, EX_DATAERR, "\"%.*s\" is not a token id below %d",
+			    (int)strcspn(s, " \n"), s,
 				tok_vocab(r->t));
 		ids_push(&r->ids, (uint32_t)id);
 	}
@@ -242,7 +252,8 @@ static void train(int n, char **files, struct err *e)
 	if (!r.t || tok_save(r.t, o.out, e))
 		err_exit(e);
 	if (!opt_quiet)
-		err_warn("%s: %d tokens of %" PRId64 " documents, %.1f MB, in %.1f s%s", o.out, tok_vocab(r.t), r.docs,
+		err_warn("%s: %d tokens of %" PRId64 " documents, %.1f MB, in %.1f s%s", o.out,
+		    tok_vocab(r.t), r.docs,
 			(double)r.bytes / 1e6, progress_clock() - began,
 			tok_vocab(r.t) < o.vocab ? "; no other pair is frequent enough" : "");
 	tok_trainer_free(r.trainer);
@@ -260,7 +271,8 @@ static void run(int n, char **files, struct err *e)
 		err_exit(e);
 	pool_init(o.decode ? 1 : o.threads);
 	r.z = tokenize_open(&(struct tokenize_opt){ r.t, r.shards, o.chat, o.mask, o.special });
-	rc = o.decode ? each_doc(n, files, decode, NULL, &r, e) : each_doc(n, files, encode_text, encode_records, &r, e);
+	rc = o.decode ? each_doc(n, files, decode, NULL, &r, e) : each_doc(n, files, encode_text,
+	    encode_records, &r, e);
 	if (rc || (r.shards && shards_close(r.shards, e)))
 		err_exit(e);
 	tokenize_close(r.z);

@@ -1,7 +1,8 @@
 /*
- * amx_emu: AMX in software, for tests on processors without it. The compiled instructions themselves run: each raises
- * SIGILL, and the handler does what the SDM says (volume 2, TDPBF16PS and the rest) and passes on. Tile n of a thread is
- * emu_tile[n]; all have 16 rows of 64 bytes, which is what the configuration must ask for.
+ * amx_emu: AMX in software, for tests on processors without it. The compiled instructions
+ * themselves run: each raises SIGILL, and the handler does what the SDM says (volume 2,
+ * TDPBF16PS and the rest) and passes on. Tile n of a thread is emu_tile[n]; all have 16 rows of
+ * 64 bytes, which is what the configuration must ask for.
  */
 #ifndef TESTS_AMX_EMU_H
 #define TESTS_AMX_EMU_H
@@ -27,7 +28,8 @@ static void emu_bad(const char *what)
 
 static uint64_t emu_reg(const ucontext_t *u, int n)
 {
-	static const int at[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9,
+	static const int at[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
+	    REG_RDI, REG_R8, REG_R9,
 		REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
 
 	return (uint64_t)u->uc_mcontext.gregs[at[n]];
@@ -84,7 +86,8 @@ static struct emu_insn emu_decode(const ucontext_t *u, const uint8_t *p)
 static void emu_configure(const uint8_t *c)
 {
 	for (int t = 0; t < 8; t++)
-		if (c[0] != 1 || c[1] != 0 || c[16 + 2 * t] != 64 || c[17 + 2 * t] != 0 || c[48 + t] != 16)
+		if (c[0] != 1 || c[1] != 0 || c[16 + 2 * t] != 64 || c[17 + 2 * t] != 0 ||
+		    c[48 + t] != 16)
 			emu_bad("another configuration than whole tiles");
 	memset(emu_tile, 0, sizeof(emu_tile));
 	emu_configured = true;
@@ -131,10 +134,12 @@ static void emu_step(const struct emu_insn *x)
 		memset(&emu_tile[x->reg], 0, sizeof(emu_tile[0]));
 	else if (x->op == 0x4b && x->pp == 3)
 		for (int r = 0; r < 16; r++)
-			memcpy(emu_tile[x->reg].f[r], (void *)(uintptr_t)(x->base + (uint64_t)r * x->index), 64);
+			memcpy(emu_tile[x->reg].f[r],
+			    (void *)(uintptr_t)(x->base + (uint64_t)r * x->index), 64);
 	else if (x->op == 0x4b && x->pp == 2)
 		for (int r = 0; r < 16; r++)
-			memcpy((void *)(uintptr_t)(x->base + (uint64_t)r * x->index), emu_tile[x->reg].f[r], 64);
+			memcpy((void *)(uintptr_t)(x->base + (uint64_t)r * x->index),
+			    emu_tile[x->reg].f[r], 64);
 	else if (x->op == 0x5c && x->pp == 2 && x->mod == 3)
 		emu_dp(x->reg, x->rm, x->vvvv);
 	else

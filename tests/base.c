@@ -20,19 +20,23 @@ static char dir[] = "/tmp/chr-base-XXXXXX";
 
 /* --- numbers --- */
 
-static void number(int (*parse)(const char *, int64_t *, const char **), const char *s, int64_t want)
+static void number(int (*parse)(const char *, int64_t *, const char **), const char *s,
+    int64_t want)
 {
 	const char *why = NULL;
 	int64_t v = -777;
 	int rc = parse(s, &v, &why);
 
-	ok(want == -777 ? rc == -1 && why : rc == 0 && v == want, "'%s' %s", s, want == -777 ? "refused" : "read");
+	ok(want == -777 ? rc == -1 && why : rc == 0 && v == want, "'%s' %s", s, want == -777
+	    ? "refused" : "read");
 }
 
 static void test_numbers(void)
 {
-	static const char *const bad[] = { "", " 1", "1 ", "4x", "x", "K", "-", "--1", "+1", "1.2.3", "1e3", "0x10",
-		"inf", "nan", ".5", "1,5", "99999999999999999999", "9223372036854775808", "1 K", "1KK", "0.5" };
+	static const char *const bad[] = { "", " 1", "1 ", "4x", "x", "K", "-", "--1", "+1",
+	    "1.2.3", "1e3", "0x10",
+		"inf", "nan", ".5", "1,5", "99999999999999999999", "9223372036854775808", "1 K",
+		    "1KK", "0.5" };
 	double d = 0;
 	const char *why;
 
@@ -91,7 +95,8 @@ static const struct opt table[] = {
 	{ 0, "set", OPT_LIST, &o.set, 0, 0, "KEY=VALUE", "override" },
 	{ 0 }
 };
-static const struct opt_prog prog = { "chr-base", "[options] [FILE...]", "test", "The notes.", false };
+static const struct opt_prog prog = { "chr-base", "[options] [FILE...]", "test", "The notes.",
+    false };
 
 /* Parses a command line in a child (parsing may exit); its exit status, and what it printed. */
 static int parse(const char *line, char *out, size_t size)
@@ -113,7 +118,8 @@ static int parse(const char *line, char *out, size_t size)
 		o.threads = 4; o.lr = 3e-4; o.check = true; o.ram = 64 << 20; o.steps = 20000;
 		int first = opt_parse(argc, argv, table, &prog);
 
-		printf("j%d l%g n%lld ram%lld check%d r%d m%d o%s set%d rest", o.threads, o.lr, (long long)o.steps,
+		printf("j%d l%g n%lld ram%lld check%d r%d m%d o%s set%d rest", o.threads, o.lr,
+		    (long long)o.steps,
 			(long long)o.ram, o.check, o.resume, o.mode, o.out ? o.out : "-", o.set.n);
 		for (int i = first; i < argc; i++)
 			printf(" %s", argv[i]);
@@ -142,7 +148,8 @@ static void parse_is(const char *line, int status, const char *want)
 static void test_options(void)
 {
 	parse_is("", 0, "j4 l0.0003 n20000 ram67108864 check1 r0 m0 o- set0 rest");
-	parse_is("a -j 2 b --lr=-0.5 -- -x", 0, "j2 l-0.5 n20000 ram67108864 check1 r0 m0 o- set0 rest a b -x");
+	parse_is("a -j 2 b --lr=-0.5 -- -x", 0, "j2 l-0.5 n20000 ram67108864 check1 r0 m0 o- set0 "
+	    "rest a b -x");
 	parse_is("-l -1e-3 -rn5 --no-check -m shared -o f --set a=1 --set b=2 -", 0,
 		"l-0.001 n5 ram67108864 check0 r1 m1 of set2 rest -");
 	parse_is("-v 2k --ram 1.5G", 0, "n2000 ram1610612736");
@@ -180,7 +187,8 @@ static void test_err(void)
 
 	errno = ENOENT;
 	ok(err_set(&e, EX_NOINPUT, "%s:", "a/b") == -1 && e.status == 66
-		&& !strcmp(e.msg, "a/b: No such file or directory"), "err_set adds strerror after a colon");
+		&& !strcmp(e.msg, "a/b: No such file or directory"),
+		    "err_set adds strerror after a colon");
 	err_set(&e, EX_DATAERR, "%0600d", 1);
 	ok(strlen(e.msg) == sizeof e.msg - 1, "long messages are cut");
 	if (pipe(p) || (pid = fork()) < 0)
@@ -190,7 +198,8 @@ static void test_err(void)
 		err_init("/usr/bin/chr-x");
 		err_die(EX_DATAERR, "bad");
 	}
-	ok(read(p[0], out, sizeof out) == 11 && !memcmp(out, "chr-x: bad\n", 11), "err_die prints program and message");
+	ok(read(p[0], out, sizeof out) == 11 && !memcmp(out, "chr-x: bad\n", 11),
+	    "err_die prints program and message");
 	waitpid(pid, &status, 0);
 	ok(WEXITSTATUS(status) == EX_DATAERR, "and exits");
 	close(p[0]);
@@ -237,7 +246,8 @@ static int count_files(const char *path)
 
 static void test_put(void)
 {
-	char *path = file_join(dir, "file"), *link = file_join(dir, "link"), *sub = file_join(dir, "no/file");
+	char *path = file_join(dir, "file"), *link = file_join(dir, "link"),
+	    *sub = file_join(dir, "no/file");
 	struct err e = {0};
 	struct stat st;
 
@@ -251,7 +261,8 @@ static void test_put(void)
 	ok(file_put(dir, "x", 1, &e) == -1 && e.status == EX_CANTCREAT, "a directory: 73");
 	if (access("/dev/full", W_OK) == 0)
 		ok(file_put("/dev/full", "x", 1, &e) == -1 && e.status == EX_IOERR
-			&& stat("/dev/full", &st) == 0 && S_ISCHR(st.st_mode), "a full device: 74, and it stays a device");
+			&& stat("/dev/full", &st) == 0 && S_ISCHR(st.st_mode),
+			    "a full device: 74, and it stays a device");
 	ok(count_files(dir) == 2, "nothing temporary stays");
 	free(path); free(link); free(sub);
 }
@@ -276,14 +287,16 @@ static void test_put_full(void)
 	}
 	waitpid(pid, &status, 0);
 	ok(WEXITSTATUS(status) == EX_IOERR, "disk full: 74");
-	ok(holds(path, "precious") && count_files(dir) == before, "the old file is intact, the temporary one gone");
+	ok(holds(path, "precious") && count_files(dir) == before,
+	    "the old file is intact, the temporary one gone");
 	free(path);
 	free(big);
 }
 
 static void test_trees(void)
 {
-	char *a = file_join(dir, "a/b//c"), *top = file_join(dir, "a"), *f = file_join(a, "f"), *g = file_join(a, "g");
+	char *a = file_join(dir, "a/b//c"), *top = file_join(dir, "a"), *f = file_join(a, "f"),
+	    *g = file_join(a, "g");
 	struct err e = {0};
 	char *buf;
 	size_t len;
@@ -291,8 +304,10 @@ static void test_trees(void)
 	ok(!file_mkdirs(a, &e) && !file_mkdirs(a, &e), "file_mkdirs, twice");
 	ok(!file_put(f, "data", 4, &e) && !file_copy(f, g, &e) && holds(g, "data"), "file_copy");
 	ok(file_mkdirs(f, &e) == -1 && e.status == EX_CANTCREAT, "a file in the way: 73");
-	ok(file_get("/nonexistent", &buf, &len, &e) == -1 && e.status == EX_NOINPUT && !buf, "missing: 66");
-	ok(file_get(dir, &buf, &len, &e) == -1 && e.status == EX_NOINPUT, "reading a directory: 66");
+	ok(file_get("/nonexistent", &buf, &len, &e) == -1 && e.status == EX_NOINPUT && !buf,
+	    "missing: 66");
+	ok(file_get(dir, &buf, &len, &e) == -1 && e.status == EX_NOINPUT,
+	    "reading a directory: 66");
 	ok(!file_remove_tree(top, &e) && access(top, F_OK), "file_remove_tree");
 	ok(!file_remove_tree(top, &e), "twice");
 	free(a); free(top); free(f); free(g);
@@ -311,12 +326,15 @@ static void test_mem(void)
 	mem_plan_add(&p, "cache", 20 << 20);
 	mem_plan_add(&p, "weights", 8 << 20);
 	ok(p.n == 2 && mem_plan_total(&p) == 128 << 20, "plan adds up");
-	ok(!mem_plan_check(&p, 0, "", &e) && !mem_plan_check(&p, 128 << 20, "", &e), "within the limit");
+	ok(!mem_plan_check(&p, 0, "", &e) && !mem_plan_check(&p, 128 << 20, "", &e),
+	    "within the limit");
 	ok(mem_plan_check(&p, (128 << 20) - 1, "use --ram", &e) == -1 && e.status == EX_OSERR
-		&& strstr(e.msg, "128.0 MiB") && strstr(e.msg, "use --ram"), "above: 71 with plan and hint");
+		&& strstr(e.msg, "128.0 MiB") && strstr(e.msg, "use --ram"),
+		    "above: 71 with plan and hint");
 	j = mem_plan_json(&p);
 	ok(json_integer_value(json_object_get(j, "total")) == 128 << 20
-		&& json_integer_value(json_object_get(json_object_get(j, "items"), "cache")) == 20 << 20, "plan record");
+		&& json_integer_value(json_object_get(json_object_get(j, "items"), "cache")) ==
+		    20 << 20, "plan record");
 	json_decref(j);
 	x = mem_alloc(100);
 	ok((uintptr_t)x % 64 == 0 && !x[0] && !x[99], "mem_alloc");
@@ -339,7 +357,8 @@ static void test_sig(void)
 		_exit(2);
 	}
 	waitpid(pid, &status, 0);
-	ok(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT, "the first stop signal sets a flag, the second kills");
+	ok(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT,
+	    "the first stop signal sets a flag, the second kills");
 }
 
 int main(void)

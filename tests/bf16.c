@@ -1,7 +1,7 @@
 /*
- * bf16: every kernel of the row gemm_bf16 against a sum in double of the same rounded values, and its promises: a row's
- * bytes depend on nothing but that row, B and K, and not on the number of threads. AMX runs in software where the
- * processor lacks it.
+ * bf16: every kernel of the row gemm_bf16 against a sum in double of the same rounded values,
+ * and its promises: a row's bytes depend on nothing but that row, B and K, and not on the number
+ * of threads. AMX runs in software where the processor lacks it.
  */
 #include <stdbool.h>
 #include <stdlib.h>
@@ -39,7 +39,8 @@ struct product { int kind, m, n, k; float *a, *b, *c; int64_t lda, ldb; };
 
 static struct product product(int kind, int m, int n, int k)
 {
-	struct product p = { kind, m, n, k, randoms((int64_t)m * k, 1), randoms((int64_t)n * k, 2), randoms((int64_t)m * n, 3),
+	struct product p = { kind, m, n, k, randoms((int64_t)m * k, 1), randoms((int64_t)n * k, 2),
+	    randoms((int64_t)m * n, 3),
 		kind == GEMM_TN ? m : k, kind == GEMM_NT ? k : n };
 
 	return p;
@@ -65,8 +66,10 @@ static double worst_error(const struct product *p, const float *c, float beta)
 			double sum = beta * p->c[i * p->n + j], size = fabs(sum) + 1e-30, d;
 
 			for (int q = 0; q < p->k; q++) {
-				float x = rounded(p->kind == GEMM_TN ? p->a[q * p->lda + i] : p->a[i * p->lda + q]);
-				float y = rounded(p->kind == GEMM_NT ? p->b[j * p->ldb + q] : p->b[q * p->ldb + j]);
+				float x = rounded(p->kind == GEMM_TN ? p->a[q * p->lda + i]
+				    : p->a[i * p->lda + q]);
+				float y = rounded(p->kind == GEMM_NT ? p->b[j * p->ldb + q]
+				    : p->b[q * p->ldb + j]);
 
 				sum += (double)x * y;
 				size += fabs((double)x * y);
@@ -78,7 +81,8 @@ static double worst_error(const struct product *p, const float *c, float beta)
 }
 
 /* Awkward sizes, and one of several blocks each way. */
-static const int size[][3] = { { 1, 1, 1 }, { 1, 7, 19 }, { 5, 16, 32 }, { 16, 33, 31 }, { 20, 50, 64 }, { 33, 15, 70 },
+static const int size[][3] = { { 1, 1, 1 }, { 1, 7, 19 }, { 5, 16, 32 }, { 16, 33, 31 },
+    { 20, 50, 64 }, { 33, 15, 70 },
 	{ 32, 32, 96 }, { 48, 400, 20 }, { 150, 40, 530 }, { 40, 23, 1100 } };
 #define SIZES (sizeof(size) / sizeof(size[0]))
 
@@ -89,7 +93,8 @@ static void test_products(const char *isa)
 	for (size_t s = 0; s < SIZES; s++)
 		for (int kind = 0; kind < 3; kind++)
 			for (int beta = 0; beta < 2; beta++) {
-				struct product p = product(kind, size[s][0], size[s][1], size[s][2]);
+				struct product p = product(kind, size[s][0], size[s][1],
+				    size[s][2]);
 				float *c = malloc((size_t)p.m * (size_t)p.n * sizeof(float));
 				double w;
 
@@ -107,7 +112,8 @@ static void test_products(const char *isa)
 static bool row_alone(const struct product *p, const float *c, int r)
 {
 	float *one = malloc((size_t)p->n * sizeof(float));
-	struct gemm_job j = { one, p->n, p->kind == GEMM_TN ? p->a + r : p->a + r * p->lda, p->lda, p->b, p->ldb, DT_F32, 1, p->n,
+	struct gemm_job j = { one, p->n, p->kind == GEMM_TN ? p->a + r : p->a + r * p->lda, p->lda,
+	    p->b, p->ldb, DT_F32, 1, p->n,
 		p->k, 1 };
 	bool same;
 
@@ -143,10 +149,12 @@ static void test_promises(const char *isa)
 	ok(threads, "%s: 1, 2 and 4 threads, the same bytes", isa);
 }
 
-/* What is not a number stays none, infinity stays, halves go to even, and nothing is added by padding. */
+/* What is not a number stays none, infinity stays, halves go to even, and nothing is added by
+ * padding. */
 static void test_values(const char *isa)
 {
-	const float in[] = { NAN, INFINITY, 1 + 0x1p-8f, 1 + 3 * 0x1p-8f, -1 - 0x1p-8f, 1 + 0x1.1p-8f };
+	const float in[] = { NAN, INFINITY, 1 + 0x1p-8f, 1 + 3 * 0x1p-8f, -1 - 0x1p-8f,
+	    1 + 0x1.1p-8f };
 	const float out[] = { NAN, INFINITY, 1, 1 + 0x1p-6f, -1, 1 + 0x1p-7f };
 	const float one = 1;
 	bool good = true;
@@ -154,7 +162,8 @@ static void test_values(const char *isa)
 	for (size_t i = 0; i < sizeof(in) / sizeof(in[0]); i++)
 		for (int swap = 0; swap < 2; swap++) {
 			float c = 7;
-			struct gemm_job j = { &c, 1, swap ? &one : &in[i], 1, swap ? &in[i] : &one, 1, DT_F32, 1, 1, 1, 0 };
+			struct gemm_job j = { &c, 1, swap ? &one : &in[i], 1, swap ? &in[i] : &one,
+			    1, DT_F32, 1, 1, 1, 0 };
 
 			backend_cpu.gemm_bf16(GEMM_NT, &j, 1);
 			good &= isnan(out[i]) ? isnan(c) : c == out[i];
@@ -184,15 +193,19 @@ static void test_equal(const struct bf16_kernels *k)
 	ok(same, "%s: the bytes of the plain loops", k->isa);
 }
 
-/* Attention, forward and backward, two documents and two query heads a key head: out[0..3] are o, dq, dk, dv. */
+/* Attention, forward and backward, two documents and two query heads a key head: out[0..3] are
+ * o, dq, dk, dv. */
 enum { AT = 70, AH = 4, AG = 2, AD = 24 };
 static void attention(bool bf16, float *out[4])
 {
-	float *q = randoms(AT * AH * AD, 6), *k = randoms(AT * AG * AD, 7), *v = randoms(AT * AG * AD, 8),
+	float *q = randoms(AT * AH * AD, 6), *k = randoms(AT * AG * AD, 7),
+	    *v = randoms(AT * AG * AD, 8),
 	      *d = randoms(AT * AH * AD, 9), *lse = malloc(AT * AH * sizeof(float));
 	int32_t doc[AT];
-	struct attn_args a = { .B = 1, .T = AT, .H = AH, .G = AG, .dq = AD, .dv = AD, .scale = 0.2f, .doc_start = doc, .bf16 = bf16,
-		.q = q, .k = k, .v = v, .o = out[0], .lse = lse, .d_o = d, .dq_ = out[1], .dk = out[2], .dv_ = out[3] };
+	struct attn_args a = { .B = 1, .T = AT, .H = AH, .G = AG, .dq = AD, .dv = AD, .scale = 0.2f,
+	    .doc_start = doc, .bf16 = bf16,
+		.q = q, .k = k, .v = v, .o = out[0], .lse = lse, .d_o = d, .dq_ = out[1],
+		    .dk = out[2], .dv_ = out[3] };
 
 	for (int t = 0; t < AT; t++)
 		doc[t] = t < 30 ? 0 : 30;
@@ -234,7 +247,8 @@ static void test_attention(const struct bf16_kernels *k)
 		to_full = fmax(to_full, difference(half[i], full[i], n));
 		free(half[i]), free(plain[i]), free(full[i]);
 	}
-	ok(to_plain < 1e-3, "%s: attention is that of the plain loops", k->isa);	/* a sum may round to another BF16 */
+	/* a sum may round to another BF16 */
+	ok(to_plain < 1e-3, "%s: attention is that of the plain loops", k->isa);
 	ok(to_full < 2e-2 && to_full > 1e-4, "%s: and that of f32 up to rounding", k->isa);
 	printf("# %s: attention differs by %.2g and %.2g\n", k->isa, to_plain, to_full);
 }

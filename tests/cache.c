@@ -1,4 +1,5 @@
-/* The store's policy against a naive account of it: random calls, reads that end in random order, some in failure. */
+/* The store's policy against a naive account of it: random calls, reads that end in random
+ * order, some in failure. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,7 +91,8 @@ static const char *step_end(struct cache *c)
 		cache_put(c, k);
 	else
 		cache_abandon(c, k);
-	return state == CACHE_FAILED && w.pins[k] == 0 && cache_state(c, k) != CACHE_ABSENT ? "failure stays" : NULL;
+	return state == CACHE_FAILED && w.pins[k] == 0 && cache_state(c, k) != CACHE_ABSENT
+	    ? "failure stays" : NULL;
 }
 
 static const char *step(struct cache *c, int max_reads)
@@ -101,7 +103,8 @@ static const char *step(struct cache *c, int max_reads)
 	case 2: case 3:
 		return step_end(c);
 	case 4: case 5:
-		cache_predict(c, below(KEYS), (float)below(100) / 100, below(6), below(CACHE_SOURCES));
+		cache_predict(c, below(KEYS), (float)below(100) / 100, below(6),
+		    below(CACHE_SOURCES));
 		return NULL;
 	case 6:
 		cache_advance(c);
@@ -147,8 +150,10 @@ static void random_walk(int max_reads)
 	ok(wrong == NULL, "%d steps with %d readers: %s", i, max_reads, wrong ? wrong : "sound");
 	ok(st->hits + st->late + st->misses == w.demands, "hits + late + misses = demands");
 	ok(st->reads == w.reads && st->read_bytes == w.bytes, "reads and bytes");
-	ok(st->predicted_used <= st->predicted && st->expired > 0 && st->predicted_used > 0 && st->hits > 0
-	    && st->late > 0 && st->wasted_bytes > 0 && st->wasted_bytes < st->read_bytes, "every counter moved");
+	ok(st->predicted_used <= st->predicted && st->expired > 0 && st->predicted_used > 0 &&
+	    st->hits > 0
+	    && st->late > 0 && st->wasted_bytes > 0 && st->wasted_bytes < st->read_bytes,
+	    "every counter moved");
 	cache_free(c);
 }
 
@@ -180,7 +185,8 @@ static void order_of_reads(void)
 			cache_done(c, got[i], 1, true);
 	}
 	ok(got[0] == 3 && got[1] == 1 && got[2] == 7 && got[3] == 4 && got[4] == 2 && got[5] == -1,
-	    "demands first, then (deadline, -prob): %d %d %d %d %d %d", got[0], got[1], got[2], got[3], got[4], got[5]);
+	    "demands first, then (deadline, -prob): %d %d %d %d %d %d", got[0], got[1], got[2],
+	    got[3], got[4], got[5]);
 	cache_free(c);
 }
 
@@ -192,7 +198,8 @@ static void guesses_wait(void)
 	for (i = 0; i < 5; i++)
 		cache_predict(c, i, 0.5f, 3, 0);
 	cache_demand(c, 9);
-	ok(cache_take(c, &slot) == 9 && cache_take(c, &slot) == -1, "no guess is read beside a demand");
+	ok(cache_take(c, &slot) == 9 && cache_take(c, &slot) == -1,
+	    "no guess is read beside a demand");
 	cache_done(c, 9, 1, true);
 	ok(cache_take(c, &slot) >= 0 && cache_take(c, &slot) >= 0 && cache_take(c, &slot) == -1,
 	    "no more guesses at once than allowed");
@@ -218,19 +225,23 @@ static void who_leaves(void)
 	cache_advance(c);
 	cache_demand(c, 3);
 	read_now(c);
-	ok(cache_state(c, 2) == CACHE_ABSENT && cache_stats(c)->wasted_bytes == 10, "a guess that did not come true goes first");
+	ok(cache_state(c, 2) == CACHE_ABSENT && cache_stats(c)->wasted_bytes == 10,
+	    "a guess that did not come true goes first");
 	cache_put(c, 3);
 	cache_advance(c);
 	cache_predict(c, 0, 1, 2, 0);
 	cache_demand(c, 4);
 	read_now(c);
-	ok(cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 1) == CACHE_ABSENT, "a predicted resident outlives an older one");
+	ok(cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 1) == CACHE_ABSENT,
+	    "a predicted resident outlives an older one");
 	cache_predict(c, 5, 1, 3, 0);
 	read_now(c);
-	ok(cache_state(c, 5) == CACHE_RESIDENT && cache_state(c, 3) == CACHE_ABSENT, "a guess takes the least recently used");
+	ok(cache_state(c, 5) == CACHE_RESIDENT && cache_state(c, 3) == CACHE_ABSENT,
+	    "a guess takes the least recently used");
 	cache_predict(c, 6, 1, 3, 0);
 	read_now(c);
-	ok(cache_state(c, 6) == CACHE_GUESSED, "a guess may take neither what is used now nor what is needed no later");
+	ok(cache_state(c, 6) == CACHE_GUESSED, "a guess may take neither what is used now nor what "
+	    "is needed no later");
 	cache_put(c, 4);
 	read_now(c);
 	ok(cache_state(c, 6) == CACHE_GUESSED, "not even when it is unpinned, in the same layer");
@@ -247,15 +258,18 @@ static void abandoned(void)
 	cache_take(c, &slot);
 	cache_abandon(c, 0);
 	cache_abandon(c, 1);
-	ok(cache_state(c, 0) == CACHE_READING && cache_state(c, 1) == CACHE_GUESSED, "abandoned: reads go on as guesses");
+	ok(cache_state(c, 0) == CACHE_READING && cache_state(c, 1) == CACHE_GUESSED,
+	    "abandoned: reads go on as guesses");
 	cache_done(c, 0, 1, false);
 	ok(cache_state(c, 0) == CACHE_ABSENT, "a failed guess is forgotten");
 	read_now(c);
-	ok(cache_demand(c, 1) == CACHE_HIT && cache_stats(c)->predicted_used == 1, "and may come true");
+	ok(cache_demand(c, 1) == CACHE_HIT && cache_stats(c)->predicted_used == 1,
+	    "and may come true");
 	cache_free(c);
 }
 
-/* Guesses that are right r times in 1000, all said to be so: what is wasted stays within the share, or nothing is guessed. */
+/* Guesses that are right r times in 1000, all said to be so: what is wasted stays within the
+ * share, or nothing is guessed. */
 static double wasted_share(int right, double share, double *guessed)
 {
 	struct cache *c = cache_new(KEYS, SLOTS, 1, KEEP);
@@ -285,9 +299,11 @@ static void credit(void)
 {
 	double guessed, wasted = wasted_share(990, 0.03, &guessed);
 
-	ok(wasted < 0.03 && guessed > 0.5, "sure guesses are made: %.2f of the reads, %.4f wasted", guessed, wasted);
+	ok(wasted < 0.03 && guessed > 0.5, "sure guesses are made: %.2f of the reads, %.4f wasted",
+	    guessed, wasted);
 	wasted = wasted_share(300, 0.03, &guessed);
-	ok(wasted < 0.035 && guessed < 0.1, "bad ones hardly: %.3f of the reads, %.4f wasted", guessed, wasted);
+	ok(wasted < 0.035 && guessed < 0.1, "bad ones hardly: %.3f of the reads, %.4f wasted",
+	    guessed, wasted);
 	wasted = wasted_share(300, -1, &guessed);
 	ok(wasted > 0.2, "without a limit: %.2f wasted", wasted);
 }
@@ -303,7 +319,8 @@ static void last_word(void)
 	cache_predict(c, 9, 1, 20, 0);
 	cache_predict(c, 9, 0.1f, 1, 0);
 	ok(cache_take(c, &slot) == 2, "the last word on a guess counts");
-	ok(cache_state(c, 9) == CACHE_GUESSED, "a less likely one on the next layer does not undo what is expected later");
+	ok(cache_state(c, 9) == CACHE_GUESSED, "a less likely one on the next layer does not undo "
+	    "what is expected later");
 	cache_pin(c, 2);
 	cache_done(c, 2, 1, true);
 	for (int k = 3; k < KEYS; k++) {
@@ -312,7 +329,8 @@ static void last_word(void)
 		read_now(c);
 		cache_put(c, k);
 	}
-	ok(cache_state(c, 2) == CACHE_RESIDENT && cache_pinned(c) == 1, "pinned for good: never leaves");
+	ok(cache_state(c, 2) == CACHE_RESIDENT && cache_pinned(c) == 1,
+	    "pinned for good: never leaves");
 	cache_demand(c, 30);
 	ok(cache_heat(c, 30) > cache_heat(c, 5), "used lately is warmer");
 	cache_free(c);
@@ -333,7 +351,8 @@ static void expected(void)
 		cache_put(c, k);
 		cache_advance(c);
 	}
-	ok(cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 1) == CACHE_RESIDENT && cache_state(c, 2) == CACHE_RESIDENT,
+	ok(cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 1) == CACHE_RESIDENT &&
+	    cache_state(c, 2) == CACHE_RESIDENT,
 	    "what is expected to be used stays");
 	cache_free(c);
 }
@@ -350,7 +369,8 @@ static void fewer_slots(void)
 		cache_put(c, k);
 		cache_advance(c);
 	}
-	ok(cache_shrink(c, &from, &to) && cache_shrink(c, &from, &to) && from < 0 && cache_residents(c) == 4, "free ones go first");
+	ok(cache_shrink(c, &from, &to) && cache_shrink(c, &from, &to) && from < 0 &&
+	    cache_residents(c) == 4, "free ones go first");
 	cache_demand(c, 0);			/* in slot 0 or so, and the last to leave but 3 */
 	cache_put(c, 0);
 	for (k = 0; k < 2; k++) {
@@ -362,7 +382,8 @@ static void fewer_slots(void)
 			left++;
 			low &= cache_slot(c, k) < 2;
 		}
-	ok(left == 2 && cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 3) == CACHE_RESIDENT, "the least recently used");
+	ok(left == 2 && cache_state(c, 0) == CACHE_RESIDENT && cache_state(c, 3) == CACHE_RESIDENT,
+	    "the least recently used");
 	ok(low && moved > 0, "and who stays is in the slots that are left");
 	cache_pin(c, 0);
 	cache_pin(c, 3);

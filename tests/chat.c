@@ -13,7 +13,8 @@ enum { T = 16, B = 3, TALKS = 40, ROWS = 400 };
 static char dir[] = "/tmp/chat.XXXXXX", *path, *pipe_path;
 static struct config cfg = { .vocab_size = 1000 };
 
-/* Talk i: tokens i*20 .. i*20+len-1, of which those from the third on are learned, the last two not. */
+/* Talk i: tokens i*20 .. i*20+len-1, of which those from the third on are learned, the last two
+ * not. */
 static int length(int i)
 {
 	return 5 + i * 7 % 12;
@@ -58,7 +59,8 @@ static void look_at(struct rows *r, const struct batch *b)
 		}
 		r->seen[talk] += at == 0;
 		r->targets += b->target[i] >= 0;
-		r->right &= i % b->T - s == at && b->target[i] == (next ? (int32_t)b->tok[i] + 1 : -1);
+		r->right &= i % b->T - s == at && b->target[i] == (next ? (int32_t)b->tok[i] + 1
+		    : -1);
 		/* what follows the last target is left out */
 		r->right &= at < length(talk) - 3;
 		r->right &= at == length(talk) - 4 || b->tok[i + 1] == b->tok[i] + 1;
@@ -98,7 +100,8 @@ static void *open_talks(char *file, bool shuffle, double epochs)
 	static struct err e;
 	void *c;
 
-	o = (struct train_opt){ .batch = B, .seq = T, .shuffle = shuffle, .epochs = epochs, .seed = 5 };
+	o = (struct train_opt){ .batch = B, .seq = T, .shuffle = shuffle, .epochs = epochs,
+	    .seed = 5 };
 	name = file;
 	c = chat_source.open(&o, &cfg, NULL, 1, &name, false, &e);
 	if (c == NULL)
@@ -121,7 +124,8 @@ static void test_epoch(void)
 		all &= r.seen[i] == (length(i) > 5);
 	ok(all, "each once, but those without anything to learn");
 	ok(r.targets == targets, "every learned token is a target");
-	ok(r.n <= rows && rows - r.n < B, "as many rows as said, rounded up to a batch: %d of %d", r.n, (int)rows);
+	ok(r.n <= rows && rows - r.n < B, "as many rows as said, rounded up to a batch: %d of %d",
+	    r.n, (int)rows);
 	chat_source.close(c);
 }
 
@@ -183,7 +187,8 @@ static void test_pipe(void)
 	d = open_talks(pipe_path, true, 1);
 	ok(chat_source.streams(d) && chat_source.rows(d) < 0, "a pipe: nobody knows how long");
 	collect(d, &s, ROWS);
-	ok(s.right && s.n == r.n && s.targets == r.targets && memcmp(r.seen, s.seen, sizeof r.seen) == 0,
+	ok(s.right && s.n == r.n && s.targets == r.targets && memcmp(r.seen, s.seen, sizeof r.seen)
+	    == 0,
 	    "gives what the file gives in order");
 	chat_source.close(d);
 }
@@ -198,9 +203,11 @@ static void test_fit(void)
 		ids_push(&m, i + 10);
 	}
 	ok(chat_fit(&a, &m, 9, &n) && a.n == 9 && n.cut == 0, "fits");
-	ok(chat_fit(&a, &m, 7, &n) && a.n == 7 && a.v[6] == 6 && m.v[6] == 16 && m.n == 7, "keep-start");
+	ok(chat_fit(&a, &m, 7, &n) && a.n == 7 && a.v[6] == 6 && m.v[6] == 16 && m.n == 7,
+	    "keep-start");
 	chat_flags.truncate = CHAT_KEEP_END;
-	ok(chat_fit(&a, &m, 4, &n) && a.n == 4 && a.v[0] == 3 && a.v[3] == 6 && m.v[0] == 13 && n.cut == 2, "keep-end");
+	ok(chat_fit(&a, &m, 4, &n) && a.n == 4 && a.v[0] == 3 && a.v[3] == 6 && m.v[0] == 13 &&
+	    n.cut == 2, "keep-end");
 	chat_flags.truncate = CHAT_DROP;
 	ok(!chat_fit(&a, NULL, 3, &n) && n.dropped == 1, "drop");
 	chat_flags.truncate = CHAT_KEEP_START;
@@ -215,7 +222,8 @@ static void bad(const char *text, const char *why)
 	struct ids out = {0};
 	struct err e = {0};
 
-	ok(chat_words(NULL, 100, rec, 9, &out, &n, &e) < 0 && out.n == 0 && strstr(e.msg, why) != NULL, "%s: %s", text, e.msg);
+	ok(chat_words(NULL, 100, rec, 9, &out, &n, &e) < 0 && out.n == 0 && strstr(e.msg, why) !=
+	    NULL, "%s: %s", text, e.msg);
 	ids_free(&out);
 	json_decref(rec);
 }

@@ -1,4 +1,5 @@
-/* Sums, gathers and rows between ranks against what they must be: one process, or mpirun -n 4 (tests/mpi.t). */
+/* Sums, gathers and rows between ranks against what they must be: one process, or mpirun -n 4
+ * (tests/mpi.t). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,8 @@ static int member(enum comm_set s, int k)
 {
 	int group = comm_count(COMM_GROUP), rank = comm_rank();
 
-	return s == COMM_ALL ? k : s == COMM_GROUP ? rank / group * group + k : rank % group + k * group;
+	return s == COMM_ALL ? k : s == COMM_GROUP ? rank / group * group + k : rank % group + k *
+	    group;
 }
 
 static real sum_of(enum comm_set s, int a, int64_t i)
@@ -33,7 +35,8 @@ static real sum_of(enum comm_set s, int a, int64_t i)
 static void test_sums(void)
 {
 	static const int64_t size[] = { 3, 0, 40000, 3000017, 1, 2500000, 1200000 };
-	static const enum comm_set set[] = { COMM_ALL, COMM_ALL, COMM_PEERS, COMM_ALL, COMM_PEERS, COMM_PEERS, COMM_ALL };
+	static const enum comm_set set[] = { COMM_ALL, COMM_ALL, COMM_PEERS, COMM_ALL, COMM_PEERS,
+	    COMM_PEERS, COMM_ALL };
 	enum { N = sizeof size / sizeof *size };
 	real *x[N], *scratch = calloc((size_t)comm_scratch(3000017, COMM_ALL) + 1, sizeof *scratch);
 	bool bad = false;
@@ -51,7 +54,8 @@ static void test_sums(void)
 		for (int a = 0; a < N; a++) {
 			int k = comm_place(set[a], comm_rank()), parts = comm_count(set[a]);
 
-			for (int64_t i = comm_cut(size[a], k, parts); i < comm_cut(size[a], k + 1, parts); i++)
+			for (int64_t i = comm_cut(size[a], k, parts); i < comm_cut(size[a], k + 1,
+			    parts); i++)
 				bad |= x[a][i] != sum_of(set[a], a, i);
 			comm_gather_begin(x[a], size[a], set[a]);
 		}
@@ -73,7 +77,8 @@ static void test_sums(void)
 static void test_rows(void)
 {
 	enum { W = 5, MOST = 64 };
-	int n = comm_count(COMM_GROUP), own = comm_place(COMM_GROUP, comm_rank()), out_at[n], out_n[n], in_at[n], in_n[n], at = MOST;
+	int n = comm_count(COMM_GROUP), own = comm_place(COMM_GROUP, comm_rank()), out_at[n],
+	    out_n[n], in_at[n], in_n[n], at = MOST;
 	real out[MOST * W], in[MOST * W];
 	bool bad = false;
 
@@ -93,7 +98,8 @@ static void test_rows(void)
 		for (int j = 0; j <= own; j++)
 			first -= 3 * k + j + 1;
 		for (int i = 0; i < in_n[k] * W; i++)
-			bad |= in[in_at[k] * W + i] != value(member(COMM_GROUP, k), 9, first * W + i);
+			bad |= in[in_at[k] * W + i] != value(member(COMM_GROUP, k), 9,
+			    first * W + i);
 	}
 	ok(!comm_any(bad), "rows within groups of %d", n);
 }
@@ -106,7 +112,8 @@ static void test_counts(void)
 
 	comm_counts(own, 3, all);
 	for (int k = 0; k < n; k++)
-		bad |= all[3 * k] != member(COMM_GROUP, k) || all[3 * k + 1] != 7 || all[3 * k + 2] != -member(COMM_GROUP, k);
+		bad |= all[3 * k] != member(COMM_GROUP, k) || all[3 * k + 1] != 7 ||
+		    all[3 * k + 2] != -member(COMM_GROUP, k);
 	ok(!comm_any(bad), "counts within groups");
 }
 
@@ -119,7 +126,8 @@ static void test_cuts(void)
 			for (int k = 0; k < parts; k++) {
 				int64_t m = comm_cut(n, k + 1, parts) - comm_cut(n, k, parts);
 
-				bad |= m < n / parts || m > (n + parts - 1) / parts || comm_cut(n, 0, parts) != 0 || comm_cut(n, parts, parts) != n;
+				bad |= m < n / parts || m > (n + parts - 1) / parts ||
+				    comm_cut(n, 0, parts) != 0 || comm_cut(n, parts, parts) != n;
 			}
 	ok(!bad, "parts differ by one at most");
 }
@@ -133,12 +141,14 @@ int main(void)
 	test_cuts();
 	test_sums();
 	if (comm_size() % 2 == 0) {
-		ok(comm_divide(2, &e) == 0 && comm_count(COMM_GROUP) == 2 && comm_count(COMM_PEERS) == comm_size() / 2,
+		ok(comm_divide(2, &e) == 0 && comm_count(COMM_GROUP) == 2 &&
+		    comm_count(COMM_PEERS) == comm_size() / 2,
 		    "groups of two");
 		test_sums();
 		test_rows();
 	}
 	test_counts();
-	ok(comm_divide(comm_size() + 1, &e) < 0 && e.status == EX_USAGE, "groups larger than all are refused");
+	ok(comm_divide(comm_size() + 1, &e) < 0 && e.status == EX_USAGE,
+	    "groups larger than all are refused");
 	return comm_close(tap_done(), &e);
 }

@@ -1,4 +1,5 @@
-/* config.json: defaults, checks, overrides; the list of parameters against the golden models' own headers. */
+/* config.json: defaults, checks, overrides; the list of parameters against the golden models'
+ * own headers. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,13 +36,19 @@ static void test_defaults(void)
 
 	if (!ok(load(&c, "{}", &e) == 0, "an empty object is the reference's default model"))
 		return;
-	ok(c.format == 1 && c.hidden_size == 768 && c.head_dim == 96 && c.intermediate_size == 2432 &&
-	    c.moe_intermediate_size == 2432 && c.rope_dim == 32 && c.num_sparse == 8, "default sizes");
-	ok(c.layer_type[0] == LAYER_MLA && c.layer_type[1] == LAYER_SLIDING && c.layer_type[7] == LAYER_SLIDING,
+	ok(c.format == 1 && c.hidden_size == 768 && c.head_dim == 96 && c.intermediate_size ==
+	    2432 &&
+	    c.moe_intermediate_size == 2432 && c.rope_dim == 32 && c.num_sparse == 8,
+	    "default sizes");
+	ok(c.layer_type[0] == LAYER_MLA && c.layer_type[1] == LAYER_SLIDING &&
+	    c.layer_type[7] == LAYER_SLIDING,
 	    "even layers MLA, odd sliding");
-	ok(!c.lookahead_per_layer && config_lookahead_rows(&c) == 12, "format 1 predicts the layer mean");
-	ok(c.dropout == 0 && c.fallback_mask_prob == 0 && c.lambda_lookahead == 0.1, "stage values");
-	ok(params_build(&ps, &c, &e) == 0 && ps.count == 241426816, "default model has 241,426,816 parameters");
+	ok(!c.lookahead_per_layer && config_lookahead_rows(&c) == 12,
+	    "format 1 predicts the layer mean");
+	ok(c.dropout == 0 && c.fallback_mask_prob == 0 && c.lambda_lookahead == 0.1,
+	    "stage values");
+	ok(params_build(&ps, &c, &e) == 0 && ps.count == 241426816,
+	    "default model has 241,426,816 parameters");
 	params_free(&ps);
 	config_free(&c);
 }
@@ -51,13 +58,17 @@ static void test_formats(void)
 	struct err e = { 0 };
 	struct config c;
 
-	ok(load(&c, "{\"hidden_size\":256,\"num_attention_heads\":8,\"rope_dim\":32}", &e) == 0 && c.rope_dim == 31 &&
+	ok(load(&c, "{\"hidden_size\":256,\"num_attention_heads\":8,\"rope_dim\":32}", &e) == 0 &&
+	    c.rope_dim == 31 &&
 	    c.intermediate_size == 832, "format 1 clamps rope_dim, odd widths included");
 	config_free(&c);
-	ok(load(&c, "{\"chronos_format\":2,\"hidden_size\":256,\"num_attention_heads\":8}", &e) == 0 && c.rope_dim == 16 &&
-	    c.lookahead_per_layer && config_lookahead_rows(&c) == 3 * 4 * 8, "format 2: even rope_dim, head per layer");
+	ok(load(&c, "{\"chronos_format\":2,\"hidden_size\":256,\"num_attention_heads\":8}", &e) ==
+	    0 && c.rope_dim == 16 &&
+	    c.lookahead_per_layer && config_lookahead_rows(&c) == 3 * 4 * 8,
+	    "format 2: even rope_dim, head per layer");
 	config_free(&c);
-	ok(load(&c, "{\"use_hybrid_attention\":false,\"use_moe\":false}", &e) == 0 && c.layer_type[0] == LAYER_FULL &&
+	ok(load(&c, "{\"use_hybrid_attention\":false,\"use_moe\":false}", &e) == 0 &&
+	    c.layer_type[0] == LAYER_FULL &&
 	    c.num_sparse == 0 && config_lookahead_rows(&c) == 0, "dense model with full attention");
 	config_free(&c);
 	ok(load(&c, "{\"vocab_size\":2}", &e) == 0 && c.bos_token_id == 1 && c.eos_token_id == -1,
@@ -67,11 +78,16 @@ static void test_formats(void)
 
 static void test_qwen(void)
 {
-	static const char text[] = "{\"model_type\":\"qwen3_moe\",\"vocab_size\":151936,\"hidden_size\":2048,"
-	    "\"num_hidden_layers\":6,\"num_attention_heads\":32,\"num_key_value_heads\":4,\"head_dim\":128,"
-	    "\"intermediate_size\":6144,\"moe_intermediate_size\":768,\"num_experts\":128,\"num_experts_per_tok\":8,"
-	    "\"decoder_sparse_step\":2,\"mlp_only_layers\":[1],\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0,"
-	    "\"original_max_position_embeddings\":32768},\"tie_word_embeddings\":false,\"sliding_window\":null,"
+	static const char text[] = "{\"model_type\":\"qwen3_moe\",\"vocab_size\":151936,"
+	    "\"hidden_size\":2048,"
+	    "\"num_hidden_layers\":6,\"num_attention_heads\":32,\"num_key_value_heads\":4,"
+	    "\"head_dim\":128,"
+	    "\"intermediate_size\":6144,\"moe_intermediate_size\":768,\"num_experts\":128,"
+	    "\"num_experts_per_tok\":8,"
+	    "\"decoder_sparse_step\":2,\"mlp_only_layers\":[1],"
+	    "\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0,"
+	    "\"original_max_position_embeddings\":32768},\"tie_word_embeddings\":false,"
+	    "\"sliding_window\":null,"
 	    "\"bos_token_id\":151643,\"eos_token_id\":[151645,151643],\"attention_dropout\":0.0}";
 	struct err e = { 0 };
 	struct config c;
@@ -80,20 +96,27 @@ static void test_qwen(void)
 
 	if (!ok(load(&c, text, &e) == 0, "a Qwen3-MoE config loads"))
 		printf("# %s\n", e.msg);
-	ok(c.layer_type[0] == LAYER_FULL && !c.sparse[0] && !c.sparse[1] && c.sparse[3] && c.num_sparse == 2,
+	ok(c.layer_type[0] == LAYER_FULL && !c.sparse[0] && !c.sparse[1] && c.sparse[3] &&
+	    c.num_sparse == 2,
 	    "decoder_sparse_step and mlp_only_layers");
-	ok(c.num_shared_experts == 0 && c.lookahead_steps == 0 && !c.norm_topk_prob && c.eos_token_id == 151645 &&
+	ok(c.num_shared_experts == 0 && c.lookahead_steps == 0 && !c.norm_topk_prob &&
+	    c.eos_token_id == 151645 &&
 	    c.pad_token_id == -1, "its own meaning of absent keys");
-	ok(c.yarn && c.yarn_factor == 4 && c.yarn_original_max == 32768 && fabs(c.yarn_attention_factor - 1.1386294) < 1e-6,
+	ok(c.yarn && c.yarn_factor == 4 && c.yarn_original_max == 32768 &&
+	    fabs(c.yarn_attention_factor - 1.1386294) < 1e-6,
 	    "yarn");
 	ok(params_build(&ps, &c, &e) == 0 && params_find(&ps, "lm_head.weight") &&
-	    params_find(&ps, "model.layers.0.mlp.gate_proj.weight") && !params_find(&ps, "model.layers.0.mlp.gate.weight"),
+	    params_find(&ps, "model.layers.0.mlp.gate_proj.weight") &&
+	    !params_find(&ps, "model.layers.0.mlp.gate.weight"),
 	    "untied head, dense layer");
 	p = params_get(&ps, P_EXP_DOWN, 5, 127);
-	ok(p && strcmp(p->name, "model.layers.5.mlp.experts.127.down_proj.weight") == 0 && p->rows == 2048 && p->cols == 768,
+	ok(p && strcmp(p->name, "model.layers.5.mlp.experts.127.down_proj.weight") == 0 &&
+	    p->rows == 2048 && p->cols == 768,
 	    "params_get of the last expert");
-	ok(!params_get(&ps, P_EXP_DOWN, 5, 128) && !params_get(&ps, P_EXP_DOWN, 0, 0) && !params_get(&ps, P_SH_GATE, 5, 0) &&
-	    !params_get(&ps, P_EXP_UP, 6, 0) && !params_get(&ps, P_QNOPE, 0, -1), "params_get of what is not there");
+	ok(!params_get(&ps, P_EXP_DOWN, 5, 128) && !params_get(&ps, P_EXP_DOWN, 0, 0) &&
+	    !params_get(&ps, P_SH_GATE, 5, 0) &&
+	    !params_get(&ps, P_EXP_UP, 6, 0) && !params_get(&ps, P_QNOPE, 0, -1),
+	    "params_get of what is not there");
 	params_free(&ps);
 	config_free(&c);
 }
@@ -111,12 +134,14 @@ static void test_refusals(void)
 	refused("{\"hidden_size\":100}", "does not divide hidden_size");
 	refused("{\"head_dim\":7}", "odd");
 	refused("{\"num_experts_per_tok\":5}", "above num_experts");
-	refused("{\"num_hidden_layers\":1,\"mlp_layer_types\":[\"sparse\"],\"num_experts\":0}", "num_experts");
+	refused("{\"num_hidden_layers\":1,\"mlp_layer_types\":[\"sparse\"],\"num_experts\":0}",
+	    "num_experts");
 	refused("{\"chronos_format\":3}", "chronos_format");
 	refused("{\"chronos_format\":2,\"rope_dim\":31}", "rope_dim");
 	refused("{\"chronos_format\":2,\"rope_dim\":96}", "rope_dim");
 	refused("{\"layer_types\":[\"full_attention\"]}", "has 1 entries");
-	refused("{\"num_hidden_layers\":1,\"layer_types\":[\"linear_attention\"]}", "linear_attention");
+	refused("{\"num_hidden_layers\":1,\"layer_types\":[\"linear_attention\"]}",
+	    "linear_attention");
 	refused("{\"mlp_layer_types\":3}", "must be a list");
 	refused("{\"mlp_only_layers\":[300]}", "mlp_only_layers");
 	refused("{\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "yarn");
@@ -134,26 +159,33 @@ static void test_sets(void)
 {
 	static const char *const good[] = { "num_experts=16", "chronos_format=2", "dropout=0.25" };
 	static const char *const general[] = { "use_hybrid_attention=false", "sliding_window=7" };
-	static const char *const unknown[] = { "num_expert=16" }, *const wrong[] = { "num_experts=many" };
+	static const char *const unknown[] = { "num_expert=16" }, *const wrong[] =
+	    { "num_experts=many" };
 	struct err e = { 0 };
 	struct config c;
 	json_t *o = json_pack("{s:i, s:s}", "num_experts", 8, "my_note", "kept"), *back;
 
-	ok(config_from_json(&c, o, 3, good, &e) == 0 && c.num_experts == 16 && c.lookahead_per_layer && c.dropout == 0.25,
+	ok(config_from_json(&c, o, 3, good, &e) == 0 && c.num_experts == 16 &&
+	    c.lookahead_per_layer && c.dropout == 0.25,
 	    "--set is applied");
 	back = config_to_json(&c);
 	ok(json_is_string(json_object_get(back, "my_note")) &&
 	    json_integer_value(json_object_get(back, "num_experts")) == 16 &&
-	    json_array_size(json_object_get(back, "layer_types")) == 8, "written back whole, unknown keys kept");
+	    json_array_size(json_object_get(back, "layer_types")) == 8,
+	    "written back whole, unknown keys kept");
 	config_free(&c);
-	ok(config_from_json(&c, back, 0, NULL, &e) == 0 && c.num_experts == 16 && c.rope_dim == 32 && c.num_sparse == 8,
+	ok(config_from_json(&c, back, 0, NULL, &e) == 0 && c.num_experts == 16 &&
+	    c.rope_dim == 32 && c.num_sparse == 8,
 	    "what was written loads again");
 	config_free(&c);
-	ok(config_from_json(&c, back, 2, general, &e) == 0 && c.layer_type[0] == LAYER_FULL && c.sliding_window_size == 7,
+	ok(config_from_json(&c, back, 2, general, &e) == 0 && c.layer_type[0] == LAYER_FULL &&
+	    c.sliding_window_size == 7,
 	    "--set of a general key goes before a special one of the file");
 	config_free(&c);
-	ok(config_from_json(&c, o, 1, unknown, &e) < 0 && e.status == EX_USAGE, "unknown key in --set: %s", e.msg);
-	ok(config_from_json(&c, o, 1, wrong, &e) < 0 && e.status == EX_USAGE, "bad value in --set: %s", e.msg);
+	ok(config_from_json(&c, o, 1, unknown, &e) < 0 && e.status == EX_USAGE,
+	    "unknown key in --set: %s", e.msg);
+	ok(config_from_json(&c, o, 1, wrong, &e) < 0 && e.status == EX_USAGE,
+	    "bad value in --set: %s", e.msg);
 	json_decref(back);
 	json_decref(o);
 }
@@ -182,7 +214,8 @@ static int same_shape(const json_t *entry, const struct param *p)
 {
 	const json_t *s = json_object_get(entry, "shape");
 
-	return (int)json_array_size(s) == p->ndim && json_integer_value(json_array_get(s, 0)) == p->rows &&
+	return (int)json_array_size(s) == p->ndim && json_integer_value(json_array_get(s, 0)) ==
+	    p->rows &&
 	    (p->ndim == 1 || json_integer_value(json_array_get(s, 1)) == p->cols);
 }
 
@@ -202,14 +235,16 @@ static void test_golden(const char *dir)
 		return;
 	}
 	json_object_del(h, "__metadata__");
-	ok(config_load(&c, dir, 0, NULL, &e) == 0 && params_build(&ps, &c, &e) == 0, "%s loads", dir);
+	ok(config_load(&c, dir, 0, NULL, &e) == 0 && params_build(&ps, &c, &e) == 0, "%s loads",
+	    dir);
 	for (int i = 0; i < ps.n; i++) {
 		const json_t *t = json_object_get(h, ps.p[i].name);
 
 		missing += t == NULL;
 		shapes += t && !same_shape(t, &ps.p[i]);
 		order += params_find(&ps, ps.p[i].name) != &ps.p[i] ||
-		    params_get(&ps, ps.p[i].kind, ps.p[i].layer, ps.p[i].expert) != &ps.p[i] || ps.p[i].off % 16;
+		    params_get(&ps, ps.p[i].kind, ps.p[i].layer, ps.p[i].expert) != &ps.p[i] ||
+		    ps.p[i].off % 16;
 	}
 	ok(missing == 0 && ps.n == (int)json_object_size(h), "%s: the same %d names", dir, ps.n);
 	ok(shapes == 0, "%s: the same shapes", dir);
@@ -224,8 +259,10 @@ static void test_files(void)
 	struct err e = { 0 };
 	struct config c;
 
-	ok(config_load(&c, "no-such-config.json", 0, NULL, &e) < 0 && e.status == EX_NOINPUT, "missing file: %s", e.msg);
-	ok(config_load(&c, "tests/tap.h", 0, NULL, &e) < 0 && e.status == EX_DATAERR, "not JSON: %s", e.msg);
+	ok(config_load(&c, "no-such-config.json", 0, NULL, &e) < 0 && e.status == EX_NOINPUT,
+	    "missing file: %s", e.msg);
+	ok(config_load(&c, "tests/tap.h", 0, NULL, &e) < 0 && e.status == EX_DATAERR,
+	    "not JSON: %s", e.msg);
 }
 
 static void test_dense(void)
@@ -233,7 +270,8 @@ static void test_dense(void)
 	struct config c;
 	struct err e = {0};
 
-	ok(load(&c, "{\"chronos_format\": 2, \"num_hidden_layers\": 2, \"mlp_layer_types\": [\"dense\", \"dense\"], "
+	ok(load(&c, "{\"chronos_format\": 2, \"num_hidden_layers\": 2, \"mlp_layer_types\": "
+	    "[\"dense\", \"dense\"], "
 	    "\"lookahead_steps\": 2}", &e) == 0 && c.num_sparse == 0 && c.lookahead_steps == 0,
 	    "without experts there is nothing to look ahead for");
 	config_free(&c);
@@ -248,18 +286,21 @@ static void test_divide(void)
 	int64_t count = 0;
 	bool gap = false;
 
-	ok(load(&c, "{\"chronos_format\": 2, \"num_experts\": 6, \"num_shared_experts\": 1, \"num_hidden_layers\": 3}", &e) == 0, "a config");
+	ok(load(&c, "{\"chronos_format\": 2, \"num_experts\": 6, \"num_shared_experts\": 1, "
+	    "\"num_hidden_layers\": 3}", &e) == 0, "a config");
 	for (int here = 0; here < 3; here++) {
 		int64_t at = 0;
 
-		ok(params_build(&ps, &c, &e) == 0 && params_divide(&ps, 3, here, &e) == 0, "parameters at place %d", here);
+		ok(params_build(&ps, &c, &e) == 0 && params_divide(&ps, 3, here, &e) == 0,
+		    "parameters at place %d", here);
 		for (int i = 0; i < ps.n; i++) {
 			if (!params_here(&ps, &ps.p[i]))
 				continue;
 			gap |= ps.p[i].off != at;
 			at += param_span(&ps.p[i]);
 			count += here == 0 || ps.p[i].owner > 0 ? param_size(&ps.p[i]) : 0;
-			gap |= (ps.p[i].owner >= 0) != (ps.p[i].kind >= P_EXP_GATE && ps.p[i].kind <= P_EXP_DOWN);
+			gap |= (ps.p[i].owner >= 0) != (ps.p[i].kind >= P_EXP_GATE &&
+			    ps.p[i].kind <= P_EXP_DOWN);
 		}
 		gap |= at != ps.total;
 		if (here < 2)
@@ -269,7 +310,8 @@ static void test_divide(void)
 	ok(params_get(&ps, P_EXP_UP, 2, 3)->off == params_get(&ps, P_EXP_UP, 2, 5)->off &&
 	    params_get(&ps, P_EXP_UP, 2, 3)->owner == 1, "alike in every place");
 	params_free(&ps);
-	ok(params_build(&ps, &c, &e) == 0 && params_divide(&ps, 4, 0, &e) < 0 && e.status == EX_USAGE, "6 experts over 4 places");
+	ok(params_build(&ps, &c, &e) == 0 && params_divide(&ps, 4, 0, &e) < 0 &&
+	    e.status == EX_USAGE, "6 experts over 4 places");
 	params_free(&ps);
 	config_free(&c);
 }
@@ -288,7 +330,8 @@ int main(void)
 	test_sets();
 	test_files();
 	for (int i = 0; i < 2; i++) {
-		snprintf(dir, sizeof dir, "%s/golden/%s", shared ? shared : "../shared", i ? "tiny-gqa" : "tiny-hybrid");
+		snprintf(dir, sizeof dir, "%s/golden/%s", shared ? shared : "../shared",
+		    i ? "tiny-gqa" : "tiny-hybrid");
 		test_golden(dir);
 	}
 	return tap_done();

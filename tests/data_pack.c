@@ -17,7 +17,8 @@ static char dir[] = "/tmp/data_pack.XXXXXX", jsonl[64], shard[64], pipe_path[64]
 static uint32_t doc[DOCS][40];
 static int len[DOCS];
 
-/* Documents of distinct tokens: document i holds i * 25 .. so that a token tells where it comes from. */
+/* Documents of distinct tokens: document i holds i * 25 .. so that a token tells where it comes
+ * from. */
 static void make_docs(void)
 {
 	FILE *f = fopen(jsonl, "w");
@@ -85,8 +86,8 @@ static int total_tokens(void)
 	return n;
 }
 
-/* Every row's place agrees with the documents, which shuffling cut into pieces of a row: right neighbours, right
- * targets, right starts. */
+/* Every row's place agrees with the documents, which shuffling cut into pieces of a row: right
+ * neighbours, right targets, right starts. */
 static int consistent(const struct rows *r, int *tokens)
 {
 	int good = 1, *seen = calloc(VOCAB, sizeof *seen);
@@ -101,7 +102,8 @@ static int consistent(const struct rows *r, int *tokens)
 		}
 		++*tokens;
 		seen[r->tok[i]]++;
-		good &= at < len[id] && r->target[i] == (at + 1 < len[id] && (at + 1) % T ? (int32_t)doc[id][at + 1] : -1);
+		good &= at < len[id] && r->target[i] == (at + 1 < len[id] && (at + 1) % T
+		    ? (int32_t)doc[id][at + 1] : -1);
 		good &= s <= t && (int)r->tok[i - t + s] == (int)r->tok[i] - (t - s);
 		good &= s == 0 || r->tok[i - t + s] % 25 % T == 0;
 	}
@@ -116,7 +118,8 @@ static int64_t ram = 1 << 20, window;
 static struct docpack *open_data(char *path, bool shuffle, double epochs)
 {
 	static char *file;
-	struct docpack_opt o = { .vocab = VOCAB, .T = T, .shuffle = shuffle, .seed = 3, .epochs = epochs,
+	struct docpack_opt o = { .vocab = VOCAB, .T = T, .shuffle = shuffle, .seed = 3,
+	    .epochs = epochs,
 	    .ram = ram, .window = window };
 	struct err e = {0};
 	struct docpack *d;
@@ -134,7 +137,8 @@ static void test_epoch(struct rows *r)
 
 	for (int i = 0; i < DOCS; i++)
 		pieces += (len[i] + T - 1) / T;
-	ok(docpack_docs(d) == pieces && docpack_tokens(d) == total_tokens(), "all documents read, long ones in pieces");
+	ok(docpack_docs(d) == pieces && docpack_tokens(d) == total_tokens(),
+	    "all documents read, long ones in pieces");
 	ok(docpack_rows(d) == (total_tokens() + T - 1) / T, "rows known in advance");
 	collect(d, r, 1000);
 	ok(r->n == docpack_rows(d), "as many rows as said");
@@ -195,17 +199,20 @@ static void test_order(struct rows *r, struct rows *other)
 	ok(plain, "without --shuffle in order");
 	s = open_data(shard, false, 1);
 	collect(s, other, 1000);
-	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "a shard gives the same rows");
+	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0,
+	    "a shard gives the same rows");
 	docpack_close(s);
 	docpack_close(d);
 	d = open_data(jsonl, true, 0);
 	collect(d, other, 1000);
 	ok(memcmp(r->tok, other->tok, 20 * T) != 0, "shuffled otherwise");
-	ok(memcmp(other->tok, other->tok + total_tokens(), 20 * T) != 0, "each epoch in another order");
+	ok(memcmp(other->tok, other->tok + total_tokens(), 20 * T) != 0,
+	    "each epoch in another order");
 	docpack_close(d);
 }
 
-/* A pipe: same rows as the file unshuffled; a second one, read up to a position, goes on from there. */
+/* A pipe: same rows as the file unshuffled; a second one, read up to a position, goes on from
+ * there. */
 static FILE *feed(void)
 {
 	char cmd[256];
@@ -227,7 +234,8 @@ static void test_pipe(struct rows *r, struct rows *other)
 	ok(docpack_streams(p) && docpack_rows(p) == -1, "a pipe is known as one");
 	collect(p, other, 4);
 	at = docpack_position(p);
-	ok(other->n == 4 * B && memcmp(r->tok, other->tok, (size_t)other->n * T * 4) == 0, "rows of a pipe in order");
+	ok(other->n == 4 * B && memcmp(r->tok, other->tok, (size_t)other->n * T * 4) == 0,
+	    "rows of a pipe in order");
 	collect(p, other, 1000);
 	ok(other->n == r->n - 4 * B, "a pipe ends once");
 	pclose(f);
@@ -236,14 +244,16 @@ static void test_pipe(struct rows *r, struct rows *other)
 	p = open_data(pipe_path, true, 5);
 	ok(docpack_seek(p, at, &e) == 0, "seek on a pipe");
 	collect(p, other, 1000);
-	ok(other->n == r->n - 4 * B && memcmp(r->tok + 4 * B * T, other->tok, (size_t)other->n * T * 4) == 0,
+	ok(other->n == r->n - 4 * B && memcmp(r->tok + 4 * B * T, other->tok, (size_t)other->n * T *
+	    4) == 0,
 	    "and it goes on from there");
 	pclose(f);
 	docpack_close(p);
 	json_decref(at);
 }
 
-/* With only a part of the data in memory, or nothing, the rows are the same, and so is the way back. */
+/* With only a part of the data in memory, or nothing, the rows are the same, and so is the way
+ * back. */
 static void test_index(struct rows *r, struct rows *other, char *path)
 {
 	int bad = 0, less = 1;
@@ -259,7 +269,8 @@ static void test_index(struct rows *r, struct rows *other, char *path)
 			d = open_data(path, shuffle, 3);
 			less &= docpack_bytes(d) < all;
 			collect(d, other, 1000);
-			bad += r->n != other->n || memcmp(r->tok, other->tok, (size_t)r->n * T * 4) != 0 ||
+			bad += r->n != other->n || memcmp(r->tok, other->tok, (size_t)r->n * T * 4)
+			    != 0 ||
 			    memcmp(r->target, other->target, (size_t)r->n * T * 4) != 0;
 			docpack_close(d);
 		}
@@ -290,18 +301,21 @@ static void test_changes(struct rows *r)
 	ram = 0;
 	d = open_data(copy, true, 0);
 	run_shell("rm %s", copy, "");
-	ok(docpack_next(d, &b, B, &e) == 1, "a file that was removed is still there for who reads it");
+	ok(docpack_next(d, &b, B, &e) == 1, "a file that was removed is still there for who reads "
+	    "it");
 	docpack_close(d);
 	run_shell("cp %s %s", jsonl, copy);
 	d = open_data(copy, true, 0);
 	corpus_forget(docpack_corpus(d));
-	ok(docpack_next(d, &b, B, &e) == 1 && corpus_touched(docpack_corpus(d)) > 0, "records are noted");
+	ok(docpack_next(d, &b, B, &e) == 1 && corpus_touched(docpack_corpus(d)) > 0,
+	    "records are noted");
 	text = corpus_where(docpack_corpus(d), 0);
 	snprintf(e.msg, sizeof e.msg, "%s:%d", copy, 1 + (int)r->tok[0] / 25);
 	ok(strcmp(text, e.msg) == 0, "and named: %s", text);
 	free(text);
 	run_shell("echo >> %s", copy, "");
-	ok(docpack_next(d, &b, B, &e) == -1 && e.status == EX_DATAERR && strstr(e.msg, "copy.jsonl") != NULL,
+	ok(docpack_next(d, &b, B, &e) == -1 && e.status == EX_DATAERR && strstr(e.msg, "copy.jsonl")
+	    != NULL,
 	    "a changed file is refused: %s", e.msg);
 	docpack_close(d);
 	ram = 1 << 20;
@@ -320,7 +334,8 @@ static int64_t bytes_read(void)	/* by this process */
 	return n;
 }
 
-/* Two ranks, of which each goes by the rows of the other: together they have all rows, and what is passed is not read. */
+/* Two ranks, of which each goes by the rows of the other: together they have all rows, and what
+ * is passed is not read. */
 static void test_pass(struct rows *r, struct rows *dealt, char *file)
 {
 	struct docpack *d, *half[2];
@@ -343,8 +358,10 @@ static void test_pass(struct rows *r, struct rows *dealt, char *file)
 		rc = docpack_next(half[k], &b, B, &e);
 		passed = docpack_next(half[!k], NULL, B, &e);
 	}
-	ok(rc == passed && dealt->n == r->n && memcmp(r->tok, dealt->tok, (size_t)r->n * T * 4) == 0 &&
-	    memcmp(r->target, dealt->target, (size_t)r->n * T * 4) == 0, "rows dealt to two are the rows of one");
+	ok(rc == passed && dealt->n == r->n && memcmp(r->tok, dealt->tok, (size_t)r->n * T * 4) ==
+	    0 &&
+	    memcmp(r->target, dealt->target, (size_t)r->n * T * 4) == 0,
+	    "rows dealt to two are the rows of one");
 	docpack_close(half[0]);
 	docpack_close(half[1]);
 	d = open_data(file, true, 0);
@@ -371,8 +388,10 @@ static void test_gzip(struct rows *r, struct rows *other)
 	d = open_data(zipped, true, 2);
 	collect(d, other, 1000);
 	docpack_close(d);
-	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "gzip gives the same rows");
-	ok(docpack_open(1, &file, &o, &e) == NULL && e.status == EX_OSERR, "gzip that cannot be kept is refused: %s", e.msg);
+	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0,
+	    "gzip gives the same rows");
+	ok(docpack_open(1, &file, &o, &e) == NULL && e.status == EX_OSERR,
+	    "gzip that cannot be kept is refused: %s", e.msg);
 	unlink(zipped);
 }
 
@@ -388,7 +407,8 @@ static void test_window(struct rows *r, struct rows *other)
 	window = 9;
 	p = open_data(pipe_path, true, 1);
 	collect(p, r, 1000);
-	ok(consistent(r, &n) && n == total_tokens(), "a window: every token once, in pieces of a row");
+	ok(consistent(r, &n) && n == total_tokens(),
+	    "a window: every token once, in pieces of a row");
 	ok(r->tok[0] / 25 > 0 || r->tok[T] / 25 > 1, "not in order");
 	pclose(f);
 	docpack_close(p);
@@ -404,12 +424,14 @@ static void test_window(struct rows *r, struct rows *other)
 	ok(docpack_seek(p, at, &e) == 0, "seek in a window");
 	collect(p, other, 1000);
 	rest = r->n - n;
-	ok(other->n == rest && memcmp(r->tok + n * T, other->tok, (size_t)rest * T * 4) == 0, "and it goes on from there");
+	ok(other->n == rest && memcmp(r->tok + n * T, other->tok, (size_t)rest * T * 4) == 0,
+	    "and it goes on from there");
 	pclose(f);
 	docpack_close(p);
 	window = 8;
 	p = open_data(pipe_path, true, 1);
-	ok(docpack_seek(p, at, &e) < 0 && e.status == EX_USAGE, "another window is refused: %s", e.msg);
+	ok(docpack_seek(p, at, &e) < 0 && e.status == EX_USAGE, "another window is refused: %s",
+	    e.msg);
 	docpack_close(p);
 	json_decref(at);
 	window = 0;
@@ -418,8 +440,10 @@ static void test_window(struct rows *r, struct rows *other)
 /* Tokens below 500 come from one file, the others from another. */
 static void test_mix(struct rows *r, struct rows *other)
 {
-	char a[80], b[80], odd[80], mix_a[90], mix_b[90], whole[90], *files[2] = { mix_a, mix_b }, *one = whole;
-	struct docpack_opt o = { .vocab = VOCAB, .T = T, .shuffle = true, .seed = 5, .epochs = 10, .ram = 1 << 20 };
+	char a[80], b[80], odd[80], mix_a[90], mix_b[90], whole[90], *files[2] = { mix_a, mix_b },
+	    *one = whole;
+	struct docpack_opt o = { .vocab = VOCAB, .T = T, .shuffle = true, .seed = 5, .epochs = 10,
+	    .ram = 1 << 20 };
 	struct err e = {0};
 	struct docpack *d;
 	int low = 0, all = 0, apart = 0;
@@ -442,23 +466,28 @@ static void test_mix(struct rows *r, struct rows *other)
 		low += r->start[i] >= 0 && r->tok[i] < 500;
 		apart += r->start[i] >= 0 && abs(4 * low - 3 * all) > 6 * 25;
 	}
-	ok(apart == 0 && low > total_tokens(), "three quarters of the tokens are of the first, at any time");
+	ok(apart == 0 && low > total_tokens(), "three quarters of the tokens are of the first, at "
+	    "any time");
 	docpack_close(d);
 	o.ram = 0;
 	d = docpack_open(2, files, &o, &e);
 	ok(docpack_seek(d, at, &e) == 0, "seek in a mix");
 	collect(d, other, 100);
-	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0, "is exact, from an index too");
+	ok(r->n == other->n && memcmp(r->tok, other->tok, (size_t)r->n * T * 4) == 0,
+	    "is exact, from an index too");
 	docpack_close(d);
 	snprintf(mix_b, sizeof mix_b, "%s:0.5", b);
 	d = docpack_open(2, files, &o, &e);
-	ok(docpack_seek(d, at, &e) < 0 && e.status == EX_USAGE, "another share is refused: %s", e.msg);
+	ok(docpack_seek(d, at, &e) < 0 && e.status == EX_USAGE, "another share is refused: %s",
+	    e.msg);
 	docpack_close(d);
 	json_decref(at);
 	snprintf(mix_b, sizeof mix_b, "%s", b);
-	ok(docpack_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share for some only: %s", e.msg);
+	ok(docpack_open(2, files, &o, &e) == NULL && e.status == EX_USAGE,
+	    "a share for some only: %s", e.msg);
 	snprintf(mix_b, sizeof mix_b, "%s:0.5", pipe_path);
-	ok(docpack_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share of a pipe: %s", e.msg);
+	ok(docpack_open(2, files, &o, &e) == NULL && e.status == EX_USAGE, "a share of a pipe: %s",
+	    e.msg);
 	e = (struct err){0};
 	run_shell("cp %s %s", b, odd);
 	snprintf(whole, sizeof whole, "%s", odd);
@@ -483,7 +512,8 @@ static void refuses(const char *text, const char *name, const char *want)
 	f = fopen(path, "w");
 	fputs(text, f);
 	fclose(f);
-	ok(docpack_open(1, &file, &o, &e) == NULL && strstr(e.msg, want) != NULL, "%s: %s", name, e.msg);
+	ok(docpack_open(1, &file, &o, &e) == NULL && strstr(e.msg, want) != NULL, "%s: %s", name,
+	    e.msg);
 	unlink(path);
 }
 

@@ -1,6 +1,7 @@
 /*
- * Decode on random tiny models: the bytes of a token's logits must not depend on how the text was cut into calls and
- * passes, on the other sequences, or on threads; and the values must be those of the training forward pass.
+ * Decode on random tiny models: the bytes of a token's logits must not depend on how the text
+ * was cut into calls and passes, on the other sequences, or on threads; and the values must be
+ * those of the training forward pass.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -17,21 +18,32 @@
 
 #define T 37
 static const struct { const char *name, *json; } models[] = {
-	{ "mla and sliding, format 2", "{\"chronos_format\":2,\"hidden_size\":24,\"num_attention_heads\":4,"
-	    "\"num_key_value_heads\":2,\"head_dim\":10,\"rope_dim\":4,\"kv_latent_dim\":9,\"sliding_window_size\":7,"
-	    "\"num_hidden_layers\":4,\"num_experts\":6,\"num_experts_per_tok\":2,\"moe_intermediate_size\":13,"
-	    "\"vocab_size\":61,\"use_hybrid_attention\":true,\"lookahead_steps\":2,\"num_shared_experts\":2}" },
+	{ "mla and sliding, format 2", "{\"chronos_format\":2,\"hidden_size\":24,"
+	    "\"num_attention_heads\":4,"
+	    "\"num_key_value_heads\":2,\"head_dim\":10,\"rope_dim\":4,\"kv_latent_dim\":9,"
+	    "\"sliding_window_size\":7,"
+	    "\"num_hidden_layers\":4,\"num_experts\":6,\"num_experts_per_tok\":2,"
+	    "\"moe_intermediate_size\":13,"
+	    "\"vocab_size\":61,\"use_hybrid_attention\":true,\"lookahead_steps\":2,"
+	    "\"num_shared_experts\":2}" },
 	{ "mla and sliding, format 1, odd rope", "{\"hidden_size\":24,\"num_attention_heads\":3,"
-	    "\"num_key_value_heads\":3,\"head_dim\":8,\"rope_dim\":5,\"kv_latent_dim\":20,\"sliding_window_size\":16,"
-	    "\"num_hidden_layers\":3,\"num_experts\":5,\"num_experts_per_tok\":1,\"moe_intermediate_size\":40,"
+	    "\"num_key_value_heads\":3,\"head_dim\":8,\"rope_dim\":5,\"kv_latent_dim\":20,"
+	    "\"sliding_window_size\":16,"
+	    "\"num_hidden_layers\":3,\"num_experts\":5,\"num_experts_per_tok\":1,"
+	    "\"moe_intermediate_size\":40,"
 	    "\"vocab_size\":97,\"use_hybrid_attention\":true,\"lookahead_steps\":1}" },
-	{ "full attention, dense first, untied, no shared, yarn", "{\"chronos_format\":2,\"hidden_size\":20,"
-	    "\"num_attention_heads\":4,\"num_key_value_heads\":1,\"head_dim\":6,\"num_hidden_layers\":3,\"num_experts\":7,"
-	    "\"num_experts_per_tok\":3,\"moe_intermediate_size\":9,\"intermediate_size\":31,\"vocab_size\":50,"
-	    "\"use_hybrid_attention\":false,\"lookahead_steps\":0,\"num_shared_experts\":0,\"norm_topk_prob\":false,"
+	{ "full attention, dense first, untied, no shared, yarn",
+	    "{\"chronos_format\":2,\"hidden_size\":20,"
+	    "\"num_attention_heads\":4,\"num_key_value_heads\":1,\"head_dim\":6,"
+	    "\"num_hidden_layers\":3,\"num_experts\":7,"
+	    "\"num_experts_per_tok\":3,\"moe_intermediate_size\":9,\"intermediate_size\":31,"
+	    "\"vocab_size\":50,"
+	    "\"use_hybrid_attention\":false,\"lookahead_steps\":0,\"num_shared_experts\":0,"
+	    "\"norm_topk_prob\":false,"
 	    "\"tie_word_embeddings\":false,\"mlp_layer_types\":[\"dense\",\"sparse\",\"sparse\"],"
 	    "\"inference_rope_scaling\":true,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
-	    "\"original_max_position_embeddings\":64,\"beta_fast\":32,\"beta_slow\":1,\"attention_factor\":1.0}}" },
+	    "\"original_max_position_embeddings\":64,\"beta_fast\":32,\"beta_slow\":1,"
+	    "\"attention_factor\":1.0}}" },
 };
 #define MODELS ((int)(sizeof(models) / sizeof(*models)))
 
@@ -53,7 +65,8 @@ static void write_model(const char *json, enum dtype dt)
 
 static struct engine *open_engine(int max_rows)
 {
-	struct engine_opt o = { .max_seqs = 3, .max_tokens = T, .max_rows = max_rows, .predict = SRC_MEASURED | SRC_BIT(SRC_CONTROL), .store.waste = 0.03 };
+	struct engine_opt o = { .max_seqs = 3, .max_tokens = T, .max_rows = max_rows,
+	    .predict = SRC_MEASURED | SRC_BIT(SRC_CONTROL), .store.waste = 0.03 };
 	struct engine *g = engine_open(dir, &o, &backend_cpu, NULL, &e);
 
 	must(!g);
@@ -68,7 +81,8 @@ static void text(uint32_t *tok, int n, int V, uint64_t stream)
 
 static real *new_logits(int V) { return calloc((size_t)T * (size_t)V, sizeof(real)); }
 
-/* All logits of a text, evaluated in calls of the given lengths (cyclic; 0 ends the list) and passes of max_rows. */
+/* All logits of a text, evaluated in calls of the given lengths (cyclic; 0 ends the list) and
+ * passes of max_rows. */
 static void run(real *out, const uint32_t *tok, int max_rows, const int *cut)
 {
 	struct engine *g = open_engine(max_rows);
@@ -81,14 +95,16 @@ static void run(real *out, const uint32_t *tok, int max_rows, const int *cut)
 		if (cut[i] == 0)
 			i = 0;
 		n = cut[i] < T - t ? cut[i] : T - t;
-		must(engine_eval(g, &(struct eval_item){ .s = s, .tok = tok + t, .n = n, .logits = out + (int64_t)t * V,
+		must(engine_eval(g, &(struct eval_item){ .s = s, .tok = tok + t, .n = n,
+		    .logits = out + (int64_t)t * V,
 		    .all = true }, 1, NULL, &e) < 0);
 		t += n;
 	}
 	engine_close(g);
 }
 
-/* The same text as the second of three sequences of different lengths, one of which was used before. */
+/* The same text as the second of three sequences of different lengths, one of which was used
+ * before. */
 static void run_batch(real *out, const uint32_t *tok, int V)
 {
 	struct engine *g = open_engine(5);
@@ -102,26 +118,33 @@ static void run_batch(real *out, const uint32_t *tok, int V)
 		must(!(s[i] = seq_new(g, &e)));
 	text(other[0], T, V, 1);
 	text(other[1], T, V, 2);
-	must(engine_eval(g, &(struct eval_item){ .s = s[1], .tok = other[0], .n = 9 }, 1, NULL, &e) < 0);
+	must(engine_eval(g, &(struct eval_item){ .s = s[1], .tok = other[0], .n = 9 }, 1, NULL, &e)
+	    < 0);
 	seq_reset(s[1]);
 	for (int t = 0; t < T; t += 4) {
 		int n = T - t < 4 ? T - t : 4, k = 0;
 
 		if (t < 20)
-			it[k++] = (struct eval_item){ .s = s[0], .tok = other[0] + t, .n = 3, .logits = first };
-		it[k++] = (struct eval_item){ .s = s[1], .tok = tok + t, .n = n, .logits = out + (int64_t)t * V, .all = true };
+			it[k++] = (struct eval_item){ .s = s[0], .tok = other[0] + t, .n = 3,
+			    .logits = first };
+		it[k++] = (struct eval_item){ .s = s[1], .tok = tok + t, .n = n,
+		    .logits = out + (int64_t)t * V, .all = true };
 		if (t > 8)
 			it[k++] = (struct eval_item){ .s = s[2], .tok = other[1] + t, .n = 1 };
 		must(engine_eval(g, it, k, &st, &e) < 0);
 	}
-	ok(st.source[SRC_CONTROL].slots > 0 && st.source[SRC_CONTROL].hit == st.source[SRC_CONTROL].slots
-	    && st.source[SRC_CONTROL].whole == st.source[SRC_CONTROL].sets, "a router asked about its own input is always right");
+	ok(st.source[SRC_CONTROL].slots > 0 && st.source[SRC_CONTROL].hit ==
+	    st.source[SRC_CONTROL].slots
+	    && st.source[SRC_CONTROL].whole == st.source[SRC_CONTROL].sets,
+	    "a router asked about its own input is always right");
 	seq_free(s[2]);
 	must(!(s[2] = seq_new(g, &e)));
 	for (int t = 0; t < 20; t += 4)
-		must(engine_eval(g, &(struct eval_item){ .s = s[2], .tok = other[0] + t, .n = 3, .logits = again }, 1, NULL, &e)
+		must(engine_eval(g, &(struct eval_item){ .s = s[2], .tok = other[0] + t, .n = 3,
+		    .logits = again }, 1, NULL, &e)
 		    < 0);
-	ok(memcmp(first, again, sizeof(real) * (size_t)V) == 0, "a sequence used again starts anew");
+	ok(memcmp(first, again, sizeof(real) * (size_t)V) == 0,
+	    "a sequence used again starts anew");
 	free(first);
 	free(again);
 	engine_close(g);
@@ -137,7 +160,8 @@ static double worst(const real *a, const real *b, int64_t n)
 	return w;
 }
 
-/* Against model_forward(): logits, router probabilities and lookahead probabilities of the whole text. */
+/* Against model_forward(): logits, router probabilities and lookahead probabilities of the whole
+ * text. */
 static void against_training(const real *logits, uint32_t *tok)
 {
 	struct modeldir md;
@@ -155,14 +179,17 @@ static void against_training(const real *logits, uint32_t *tok)
 	it.probs = calloc((size_t)T * (size_t)Ls * (size_t)E, sizeof(real));
 	it.look = W ? look : NULL;
 	must(engine_eval(g, &it, 1, NULL, &e) < 0 || modeldir_open(&md, dir, 0, NULL, &e) < 0);
-	must(model_open(&m, &md.cfg, &(struct model_opt){ .max_b = 1, .max_t = T }, &backend_cpu, &e) < 0);
+	must(model_open(&m, &md.cfg, &(struct model_opt){ .max_b = 1, .max_t = T }, &backend_cpu,
+	    &e) < 0);
 	must(modeldir_load_f32(&md, &m.par, (float *)m.w, &e) < 0);
 	model_forward(&m, &b, &(struct forward_opt){ 0 });
 	model_logits(&m, want);
-	is_close(worst(logits, want, (int64_t)T * V), 0, 1e-4, "logits are those of the training forward");
+	is_close(worst(logits, want, (int64_t)T * V), 0, 1e-4,
+	    "logits are those of the training forward");
 	for (int i = 0; i < Ls; i++)
 		for (int t = 0; t < T; t++)
-			router = fmax(router, worst(it.probs + ((int64_t)t * Ls + i) * E, m.probs + ((int64_t)i * T + t) * E, E));
+			router = fmax(router, worst(it.probs + ((int64_t)t * Ls + i) * E,
+			    m.probs + ((int64_t)i * T + t) * E, E));
 	is_close(router, 0, 1e-5, "and so are router probabilities");
 	if (W) {
 		backend_cpu.softmax(m.look, (int64_t)T * (W / E), E);
@@ -177,7 +204,8 @@ static void against_training(const real *logits, uint32_t *tok)
 	engine_close(g);
 }
 
-/* Logits (T, V) of an engine over m: the first 9 tokens once, then a fork each for two ways of cutting the rest. */
+/* Logits (T, V) of an engine over m: the first 9 tokens once, then a fork each for two ways of
+ * cutting the rest. */
 static void run_over(struct engine *g, const uint32_t *tok, int V, real *a, real *b)
 {
 	struct seq *s = seq_new(g, &e), *f;
@@ -186,10 +214,13 @@ static void run_over(struct engine *g, const uint32_t *tok, int V, real *a, real
 	must(!s || engine_eval(g, it, 1, NULL, &e) < 0);
 	memcpy(b, a, sizeof(real) * 9 * (size_t)V);
 	must((f = seq_fork(s, &e)) == NULL);
-	it[0] = (struct eval_item){ .s = f, .tok = tok + 9, .n = 4, .logits = b + 9 * V, .all = true };
-	it[1] = (struct eval_item){ .s = s, .tok = tok + 9, .n = T - 9, .logits = a + 9 * V, .all = true };
+	it[0] = (struct eval_item){ .s = f, .tok = tok + 9, .n = 4, .logits = b + 9 * V,
+	    .all = true };
+	it[1] = (struct eval_item){ .s = s, .tok = tok + 9, .n = T - 9, .logits = a + 9 * V,
+	    .all = true };
 	must(engine_eval(g, it, 2, NULL, &e) < 0);
-	it[0] = (struct eval_item){ .s = f, .tok = tok + 13, .n = T - 13, .logits = b + 13 * V, .all = true };
+	it[0] = (struct eval_item){ .s = f, .tok = tok + 13, .n = T - 13, .logits = b + 13 * V,
+	    .all = true };
 	must(engine_eval(g, it, 1, NULL, &e) < 0 || seq_len(f) != T);
 	seq_free(f);
 	seq_free(s);
@@ -217,7 +248,8 @@ static void test_over(const real *full, const uint32_t *tok, int V)
 	run_over(g, tok, V, a, b);
 	must((h = engine_over(&md.cfg, &md.par, w, &o, &backend_cpu, &e)) == NULL);
 	run_over(h, tok, V, c, b);
-	ok(memcmp(a, c, bytes) == 0 && memcmp(a, full, bytes) != 0, "and follows them when they change");
+	ok(memcmp(a, c, bytes) == 0 && memcmp(a, full, bytes) != 0,
+	    "and follows them when they change");
 	engine_close(g);
 	engine_close(h);
 	modeldir_close(&md);
@@ -262,12 +294,15 @@ static void test_refusals(void)
 	struct mem_plan plan = { 0 };
 	struct engine_opt o = { .ram = 1 << 20, .max_seqs = 1, .max_tokens = T, .max_rows = 4 };
 
-	ok(engine_eval(g, &it, 1, NULL, &e) < 0 && seq_len(s) == 0, "more tokens than the caches hold: %s", e.msg);
+	ok(engine_eval(g, &it, 1, NULL, &e) < 0 && seq_len(s) == 0,
+	    "more tokens than the caches hold: %s", e.msg);
 	tok[3] = 1u << 30;
 	it.n = 5;
-	ok(engine_eval(g, &it, 1, NULL, &e) < 0 && seq_len(s) == 0, "a token outside the vocabulary: %s", e.msg);
+	ok(engine_eval(g, &it, 1, NULL, &e) < 0 && seq_len(s) == 0,
+	    "a token outside the vocabulary: %s", e.msg);
 	engine_close(g);
-	ok(engine_open(dir, &o, &backend_cpu, &plan, &e) == NULL && e.status == EX_OSERR && strstr(e.msg, "chr-pack"),
+	ok(engine_open(dir, &o, &backend_cpu, &plan, &e) == NULL && e.status == EX_OSERR &&
+	    strstr(e.msg, "chr-pack"),
 	    "--ram 1M: %s", e.msg);
 	ok(mem_plan_total(&plan) > o.ram, "and the plan was filled");
 }

@@ -1,7 +1,8 @@
 /*
- * distill64: the loss of distillation in double precision, every divergence against central differences through a whole
- * model, from a teacher whose logits are there and from one known by its best candidates only; those through the file
- * that chr-score writes. And teachers in blocks, batches without targets, teachers that fail.
+ * distill64: the loss of distillation in double precision, every divergence against central
+ * differences through a whole model, from a teacher whose logits are there and from one known by
+ * its best candidates only; those through the file that chr-score writes. And teachers in
+ * blocks, batches without targets, teachers that fail.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -26,8 +27,10 @@ static struct micro mb;
 static real known[R * V];		/* the teacher's logits for the batch */
 static char path[] = "/tmp/distillXXXXXX";
 
-#define COMMON "\"chronos_format\": 2, \"model_type\": \"chronos\", \"vocab_size\": 23, \"num_hidden_layers\": 2," \
-	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 6, \"moe_intermediate_size\": 10," \
+#define COMMON "\"chronos_format\": 2, \"model_type\": \"chronos\", \"vocab_size\": 23, " \
+    "\"num_hidden_layers\": 2," \
+	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 6, " \
+	    "\"moe_intermediate_size\": 10," \
 	"\"num_experts\": 5, \"num_experts_per_tok\": 2, \"kv_latent_dim\": 9, \"rope_dim\": 4," \
 	"\"sliding_window_size\": 3, \"max_position_embeddings\": 64"
 
@@ -37,7 +40,8 @@ static void open_model(struct model *m, struct config *c, const char *json, uint
 	json_t *j = json_loads(json, 0, NULL);
 	struct err e = { 0 };
 
-	if (!j || config_from_json(c, j, 0, NULL, &e) < 0 || model_open(m, c, &o, &backend_cpu, &e) < 0)
+	if (!j || config_from_json(c, j, 0, NULL, &e) < 0 || model_open(m, c, &o, &backend_cpu, &e)
+	    < 0)
 		err_exit(&e);
 	json_decref(j);
 	model_init_weights(m, seed);
@@ -45,8 +49,8 @@ static void open_model(struct model *m, struct config *c, const char *json, uint
 		m->w[i] = 3 * m->w[i] + 0.1 * rng_normal(1, seed, (uint64_t)i);
 }
 
-/* Documents as the teacher sees them, one of them longer than a row, in all more than it evaluates at a time; every
- * fourth token is not learned. */
+/* Documents as the teacher sees them, one of them longer than a row, in all more than it
+ * evaluates at a time; every fourth token is not learned. */
 static void write_records(int K, double temperature)
 {
 	static const int length[] = { 9, 12, 44, 6, 3, 3, 3, 3, 3, 3, 3, 3 };
@@ -71,7 +75,8 @@ static void write_records(int K, double temperature)
 			model_logits(&teacher, logits);
 			teacher_topk_choose(logits, target, b.T, V, K, temperature, id, logp, rest);
 			for (int j = 0; j < b.T; j++)
-				teacher_topk_add(rec, tok[j], target[j] < 0 ? 0 : K, id + j * K, logp + j * K, rest[j]);
+				teacher_topk_add(rec, tok[j], target[j] < 0 ? 0 : K, id + j * K,
+				    logp + j * K, rest[j]);
 		}
 		json_put(f, rec, &e);
 		json_decref(rec);
@@ -90,7 +95,8 @@ static void read_batch(int K, double temperature)
 	void *src = s->open(&o, &student.cfg, NULL, 1, files, false, &e);
 
 	free(mb.b.tok), free(mb.b.target), free(mb.b.doc_start), free(mb.extra);
-	mb = (struct micro){ .b = { NB, NT, calloc(R, 4), calloc(R, 4), calloc(R, 4) }, .extra = calloc(NB, s->extra) };
+	mb = (struct micro){ .b = { NB, NT, calloc(R, 4), calloc(R, 4), calloc(R, 4) },
+	    .extra = calloc(NB, s->extra) };
 	if (!src || s->next(src, &mb, NB, &e) != 1)
 		err_exit(&e);
 	mb.own.targets = loss_targets(&mb.b);
@@ -98,17 +104,20 @@ static void read_batch(int K, double temperature)
 }
 
 /* A few rows at a time. */
-static int64_t known_rows(void *self, const struct micro *m, int64_t row, int64_t n, const real **logits, struct err *e)
+static int64_t known_rows(void *self, const struct micro *m, int64_t row, int64_t n,
+    const real **logits, struct err *e)
 {
 	(void)self, (void)m, (void)e;
 	*logits = known + row * V;
 	return n < 4 ? n : 4;
 }
 
-static int64_t broken_rows(void *self, const struct micro *m, int64_t row, int64_t n, const real **logits, struct err *e)
+static int64_t broken_rows(void *self, const struct micro *m, int64_t row, int64_t n,
+    const real **logits, struct err *e)
 {
 	(void)self, (void)m, (void)n, (void)logits;
-	return row == 0 ? known_rows(self, m, row, n, logits, e) : err_set(e, EX_IOERR, "no teacher");
+	return row == 0 ? known_rows(self, m, row, n, logits, e) : err_set(e, EX_IOERR,
+	    "no teacher");
 }
 
 static double sum[METRIC_MAX], weight[METRIC_MAX];
@@ -116,7 +125,8 @@ static double sum[METRIC_MAX], weight[METRIC_MAX];
 static double loss(struct distill *d, bool grad)
 {
 	real coef[R], logp[R];
-	struct stage_in in = { .m = &student, .mb = &mb, .targets = mb.own.targets, .coef = grad ? coef : NULL, .logp = logp,
+	struct stage_in in = { .m = &student, .mb = &mb, .targets = mb.own.targets, .coef = grad
+	    ? coef : NULL, .logp = logp,
 		.sum = sum, .weight = weight };
 	double l;
 
@@ -168,7 +178,8 @@ static void open_loss(struct distill *d, struct teacher t)
 		err_exit(&e);
 }
 
-/* Live, and by K candidates. The divergence of fewer classes is smaller, and that of all of them is the live one's. */
+/* Live, and by K candidates. The divergence of fewer classes is smaller, and that of all of them
+ * is the live one's. */
 static void test_kind(enum diverge_kind kind, const char *name, double alpha, double temperature)
 {
 	const struct distill_opt o = { kind, alpha, temperature };
@@ -188,9 +199,11 @@ static void test_kind(enum diverge_kind kind, const char *name, double alpha, do
 		write_records(Ks[i], temperature);
 		read_batch(Ks[i], temperature);
 		open_loss(&top, teacher_topk_teacher);
-		snprintf(text, sizeof(text), "%s, %d candidates, temperature %g", name, Ks[i], temperature);
+		snprintf(text, sizeof(text), "%s, %d candidates, temperature %g", name, Ks[i],
+		    temperature);
 		check_gradient(&top, text);
-		ok(sum[1] / weight[1] > last && sum[2] / weight[2] <= kl * (1 + 1e-4), "%s: more than fewer", text);
+		ok(sum[1] / weight[1] > last && sum[2] / weight[2] <= kl * (1 + 1e-4),
+		    "%s: more than fewer", text);
 		last = sum[1] / weight[1];
 		distill_close(&top);
 	}
@@ -213,7 +226,8 @@ static void test_no_targets(void)
 	l = loss(&d, true);
 	for (int64_t i = 0; i < student.par.total; i++)
 		worst = fmax(worst, fabs(student.g[i]));
-	ok(l == 0 && worst == 0 && weight[0] == 0, "a batch without targets is zero, and asks no teacher");
+	ok(l == 0 && worst == 0 && weight[0] == 0,
+	    "a batch without targets is zero, and asks no teacher");
 	distill_close(&d);
 	memcpy(mb.b.target, keep, sizeof(keep));
 	mb.own.targets = loss_targets(&mb.b);
@@ -224,16 +238,19 @@ static void test_failure(void)
 	struct distill d = { .o = { DIVERGE_FORWARD, 0.7, 4 } };
 
 	open_loss(&d, (struct teacher){ .rows = broken_rows });
-	ok(isnan(loss(&d, true)) && d.e.status == EX_IOERR && strcmp(d.e.msg, "no teacher") == 0, "a teacher that fails");
+	ok(isnan(loss(&d, true)) && d.e.status == EX_IOERR && strcmp(d.e.msg, "no teacher") == 0,
+	    "a teacher that fails");
 	distill_close(&d);
 }
 
 /* Blocks of any size give the logits that a plain forward pass gives. */
 static void test_live(int rows)
 {
-	const struct engine_opt eo = { .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = NT, .max_rows = 7 };
+	const struct engine_opt eo = { .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = NT,
+	    .max_rows = 7 };
 	struct err e = { 0 };
-	struct engine *en = engine_over(&teacher.cfg, &teacher.par, teacher.w, &eo, &backend_cpu, &e);
+	struct engine *en = engine_over(&teacher.cfg, &teacher.par, teacher.w, &eo, &backend_cpu,
+	    &e);
 	struct teacher_live *live = en ? teacher_live_over(en, rows, &e) : NULL;
 	double worst = 0;
 
@@ -261,7 +278,8 @@ static void test_choose(void)
 	uint32_t id[4];
 
 	teacher_topk_choose(z, &target, 1, 8, 4, 2, id, logp, &rest);
-	ok(id[0] == 1 && id[1] == 3 && id[2] == 5 && id[3] == 2, "best first, of equals the lower id");
+	ok(id[0] == 1 && id[1] == 3 && id[2] == 5 && id[3] == 2,
+	    "best first, of equals the lower id");
 	for (int i = 0; i < 8; i++)
 		all += exp(z[i]);
 	for (int i = 0; i < 8; i++)
@@ -297,11 +315,16 @@ static void test_records(void)
 	refused("{\"topk\":[],\"vocab\":23,\"temperature\":1}", "made for --temperature 1");
 	refused("{\"topk\":[],\"vocab\":23,\"temperature\":4,\"tokens\":[23]}", "not a token id");
 	refused(HEAD "\"topk\":[[3,4]]}", "not as long as");
-	refused(HEAD "\"topk\":[[3],[]],\"topk_logprob\":[[-1],[]],\"topk_rest\":[0,0]}", "has 1 entries");
-	refused(HEAD "\"topk\":[[3,4],[]],\"topk_logprob\":[[-1],[]],\"topk_rest\":[0,0]}", "(\"topk_logprob\" 1)");
-	refused(HEAD "\"topk\":[[3,23],[]],\"topk_logprob\":[[-1,-2],[]],\"topk_rest\":[0,0]}", "token id below 23");
-	refused(HEAD "\"topk\":[[3,4],[]],\"topk_logprob\":[[-1,7],[]],\"topk_rest\":[0,0]}", "not a log-probability");
-	refused(HEAD "\"topk\":[[],[]],\"topk_logprob\":[[],[]],\"topk_rest\":[0,0]}", "no texts to train on");
+	refused(HEAD "\"topk\":[[3],[]],\"topk_logprob\":[[-1],[]],\"topk_rest\":[0,0]}",
+	    "has 1 entries");
+	refused(HEAD "\"topk\":[[3,4],[]],\"topk_logprob\":[[-1],[]],\"topk_rest\":[0,0]}",
+	    "(\"topk_logprob\" 1)");
+	refused(HEAD "\"topk\":[[3,23],[]],\"topk_logprob\":[[-1,-2],[]],\"topk_rest\":[0,0]}",
+	    "token id below 23");
+	refused(HEAD "\"topk\":[[3,4],[]],\"topk_logprob\":[[-1,7],[]],\"topk_rest\":[0,0]}",
+	    "not a log-probability");
+	refused(HEAD "\"topk\":[[],[]],\"topk_logprob\":[[],[]],\"topk_rest\":[0,0]}",
+	    "no texts to train on");
 }
 
 int main(void)

@@ -1,4 +1,5 @@
-/* Divergences against sums done by hand; equal outputs are at no distance; a NaN is never the same. */
+/* Divergences against sums done by hand; equal outputs are at no distance; a NaN is never the
+ * same. */
 #include <math.h>
 
 #include "measure/fidelity.h"
@@ -11,7 +12,8 @@ static void equal(void)
 
 	fidelity_init(&f, 0);
 	fidelity_logits(&f, z, z, 2, 3);
-	ok(f.rows == 2 && f.top1 == 2 && f.first == -1 && f.max_abs == 0 && f.sum_abs == 0 && fabs(f.kl) < 1e-12,
+	ok(f.rows == 2 && f.top1 == 2 && f.first == -1 && f.max_abs == 0 && f.sum_abs == 0 &&
+	    fabs(f.kl) < 1e-12,
 	    "equal logits");
 }
 
@@ -50,7 +52,8 @@ static void router(void)
 
 	fidelity_init(&f, 2);
 	fidelity_router(&f, pa, pb, ta, tb, 1, 3, 2);
-	ok(fabs(f.router_kl[0] - 0.25 * log(2)) < 1e-6 && fabs(f.router_kl[1]) < 1e-9, "KL(b || a) by layer: %g %g",
+	ok(fabs(f.router_kl[0] - 0.25 * log(2)) < 1e-6 && fabs(f.router_kl[1]) < 1e-9,
+	    "KL(b || a) by layer: %g %g",
 	    f.router_kl[0], f.router_kl[1]);
 	ok(f.slots == 4 && f.shared == 3, "three of four experts are the same");
 }

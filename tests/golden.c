@@ -3,9 +3,9 @@
  *
  *	build/tests/golden DIR...	(default: the shared golden folders when they are there)
  *
- * A folder holds config.json, model.safetensors, reference-model.safetensors, batch.safetensors, expected.safetensors
- * and expected.json. Agreement asked of float32: 2e-5 on logits and probabilities, 1e-5 relative on scalars, 1e-4 in
- * relative L2 norm on each gradient.
+ * A folder holds config.json, model.safetensors, reference-model.safetensors, batch.safetensors,
+ * expected.safetensors and expected.json. Agreement asked of float32: 2e-5 on logits and
+ * probabilities, 1e-5 relative on scalars, 1e-4 in relative L2 norm on each gradient.
  */
 #include <glob.h>
 #include <stdlib.h>
@@ -76,7 +76,8 @@ static double worst(const float *got, const float *want, int64_t n)
 	return w;
 }
 
-static void near_all(const struct golden *g, const char *what, const float *got, const float *want, int64_t n)
+static void near_all(const struct golden *g, const char *what, const float *got, const float *want,
+    int64_t n)
 {
 	double w = worst(got, want, n);
 
@@ -118,7 +119,8 @@ static void load_batch(struct golden *g)
 	int B = (int)t->shape[0], T = (int)t->shape[1];
 
 	g->R = (int64_t)B * T;
-	g->b = (struct batch){ B, T, calloc((size_t)g->R, 4), calloc((size_t)g->R, 4), calloc((size_t)g->R, 4), NULL };
+	g->b = (struct batch){ B, T, calloc((size_t)g->R, 4), calloc((size_t)g->R, 4),
+	    calloc((size_t)g->R, 4), NULL };
 	for (int64_t r = 0; r < g->R; r++) {
 		int64_t next = r % T + 1 < T ? labels[r + 1] : -100;
 
@@ -129,7 +131,8 @@ static void load_batch(struct golden *g)
 
 static struct route_in route_in(struct golden *g)
 {
-	return (struct route_in){ .cfg = &g->m.cfg, .B = g->b.B, .T = g->b.T, .doc_start = g->b.doc_start,
+	return (struct route_in){ .cfg = &g->m.cfg, .B = g->b.B, .T = g->b.T, .doc_start =
+	    g->b.doc_start,
 		.probs = g->m.probs, .topk = g->m.topk, .look = g->m.look };
 }
 
@@ -145,16 +148,19 @@ static void check_outputs(struct golden *g)
 	model_forward(&g->m, &g->b, &fo);
 	model_logits(&g->m, logits);
 	near_all(g, "logits", logits, data(g->want, "logits"), g->R * V);
-	near_all(g, "router probabilities", g->m.probs, data(g->want, "router_probs"), c->num_sparse * g->R * E);
+	near_all(g, "router probabilities", g->m.probs, data(g->want, "router_probs"),
+	    c->num_sparse * g->R * E);
 	g->m.be->softmax(g->m.look, blocks, E);
-	near_all(g, "lookahead probabilities", g->m.look, data(g->want, "lookahead_probs"), blocks * E);
+	near_all(g, "lookahead probabilities", g->m.look, data(g->want, "lookahead_probs"),
+	    blocks * E);
 	mask = (float *)(uintptr_t)data(g->want, "available_mask");
 	for (int e = 0; e < E; e++)
 		avail[e] = mask[e] > 0.5f;
 	fo.available = avail;
 	model_forward(&g->m, &g->b, &fo);
 	model_logits(&g->m, logits);
-	near_all(g, "logits with missing experts", logits, data(g->want, "logits_masked"), g->R * V);
+	near_all(g, "logits with missing experts", logits, data(g->want, "logits_masked"),
+	    g->R * V);
 	free(logits);
 }
 
@@ -163,7 +169,8 @@ static void check_cached(struct golden *g)
 {
 	struct err e = { 0 };
 	struct mem_plan plan = { 0 };
-	struct engine_opt o = { .max_seqs = g->b.B, .max_tokens = g->b.T, .max_rows = g->b.B * g->b.T };
+	struct engine_opt o = { .max_seqs = g->b.B, .max_tokens = g->b.T, .max_rows = g->b.B *
+	    g->b.T };
 	struct engine *en = engine_open(g->dir, &o, &backend_cpu, &plan, &e);
 	int V = g->m.cfg.vocab_size, B = g->b.B, T = g->b.T;
 	struct eval_item it[B];
@@ -260,7 +267,8 @@ static void check_pretrain(struct golden *g)
 {
 	const struct config *c = &g->m.cfg;
 	struct forward_opt fo = { 0 };
-	struct route_lambda lam = { c->lambda_balance, c->lambda_temporal, c->lambda_router_locality, c->lambda_lookahead,
+	struct route_lambda lam = { c->lambda_balance, c->lambda_temporal,
+	    c->lambda_router_locality, c->lambda_lookahead,
 		c->lambda_lookahead_topk, c->lambda_lookahead_union, 0, 0 };
 	struct route_terms t;
 	double count[c->num_sparse * c->num_experts], ce = 0, total, n = 0;
@@ -300,7 +308,8 @@ static struct batch sampled_batch(const struct golden *g)
 	const int64_t *ids = data(g->batch, "pref_ids"), *target = data(g->batch, "pref_targets");
 	const float *mask = data(g->batch, "pref_mask");
 	int B = (int)t->shape[0], T = (int)t->shape[1], R = B * T;
-	struct batch b = { B, T, calloc((size_t)R, 4), calloc((size_t)R, 4), calloc((size_t)R, 4), NULL };
+	struct batch b = { B, T, calloc((size_t)R, 4), calloc((size_t)R, 4), calloc((size_t)R, 4),
+	    NULL };
 
 	for (int r = 0; r < R; r++) {
 		b.tok[r] = (uint32_t)ids[r];
@@ -309,12 +318,14 @@ static struct batch sampled_batch(const struct golden *g)
 	return b;
 }
 
-/* The reference's base loss is -mean(A mean ln p) + beta kl: at ratio 1 it has the gradient of ours. */
+/* The reference's base loss is -mean(A mean ln p) + beta kl: at ratio 1 it has the gradient of
+ * ours. */
 static void check_grpo(struct golden *g)
 {
 	struct batch b = sampled_batch(g);
 	struct model_opt mo = { .max_b = b.B, .max_t = b.T, .train = true, .head_rows = 7 };
-	struct grpo_opt o = { .beta = json_number_value(json_object_get(g->scalar, "grpo_beta")), .epsilon = 0.2,
+	struct grpo_opt o = { .beta = json_number_value(json_object_get(g->scalar, "grpo_beta")),
+	    .epsilon = 0.2,
 		.epsilon_high = 0.2, .temperature = 1 };
 	struct forward_opt fo = { 0 };
 	struct grpo_sums s;
@@ -327,7 +338,8 @@ static void check_grpo(struct golden *g)
 	if (model_open(&own.m, &g->md.cfg, &mo, &backend_cpu, &e) < 0)
 		err_exit(&e);
 	for (int i = 0; i < b.B; i++)
-		reward[i] = json_number_value(json_array_get(json_object_get(g->scalar, "grpo_rewards"), (size_t)i));
+		reward[i] = json_number_value(json_array_get(json_object_get(g->scalar,
+		    "grpo_rewards"), (size_t)i));
 	grpo_advantages(reward, b.B, b.B, GRPO_SCALE_GROUP, adv, NULL);
 	for (int r = 0; r < R; r++)
 		n += b.target[r] >= 0;
@@ -385,7 +397,8 @@ static void find_pairs(const struct batch *b, struct pref pair[2])
 	int T = b->T;
 
 	for (int i = 0; i < 2; i++) {
-		pair[i] = (struct pref){ .n = 2, .first = { i * T, (i + 2) * T }, .rows = { T, T } };
+		pair[i] = (struct pref){ .n = 2, .first = { i * T, (i + 2) * T },
+		    .rows = { T, T } };
 		for (int s = 0; s < 2; s++)
 			for (int r = pair[i].first[s]; r < pair[i].first[s] + T; r++)
 				pair[i].targets[s] += b->target[r] >= 0;
@@ -394,14 +407,16 @@ static void find_pairs(const struct batch *b, struct pref pair[2])
 
 static void check_preferences(struct golden *g)
 {
-	const struct dpo_opt dpo = { .beta = json_number_value(json_object_get(g->scalar, "dpo_beta")) };
+	const struct dpo_opt dpo =
+	    { .beta = json_number_value(json_object_get(g->scalar, "dpo_beta")) };
 	const struct orpo_opt orpo = { json_number_value(json_object_get(g->scalar, "orpo_lambda")),
 		json_number_value(json_object_get(g->scalar, "orpo_beta")) };
 	struct forward_opt fo = { 0 };
 	struct pref pair[2];
 	struct batch b = sampled_batch(g);
 	double sum[METRIC_MAX] = { 0 }, weight[METRIC_MAX] = { 0 };
-	real *coef = calloc((size_t)(b.B * b.T), sizeof(*coef)), *logp = calloc((size_t)(b.B * b.T), sizeof(*logp));
+	real *coef = calloc((size_t)(b.B * b.T), sizeof(*coef)), *logp = calloc((size_t)(b.B * b.T),
+	    sizeof(*logp));
 
 	find_pairs(&b, pair);
 	load_weights(g, &g->ref, "reference-model.safetensors");
@@ -424,15 +439,18 @@ static void check_preferences(struct golden *g)
 	free(b.tok), free(b.target), free(b.doc_start), free(coef), free(logp);
 }
 
-/* The teacher's logits come in blocks smaller than a row of the batch, its own engine going on where it was. */
+/* The teacher's logits come in blocks smaller than a row of the batch, its own engine going on
+ * where it was. */
 static void check_distill(struct golden *g)
 {
 	struct distill d = { .o = { DIVERGE_FORWARD, 0.7, 4 } };
-	const struct engine_opt eo = { .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = g->b.T, .max_rows = 5 };
+	const struct engine_opt eo = { .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = g->b.T,
+	    .max_rows = 5 };
 	const struct micro mb = { .b = g->b, .own = { .targets = loss_targets(&g->b) } };
 	double sum[METRIC_MAX] = { 0 }, weight[METRIC_MAX] = { 0 };
 	real coef[g->R], logp[g->R];
-	const struct stage_in in = { .m = &g->m, .mb = &mb, .targets = mb.own.targets, .coef = coef, .logp = logp, .sum = sum,
+	const struct stage_in in = { .m = &g->m, .mb = &mb, .targets = mb.own.targets, .coef = coef,
+	    .logp = logp, .sum = sum,
 		.weight = weight };
 	struct forward_opt fo = { 0 };
 	struct err e = { 0 };
@@ -441,7 +459,8 @@ static void check_distill(struct golden *g)
 
 	load_weights(g, &g->ref, "reference-model.safetensors");
 	en = engine_over(&g->ref.cfg, &g->ref.par, g->ref.w, &eo, &backend_cpu, &e);
-	if (!en || (live = teacher_live_over(en, 5, &e)) == NULL || distill_open(&d, &backend_cpu, g->m.cfg.vocab_size, &e) < 0)
+	if (!en || (live = teacher_live_over(en, 5, &e)) == NULL || distill_open(&d, &backend_cpu,
+	    g->m.cfg.vocab_size, &e) < 0)
 		err_exit(&e);
 	d.teacher = (struct teacher){ .rows = teacher_live_rows, .self = live };
 	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
@@ -473,7 +492,8 @@ static void run(const char *dir)
 		err_exit(&e);
 	load_batch(&g);
 	o.max_b = 4, o.max_t = g.b.T;	/* the largest batch is the pairs' */
-	if (model_open(&g.m, &g.md.cfg, &o, &backend_cpu, &e) < 0 || model_open(&g.ref, &g.md.cfg, &o, &backend_cpu, &e) < 0)
+	if (model_open(&g.m, &g.md.cfg, &o, &backend_cpu, &e) < 0 || model_open(&g.ref, &g.md.cfg,
+	    &o, &backend_cpu, &e) < 0)
 		err_exit(&e);
 	load_weights(&g, &g.m, "model.safetensors");
 	check_outputs(&g);
@@ -505,7 +525,8 @@ int main(int argc, char **argv)
 		run(argv[i]);
 	if (argc > 1)
 		return tap_done();
-	snprintf(pattern, sizeof(pattern), "%s/golden/*/expected.json", shared ? shared : "../shared");
+	snprintf(pattern, sizeof(pattern), "%s/golden/*/expected.json", shared ? shared
+	    : "../shared");
 	if (glob(pattern, 0, NULL, &found) != 0)
 		return tap_skip("no golden folders");
 	for (size_t i = 0; i < found.gl_pathc; i++) {

@@ -1,6 +1,7 @@
 /*
- * grpo: rewards (built in, and from commands that behave and misbehave), prompts, and rollouts: what is sampled does not
- * depend on how many are sampled at a time, and the experts kept are those of the training forward.
+ * grpo: rewards (built in, and from commands that behave and misbehave), prompts, and rollouts:
+ * what is sampled does not depend on how many are sampled at a time, and the experts kept are
+ * those of the training forward.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,8 @@ static void test_toy(void)
 	is_close(toy(""), -1, 0, "toy: nothing");
 	is_close(toy("12 + 3!"), -1, 0, "toy: no words");
 	is_close(toy("the water"), 2.0 / 24 + 1, 1e-12, "toy: two common words");
-	is_close(toy("zzz The the"), 3.0 / 24 + 2.0 / 3 - 0.5, 1e-12, "toy: a word that is not, and one that repeats");
+	is_close(toy("zzz The the"), 3.0 / 24 + 2.0 / 3 - 0.5, 1e-12,
+	    "toy: a word that is not, and one that repeats");
 }
 
 static double last(const char *s)
@@ -55,10 +57,12 @@ static void test_number(void)
 	is_close(last("it is -7"), -7, 0, "negative");
 	is_close(last("10-3"), 3, 0, "a difference is not");
 	is_close(last("none, really."), -999, 0, "none");
-	is_close(judge_number("{\"answer\":\"Add them. #### 1,072\"}", "I think 5 ... 1072", &why), 1, 0, "right");
+	is_close(judge_number("{\"answer\":\"Add them. #### 1,072\"}", "I think 5 ... 1072", &why),
+	    1, 0, "right");
 	is_close(judge_number("{\"answer\":12}", "13", &why), 0, 0, "wrong");
 	is_close(judge_number("{\"answer\":12}", "no idea", &why), 0, 0, "no number at all");
-	ok(judge_number("{\"answer\":\"twelve\"}", "12", &why) < 0 && why.status == EX_DATAERR, "no answer: %s", why.msg);
+	ok(judge_number("{\"answer\":\"twelve\"}", "12", &why) < 0 && why.status == EX_DATAERR,
+	    "no answer: %s", why.msg);
 }
 
 /* n completions; the sum of the rewards, or -1 with e. */
@@ -94,28 +98,40 @@ static void test_command(void)
 {
 	double began;
 
-	is_close(ask("n=0; while read -r line; do n=$((n + 1)); echo $n; done", 10, 3, 5), 1 + 4 + 9, 0,
+	is_close(ask("n=0; while read -r line; do n=$((n + 1)); echo $n; done", 10, 3, 5),
+	    1 + 4 + 9, 0,
 	    "command: answers belong to the completions in order");
-	is_close(ask("while read -r line; do echo \"{\\\"reward\\\": 0.5, \\\"why\\\": []}\"; done", 10, 2, 5), 1.5, 0,
+	is_close(ask("while read -r line; do echo \"{\\\"reward\\\": 0.5, \\\"why\\\": []}\"; done",
+	    10, 2, 5), 1.5, 0,
 	    "an object with a reward");
 	is_close(ask("grep -c x | head -1; cat", 10, 0, 5), 0, 0, "none asked about");
-	is_close(ask("while read -r line; do case $line in '{\"prompt\":\"a \\\"question\\\"\",\"completion\":\"xx\","
-	    "\"tokens\":[3,4],\"record\":{\"answer\":\"7\"}}') echo 1;; *) echo 0;; esac; done", 10, 2, 2), 3, 0,
+	is_close(ask("while read -r line; do case $line in '{\"prompt\":\"a \\\"question\\\"\","
+	    "\"completion\":\"xx\","
+	    "\"tokens\":[3,4],\"record\":{\"answer\":\"7\"}}') echo 1;; *) echo 0;; esac; done", 10,
+	    2, 2), 3, 0,
 	    "what a line looks like");
-	is_close(ask("sleep 0.2; while read -r line; do echo 1; done", 10, 400, 3000), 400 * 401 / 2.0, 0,
+	is_close(ask("sleep 0.2; while read -r line; do echo 1; done", 10, 400, 3000),
+	    400 * 401 / 2.0, 0,
 	    "1.2 MB to a command that is slow to begin");
-	ok(ask("head -n 1 > /dev/null; exit 3", 10, 5, 9) < 0 && e.status == EX_UNAVAILABLE && strstr(e.msg, "status 3"),
+	ok(ask("head -n 1 > /dev/null; exit 3", 10, 5, 9) < 0 && e.status == EX_UNAVAILABLE &&
+	    strstr(e.msg, "status 3"),
 	    "it ends: %s", e.msg);
-	ok(ask("exec /nonexistent", 10, 900, 900) < 0 && e.status == EX_UNAVAILABLE, "it never began: %s", e.msg);
+	ok(ask("exec /nonexistent", 10, 900, 900) < 0 && e.status == EX_UNAVAILABLE,
+	    "it never began: %s", e.msg);
 	ok(ask("kill -9 $$", 10, 1, 9) < 0 && strstr(e.msg, "signal 9"), "it is killed: %s", e.msg);
-	ok(ask("while read -r line; do echo good; done", 10, 2, 9) < 0 && e.status == EX_DATAERR && strstr(e.msg, "good"),
+	ok(ask("while read -r line; do echo good; done", 10, 2, 9) < 0 && e.status == EX_DATAERR &&
+	    strstr(e.msg, "good"),
 	    "no number: %s", e.msg);
-	ok(ask("while read -r line; do echo NaN; done", 10, 1, 9) < 0 && e.status == EX_DATAERR, "NaN: %s", e.msg);
-	ok(ask("read -r line; printf '1\\n2\\n3\\n'; cat", 10, 1, 9) < 0 && strstr(e.msg, "more answers"),
+	ok(ask("while read -r line; do echo NaN; done", 10, 1, 9) < 0 && e.status == EX_DATAERR,
+	    "NaN: %s", e.msg);
+	ok(ask("read -r line; printf '1\\n2\\n3\\n'; cat", 10, 1, 9) < 0 &&
+	    strstr(e.msg, "more answers"),
 	    "too many answers: %s", e.msg);
-	ok(ask("head -c 100000 /dev/zero | tr '\\0' 9; cat", 10, 1, 9) < 0 && e.status == EX_DATAERR, "an endless line");
+	ok(ask("head -c 100000 /dev/zero | tr '\\0' 9; cat", 10, 1, 9) < 0 &&
+	    e.status == EX_DATAERR, "an endless line");
 	began = progress_clock();
-	ok(ask("trap '' TERM; while :; do sleep 1; done", 0.2, 1, 9) < 0 && e.status == EX_UNAVAILABLE &&
+	ok(ask("trap '' TERM; while :; do sleep 1; done", 0.2, 1, 9) < 0 &&
+	    e.status == EX_UNAVAILABLE &&
 	    strstr(e.msg, "--reward-timeout"), "silence: %s", e.msg);
 	ok(progress_clock() - began < 5, "and it is not waited for");
 }
@@ -123,10 +139,12 @@ static void test_command(void)
 static void test_prompts(void)
 {
 	static const char *const rec[] = {
-		"{\"prompt\":[{\"role\":\"user\",\"content\":\"old\"},{\"role\":\"assistant\",\"content\":\"yes\"},"
+		"{\"prompt\":[{\"role\":\"user\",\"content\":\"old\"},{\"role\":\"assistant\","
+		    "\"content\":\"yes\"},"
 		"{\"role\":\"user\",\"content\":\"why?\"}]}",
 		"{\"question\":\"why?\"}",
-		"{\"conversations\":[{\"from\":\"human\",\"value\":\"why?\"},{\"from\":\"gpt\",\"value\":\"so\"}]}",
+		"{\"conversations\":[{\"from\":\"human\",\"value\":\"why?\"},{\"from\":\"gpt\","
+		    "\"value\":\"so\"}]}",
 	};
 	int good = 1;
 
@@ -151,16 +169,20 @@ static struct model m;
 
 static void make_model(void)
 {
-	static const char json[] = "{\"chronos_format\": 2, \"vocab_size\": 40, \"hidden_size\": 16, \"num_hidden_layers\": 3,"
-	    "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 8, \"moe_intermediate_size\": 8,"
-	    "\"num_experts\": 6, \"num_experts_per_tok\": 2, \"num_shared_experts\": 1, \"kv_latent_dim\": 8, \"rope_dim\": 4,"
+	static const char json[] = "{\"chronos_format\": 2, \"vocab_size\": 40, \"hidden_size\": "
+	    "16, \"num_hidden_layers\": 3,"
+	    "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 8, "
+	    "\"moe_intermediate_size\": 8,"
+	    "\"num_experts\": 6, \"num_experts_per_tok\": 2, \"num_shared_experts\": 1, "
+	    "\"kv_latent_dim\": 8, \"rope_dim\": 4,"
 	    "\"sliding_window_size\": 6, \"max_position_embeddings\": 32, \"lookahead_steps\": 1,"
 	    "\"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\"]}";
 	struct model_opt o = { .max_b = N, .max_t = T, .train = true };
 	struct config c;
 	json_t *j = json_loads(json, 0, NULL);
 
-	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&m, &c, &o, &backend_cpu, &e) < 0)
+	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&m, &c, &o, &backend_cpu, &e) <
+	    0)
 		err_exit(&e);
 	model_init_weights(&m, 8);
 	for (int64_t i = 0; i < m.par.total; i++)
@@ -212,7 +234,8 @@ static int tick(void *ctx, struct err *why)
 static struct completion *sample_all(int parallel, uint64_t seed, double temperature)
 {
 	struct rollout_opt o = { .group = G, .max_new = NEW, .parallel = parallel, .max_tokens = T,
-		.sample = { .temperature = temperature, .top_p = 1, .repetition_penalty = 1 }, .gen = { .end = { 5, 11, -1 } } };
+		.sample = { .temperature = temperature, .top_p = 1, .repetition_penalty = 1 },
+		    .gen = { .end = { 5, 11, -1 } } };
 	struct completion *c = new_completions();
 	int count = 0;
 	struct rollout_hook h = { ended, tick, &count };
@@ -229,13 +252,15 @@ static struct completion *sample_all(int parallel, uint64_t seed, double tempera
 static int same(const struct completion *a, const struct completion *b)
 {
 	for (int i = 0; i < N; i++)
-		if (a[i].n != b[i].n || memcmp(a[i].tok, b[i].tok, (size_t)a[i].n * 4) != 0 || a[i].stopped != b[i].stopped ||
+		if (a[i].n != b[i].n || memcmp(a[i].tok, b[i].tok, (size_t)a[i].n * 4) != 0 ||
+		    a[i].stopped != b[i].stopped ||
 		    memcmp(a[i].topk, b[i].topk, (size_t)(a[i].n - 1) * 4 * 4) != 0)
 			return 0;
 	return 1;
 }
 
-/* Every completion is whole: it ends with an end token and has no other, or is as long as it may be. */
+/* Every completion is whole: it ends with an end token and has no other, or is as long as it may
+ * be. */
 static int well_formed(const struct completion *c, int *stopped)
 {
 	int good = 1;
@@ -270,17 +295,20 @@ static void against_training(const struct completion *c)
 			doc[r] = t < c[i].n - 1 ? 0 : -1;
 			tok[r] = doc[r] < 0 ? 0 : c[i].tok[t];
 			for (int l = 0; l < 2 && doc[r] == 0; l++)
-				memcpy(replay + (l * N * T + r) * 2, c[i].topk + (t * 2 + l) * 2, 2 * sizeof(*replay));
+				memcpy(replay + (l * N * T + r) * 2, c[i].topk + (t * 2 + l) * 2,
+				    2 * sizeof(*replay));
 		}
 	model_forward(&m, &b, &fo);
-	ok(m.replayed > 100 && m.moved == 0, "the router in training agrees on all %lld choices", (long long)m.replayed);
+	ok(m.replayed > 100 && m.moved == 0, "the router in training agrees on all %lld choices",
+	    (long long)m.replayed);
 	for (int64_t i = 0; i < 2 * N * T * 2; i++)
 		used &= replay[i] < 0 || m.topk[i] == replay[i];
 	ok(used, "and they are the ones used");
 	for (int64_t i = 0; i < m.par.total; i++)
 		m.w[i] += (real)0.05 * (real)sin((double)i);
 	model_forward(&m, &b, &fo);
-	ok(m.moved > 0, "after a large step the router would choose others (%lld), but the same are used", (long long)m.moved);
+	ok(m.moved > 0, "after a large step the router would choose others (%lld), but the same "
+	    "are used", (long long)m.moved);
 	used = 1;
 	for (int64_t i = 0; i < 2 * N * T * 2; i++)
 		used &= replay[i] < 0 || m.topk[i] == replay[i];
@@ -295,7 +323,8 @@ static void test_rollouts(void)
 	make_model();
 	a = sample_all(N, 1, 1);
 	good = well_formed(a, &stopped);
-	ok(good && stopped > 0 && stopped < N, "completions end with an end token (%d), or for their length",
+	ok(good && stopped > 0 && stopped < N, "completions end with an end token (%d), or for "
+	    "their length",
 	    stopped);
 	for (int i = 1; i < G; i++)
 		differ += a[i].n != a[0].n || memcmp(a[i].tok, a[0].tok, (size_t)a[0].n * 4) != 0;
@@ -309,7 +338,8 @@ static void test_rollouts(void)
 	ok(!same(a, b), "another seed: others");
 	free_completions(b);
 	b = sample_all(5, 1, 0);
-	ok(b[0].n == b[1].n && memcmp(b[0].tok, b[3].tok, (size_t)b[0].n * 4) == 0, "temperature 0: all of a prompt alike");
+	ok(b[0].n == b[1].n && memcmp(b[0].tok, b[3].tok, (size_t)b[0].n * 4) == 0,
+	    "temperature 0: all of a prompt alike");
 	free_completions(b);
 	against_training(a);
 	b = sample_all(N, 1, 1);

@@ -1,6 +1,7 @@
 /*
- * grpo64: the loss of chr-grpo through a whole model, in double precision, against central differences: every length
- * normalisation, ratios inside and outside of both clips, with and without reference, at a temperature.
+ * grpo64: the loss of chr-grpo through a whole model, in double precision, against central
+ * differences: every length normalisation, ratios inside and outside of both clips, with and
+ * without reference, at a temperature.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,16 +22,20 @@ static const real adv[NB] = { 1.5, -0.75, -1.25, 0.5 };
 
 static void make_model(void)
 {
-	static const char json[] = "{\"chronos_format\": 2, \"vocab_size\": 19, \"hidden_size\": 12, \"num_hidden_layers\": 2,"
-	    "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 6, \"moe_intermediate_size\": 8,"
-	    "\"num_experts\": 4, \"num_experts_per_tok\": 2, \"num_shared_experts\": 1, \"kv_latent_dim\": 6, \"rope_dim\": 2,"
+	static const char json[] = "{\"chronos_format\": 2, \"vocab_size\": 19, \"hidden_size\": "
+	    "12, \"num_hidden_layers\": 2,"
+	    "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 6, "
+	    "\"moe_intermediate_size\": 8,"
+	    "\"num_experts\": 4, \"num_experts_per_tok\": 2, \"num_shared_experts\": 1, "
+	    "\"kv_latent_dim\": 6, \"rope_dim\": 2,"
 	    "\"sliding_window_size\": 4, \"max_position_embeddings\": 32, \"lookahead_steps\": 0}";
 	struct model_opt o = { .max_b = NB, .max_t = NT, .train = true, .head_rows = 7 };
 	struct err e = { 0 };
 	struct config c;
 	json_t *j = json_loads(json, 0, NULL);
 
-	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&m, &c, &o, &backend_cpu, &e) < 0)
+	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&m, &c, &o, &backend_cpu, &e) <
+	    0)
 		err_exit(&e);
 	model_init_weights(&m, 3);
 	for (int64_t i = 0; i < m.par.total; i++)
@@ -54,7 +59,8 @@ static void make_batch(void)
 
 static double value(const struct grpo_opt *o, bool with_ref, real *grad, struct grpo_sums *s)
 {
-	const struct grpo_in in = { .o = o, .b = &b, .adv = adv, .old = old, .ref = with_ref ? ref : NULL, .units = 5,
+	const struct grpo_in in = { .o = o, .b = &b, .adv = adv, .old = old, .ref = with_ref ? ref
+	    : NULL, .units = 5,
 		.targets = 17, .coef = grad, .logp = logp };
 
 	model_forward(&m, &b, &(struct forward_opt){ 0 });
@@ -64,7 +70,8 @@ static double value(const struct grpo_opt *o, bool with_ref, real *grad, struct 
 static void check(const char *name, const struct grpo_opt *o, bool with_ref)
 {
 	double h = 1e-6, got = 0, want, up, down, size = 0;
-	real *v = malloc((size_t)m.par.total * sizeof(*v)), *keep = malloc((size_t)m.par.total * sizeof(*v));
+	real *v = malloc((size_t)m.par.total * sizeof(*v)),
+	    *keep = malloc((size_t)m.par.total * sizeof(*v));
 	struct grpo_sums s;
 
 	memset(m.g, 0, (size_t)m.par.total * sizeof(real));
@@ -83,7 +90,8 @@ static void check(const char *name, const struct grpo_opt *o, bool with_ref)
 	down = value(o, with_ref, NULL, &s);
 	memcpy(m.w, keep, (size_t)m.par.total * sizeof(*v));
 	want = (up - down) / (2 * h);
-	ok(fabs(got - want) < 1e-7 * (1 + size) && fabs(want) > 1e-4, "%s: gradient is that of the value", name);
+	ok(fabs(got - want) < 1e-7 * (1 + size) && fabs(want) > 1e-4,
+	    "%s: gradient is that of the value", name);
 	printf("# %.9g, differences %.9g\n", got, want);
 	free(v);
 	free(keep);
@@ -92,7 +100,8 @@ static void check(const char *name, const struct grpo_opt *o, bool with_ref)
 static void test_gradients(void)
 {
 	static const char *const norm[] = { "by length", "by --new", "by all tokens" };
-	struct grpo_opt o = { .beta = 0.3, .epsilon = 0.1, .epsilon_high = 0.25, .temperature = 0.7, .max_new = 6 };
+	struct grpo_opt o = { .beta = 0.3, .epsilon = 0.1, .epsilon_high = 0.25, .temperature = 0.7,
+	    .max_new = 6 };
 	struct grpo_sums s;
 
 	for (o.norm = 0; o.norm < 3; o.norm++)
@@ -110,22 +119,26 @@ static void test_gradients(void)
 /* At ratio 1 the value is -sum w A; log-probs at a temperature are those of divided logits. */
 static void test_fresh(void)
 {
-	struct grpo_opt o = { .epsilon = 0.2, .epsilon_high = 0.2, .temperature = 0.7, .max_new = 6 };
-	struct grpo_in in = { .o = &o, .b = &b, .adv = adv, .old = old, .fresh = true, .units = NB, .targets = 14, .logp = logp };
+	struct grpo_opt o = { .epsilon = 0.2, .epsilon_high = 0.2, .temperature = 0.7,
+	    .max_new = 6 };
+	struct grpo_in in = { .o = &o, .b = &b, .adv = adv, .old = old, .fresh = true, .units = NB,
+	    .targets = 14, .logp = logp };
 	real *logits = malloc(NR * 19 * sizeof(*logits));
 	struct grpo_sums s;
 	double worst = 0;
 
 	model_forward(&m, &b, &(struct forward_opt){ 0 });
 	model_logits(&m, logits);
-	is_close(grpo_loss(&m, &in, &s), 0, 1e-12, "the policy that sampled: advantages that sum to 0 give 0");
+	is_close(grpo_loss(&m, &in, &s), 0, 1e-12,
+	    "the policy that sampled: advantages that sum to 0 give 0");
 	for (int r = 0; r < NR; r++) {
 		double sum = 0;
 
 		for (int k = 0; k < 19; k++)
 			sum += exp(logits[r * 19 + k] / 0.7);
 		if (b.target[r] >= 0)
-			worst = fmax(worst, fabs(logits[r * 19 + b.target[r]] / 0.7 - log(sum) - old[r]));
+			worst = fmax(worst, fabs(logits[r * 19 + b.target[r]] / 0.7 - log(sum) -
+			    old[r]));
 	}
 	is_close(worst, 0, 1e-12, "it leaves the log-probs at its temperature");
 	in.fresh = false;

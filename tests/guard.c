@@ -70,13 +70,15 @@ static void test_levels(void)
 	ok(level == GUARD_OK || clock_now() - began > 0.5 || began - looked > 0.5,
 	    "without an event usage is not read twice in a second");
 	ok(guard_look(g) == GUARD_WARN && guard_look(g) == GUARD_WARN, "above it");
-	ok(lines("warning is at 85 %") == 1 && lines("/sys/fs/cgroup/g are") == 1, "is said once, with the group's name");
+	ok(lines("warning is at 85 %") == 1 && lines("/sys/fs/cgroup/g are") == 1,
+	    "is said once, with the group's name");
 	put("/sys/fs/cgroup/g/memory.stat", "inactive_file 52428800\n");
 	ok(guard_look(g) == GUARD_OK, "file pages that can be dropped do not count");
 	use(146);
 	ok(guard_look(g) == GUARD_LIMIT && lines("limit is at 95 %") == 1, "above the limit");
 	use(140);
-	ok(guard_look(g) == GUARD_WARN && lines("in use") == 2, "below it again; nothing is said twice");
+	ok(guard_look(g) == GUARD_WARN && lines("in use") == 2,
+	    "below it again; nothing is said twice");
 	put("/proc/meminfo", "MemTotal: 1000000 kB\nMemAvailable: 40000 kB\n");
 	ok(guard_look(g) == GUARD_LIMIT, "a machine that has nothing left");
 	put("/proc/meminfo", "");
@@ -96,9 +98,11 @@ static void test_quiet(void)
 	put("/sys/fs/cgroup/memory/g/memory.usage_in_bytes", "94371840\n");
 	opt_quiet = true;
 	g = guard_open(root, 0.85, 0.95, &e);
-	ok(guard_look(g) == GUARD_WARN && lines("in use") == before, "v1; --quiet keeps a warning back");
+	ok(guard_look(g) == GUARD_WARN && lines("in use") == before,
+	    "v1; --quiet keeps a warning back");
 	put("/sys/fs/cgroup/memory/g/memory.usage_in_bytes", "104857600\n");
-	ok(guard_look(g) == GUARD_LIMIT && lines("in use") == before + 1, "but not why a program stops");
+	ok(guard_look(g) == GUARD_LIMIT && lines("in use") == before + 1,
+	    "but not why a program stops");
 	guard_close(g);
 	opt_quiet = false;
 }
@@ -113,7 +117,8 @@ static void test_verbose(void)
 	unlink(path);
 	opt_verbose = true;
 	guard_close(guard_open(root, 0.85, 0.95, &e));
-	ok(lines("the kernel tells of nothing (no pressure stall information here); usage is read every 1 s besides") == 1,
+	ok(lines("the kernel tells of nothing (no pressure stall information here); usage is read "
+	    "every 1 s besides") == 1,
 	    "--verbose says what the kernel does not tell");
 	opt_verbose = false;
 }
@@ -142,7 +147,8 @@ int main(void)
 	test_verbose();
 	test_room();
 	tree_end();
-	ok(guard_open("", 0.95, 0.85, &e) == NULL && e.status == EX_USAGE, "a limit below the warning is refused");
+	ok(guard_open("", 0.95, 0.85, &e) == NULL && e.status == EX_USAGE,
+	    "a limit below the warning is refused");
 	ok(guard_check(NULL) == GUARD_OK && guard_look(NULL) == GUARD_OK, "no guard, no danger");
 	e = (struct err){ 0 };
 	g = guard_open("", 0.9999, 1, &e);

@@ -1,5 +1,5 @@
-/* intent64: the gradient of every tensor of the encoder in double precision against central differences, in a random
- * direction each: (L(w + hv) - L(w - hv)) / 2h must equal g . v. */
+/* intent64: the gradient of every tensor of the encoder in double precision against central
+ * differences, in a random direction each: (L(w + hv) - L(w - hv)) / 2h must equal g . v. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +9,8 @@
 
 enum { LAYERS = 3, EXPERTS = 5, N = 7 };
 
-static const uint32_t tok[N] = { 3, 1, 4, 1, 99, 9, 2 };	/* one twice, one outside the vocabulary */
+/* one twice, one outside the vocabulary */
+static const uint32_t tok[N] = { 3, 1, 4, 1, 99, 9, 2 };
 static real used[LAYERS * EXPERTS];
 static real scratch[LAYERS * EXPERTS];
 
@@ -39,11 +40,13 @@ static double check_param(struct intent *m, const real *g, int i)
 
 int main(void)
 {
-	struct config c = { .vocab_size = 11, .num_sparse = LAYERS, .num_experts = EXPERTS, .num_experts_per_tok = 2 };
+	struct config c = { .vocab_size = 11, .num_sparse = LAYERS, .num_experts = EXPERTS,
+	    .num_experts_per_tok = 2 };
 	struct intent *m = intent_new(&c, "", 8, 1);
 	real *g = calloc((size_t)m->par.total, sizeof *g);
 
-	for (int i = 0; i < INTENT_PARAMS; i++)		/* far from where it starts: u and B are zero there */
+	for (int i = 0; i < INTENT_PARAMS; i++)		/* far from where it starts: u and B are
+							   zero there */
 		for (int64_t k = 0; k < param_size(&m->p[i]); k++)
 			m->w[m->p[i].off + k] += 0.5 * rng_normal(2, (uint64_t)i, (uint64_t)k);
 	for (int i = 0; i < 2 * EXPERTS; i++)		/* the last layer was not used */

@@ -37,7 +37,8 @@ static size_t gz(const char *text, unsigned char *out, size_t size, int flush)
 	return size - z.avail_out;
 }
 
-/* Reads one file; the values of "n" are joined: "1,2,3". The status of the error, if any, is returned. */
+/* Reads one file; the values of "n" are joined: "1,2,3". The status of the error, if any, is
+ * returned. */
 static int read_file(const char *path, bool skip, char *got, struct err *e)
 {
 	struct jsonl *in;
@@ -49,7 +50,8 @@ static int read_file(const char *path, bool skip, char *got, struct err *e)
 	if (!in)
 		return e->status;
 	while ((rec = jsonl_next(in, e)) != NULL) {
-		sprintf(got + strlen(got), "%s%lld", *got ? "," : "", json_integer_value(json_object_get(rec, "n")));
+		sprintf(got + strlen(got), "%s%lld", *got ? "," : "",
+		    json_integer_value(json_object_get(rec, "n")));
 		json_decref(rec);
 	}
 	if (skip)
@@ -58,7 +60,8 @@ static int read_file(const char *path, bool skip, char *got, struct err *e)
 	return e->status;
 }
 
-static void expect_bytes(const char *what, const void *buf, size_t len, bool skip, int status, const char *want,
+static void expect_bytes(const char *what, const void *buf, size_t len, bool skip, int status,
+    const char *want,
 	const char *message)
 {
 	char *path = put("in", buf, len), got[256];
@@ -73,7 +76,8 @@ static void expect_bytes(const char *what, const void *buf, size_t len, bool ski
 	free(path);
 }
 
-static void expect(const char *what, const char *text, int status, const char *want, const char *message)
+static void expect(const char *what, const char *text, int status, const char *want,
+    const char *message)
 {
 	expect_bytes(what, text, strlen(text), false, status, want, message);
 }
@@ -82,17 +86,21 @@ static void test_plain(void)
 {
 	expect("records", "{\"n\":1}\n{\"n\":2}\n", 0, "1,2", "");
 	expect("last line without newline", "{\"n\":1}\n{\"n\":2}", 0, "1,2", "");
-	expect("empty lines and carriage returns", "\n{\"n\":1}\r\n  \n\r\n{\"n\":2}\n\n", 0, "1,2", "");
+	expect("empty lines and carriage returns", "\n{\"n\":1}\r\n  \n\r\n{\"n\":2}\n\n", 0, "1,2",
+	    "");
 	expect("empty file", "", 0, "", "");
-	expect("broken JSON names file and line", "{\"n\":1}\n{\"n\":\n", EX_DATAERR, "1", "/in:2: ");
+	expect("broken JSON names file and line", "{\"n\":1}\n{\"n\":\n", EX_DATAERR, "1",
+	    "/in:2: ");
 	expect("an array is not a record", "[1]\n", EX_DATAERR, "", ":1: not an object");
 	expect("a bare value is not a record", "7\n", EX_DATAERR, "", ":1: ");
 	expect("two values in a line", "{} {}\n", EX_DATAERR, "", ":1: ");
 	expect("bad UTF-8", "{\"n\":1,\"s\":\"a\xff\"}\n", EX_DATAERR, "", ":1: ");
 	expect("overlong UTF-8", "{\"n\":1,\"s\":\"\xc0\x80\"}\n", EX_DATAERR, "", ":1: ");
 	expect("lone surrogate", "{\"s\":\"\\ud800\"}\n", EX_DATAERR, "", ":1: ");
-	expect_bytes("NUL byte", "{\"n\":1}\n{\"n\":\0}\n", 16, false, EX_DATAERR, "1", ":2: NUL byte");
-	expect_bytes("skip-bad counts", "{\"n\":1}\nx\n[]\n{\"n\":2}\n", 21, true, 0, "1,2 skipped 2", "");
+	expect_bytes("NUL byte", "{\"n\":1}\n{\"n\":\0}\n", 16, false, EX_DATAERR, "1",
+	    ":2: NUL byte");
+	expect_bytes("skip-bad counts", "{\"n\":1}\nx\n[]\n{\"n\":2}\n", 21, true, 0,
+	    "1,2 skipped 2", "");
 	expect("huge number", "{\"n\":99999999999999999999}\n", EX_DATAERR, "", ":1: ");
 	expect("one byte that could have been gzip", "\x1f", EX_DATAERR, "", ":1: ");
 }
@@ -129,11 +137,14 @@ static void test_gzip(void)
 	expect_bytes("gzip", b, n, false, 0, "1,2", "");
 	m = n + gz("{\"n\":3}", b + n, sizeof b - n, Z_FINISH);
 	expect_bytes("two gzip members", b, m, false, 0, "1,2,3", "");
-	expect_bytes("truncated second member", b, m - 9, false, EX_DATAERR, "1,2", "/in: gzip data is truncated");
-	expect_bytes("truncated trailer", b, n - 1, false, EX_DATAERR, "1,2", "/in: gzip data is truncated");
+	expect_bytes("truncated second member", b, m - 9, false, EX_DATAERR, "1,2",
+	    "/in: gzip data is truncated");
+	expect_bytes("truncated trailer", b, n - 1, false, EX_DATAERR, "1,2",
+	    "/in: gzip data is truncated");
 	expect_bytes("header alone", b, 10, false, EX_DATAERR, "", "truncated");
 	memcpy(b + n, "junk", 4);
-	expect_bytes("junk after gzip", b, n + 4, false, EX_DATAERR, "1,2", "/in: gzip data is damaged");
+	expect_bytes("junk after gzip", b, n + 4, false, EX_DATAERR, "1,2",
+	    "/in: gzip data is damaged");
 	b[n - 6] ^= 1;
 	expect_bytes("wrong checksum", b, n, false, EX_DATAERR, "", "damaged");
 }
@@ -195,7 +206,8 @@ static void test_stop(void)
 	dup2(fd[0], STDIN_FILENO);
 	close(fd[0]);
 	in = jsonl_open(0, NULL, false, &e);
-	ok(!jsonl_next(in, &e) && e.status == EX_TEMPFAIL && sig_save, "SIGUSR1 and SIGTERM during a wait: stopped");
+	ok(!jsonl_next(in, &e) && e.status == EX_TEMPFAIL && sig_save,
+	    "SIGUSR1 and SIGTERM during a wait: stopped");
 	jsonl_close(in);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
@@ -203,7 +215,8 @@ static void test_stop(void)
 
 static void test_open(void)
 {
-	char *const both[] = { put("a", "{\"n\":1}", 7), put("b", "{\"n\":2}\n", 8) }, *const none[] = { "/nonexistent" };
+	char *const both[] = { put("a", "{\"n\":1}", 7), put("b", "{\"n\":2}\n", 8) },
+	    *const none[] = { "/nonexistent" };
 	char *const folder[] = { dir };
 	struct err e = {0};
 	struct jsonl *in = jsonl_open(2, both, false, &e);
@@ -211,9 +224,11 @@ static void test_open(void)
 
 	json_decref(rec);
 	rec = jsonl_next(in, &e);
-	ok(rec && !strcmp(jsonl_name(in), both[1]) && jsonl_lineno(in) == 1, "a file without final newline, then another");
+	ok(rec && !strcmp(jsonl_name(in), both[1]) && jsonl_lineno(in) == 1,
+	    "a file without final newline, then another");
 	json_decref(rec);
-	ok(jsonl_bad(in, &e, "missing \"%s\"", "text") == -1 && strstr(e.msg, "/b:1: missing \"text\""), "jsonl_bad");
+	ok(jsonl_bad(in, &e, "missing \"%s\"", "text") == -1 &&
+	    strstr(e.msg, "/b:1: missing \"text\""), "jsonl_bad");
 	jsonl_close(in);
 	e = (struct err){0};
 	ok(!jsonl_open(1, none, false, &e) && e.status == EX_NOINPUT, "missing file: 66 at once");
@@ -237,7 +252,8 @@ static void test_put(void)
 	json_set_str(o, "s", "é\n");
 	ok(json_put(f, o, &e) == 0, "json_put");
 	fclose(f);
-	ok(!strcmp(text, "{\"type\":\"step\",\"n\":9007199254740992,\"x\":0.333333333,\"nan\":null,\"s\":\"é\\n\"}\n"),
+	ok(!strcmp(text, "{\"type\":\"step\",\"n\":9007199254740992,\"x\":0.333333333,\"nan\":null,"
+	    "\"s\":\"é\\n\"}\n"),
 		"order, %%.9g, null for NaN, UTF-8 kept");
 	if (full) {
 		ok(json_put(full, o, &e) == -1 && e.status == EX_IOERR, "a full disk is 74");

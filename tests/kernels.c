@@ -1,6 +1,6 @@
 /*
- * kernels: every instruction set this machine has against the portable loops, and the promise of GEMM_NT: a row's
- * result depends on nothing but that row, B and K.
+ * kernels: every instruction set this machine has against the portable loops, and the promise of
+ * GEMM_NT: a row's result depends on nothing but that row, B and K.
  */
 #include <stdbool.h>
 #include <stdlib.h>
@@ -37,16 +37,19 @@ static double worst_rel(const float *a, const float *b, int64_t n)
 /* Products of awkward sizes; tolerance is that of k float32 additions. */
 static void test_products(const char *isa)
 {
-	static const int size[][3] = { { 1, 1, 1 }, { 1, 7, 19 }, { 1, 65, 40 }, { 5, 6, 7 }, { 7, 47, 33 }, { 13, 50, 16 },
+	static const int size[][3] = { { 1, 1, 1 }, { 1, 7, 19 }, { 1, 65, 40 }, { 5, 6, 7 },
+	    { 7, 47, 33 }, { 13, 50, 16 },
 		{ 97, 193, 65 }, { 40, 49, 300 }, { 33, 16, 31 } };
 	double worst = 0;
 
 	for (size_t s = 0; s < sizeof(size) / sizeof(size[0]); s++)
 		for (int kind = 0; kind < 3; kind++) {
 			int m = size[s][0], n = size[s][1], k = size[s][2];
-			float *a = randoms((int64_t)m * k, 1), *b = randoms((int64_t)n * k, 2), *c = randoms((int64_t)m * n, 3),
+			float *a = randoms((int64_t)m * k, 1), *b = randoms((int64_t)n * k, 2),
+			    *c = randoms((int64_t)m * n, 3),
 			      *d = randoms((int64_t)m * n, 3);
-			struct gemm_job j = { c, n, a, kind == GEMM_TN ? m : k, b, kind == GEMM_NT ? k : n, DT_F32, m, n, k, 1 };
+			struct gemm_job j = { c, n, a, kind == GEMM_TN ? m : k, b, kind == GEMM_NT
+			    ? k : n, DT_F32, m, n, k, 1 };
 			double w;
 
 			isa_force(isa);
@@ -65,7 +68,8 @@ static void test_products(const char *isa)
 static void test_rows(const char *isa)
 {
 	enum { N = 37, W = 77 };
-	float *x = randoms(N * W, 4), *y = randoms(N * W, 5), *g = randoms(N * W, 6), out[2][N * W], aux[2][N * W], r[2][N];
+	float *x = randoms(N * W, 4), *y = randoms(N * W, 5), *g = randoms(N * W, 6), out[2][N * W],
+	    aux[2][N * W], r[2][N];
 	double sq[2];
 
 	for (int i = 0; i < 2; i++) {
@@ -86,7 +90,8 @@ static void test_rows(const char *isa)
 
 		k->swiglu_back(out[i], aux[i], g, x, y, N * W);
 	}
-	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: swiglu backward", isa);
+	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6,
+	    "%s: swiglu backward", isa);
 	for (int i = 0; i < 2; i++) {
 		isa_force(i ? "portable" : isa);
 		const struct cpu_kernels *k = cpu_kernels();
@@ -94,7 +99,8 @@ static void test_rows(const char *isa)
 		k->rmsnorm(out[i], r[i], x, y, N, W, 1e-6);
 		k->rmsnorm_dx(aux[i], g, x, y, r[i], N, W, 0);
 	}
-	ok(worst_rel(out[0], out[1], N * W) < 1e-5 && worst_rel(aux[0], aux[1], N * W) < 1e-5, "%s: rmsnorm and backward", isa);
+	ok(worst_rel(out[0], out[1], N * W) < 1e-5 && worst_rel(aux[0], aux[1], N * W) < 1e-5,
+	    "%s: rmsnorm and backward", isa);
 	for (int i = 0; i < 2; i++) {
 		float c[8] = { 0.01f, 0.9f, 0.95f, 1.2f, 1e-8f, 0.001f, 0.5f, 0 };
 
@@ -108,7 +114,8 @@ static void test_rows(const char *isa)
 		cpu_kernels()->adamw(out[i], aux[i], v, g, N * W, c);
 		free(v);
 	}
-	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6, "%s: adamw", isa);
+	ok(worst_rel(out[0], out[1], N * W) < 1e-6 && worst_rel(aux[0], aux[1], N * W) < 1e-6,
+	    "%s: adamw", isa);
 	free(x), free(y), free(g);
 }
 
@@ -132,7 +139,8 @@ static void test_exp(const char *isa)
 static void test_invariance(const char *isa, enum dtype dt)
 {
 	enum { M = 101, N = 203, K = 77 };
-	float *a = randoms(M * K, 1), *w = randoms(N * K, 2), *one = calloc(M * N, 4), *all = calloc(M * N, 4);
+	float *a = randoms(M * K, 1), *w = randoms(N * K, 2), *one = calloc(M * N, 4),
+	    *all = calloc(M * N, 4);
 	void *b = malloc(N * K * 4);
 	static const int step[] = { 1, 3, 7, 100 };
 	struct gemm_job j = { all, N, a, K, b, K, dt, M, N, K, 0 };
@@ -146,7 +154,8 @@ static void test_invariance(const char *isa, enum dtype dt)
 	for (size_t s = 0; s < sizeof(step) / sizeof(step[0]); s++) {
 		memset(one, 0, M * N * 4);
 		for (int i = 0; i < M; i += step[s]) {
-			struct gemm_job r = { one + i * N, N, a + i * K, K, b, K, dt, M - i < step[s] ? M - i : step[s], N, K, 0 };
+			struct gemm_job r = { one + i * N, N, a + i * K, K, b, K, dt,
+			    M - i < step[s] ? M - i : step[s], N, K, 0 };
 
 			backend_cpu.gemm(GEMM_NT, &r, 1);
 		}
@@ -156,7 +165,8 @@ static void test_invariance(const char *isa, enum dtype dt)
 	tensor_to_f32(w, b, dt, N * K);
 	j = (struct gemm_job){ one, N, a, K, w, K, DT_F32, M, N, K, 0 };
 	backend_cpu.gemm(GEMM_NT, &j, 1);
-	ok(memcmp(one, all, M * N * 4) == 0, "%s: %s weights are what they are as floats", isa, dtype_name(dt));
+	ok(memcmp(one, all, M * N * 4) == 0, "%s: %s weights are what they are as floats", isa,
+	    dtype_name(dt));
 	free(a), free(w), free(one), free(all), free(b);
 }
 
@@ -164,12 +174,14 @@ static void test_invariance(const char *isa, enum dtype dt)
 static void test_threads(const char *isa)
 {
 	enum { M = 200, N = 1200, K = 70 };
-	float *a = randoms(M * K, 1), *b = randoms(N * K, 2), *c = calloc(M * N, 4), *one = calloc(M * N, 4);
+	float *a = randoms(M * K, 1), *b = randoms(N * K, 2), *c = calloc(M * N, 4),
+	    *one = calloc(M * N, 4);
 	bool same = true;
 
 	isa_force(isa);
 	for (int kind = 0; kind < 3; kind++) {
-		struct gemm_job j = { one, N, a, kind == GEMM_TN ? M : K, b, kind == GEMM_NT ? K : N, DT_F32, M, N, K, 0 };
+		struct gemm_job j = { one, N, a, kind == GEMM_TN ? M : K, b, kind == GEMM_NT ? K
+		    : N, DT_F32, M, N, K, 0 };
 
 		for (int threads = 1; threads <= 3; threads += 2) {
 			pool_quit();

@@ -1,6 +1,7 @@
 /*
- * kv: caches of every type. A lossy cache is an exact one of the rounded values, to the byte; rings hold what a window
- * sees wherever they begin; kernels of every instruction set agree; and what rounding costs is bounded from both sides.
+ * kv: caches of every type. A lossy cache is an exact one of the rounded values, to the byte;
+ * rings hold what a window sees wherever they begin; kernels of every instruction set agree; and
+ * what rounding costs is bounded from both sides.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +41,8 @@ static real *randoms(int64_t n, uint64_t stream)
 
 /* ---- rows ---- */
 
-/* The value that a cache of type t makes of x[j] in a row of w values, from the definition in kv.h. */
+/* The value that a cache of type t makes of x[j] in a row of w values, from the definition in
+ * kv.h. */
 static float rounded(enum kv_type t, const float *x, int j, int w)
 {
 	int b = j / KV_BLOCK * KV_BLOCK, n = w - b < KV_BLOCK ? w - b : KV_BLOCK;
@@ -59,7 +61,8 @@ static float rounded(enum kv_type t, const float *x, int j, int w)
 	return max / 127 * rintf(x[j] * (127 / max));
 }
 
-struct problem {		/* attention of n rows over caches of T positions, of which a window is seen */
+struct problem {		/* attention of n rows over caches of T positions, of which a
+				   window is seen */
 	int n, H, G, dk, dv, G2, dk2, T, slots, window;
 };
 
@@ -71,19 +74,22 @@ struct cache {
 
 static struct cache cache_of(enum kv_type t, const real *x, int T, int heads, int w, int slots)
 {
-	struct cache c = { t, heads, w, slots, backend_cpu.alloc(kv_cache_bytes(t, heads, slots, w)) };
+	struct cache c = { t, heads, w, slots, backend_cpu.alloc(kv_cache_bytes(t, heads, slots, w))
+	    };
 
 	/* In uneven pieces, across the ring's end. */
 	for (int p = 0, n; p < T; p += n) {
 		n = 1 + p % 7 < T - p ? 1 + p % 7 : T - p;
 		n = n < slots ? n : slots;
-		backend_cpu.kv_put(&(struct kv_put_args){ t, c.p, slots, heads, w, p, x + (int64_t)p * heads * w, n });
+		backend_cpu.kv_put(&(struct kv_put_args){ t, c.p, slots, heads, w, p,
+		    x + (int64_t)p * heads * w, n });
 	}
 	return c;
 }
 
 /* The last n positions attend, each to its window. o (n, H*dv) */
-static void attend(const struct problem *p, const struct cache *k, const struct cache *v, const struct cache *k2,
+static void attend(const struct problem *p, const struct cache *k, const struct cache *v,
+    const struct cache *k2,
     const real *q, const real *q2, real *o)
 {
 	const void *kp[64], *vp[64], *k2p[64];
@@ -96,9 +102,12 @@ static void attend(const struct problem *p, const struct cache *k, const struct 
 		vp[i] = v->p;
 		k2p[i] = k2->p;
 	}
-	backend_cpu.attn_cached(&(struct attn_cached_args){ .n = p->n, .H = p->H, .G = p->G, .dk = p->dk, .dv = p->dv,
-	    .scale = 0.2f, .q = q, .ldq = p->H * p->dk, .o = o, .ldo = p->H * p->dv, .type = k->t, .slots = k->slots,
-	    .kcache = kp, .vcache = vp, .lo = lo, .hi = hi, .G2 = p->G2, .dk2 = p->dk2, .q2 = q2, .ldq2 = p->H * p->dk2, .k2cache = k2p });
+	backend_cpu.attn_cached(&(struct attn_cached_args){ .n = p->n, .H = p->H, .G = p->G,
+	    .dk = p->dk, .dv = p->dv,
+	    .scale = 0.2f, .q = q, .ldq = p->H * p->dk, .o = o, .ldo = p->H * p->dv, .type = k->t,
+	    .slots = k->slots,
+	    .kcache = kp, .vcache = vp, .lo = lo, .hi = hi, .G2 = p->G2, .dk2 = p->dk2, .q2 = q2,
+	    .ldq2 = p->H * p->dk2, .k2cache = k2p });
 }
 
 /* n rows of w values as a cache of type t makes them. */
@@ -125,16 +134,19 @@ static double error(const struct problem *p, const struct docpack *d, const real
 	for (int i = 0; i < p->n; i++)
 		for (int h = 0; h < p->H; h++) {
 			int hi = p->T - p->n + i, lo = hi + 1 > p->window ? hi + 1 - p->window : 0;
-			int g = h * p->G / p->H, g2 = p->dk2 ? h * p->G2 / p->H : 0, row = i * p->H + h;
+			int g = h * p->G / p->H, g2 = p->dk2 ? h * p->G2 / p->H : 0,
+			    row = i * p->H + h;
 			double sum = 0, out[256] = { 0 };
 
 			for (int s = lo; s <= hi; s++) {
 				double x = 0, y;
 
 				for (int j = 0; j < p->dk; j++)
-					x += (double)d->q[row * p->dk + j] * d->k[(s * p->G + g) * p->dk + j];
+					x += (double)d->q[row * p->dk + j] *
+					    d->k[(s * p->G + g) * p->dk + j];
 				for (int j = 0; j < p->dk2; j++)
-					x += (double)d->q2[row * p->dk2 + j] * d->k2[(s * p->G2 + g2) * p->dk2 + j];
+					x += (double)d->q2[row * p->dk2 + j] *
+					    d->k2[(s * p->G2 + g2) * p->dk2 + j];
 				y = exp(x * (double)0.2f);
 				sum += y;
 				for (int j = 0; j < p->dv; j++)
@@ -146,9 +158,11 @@ static double error(const struct problem *p, const struct docpack *d, const real
 	return worst;
 }
 
-static void solve(const struct problem *p, enum kv_type t, const struct docpack *d, int slots, real *o)
+static void solve(const struct problem *p, enum kv_type t, const struct docpack *d, int slots,
+    real *o)
 {
-	struct cache k = cache_of(t, d->k, p->T, p->G, p->dk, slots), v = cache_of(t, d->v, p->T, p->G, p->dv, slots);
+	struct cache k = cache_of(t, d->k, p->T, p->G, p->dk, slots), v = cache_of(t, d->v, p->T,
+	    p->G, p->dv, slots);
 	struct cache k2 = cache_of(t, d->k2, p->T, p->G2, p->dk2, slots);
 
 	memset(o, 0xff, sizeof(*o) * (size_t)p->n * (size_t)p->H * (size_t)p->dv);
@@ -162,10 +176,13 @@ static void test_problem(const struct problem *p, enum kv_type t)
 {
 	static const char *const isa[] = { "portable", "avx2", "avx512" };
 	size_t bytes = sizeof(real) * (size_t)p->n * (size_t)p->H * (size_t)p->dv;
-	struct docpack d = { randoms((int64_t)p->T * p->G * p->dk, 1), randoms((int64_t)p->T * p->G * p->dv, 2),
-		randoms((int64_t)p->T * (p->G2 + 1) * (p->dk2 + 1), 3), randoms((int64_t)p->n * p->H * p->dk, 4),
+	struct docpack d = { randoms((int64_t)p->T * p->G * p->dk, 1),
+	    randoms((int64_t)p->T * p->G * p->dv, 2),
+		randoms((int64_t)p->T * (p->G2 + 1) * (p->dk2 + 1), 3),
+		    randoms((int64_t)p->n * p->H * p->dk, 4),
 		randoms((int64_t)p->n * p->H * (p->dk2 + 1), 5) };
-	struct docpack r = { kept(t, d.k, (int64_t)p->T * p->G, p->dk), kept(t, d.v, (int64_t)p->T * p->G, p->dv),
+	struct docpack r = { kept(t, d.k, (int64_t)p->T * p->G, p->dk),
+	    kept(t, d.v, (int64_t)p->T * p->G, p->dv),
 		kept(t, d.k2, (int64_t)p->T * p->G2, p->dk2), d.q, d.q2 };
 	real *o = malloc(bytes), *other = malloc(bytes);
 	bool same = true;
@@ -180,7 +197,8 @@ static void test_problem(const struct problem *p, enum kv_type t)
 		solve(p, t, &d, p->slots, other);
 		same = same && memcmp(o, other, bytes) == 0;
 	}
-	ok(same, "%s, %d heads over %d of %d: every kernel, ring or not, as exact caches of its values", name[t], p->H, p->G, p->dk);
+	ok(same, "%s, %d heads over %d of %d: every kernel, ring or not, as exact caches of its "
+	    "values", name[t], p->H, p->G, p->dk);
 	ok(error(p, &r, o) < 2e-6, "%s: which is softmax attention", name[t]);
 	free(d.k), free(d.v), free(d.k2), free(d.q), free(d.q2);
 	free(r.k), free(r.v), free(r.k2);
@@ -199,7 +217,8 @@ static void test_rows(void)
 		for (int t = KV_F32; t <= KV_Q8; t++)
 			test_problem(&p[i], (enum kv_type)t);
 	isa_force("portable");
-	ok(kv_head_bytes(KV_BF16, 33) == 66 && kv_head_bytes(KV_Q8, 33) == 8 + 36 && kv_head_bytes(KV_Q8, 64) == 72,
+	ok(kv_head_bytes(KV_BF16, 33) == 66 && kv_head_bytes(KV_Q8, 33) == 8 + 36 &&
+	    kv_head_bytes(KV_Q8, 64) == 72,
 	    "bytes of a row");
 }
 
@@ -216,7 +235,8 @@ static void test_odd_values(void)
 			for (int j = 0; j < 64; j++)
 				x[j] = 1;
 			x[40] = bad[i];
-			backend_cpu.kv_put(&(struct kv_put_args){ (enum kv_type)t, row, 1, 1, 64, 0, x, 1 });
+			backend_cpu.kv_put(&(struct kv_put_args){ (enum kv_type)t, row, 1, 1, 64, 0,
+			    x, 1 });
 			cpu_kernels()->unpack(y, row, (enum kv_type)t, 1, 64);
 			shown = shown && !isfinite(y[40]) && y[0] == 1 && y[31] == 1;
 		}
@@ -225,20 +245,29 @@ static void test_odd_values(void)
 	x[1] = 1e-38f;
 	backend_cpu.kv_put(&(struct kv_put_args){ KV_Q8, row, 1, 1, 64, 0, x, 1 });
 	cpu_kernels()->unpack(y, row, KV_Q8, 1, 64);
-	ok(fabsf(y[1]) <= 1e-38f && y[0] == 0 && y[63] == 0, "blocks of zeros and of next to nothing");
+	ok(fabsf(y[1]) <= 1e-38f && y[0] == 0 && y[63] == 0,
+	    "blocks of zeros and of next to nothing");
 }
 
 /* ---- models ---- */
 
 #define T 230
-static const struct { const char *name; double price[3]; const char *json; } models[] = {	/* prices: bounds */
-	{ "mla and sliding", { 0, 0.012, 0.03 }, "{\"chronos_format\":2,\"hidden_size\":24,\"num_attention_heads\":4,"
-	    "\"num_key_value_heads\":2,\"head_dim\":40,\"rope_dim\":6,\"kv_latent_dim\":45,\"sliding_window_size\":21,"
-	    "\"num_hidden_layers\":4,\"num_experts\":6,\"num_experts_per_tok\":2,\"moe_intermediate_size\":13,"
-	    "\"vocab_size\":61,\"use_hybrid_attention\":true,\"lookahead_steps\":2,\"num_shared_experts\":2}" },
-	{ "full attention", { 0, 0.004, 0.009 }, "{\"chronos_format\":2,\"hidden_size\":20,\"num_attention_heads\":4,\"num_key_value_heads\":1,"
-	    "\"head_dim\":36,\"num_hidden_layers\":3,\"num_experts\":7,\"num_experts_per_tok\":3,\"moe_intermediate_size\":9,"
-	    "\"vocab_size\":50,\"use_hybrid_attention\":false,\"lookahead_steps\":0,\"num_shared_experts\":0}" },
+/* prices: bounds */
+static const struct { const char *name; double price[3]; const char *json; } models[] = {
+	{ "mla and sliding", { 0, 0.012, 0.03 }, "{\"chronos_format\":2,\"hidden_size\":24,"
+	    "\"num_attention_heads\":4,"
+	    "\"num_key_value_heads\":2,\"head_dim\":40,\"rope_dim\":6,\"kv_latent_dim\":45,"
+	    "\"sliding_window_size\":21,"
+	    "\"num_hidden_layers\":4,\"num_experts\":6,\"num_experts_per_tok\":2,"
+	    "\"moe_intermediate_size\":13,"
+	    "\"vocab_size\":61,\"use_hybrid_attention\":true,\"lookahead_steps\":2,"
+	    "\"num_shared_experts\":2}" },
+	{ "full attention", { 0, 0.004, 0.009 }, "{\"chronos_format\":2,\"hidden_size\":20,"
+	    "\"num_attention_heads\":4,\"num_key_value_heads\":1,"
+	    "\"head_dim\":36,\"num_hidden_layers\":3,\"num_experts\":7,\"num_experts_per_tok\":3,"
+	    "\"moe_intermediate_size\":9,"
+	    "\"vocab_size\":50,\"use_hybrid_attention\":false,\"lookahead_steps\":0,"
+	    "\"num_shared_experts\":0}" },
 };
 
 static void write_model(const char *json)
@@ -268,7 +297,8 @@ static void rest(struct seq *s, const uint32_t *tok, int from, const int *cut, r
 		if (cut[i] == 0)
 			i = 0;
 		n = cut[i] < T - t ? cut[i] : T - t;
-		must(engine_eval(s->g, &(struct eval_item){ .s = s, .tok = tok + t, .n = n, .logits = out + (int64_t)t * V,
+		must(engine_eval(s->g, &(struct eval_item){ .s = s, .tok = tok + t, .n = n,
+		    .logits = out + (int64_t)t * V,
 		    .all = true }, 1, NULL, &e) < 0);
 	}
 }
@@ -281,8 +311,10 @@ static void run(enum kv_type t, int max_rows, const int *cut, const uint32_t *to
 	engine_close(g);
 }
 
-/* A sequence beside another, forked when its rings have come round, and used again after a reset: every row as alone. */
-static void test_forks(const char *model, enum kv_type t, const uint32_t *tok, const real *full, int V)
+/* A sequence beside another, forked when its rings have come round, and used again after a
+ * reset: every row as alone. */
+static void test_forks(const char *model, enum kv_type t, const uint32_t *tok, const real *full,
+    int V)
 {
 	struct engine *g = open_engine(t, 9);
 	struct seq *s = seq_new(g, &e), *other = seq_new(g, &e), *f;
@@ -294,7 +326,8 @@ static void test_forks(const char *model, enum kv_type t, const uint32_t *tok, c
 	text(noise, V, 7);
 	for (; at < 120; at += 3) {
 		struct eval_item it[2] = { { .s = other, .tok = noise + at, .n = 1 + at % 2 },
-			{ .s = s, .tok = tok + at, .n = 3, .logits = out + (int64_t)at * V, .all = true } };
+			{ .s = s, .tok = tok + at, .n = 3, .logits = out + (int64_t)at * V,
+			    .all = true } };
 
 		must(engine_eval(g, it, 2, NULL, &e) < 0);
 	}
@@ -314,7 +347,8 @@ static void test_forks(const char *model, enum kv_type t, const uint32_t *tok, c
 }
 
 /* A prefix that nobody asked logits of, after a call that was refused. */
-static void test_prefix(const char *model, enum kv_type t, const uint32_t *tok, const real *full, int V)
+static void test_prefix(const char *model, enum kv_type t, const uint32_t *tok, const real *full,
+    int V)
 {
 	struct engine *g = open_engine(t, 9);
 	struct seq *s = seq_new(g, &e);
@@ -340,19 +374,24 @@ static void test_plan(const char *model, enum kv_type t)
 	int64_t want = 0, got = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
-		bool is_mla = c->layer_type[l] == LAYER_MLA, ring = c->layer_type[l] == LAYER_SLIDING;
-		int slots = ring && c->sliding_window_size + 8 < T ? c->sliding_window_size + 8 : T, G = c->num_key_value_heads;
-		int w[2] = { is_mla ? c->kv_latent_dim : c->head_dim, is_mla ? c->rope_dim : c->head_dim };
+		bool is_mla = c->layer_type[l] == LAYER_MLA, ring = c->layer_type[l] ==
+		    LAYER_SLIDING;
+		int slots = ring && c->sliding_window_size + 8 < T ? c->sliding_window_size + 8 : T,
+		    G = c->num_key_value_heads;
+		int w[2] = { is_mla ? c->kv_latent_dim : c->head_dim, is_mla ? c->rope_dim
+		    : c->head_dim };
 
 		for (int i = 0; i < 2; i++) {
-			int64_t row = t == KV_F32 ? 4 * w[i] : t == KV_BF16 ? 2 * w[i] : (w[i] + 31) / 32 * 4 + (w[i] + 3) / 4 * 4;
+			int64_t row = t == KV_F32 ? 4 * w[i] : t == KV_BF16 ? 2 * w[i]
+			    : (w[i] + 31) / 32 * 4 + (w[i] + 3) / 4 * 4;
 
 			want += (row * slots * (is_mla && i == 0 ? 1 : G) + 63) / 64 * 64;
 		}
 	}
 	must(engine_plan(dir, &o, &plan, &e) < 0);
 	for (int i = 0; i < plan.n; i++)
-		if (strcmp(plan.item[i].name, t == KV_F32 ? "KV caches" : t == KV_BF16 ? "KV caches, bf16" : "KV caches, q8") == 0)
+		if (strcmp(plan.item[i].name, t == KV_F32 ? "KV caches" : t == KV_BF16
+		    ? "KV caches, bf16" : "KV caches, q8") == 0)
 			got = plan.item[i].bytes;
 	ok(got == want * 3, "%s, %s: the plan has the bytes of the caches", model, name[t]);
 	engine_close(g);
@@ -381,13 +420,15 @@ static void test_model(const char *model, const double *most, int V)
 		full = malloc(bytes);
 		run((enum kv_type)t, T, (const int[]){ T, 0 }, tok, full, V);
 		run((enum kv_type)t, 1, (const int[]){ 1, 0 }, tok, out, V);
-		ok(memcmp(full, out, bytes) == 0, "%s, %s: one by one is full, byte for byte", model, name[t]);
+		ok(memcmp(full, out, bytes) == 0, "%s, %s: one by one is full, byte for byte",
+		    model, name[t]);
 		run((enum kv_type)t, 16, (const int[]){ 5, 1, 33, 2, 0 }, tok, out, V);
 		ok(memcmp(full, out, bytes) == 0, "%s, %s: chunked is full", model, name[t]);
 		pool_quit();
 		pool_init(3);
 		run((enum kv_type)t, 7, (const int[]){ T, 0 }, tok, out, V);
-		ok(memcmp(full, out, bytes) == 0, "%s, %s: small passes with three threads are full", model, name[t]);
+		ok(memcmp(full, out, bytes) == 0, "%s, %s: small passes with three threads are "
+		    "full", model, name[t]);
 		pool_quit();
 		pool_init(1);
 		test_forks(model, (enum kv_type)t, tok, full, V);
@@ -398,7 +439,8 @@ static void test_model(const char *model, const double *most, int V)
 			continue;
 		}
 		printf("# %s, %s: %.3g\n", model, name[t], price(full, exact, (int64_t)T * V));
-		ok(price(full, exact, (int64_t)T * V) < most[t], "%s, %s: the price in logits", model, name[t]);
+		ok(price(full, exact, (int64_t)T * V) < most[t], "%s, %s: the price in logits",
+		    model, name[t]);
 		ok(memcmp(full, exact, bytes) != 0, "%s, %s: there is one", model, name[t]);
 		free(full);
 	}

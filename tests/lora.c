@@ -1,4 +1,5 @@
-/* Adapters: the sum, its gradients by finite differences, the layout on disk, merging, hostile files. */
+/* Adapters: the sum, its gradients by finite differences, the layout on disk, merging, hostile
+ * files. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -19,14 +20,17 @@ static bool *hit;
 
 static void make_model(void)
 {
-	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "chronos_format", 2, "vocab_size", 50,
-	    "hidden_size", 16, "num_hidden_layers", 2, "num_attention_heads", 2, "num_key_value_heads", 1, "head_dim", 8,
+	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
+	    "chronos_format", 2, "vocab_size", 50,
+	    "hidden_size", 16, "num_hidden_layers", 2, "num_attention_heads", 2,
+	    "num_key_value_heads", 1, "head_dim", 8,
 	    "moe_intermediate_size", 12, "num_experts", 4, "kv_latent_dim", 8, "rope_dim", 4);
 	const char *const pattern[] = { "*.self_attn.*_proj.weight", "*.layers.1.mlp.experts.2.*" };
 	struct config cfg;
 	struct err e = {0};
 
-	ok(config_from_json(&cfg, o, 0, NULL, &e) == 0 && params_build(&ps, &cfg, &e) == 0, "a model %s", e.msg);
+	ok(config_from_json(&cfg, o, 0, NULL, &e) == 0 && params_build(&ps, &cfg, &e) == 0,
+	    "a model %s", e.msg);
 	w = mem_alloc((size_t)ps.total * sizeof *w);
 	g = mem_alloc((size_t)ps.total * sizeof *g);
 	c = mem_alloc((size_t)ps.total * sizeof *c);
@@ -37,7 +41,8 @@ static void make_model(void)
 			c[ps.p[i].off + j] = (real)rng_normal(2, (uint64_t)i, (uint64_t)j);
 		}
 	ok(params_match(&ps, 2, pattern, hit, &e) == 0, "patterns");
-	ok(params_match(&ps, 1, &(const char *){ "*nosuch*" }, hit, &e) < 0 && e.status == EX_USAGE, "one that matches nothing");
+	ok(params_match(&ps, 1, &(const char *){ "*nosuch*" }, hit, &e) < 0 && e.status == EX_USAGE,
+	    "one that matches nothing");
 	json_decref(o);
 	config_free(&cfg);
 }
@@ -61,7 +66,8 @@ static void test_gradients(struct lora *l, real *x)
 
 	for (int64_t i = 0; i < l->par.n; i++)
 		for (int64_t j = 0; j < param_size(&l->par.p[i]); j++)
-			l->w[l->par.p[i].off + j] = (real)(0.3 * rng_normal(3, (uint64_t)i, (uint64_t)j));
+			l->w[l->par.p[i].off + j] = (real)(0.3 * rng_normal(3, (uint64_t)i,
+			    (uint64_t)j));
 	loss(l, x);
 	lora_gradients(l, g);
 	for (int64_t i = 0; i < l->par.n; i++)
@@ -92,7 +98,8 @@ static void test_sum(struct lora *l, const real *x)
 				double s = 0;
 
 				for (int k = 0; k < RANK; k++)
-					s += (double)l->w[b->off + i * RANK + k] * (double)l->w[a->off + k * p->cols + j];
+					s += (double)l->w[b->off + i * RANK + k] *
+					    (double)l->w[a->off + k * p->cols + j];
 				s = (double)w[p->off + i * p->cols + j] + 7.0 / RANK * s;
 				worst = fmax(worst, fabs(s - (double)x[p->off + i * p->cols + j]));
 			}
@@ -100,27 +107,32 @@ static void test_sum(struct lora *l, const real *x)
 	is_close(worst, 0, 1e-5, "W + alpha/rank * B A");
 	for (int i = 0; i < ps.n; i++)
 		if (!hit[i])
-			others += memcmp(x + ps.p[i].off, w + ps.p[i].off, (size_t)param_size(&ps.p[i]) * sizeof *x) != 0;
+			others += memcmp(x + ps.p[i].off, w + ps.p[i].off,
+			    (size_t)param_size(&ps.p[i]) * sizeof *x) != 0;
 	ok(others == 0, "and nothing else");
 }
 
 /* Writes l as PEFT would; cut: leaves the last tensor out; rank: what the configuration says. */
 static void write_adapter(const struct lora *l, int cut, const char *config)
 {
-	char *path = file_join(dir, "adapter_model.safetensors"), *conf = file_join(dir, "adapter_config.json");
+	char *path = file_join(dir, "adapter_model.safetensors"),
+	    *conf = file_join(dir, "adapter_config.json");
 	struct st_error se;
 	struct err e = {0};
 	struct st_writer *f = st_writer_create(path, &se);
 
 	for (int i = 0; i < l->par.n - cut; i++) {
-		const uint64_t shape[2] = { (uint64_t)l->par.p[i].rows, (uint64_t)l->par.p[i].cols };
+		const uint64_t shape[2] = { (uint64_t)l->par.p[i].rows,
+		    (uint64_t)l->par.p[i].cols };
 
 		st_writer_add(f, l->par.p[i].name, ST_F32, 2, shape, 0, &se);
 	}
 	st_writer_begin(f, &se);
 	for (int i = 0; i < l->par.n - cut; i++)
-		st_writer_data(f, l->w + l->par.p[i].off, (size_t)param_size(&l->par.p[i]) * 4, &se);
-	ok(st_writer_finish(f, &se) == 0 && file_put(conf, config, strlen(config), &e) == 0, "adapter written");
+		st_writer_data(f, l->w + l->par.p[i].off, (size_t)param_size(&l->par.p[i]) * 4,
+		    &se);
+	ok(st_writer_finish(f, &se) == 0 && file_put(conf, config, strlen(config), &e) == 0,
+	    "adapter written");
 	free(path);
 	free(conf);
 }
@@ -131,7 +143,8 @@ static void refused(const char *what, const char *config, const struct lora *l, 
 	struct err e = {0};
 
 	write_adapter(l, cut, config);
-	ok(lora_merge(dir, &ps, y, NULL, &e) < 0 && e.status == EX_DATAERR, "refused: %s: %s", what, e.msg);
+	ok(lora_merge(dir, &ps, y, NULL, &e) < 0 && e.status == EX_DATAERR, "refused: %s: %s", what,
+	    e.msg);
 	mem_free(y);
 }
 
@@ -142,7 +155,8 @@ static void test_merge(const struct lora *l, const real *x)
 	json_t *o = lora_config(l, "somewhere"), *metadata = NULL;
 	char *text = json_dumps(o, 0);
 
-	ok(strcmp(l->par.p[0].name, "base_model.model.model.layers.0.self_attn.q_nope_proj.lora_A.weight") == 0,
+	ok(strcmp(l->par.p[0].name,
+	    "base_model.model.model.layers.0.self_attn.q_nope_proj.lora_A.weight") == 0,
 	    "PEFT's names: %s", l->par.p[0].name);
 	write_adapter(l, 0, text);
 	memcpy(y, w, (size_t)ps.total * sizeof *y);
@@ -181,7 +195,8 @@ int main(void)
 	test_merge(&l, x);
 	lora_close(&l);
 	hit[0] = true;
-	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) < 0 && e.status == EX_USAGE, "not for embeddings: %s", e.msg);
+	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) < 0 && e.status == EX_USAGE,
+	    "not for embeddings: %s", e.msg);
 	mem_free(x), mem_free(w), mem_free(g), mem_free(c), mem_free(hit);
 	params_free(&ps);
 	file_remove_tree(dir, &e);

@@ -1,5 +1,6 @@
-/* memtree: a tree of files that look like /proc and control groups, for memlimit.c and guard.c. tree(), v2() and v1() begin a new
- * one in `root`; put() writes a file of it; tree_end() removes it. */
+/* memtree: a tree of files that look like /proc and control groups, for memlimit.c and guard.c.
+ * tree(), v2() and v1() begin a new one in `root`; put() writes a file of it; tree_end() removes
+ * it. */
 #ifndef MEMTREE_H
 #define MEMTREE_H
 
@@ -47,8 +48,10 @@ static void tree(void)
 	snprintf(root, sizeof root, "/tmp/chr-memtree-XXXXXX");
 	if (mkdtemp(root) == NULL)
 		abort();
-	put("/proc/meminfo", "MemTotal:       16777216 kB\nMemFree:  100 kB\nMemAvailable:    8388608 kB\n");
-	put("/proc/pressure/memory", "some avg10=1.50 avg60=0.40 avg300=0.10 total=5\nfull avg10=0.25 avg60=0 avg300=0 total=3\n");
+	put("/proc/meminfo", "MemTotal:       16777216 kB\nMemFree:  100 kB\nMemAvailable:    "
+	    "8388608 kB\n");
+	put("/proc/pressure/memory", "some avg10=1.50 avg60=0.40 avg300=0.10 total=5\nfull "
+	    "avg10=0.25 avg60=0 avg300=0 total=3\n");
 }
 
 static void v2(const char *own)

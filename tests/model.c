@@ -1,6 +1,7 @@
 /*
- * model: properties of the forward pass that no gradient check shows: nothing leaks from the future, from behind the
- * window, from other documents or from padding; chunks of the head do not matter; balance is 1 at even load.
+ * model: properties of the forward pass that no gradient check shows: nothing leaks from the
+ * future, from behind the window, from other documents or from padding; chunks of the head do
+ * not matter; balance is 1 at even load.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,9 +16,12 @@
 #define NT 90		/* more than one attention tile */
 #define VOCAB 50
 
-#define COMMON "\"model_type\": \"chronos\", \"chronos_format\": 2, \"vocab_size\": 50, \"hidden_size\": 32," \
-	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 8, \"moe_intermediate_size\": 24," \
-	"\"num_experts\": 6, \"num_experts_per_tok\": 2, \"kv_latent_dim\": 16, \"rope_dim\": 4, \"lookahead_steps\": 2," \
+#define COMMON "\"model_type\": \"chronos\", \"chronos_format\": 2, \"vocab_size\": 50, " \
+    "\"hidden_size\": 32," \
+	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 8, " \
+	    "\"moe_intermediate_size\": 24," \
+	"\"num_experts\": 6, \"num_experts_per_tok\": 2, \"kv_latent_dim\": 16, \"rope_dim\": 4, " \
+	    "\"lookahead_steps\": 2," \
 	"\"sliding_window_size\": 7"
 
 struct run {
@@ -33,7 +37,8 @@ static void run_open_as(struct run *r, const char *json, struct model_opt o)
 	struct config c;
 	json_t *j = json_loads(json, 0, NULL);
 
-	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&r->m, &c, &o, &backend_cpu, &e) < 0)
+	if (config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&r->m, &c, &o, &backend_cpu, &e)
+	    < 0)
 		err_exit(&e);
 	json_decref(j);
 	config_free(&c);
@@ -99,9 +104,11 @@ static void test_leaks(void)
 	ok(good, "hybrid: a token changes nothing before it");
 	ok(last == NT - 1, "hybrid: and everything after, through the MLA layers");
 	run_close(&r);
-	run_open(&r, "{" COMMON ", \"num_hidden_layers\": 2, \"layer_types\": [\"sliding_attention\", \"sliding_attention\"]}", 1, 0);
+	run_open(&r, "{" COMMON ", \"num_hidden_layers\": 2, \"layer_types\": "
+	    "[\"sliding_attention\", \"sliding_attention\"]}", 1, 0);
 	good = first_change(&r, 20, &last) == 20;
-	ok(good && last == 20 + 2 * 6, "two sliding layers of window 7: a token reaches 12 further, not more");
+	ok(good && last == 20 + 2 * 6, "two sliding layers of window 7: a token reaches 12 further,"
+	    " not more");
 	printf("# reaches row %d\n", last);
 	run_close(&r);
 }
@@ -157,7 +164,8 @@ static void test_head(void)
 				max = fmax(max, (double)r.logits[t * VOCAB + v]);
 			for (int v = 0; v < VOCAB; v++)
 				sum += exp((double)r.logits[t * VOCAB + v] - max);
-			good &= fabs((double)r.logits[t * VOCAB + r.b.target[t]] - max - log(sum) - (double)logp[0][t]) < 1e-5;
+			good &= fabs((double)r.logits[t * VOCAB + r.b.target[t]] - max - log(sum) -
+			    (double)logp[0][t]) < 1e-5;
 		}
 		run_close(&r);
 	}
@@ -165,15 +173,18 @@ static void test_head(void)
 	ok(memcmp(logp[0], logp[1], sizeof(logp[0])) == 0, "chunks of the head do not matter");
 }
 
-/* Probabilities 1/E and every expert chosen alike: balance 1, locality ln K + ln(E/K) ... in closed form. */
+/* Probabilities 1/E and every expert chosen alike: balance 1, locality ln K + ln(E/K) ... in
+ * closed form. */
 static void test_route_values(void)
 {
 	enum { E = 6, K = 2, T = 12 };
 	float probs[T * E];
 	int32_t ids[T * K], doc[T] = { 0 };
 	double count[E] = { 0 };
-	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 1 };
-	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs, .topk = ids };
+	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse =
+	    1 };
+	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs,
+	    .topk = ids };
 	struct route_load load = { count, 0 };
 	struct route_lambda lam = { .balance = 1 };
 	struct route_scratch *s = NULL;
@@ -196,15 +207,19 @@ static void test_route_values(void)
 	route_scratch_free(s);
 }
 
-/* Two layers: even logits cost ln E, logits that name the choices almost nothing; padding neither costs nor pulls. */
+/* Two layers: even logits cost ln E, logits that name the choices almost nothing; padding
+ * neither costs nor pulls. */
 static void test_ahead(void)
 {
 	enum { E = 6, K = 2, T = 12, PAD = 3 };
-	float probs[2 * T * E], dprobs[2 * T * E] = { 0 }, ahead[T * E] = { 0 }, dahead[T * E] = { 0 };
+	float probs[2 * T * E], dprobs[2 * T * E] = { 0 }, ahead[T * E] = { 0 }, dahead[T * E] =
+	    { 0 };
 	int32_t ids[2 * T * K], doc[T] = { 0 };
 	double count[2 * E] = { 0 }, pull = 0, stray = 0;
-	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 2 };
-	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs, .topk = ids, .ahead = ahead };
+	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse =
+	    2 };
+	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs,
+	    .topk = ids, .ahead = ahead };
 	struct route_load load = { count, 0 };
 	struct route_lambda lam = { .ahead = 0.5 };
 	struct route_stats st = { 0 };
@@ -217,16 +232,19 @@ static void test_ahead(void)
 		ids[i] = 3 * i % E + i % K;
 	for (int r = T - PAD; r < T; r++)
 		doc[r] = -1;
-	is_close(route_loss(&in, &lam, &load, &t, dprobs, NULL, dahead, &s), log(E), 1e-6, "even logits and probabilities: ln E each");
+	is_close(route_loss(&in, &lam, &load, &t, dprobs, NULL, dahead, &s), log(E), 1e-6,
+	    "even logits and probabilities: ln E each");
 	is_close(t.ahead, 2 * log(E), 1e-6, "before the weight");
 	for (int i = 0; i < T * E; i++)
-		*(i < (T - PAD) * E ? &pull : &stray) += fabs((double)dahead[i]) + fabs((double)dprobs[T * E + i]);
+		*(i < (T - PAD) * E ? &pull : &stray) += fabs((double)dahead[i]) +
+		    fabs((double)dprobs[T * E + i]);
 	ok(pull > 0.1 && stray == 0, "rows of padding pull nothing");
 	for (int r = 0; r < T; r++)
 		for (int k = 0; k < K; k++)
 			ahead[r * E + ids[(T + r) * K + k]] = r == 0 && k == 0 ? -9 : 9;
 	route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
-	is_close(t.ahead - log(E), (log(K) * (T - PAD - 1) + 9) / (T - PAD), 1e-3, "the right names cost ln K, a wrong one what it misses");
+	is_close(t.ahead - log(E), (log(K) * (T - PAD - 1) + 9) / (T - PAD), 1e-3,
+	    "the right names cost ln K, a wrong one what it misses");
 	route_stats_add(&st, &in);
 	is_close(st.ahead_hit / st.ahead_slots, 1 - 0.5 / (T - PAD), 1e-9, "recall of slots");
 	is_close(st.ahead_whole / st.ahead_sets, 1 - 1.0 / (T - PAD), 1e-9, "and of whole sets");
@@ -263,11 +281,13 @@ static void test_choice(void)
 static void test_stats(void)
 {
 	enum { E = 6, K = 2, B = 3, T = 31, R = B * T, STEPS = 2, ROWS = (STEPS + 1) * 2 * E };
-	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse = 2, .lookahead_steps = STEPS,
+	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse =
+	    2, .lookahead_steps = STEPS,
 	    .lookahead_per_layer = true };
 	real probs[2 * R * E], look[R * ROWS];
 	int32_t ids[2 * R * K], doc[R];
-	struct route_in in = { .cfg = &c, .B = B, .T = T, .doc_start = doc, .probs = probs, .topk = ids, .look = look };
+	struct route_in in = { .cfg = &c, .B = B, .T = T, .doc_start = doc, .probs = probs,
+	    .topk = ids, .look = look };
 	struct route_stats st[3];
 	double pairs = 0, overlap = 0, ahead = 0;
 
@@ -296,13 +316,16 @@ static void test_stats(void)
 	}
 	ok(memcmp(&st[0], &st[1], sizeof st[0]) == 0 && memcmp(&st[0], &st[2], sizeof st[0]) == 0,
 	    "statistics of 1, 2 and 3 threads: the same bytes");
-	ok(st[0].pairs == pairs && fabs(st[0].overlap - overlap) < 1e-9, "adjacent pairs and their overlap");
-	ok(st[0].sets[2] == ahead && st[0].union_rows == ahead && st[0].slots[2] == K * ahead, "rows two steps before another");
+	ok(st[0].pairs == pairs && fabs(st[0].overlap - overlap) < 1e-9,
+	    "adjacent pairs and their overlap");
+	ok(st[0].sets[2] == ahead && st[0].union_rows == ahead && st[0].slots[2] == K * ahead,
+	    "rows two steps before another");
 	pool_quit();
 	pool_init(2);
 }
 
-/* The experts of another model, given to this one: they are the ones used; and its own, given back, change nothing. */
+/* The experts of another model, given to this one: they are the ones used; and its own, given
+ * back, change nothing. */
 static void test_replay(void)
 {
 	enum { K = 2, LS = 2 };
@@ -326,7 +349,8 @@ static void test_replay(void)
 	}
 	model_forward(&r.m, &r.b, &fo);
 	for (int i = 0; i < LS * NT; i++)
-		used &= ids[i * K] < 0 || memcmp(ids + i * K, r.m.topk + i * K, K * sizeof(*ids)) == 0;
+		used &= ids[i * K] < 0 || memcmp(ids + i * K, r.m.topk + i * K, K * sizeof(*ids)) ==
+		    0;
 	ok(used, "other experts replayed are the ones used");
 	ok(r.m.replayed == LS * NT - (LS * NT + 4) / 5 && r.m.moved > 0, "and counted as moved");
 	run_close(&r);
@@ -362,8 +386,10 @@ static void test_bf16(void)
 	struct run full, half;
 	double error;
 
-	run_open_as(&full, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1, .max_t = NT, .train = true });
-	run_open_as(&half, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1, .max_t = NT, .train = true,
+	run_open_as(&full, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1,
+	    .max_t = NT, .train = true });
+	run_open_as(&half, "{" COMMON ", \"num_hidden_layers\": 2}", (struct model_opt){ .max_b = 1,
+	    .max_t = NT, .train = true,
 	    .bf16 = true });
 	gradients(&full, &(struct forward_opt){ 0 });
 	gradients(&half, &(struct forward_opt){ .replay = full.m.topk });
@@ -375,19 +401,25 @@ static void test_bf16(void)
 	run_close(&half);
 }
 
-/* Four kinds of layers, dropout and missing experts: computing activations again gives the same gradients. */
+/* Four kinds of layers, dropout and missing experts: computing activations again gives the same
+ * gradients. */
 static void test_recompute(void)
 {
-	static const char json[] = "{" COMMON ", \"num_hidden_layers\": 4, \"dropout\": 0.1, \"num_shared_experts\": 2,"
-	    "\"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\", \"sparse\"], \"intermediate_size\": 40}";
-	const struct forward_opt fo = { .train = true, .seed = 3, .step = 2, .fallback_mask_prob = 0.3 };
+	static const char json[] = "{" COMMON ", \"num_hidden_layers\": 4, \"dropout\": 0.1, "
+	    "\"num_shared_experts\": 2,"
+	    "\"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\", \"sparse\"], "
+	    "\"intermediate_size\": 40}";
+	const struct forward_opt fo = { .train = true, .seed = 3, .step = 2, .fallback_mask_prob =
+	    0.3 };
 	struct run keep, again;
 
 	run_open_as(&keep, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true });
-	run_open_as(&again, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true, .recompute = true });
+	run_open_as(&again, json, (struct model_opt){ .max_b = 1, .max_t = NT, .train = true,
+	    .recompute = true });
 	gradients(&keep, &fo);
 	gradients(&again, &fo);
-	ok(memcmp(keep.m.g, again.m.g, (size_t)keep.m.par.total * sizeof(*keep.m.g)) == 0, "recompute: the same gradients");
+	ok(memcmp(keep.m.g, again.m.g, (size_t)keep.m.par.total * sizeof(*keep.m.g)) == 0,
+	    "recompute: the same gradients");
 	run_close(&keep);
 	run_close(&again);
 }

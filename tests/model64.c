@@ -1,9 +1,11 @@
 /*
- * model64: gradients of the whole model in double precision against central differences, for every kind of layer and
- * both formats. For each parameter tensor one random direction v: (L(w + hv) - L(w - hv)) / 2h must equal g . v.
+ * model64: gradients of the whole model in double precision against central differences, for
+ * every kind of layer and both formats. For each parameter tensor one random direction v: (L(w +
+ * hv) - L(w - hv)) / 2h must equal g . v.
  *
- * The loss is a random mixture of target log-probs plus every router term. Format 1's lookahead cross-entropy has a
- * detached, smooth target, which differences would not hold still: its weight is 0 here (the golden cases check it).
+ * The loss is a random mixture of target log-probs plus every router term. Format 1's lookahead
+ * cross-entropy has a detached, smooth target, which differences would not hold still: its
+ * weight is 0 here (the golden cases check it).
  */
 #include <stdlib.h>
 #include <string.h>
@@ -38,14 +40,17 @@ static double loss(struct problem *p, bool grad)
 	memset(count, 0, sizeof(count));
 	model_forward(&p->m, &p->b, &p->fo);
 	model_head(&p->m, &p->b, grad ? p->coef : NULL, logp, NULL);
-	struct route_in in = { .cfg = c, .B = NB, .T = NT, .doc_start = p->b.doc_start, .probs = p->m.probs,
-		.topk = p->m.topk, .look = p->m.look, .ref_probs = p->ref, .ahead = p->m.ahead, .total_tokens = 40 };
+	struct route_in in = { .cfg = c, .B = NB, .T = NT, .doc_start = p->b.doc_start,
+	    .probs = p->m.probs,
+		.topk = p->m.topk, .look = p->m.look, .ref_probs = p->ref, .ahead = p->m.ahead,
+		    .total_tokens = 40 };
 
 	for (int r = 0; r < NB * NT; r++)
 		sum += p->coef[r] * logp[r];
 	if (c->lookahead_steps == 0)
 		in.look = NULL;
-	sum += route_loss(&in, &p->lam, &load, &t, grad ? p->m.dprobs : NULL, grad ? p->m.dlook : NULL,
+	sum += route_loss(&in, &p->lam, &load, &t, grad ? p->m.dprobs : NULL, grad ? p->m.dlook
+	    : NULL,
 	    grad ? p->m.dahead : NULL, &p->scratch);
 	if (grad)
 		model_backward(&p->m, &p->b);
@@ -57,12 +62,14 @@ static void make_batch(struct problem *p)
 {
 	int V = p->m.cfg.vocab_size;
 
-	p->b = (struct batch){ NB, NT, calloc(NB * NT, 4), calloc(NB * NT, 4), calloc(NB * NT, 4), NULL };
+	p->b = (struct batch){ NB, NT, calloc(NB * NT, 4), calloc(NB * NT, 4), calloc(NB * NT, 4),
+	    NULL };
 	for (int r = 0; r < NB * NT; r++) {
 		int t = r % NT;
 
 		p->b.tok[r] = (uint32_t)rng_below(7, 1, (uint64_t)r, (uint64_t)V);
-		p->b.target[r] = t == NT - 1 || t == 4 ? -1 : (int32_t)rng_below(7, 2, (uint64_t)r, (uint64_t)V);
+		p->b.target[r] = t == NT - 1 || t == 4 ? -1 : (int32_t)rng_below(7, 2, (uint64_t)r,
+		    (uint64_t)V);
 		p->b.doc_start[r] = r >= NT && t > 9 ? -1 : t >= 5 ? 5 : 0;
 		if (p->b.doc_start[r] < 0)
 			p->b.target[r] = -1;
@@ -74,7 +81,8 @@ static double check_param(struct problem *p, const struct param *q, int i)
 {
 	int64_t n = param_size(q);
 	double h = 1e-6, up, down, got = 0, want;
-	real *w = p->m.w + q->off, *keep = malloc((size_t)n * sizeof(real)), *v = malloc((size_t)n * sizeof(real));
+	real *w = p->m.w + q->off, *keep = malloc((size_t)n * sizeof(real)),
+	    *v = malloc((size_t)n * sizeof(real));
 
 	memcpy(keep, w, (size_t)n * sizeof(real));
 	for (int64_t j = 0; j < n; j++) {
@@ -93,7 +101,8 @@ static double check_param(struct problem *p, const struct param *q, int i)
 	return fabs(got - want) / (fabs(want) + 1e-3);
 }
 
-/* Experts given for most rows: not those of the router, so that their weights are far from the best. */
+/* Experts given for most rows: not those of the router, so that their weights are far from the
+ * best. */
 static int32_t *given_experts(const struct config *c)
 {
 	int K = c->num_experts_per_tok, n = c->num_sparse * NB * NT;
@@ -105,7 +114,8 @@ static int32_t *given_experts(const struct config *c)
 	return ids;
 }
 
-static void check_config(const char *name, const char *json, double dropout, double miss, bool replay)
+static void check_config(const char *name, const char *json, double dropout, double miss,
+    bool replay)
 {
 	struct problem p = { 0 };
 	struct err e = { 0 };
@@ -115,24 +125,29 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	double worst = 0;
 	const char *at = "";
 
-	if (!j || config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&p.m, &c, &o, &backend_cpu, &e) < 0) {
+	if (!j || config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&p.m, &c, &o, &backend_cpu,
+	    &e) < 0) {
 		ok(0, "%s: %s", name, e.msg);
 		return;
 	}
 	p.m.cfg.dropout = dropout;
-	p.fo = (struct forward_opt){ .train = true, .seed = 3, .step = 5, .fallback_mask_prob = miss };
-	p.lam = (struct route_lambda){ 0.3, 0.7, 0.4, c.format == 1 ? 0 : 0.5, 0.6, 0.8, 0.9, c.lambda_ahead };
+	p.fo = (struct forward_opt){ .train = true, .seed = 3, .step = 5, .fallback_mask_prob =
+	    miss };
+	p.lam = (struct route_lambda){ 0.3, 0.7, 0.4, c.format == 1 ? 0 : 0.5, 0.6, 0.8, 0.9,
+	    c.lambda_ahead };
 	p.fo.replay = replay ? given_experts(&c) : NULL;
 	make_batch(&p);
 	model_init_weights(&p.m, 99);
-	for (int64_t i = 0; i < p.m.par.total; i++)	/* norms away from one, routers away from flat */
+	for (int64_t i = 0; i < p.m.par.total; i++)	/* norms away from one, routers away from
+							   flat */
 		p.m.w[i] = p.m.w[i] * 1.5 + 0.05 * rng_normal(1, 2, (uint64_t)i);
 	model_forward(&p.m, &p.b, &p.fo);
 	size_t np = (size_t)c.num_sparse * NB * NT * (size_t)c.num_experts * sizeof(real);
 
 	p.ref = malloc(np + 1);
 	memcpy(p.ref, p.m.probs, np);
-	for (size_t i = 0; i < np / sizeof(real); i++)	/* any positive numbers do for a reference */
+	for (size_t i = 0; i < np / sizeof(real); i++)	/* any positive numbers do for a
+							   reference */
 		p.ref[i] = 0.5 * p.ref[i] + 0.5 * rng_uniform(4, 4, i);
 	memset(p.m.g, 0, (size_t)p.m.par.total * sizeof(real));
 	loss(&p, true);
@@ -144,38 +159,57 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	}
 	ok(worst < 1e-5, "%s: %d tensors against differences", name, p.m.par.n);
 	printf("# worst %.2g at %s\n", worst, at);
-	free(p.b.tok), free(p.b.target), free(p.b.doc_start), free(p.ref), free((void *)(uintptr_t)p.fo.replay);
+	free(p.b.tok), free(p.b.target), free(p.b.doc_start), free(p.ref),
+	    free((void *)(uintptr_t)p.fo.replay);
 	route_scratch_free(p.scratch);
 	model_close(&p.m);
 	config_free(&c);
 	json_decref(j);
 }
 
-#define COMMON "\"model_type\": \"chronos\", \"vocab_size\": 23, \"hidden_size\": 16, \"num_hidden_layers\": 3," \
-	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 6, \"moe_intermediate_size\": 10," \
-	"\"intermediate_size\": 14, \"num_experts\": 5, \"num_experts_per_tok\": 2, \"kv_latent_dim\": 9," \
+#define COMMON "\"model_type\": \"chronos\", \"vocab_size\": 23, \"hidden_size\": 16, " \
+    "\"num_hidden_layers\": 3," \
+	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 6, " \
+	    "\"moe_intermediate_size\": 10," \
+	"\"intermediate_size\": 14, \"num_experts\": 5, \"num_experts_per_tok\": 2, " \
+	    "\"kv_latent_dim\": 9," \
 	"\"sliding_window_size\": 3, \"max_position_embeddings\": 64, \"rope_theta\": 100.0"
 
 int main(void)
 {
 	pool_init(2);
-	check_config("format 1, hybrid", "{" COMMON ", \"lambda_ahead\": 0.9, \"rope_dim\": 3, \"lookahead_steps\": 2}", 0, 0, false);
-	check_config("format 1, dropout and misses", "{" COMMON ", \"lambda_ahead\": 0.9, \"rope_dim\": 4, \"lookahead_steps\": 3}", 0.2, 0.4, false);
-	check_config("format 2, hybrid", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}", 0, 0, false);
-	check_config("format 2, dropout and misses", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 2,"
-	    "\"lookahead_steps\": 1, \"num_shared_experts\": 2, \"tie_word_embeddings\": false}", 0.3, 0.5, false);
-	check_config("format 2, full attention, dense layer, no shared expert", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4,"
-	    "\"use_hybrid_attention\": false, \"num_shared_experts\": 0, \"norm_topk_prob\": false, \"lookahead_steps\": 0,"
+	check_config("format 1, hybrid", "{" COMMON ", \"lambda_ahead\": 0.9, \"rope_dim\": 3, "
+	    "\"lookahead_steps\": 2}", 0, 0, false);
+	check_config("format 1, dropout and misses",
+	    "{" COMMON ", \"lambda_ahead\": 0.9, \"rope_dim\": 4, \"lookahead_steps\": 3}", 0.2,
+	    0.4, false);
+	check_config("format 2, hybrid", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": "
+	    "2, \"rope_dim\": 4, \"lookahead_steps\": 2}", 0, 0, false);
+	check_config("format 2, dropout and misses",
+	    "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 2,"
+	    "\"lookahead_steps\": 1, \"num_shared_experts\": 2, \"tie_word_embeddings\": false}",
+	    0.3, 0.5, false);
+	check_config("format 2, full attention, dense layer, no shared expert",
+	    "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4,"
+	    "\"use_hybrid_attention\": false, \"num_shared_experts\": 0, \"norm_topk_prob\": false,"
+	    " \"lookahead_steps\": 0,"
 	    "\"mlp_layer_types\": [\"dense\", \"sparse\", \"sparse\"]}", 0, 0, false);
-	check_config("format 2, a dense layer between, foreseen across it", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4,"
-	    "\"lambda_ahead\": 1.7, \"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\"]}", 0, 0, false);
-	check_config("format 2, nothing foreseen", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4}", 0, 0, false);
-	check_config("format 2, yarn", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2,"
-	    "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4, \"original_max_position_embeddings\": 8,"
+	check_config("format 2, a dense layer between, foreseen across it",
+	    "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4,"
+	    "\"lambda_ahead\": 1.7, \"mlp_layer_types\": [\"sparse\", \"dense\", \"sparse\"]}", 0,
+	    0, false);
+	check_config("format 2, nothing foreseen",
+	    "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4}", 0, 0, false);
+	check_config("format 2, yarn", "{" COMMON ", \"chronos_format\": 2, \"rope_dim\": 4, "
+	    "\"lookahead_steps\": 2,"
+	    "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4, "
+	    "\"original_max_position_embeddings\": 8,"
 	    "\"beta_fast\": 32, \"beta_slow\": 1, \"attention_factor\": 1.1}}", 0, 0, false);
-	check_config("format 2, experts given", "{" COMMON ", \"lambda_ahead\": 0.9, \"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}",
+	check_config("format 2, experts given", "{" COMMON ", \"lambda_ahead\": 0.9, "
+	    "\"chronos_format\": 2, \"rope_dim\": 4, \"lookahead_steps\": 2}",
 	    0, 0, true);
-	check_config("format 1, experts given, plain weights", "{" COMMON ", \"rope_dim\": 3, \"lookahead_steps\": 2,"
+	check_config("format 1, experts given, plain weights",
+	    "{" COMMON ", \"rope_dim\": 3, \"lookahead_steps\": 2,"
 	    "\"norm_topk_prob\": false}", 0, 0, true);
 	return tap_done();
 }

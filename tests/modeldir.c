@@ -1,4 +1,5 @@
-/* Model directories: what is saved is what is loaded, in one file and in shards; what does not fit is named. */
+/* Model directories: what is saved is what is loaded, in one file and in shards; what does not
+ * fit is named. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +47,8 @@ static double worst(void)
 	return w;
 }
 
-/* Opens and loads the directory; the largest difference to what was saved, -1 on error (message on stdout). */
+/* Opens and loads the directory; the largest difference to what was saved, -1 on error (message
+ * on stdout). */
 static double load(char *fp)
 {
 	struct err e = { 0 };
@@ -73,9 +75,11 @@ static void test_one_file(void)
 
 	ok(save(DT_F32, 0, a) == 0 && load(b) == 0, "float32 in one file comes back exactly");
 	ok(strlen(a) == 32 && strcmp(a, b) == 0, "fingerprint %s from metadata", a);
-	ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && modeldir_compute_fingerprint(&md, c, &e) == 0 && strcmp(a, c) == 0,
+	ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && modeldir_compute_fingerprint(&md, c, &e) ==
+	    0 && strcmp(a, c) == 0,
 	    "the same when computed from the file");
-	ok(strcmp(modeldir_meta(&md, "chronos.seed"), "42") == 0 && strcmp(modeldir_meta(&md, "format"), "pt") == 0,
+	ok(strcmp(modeldir_meta(&md, "chronos.seed"), "42") == 0 &&
+	    strcmp(modeldir_meta(&md, "format"), "pt") == 0,
 	    "metadata");
 	modeldir_close(&md);
 	flat[0] += 1;
@@ -100,10 +104,13 @@ static void test_shards(void)
 
 	fresh_dir();
 	save(DT_F32, 0, a);
-	ok(save(DT_F32, 20000, b) == 0 && load(NULL) == 0 && strcmp(a, b) == 0, "shards hold the same model");
-	ok(!there("model.safetensors") && there("model.safetensors.index.json"), "and the single file is gone");
+	ok(save(DT_F32, 20000, b) == 0 && load(NULL) == 0 && strcmp(a, b) == 0,
+	    "shards hold the same model");
+	ok(!there("model.safetensors") && there("model.safetensors.index.json"),
+	    "and the single file is gone");
 	ok(save(DT_F32, 40000, b) == 0 && load(NULL) == 0, "fewer shards");
-	ok(save(DT_F32, 0, b) == 0 && load(NULL) == 0 && !there("model.safetensors.index.json"), "one file again");
+	ok(save(DT_F32, 0, b) == 0 && load(NULL) == 0 && !there("model.safetensors.index.json"),
+	    "one file again");
 	save(DT_F32, 20000, b);
 	for (int n = 2; n < 100; n++) {
 		snprintf(path, sizeof path, "%s/model-00002-of-%05d.safetensors", dir, n);
@@ -125,14 +132,16 @@ static void write_changed(const char *skip, const char *extra, const float *extr
 		uint64_t s[2] = { (uint64_t)ps.p[i].rows, (uint64_t)ps.p[i].cols };
 
 		if (!skip || strcmp(skip, ps.p[i].name) != 0)
-			st_writer_add(w, ps.p[i].name, ST_F32, ps.p[i].ndim, s, i % 2 ? 64 : 0, &se);
+			st_writer_add(w, ps.p[i].name, ST_F32, ps.p[i].ndim, s, i % 2 ? 64 : 0,
+			    &se);
 	}
 	if (extra)
 		st_writer_add(w, extra, ST_F32, head ? 2 : 1, head ? es : &one, 0, &se);
 	st_writer_begin(w, &se);
 	for (int i = 0; i < ps.n; i++)
 		if (!skip || strcmp(skip, ps.p[i].name) != 0)
-			st_writer_data(w, flat + ps.p[i].off, (size_t)param_size(&ps.p[i]) * 4, &se);
+			st_writer_data(w, flat + ps.p[i].off, (size_t)param_size(&ps.p[i]) * 4,
+			    &se);
 	if (extra)
 		st_writer_data(w, extra_data, head ? (size_t)param_size(emb) * 4 : 4, &se);
 	if (st_writer_finish(w, &se) < 0)
@@ -163,7 +172,8 @@ static void test_changes(void)
 	write_changed(NULL, NULL, NULL, 0);
 	ok(load(b) == 0 && strcmp(a, b) == 0, "padding is passed over, also by the fingerprint");
 	write_changed(NULL, "lm_head.weight", flat, 1);
-	ok(load(b) == 0 && strcmp(a, b) == 0, "a tied head that equals the embedding is passed over");
+	ok(load(b) == 0 && strcmp(a, b) == 0, "a tied head that equals the embedding is passed "
+	    "over");
 	write_changed(NULL, "lm_head.weight", flat + 1, 1);
 	load_fails("lm_head.weight differs");
 	write_changed(NULL, "stray", flat, 0);
@@ -183,7 +193,8 @@ static void test_packed(void)
 	fresh_dir();
 	save(DT_F32, 0, a);
 	file_put(path, "{}", 2, &e);
-	ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && md.packed && modeldir_check(&md, &md.par, &e) == 0, "packed");
+	ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && md.packed && modeldir_check(&md, &md.par,
+	    &e) == 0, "packed");
 	modeldir_close(&md);
 	load_fails("packed");
 	ok(save(DT_F32, 0, a) < 0, "nothing is saved into a packed directory");
@@ -193,11 +204,15 @@ static void test_packed(void)
 int main(void)
 {
 	struct err e = { 0 };
-	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "chronos_format", 2, "hidden_size", 16,
-	    "num_attention_heads", 2, "num_key_value_heads", 1, "num_hidden_layers", 3, "vocab_size", 50,
-	    "moe_intermediate_size", 8, "kv_latent_dim", 8, "num_experts", 6, "num_experts_per_tok", 2);
+	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
+	    "chronos_format", 2, "hidden_size", 16,
+	    "num_attention_heads", 2, "num_key_value_heads", 1, "num_hidden_layers", 3,
+	    "vocab_size", 50,
+	    "moe_intermediate_size", 8, "kv_latent_dim", 8, "num_experts", 6, "num_experts_per_tok",
+	    2);
 
-	if (!mkdtemp(dir) || config_from_json(&cfg, o, 0, NULL, &e) < 0 || params_build(&ps, &cfg, &e) < 0)
+	if (!mkdtemp(dir) || config_from_json(&cfg, o, 0, NULL, &e) < 0 ||
+	    params_build(&ps, &cfg, &e) < 0)
 		return ok(0, "setup: %s", e.msg), tap_done();
 	flat = calloc((size_t)ps.total, sizeof *flat);
 	back = calloc((size_t)ps.total, sizeof *back);

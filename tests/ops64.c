@@ -1,6 +1,7 @@
 /*
- * ops64: every operation of the cpu backend in double precision: matrix products against plain loops, and each backward
- * row against central differences of its forward row, in every argument.
+ * ops64: every operation of the cpu backend in double precision: matrix products against plain
+ * loops, and each backward row against central differences of its forward row, in every
+ * argument.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -61,8 +62,8 @@ static double loss(const struct op *o)
 	return s;
 }
 
-/* Gradient `g` of input `x` (n values) against differences, element by element; of many values every 7th, which meets
- * every head, dimension and column. */
+/* Gradient `g` of input `x` (n values) against differences, element by element; of many values
+ * every 7th, which meets every head, dimension and column. */
 static void check(const struct op *o, const char *name, real *x, const real *g, int64_t n)
 {
 	double worst = 0;
@@ -87,8 +88,10 @@ static void check(const struct op *o, const char *name, real *x, const real *g, 
 
 static void gemm_case(enum gemm_kind kind, int m, int n, int k, real beta)
 {
-	real *a = randoms((int64_t)(m + k) * (m + k + 3)), *b = randoms((int64_t)(n + k) * (n + k + 3));
-	int64_t lda = (kind == GEMM_TN ? m : k) + 3, ldb = (kind == GEMM_NT ? k : n) + 3, ldc = n + 2;
+	real *a = randoms((int64_t)(m + k) * (m + k + 3)),
+	    *b = randoms((int64_t)(n + k) * (n + k + 3));
+	int64_t lda = (kind == GEMM_TN ? m : k) + 3, ldb = (kind == GEMM_NT ? k : n) + 3,
+	    ldc = n + 2;
 	real *c = randoms(m * ldc), *was = zeros(m * ldc, sizeof(real));
 	struct gemm_job j = { c, ldc, a, lda, b, ldb, DT_REAL, m, n, k, beta };
 	double worst = 0;
@@ -127,7 +130,10 @@ static void test_gemm(void)
 /* ---- rows ---- */
 
 struct rms { real *x, *g, *y, *rstd; int n, w; };
-static void rms_f(void *c) { struct rms *r = c; be->rmsnorm(r->y, r->rstd, r->x, r->g, r->n, r->w, 1e-6); }
+static void rms_f(void *c)
+{
+	struct rms *r = c; be->rmsnorm(r->y, r->rstd, r->x, r->g, r->n, r->w, 1e-6);
+}
 
 static void test_rmsnorm(void)
 {
@@ -170,15 +176,18 @@ static void test_attn(const char *name, int T, int window, double drop)
 	enum { B = 2, NH = 4, G = 2, DQ = 5, DV = 3 };
 	int R = B * T;
 	int32_t *doc = zeros(R, sizeof(*doc));
-	struct attn_args a = { .B = B, .T = T, .H = NH, .G = G, .dq = DQ, .dv = DV, .window = window, .scale = 0.4,
+	struct attn_args a = { .B = B, .T = T, .H = NH, .G = G, .dq = DQ, .dv = DV,
+	    .window = window, .scale = 0.4,
 		.doc_start = doc, .dropout = drop, .drop_key = 77 };
-	real *q = randoms(R * NH * DQ), *k = randoms(R * G * DQ), *v = randoms(R * G * DV), *seed = randoms(R * NH * DV);
+	real *q = randoms(R * NH * DQ), *k = randoms(R * G * DQ), *v = randoms(R * G * DV),
+	    *seed = randoms(R * NH * DV);
 	struct op o = { attn_f, &a, NULL, seed, R * NH * DV };
 	char what[100];
 
 	for (int r = 0; r < R; r++)
 		doc[r] = r % T >= T - 2 && r >= T ? -1 : r % T >= T / 3 ? T / 3 : 0;
-	a.q = q, a.k = k, a.v = v, a.o = randoms(R * NH * DV), a.lse = randoms(R * NH), a.d_o = seed;
+	a.q = q, a.k = k, a.v = v, a.o = randoms(R * NH * DV), a.lse = randoms(R * NH),
+	    a.d_o = seed;
 	a.dq_ = randoms(R * NH * DQ), a.dk = randoms(R * G * DQ), a.dv_ = randoms(R * G * DV);
 	o.out = a.o;
 	be->attn(&a);
@@ -283,8 +292,10 @@ static void test_diverge(enum diverge_kind kind, const char *name)
 {
 	int n = 5, V = 37;
 	int32_t target[5] = { 3, 36, -1, 0, 7 };
-	real *z = randoms(n * V), *teacher = randoms(n * V), *seed = zeros(n, sizeof(real)), *g = zeros(n * V, sizeof(real));
-	struct diverge_args a = { .kind = kind, .temperature = 1.7, .n = n, .V = V, .student = z, .teacher = teacher,
+	real *z = randoms(n * V), *teacher = randoms(n * V), *seed = zeros(n, sizeof(real)),
+	    *g = zeros(n * V, sizeof(real));
+	struct diverge_args a = { .kind = kind, .temperature = 1.7, .n = n, .V = V, .student = z,
+	    .teacher = teacher,
 	    .target = target, .value = randoms(n) };
 	struct diverge_args back = a;
 	struct op o = { diverge_f, &a, a.value, seed, n };
@@ -316,10 +327,12 @@ static void test_diverge(enum diverge_kind kind, const char *name)
 
 static void test_moves(void)
 {
-	real *src = randoms(4 * 3), *dst = zeros(5 * 3, sizeof(real)), *dot = zeros(5, sizeof(real));
+	real *src = randoms(4 * 3), *dst = zeros(5 * 3, sizeof(real)),
+	    *dot = zeros(5, sizeof(real));
 	int32_t slot[10] = { 0, 1, 2, -1, 3, 3, -1, -1, 1, 0 }, rows[5] = { 3, 0, 0, 1, 2 };
 	uint32_t ids[5] = { 1, 1, 0, 2, 1 };
-	real *coef = randoms(10), *tab = zeros(3 * 3, sizeof(real)), *got = zeros(5 * 3, sizeof(real));
+	real *coef = randoms(10), *tab = zeros(3 * 3, sizeof(real)),
+	    *got = zeros(5 * 3, sizeof(real));
 	double worst = 0;
 
 	be->combine(dst, src, slot, coef, 5, 2, 3);
@@ -328,7 +341,8 @@ static void test_moves(void)
 			double want = 0;
 
 			for (int k = 0; k < 2; k++)
-				want += slot[i * 2 + k] < 0 ? 0 : coef[i * 2 + k] * src[slot[i * 2 + k] * 3 + j];
+				want += slot[i * 2 + k] < 0 ? 0 : coef[i * 2 + k] *
+				    src[slot[i * 2 + k] * 3 + j];
 			worst = fmax(worst, fabs(want - dst[i * 3 + j]));
 		}
 	ok(worst < 1e-14, "combine");
@@ -384,7 +398,8 @@ static void test_noise(void)
 		squares += x[i] * x[i];
 	}
 	ok(largest == 0, "noise: none where the scale is 0");
-	ok(fabs(sum / (N * W)) < 0.02 && fabs(squares / (N * W / 2) - 4.0 / 3) < 0.03, "noise: uniform in (-s, s)");
+	ok(fabs(sum / (N * W)) < 0.02 && fabs(squares / (N * W / 2) - 4.0 / 3) < 0.03,
+	    "noise: uniform in (-s, s)");
 }
 
 int main(void)

@@ -9,7 +9,8 @@
 
 enum { N = 200, PAD = 208, STEPS = 25 };
 
-/* Decoupled weight decay, as in algorithm 2 of arXiv:1711.05101, with PyTorch's reading of its schedule. */
+/* Decoupled weight decay, as in algorithm 2 of arXiv:1711.05101, with PyTorch's reading of its
+ * schedule. */
 struct exact { double w, m, v; };
 
 static void exact_step(struct exact *x, double g, double lr, double decay, int t)
@@ -27,7 +28,8 @@ static void make_params(struct params *ps, struct param p[3])
 
 	memset(p, 0, 3 * sizeof *p);
 	for (int i = 0; i < 3; i++)
-		p[i] = (struct param){ .kind = kind[i], .ndim = i == 1 ? 1 : 2, .rows = N, .cols = 1,
+		p[i] = (struct param){ .kind = kind[i], .ndim = i == 1 ? 1 : 2, .rows = N,
+		    .cols = 1,
 		    .off = i * PAD };
 	*ps = (struct params){ .n = 3, .p = p, .total = 3 * PAD, .count = 3 * N };
 }
@@ -92,7 +94,8 @@ static void test_frozen(void)
 	make_params(&ps, p);
 	w = calloc((size_t)ps.total, sizeof *w);
 	g = calloc((size_t)ps.total, sizeof *g);
-	ok(optim_open(&o, &ps, all, &backend_cpu, 0, &e) < 0 && e.status == EX_USAGE, "all frozen is refused");
+	ok(optim_open(&o, &ps, all, &backend_cpu, 0, &e) < 0 && e.status == EX_USAGE,
+	    "all frozen is refused");
 	ok(optim_open(&o, &ps, frozen, &backend_cpu, 0, &e) == 0 && o.of[1] < 0, "one is frozen");
 	optim_plan(&plan, &ps, frozen);
 	ok(mem_plan_total(&plan) == 4 * PAD * (int64_t)sizeof(real), "and has no moments");
@@ -135,7 +138,8 @@ static void test_schedule(void)
 	is_close(optim_lr(&s, 60), 1e-3 * (0.1 + 0.45), 1e-12, "half way down");
 	is_close(optim_lr(&s, 110), 1e-4, 1e-12, "a tenth at the end");
 	is_close(optim_lr(&open_end, 100000), 1e-3, 1e-12, "no end, no decay");
-	ok(optim_warmup(10) == 1 && optim_warmup(1000) == 50 && optim_warmup(1000000) == 500, "default warm-up");
+	ok(optim_warmup(10) == 1 && optim_warmup(1000) == 50 && optim_warmup(1000000) == 500,
+	    "default warm-up");
 }
 
 int main(void)

@@ -54,7 +54,8 @@ static void test_cover(int threads)
 
 static void add(void *ctx, int64_t i0, int64_t i1, int worker)
 {
-	int64_t *sum = ctx;	/* one cell per chunk: plain memory, made visible by pool_for alone */
+	int64_t *sum = ctx;	/* one cell per chunk: plain memory, made visible by pool_for
+				   alone */
 
 	(void)worker;
 	for (int64_t i = i0; i < i1; i++)

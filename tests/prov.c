@@ -30,14 +30,16 @@ static void gives(const char *want, int argc, char *const argv[])
 
 	json_array_foreach(list, i, v) {
 		if (i > 0)
-			snprintf(got + strlen(got), sizeof got - strlen(got), "%s%s", i > 1 ? " " : "", json_string_value(v));
+			snprintf(got + strlen(got), sizeof got - strlen(got), "%s%s", i > 1 ? " "
+			    : "", json_string_value(v));
 	}
 	if (!ok(strcmp(got, want) == 0, "%s", want))
 		printf("# got %s\n", got);
 	json_decref(list);
 }
 #define GIVES(want, ...) \
-	gives(want, (int)(sizeof((char *[]){ "p", __VA_ARGS__ }) / sizeof(char *)), (char *[]){ "p", __VA_ARGS__, NULL })
+	gives(want, (int)(sizeof((char *[]){ "p", __VA_ARGS__ }) / sizeof(char *)),
+	    (char *[]){ "p", __VA_ARGS__, NULL })
 
 static void test_ancestry(void)
 {
@@ -50,8 +52,10 @@ static void test_ancestry(void)
 	second = prov_metadata(&p);
 	list = json_loads(json_string_value(json_object_get(second, "chronos.ancestry")), 0, NULL);
 	ok(json_array_size(list) == 2, "each program appends itself");
-	ok(json_is_null(json_object_get(json_array_get(list, 0), "parent")), "the first has no parent");
-	ok(strcmp(json_string_value(json_object_get(json_array_get(list, 1), "parent")), "abcd") == 0, "the second has");
+	ok(json_is_null(json_object_get(json_array_get(list, 0), "parent")),
+	    "the first has no parent");
+	ok(strcmp(json_string_value(json_object_get(json_array_get(list, 1), "parent")), "abcd") ==
+	    0, "the second has");
 	ok(json_object_get(second, "chronos.seed") == NULL, "what is not known is left out");
 	json_decref(list);
 	json_decref(first);
@@ -66,7 +70,8 @@ int main(void)
 	GIVES("--steps=20 a", "a", "-qn20");
 	GIVES("--steps=20", "-qqn", "20", "-odir");
 	GIVES("--steps=20 --dtype=bf16", "--steps=20", "--out=x", "--dt", "bf16", "--out", "y");
-	GIVES("--skip-bad --no-skip-bad --skip=3 --skip-bad", "--skip-bad", "--no-skip-bad", "--skip", "3", "--skip-b");
+	GIVES("--skip-bad --no-skip-bad --skip=3 --skip-bad", "--skip-bad", "--no-skip-bad",
+	    "--skip", "3", "--skip-b");
 	GIVES("--steps=1 - -n 2", "-n", "1", "-", "--", "-n", "2");
 	test_ancestry();
 	return tap_done();

@@ -1,8 +1,8 @@
 /*
- * quant: matrices in blocks. What comes back from packing is within a step; the search is never worse than plain rounding, no worse
- * than a slow one in double precision, and the same with every instruction set;
- * every set of kernels gives the bytes of the portable one, whatever rows are computed together, and all are close to the product
- * in floats.
+ * quant: matrices in blocks. What comes back from packing is within a step; the search is never
+ * worse than plain rounding, no worse than a slow one in double precision, and the same with
+ * every instruction set; every set of kernels gives the bytes of the portable one, whatever rows
+ * are computed together, and all are close to the product in floats.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -17,7 +17,8 @@
 #include "tap.h"
 
 static const enum dtype types[] = { DT_Q8, DT_Q4, DT_Q4A };
-static const int shapes[][2] = { { 1, 1 }, { 16, 32 }, { 17, 33 }, { 40, 100 }, { 96, 256 }, { 5, 31 } };
+static const int shapes[][2] = { { 1, 1 }, { 16, 32 }, { 17, 33 }, { 40, 100 }, { 96, 256 },
+    { 5, 31 } };
 
 static float *randoms(int64_t n, uint64_t stream, bool heavy)
 {
@@ -47,7 +48,8 @@ static void test_round_trip(enum dtype t)
 
 	for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
 		int rows = shapes[s][0], cols = shapes[s][1];
-		float *w = randoms((int64_t)rows * cols, s, false), *back = malloc(sizeof(*back) * (size_t)rows * cols);
+		float *w = randoms((int64_t)rows * cols, s, false),
+		    *back = malloc(sizeof(*back) * (size_t)rows * cols);
 		void *q = blocks_of(w, t, rows, cols);
 
 		quant_unpack(back, q, t, rows, cols);
@@ -58,7 +60,9 @@ static void test_round_trip(enum dtype t)
 				for (int c = c0; c < cols && c < c0 + QUANT_BLOCK; c++)
 					max = fmaxf(max, fabsf(w[r * cols + c]));
 				for (int c = c0; c < cols && c < c0 + QUANT_BLOCK; c++) {
-					double d = fabs((double)w[r * cols + c] - (double)back[r * cols + c]) / max * (t == DT_Q8 ? 127 : 7.5);
+					double d = fabs((double)w[r * cols + c] -
+					    (double)back[r * cols + c]) / max * (t == DT_Q8 ? 127
+					    : 7.5);
 
 					worst = d > worst ? d : worst;
 				}
@@ -91,7 +95,8 @@ static double plain_error(const float *x, enum dtype t)
 static void test_search(enum dtype t, bool heavy)
 {
 	int n = 512;
-	float *w = randoms((int64_t)n * QUANT_BLOCK, 9, heavy), *back = malloc(sizeof(*back) * (size_t)n * QUANT_BLOCK);
+	float *w = randoms((int64_t)n * QUANT_BLOCK, 9, heavy),
+	    *back = malloc(sizeof(*back) * (size_t)n * QUANT_BLOCK);
 	void *q = blocks_of(w, t, n, QUANT_BLOCK);
 	double plain = 0, ours = 0;
 	int worse = 0;
@@ -102,14 +107,18 @@ static void test_search(enum dtype t, bool heavy)
 		double e = 0, p = plain_error(x, t);
 
 		for (int i = 0; i < QUANT_BLOCK; i++)
-			e += ((double)x[i] - back[b * QUANT_BLOCK + i]) * ((double)x[i] - back[b * QUANT_BLOCK + i]);
-		worse += e > p * 1.01;		/* a scale that is a half is not exactly the one in floats */
+			e += ((double)x[i] - back[b * QUANT_BLOCK + i]) *
+			    ((double)x[i] - back[b * QUANT_BLOCK + i]);
+		worse += e > p * 1.01;		/* a scale that is a half is not exactly the one
+						   in floats */
 		plain += p;
 		ours += e;
 	}
-	ok(worse == 0 && sqrt(ours / plain) < 0.97, "%s, %s values: the search beats plain rounding", dtype_name(t),
+	ok(worse == 0 && sqrt(ours / plain) < 0.97,
+	    "%s, %s values: the search beats plain rounding", dtype_name(t),
 	    heavy ? "heavy-tailed" : "normal");
-	printf("# error %.3f of plain rounding, worse in %d of %d blocks\n", sqrt(ours / plain), worse, n);
+	printf("# error %.3f of plain rounding, worse in %d of %d blocks\n", sqrt(ours / plain),
+	    worse, n);
 	free(w), free(back), free(q);
 }
 
@@ -191,7 +200,8 @@ static double slow_error(const float *x, enum dtype t)
 		for (int side = 0; side < 3; side++) {
 			float cut = (max - min) * 0.02f * (float)i;
 
-			best = fmin(best, slow_try(x, (max - min - cut) / 15, min + cut * 0.5f * (float)side, 0, 15));
+			best = fmin(best, slow_try(x, (max - min - cut) / 15,
+			    min + cut * 0.5f * (float)side, 0, 15));
 		}
 	return best;
 }
@@ -224,7 +234,8 @@ static void test_slow(enum dtype t)
 		if (isa_force(isa[k]) < 0)
 			continue;
 		q[k] = blocks_of(w, t, n, QUANT_BLOCK);
-		ok(memcmp(q[0], q[k], mat_bytes(t, n, QUANT_BLOCK)) == 0, "%s: the same search with %s", dtype_name(t), isa[k]);
+		ok(memcmp(q[0], q[k], mat_bytes(t, n, QUANT_BLOCK)) == 0,
+		    "%s: the same search with %s", dtype_name(t), isa[k]);
 	}
 	quant_unpack(back, q[0], t, n, QUANT_BLOCK);
 	for (int b = 0; b < n; b++) {
@@ -232,7 +243,8 @@ static void test_slow(enum dtype t)
 		double e = 0, square = 1e-30;
 
 		for (int i = 0; i < QUANT_BLOCK; i++) {
-			e += ((double)x[i] - back[b * QUANT_BLOCK + i]) * ((double)x[i] - back[b * QUANT_BLOCK + i]);
+			e += ((double)x[i] - back[b * QUANT_BLOCK + i]) *
+			    ((double)x[i] - back[b * QUANT_BLOCK + i]);
 			square += (double)x[i] * x[i];
 		}
 		ours += e / square;
@@ -252,11 +264,13 @@ static void test_bad(enum dtype t)
 	ok(quant_pack(q, t, w, 1, QUANT_BLOCK) < 0, "%s: NaN is refused", dtype_name(t));
 	w[3] = INFINITY;
 	ok(quant_pack(q, t, w, 1, QUANT_BLOCK) < 0, "%s: infinity is refused", dtype_name(t));
-	ok(quant_pack(q, t, big, 1, QUANT_BLOCK) < 0, "%s: a scale beyond half precision is refused", dtype_name(t));
+	ok(quant_pack(q, t, big, 1, QUANT_BLOCK) < 0,
+	    "%s: a scale beyond half precision is refused", dtype_name(t));
 }
 
 /* m rows through a product, `at` rows at a time */
-static float *product(const char *isa, enum dtype t, const void *q, const float *x, int m, int rows, int cols, int at)
+static float *product(const char *isa, enum dtype t, const void *q, const float *x, int m, int rows,
+    int cols, int at)
 {
 	char *a = aligned_alloc(64, quant_row_bytes(cols) * (size_t)m);
 	float *c = calloc((size_t)m * rows, sizeof(*c));
@@ -264,7 +278,8 @@ static float *product(const char *isa, enum dtype t, const void *q, const float 
 	isa_force(isa);
 	backend_cpu.quantize(a, x, m, cols);
 	for (int i = 0; i < m; i += at) {
-		struct qgemm_job j = { c + (int64_t)i * rows, rows, a + quant_row_bytes(cols) * (size_t)i, { q, t, rows, cols },
+		struct qgemm_job j = { c + (int64_t)i * rows, rows, a + quant_row_bytes(cols) *
+		    (size_t)i, { q, t, rows, cols },
 			m - i < at ? m - i : at, 0 };
 
 		backend_cpu.qgemm(&j, 1);
@@ -280,7 +295,8 @@ static void test_product(const char *isa, enum dtype t)
 
 	for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++) {
 		int rows = shapes[s][0], cols = shapes[s][1], m = 19;
-		float *w = randoms((int64_t)rows * cols, s, false), *x = randoms((int64_t)m * cols, 50 + s, false);
+		float *w = randoms((int64_t)rows * cols, s, false), *x = randoms((int64_t)m * cols,
+		    50 + s, false);
 		float *back = malloc(sizeof(*back) * (size_t)rows * cols), *c, *d, *e;
 		void *q = blocks_of(w, t, rows, cols);
 
@@ -312,11 +328,13 @@ static void test_product(const char *isa, enum dtype t)
 static void test_ffn(const char *isa, enum dtype t)
 {
 	int D = 70, F = 50, m = 11;
-	float *wg = randoms((int64_t)F * D, 1, false), *wu = randoms((int64_t)F * D, 2, false), *x = randoms((int64_t)m * D, 3, false);
+	float *wg = randoms((int64_t)F * D, 1, false), *wu = randoms((int64_t)F * D, 2, false),
+	    *x = randoms((int64_t)m * D, 3, false);
 	void *gate = blocks_of(wg, t, F, D), *up = blocks_of(wu, t, F, D);
 	float *g = product(isa, t, gate, x, m, F, D, m), *u = product(isa, t, up, x, m, F, D, m);
 	size_t bytes = quant_row_bytes(F) * (size_t)m;
-	char *a = aligned_alloc(64, quant_row_bytes(D) * (size_t)m), *h = aligned_alloc(64, bytes), *want = aligned_alloc(64, bytes);
+	char *a = aligned_alloc(64, quant_row_bytes(D) * (size_t)m), *h = aligned_alloc(64, bytes),
+	    *want = aligned_alloc(64, bytes);
 	struct qffn_job j = { a, h, { gate, t, F, D }, { up, t, F, D }, m };
 
 	memset(h, 0, bytes);
@@ -327,7 +345,8 @@ static void test_ffn(const char *isa, enum dtype t)
 	backend_cpu.swiglu(g, g, u, (int64_t)m * F);
 	backend_cpu.quantize(want, g, m, F);
 	ok(memcmp(h, want, bytes) == 0, "%s, %s: fused gate, up and SwiGLU", isa, dtype_name(t));
-	free(wg), free(wu), free(x), free(gate), free(up), free(g), free(u), free(a), free(h), free(want);
+	free(wg), free(wu), free(x), free(gate), free(up), free(g), free(u), free(a), free(h),
+	    free(want);
 }
 
 int main(void)
@@ -353,7 +372,8 @@ int main(void)
 			test_ffn(isa[k], types[i]);
 		}
 	}
-	ok(mat_bytes(DT_Q8, 0, 5) == 0 && mat_bytes(DT_Q4, 16, 32) == 64 + 256 && mat_bytes(DT_Q8, 17, 33) == 2 * (64 + 1024),
+	ok(mat_bytes(DT_Q8, 0, 5) == 0 && mat_bytes(DT_Q4, 16, 32) == 64 + 256 &&
+	    mat_bytes(DT_Q8, 17, 33) == 2 * (64 + 1024),
 	    "sizes");
 	return tap_done();
 }

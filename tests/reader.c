@@ -1,4 +1,5 @@
-/* reader: what is read is what is in the file, through either engine; closing it ends, whatever a simulated drive holds back. */
+/* reader: what is read is what is in the file, through either engine; closing it ends, whatever
+ * a simulated drive holds back. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +30,8 @@ static void test_read(const char *what, enum reader_io io)
 {
 	struct reader_opt o = { .io = io };
 	char *buf = aligned_alloc(READER_ALIGN, SIZE);
-	struct reader_job job = { .offset = READER_ALIGN, .n = 1, .part = { { buf, 2 * READER_ALIGN } }, .need = READER_ALIGN + 5 };
+	struct reader_job job = { .offset = READER_ALIGN, .n = 1,
+	    .part = { { buf, 2 * READER_ALIGN } }, .need = READER_ALIGN + 5 };
 	struct reader *r;
 	struct err e;
 	int good;
@@ -40,11 +42,13 @@ static void test_read(const char *what, enum reader_io io)
 		return;
 	}
 	reader_submit(r, &job);
-	good = reader_reap(r, true) == &job && job.error == 0 && job.got >= job.need && reader_reap(r, true) == NULL;
+	good = reader_reap(r, true) == &job && job.error == 0 && job.got >= job.need &&
+	    reader_reap(r, true) == NULL;
 	for (int i = 0; good && i < READER_ALIGN + 5; i++)
 		good = buf[i] == (char)((i + READER_ALIGN) * 7 + (i + READER_ALIGN) / 256);
 	ok(good, "%s: bytes of the middle", what);
-	job = (struct reader_job){ .offset = SIZE - READER_ALIGN, .n = 1, .part = { { buf, SIZE } }, .need = READER_ALIGN + 1 };
+	job = (struct reader_job){ .offset = SIZE - READER_ALIGN, .n = 1, .part = { { buf, SIZE } },
+	    .need = READER_ALIGN + 1 };
 	reader_submit(r, &job);
 	ok(reader_reap(r, true) == &job && job.error == READER_EOF, "%s: past the end", what);
 	reader_close(r);
@@ -61,7 +65,8 @@ static void test_close(const char *what, enum reader_io io)
 	struct err e;
 
 	for (int i = 0; i < 2; i++)
-		job[i] = (struct reader_job){ .n = 1, .part = { { buf + i * READER_ALIGN, READER_ALIGN } }, .need = READER_ALIGN };
+		job[i] = (struct reader_job){ .n = 1,
+		    .part = { { buf + i * READER_ALIGN, READER_ALIGN } }, .need = READER_ALIGN };
 	if (!(r = reader_open(dir, name, 1, &o, &e))) {
 		ok(1, "%s # SKIP %s", what, e.msg);
 		free(buf);

@@ -1,4 +1,5 @@
-/* Going through files by blocks: the same lines however they are cut, the same items whatever the number of threads. */
+/* Going through files by blocks: the same lines however they are cut, the same items whatever
+ * the number of threads. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +26,8 @@ static void put_record(FILE *f, int i, size_t n)
 	fputs("\"}\n", f);
 }
 
-/* Records that end where a block does, blank lines, a record longer than several blocks, and no newline at the end. */
+/* Records that end where a block does, blank lines, a record longer than several blocks, and no
+ * newline at the end. */
 static void make_files(void)
 {
 	FILE *f = fopen(path, "w");
@@ -51,13 +53,15 @@ static void make_bad(void)
 
 	for (int i = 0; i < 3000; i++) {
 		if (i == 1200 || i == 1201 || i == 2500)
-			fputs(i == 1200 ? "{\"text\":}\n" : i == 1201 ? "[]\n\n" : "{\"messages\":[]}\n", f);
+			fputs(i == 1200 ? "{\"text\":}\n" : i == 1201 ? "[]\n\n"
+			    : "{\"messages\":[]}\n", f);
 		put_record(f, i, 100);
 	}
 	fclose(f);
 }
 
-static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out,
+    struct record_count *n,
     struct err *why)
 {
 	(void)self;
@@ -95,9 +99,11 @@ static void drop(struct all *a)
 
 static int same(const struct all *a, const struct all *b)
 {
-	return a->n == b->n && a->words == b->words && memcmp(a->place, b->place, (size_t)a->n * sizeof *a->place) == 0 &&
+	return a->n == b->n && a->words == b->words && memcmp(a->place, b->place,
+	    (size_t)a->n * sizeof *a->place) == 0 &&
 	    memcmp(a->len, b->len, (size_t)a->n * sizeof *a->len) == 0 &&
-	    memcmp(a->word, b->word, (size_t)a->words * sizeof *a->word) == 0 && a->count.cut == b->count.cut &&
+	    memcmp(a->word, b->word, (size_t)a->words * sizeof *a->word) == 0 &&
+	    a->count.cut == b->count.cut &&
 	    a->e.status == b->e.status && strcmp(a->e.msg, b->e.msg) == 0;
 }
 
@@ -130,7 +136,8 @@ static struct all by_blocks(const char *file, bool skip_bad, int threads, int64_
 	l = record_load_open(&kind, skip_bad);
 	f = record_file_open(file, &kind, 1, &a.e);
 	rc = record_load_begin(l, f, file, &a.e);
-	while (rc == 0 && (rc = record_load_next(l, room - words > 0 ? room - words : 0, &b, &a.e)) == 0) {
+	while (rc == 0 && (rc = record_load_next(l, room - words > 0 ? room - words : 0, &b, &a.e))
+	    == 0) {
 		const uint32_t *word = b->word;
 
 		for (int64_t i = 0; i < b->n; i++) {
@@ -165,7 +172,8 @@ static void test_threads(char *file, const char *name)
 	few = by_blocks(file, false, 3, 20000);
 	ok(few.n == one.n && few.words <= 20000 && few.words > 19000 &&
 	    memcmp(few.len, one.len, (size_t)one.n * sizeof *one.len) == 0 &&
-	    memcmp(few.word, one.word, (size_t)few.words * sizeof *one.word) == 0, "%s: all lengths, and the first words", name);
+	    memcmp(few.word, one.word, (size_t)few.words * sizeof *one.word) == 0,
+	    "%s: all lengths, and the first words", name);
 	drop(&few);
 	drop(&one);
 }
@@ -177,10 +185,12 @@ static void test_bad(void)
 	ok(strstr(one.e.msg, ":1201: ") != NULL, "a bad record: %s", one.e.msg);
 	for (int threads = 1; threads < 4; threads++) {
 		a = by_blocks(bad, false, threads, INT64_MAX);
-		ok(a.e.status == one.e.status && strcmp(a.e.msg, one.e.msg) == 0, "%d threads: the same message: %s", threads, a.e.msg);
+		ok(a.e.status == one.e.status && strcmp(a.e.msg, one.e.msg) == 0,
+		    "%d threads: the same message: %s", threads, a.e.msg);
 		drop(&a);
 		a = by_blocks(bad, true, threads, INT64_MAX);
-		ok(same(&a, &skip) && skip.skipped == 3, "%d threads: passed over, the same items", threads);
+		ok(same(&a, &skip) && skip.skipped == 3, "%d threads: passed over, the same items",
+		    threads);
 		drop(&a);
 	}
 	drop(&one);
@@ -204,7 +214,8 @@ static int same_lines(char *file, int parts)
 		good &= record_file_read(f[k % parts], k, &b, &e) == 0;
 		for (int64_t i = 0; i < b.lines.count && good; i++) {
 			s = jsonl_line(in, &len, &e);
-			good = s != NULL && len == b.lines.line[i].len && memcmp(s, lineblock_text(&b.lines, i), len + 1) == 0 &&
+			good = s != NULL && len == b.lines.line[i].len &&
+			    memcmp(s, lineblock_text(&b.lines, i), len + 1) == 0 &&
 			    jsonl_offset(in) == b.lines.line[i].place;
 		}
 	}
@@ -230,7 +241,8 @@ int main(void)
 	make_files();
 	make_bad();
 	for (int parts = 1; parts <= 8; parts++)
-		ok(same_lines(path, parts) && same_lines(zipped, parts), "blocks for %d have the lines of the file", parts);
+		ok(same_lines(path, parts) && same_lines(zipped, parts),
+		    "blocks for %d have the lines of the file", parts);
 	test_threads(path, "a file");
 	test_threads(zipped, "gzip");
 	err_rank = 1;		/* whose warnings nobody hears */

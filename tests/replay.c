@@ -1,4 +1,5 @@
-/* replay: hit counts by hand; Belady's against every way of choosing, by force; no policy beats it; what each policy keeps. */
+/* replay: hit counts by hand; Belady's against every way of choosing, by force; no policy beats
+ * it; what each policy keeps. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,12 +32,14 @@ static int64_t hits(const struct replay *r, int policy, int slots)
 	struct replay_result x;
 	struct err e = { 0 };
 
-	if ((policy < 0 ? replay_belady(r, slots, &x, &e) : replay_run(r, (enum cache_policy)policy, slots, &x, &e)) < 0)
+	if ((policy < 0 ? replay_belady(r, slots, &x, &e) : replay_run(r, (enum cache_policy)policy,
+	    slots, &x, &e)) < 0)
 		abort();
 	return x.hits;
 }
 
-/* The most hits from demand i on, with what is in memory as a bit set: every expert that could leave is tried. */
+/* The most hits from demand i on, with what is in memory as a bit set: every expert that could
+ * leave is tried. */
 static int best(const struct replay *r, int64_t i, unsigned in, int slots)
 {
 	int most = 0;
@@ -74,18 +77,22 @@ static void test_belady(void)
 			beaten += hits(&r, p, slots) > got;
 		replay_free(&r);
 	}
-	ok(wrong == 0, "the offline optimum is what trying everything finds (%d of 200 differ)", wrong);
+	ok(wrong == 0, "the offline optimum is what trying everything finds (%d of 200 differ)",
+	    wrong);
 	ok(beaten == 0, "no policy finds more");
 }
 
 static void test_by_hand(void)
 {
-	static const int one[] = { 0, 1, 2, 0, 1, 2, 0, 1, 2 };			/* a layer, three experts in turn */
-	static const int two[] = { 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0 };	/* two layers, both 0 and 1 by turns */
+	/* a layer, three experts in turn */
+	static const int one[] = { 0, 1, 2, 0, 1, 2, 0, 1, 2 };
+	/* two layers, both 0 and 1 by turns */
+	static const int two[] = { 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0 };
 	static const int popular[] = { 0, 0, 0, 0, 1, 0, 2, 3, 0, 1, 0, 2, 3, 0 };
 	struct replay r = trace(one, 9, 1, 3);
 
-	ok(hits(&r, CACHE_LRU, 2) == 0 && hits(&r, CACHE_LRU, 3) == 6, "lru: a round larger than memory finds nothing");
+	ok(hits(&r, CACHE_LRU, 2) == 0 && hits(&r, CACHE_LRU, 3) == 6,
+	    "lru: a round larger than memory finds nothing");
 	ok(hits(&r, -1, 2) == 3, "the optimum finds every second of what could be");
 	replay_free(&r);
 	r = trace(two, 7, 2, 2);

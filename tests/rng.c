@@ -1,4 +1,5 @@
-/* Philox4x32-10 against the known answers of Random123 (kat_vectors), SHA-256 against FIPS 180-4, and statistics. */
+/* Philox4x32-10 against the known answers of Random123 (kat_vectors), SHA-256 against FIPS
+ * 180-4, and statistics. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,12 +7,14 @@
 #include "base/sha256.h"
 #include "tap.h"
 
-static void philox_is(uint64_t key, uint64_t hi, uint64_t lo, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+static void philox_is(uint64_t key, uint64_t hi, uint64_t lo, uint32_t a, uint32_t b, uint32_t c,
+    uint32_t d)
 {
 	uint32_t o[4];
 
 	rng_philox(key, hi, lo, o);
-	ok(o[0] == a && o[1] == b && o[2] == c && o[3] == d, "Philox of key %016llx", (unsigned long long)key);
+	ok(o[0] == a && o[1] == b && o[2] == c && o[3] == d, "Philox of key %016llx",
+	    (unsigned long long)key);
 }
 
 static void test_moments(void)
@@ -98,7 +101,8 @@ static void test_sha_pieces(void)
 int main(void)
 {
 	philox_is(0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8);
-	philox_is(UINT64_MAX, UINT64_MAX, UINT64_MAX, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd);
+	philox_is(UINT64_MAX, UINT64_MAX, UINT64_MAX, 0x408f276d, 0x41c83b0e, 0xa20bc7c6,
+	    0x6d5451fd);
 	philox_is(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88,
 		0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1);
 	test_moments();

@@ -1,5 +1,6 @@
 /*
- * safetensors.h: what is written is read, and hostile files are refused, each kind with its own message.
+ * safetensors.h: what is written is read, and hostile files are refused, each kind with its own
+ * message.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,7 +30,8 @@ static unsigned char *image(const char *header, size_t hlen, size_t n, size_t *l
 	return p;
 }
 
-static struct st_file *open_text(const char *header, size_t n, unsigned char **img, struct st_error *e)
+static struct st_file *open_text(const char *header, size_t n, unsigned char **img,
+    struct st_error *e)
 {
 	size_t len;
 
@@ -61,7 +63,8 @@ static void accepted(const char *header, size_t n, const char *what)
 	free(img);
 }
 
-#define T(name, dtype, shape, off) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" off "}"
+#define T(name, dtype, shape, off) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" \
+	shape ",\"data_offsets\":" off "}"
 
 static void test_hostile(void)
 {
@@ -73,7 +76,8 @@ static void test_hostile(void)
 	refused("{} x", 0, ST_EJSON, "more text behind");
 	refused("{}", 1, ST_EHOLE, "1 bytes behind the last tensor");
 	refused("{" T("a", "F32", "[1]", "[0,4]") ",}", 4, ST_EJSON, "a string is missing");
-	refused("{" T("a", "F32", "[1]", "[0,4]") " " T("b", "F32", "[0]", "[4,4]") "}", 4, ST_EJSON, "comma");
+	refused("{" T("a", "F32", "[1]", "[0,4]") " " T("b", "F32", "[0]", "[4,4]") "}", 4,
+	    ST_EJSON, "comma");
 	refused("{\"a\":3}", 0, ST_EJSON, "not an object");
 	refused("{\"a\":{}}", 0, ST_EJSON, "a string is missing");
 	refused("{\"a\" {}}", 0, ST_EJSON, "colon");
@@ -81,7 +85,8 @@ static void test_hostile(void)
 	refused("{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, ST_EJSON, "has no shape");
 	refused("{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, ST_EJSON, "has no dtype");
 	refused("{" T("a", "F31", "[1]", "[0,4]") "}", 4, ST_EDTYPE, "unknown dtype \"F31\"");
-	refused("{\"a\":{\"dtype\":4,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, ST_EJSON, "a string is missing");
+	refused("{\"a\":{\"dtype\":4,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, ST_EJSON,
+	    "a string is missing");
 	refused("{" T("a", "F32", "1", "[0,4]") "}", 4, ST_EJSON, "shape is not a list");
 	refused("{" T("a", "F32", "[-1]", "[0,4]") "}", 4, ST_EJSON, "negative");
 	refused("{" T("a", "F32", "[1.0]", "[0,4]") "}", 4, ST_EJSON, "not whole");
@@ -89,24 +94,36 @@ static void test_hostile(void)
 	refused("{" T("a", "F32", "[01]", "[0,4]") "}", 4, ST_EJSON, "leading zero");
 	refused("{" T("a", "F32", "[\"1\"]", "[0,4]") "}", 4, ST_EJSON, "a number is missing");
 	refused("{" T("a", "F32", "[1", "[0,4]") "}", 4, ST_EJSON, "a number is missing");
-	refused("{" T("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, ST_ESHAPE, "more than 8 dimensions");
+	refused("{" T("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, ST_ESHAPE,
+	    "more than 8 dimensions");
 	refused("{" T("a", "F32", "[1]", "[0]") "}", 4, ST_EJSON, "must be two numbers");
 	refused("{" T("a", "F32", "[1]", "[0,4,8]") "}", 4, ST_EJSON, "must be two numbers");
 	refused("{" T("a", "F32", "[1]", "4") "}", 4, ST_EJSON, "data_offsets is not a list");
 	refused("{" T("a", "F32", "[2]", "[0,8]") "}", 4, ST_ERANGE, "past the end of the data");
 	refused("{" T("a", "F32", "[1]", "[4,0]") "}", 4, ST_ERANGE, "ends before it begins");
-	refused("{" T("a", "F32", "[2]", "[0,4]") "}", 4, ST_ESHAPE, "shape takes 8 bytes, data_offsets give 4");
+	refused("{" T("a", "F32", "[2]", "[0,4]") "}", 4, ST_ESHAPE,
+	    "shape takes 8 bytes, data_offsets give 4");
 	refused("{" T("a", "F32", "[0]", "[0,4]") "}", 4, ST_ESHAPE, "shape takes 0 bytes");
-	refused("{" T("a", "F32", "[18446744073709551616]", "[0,4]") "}", 4, ST_EOVERFLOW, "a number above 64 bits");
-	refused("{" T("a", "F32", "[4294967296,4294967296]", "[0,0]") "}", 0, ST_EOVERFLOW, "above 64 bits");
-	refused("{" T("a", "F32", "[4611686018427387905]", "[0,4]") "}", 4, ST_EOVERFLOW, "above 64 bits");
-	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("b", "F32", "[1]", "[0,4]") "}", 4, ST_EOVERLAP, "overlaps \"a\"");
-	refused("{" T("a", "F32", "[2]", "[0,8]") "," T("b", "F32", "[1]", "[4,8]") "}", 8, ST_EOVERLAP, "overlaps");
-	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("b", "F32", "[1]", "[8,12]") "}", 12, ST_EHOLE, "a hole of 4 bytes");
-	refused("{" T("a", "F32", "[1]", "[4,8]") "}", 8, ST_EHOLE, "a hole of 4 bytes before tensor \"a\"");
-	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("a", "F32", "[1]", "[4,8]") "}", 8, ST_EDUP, "tensor \"a\" twice");
-	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("\\u0061", "F32", "[1]", "[4,8]") "}", 8, ST_EDUP, "twice");
-	refused("{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, ST_EDUP,
+	refused("{" T("a", "F32", "[18446744073709551616]", "[0,4]") "}", 4, ST_EOVERFLOW,
+	    "a number above 64 bits");
+	refused("{" T("a", "F32", "[4294967296,4294967296]", "[0,0]") "}", 0, ST_EOVERFLOW,
+	    "above 64 bits");
+	refused("{" T("a", "F32", "[4611686018427387905]", "[0,4]") "}", 4, ST_EOVERFLOW,
+	    "above 64 bits");
+	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("b", "F32", "[1]", "[0,4]") "}", 4,
+	    ST_EOVERLAP, "overlaps \"a\"");
+	refused("{" T("a", "F32", "[2]", "[0,8]") "," T("b", "F32", "[1]", "[4,8]") "}", 8,
+	    ST_EOVERLAP, "overlaps");
+	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("b", "F32", "[1]", "[8,12]") "}", 12,
+	    ST_EHOLE, "a hole of 4 bytes");
+	refused("{" T("a", "F32", "[1]", "[4,8]") "}", 8, ST_EHOLE,
+	    "a hole of 4 bytes before tensor \"a\"");
+	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("a", "F32", "[1]", "[4,8]") "}", 8, ST_EDUP,
+	    "tensor \"a\" twice");
+	refused("{" T("a", "F32", "[1]", "[0,4]") "," T("\\u0061", "F32", "[1]", "[4,8]") "}", 8,
+	    ST_EDUP, "twice");
+	refused("{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,"
+	    "4]}}", 4, ST_EDUP,
 	    "\"dtype\" twice");
 	refused("{\"__metadata__\":{},\"__metadata__\":{}}", 0, ST_EDUP, "__metadata__ twice");
 	refused("{\"__metadata__\":{\"k\":\"a\",\"k\":\"b\"}}", 0, ST_EDUP, "key \"k\" twice");
@@ -143,7 +160,8 @@ static void test_lengths(void)
 
 	ok(!st_open_mem(NULL, 0, &e) && e.code == ST_ESHORT, "empty file: %s", e.msg);
 	ok(!st_open_mem(b, 7, &e) && e.code == ST_ESHORT, "seven bytes: %s", e.msg);
-	ok(!st_open_mem(b, 10, &e) && e.code == ST_ESHORT && strstr(e.msg, "longer than the file"), "%s", e.msg);
+	ok(!st_open_mem(b, 10, &e) && e.code == ST_ESHORT && strstr(e.msg, "longer than the file"),
+	    "%s", e.msg);
 	memset(b, 0xff, 8);
 	ok(!st_open_mem(b, 10, &e) && e.code == ST_ESHORT && strstr(e.msg, "limit"), "%s", e.msg);
 	b[7] = 0;
@@ -157,10 +175,13 @@ static void test_accepted(void)
 	accepted("{\"__metadata__\":{}}", 0, "empty metadata");
 	accepted("{" T("a", "F32", "[]", "[0,4]") "}", 4, "a scalar");
 	accepted("{" T("a", "F32", "[0,7]", "[0,0]") "}", 0, "an empty tensor");
-	accepted("{" T("b", "U8", "[3]", "[4,7]") "," T("a", "F32", "[1]", "[0,4]") "}", 7, "any order");
-	accepted("{" T("a", "U8", "[1]", "[0,1]") "," T("z", "F32", "[0]", "[1,1]") "," T("b", "U8", "[1]", "[1,2]") "}", 2,
+	accepted("{" T("b", "U8", "[3]", "[4,7]") "," T("a", "F32", "[1]", "[0,4]") "}", 7,
+	    "any order");
+	accepted("{" T("a", "U8", "[1]", "[0,1]") "," T("z", "F32", "[0]", "[1,1]") "," T("b", "U8",
+	    "[1]", "[1,2]") "}", 2,
 	    "an empty tensor in the middle");
-	accepted("{\"a\":{\"new\":[{\"k\":null},-1.5e3,\"s\"],\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+	accepted("{\"a\":{\"new\":[{\"k\":null},-1.5e3,\"s\"],\"dtype\":\"U8\",\"shape\":[1],"
+	    "\"data_offsets\":[0,1]}}", 1,
 	    "keys of later versions");
 	accepted("{" T("a", "U8", "[1,1,1,1,1,1,1,1]", "[0,1]") "}", 1, "eight dimensions");
 }
@@ -177,19 +198,25 @@ static void test_lookup(void)
 	if (!ok(f != NULL, "opened"))
 		return;
 	t = st_find(f, "experts.10");
-	ok(t && t->dtype == ST_U16 && *(const unsigned char *)t->data == 1, "experts.10 is not experts.1");
-	ok(!st_find(f, "experts") && !st_find(f, "experts.100") && !st_find(f, ""), "and nothing else is found");
+	ok(t && t->dtype == ST_U16 && *(const unsigned char *)t->data == 1,
+	    "experts.10 is not experts.1");
+	ok(!st_find(f, "experts") && !st_find(f, "experts.100") && !st_find(f, ""),
+	    "and nothing else is found");
 	ok(st_find(f, "\xc3\xa9") != NULL, "escaped names are found by their text");
-	ok(strcmp(st_meta(f, "k"), "\xe2\x82\xac\xf0\x9f\x98\x80\n/") == 0 && !st_meta(f, "K"), "metadata unescaped");
-	ok(st_count(f) == 3 && strcmp(st_at(f, 0)->name, "experts.1") == 0 && !st_at(f, 3), "in order of offset");
+	ok(strcmp(st_meta(f, "k"), "\xe2\x82\xac\xf0\x9f\x98\x80\n/") == 0 && !st_meta(f, "K"),
+	    "metadata unescaped");
+	ok(st_count(f) == 3 && strcmp(st_at(f, 0)->name, "experts.1") == 0 && !st_at(f, 3),
+	    "in order of offset");
 	st_close(f);
 	free(img);
 }
 
-/* Every prefix and every flipped bit of a good file: refused, or consistent (checked by ASan's eyes). */
+/* Every prefix and every flipped bit of a good file: refused, or consistent (checked by ASan's
+ * eyes). */
 static void test_damage(void)
 {
-	static const char header[] = "{\"__metadata__\":{\"k\":\"v\\u0041\"}," T("a", "F32", "[2,1]", "[0,8]") ","
+	static const char header[] = "{\"__metadata__\":{\"k\":\"v\\u0041\"}," T("a", "F32",
+	    "[2,1]", "[0,8]") ","
 	    T("b\\n", "BOOL", "[3]", "[8,11]") "}";
 	struct st_error e;
 	size_t len, opened = 0;
@@ -209,7 +236,8 @@ static void test_damage(void)
 		img[i / 8] ^= (unsigned char)(1 << i % 8);
 		f = st_open_mem(img, len, &e);
 		for (size_t k = 0; f && k < st_count(f); k++)
-			opened += *((const unsigned char *)st_at(f, k)->data + st_at(f, k)->nbytes - 1);
+			opened += *((const unsigned char *)st_at(f, k)->data + st_at(f, k)->nbytes -
+			    1);
 		st_close(f);
 		img[i / 8] ^= (unsigned char)(1 << i % 8);
 	}
@@ -228,7 +256,8 @@ static void write_all_types(const char *to)
 		data[i] = (unsigned char)i;
 	st_writer_meta(w, "quote \" and \\", "line\nnext \xe2\x82\xac", &e);
 	for (int t = 0; t < ST_DTYPES; t++)
-		st_writer_add(w, st_dtype_name((enum st_dtype)t), (enum st_dtype)t, 2, shape, t % 3 ? 0 : 64, &e);
+		st_writer_add(w, st_dtype_name((enum st_dtype)t), (enum st_dtype)t, 2, shape, t % 3
+		    ? 0 : 64, &e);
 	st_writer_add(w, "scalar", ST_I64, 0, NULL, 4096, &e);
 	st_writer_begin(w, &e);
 	for (int t = 0; t < ST_DTYPES; t++) {
@@ -264,17 +293,21 @@ static void test_round_trip(int mode)
 		return;
 	for (int k = 0; k < ST_DTYPES; k++) {
 		t = st_find(f, st_dtype_name((enum st_dtype)k));
-		bad += !t || (int)t->dtype != k || t->ndim != 2 || t->shape[1] != 3 || st_elements(t) != 6 ||
-		    st_read(f, t, 0, got, (size_t)t->nbytes, &e) < 0 || (k % 3 == 0 && t->offset % 64);
+		bad += !t || (int)t->dtype != k || t->ndim != 2 || t->shape[1] != 3 ||
+		    st_elements(t) != 6 ||
+		    st_read(f, t, 0, got, (size_t)t->nbytes, &e) < 0 ||
+		    (k % 3 == 0 && t->offset % 64);
 		for (size_t i = 0; t && i < t->nbytes; i++)
 			bad += got[i] != i || (t->data && ((const unsigned char *)t->data)[i] != i);
 		bad += t && (t->data != NULL) != (mode == ST_MMAP);
 	}
 	ok(bad == 0, "all dtypes come back, aligned where asked");
 	t = st_find(f, "scalar");
-	ok(t && t->offset % 4096 == 0 && st_data_start(f) % 4096 == 0 && t->ndim == 0, "4096-byte alignment in the file");
+	ok(t && t->offset % 4096 == 0 && st_data_start(f) % 4096 == 0 && t->ndim == 0,
+	    "4096-byte alignment in the file");
 	ok(strcmp(st_meta(f, "quote \" and \\"), "line\nnext \xe2\x82\xac") == 0, "metadata");
-	ok(t && st_read(f, t, 4, got, 5, &e) < 0 && e.code == ST_ERANGE, "no read past a tensor: %s", e.msg);
+	ok(t && st_read(f, t, 4, got, 5, &e) < 0 && e.code == ST_ERANGE,
+	    "no read past a tensor: %s", e.msg);
 	st_close(f);
 }
 
@@ -295,10 +328,12 @@ static void test_files(void)
 	m = slurp(other, b, sizeof b);
 	ok(n > 0 && n == m && memcmp(a, b, n) == 0, "the same calls give the same bytes");
 	f = st_open(other, ST_READ, &e);
-	ok(truncate(other, (off_t)n - 4) == 0 && st_read(f, st_find(f, "scalar"), 0, a, 8, &e) < 0 && e.code == ST_EIO,
+	ok(truncate(other, (off_t)n - 4) == 0 && st_read(f, st_find(f, "scalar"), 0, a, 8, &e) <
+	    0 && e.code == ST_EIO,
 	    "a file cut while open is noticed: %s", e.msg);
 	st_close(f);
-	ok(!st_open(other, ST_MMAP, &e) && e.code == ST_ERANGE, "a truncated file is refused: %s", e.msg);
+	ok(!st_open(other, ST_MMAP, &e) && e.code == ST_ERANGE, "a truncated file is refused: %s",
+	    e.msg);
 	unlink(other);
 	ok(!st_open(other, ST_MMAP, &e) && e.code == ST_EOPEN, "no such file: %s", e.msg);
 	ok(!st_open("/tmp", ST_READ, &e) && e.code == ST_EOPEN, "a directory: %s", e.msg);
@@ -323,29 +358,36 @@ static void test_misuse(void)
 	w = begin("a", &e);
 	st_writer_begin(w, &e);
 	st_writer_data(w, "x", 1, &e);
-	ok(st_writer_finish(w, &e) < 0 && e.code == ST_EUSE && access(path, F_OK) < 0, "too few bytes: %s", e.msg);
+	ok(st_writer_finish(w, &e) < 0 && e.code == ST_EUSE && access(path, F_OK) < 0,
+	    "too few bytes: %s", e.msg);
 	w = begin("a", &e);
 	st_writer_begin(w, &e);
-	ok(st_writer_data(w, "xyz", 3, &e) < 0 && st_writer_finish(w, &e) < 0 && strstr(e.msg, "more than"), "%s", e.msg);
+	ok(st_writer_data(w, "xyz", 3, &e) < 0 && st_writer_finish(w, &e) < 0 &&
+	    strstr(e.msg, "more than"), "%s", e.msg);
 	w = begin("a", &e);
-	ok(st_writer_data(w, "x", 1, &e) < 0 && st_writer_finish(w, &e) < 0, "data before the header: %s", e.msg);
+	ok(st_writer_data(w, "x", 1, &e) < 0 && st_writer_finish(w, &e) < 0,
+	    "data before the header: %s", e.msg);
 	w = begin("a", &e);
 	st_writer_add(w, "a", ST_U8, 0, NULL, 0, &e);
-	ok(st_writer_begin(w, &e) < 0 && e.code == ST_EDUP && st_writer_finish(w, &e) < 0, "%s", e.msg);
+	ok(st_writer_begin(w, &e) < 0 && e.code == ST_EDUP && st_writer_finish(w, &e) < 0, "%s",
+	    e.msg);
 	w = begin("__pad.7", &e);
 	ok(st_writer_finish(w, &e) < 0 && strstr(e.msg, "reserved"), "%s", e.msg);
 	w = begin("\xff", &e);
 	ok(st_writer_finish(w, &e) < 0 && e.code == ST_EUTF8, "%s", e.msg);
 	w = begin("a", &e);
-	ok(st_writer_add(w, "b", ST_U8, 0, NULL, 48, &e) < 0 && st_writer_finish(w, &e) < 0, "%s", e.msg);
+	ok(st_writer_add(w, "b", ST_U8, 0, NULL, 48, &e) < 0 && st_writer_finish(w, &e) < 0, "%s",
+	    e.msg);
 	w = begin("a", &e);
 	ok(st_writer_add(w, "b", ST_U8, 2, big, 0, &e) < 0 && e.code == ST_EOVERFLOW, "%s", e.msg);
 	st_writer_abort(w);
 	w = begin("a", &e);
 	st_writer_meta(w, "k", "1", &e);
 	ok(st_writer_meta(w, "k", "2", &e) < 0 && st_writer_finish(w, &e) < 0, "%s", e.msg);
-	ok(!st_writer_create("/nonexistent/x", &e) && e.code == ST_EOPEN && st_writer_finish(NULL, &e) < 0, "%s", e.msg);
-	ok(!st_writer_create("/dev/null", &e) && e.code == ST_EOPEN, "a device is not replaced by a file: %s", e.msg);
+	ok(!st_writer_create("/nonexistent/x", &e) && e.code == ST_EOPEN &&
+	    st_writer_finish(NULL, &e) < 0, "%s", e.msg);
+	ok(!st_writer_create("/dev/null", &e) && e.code == ST_EOPEN,
+	    "a device is not replaced by a file: %s", e.msg);
 	ok(access(path, F_OK) < 0, "no failed writer left a file");
 }
 

@@ -1,4 +1,5 @@
-/* Sampling against its definition: greedy, penalties, what top-k, top-p and min-p leave, and the distribution drawn. */
+/* Sampling against its definition: greedy, penalties, what top-k, top-p and min-p leave, and the
+ * distribution drawn. */
 #include <string.h>
 
 #include "base/rng.h"
@@ -9,7 +10,8 @@
 static float logits[V];
 static struct sampler *s;
 
-static const struct sample_opt plain = { .temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 7 };
+static const struct sample_opt plain = { .temperature = 1, .top_p = 1, .repetition_penalty = 1,
+    .seed = 7 };
 
 static uint32_t one(const struct sample_opt *o, uint64_t counter)
 {
@@ -58,7 +60,8 @@ static void test_greedy(void)
 	ok(sample(s, &o, logits, seen, 2, 0, 0) == 0, "and a negative one");
 	logits[40] = 1.2f;
 	logits[41] = 0.7f;
-	ok(sample(s, &o, logits, seen, 2, 0, 0) == 40, "a repeated id is penalised once (1.2/1.5 > 0.7 > 1.2/2.25)");
+	ok(sample(s, &o, logits, seen, 2, 0, 0) == 40,
+	    "a repeated id is penalised once (1.2/1.5 > 0.7 > 1.2/2.25)");
 	logits[3] = NAN;
 	ok(one(&o, 0) == 40, "NaN is never chosen");
 	for (int i = 0; i < V; i++)
@@ -96,7 +99,8 @@ static void test_filters(void)
 				mass += p[i];
 			}
 	draws(&o, 20000, allowed, &inside, &seen);
-	ok(inside == 20000 && seen == want, "top-p 0.3 of %d ids: the smallest set that holds it", V);
+	ok(inside == 20000 && seen == want, "top-p 0.3 of %d ids: the smallest set that holds it",
+	    V);
 
 	o.top_p = 1;
 	o.min_p = 0.25;
@@ -128,7 +132,8 @@ static void test_distribution(void)
 
 		chi += (count[i] - want) * (count[i] - want) / want;
 	}
-	ok(chi < 24.3, "draws at temperature 2 follow softmax(logits / 2): chi-squared %.1f of 7 degrees", chi);
+	ok(chi < 24.3, "draws at temperature 2 follow softmax(logits / 2): chi-squared %.1f of 7 "
+	    "degrees", chi);
 	ok(one(&o, 5) == one(&o, 5), "the same counter draws the same");
 }
 

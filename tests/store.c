@@ -1,4 +1,5 @@
-/* The store against files made here, with preadv replaced by one that counts, logs, and fails when told to. */
+/* The store against files made here, with preadv replaced by one that counts, logs, and fails
+ * when told to. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -60,7 +61,8 @@ static int key_at(int fd, off_t off)
 		return -1;
 	name[n] = '\0';
 	for (k = 0; k < KEYS; k++)
-		if (places[k].cluster >= 0 && off >= places[k].offset && off < places[k].offset + SLOT
+		if (places[k].cluster >= 0 && off >= places[k].offset && off < places[k].offset +
+		    SLOT
 		    && strstr(name, names[places[k].cluster]) != NULL)
 			return k;
 	return -1;
@@ -112,7 +114,8 @@ ssize_t preadv(int fd, const struct iovec *part, int parts, off_t off)
 		part = &one;
 		parts = 1;
 	}
-	if (shim.bad >= 0 && k >= 0 && places[k].cluster == places[shim.bad].cluster && off < places[shim.bad].offset + SLOT
+	if (shim.bad >= 0 && k >= 0 && places[k].cluster == places[shim.bad].cluster &&
+	    off < places[shim.bad].offset + SLOT
 	    && off + (off_t)parts * SLOT > places[shim.bad].offset) {
 		parts = (int)((places[shim.bad].offset - off) / SLOT);
 		error = parts > 0 ? 0 : EIO;
@@ -121,8 +124,10 @@ ssize_t preadv(int fd, const struct iovec *part, int parts, off_t off)
 		n = syscall(SYS_preadv, fd, part, parts, off, 0L);
 	else
 		errno = error;
-	for (i = 0; i < n && i < (ssize_t)part[0].iov_len; i += 256)	/* so that a thread sanitizer sees these writes */
-		((volatile char *)part[0].iov_base)[i] |= 0;	/* cppcheck-suppress selfAssignment */
+	/* so that a thread sanitizer sees these writes */
+	for (i = 0; i < n && i < (ssize_t)part[0].iov_len; i += 256)
+		/* cppcheck-suppress selfAssignment */
+		((volatile char *)part[0].iov_base)[i] |= 0;
 	error = errno;
 	shim_leave(k, n);
 	errno = error;
@@ -200,12 +205,15 @@ static void describe(void)
 {
 	int l;
 
-	config = (struct config){ .hidden_size = D, .moe_intermediate_size = F, .num_hidden_layers = LAYERS,
+	config = (struct config){ .hidden_size = D, .moe_intermediate_size = F, .num_hidden_layers =
+	    LAYERS,
 		.num_experts = EXPERTS, .num_experts_per_tok = TOPK, .num_sparse = LAYERS - 1 };
 	for (l = 0; l < LAYERS; l++)
 		config.sparse[l] = l != DENSE;
-	manifest = (struct manifest){ .layers = LAYERS, .experts = EXPERTS, .nclusters = 2, .file = names,
-		.place = places, .dt = { DT_F32, DT_F32, DT_F32 }, .gate_bytes = MATRIX, .up_bytes = MATRIX, .down_bytes = MATRIX };
+	manifest = (struct manifest){ .layers = LAYERS, .experts = EXPERTS, .nclusters = 2,
+	    .file = names,
+		.place = places, .dt = { DT_F32, DT_F32, DT_F32 }, .gate_bytes = MATRIX,
+		    .up_bytes = MATRIX, .down_bytes = MATRIX };
 }
 
 /* readers: threads that read; 0: io_uring, which the shim does not see. */
@@ -274,9 +282,12 @@ static bool same(const struct expert *x, int layer, int id)
 {
 	const char *want = content + (size_t)(layer * EXPERTS + id) * BYTES;
 
-	return x->gate.rows == F && x->gate.cols == D && x->up.rows == F && x->down.rows == D && x->down.cols == F
-	    && x->gate.dt == DT_F32 && (uintptr_t)x->gate.p % 4096 == 0 && memcmp(x->gate.p, want, MATRIX) == 0
-	    && memcmp(x->up.p, want + MATRIX, MATRIX) == 0 && memcmp(x->down.p, want + 2 * MATRIX, MATRIX) == 0;
+	return x->gate.rows == F && x->gate.cols == D && x->up.rows == F && x->down.rows == D &&
+	    x->down.cols == F
+	    && x->gate.dt == DT_F32 && (uintptr_t)x->gate.p % 4096 == 0 &&
+	    memcmp(x->gate.p, want, MATRIX) == 0
+	    && memcmp(x->up.p, want + MATRIX, MATRIX) == 0 && memcmp(x->down.p, want + 2 * MATRIX,
+	    MATRIX) == 0;
 }
 
 /* One expert demanded, compared and put back: its status, or -1. */
@@ -337,7 +348,8 @@ static void walk_layer(struct store *s, int layer, struct walk *w)
 		if (given_up[i])
 			continue;
 		if (below(2) && store_get_half(s, layer, ids[i], &x))
-			w->wrong |= memcmp(x.gate.p, content + (size_t)(layer * EXPERTS + ids[i]) * BYTES, 2 * MATRIX) != 0;
+			w->wrong |= memcmp(x.gate.p, content + (size_t)(layer * EXPERTS + ids[i]) *
+			    BYTES, 2 * MATRIX) != 0;
 		w->wrong |= store_get(s, layer, ids[i], &x, &e) < 0 || !same(&x, layer, ids[i]);
 		if (below(2))
 			store_put(s, layer, ids[i]), given_up[i] = true;
@@ -358,7 +370,8 @@ static void random_walk(int slots, int readers, struct store_opt o, const char *
 		if (i % LAYERS != DENSE)
 			walk_layer(s, i % LAYERS, &w);
 		for (j = below(4); j > 0; j--)
-			store_predict(s, below(LAYERS), below(EXPERTS), (float)below(100) / 100, below(5), below(CACHE_SOURCES));
+			store_predict(s, below(LAYERS), below(EXPERTS), (float)below(100) / 100,
+			    below(5), below(CACHE_SOURCES));
 		store_advance(s);
 		if (below(50) == 0)
 			nap(0.002);
@@ -366,9 +379,11 @@ static void random_walk(int slots, int readers, struct store_opt o, const char *
 	}
 	st = stats(s);
 	ok(!w.wrong, "%s: %d slots, %d readers (%s): content", what, slots, readers, store_io(s));
-	ok(st.requests > 0 && st.busy > 0 && st.stall <= st.busy + 1, "requests, busy and stall are sound");
+	ok(st.requests > 0 && st.busy > 0 && st.stall <= st.busy + 1,
+	    "requests, busy and stall are sound");
 	ok(st.hits + st.late + st.misses == w.demands && st.hits == w.status[STORE_HIT]
-	    && st.late == w.status[STORE_LATE] && st.misses == w.status[STORE_MISS], "hits, late, misses add up");
+	    && st.late == w.status[STORE_LATE] && st.misses == w.status[STORE_MISS],
+	    "hits, late, misses add up");
 	store_close(s);
 	ok(shim.twice == 0, "never two reads of one expert at once");
 }
@@ -415,9 +430,11 @@ static void bytes_read(bool buffered)
 	store_close(s);
 	if (r0 == 0)
 		printf("# no /proc/self/io\n");
-	ok(r0 == 0 || r1 - r0 - own == st.read_bytes, "read_bytes is what /proc/self/io counts (%llu)",
+	ok(r0 == 0 || r1 - r0 - own == st.read_bytes,
+	    "read_bytes is what /proc/self/io counts (%llu)",
 	    (unsigned long long)st.read_bytes);
-	ok(shim.bytes == st.read_bytes && st.read_bytes == st.reads * SLOT, "and what preadv returned, a slot per read");
+	ok(shim.bytes == st.read_bytes && st.read_bytes == st.reads * SLOT,
+	    "and what preadv returned, a slot per read");
 	ok(st.predicted_used <= st.predicted && st.predicted <= st.reads
 	    && st.wasted_bytes <= st.predicted * SLOT, "predictions are among the reads");
 }
@@ -436,7 +453,8 @@ static void odd_reads(void)
 	shim.refuse_direct = true;
 	for (id = 0, good = 1; id < EXPERTS; id++)
 		good &= touch(s, 3, id) == STORE_MISS;
-	ok(good && !store_direct(s), "a drive that refuses O_DIRECT is read buffered, and store_direct says so");
+	ok(good && !store_direct(s), "a drive that refuses O_DIRECT is read buffered, and "
+	    "store_direct says so");
 	store_close(s);
 	s = open_slots(24, 1, (struct store_opt){ .reader.buffered = true });
 	ok(touch(s, 2, 0) == STORE_MISS && !store_direct(s), "buffered on request");
@@ -460,7 +478,8 @@ static bool names_expert(const struct err *e, int layer, int id)
 
 	printf("# %s\n", e->msg);
 	snprintf(want, sizeof want, "layer %d, expert %d", layer, id);
-	return strstr(e->msg, want) != NULL && strstr(e->msg, names[id % 2]) != NULL && strstr(e->msg, dir) != NULL;
+	return strstr(e->msg, want) != NULL && strstr(e->msg, names[id % 2]) != NULL &&
+	    strstr(e->msg, dir) != NULL;
 }
 
 static void flip_byte(int layer, int id)
@@ -488,16 +507,19 @@ static void bad_reads(void)
 	int id = 5, i;
 
 	flip_byte(2, 5);
-	ok(get_error(s, 2, 5, &e) == EX_DATAERR && names_expert(&e, 2, 5), "a wrong byte is bad data, named");
+	ok(get_error(s, 2, 5, &e) == EX_DATAERR && names_expert(&e, 2, 5),
+	    "a wrong byte is bad data, named");
 	ok(!store_ready(s, 2, 5) && touch(s, 2, 4) == STORE_MISS, "others are not affected");
 	store_predict(s, 2, 5, 1, 9, 0);
-	ok(wait_reads(s, 3) && get_error(s, 2, 5, &e) == EX_DATAERR, "a corrupt guess is reported when it is demanded");
+	ok(wait_reads(s, 3) && get_error(s, 2, 5, &e) == EX_DATAERR,
+	    "a corrupt guess is reported when it is demanded");
 	flip_byte(2, 5);
 	ok(touch(s, 2, 5) == STORE_MISS, "and read again when the file is whole");
 
 	shim.fail_errno = EIO;
 	store_demand(s, 3, &id, 1, NULL);
-	ok(get_error(s, 3, 5, &e) == EX_IOERR && names_expert(&e, 3, 5), "an unreadable one is an I/O error, named");
+	ok(get_error(s, 3, 5, &e) == EX_IOERR && names_expert(&e, 3, 5),
+	    "an unreadable one is an I/O error, named");
 	e.status = 0;
 	ok(store_get(s, 3, 5, &x, &e) < 0 && e.status == EX_IOERR, "for each who demanded it");
 	shim_reset();
@@ -505,11 +527,14 @@ static void bad_reads(void)
 
 	file_path(path, 0);
 	ok(truncate(path, places[0].offset + 4096) == 0, "a file loses its end");
-	ok(get_error(s, 0, 0, &e) == EX_IOERR && names_expert(&e, 0, 0) && strstr(e.msg, "end of file") != NULL,
+	ok(get_error(s, 0, 0, &e) == EX_IOERR && names_expert(&e, 0, 0) &&
+	    strstr(e.msg, "end of file") != NULL,
 	    "unexpected end of file, named");
-	ok(truncate(path, places[0].offset) == 0 && get_error(s, 0, 0, &e) == EX_IOERR, "also when nothing is left");
+	ok(truncate(path, places[0].offset) == 0 && get_error(s, 0, 0, &e) == EX_IOERR,
+	    "also when nothing is left");
 	file_path(path, 1);
-	ok(unlink(path) == 0 && touch(s, 0, 1) == STORE_MISS, "a file may be unlinked while it is open");
+	ok(unlink(path) == 0 && touch(s, 0, 1) == STORE_MISS,
+	    "a file may be unlinked while it is open");
 	for (i = 0; i < 40; i++)
 		get_error(s, 0, 0, &e);
 	ok(touch(s, 0, 1) >= 0, "failed reads give their slots back");
@@ -538,7 +563,8 @@ static void bad_directories(void)
 	file_path(path, 1);
 	unlink(path);
 	ok(open_error(&e, &o) == EX_NOINPUT && strstr(e.msg, names[1]), "a missing file");
-	ok(mkdir(path, 0777) == 0 && open_error(&e, &o) == EX_DATAERR && strstr(e.msg, names[1]), "a directory for a file");
+	ok(mkdir(path, 0777) == 0 && open_error(&e, &o) == EX_DATAERR && strstr(e.msg, names[1]),
+	    "a directory for a file");
 	rmdir(path);
 	ok(mkfifo(path, 0666) == 0 && open_error(&e, &o) == EX_DATAERR, "a FIFO for a file");
 	unlink(path);
@@ -577,7 +603,8 @@ static void budgets(void)
 	struct err e;
 
 	snprintf(want, sizeof want, "%lld", (long long)need);
-	ok(open_error(&e, &o) == EX_OSERR && strstr(e.msg, want) != NULL, "below one token: refused, with the smallest budget");
+	ok(open_error(&e, &o) == EX_OSERR && strstr(e.msg, want) != NULL,
+	    "below one token: refused, with the smallest budget");
 	ok(store_min_bytes(&config, &manifest) == need, "which store_min_bytes knows");
 	o.force = true;
 	ok(open_error(&e, &o) == 0, "unless forced");
@@ -590,7 +617,8 @@ static void budgets(void)
 	o.bytes = INT64_MAX;
 	s = store_open(dir, &config, &manifest, &o, &e);
 	ok(s != NULL && store_slots(s) == (LAYERS - 1) * EXPERTS, "no more slots than experts");
-	ok(store_plan_bytes(&config, &manifest, &o) > (int64_t)store_slots(s) * SLOT, "the plan has them and more");
+	ok(store_plan_bytes(&config, &manifest, &o) > (int64_t)store_slots(s) * SLOT,
+	    "the plan has them and more");
 	store_close(s);
 }
 
@@ -604,12 +632,15 @@ static void all_resident(void)
 	struct store *s;
 
 	for (k = 0; k < KEYS; k++)
-		x[k].gate = x[k].up = x[k].down = (struct mat){ content + (size_t)k * BYTES, DT_F32, F, D };
+		x[k].gate = x[k].up = x[k].down = (struct mat){ content + (size_t)k * BYTES, DT_F32,
+		    F, D };
 	s = store_resident(&config, x);
 	store_demand(s, 2, ids, 3, status);
-	ok(status[0] == STORE_HIT && status[2] == STORE_HIT && store_ready(s, 2, 4) && store_slots(s) == INT_MAX,
+	ok(status[0] == STORE_HIT && status[2] == STORE_HIT && store_ready(s, 2, 4) &&
+	    store_slots(s) == INT_MAX,
 	    "resident: all hits");
-	ok(store_get(s, 2, 4, &y, &e) == 0 && y.gate.p == x[2 * EXPERTS + 4].gate.p, "its own matrices");
+	ok(store_get(s, 2, 4, &y, &e) == 0 && y.gate.p == x[2 * EXPERTS + 4].gate.p,
+	    "its own matrices");
 	store_put(s, 2, 4);
 	store_abandon(s, 2, 3);
 	store_predict(s, 2, 3, 1, 1, 0);
@@ -622,7 +653,8 @@ static void all_resident(void)
 /* A slow drive: what is demanded overtakes what is predicted. */
 static void priority(void)
 {
-	struct store *s = open_slots(24, 1, (struct store_opt){ .reader.sim.latency = 0.02, .evict = CACHE_LRU });
+	struct store *s = open_slots(24, 1, (struct store_opt){ .reader.sim.latency = 0.02,
+	    .evict = CACHE_LRU });
 	struct store_stats st;
 	int id, begun;
 
@@ -667,14 +699,16 @@ static void expiry(void)
 static void neighbours(int readers)
 {
 	struct store *s = open_slots(24, readers, (struct store_opt){0});
-	int ids[] = { 6, 4, 2, 0 }, i, good = 1;	/* even ones are in one file, in reverse order */
+	int ids[] = { 6, 4, 2, 0 }, i, good = 1;	/* even ones are in one file, in reverse
+							   order */
 	struct expert x;
 	struct err e = {0};
 
 	store_demand(s, 2, ids, 4, NULL);
 	for (i = 0; i < 4; i++)
 		good &= store_get(s, 2, ids[i], &x, &e) == 0 && same(&x, 2, ids[i]);
-	ok(good && stats(s).reads == 4 && stats(s).requests == 1, "four neighbours in one read by %s", store_io(s));
+	ok(good && stats(s).reads == 4 && stats(s).requests == 1,
+	    "four neighbours in one read by %s", store_io(s));
 	ok(stats(s).read_bytes == 4 * SLOT, "of their bytes");
 	for (i = 0; i < 4; i++)
 		store_put(s, 2, ids[i]);
@@ -690,21 +724,26 @@ static void neighbours(int readers)
 
 static void halves(void)
 {
-	struct store *s = open_slots(24, 1, (struct store_opt){ .split = 1, .reader.sim.bandwidth = 1e6 });
+	struct store *s = open_slots(24, 1, (struct store_opt){ .split = 1, .reader.sim.bandwidth =
+	    1e6 });
 	int id = 5;
 	struct expert x;
 	struct err e = {0};
 
 	store_demand(s, 2, &id, 1, NULL);
 	ok(store_get_half(s, 2, 5, &x) && !store_ready(s, 2, 5), "gate and up are there first");
-	ok(memcmp(x.gate.p, content + (size_t)(2 * EXPERTS + 5) * BYTES, 2 * MATRIX) == 0, "with their content");
-	ok(store_get(s, 2, 5, &x, &e) == 0 && same(&x, 2, 5) && !store_get_half(s, 2, 5, &x), "then all, of which there is no half");
-	ok(stats(s).reads == 1 && stats(s).requests == 2 && stats(s).read_bytes == SLOT, "in two reads, a byte once");
+	ok(memcmp(x.gate.p, content + (size_t)(2 * EXPERTS + 5) * BYTES, 2 * MATRIX) == 0,
+	    "with their content");
+	ok(store_get(s, 2, 5, &x, &e) == 0 && same(&x, 2, 5) && !store_get_half(s, 2, 5, &x),
+	    "then all, of which there is no half");
+	ok(stats(s).reads == 1 && stats(s).requests == 2 && stats(s).read_bytes == SLOT,
+	    "in two reads, a byte once");
 	store_put(s, 2, 5);
 	flip_byte(2, 6);
 	id = 6;
 	store_demand(s, 2, &id, 1, NULL);
-	ok(store_get_half(s, 2, 6, &x) && store_get(s, 2, 6, &x, &e) < 0 && e.status == EX_DATAERR, "a wrong byte in the second is found");
+	ok(store_get_half(s, 2, 6, &x) && store_get(s, 2, 6, &x, &e) < 0 && e.status == EX_DATAERR,
+	    "a wrong byte in the second is found");
 	flip_byte(2, 6);
 	shim.fail_errno = EIO;
 	ok(touch(s, 3, 6) < 0, "an error in both is one");
@@ -726,7 +765,8 @@ static void bad_neighbour(void)
 	for (i = 3; i >= 0; i--)
 		good += i != 1 && store_get(s, 2, ids[i], &x, &e) == 0 && same(&x, 2, ids[i]);
 	ok(good == 3, "the others are there");
-	ok(store_get(s, 2, 4, &x, &e) < 0 && e.status == EX_IOERR && names_expert(&e, 2, 4), "and it is named");
+	ok(store_get(s, 2, 4, &x, &e) < 0 && e.status == EX_IOERR && names_expert(&e, 2, 4),
+	    "and it is named");
 	e = (struct err){0};
 	ok(store_failed(s, &e) < 0 && names_expert(&e, 2, 4), "also to who gives demands up");
 	shim_reset();
@@ -737,7 +777,8 @@ static void bad_neighbour(void)
 	store_close(s);
 }
 
-/* What another run has recorded: the warmest are read before anybody asks, and some of them stay. */
+/* What another run has recorded: the warmest are read before anybody asks, and some of them
+ * stay. */
 static void warm(void)
 {
 	struct store *s = open_slots(6, 2, (struct store_opt){0});
@@ -748,20 +789,25 @@ static void warm(void)
 	heat[2] = 3;
 	heat[2 * EXPERTS + 5] = 9;
 	heat[3 * EXPERTS + 1] = 5;
-	ok(store_warm(s, heat, 3, &e) < 0 && e.status == EX_OSERR, "pins leave two layers' worth: %s", e.msg);
-	ok(store_warm(s, heat, 2, &e) == 0 && store_room(s) == 4 && wait_reads(s, 3), "as many as are warm are read");
+	ok(store_warm(s, heat, 3, &e) < 0 && e.status == EX_OSERR,
+	    "pins leave two layers' worth: %s", e.msg);
+	ok(store_warm(s, heat, 2, &e) == 0 && store_room(s) == 4 && wait_reads(s, 3),
+	    "as many as are warm are read");
 	for (i = 0; i < 40; i++) {
 		store_advance(s);
 		touch(s, i % 2 ? 0 : 3, i % EXPERTS);
 	}
-	ok(store_ready(s, 2, 5) && store_ready(s, 3, 1) && !store_ready(s, 0, 2), "those pinned stay");
+	ok(store_ready(s, 2, 5) && store_ready(s, 3, 1) && !store_ready(s, 0, 2),
+	    "those pinned stay");
 	store_heat(s, after);
-	ok(after[2 * EXPERTS + 5] < 9 && after[3 * EXPERTS + 0] > 0.5f, "heat fades, and what is used gets it");
+	ok(after[2 * EXPERTS + 5] < 9 && after[3 * EXPERTS + 0] > 0.5f,
+	    "heat fades, and what is used gets it");
 	store_close(s);
 }
 
 #ifdef __SANITIZE_THREAD__
-#define GIVEN 4		/* tenths of what was given back, at least: its shadow takes pages meanwhile */
+#define GIVEN 4		/* tenths of what was given back, at least: its shadow takes pages
+			   meanwhile */
 #else
 #define GIVEN 9
 #endif
@@ -809,7 +855,8 @@ static void resized(int readers, enum cache_policy policy)
 	int id = 3, n;
 
 	pass_through(s, EXPERTS);
-	ok(store_complete(s) && !pass.wrong && store_most(s) == all && store_least(s) == least, "everything is there");
+	ok(store_complete(s) && !pass.wrong && store_most(s) == all && store_least(s) == least,
+	    "everything is there");
 	pass_through(s, EXPERTS);
 	before = rss();
 	ok(store_resize(s, all - 4) == all - 4 && !store_complete(s), "four slots less");
@@ -818,9 +865,11 @@ static void resized(int readers, enum cache_policy policy)
 	store_predict(s, 3, 7, 1, 5, 0);
 	store_predict(s, 0, 7, 1, 5, 0);
 	store_poll(s);
-	ok(store_resize(s, 0) == least && store_slots(s) == least, "not below one token's working set, with reads under way");
+	ok(store_resize(s, 0) == least && store_slots(s) == least,
+	    "not below one token's working set, with reads under way");
 	after = rss();
-	ok(before - after >= (all - least) * (int64_t)SLOT * GIVEN / 10, "the kernel has it: %lld of %d bytes", (long long)(before - after),
+	ok(before - after >= (all - least) * (int64_t)SLOT * GIVEN / 10,
+	    "the kernel has it: %lld of %d bytes", (long long)(before - after),
 	    (all - least) * SLOT);
 	ok((int64_t)stats(s).given_bytes == (all - least) * (int64_t)SLOT, "so says the counter");
 	pass_through(s, EXPERTS);
@@ -830,7 +879,8 @@ static void resized(int readers, enum cache_policy policy)
 	ok(rss() - after >= (all - least) * (int64_t)SLOT * 9 / 10, "which takes memory");
 	pass_through(s, EXPERTS);
 	pass_through(s, EXPERTS);
-	ok(!pass.wrong && store_complete(s) && pass.hits == all && store_resize(s, all + 5) == all, "everything is there again");
+	ok(!pass.wrong && store_complete(s) && pass.hits == all && store_resize(s, all + 5) == all,
+	    "everything is there again");
 	ok(touch(s, 2, id) == STORE_HIT, "a hit");
 	store_close(s);
 }
@@ -862,19 +912,24 @@ static void squeezed(void)
 	use(q.guard, 90);
 	ok(guard_store_check(&q) == GUARD_WARN && store_slots(s) == all, "a warning takes none");
 	use(q.guard, 96);
-	ok(guard_store_check(&q) == GUARD_LIMIT && store_slots(s) == least, "the limit takes them, while it lasts down to the least");
-	ok(guard_store_check(&q) == GUARD_LIMIT && stats(s).given_bytes == (uint64_t)((all - least) * SLOT), "then there is nothing to give");
+	ok(guard_store_check(&q) == GUARD_LIMIT && store_slots(s) == least,
+	    "the limit takes them, while it lasts down to the least");
+	ok(guard_store_check(&q) == GUARD_LIMIT && stats(s).given_bytes ==
+	    (uint64_t)((all - least) * SLOT), "then there is nothing to give");
 	pass_through(s, EXPERTS);
 	ok(!pass.wrong, "it goes on with these");
 	use(q.guard, 86);
 	guard_store_check(&q);
 	q.calm -= 10;
-	ok(guard_store_check(&q) == GUARD_WARN && store_slots(s) == least, "above the warning none are taken again");
+	ok(guard_store_check(&q) == GUARD_WARN && store_slots(s) == least,
+	    "above the warning none are taken again");
 	use(q.guard, 50);
 	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least, "below it not at once");
 	q.calm -= 10;
-	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "but when that has lasted, an eighth");
-	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least + all / 8, "and not the next at once");
+	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least + all / 8,
+	    "but when that has lasted, an eighth");
+	ok(guard_store_check(&q) == GUARD_OK && store_slots(s) == least + all / 8,
+	    "and not the next at once");
 	put("/sys/fs/cgroup/g/memory.max", "61440\n");
 	put("/sys/fs/cgroup/g/memory.current", "8192\n");
 	q.calm -= 10;
@@ -903,14 +958,16 @@ static void waste(void)
 		store_advance(s);
 		touch(s, 2, id);
 	}
-	ok(stats(s).wasted_bytes == SLOT && stats(s).wasted_by[3] == SLOT && !store_ready(s, 0, 0), "evicted unused: wasted, by whom");
+	ok(stats(s).wasted_bytes == SLOT && stats(s).wasted_by[3] == SLOT && !store_ready(s, 0, 0),
+	    "evicted unused: wasted, by whom");
 	store_close(s);
 }
 
 static void slow_drive(void)
 {
 	double bandwidth = SLOT / 0.005, t = now();
-	struct store *s = open_slots(24, 4, (struct store_opt){ .reader.sim = { 0.05, bandwidth } });
+	struct store *s = open_slots(24, 4,
+	    (struct store_opt){ .reader.sim = { 0.05, bandwidth } });
 	int ids[EXPERTS] = { 0, 1, 2, 3, 4, 5, 6, 7 }, id, good = 1;
 	struct expert x;
 	struct err e = {0};
@@ -920,7 +977,8 @@ static void slow_drive(void)
 		good &= store_get(s, 2, id, &x, &e) == 0;
 	t = now() - t;
 	/* Two runs of four neighbours: transfers end after 50 + 20 and 50 + 40 ms. */
-	ok(good && t >= 0.09 && t < 0.4, "a simulated drive: latencies overlap, transfers do not (%.0f ms)", t * 1e3);
+	ok(good && t >= 0.09 && t < 0.4, "a simulated drive: latencies overlap, transfers do not "
+	    "(%.0f ms)", t * 1e3);
 	store_close(s);
 }
 
@@ -935,7 +993,8 @@ static void too_many_pins(void)
 	store_get(s, 2, 0, &x, &e);
 	store_get(s, 2, 1, &x, &e);
 	store_demand(s, 3, &id, 1, NULL);
-	ok(store_get(s, 3, 2, &x, &e) < 0 && e.status == EX_SOFTWARE, "more pins than slots: an error, not a hang");
+	ok(store_get(s, 3, 2, &x, &e) < 0 && e.status == EX_SOFTWARE,
+	    "more pins than slots: an error, not a hang");
 	store_put(s, 2, 0);
 	store_put(s, 2, 1);
 	ok(touch(s, 3, 2) >= 0, "and all is well after store_put");

@@ -1,4 +1,5 @@
-/* Conversions: every half and bfloat16 there and back, and rounding to nearest even against double arithmetic. */
+/* Conversions: every half and bfloat16 there and back, and rounding to nearest even against
+ * double arithmetic. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +34,8 @@ static void test_all(enum dtype t, int e, int f)
 
 		tensor_to_f32(&got, &h, t, 1);
 		tensor_from_f32(&again, t, &got, 1);
-		bad += isnan(want) ? !isnan(got) : got != (float)want || !signbit(got) != !signbit(want);
+		bad += isnan(want) ? !isnan(got) : got != (float)want ||
+		    !signbit(got) != !signbit(want);
 		back += isnan(want) ? !isnan(decode(again, e, f)) : again != h;
 	}
 	ok(bad == 0, "%s: all 65536 patterns mean what they should", dtype_name(t));
@@ -90,7 +92,8 @@ int main(void)
 	char odd[13];
 	enum dtype t;
 
-	ok(dtype_parse("bf16", &t) == 0 && t == DT_BF16 && dtype_parse("F8", &t) < 0 && dtype_size(DT_F16) == 2, "names");
+	ok(dtype_parse("bf16", &t) == 0 && t == DT_BF16 && dtype_parse("F8", &t) < 0 &&
+	    dtype_size(DT_F16) == 2, "names");
 	test_all(DT_F16, 5, 10);
 	test_all(DT_BF16, 8, 7);
 	test_rounding(DT_F16, 5, 10);
@@ -100,7 +103,8 @@ int main(void)
 	ok(memcmp(x, back, 4 * sizeof *x) == 0 && isnan(back[4]) && isinf(back[5]), "F64");
 	tensor_from_f32(odd + 1, DT_F16, x, 6);
 	tensor_to_f32(back, odd + 1, DT_F16, 6);
-	ok(back[0] == 1.5f && signbit(back[1]) && back[2] == 65504 && isinf(back[3]) && isnan(back[4]) && back[5] < 0,
+	ok(back[0] == 1.5f && signbit(back[1]) && back[2] == 65504 && isinf(back[3]) &&
+	    isnan(back[4]) && back[5] < 0,
 	    "F16 limits, unaligned");
 	return tap_done();
 }

@@ -1,4 +1,5 @@
-/* A model directory of random weights, from config.json's text: norms about 1, matrices of standard deviation `spread`. */
+/* A model directory of random weights, from config.json's text: norms about 1, matrices of
+ * standard deviation `spread`. */
 #ifndef TINYMODEL_H
 #define TINYMODEL_H
 
@@ -7,7 +8,8 @@
 #include "format/modeldir.h"
 #include "base/rng.h"
 
-static inline int tinymodel(const char *dir, const char *json, enum dtype dt, double spread, struct err *e)
+static inline int tinymodel(const char *dir, const char *json, enum dtype dt, double spread,
+    struct err *e)
 {
 	struct config c;
 	struct params ps;
@@ -20,7 +22,8 @@ static inline int tinymodel(const char *dir, const char *json, enum dtype dt, do
 	flat = calloc((size_t)ps.total, sizeof(*flat));
 	for (int i = 0; i < ps.n; i++)
 		for (int64_t j = 0; j < param_size(&ps.p[i]); j++)
-			flat[ps.p[i].off + j] = (float)(ps.p[i].ndim == 1 ? 1 + 0.2 * rng_normal(3, (uint64_t)i, (uint64_t)j)
+			flat[ps.p[i].off + j] = (float)(ps.p[i].ndim == 1 ? 1 + 0.2 * rng_normal(3,
+			    (uint64_t)i, (uint64_t)j)
 			    : spread * rng_normal(3, (uint64_t)i, (uint64_t)j));
 	rc = modeldir_save(dir, &c, &ps, flat, &(struct modeldir_out){ .dtype = dt }, NULL, e);
 	free(flat);

@@ -1,5 +1,5 @@
-/* The tokenizer: ids of an independent implementation (tests/data/tok/make.py), round trips of any bytes, training,
- * conversations, hostile files. */
+/* The tokenizer: ids of an independent implementation (tests/data/tok/make.py), round trips of
+ * any bytes, training, conversations, hostile files. */
 #include "tap.h"
 
 #include <stdlib.h>
@@ -86,8 +86,10 @@ static void golden(const char *name)
 /* Bytes that are text now and then, so that valid and invalid runs take turns. */
 static size_t noise(uint64_t seed, char *out, size_t cap)
 {
-	static const char *const bits[] = { " the", "\xc3\xa9", "\xe4\xb8\xad", "\xf0\x9f\x98\x80", "\n\n", "<|im_end|>", "'ll",
-		"  ", "\0", "\xff", "\xed\xa0\x80", "\xc0\x80", "\xf4\x90\x80\x80", "\xe4\xb8", "123", "<think>" };
+	static const char *const bits[] = { " the", "\xc3\xa9", "\xe4\xb8\xad", "\xf0\x9f\x98\x80",
+	    "\n\n", "<|im_end|>", "'ll",
+		"  ", "\0", "\xff", "\xed\xa0\x80", "\xc0\x80", "\xf4\x90\x80\x80", "\xe4\xb8",
+		    "123", "<think>" };
 	size_t n = 0, k;
 	uint64_t i = 0;
 
@@ -117,7 +119,8 @@ static bool comes_back(struct tok *t, const char *s, size_t n, bool special)
 	return good;
 }
 
-/* Token by token the same bytes as at once; with whole, never the beginning of a character without its end. */
+/* Token by token the same bytes as at once; with whole, never the beginning of a character
+ * without its end. */
 static bool streams(struct tok *t, const char *s, size_t n, bool whole)
 {
 	struct tok_stream st = { { 0 } };
@@ -143,7 +146,8 @@ static bool streams(struct tok *t, const char *s, size_t n, bool whole)
 static void round_trips(const char *name)
 {
 	struct tok *t = load(name);
-	static const char emoji[] = "\xf0\x9f\x91\x8d\xf0\x9f\x8f\xbd na\xc3\xafve \xe4\xbb\x8a\xe5\xa4\xa9 \xf0\x9d\x94\x98x";
+	static const char emoji[] = "\xf0\x9f\x91\x8d\xf0\x9f\x8f\xbd na\xc3\xafve "
+	    "\xe4\xbb\x8a\xe5\xa4\xa9 \xf0\x9d\x94\x98x";
 	char buf[600], all[256], *big;
 	int bad[3] = { 0 };
 
@@ -154,7 +158,8 @@ static void round_trips(const char *name)
 		bad[1] += !comes_back(t, buf, n, false);
 		bad[2] += !streams(t, buf, n, false);
 	}
-	ok(!bad[0] && !bad[1], "%s: 2000 noisy texts come back (%d, %d do not)", name, bad[0], bad[1]);
+	ok(!bad[0] && !bad[1], "%s: 2000 noisy texts come back (%d, %d do not)", name, bad[0],
+	    bad[1]);
 	ok(!bad[2], "%s: and token by token (%d do not)", name, bad[2]);
 	ok(streams(t, emoji, strlen(emoji), true), "%s: characters are never divided", name);
 	for (int i = 0; i < 256; i++)
@@ -172,7 +177,8 @@ static void round_trips(const char *name)
 	tok_free(t);
 }
 
-static struct tok *train(const char *const texts[], int n, bool backwards, int vocab, int64_t min_freq)
+static struct tok *train(const char *const texts[], int n, bool backwards, int vocab,
+    int64_t min_freq)
 {
 	struct tok_trainer *r = tok_trainer_new();
 	struct err e = { 0 };
@@ -190,9 +196,11 @@ static struct tok *train(const char *const texts[], int n, bool backwards, int v
 
 static void training(void)
 {
-	static const char *const texts[] = { "low low low low low", " lower lower", " newest newest newest newest newest newest",
+	static const char *const texts[] = { "low low low low low", " lower lower",
+	    " newest newest newest newest newest newest",
 		" widest widest widest", "\xff\xfe\xff\xfe\xff\xfe" };
-	struct tok *a = train(texts, 5, false, 275, 2), *b = train(texts, 5, true, 275, 2), *c = train(texts, 5, false, 4000, 2);
+	struct tok *a = train(texts, 5, false, 275, 2), *b = train(texts, 5, true, 275, 2),
+	    *c = train(texts, 5, false, 4000, 2);
 	struct tok *d = train(texts, 5, false, TOK_MIN_VOCAB, 2);
 	struct ids ids = { 0 };
 	struct err e = { 0 };
@@ -200,21 +208,29 @@ static void training(void)
 
 	ok(tok_vocab(a) == 275, "training stops at the size asked for");
 	ok(!strcmp(tok_sha256(a), tok_sha256(b)), "the order of the input does not matter");
-	ok(tok_vocab(c) > 275 && tok_vocab(c) < 400, "and when nothing is left to merge (%d)", tok_vocab(c));
+	ok(tok_vocab(c) > 275 && tok_vocab(c) < 400, "and when nothing is left to merge (%d)",
+	    tok_vocab(c));
 	ok(tok_vocab(d) == TOK_MIN_VOCAB, "no merges are possible too");
-	/* 9 occurrences of e,s come first of all pairs; then es,t, as w,e of newest (8, with lower) is less. */
-	ok(!memcmp(tok_bytes(a, TOK_MIN_VOCAB, &len), "es", 2) && len == 2, "the most frequent pair is the first merge");
+	/* 9 occurrences of e,s come first of all pairs; then es,t, as w,e of newest (8, with
+	 * lower) is less. */
+	ok(!memcmp(tok_bytes(a, TOK_MIN_VOCAB, &len), "es", 2) && len == 2,
+	    "the most frequent pair is the first merge");
 	ok(!memcmp(tok_bytes(a, TOK_MIN_VOCAB + 1, &len), "est", 3) && len == 3, "then the next");
 	tok_encode(c, " newest", 7, false, &ids);
 	ok(ids.n == 1, "a frequent word is one token");
-	ok(tok_bos(a) == 1 && tok_eos(a) == 2 && tok_pad(a) == 0 && tok_id(a, "<|im_end|>") == 2, "special ids");
-	ok(tok_is_special(a, 2) && !tok_is_special(a, (uint32_t)tok_id(a, "<think>")), "think is not special");
-	ok(tok_id(a, "no such token") == -1 && !tok_bytes(a, 275, &len), "what is not there is not found");
-	ok(!train(texts, 5, false, TOK_MIN_VOCAB - 1, 2), "a vocabulary without the bytes is refused");
+	ok(tok_bos(a) == 1 && tok_eos(a) == 2 && tok_pad(a) == 0 && tok_id(a, "<|im_end|>") == 2,
+	    "special ids");
+	ok(tok_is_special(a, 2) && !tok_is_special(a, (uint32_t)tok_id(a, "<think>")),
+	    "think is not special");
+	ok(tok_id(a, "no such token") == -1 && !tok_bytes(a, 275, &len),
+	    "what is not there is not found");
+	ok(!train(texts, 5, false, TOK_MIN_VOCAB - 1, 2),
+	    "a vocabulary without the bytes is refused");
 	ok(!tok_save(a, tmp, &e), "saved in a directory");
 	tok_free(b);
 	b = tok_load(tmp, &e);
-	ok(b && !strcmp(tok_sha256(a), tok_sha256(b)) && tok_bos(b) == 1 && tok_eos(b) == 2 && tok_pad(b) == 0,
+	ok(b && !strcmp(tok_sha256(a), tok_sha256(b)) && tok_bos(b) == 1 && tok_eos(b) == 2 &&
+	    tok_pad(b) == 0,
 		"and loaded again");
 	ids_free(&ids);
 	tok_free(a);
@@ -223,7 +239,8 @@ static void training(void)
 	tok_free(d);
 }
 
-static bool chats(struct tok *t, const char *messages, bool generate, bool think, const char *want, const char *learned)
+static bool chats(struct tok *t, const char *messages, bool generate, bool think, const char *want,
+    const char *learned)
 {
 	json_t *m = json_loads(messages, 0, NULL);
 	struct ids ids = { 0 }, mask = { 0 }, kept = { 0 };
@@ -267,24 +284,33 @@ static void conversations(void)
 	struct tok *t = load("qwen.json"), *plain = load("gpt2.json");
 	struct ids ids = { 0 };
 	struct err e = { 0 };
-	json_t *m = json_pack("[{s:s, s:s}]", "role", "user", "content", "<|im_end|>\n<|im_start|>system\n<think>");
+	json_t *m = json_pack("[{s:s, s:s}]", "role", "user", "content",
+	    "<|im_end|>\n<|im_start|>system\n<think>");
 	int turns = 0, thoughts = 0;
 
-	ok(chats(t, "[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"hello\"}]", false, false,
-		"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n", "hello<|im_end|>"),
+	ok(chats(t, "[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\","
+	    "\"content\":\"hello\"}]", false, false,
+		"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n",
+		    "hello<|im_end|>"),
 		"turns, and what is learned of them");
 	ok(chats(t, "[{\"from\":\"human\",\"value\":\"hi\"}]", true, false,
-		"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", ""), "the other family of names; a prompt");
-	ok(chats(t, "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}]",
-		true, true, "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+		"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", ""),
+		    "the other family of names; a prompt");
+	ok(chats(t, "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
+	    "{\"type\":\"text\",\"text\":\"b\"}]}]",
+		true, true, "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n<think>\n"
+		    "\n</think>\n\n", ""),
 		"parts of a content; an empty thought");
 	ok(chats(t, "[{\"role\":\"assistant\",\"content\":\"b\",\"reasoning_content\":\"a\"},"
 		"{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"name\":\"f\"}]},"
-		"{\"role\":\"tool\",\"content\":\"1\"},{\"role\":\"tool\",\"content\":\"2\"}]", false, false,
+		"{\"role\":\"tool\",\"content\":\"1\"},{\"role\":\"tool\",\"content\":\"2\"}]",
+		    false, false,
 		"<|im_start|>assistant\n<think>\na\n</think>\n\nb<|im_end|>\n"
 		"<|im_start|>assistant\n\n<tool_call>\n{\"name\":\"f\"}\n</tool_call><|im_end|>\n"
-		"<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>\n",
-		"<think>\na\n</think>\n\nb<|im_end|>\n<tool_call>\n{\"name\":\"f\"}\n</tool_call><|im_end|>"),
+		"<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n"
+		    "2\n</tool_response><|im_end|>\n",
+		"<think>\na\n</think>\n\nb<|im_end|>\n<tool_call>\n{\"name\":\"f\"}"
+		    "\n</tool_call><|im_end|>"),
 		"thoughts, calls and answers of tools");
 	tok_chat(t, m, false, false, &ids, NULL, &e);
 	for (int i = 0; i < ids.n; i++) {
@@ -294,9 +320,12 @@ static void conversations(void)
 	ok(turns == 2 && thoughts == 1, "a message cannot make special tokens");
 	ok(chat_fails(t, "[]", "not a list"), "no turns");
 	ok(chat_fails(t, "[{\"content\":\"x\"}]", "messages[0]: missing \"role\""), "no role");
-	ok(chat_fails(t, "[{\"role\":\"user\"}]", "messages[0]: missing \"content\""), "no content");
-	ok(chat_fails(t, "[{\"role\":\"user\",\"content\":\"x\"}, 3]", "messages[1]"), "a turn that is a number");
-	ok(chat_fails(plain, "[{\"role\":\"user\",\"content\":\"x\"}]", "<|im_start|>"), "a tokenizer without turns");
+	ok(chat_fails(t, "[{\"role\":\"user\"}]", "messages[0]: missing \"content\""),
+	    "no content");
+	ok(chat_fails(t, "[{\"role\":\"user\",\"content\":\"x\"}, 3]", "messages[1]"),
+	    "a turn that is a number");
+	ok(chat_fails(plain, "[{\"role\":\"user\",\"content\":\"x\"}]", "<|im_start|>"),
+	    "a tokenizer without turns");
 	json_decref(m);
 	ids_free(&ids);
 	tok_free(t);
@@ -319,7 +348,8 @@ static void records(void)
 	ok(says("{\"id\":7,\"article\":\"b\",\"text\":\"a\"}", "a"), "text before article");
 	ok(says("{\"text\":3,\"story\":\"s\"}", "s"), "text that is not a string is passed over");
 	ok(says("{\"question\":\"q\",\"answer\":\"a\",\"output\":\"o\"}", "q\na"), "pairs");
-	ok(says("{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"from\":\"gpt\",\"value\":\"a\"}]}", "q\na"), "turns");
+	ok(says("{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"from\":\"gpt\","
+	    "\"value\":\"a\"}]}", "q\na"), "turns");
 	ok(says("{\"a\":\"x\",\"b\":[1],\"c\":2.5,\"d\":null}", "x\n2.5"), "else what there is");
 	ok(says("{\"a\":[1]}", NULL) && says("{}", NULL), "or nothing");
 }
@@ -343,7 +373,8 @@ static void hostile(const char *from, const char *to, const char *why)
 	fputs(bad, f);
 	fclose(f);
 	t = tok_load(path, &e);
-	if (!ok(!t && e.status == EX_DATAERR && strstr(e.msg, path) && strstr(e.msg, why), "refused: %s", why))
+	if (!ok(!t && e.status == EX_DATAERR && strstr(e.msg, path) && strstr(e.msg, why),
+	    "refused: %s", why))
 		printf("# %s\n", e.msg);
 	tok_free(t);
 	remove(path);
@@ -371,29 +402,37 @@ static void refusals(void)
 	hostile("\"byte_fallback\":false", "\"byte_fallback\":true", "byte_fallback");
 	hostile("\"dropout\":null", "\"dropout\":0.1", "dropout");
 	hostile("\"normalizer\":null", "\"normalizer\":{\"type\":\"Lowercase\"}", "Lowercase");
-	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"", "\"pre_tokenizer\":{\"type\":\"Metaspace\"", "Metaspace");
+	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"",
+	    "\"pre_tokenizer\":{\"type\":\"Metaspace\"", "Metaspace");
 	hostile("\"pre_tokenizer\":{", "\"pre_tokenizer\":null,\"x\":{", "ByteLevel");
-	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"", "\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\","
+	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"",
+	    "\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\","
 		"\"pattern\":{\"Regex\":\"(\"}", "parenthesis");
-	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"", "\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\","
+	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"",
+	    "\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\","
 		"\"pattern\":{\"Regex\":\"[a&&[b]]\"}", "intersection");
-	hostile("\"decoder\":{\"type\":\"ByteLevel\"", "\"decoder\":{\"type\":\"WordPiece\"", "WordPiece");
+	hostile("\"decoder\":{\"type\":\"ByteLevel\"", "\"decoder\":{\"type\":\"WordPiece\"",
+	    "WordPiece");
 	hostile("\"content\":\"<|endoftext|>\"", "\"content\":\"!\"", "1 in the vocab");
 	hostile("\"content\":\"<|endoftext|>\"", "\"content\":\"new\"", "taken already");
 	hostile("\"content\":\"<|endoftext|>\"", "\"content\":\"\"", "no content");
-	hostile("\"added_tokens\":[", "\"added_tokens\":[{\"id\":4194304,\"content\":\"y\"},", "out of range");
-	hostile("\"added_tokens\":[", "\"added_tokens\":[{\"id\":900,\"content\":\"yy\"},{\"id\":901,\"content\":\"yy\"},", "twice");
+	hostile("\"added_tokens\":[", "\"added_tokens\":[{\"id\":4194304,\"content\":\"y\"},",
+	    "out of range");
+	hostile("\"added_tokens\":[", "\"added_tokens\":[{\"id\":900,\"content\":\"yy\"},"
+	    "{\"id\":901,\"content\":\"yy\"},", "twice");
 	hostile("\"added_tokens\":[", "\"added_tokens\":3,\"x\":[", "not a list");
 	hostile("}", "", "expected");
 	memset(deep, '[', sizeof deep - 1);
 	deep[sizeof deep - 1] = '\0';
 	hostile("{", deep, "depth");
-	ok(!tok_load("/nonexistent/tokenizer.json", &e) && e.status == EX_NOINPUT, "a missing file");
+	ok(!tok_load("/nonexistent/tokenizer.json", &e) && e.status == EX_NOINPUT,
+	    "a missing file");
 }
 
 int main(void)
 {
-	static const char *const names[] = { "gpt2.json", "qwen.json", "llama3.json", "deepseek.json", "behaviors.json" };
+	static const char *const names[] = { "gpt2.json", "qwen.json", "llama3.json",
+	    "deepseek.json", "behaviors.json" };
 	struct err e = { 0 };
 
 	if (!mkdtemp(tmp))

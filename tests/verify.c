@@ -98,7 +98,8 @@ static void test_finite(enum dtype dt)
 	x[5] = -INFINITY;
 	x[70] = NAN;
 	save(dt);
-	ok(verify(model) == 1 && strcmp(seen.name, p->name) == 0 && seen.nan == 2 && seen.inf == 1 && seen.first == 5,
+	ok(verify(model) == 1 && strcmp(seen.name, p->name) == 0 && seen.nan == 2 &&
+	    seen.inf == 1 && seen.first == 5,
 	    "%s: NaN and infinity are found and counted", dtype_name(dt));
 	x[5] = a;
 	x[9] = b;
@@ -109,7 +110,8 @@ static void test_fingerprint(void)
 {
 	save(DT_F32);
 	flip(model, "model.safetensors", -4);	/* lowest bit of the last number */
-	ok(verify(model) == 1 && strstr(seen.last, "fingerprint"), "a changed weight does not match the fingerprint");
+	ok(verify(model) == 1 && strstr(seen.last, "fingerprint"),
+	    "a changed weight does not match the fingerprint");
 }
 
 static void test_optimizer(void)
@@ -119,7 +121,8 @@ static void test_optimizer(void)
 
 	save(DT_F32);
 	file_put(path, "short", 5, &e);
-	ok(verify(model) == 1 && strstr(seen.last, "too short"), "optimizer state beside the weights");
+	ok(verify(model) == 1 && strstr(seen.last, "too short"),
+	    "optimizer state beside the weights");
 	unlink(path);
 	free(path);
 }
@@ -137,7 +140,8 @@ static void test_names(void)
 	if (at)
 		at[15] = '5';
 	file_put(path, text, len, &e);
-	ok(at && verify(model) == 1 && strstr(seen.last, "shape"), "tensors that config.json does not ask for");
+	ok(at && verify(model) == 1 && strstr(seen.last, "shape"),
+	    "tensors that config.json does not ask for");
 	free(text);
 	free(path);
 }
@@ -173,7 +177,8 @@ static void test_packed(void)
 	name = file_join(packed, MANIFEST_NAME);
 	manifest_load(&m, name, &e);
 	flip(packed, m.file[1], manifest_at(&m, 1, 1)->offset + 2);
-	ok(verify(packed) == 1 && seen.layer == 1 && seen.expert == 1 && strstr(seen.last, "CRC"), "one bit of an expert");
+	ok(verify(packed) == 1 && seen.layer == 1 && seen.expert == 1 && strstr(seen.last, "CRC"),
+	    "one bit of an expert");
 	flip(packed, m.file[1], manifest_at(&m, 1, 1)->offset + 2);
 	ok(verify(packed) == 0, "and back");
 	path = file_join(packed, m.file[0]);
@@ -204,7 +209,8 @@ static void test_other_manifest(void)
 	if (at)
 		at[1] = at[1] == '0' ? '1' : '0';
 	file_put(name, text, len, &e);
-	ok(at && verify(packed) == 1 && strstr(seen.last, "another model"), "a manifest of another model");
+	ok(at && verify(packed) == 1 && strstr(seen.last, "another model"),
+	    "a manifest of another model");
 	free(text);
 	free(name);
 }
@@ -212,12 +218,16 @@ static void test_other_manifest(void)
 int main(void)
 {
 	struct err e = { 0 };
-	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "chronos_format", 2, "hidden_size", 16,
-	    "num_attention_heads", 2, "num_key_value_heads", 1, "num_hidden_layers", 2, "vocab_size", 50,
-	    "moe_intermediate_size", 8, "kv_latent_dim", 8, "num_experts", 4, "num_experts_per_tok", 2);
+	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
+	    "chronos_format", 2, "hidden_size", 16,
+	    "num_attention_heads", 2, "num_key_value_heads", 1, "num_hidden_layers", 2,
+	    "vocab_size", 50,
+	    "moe_intermediate_size", 8, "kv_latent_dim", 8, "num_experts", 4, "num_experts_per_tok",
+	    2);
 
 	pool_init(2);
-	if (!mkdtemp(dir) || config_from_json(&cfg, o, 0, NULL, &e) < 0 || params_build(&ps, &cfg, &e) < 0)
+	if (!mkdtemp(dir) || config_from_json(&cfg, o, 0, NULL, &e) < 0 ||
+	    params_build(&ps, &cfg, &e) < 0)
 		return ok(0, "setup: %s", e.msg), tap_done();
 	model = file_join(dir, "model");
 	packed = file_join(dir, "packed");

@@ -22,8 +22,9 @@ struct source {
 
 enum field_kind { F_INT, F_ID, F_REAL, F_BOOL };
 
-/* The plain values, with defaults of the reference and ranges that keep every product of two of them inside int64_t
- * and every matrix side inside int. A fallback of 0 below the range is resolved from other values. */
+/* The plain values, with defaults of the reference and ranges that keep every product of two of
+ * them inside int64_t and every matrix side inside int. A fallback of 0 below the range is
+ * resolved from other values. */
 static const struct field {
 	const char *key;
 	enum field_kind kind;
@@ -71,20 +72,24 @@ static const struct field {
 
 /* Keys with a meaning here beyond the plain values; --set takes these and no others. */
 static const char *const other_keys[] = {
-	"layer_types", "mlp_layer_types", "lookahead_scope", "use_hybrid_attention", "use_moe", "model_type",
-	"rope_scaling", "rope_parameters", "inference_rope_scaling", "decoder_sparse_step", "mlp_only_layers",
+	"layer_types", "mlp_layer_types", "lookahead_scope", "use_hybrid_attention", "use_moe",
+	    "model_type",
+	"rope_scaling", "rope_parameters", "inference_rope_scaling", "decoder_sparse_step",
+	    "mlp_only_layers",
 	"hidden_act", "attention_bias", "sliding_window", "use_sliding_window",
 };
 
 /* Where Qwen3-MoE (Hugging Face) means something else by an absent key. */
 static const struct { const char *key; double fallback; } qwen_fallback[] = {
-	{ "num_shared_experts", 0 }, { "lookahead_steps", 0 }, { "norm_topk_prob", 0 }, { "tie_word_embeddings", 0 },
+	{ "num_shared_experts", 0 }, { "lookahead_steps", 0 }, { "norm_topk_prob", 0 },
+	    { "tie_word_embeddings", 0 },
 	{ "rope_theta", 1e4 }, { "num_experts", 128 }, { "num_experts_per_tok", 8 },
 	{ "bos_token_id", -1 }, { "eos_token_id", -1 }, { "pad_token_id", -1 },
 };
 
 static const char *const layer_names[] = {
-	[LAYER_MLA] = "mla_attention", [LAYER_SLIDING] = "sliding_attention", [LAYER_FULL] = "full_attention",
+	[LAYER_MLA] = "mla_attention", [LAYER_SLIDING] = "sliding_attention", [LAYER_FULL] =
+	    "full_attention",
 };
 
 static bool sets_key(const char *set, const char *key)
@@ -120,12 +125,14 @@ static bool known_key(const char *key)
 	return false;
 }
 
-/* A key given on the command line must count: it drops the key of the file that would go before it. */
+/* A key given on the command line must count: it drops the key of the file that would go before
+ * it. */
 static void drop_stronger(json_t *o, const char *key)
 {
 	static const struct { const char *key, *stronger; } pairs[] = {
 		{ "use_hybrid_attention", "layer_types" }, { "use_moe", "mlp_layer_types" },
-		{ "decoder_sparse_step", "mlp_layer_types" }, { "mlp_only_layers", "mlp_layer_types" },
+		{ "decoder_sparse_step", "mlp_layer_types" },
+		    { "mlp_only_layers", "mlp_layer_types" },
 		{ "rope_parameters", "rope_scaling" }, { "inference_rope_scaling", "rope_scaling" },
 		{ "sliding_window", "sliding_window_size" },
 	};
@@ -173,17 +180,20 @@ static int get_bool(const struct source *s, const char *key, bool fallback, bool
 	return 0;
 }
 
-static int get_int(const struct source *s, const char *key, const json_t *v, double lo, double hi, int *out)
+static int get_int(const struct source *s, const char *key, const json_t *v, double lo, double hi,
+    int *out)
 {
 	if (!json_is_integer(v))
 		return bad(s, key, "must be an integer");
 	if ((double)json_integer_value(v) < lo || (double)json_integer_value(v) > hi)
-		return bad(s, key, "%lld is outside %.0f..%.0f", (long long)json_integer_value(v), lo, hi);
+		return bad(s, key, "%lld is outside %.0f..%.0f", (long long)json_integer_value(v),
+		    lo, hi);
 	*out = (int)json_integer_value(v);
 	return 0;
 }
 
-static int get_real(const struct source *s, const char *key, const json_t *v, double lo, double hi, double *out)
+static int get_real(const struct source *s, const char *key, const json_t *v, double lo, double hi,
+    double *out)
 {
 	double x;
 
@@ -196,7 +206,8 @@ static int get_real(const struct source *s, const char *key, const json_t *v, do
 	return 0;
 }
 
-static int read_field(struct config *c, const struct field *f, double fallback, const struct source *s)
+static int read_field(struct config *c, const struct field *f, double fallback,
+    const struct source *s)
 {
 	const json_t *v = get(s, f->key);
 	char *at = (char *)c + f->at;
@@ -205,7 +216,8 @@ static int read_field(struct config *c, const struct field *f, double fallback, 
 	case F_ID:
 		if (json_object_get(s->o, f->key) && !v)	/* null: there is none */
 			fallback = -1;
-		if (json_is_array(v))				/* Hugging Face allows several; the first one is ours */
+		/* Hugging Face allows several; the first one is ours */
+		if (json_is_array(v))
 			v = json_array_get(v, 0);
 		/* fall through */
 	case F_INT:
@@ -234,8 +246,10 @@ static int read_fields(struct config *c, bool qwen, const struct source *s)
 	return 0;
 }
 
-/* A list of num_hidden_layers names; out[i] is the index of entry i in names. *found: the key was there. */
-static int read_layer_list(const struct source *s, const char *key, int layers, const char *const *names, int nnames,
+/* A list of num_hidden_layers names; out[i] is the index of entry i in names. *found: the key
+ * was there. */
+static int read_layer_list(const struct source *s, const char *key, int layers,
+    const char *const *names, int nnames,
     int *out, bool *found)
 {
 	const json_t *v = get(s, key);
@@ -246,7 +260,8 @@ static int read_layer_list(const struct source *s, const char *key, int layers, 
 	if (!json_is_array(v))
 		return bad(s, key, "must be a list");
 	if (json_array_size(v) != (size_t)layers)
-		return bad(s, key, "has %zu entries, num_hidden_layers is %d", json_array_size(v), layers);
+		return bad(s, key, "has %zu entries, num_hidden_layers is %d", json_array_size(v),
+		    layers);
 	for (int i = 0; i < layers; i++) {
 		const char *name = json_string_value(json_array_get(v, (size_t)i));
 		int k = 0;
@@ -254,7 +269,8 @@ static int read_layer_list(const struct source *s, const char *key, int layers, 
 		while (k < nnames && !(name && strcmp(name, names[k]) == 0))
 			k++;
 		if (k == nnames)
-			return bad(s, key, "entry %d is %s%s", i, name ? "unknown: " : "not a string", name ? name : "");
+			return bad(s, key, "entry %d is %s%s", i, name ? "unknown: "
+			    : "not a string", name ? name : "");
 		out[i] = k;
 	}
 	return 0;
@@ -265,7 +281,8 @@ static int read_layer_types(struct config *c, bool qwen, const struct source *s)
 	int type[CFG_MAX_LAYERS];
 	bool found, hybrid = false, slide = false;
 
-	if (read_layer_list(s, "layer_types", c->num_hidden_layers, layer_names, 3, type, &found) < 0 ||
+	if (read_layer_list(s, "layer_types", c->num_hidden_layers, layer_names, 3, type, &found) <
+	    0 ||
 	    get_bool(s, "use_hybrid_attention", !qwen, &hybrid) < 0 ||
 	    get_bool(s, "use_sliding_window", false, &slide) < 0)
 		return -1;
@@ -274,11 +291,13 @@ static int read_layer_types(struct config *c, bool qwen, const struct source *s)
 		    hybrid ? (i % 2 ? LAYER_SLIDING : LAYER_MLA) :
 		    qwen && slide ? LAYER_SLIDING : LAYER_FULL;
 	if (get(s, "sliding_window") && !get(s, "sliding_window_size"))
-		return get_int(s, "sliding_window", get(s, "sliding_window"), 1, 1 << 30, &c->sliding_window_size);
+		return get_int(s, "sliding_window", get(s, "sliding_window"), 1, 1 << 30,
+		    &c->sliding_window_size);
 	return 0;
 }
 
-/* mlp_only_layers: a list of dense layers; decoder_sparse_step: every how many layers a sparse one comes. */
+/* mlp_only_layers: a list of dense layers; decoder_sparse_step: every how many layers a sparse
+ * one comes. */
 static int read_hf_sparse(struct config *c, const struct source *s)
 {
 	const json_t *dense = get(s, "mlp_only_layers"), *v = get(s, "decoder_sparse_step");
@@ -291,7 +310,8 @@ static int read_hf_sparse(struct config *c, const struct source *s)
 	if (dense && !json_is_array(dense))
 		return bad(s, "mlp_only_layers", "must be a list");
 	for (size_t i = 0; i < json_array_size(dense); i++) {
-		if (get_int(s, "mlp_only_layers", json_array_get(dense, i), 0, CFG_MAX_LAYERS - 1, &layer) < 0)
+		if (get_int(s, "mlp_only_layers", json_array_get(dense, i), 0, CFG_MAX_LAYERS - 1,
+		    &layer) < 0)
 			return -1;
 		c->sparse[layer] = false;
 	}
@@ -324,11 +344,13 @@ static int read_mlp_types(struct config *c, const struct source *s)
 	if (c->num_experts < 1)
 		return bad(s, "num_experts", "0 with sparse layers");
 	if (c->num_experts_per_tok > c->num_experts)
-		return bad(s, "num_experts_per_tok", "%d is above num_experts %d", c->num_experts_per_tok, c->num_experts);
+		return bad(s, "num_experts_per_tok", "%d is above num_experts %d",
+		    c->num_experts_per_tok, c->num_experts);
 	return 0;
 }
 
-static int read_yarn(struct config *c, const char *key, const json_t *o, bool hf, const struct source *s)
+static int read_yarn(struct config *c, const char *key, const json_t *o, bool hf,
+    const struct source *s)
 {
 	const json_t *v;
 	double max = 2048;
@@ -342,9 +364,11 @@ static int read_yarn(struct config *c, const char *key, const json_t *o, bool hf
 	c->yarn_original_max = (int)max;
 	if ((v = json_object_get(o, "factor")) && get_real(s, key, v, 1, 1e6, &c->yarn_factor) < 0)
 		return -1;
-	if ((v = json_object_get(o, "beta_fast")) && get_real(s, key, v, 1e-3, 1e6, &c->yarn_beta_fast) < 0)
+	if ((v = json_object_get(o, "beta_fast")) && get_real(s, key, v, 1e-3, 1e6,
+	    &c->yarn_beta_fast) < 0)
 		return -1;
-	if ((v = json_object_get(o, "beta_slow")) && get_real(s, key, v, 1e-3, 1e6, &c->yarn_beta_slow) < 0)
+	if ((v = json_object_get(o, "beta_slow")) && get_real(s, key, v, 1e-3, 1e6,
+	    &c->yarn_beta_slow) < 0)
 		return -1;
 	c->yarn_attention_factor = hf ? 0.1 * log(c->yarn_factor) + 1 : 1;
 	v = json_object_get(o, "attention_factor");
@@ -393,15 +417,17 @@ static int read_scope(struct config *c, const struct source *s)
 	return 0;
 }
 
-/* The reference's weight is of a raw sum over layers and choices. On a term that is 1 at even load it lets routers
- * collapse: 8 layers of 16 experts, 150 steps of 1,024 tokens of shared text, load entropy 0.4-0.7 at 0.02, 0.94 at 0.1. */
+/* The reference's weight is of a raw sum over layers and choices. On a term that is 1 at even
+ * load it lets routers collapse: 8 layers of 16 experts, 150 steps of 1,024 tokens of shared
+ * text, load entropy 0.4-0.7 at 0.02, 0.94 at 0.1. */
 static void balance_default(struct config *c, const struct source *s)
 {
 	if (c->format == 2 && !get(s, "lambda_balance"))
 		c->lambda_balance = 0.1;
 }
 
-/* Format 1 clamps as the reference does, odd widths included. Ours must be a rotation: even, and part of a head. */
+/* Format 1 clamps as the reference does, odd widths included. Ours must be a rotation: even, and
+ * part of a head. */
 static int resolve_rope_dim(struct config *c, const struct source *s)
 {
 	int d = c->head_dim, half = d / 2 & ~1;
@@ -426,11 +452,13 @@ static int resolve_rope_dim(struct config *c, const struct source *s)
 static int resolve_heads(struct config *c, const struct source *s)
 {
 	if (c->num_attention_heads % c->num_key_value_heads)
-		return bad(s, "num_key_value_heads", "%d does not divide num_attention_heads %d", c->num_key_value_heads,
+		return bad(s, "num_key_value_heads", "%d does not divide num_attention_heads %d",
+		    c->num_key_value_heads,
 		    c->num_attention_heads);
 	if (c->head_dim == 0) {
 		if (c->hidden_size % c->num_attention_heads)
-			return bad(s, "num_attention_heads", "%d does not divide hidden_size %d, and there is no head_dim",
+			return bad(s, "num_attention_heads",
+			    "%d does not divide hidden_size %d, and there is no head_dim",
 			    c->num_attention_heads, c->hidden_size);
 		c->head_dim = c->hidden_size / c->num_attention_heads;
 	}
@@ -456,13 +484,15 @@ static int check_ids(struct config *c, const struct source *s)
 		if (fields[i].kind != F_ID || *id < c->vocab_size)
 			continue;
 		if (get(s, fields[i].key))
-			return bad(s, fields[i].key, "%d is not below vocab_size %d", *id, c->vocab_size);
+			return bad(s, fields[i].key, "%d is not below vocab_size %d", *id,
+			    c->vocab_size);
 		*id = -1;
 	}
 	return 0;
 }
 
-/* Things other models have and this one does not: refused, because ignoring them would give wrong numbers. */
+/* Things other models have and this one does not: refused, because ignoring them would give
+ * wrong numbers. */
 static int check_unsupported(const struct source *s)
 {
 	const json_t *act = get(s, "hidden_act");
@@ -482,7 +512,8 @@ static int read_all(struct config *c, const struct source *s)
 
 	if (type && !json_is_string(type))
 		return bad(s, "model_type", "must be a string");
-	if (read_fields(c, qwen, s) < 0 || check_unsupported(s) < 0 || read_layer_types(c, qwen, s) < 0 ||
+	if (read_fields(c, qwen, s) < 0 || check_unsupported(s) < 0 || read_layer_types(c, qwen, s)
+	    < 0 ||
 	    read_mlp_types(c, s) < 0 || read_rope(c, qwen, s) < 0 || read_scope(c, s) < 0 ||
 	    resolve_heads(c, s) < 0)
 		return -1;
@@ -491,7 +522,8 @@ static int read_all(struct config *c, const struct source *s)
 	return check_ids(c, s);
 }
 
-static int config_read(struct config *c, const json_t *o, const char *name, int nsets, const char *const sets[],
+static int config_read(struct config *c, const json_t *o, const char *name, int nsets,
+    const char *const sets[],
     struct err *e)
 {
 	struct source s = { name, NULL, nsets, sets, e };
@@ -513,15 +545,18 @@ fail:
 	return -1;
 }
 
-int config_from_json(struct config *c, const json_t *o, int nsets, const char *const sets[], struct err *e)
+int config_from_json(struct config *c, const json_t *o, int nsets, const char *const sets[],
+    struct err *e)
 {
 	return config_read(c, o, "config", nsets, sets, e);
 }
 
-int config_load(struct config *c, const char *path, int nsets, const char *const sets[], struct err *e)
+int config_load(struct config *c, const char *path, int nsets, const char *const sets[],
+    struct err *e)
 {
 	struct stat st;
-	char *file = stat(path, &st) == 0 && S_ISDIR(st.st_mode) ? file_join(path, "config.json") : strdup(path);
+	char *file = stat(path, &st) == 0 && S_ISDIR(st.st_mode) ? file_join(path, "config.json")
+	    : strdup(path);
 	json_error_t je;
 	json_t *o;
 	char *text;
@@ -587,8 +622,10 @@ json_t *config_to_json(const struct config *c)
 	json_object_set_new(o, "mlp_layer_types", layer_list(c, true));
 	json_object_set_new(o, "use_hybrid_attention", json_boolean(hybrid));
 	json_object_set_new(o, "use_moe", json_boolean(c->num_sparse > 0));
-	json_object_set_new(o, "lookahead_scope", json_string(c->lookahead_per_layer ? "per_layer" : "layer_mean"));
-	json_object_set_new(o, "rope_scaling", c->yarn ? json_pack("{s:s, s:f, s:i, s:f, s:f, s:f}", "type", "yarn",
+	json_object_set_new(o, "lookahead_scope", json_string(c->lookahead_per_layer ? "per_layer"
+	    : "layer_mean"));
+	json_object_set_new(o, "rope_scaling", c->yarn ? json_pack("{s:s, s:f, s:i, s:f, s:f, s:f}",
+	    "type", "yarn",
 	    "factor", c->yarn_factor, "original_max_position_embeddings", c->yarn_original_max,
 	    "beta_fast", c->yarn_beta_fast, "beta_slow", c->yarn_beta_slow,
 	    "attention_factor", c->yarn_attention_factor) : json_null());
@@ -608,7 +645,8 @@ int config_lookahead_rows(const struct config *c)
 {
 	if (c->lookahead_steps == 0 || c->num_sparse == 0)
 		return 0;
-	return (c->lookahead_steps + 1) * c->num_experts * (c->lookahead_per_layer ? c->num_sparse : 1);
+	return (c->lookahead_steps + 1) * c->num_experts * (c->lookahead_per_layer ? c->num_sparse
+	    : 1);
 }
 
 /* The list of parameters, grown one by one. */
@@ -618,7 +656,8 @@ struct build {
 	bool failed;
 };
 
-static void add(struct build *b, enum param_kind kind, int layer, int expert, int rows, int cols, const char *name)
+static void add(struct build *b, enum param_kind kind, int layer, int expert, int rows, int cols,
+    const char *name)
 {
 	struct params *ps = b->ps;
 	int at = kind * (ps->layers + 1) + layer + 1;
@@ -660,7 +699,8 @@ static void add(struct build *b, enum param_kind kind, int layer, int expert, in
 
 static void add_attention(struct build *b, const struct config *c, int l)
 {
-	int D = c->hidden_size, H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
+	int D = c->hidden_size, H = c->num_attention_heads, G = c->num_key_value_heads,
+	    d = c->head_dim;
 	int C = c->kv_latent_dim, r = c->rope_dim, n = d - r;
 
 	if (c->layer_type[l] == LAYER_MLA) {
@@ -683,8 +723,10 @@ static void add_attention(struct build *b, const struct config *c, int l)
 	add(b, P_O, l, -1, D, H * d, "self_attn.o_proj");
 }
 
-/* gate, up, down: kinds of the three follow each other, so that params_get can count in steps of three. */
-static void add_ffn(struct build *b, enum param_kind gate, int l, int e, int F, int D, const char *prefix)
+/* gate, up, down: kinds of the three follow each other, so that params_get can count in steps of
+ * three. */
+static void add_ffn(struct build *b, enum param_kind gate, int l, int e, int F, int D,
+    const char *prefix)
 {
 	static const char *const part[] = { "gate_proj", "up_proj", "down_proj" };
 	char name[40];
@@ -789,7 +831,8 @@ int params_divide(struct params *ps, int n, int here, struct err *e)
 	if (n == 1)
 		return 0;
 	if (experts == 0 || experts % n != 0)
-		return err_set(e, EX_USAGE, "%d experts cannot be divided over %d ranks", experts, n);
+		return err_set(e, EX_USAGE, "%d experts cannot be divided over %d ranks", experts,
+		    n);
 	ps->here = here;
 	ps->total = 0;
 	for (int i = 0; i < ps->n; i++) {
@@ -829,12 +872,14 @@ const struct param *params_get(const struct params *ps, enum param_kind k, int l
 		return NULL;
 	if (ffn)
 		at = expert < (ps->n - at + 2) / 3 ? at + 3 * expert : ps->n;
-	if (at >= ps->n || ps->p[at].kind != k || ps->p[at].layer != layer || ps->p[at].expert != expert)
+	if (at >= ps->n || ps->p[at].kind != k || ps->p[at].layer != layer ||
+	    ps->p[at].expert != expert)
 		return NULL;
 	return &ps->p[at];
 }
 
-int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit, struct err *e)
+int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit,
+    struct err *e)
 {
 	for (int i = 0; i < npatterns; i++) {
 		bool any = false;
@@ -843,7 +888,8 @@ int params_match(const struct params *ps, int npatterns, const char *const patte
 			if (fnmatch(patterns[i], ps->p[j].name, 0) == 0)
 				hit[j] = any = true;
 		if (!any)
-			return err_set(e, EX_USAGE, "no parameter has a name like \"%s\" (chr-ls lists them)", patterns[i]);
+			return err_set(e, EX_USAGE,
+			    "no parameter has a name like \"%s\" (chr-ls lists them)", patterns[i]);
 	}
 	return 0;
 }
@@ -852,7 +898,8 @@ int64_t params_active(const struct params *ps, const struct config *c)
 {
 	int64_t expert = 3 * (int64_t)c->hidden_size * c->moe_intermediate_size;
 
-	return ps->count - (int64_t)c->num_sparse * (c->num_experts - c->num_experts_per_tok) * expert;
+	return ps->count - (int64_t)c->num_sparse * (c->num_experts - c->num_experts_per_tok) *
+	    expert;
 }
 
 void params_free(struct params *ps)

@@ -12,10 +12,14 @@ static const char *missing_row(const struct backend *b)
 {
 #define ROW(r) { #r, offsetof(struct backend, r) }
 	static const struct { const char *name; size_t at; } row[] = {
-		ROW(describe), ROW(alloc), ROW(free), ROW(put), ROW(get), ROW(copy), ROW(zero), ROW(gemm), ROW(gemm_bf16), ROW(rmsnorm),
-		ROW(quantize), ROW(qgemm), ROW(qffn), ROW(rmsnorm_back), ROW(rope), ROW(copy2d), ROW(attn), ROW(attn_back),
-		ROW(kv_put), ROW(attn_cached), ROW(swiglu), ROW(swiglu_back), ROW(route), ROW(route_weights), ROW(route_back), ROW(gather), ROW(combine), ROW(dot_rows),
-		ROW(scatter_add), ROW(axpy), ROW(scale), ROW(scale_rows), ROW(silu), ROW(silu_back), ROW(softmax), ROW(dropout),
+		ROW(describe), ROW(alloc), ROW(free), ROW(put), ROW(get), ROW(copy), ROW(zero),
+		    ROW(gemm), ROW(gemm_bf16), ROW(rmsnorm),
+		ROW(quantize), ROW(qgemm), ROW(qffn), ROW(rmsnorm_back), ROW(rope), ROW(copy2d),
+		    ROW(attn), ROW(attn_back),
+		ROW(kv_put), ROW(attn_cached), ROW(swiglu), ROW(swiglu_back), ROW(route),
+		    ROW(route_weights), ROW(route_back), ROW(gather), ROW(combine), ROW(dot_rows),
+		ROW(scatter_add), ROW(axpy), ROW(scale), ROW(scale_rows), ROW(silu), ROW(silu_back),
+		    ROW(softmax), ROW(dropout),
 		ROW(noise), ROW(logprob), ROW(diverge), ROW(sumsq), ROW(adamw),
 	};
 #undef ROW
@@ -38,7 +42,8 @@ const struct backend *backend_open(const char *name, struct err *e)
 		if (name && strcmp(name, "auto") != 0 && strcmp(name, b->name) != 0)
 			continue;
 		if (b == &backend_cpu && getenv("CHR_ISA") && isa_force(getenv("CHR_ISA")) < 0) {
-			err_set(e, EX_UNAVAILABLE, "CHR_ISA=%s: this machine has no such kernels", getenv("CHR_ISA"));
+			err_set(e, EX_UNAVAILABLE, "CHR_ISA=%s: this machine has no such kernels",
+			    getenv("CHR_ISA"));
 			return NULL;
 		}
 		if ((row = missing_row(b)) != NULL) {

@@ -1,10 +1,12 @@
 /*
- * kv: how keys and values of inference are kept. A cache holds `slots` positions of some heads: (heads, slots) rows of w
- * values; position p is in slot p % slots, so a cache of fewer slots than positions is a ring.
+ * kv: how keys and values of inference are kept. A cache holds `slots` positions of some heads:
+ * (heads, slots) rows of w values; position p is in slot p % slots, so a cache of fewer slots
+ * than positions is a ring.
  *
  *	KV_F32	as computed (real)
  *	KV_BF16	rounded to nearest even: 2 bytes a value
- *	KV_Q8	in blocks of 32 within the row, x = d * q: all d as floats, then the q in -127..127, a byte each,
+ *	KV_Q8	in blocks of 32 within the row, x = d * q: all d as floats, then the q in
+ *		-127..127, a byte each,
  *		up to a multiple of 4 bytes: 9 bits a value; the last block may be shorter
  *
  * Attention over a lossy cache is that over a KV_F32 cache of the same values, to the byte.

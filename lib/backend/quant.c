@@ -9,7 +9,8 @@
 
 size_t quant_scale_bytes(enum dtype t, int cols)
 {
-	return ((size_t)quant_blocks(cols) * QUANT_PANEL * 2 * (t == DT_Q4A ? 2 : 1) + 63) & ~(size_t)63;
+	return ((size_t)quant_blocks(cols) * QUANT_PANEL * 2 * (t == DT_Q4A ? 2 : 1) + 63) &
+	    ~(size_t)63;
 }
 
 static size_t block_bytes(enum dtype t)	/* values of 16 rows */
@@ -29,7 +30,8 @@ size_t mat_bytes(enum dtype t, int rows, int cols)
 	if (rows <= 0 || cols <= 0 || cols > INT32_MAX - QUANT_BLOCK)
 		return 0;
 	if (dtype_blocks(t))
-		return __builtin_mul_overflow((size_t)quant_panels(rows), quant_panel_bytes(t, cols), &n) ? 0 : n;
+		return __builtin_mul_overflow((size_t)quant_panels(rows),
+		    quant_panel_bytes(t, cols), &n) ? 0 : n;
 	return __builtin_mul_overflow((size_t)rows * (size_t)cols, dtype_size(t), &n) ? 0 : n;
 }
 
@@ -47,7 +49,8 @@ static void put_block(char *panel, const struct pack *p, int b, const struct qua
 {
 	bool affine = p->t == DT_Q4A;
 	uint16_t *scale = (uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1);
-	uint8_t *v = (uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b * block_bytes(p->t);
+	uint8_t *v = (uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b *
+	    block_bytes(p->t);
 
 	tensor_from_f32(scale, DT_F16, f->d, (size_t)n);
 	if (affine)
@@ -57,14 +60,16 @@ static void put_block(char *panel, const struct pack *p, int b, const struct qua
 			if (p->t == DT_Q8)
 				v[k / 4 * 64 + r * 4 + k % 4] = (uint8_t)(f->q[k][r] + 128);
 			else
-				v[k % 16 / 4 * 64 + r * 4 + k % 4] |= (uint8_t)((f->q[k][r] + (affine ? 0 : 8)) << (k < 16 ? 0 : 4));
+				v[k % 16 / 4 * 64 + r * 4 + k % 4] |=
+				    (uint8_t)((f->q[k][r] + (affine ? 0 : 8)) << (k < 16 ? 0 : 4));
 }
 
 static void pack_block(struct pack *p, char *panel, int row, int b)
 {
 	const float *src = p->src + (int64_t)row * p->cols + b * QUANT_BLOCK;
 	int n = p->rows - row < QUANT_PANEL ? p->rows - row : QUANT_PANEL;
-	int width = p->cols - b * QUANT_BLOCK < QUANT_BLOCK ? p->cols - b * QUANT_BLOCK : QUANT_BLOCK;
+	int width = p->cols - b * QUANT_BLOCK < QUANT_BLOCK ? p->cols - b * QUANT_BLOCK
+	    : QUANT_BLOCK;
 	struct quant_fit f;
 
 	if (n < QUANT_PANEL || width < QUANT_BLOCK)
@@ -106,8 +111,10 @@ static float value_at(const struct pack *p, const char *panel, int r, int k)
 {
 	int b = k / QUANT_BLOCK, j = k % QUANT_BLOCK;
 	bool affine = p->t == DT_Q4A;
-	const uint16_t *scale = (const uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1) + r;
-	const uint8_t *v = (const uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b * block_bytes(p->t) + r * 4;
+	const uint16_t *scale = (const uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1)
+	    + r;
+	const uint8_t *v = (const uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b *
+	    block_bytes(p->t) + r * 4;
 	float d, m = 0;
 
 	tensor_to_f32(&d, scale, DT_F16, 1);
@@ -115,13 +122,15 @@ static float value_at(const struct pack *p, const char *panel, int r, int k)
 		tensor_to_f32(&m, scale + QUANT_PANEL, DT_F16, 1);
 	if (p->t == DT_Q8)
 		return d * (float)(v[j / 4 * 64 + j % 4] - 128);
-	return d * (float)((v[j % 16 / 4 * 64 + j % 4] >> (j < 16 ? 0 : 4) & 15) - (affine ? 0 : 8)) + m;
+	return d * (float)((v[j % 16 / 4 * 64 + j % 4] >> (j < 16 ? 0 : 4) & 15) - (affine ? 0 : 8))
+	    + m;
 }
 
 void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols)
 {
 	struct pack p = { .t = t, .cols = cols };
-	const char *panel = (const char *)src + (size_t)(row / QUANT_PANEL) * quant_panel_bytes(t, cols);
+	const char *panel = (const char *)src + (size_t)(row / QUANT_PANEL) * quant_panel_bytes(t,
+	    cols);
 
 	for (int k = 0; k < cols; k++)
 		dst[k] = value_at(&p, panel, row % QUANT_PANEL, k);

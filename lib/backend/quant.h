@@ -1,24 +1,28 @@
 /*
- * quant: matrices of 8 or 4 bits. A row is cut into blocks of 32 values (the last one padded with zeros); a block has a
- * scale of its own, and for Q4A a minimum. Blocks never reach into another row.
+ * quant: matrices of 8 or 4 bits. A row is cut into blocks of 32 values (the last one padded
+ * with zeros); a block has a scale of its own, and for Q4A a minimum. Blocks never reach into
+ * another row.
  *
  *	Q8	x = d * q		q in -127..127	8.5 bits per value
  *	Q4	x = d * q		q in -8..7	4.5 bits
  *	Q4A	x = d * q + m		q in 0..15	5 bits
  *
- * d and m are IEEE half floats. In memory and on disk rows lie in panels of 16, so that a vector of 16 lanes computes 16
- * outputs at once and a tile of a matrix unit is 64 consecutive bytes a row. A panel of nb blocks is
+ * d and m are IEEE half floats. In memory and on disk rows lie in panels of 16, so that a vector
+ * of 16 lanes computes 16 outputs at once and a tile of a matrix unit is 64 consecutive bytes a
+ * row. A panel of nb blocks is
  *
- *	scales	(nb, 16) halves; Q4A: (nb, 2, 16), scales then minima; zeros up to a multiple of 64 bytes
+ *	scales	(nb, 16) halves; Q4A: (nb, 2, 16), scales then minima; zeros up to a multiple of
+ *		64 bytes
  *	values	(nb, 8, 16, 4) bytes for Q8: quad k/4 of the block, row, k%4; the byte is q + 128
- *		(nb, 4, 16, 4) bytes for Q4 and Q4A: value k < 16 in the low half of byte (k/4, row, k%4), value k + 16 in
+ *		(nb, 4, 16, 4) bytes for Q4 and Q4A: value k < 16 in the low half of byte (k/4,
+ *		    row, k%4), value k + 16 in
  *		its high half; the half is q + 8 for Q4, q for Q4A
  *
  * little-endian. Rows beyond the last have scale and minimum 0.
  *
- * Activations are quantised to 8 bits per block of 32 when a product is taken. A product is exact integers within a block
- * and single precision over blocks, in their order: every kernel, on every machine and for any number of rows, gives the
- * same bytes.
+ * Activations are quantised to 8 bits per block of 32 when a product is taken. A product is
+ * exact integers within a block and single precision over blocks, in their order: every kernel,
+ * on every machine and for any number of rows, gives the same bytes.
  */
 #ifndef CHR_QUANT_H
 #define CHR_QUANT_H
@@ -35,20 +39,21 @@ static inline int quant_blocks(int cols) { return (cols + QUANT_BLOCK - 1) / QUA
 static inline int quant_panels(int rows) { return (rows + QUANT_PANEL - 1) / QUANT_PANEL; }
 
 size_t quant_scale_bytes(enum dtype t, int cols);		/* of one panel's scales, */
-size_t quant_panel_bytes(enum dtype t, int cols);		/* and of all of it: a multiple of 64 */
+/* and of all of it: a multiple of 64 */
+size_t quant_panel_bytes(enum dtype t, int cols);
 
 /* Of a matrix in any type. 0 when that does not fit a size_t or rows or cols is not positive. */
 size_t mat_bytes(enum dtype t, int rows, int cols);
 
-/* (rows, cols) floats to blocks of type t and back. The scale of a block is searched for (quant_fit.h); the bytes are the same
- * on every machine. dst must be all of mat_bytes(). -1: a value is not finite, or too large for a half-precision scale.
- * Threads of the pool. */
+/* (rows, cols) floats to blocks of type t and back. The scale of a block is searched for
+ * (quant_fit.h); the bytes are the same on every machine. dst must be all of mat_bytes(). -1: a
+ * value is not finite, or too large for a half-precision scale. Threads of the pool. */
 int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols);
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols);
 void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols);
 
-/* A row of activations: (nb, 32) values, (nb) scales, (nb) corrections: -128 times the sum of the values of a block, which is
- * what a product with weights stored as q + 128 has too much. */
+/* A row of activations: (nb, 32) values, (nb) scales, (nb) corrections: -128 times the sum of
+ * the values of a block, which is what a product with weights stored as q + 128 has too much. */
 struct quant_row {
 	float *d;
 	int32_t *off;
@@ -65,7 +70,8 @@ static inline struct quant_row quant_row_at(const void *rows, int64_t i, int col
 	char *p = (char *)rows + (size_t)i * quant_row_bytes(cols);
 	size_t nb = (size_t)quant_blocks(cols);
 
-	return (struct quant_row){ (float *)(p + nb * QUANT_BLOCK), (int32_t *)(p + nb * (QUANT_BLOCK + 4)), (int8_t *)p };
+	return (struct quant_row){ (float *)(p + nb * QUANT_BLOCK),
+	    (int32_t *)(p + nb * (QUANT_BLOCK + 4)), (int8_t *)p };
 }
 
 #endif

@@ -1,9 +1,11 @@
 /*
- * quant_fit: the scales of blocks. Sixteen blocks, one of each row of a panel, are searched together, each in a lane of its own,
- * so that the result does not depend on how wide the vectors of the machine are.
+ * quant_fit: the scales of blocks. Sixteen blocks, one of each row of a panel, are searched
+ * together, each in a lane of its own, so that the result does not depend on how wide the
+ * vectors of the machine are.
  *
- * From each of several scales (and minima) to begin with, the values are rounded, the scale is fitted to what they became by least
- * squares, and so on; the one with the smallest squared error stays, and is refined further.
+ * From each of several scales (and minima) to begin with, the values are rounded, the scale is
+ * fitted to what they became by least squares, and so on; the one with the smallest squared
+ * error stays, and is refined further.
  */
 #ifndef CHR_QUANT_FIT_H
 #define CHR_QUANT_FIT_H

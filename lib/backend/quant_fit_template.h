@@ -1,6 +1,7 @@
 /*
- * The search of quant_fit for one instruction set. Set before: FIT (name of the function), TARGET, VL (lanes), V_MIN and V_MAX.
- * All else is C on vectors, rounded after each operation, so that every instruction set gives the same.
+ * The search of quant_fit for one instruction set. Set before: FIT (name of the function),
+ * TARGET, VL (lanes), V_MIN and V_MAX. All else is C on vectors, rounded after each operation,
+ * so that every instruction set gives the same.
  */
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -10,7 +11,8 @@
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 typedef float V __attribute__((vector_size(4 * VL)));
-typedef float N(floats) __attribute__((vector_size(4 * VL), aligned(4), may_alias));	/* in memory */
+/* in memory */
+typedef float N(floats) __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * VL)));
 
 INLINE V N(set)(float x) { return x - (V){ 0 }; }
@@ -18,7 +20,8 @@ INLINE V N(load)(const float *p) { return *(const N(floats) *)p; }
 INLINE void N(store)(float *p, V x) { *(N(floats) *)p = x; }
 INLINE V N(select)(I mask, V a, V b) { return (V)((mask & (I)a) | (~mask & (I)b)); }
 
-/* To the nearest half, ties to even. Adding 0.5 leaves a subnormal half's last place as that of the sum. */
+/* To the nearest half, ties to even. Adding 0.5 leaves a subnormal half's last place as that of
+ * the sum. */
 INLINE V N(half)(V x)
 {
 	I sign = (I)x & INT32_MIN, mag = (I)x & INT32_MAX;
@@ -37,7 +40,8 @@ struct N(state) {
 };
 
 struct N(block) {
-	const float *x;		/* (QUANT_BLOCK, QUANT_PANEL), base taken off; one vector of each row is looked at */
+	const float *x;		/* (QUANT_BLOCK, QUANT_PANEL), base taken off; one vector of each
+				   row is looked at */
 	V base, sum;
 	float lo, hi;
 	bool affine;
@@ -63,7 +67,8 @@ INLINE void N(pass)(struct N(state) *s, const struct N(block) *b)
 
 	s->error = zero;
 	for (int k = 0; k < QUANT_BLOCK; k++) {
-		V x = N(load)(b->x + k * QUANT_PANEL), y = b->affine ? x - s->m : x, q = N(round)(y, inv, b->lo, b->hi);
+		V x = N(load)(b->x + k * QUANT_PANEL), y = b->affine ? x - s->m : x,
+		    q = N(round)(y, inv, b->lo, b->hi);
 		V left = y - s->d * q;
 
 		s->error += left * left;
@@ -79,7 +84,8 @@ INLINE void N(pass)(struct N(state) *s, const struct N(block) *b)
 	}
 	det = QUANT_BLOCK * sqq - sq * sq;
 	s->next_d = N(select)(det > 0, N(half)((QUANT_BLOCK * sxq - sq * b->sum) / det), s->d);
-	s->next_m = N(select)(det > 0, N(half)(b->base + (b->sum - s->next_d * sq) / QUANT_BLOCK) - b->base, s->m);
+	s->next_m = N(select)(det > 0, N(half)(b->base + (b->sum - s->next_d * sq) / QUANT_BLOCK) -
+	    b->base, s->m);
 }
 
 INLINE void N(keep)(struct N(state) *best, const struct N(state) *s)
@@ -112,7 +118,8 @@ INLINE void N(search)(struct N(state) *best, const struct N(block) *b, V min, V 
 
 	if (t == DT_Q8)		/* what a finer search could gain is lost in the last bit */
 		N(try)(best, b, N(half)(N(select)(far < 0, -far, far) / 127), zero, 3);
-	else if (t == DT_Q4)	/* the end of the range with one value more is on the side of the largest */
+	else if (t == DT_Q4)	/* the end of the range with one value more is on the side of the
+				   largest */
 		for (int i = -TRIES; i <= TRIES; i++)
 			N(try)(best, b, N(half)(far / (-8 + 0.1f * (float)i)), zero, 3);
 	else
@@ -120,7 +127,8 @@ INLINE void N(search)(struct N(state) *best, const struct N(block) *b, V min, V 
 			V cut = max * 0.02f * (float)i;
 
 			for (int side = 0; side < (i ? 3 : 1); side++)
-				N(try)(best, b, N(half)((max - cut) / 15), N(half)(b->base + cut * 0.5f * (float)side) - b->base, 3);
+				N(try)(best, b, N(half)((max - cut) / 15),
+				    N(half)(b->base + cut * 0.5f * (float)side) - b->base, 3);
 		}
 	N(try)(best, b, best->next_d, best->next_m, 3);
 }
@@ -171,7 +179,8 @@ static TARGET int FIT(struct quant_fit *f, enum dtype t)
 
 	/* A type at a time, so that each has loops of its own. */
 	for (int r = 0; r < QUANT_PANEL; r += VL)
-		good &= t == DT_Q8 ? N(lanes)(f, DT_Q8, r) : t == DT_Q4 ? N(lanes)(f, DT_Q4, r) : N(lanes)(f, DT_Q4A, r);
+		good &= t == DT_Q8 ? N(lanes)(f, DT_Q8, r) : t == DT_Q4 ? N(lanes)(f, DT_Q4, r)
+		    : N(lanes)(f, DT_Q4A, r);
 	return good ? 0 : -1;
 }
 

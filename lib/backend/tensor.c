@@ -5,7 +5,8 @@
 #include <strings.h>
 
 static const struct { const char *name; size_t size; } types[] = {
-	[DT_F64] = { "F64", 8 }, [DT_F32] = { "F32", 4 }, [DT_BF16] = { "BF16", 2 }, [DT_F16] = { "F16", 2 },
+	[DT_F64] = { "F64", 8 }, [DT_F32] = { "F32", 4 }, [DT_BF16] = { "BF16", 2 },
+	    [DT_F16] = { "F16", 2 },
 	[DT_Q8] = { "Q8", 0 }, [DT_Q4] = { "Q4", 0 }, [DT_Q4A] = { "Q4A", 0 },
 };
 
@@ -45,8 +46,8 @@ static float float_of(uint32_t u)
 	return f;
 }
 
-/* The half's exponent and fraction, moved to where a float has them, are the value times 2^-112; this holds for
- * subnormal halves too, and the product is exact. */
+/* The half's exponent and fraction, moved to where a float has them, are the value times 2^-112;
+ * this holds for subnormal halves too, and the product is exact. */
 static float f32_from_f16(uint16_t h)
 {
 	uint32_t sign = (uint32_t)(h & 0x8000) << 16, mag = (uint32_t)(h & 0x7fff) << 13;
@@ -65,7 +66,8 @@ static uint16_t f16_from_f32(float f)
 		return sign | 0x7e00 | (mag >> 13 & 0x3ff);
 	if (mag >= 0x477ff000)			/* 65520: half way above the largest half */
 		return sign | 0x7c00;
-	if (mag < 0x38800000)			/* subnormal half: a unit in the last place of 0.5f is 2^-24 */
+	if (mag < 0x38800000)			/* subnormal half: a unit in the last place of
+						   0.5f is 2^-24 */
 		return sign | (uint16_t)(bits_of(float_of(mag) + 0.5f) - 0x3f000000);
 	return sign | (uint16_t)((mag + 0xfff + (mag >> 13 & 1) - (112u << 23)) >> 13);
 }

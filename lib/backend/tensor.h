@@ -26,7 +26,8 @@ struct mat {
 	int rows, cols;
 };
 
-/* Conversions of n values; BF16 and F16 round to nearest even; NaN stays NaN; F16 overflow becomes infinity. */
+/* Conversions of n values; BF16 and F16 round to nearest even; NaN stays NaN; F16 overflow
+ * becomes infinity. */
 void tensor_to_f32(float *dst, const void *src, enum dtype from, size_t n);
 void tensor_from_f32(void *dst, enum dtype to, const float *src, size_t n);
 

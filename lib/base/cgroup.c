@@ -7,7 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Of /proc/self/cgroup: where this process is in the hierarchy that controls memory ("": there is none), or in version 2. */
+/* Of /proc/self/cgroup: where this process is in the hierarchy that controls memory ("": there
+ * is none), or in version 2. */
 static bool own_group(bool v2, char *path, size_t size)
 {
 	FILE *f = fopen("/proc/self/cgroup", "re");
@@ -21,7 +22,8 @@ static bool own_group(bool v2, char *path, size_t size)
 			continue;
 		*at++ = '\0';
 		at[strcspn(at, "\n")] = '\0';
-		for (char *save, *word = strtok_r(list + 1, ",", &save); word; word = strtok_r(NULL, ",", &save))
+		for (char *save, *word = strtok_r(list + 1, ",", &save); word;
+		    word = strtok_r(NULL, ",", &save))
 			found = found || (!v2 && strcmp(word, "memory") == 0);
 		found = found || (v2 && list[1] == '\0' && strncmp(line, "0:", 2) == 0);
 		if (found)
@@ -32,7 +34,8 @@ static bool own_group(bool v2, char *path, size_t size)
 	return found;
 }
 
-/* Of /proc/self/mountinfo: where that hierarchy is mounted, and which of its groups is the root there. */
+/* Of /proc/self/mountinfo: where that hierarchy is mounted, and which of its groups is the root
+ * there. */
 static bool mount_point(bool v2, char *root, char *at, size_t size)
 {
 	FILE *f = fopen("/proc/self/mountinfo", "re");
@@ -46,7 +49,8 @@ static bool mount_point(bool v2, char *root, char *at, size_t size)
 		    sscanf(dash, " - %63s %*s %1023s", type, options) != 2)
 			continue;
 		found = v2 ? strcmp(type, "cgroup2") == 0
-		    : strcmp(type, "cgroup") == 0 && (strstr(options, ",memory") || strncmp(options, "memory", 6) == 0);
+		    : strcmp(type, "cgroup") == 0 && (strstr(options, ",memory") ||
+		    strncmp(options, "memory", 6) == 0);
 		if (found) {
 			snprintf(root, size, "%s", from);
 			snprintf(at, size, "%s", to);
@@ -109,7 +113,8 @@ int64_t cgroup_peak(const struct cgroup *g)
 	long long v = -1;
 	FILE *f;
 
-	snprintf(path, sizeof path, "%s/%s", g->dir, g->v2 ? "memory.peak" : "memory.max_usage_in_bytes");
+	snprintf(path, sizeof path, "%s/%s", g->dir, g->v2 ? "memory.peak"
+	    : "memory.max_usage_in_bytes");
 	if ((f = fopen(path, "re")) == NULL)
 		return -1;
 	if (fscanf(f, "%lld", &v) != 1)

@@ -30,8 +30,10 @@ static int ended(pid_t pid, bool limited, struct err *e)
 	if (waitpid(pid, &status, 0) < 0)
 		return err_set(e, EX_OSERR, "waiting for a measurement:");
 	if (WIFSIGNALED(status))
-		return err_set(e, EX_OSERR, "a measurement was killed by signal %d (%s)%s", WTERMSIG(status), strsignal(WTERMSIG(status)),
-		    limited && WTERMSIG(status) == SIGKILL ? ": its control group has too little memory" : "");
+		return err_set(e, EX_OSERR, "a measurement was killed by signal %d (%s)%s",
+		    WTERMSIG(status), strsignal(WTERMSIG(status)),
+		    limited && WTERMSIG(status) == SIGKILL
+		    ? ": its control group has too little memory" : "");
 	if (WEXITSTATUS(status) != EX_OK) {
 		e->status = WEXITSTATUS(status);
 		e->msg[0] = '\0';

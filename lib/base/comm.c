@@ -9,8 +9,8 @@
 #include "base/opt.h"
 #include "base/pool.h"
 
-/* Set for each task of a job, by mpirun of Open MPI, by PMI and PMIx, by srun. A batch script of Slurm itself has
- * SLURM_NTASKS, but is no step. */
+/* Set for each task of a job, by mpirun of Open MPI, by PMI and PMIx, by srun. A batch script of
+ * Slurm itself has SLURM_NTASKS, but is no step. */
 static const char *const size_of[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS" };
 static const char *const rank_of[] = { "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK" };
 
@@ -51,7 +51,8 @@ int comm_size(void)
 
 int comm_count(enum comm_set s)
 {
-	return s == COMM_ALL ? ranks.size : s == COMM_GROUP ? ranks.group : ranks.size / ranks.group;
+	return s == COMM_ALL ? ranks.size : s == COMM_GROUP ? ranks.group
+	    : ranks.size / ranks.group;
 }
 
 int comm_place(enum comm_set s, int rank)
@@ -62,7 +63,8 @@ int comm_place(enum comm_set s, int rank)
 static int set_group(int n, struct err *e)
 {
 	if (ranks.size % n != 0)
-		return err_set(e, EX_USAGE, "%d rank%s cannot be divided into groups of %d", ranks.size,
+		return err_set(e, EX_USAGE, "%d rank%s cannot be divided into groups of %d",
+		    ranks.size,
 		    ranks.size > 1 ? "s" : "", n);
 	ranks.group = n;
 	return 0;
@@ -111,7 +113,8 @@ static struct {
 	bool open;
 	int local;		/* ranks on this machine */
 	struct parcel *sent;
-	MPI_Comm set[SETS], sums[SETS], gathers[SETS];	/* the same ranks: sums and gathers go on while others are called */
+	MPI_Comm set[SETS], sums[SETS], gathers[SETS];	/* the same ranks: sums and gathers go on
+							   while others are called */
 } comm = { .local = 1 };
 
 /* Without one of these MPI has nobody to ask who the others are. */
@@ -126,8 +129,10 @@ static bool tied(void)
 
 static int untied(int tasks, int seen, struct err *e)
 {
-	return err_set(e, EX_UNAVAILABLE, "started as one of %d tasks, but MPI sees %d: with srun, --mpi=pmix "
-	    "(or SLURM_MPI_TYPE=pmix); else the mpirun of the MPI this was built with", tasks, seen);
+	return err_set(e, EX_UNAVAILABLE, "started as one of %d tasks, but MPI sees %d: with srun, "
+	    "--mpi=pmix "
+	    "(or SLURM_MPI_TYPE=pmix); else the mpirun of the MPI this was built with", tasks,
+	    seen);
 }
 
 /* What a rank starts runs by itself. */
@@ -160,7 +165,8 @@ static void left(void)
 }
 
 /* Standard input, read by rank 0 for all. */
-static ssize_t read_shared(ssize_t (*here)(void *self, void *buf, size_t size, struct err *e), void *self, void *buf,
+static ssize_t read_shared(ssize_t (*here)(void *self, void *buf, size_t size, struct err *e),
+    void *self, void *buf,
     size_t size, struct err *e)
 {
 	ssize_t n = ranks.rank == 0 ? here(self, buf, size, e) : 0;
@@ -298,7 +304,8 @@ void comm_share(void *p, size_t n, int rank)
 	const size_t most = (size_t)1 << 30;
 
 	for (size_t at = 0; comm.open && at < n; at += most)
-		MPI_Bcast((char *)p + at, (int)(n - at < most ? n - at : most), MPI_BYTE, rank, MPI_COMM_WORLD);
+		MPI_Bcast((char *)p + at, (int)(n - at < most ? n - at : most), MPI_BYTE, rank,
+		    MPI_COMM_WORLD);
 }
 
 void comm_barrier(void)
@@ -323,8 +330,8 @@ int comm_divide(int n, struct err *e)
 
 /* --- sums and gathers --- */
 
-/* LANES rounds of sums and LANES gathers are under way at a time. In a round of a sum, a piece of every part goes to its
- * owner, who adds them in the order of ranks when all are there. */
+/* LANES rounds of sums and LANES gathers are under way at a time. In a round of a sum, a piece
+ * of every part goes to its owner, who adds them in the order of ranks when all are there. */
 struct array {
 	real *x;
 	int64_t n;
@@ -363,7 +370,8 @@ static int *open_queue(struct queue *q, int most, int *counts)
 	if ((q->array = calloc((size_t)most, sizeof *q->array)) == NULL)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
 	for (int i = 0; i < LANES; i++, counts += 4 * n)
-		q->lane[i] = (struct lane){ .request = MPI_REQUEST_NULL, .send_n = counts, .send_at = counts + n,
+		q->lane[i] = (struct lane){ .request = MPI_REQUEST_NULL, .send_n = counts,
+		    .send_at = counts + n,
 		    .recv_n = counts + 2 * n, .recv_at = counts + 3 * n };
 	return counts;
 }
@@ -373,7 +381,8 @@ void comm_exchange_open(real *scratch, int64_t size, int most)
 	if (!comm.open)
 		return;
 	exchange.most = most;
-	if ((exchange.counts = calloc((size_t)ranks.size * 4 * 2 * LANES, sizeof *exchange.counts)) == NULL)
+	if ((exchange.counts = calloc((size_t)ranks.size * 4 * 2 * LANES, sizeof *exchange.counts))
+	    == NULL)
 		err_die(EX_OSERR, "no memory to exchange with other ranks");
 	open_queue(&exchange.gathers, most, open_queue(&exchange.sums, most, exchange.counts));
 	for (int i = 0; i < LANES; i++)
@@ -418,7 +427,8 @@ static void start_round(struct lane *l, const struct array *s, int64_t at)
 		l->recv_n[k] = k == own ? 0 : l->n;
 		l->recv_at[k] = (k < own ? k : k - 1) * l->piece;
 	}
-	MPI_Ialltoallv(s->x, l->send_n, l->send_at, REAL, l->in, l->recv_n, l->recv_at, REAL, comm.sums[s->set], &l->request);
+	MPI_Ialltoallv(s->x, l->send_n, l->send_at, REAL, l->in, l->recv_n, l->recv_at, REAL,
+	    comm.sums[s->set], &l->request);
 }
 
 static void add_pieces(const struct lane *l)
@@ -432,7 +442,8 @@ static void add_pieces(const struct lane *l)
 
 		memset(sum, 0, sizeof sum);
 		for (int k = 0; k < parts; k++) {
-			const real *x = k == place ? l->own + i : l->in + (int64_t)(k < place ? k : k - 1) * l->piece + i;
+			const real *x = k == place ? l->own + i : l->in + (int64_t)(k < place ? k
+			    : k - 1) * l->piece + i;
 
 			for (int j = 0; j < n; j++)
 				sum[j] += x[j];
@@ -457,7 +468,8 @@ static bool finish(struct lane *l, bool sums, bool wait)
 	return done;
 }
 
-/* Is there another of this sum? The parts differ by one at most, so the last is among the longest. */
+/* Is there another of this sum? The parts differ by one at most, so the last is among the
+ * longest. */
 static bool next_round(struct queue *q, struct lane *l)
 {
 	const struct array *s = &q->array[q->now];
@@ -477,7 +489,8 @@ static void start_gather(const struct array *a, struct lane *l)
 		l->recv_at[k] = (int)comm_cut(a->n, k, parts);
 		l->recv_n[k] = (int)comm_cut(a->n, k + 1, parts) - l->recv_at[k];
 	}
-	MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, a->x, l->recv_n, l->recv_at, REAL, comm.gathers[a->set], &l->request);
+	MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, a->x, l->recv_n, l->recv_at, REAL,
+	    comm.gathers[a->set], &l->request);
 }
 
 /* Starts what there are free lanes for; with wait, all of the first n. */
@@ -570,7 +583,8 @@ void comm_rows(const real *out, real *in, int w, const struct comm_rows *r)
 
 	MPI_Type_contiguous(w, REAL, &row);
 	MPI_Type_commit(&row);
-	MPI_Alltoallv(out, r->out_n, r->out_at, row, in, r->in_n, r->in_at, row, comm.set[COMM_GROUP]);
+	MPI_Alltoallv(out, r->out_n, r->out_at, row, in, r->in_n, r->in_at, row,
+	    comm.set[COMM_GROUP]);
 	MPI_Type_free(&row);
 }
 
@@ -584,7 +598,8 @@ static void transfer(real *x, int64_t n, int peer, bool send)
 		if (send)
 			MPI_Send(x + at, m, REAL, peer, TAG_PART, MPI_COMM_WORLD);
 		else
-			MPI_Recv(x + at, m, REAL, peer, TAG_PART, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+			MPI_Recv(x + at, m, REAL, peer, TAG_PART, MPI_COMM_WORLD,
+			    MPI_STATUS_IGNORE);
 	}
 }
 
@@ -611,7 +626,8 @@ void comm_send(const void *p, size_t n)
 	if (parcel == NULL || n > INT32_MAX || (parcel->bytes = malloc(n + 1)) == NULL)
 		err_die(EX_OSERR, "no memory for a message of %zu bytes to rank 0", n);
 	memcpy(parcel->bytes, p, n);
-	MPI_Isend(parcel->bytes, (int)n, MPI_BYTE, 0, TAG_MESSAGE, MPI_COMM_WORLD, &parcel->request);
+	MPI_Isend(parcel->bytes, (int)n, MPI_BYTE, 0, TAG_MESSAGE, MPI_COMM_WORLD,
+	    &parcel->request);
 	parcel->next = comm.sent;
 	comm.sent = parcel;
 }
@@ -631,7 +647,8 @@ void *comm_receive(bool wait, size_t *n, int *from)
 	MPI_Get_count(&status, MPI_BYTE, &bytes);
 	if ((p = malloc((size_t)bytes + 1)) == NULL)
 		err_die(EX_OSERR, "no memory for a message of %d bytes", bytes);
-	MPI_Recv(p, bytes, MPI_BYTE, status.MPI_SOURCE, TAG_MESSAGE, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+	MPI_Recv(p, bytes, MPI_BYTE, status.MPI_SOURCE, TAG_MESSAGE, MPI_COMM_WORLD,
+	    MPI_STATUS_IGNORE);
 	*n = (size_t)bytes;
 	*from = status.MPI_SOURCE;
 	return p;
@@ -643,7 +660,8 @@ int comm_open(struct err *e)
 {
 	int n = tasks();
 
-	return n == 1 ? 0 : err_set(e, EX_UNAVAILABLE, "started as one of %d tasks, but this build has no MPI: install "
+	return n == 1 ? 0 : err_set(e, EX_UNAVAILABLE,
+	    "started as one of %d tasks, but this build has no MPI: install "
 	    "libopenmpi-dev and build again, or start one", n);
 }
 

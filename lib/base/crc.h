@@ -1,6 +1,6 @@
 /*
- * crc: CRC-32 as in zlib and gzip, at memory speed where the CPU multiplies without carry: the store checks every
- * expert it reads for the first time, on the same cores that compute.
+ * crc: CRC-32 as in zlib and gzip, at memory speed where the CPU multiplies without carry: the
+ * store checks every expert it reads for the first time, on the same cores that compute.
  */
 #ifndef CHR_CRC_H
 #define CHR_CRC_H

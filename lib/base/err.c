@@ -100,6 +100,7 @@ void err_close_stdout(void)
 
 	if (fclose(stdout) == 0 && !lost)
 		return;
-	fprintf(stderr, "%s: standard output: %s\n", err_prog, lost && !errno ? "write error" : strerror(errno));
+	fprintf(stderr, "%s: standard output: %s\n", err_prog, lost && !errno ? "write error"
+	    : strerror(errno));
 	_exit(EX_IOERR);
 }

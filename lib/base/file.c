@@ -63,7 +63,8 @@ static int put_in_place(const char *path, const void *buf, size_t len, struct er
 	return bad;
 }
 
-static int put_and_rename(const char *path, const char *tmp, const void *buf, size_t len, struct err *e)
+static int put_and_rename(const char *path, const char *tmp, const void *buf, size_t len,
+    struct err *e)
 {
 	int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 	char *dir;
@@ -151,7 +152,8 @@ int file_get(const char *path, char **buf, size_t *len, struct err *e)
 		return err_set(e, EX_NOINPUT, "%s:", path);
 	rc = read_all(fd, buf, len);
 	if (rc)
-		err_set(e, errno == EISDIR ? EX_NOINPUT : errno == ENOMEM ? EX_OSERR : EX_IOERR, "%s:", path);
+		err_set(e, errno == EISDIR ? EX_NOINPUT : errno == ENOMEM ? EX_OSERR : EX_IOERR,
+		    "%s:", path);
 	close(fd);
 	return rc;
 }
@@ -168,7 +170,8 @@ int file_mkdirs(const char *path, struct err *e)
 		char c = *s;
 
 		*s = '\0';
-		if (mkdir(p, 0777) && !(errno == EEXIST && stat(p, &st) == 0 && S_ISDIR(st.st_mode)))
+		if (mkdir(p, 0777) && !(errno == EEXIST && stat(p, &st) == 0 &&
+		    S_ISDIR(st.st_mode)))
 			rc = err_set(e, EX_CANTCREAT, "%s:", p);
 		*s = c;
 	}

@@ -53,7 +53,8 @@ int graph_build(struct graph *g, int n, const struct edge *edge, int64_t m, stru
 		const struct edge *d = &edge[i];
 
 		if (d->u < 0 || d->u >= n || d->v < 0 || d->v >= n || !(d->w > 0) || isinf(d->w))
-			return err_set(e, EX_DATAERR, "edge %lld (%d, %d, %g) does not fit a graph of %d nodes",
+			return err_set(e, EX_DATAERR,
+			    "edge %lld (%d, %d, %g) does not fit a graph of %d nodes",
 			    (long long)i, d->u, d->v, d->w, n);
 		ends += 2 * (d->u != d->v);
 	}
@@ -104,7 +105,8 @@ struct mover {			/* scratch of one local-moving phase */
 	double resolution;
 	int *comm;
 	double *tot;		/* (n) sum of deg over the community */
-	double *acc;		/* (n) weight from the node at hand into the community; zero between nodes */
+	double *acc;		/* (n) weight from the node at hand into the community; zero
+				   between nodes */
 	int *near;		/* (n) communities with acc set */
 };
 
@@ -141,10 +143,12 @@ static bool move_node(struct mover *s, int u)
 }
 
 /* Sweeps over the nodes in random order until a sweep moves none; true when any moved. */
-static bool local_move(const struct graph *g, double resolution, uint64_t seed, uint64_t stream, int *comm)
+static bool local_move(const struct graph *g, double resolution, uint64_t seed, uint64_t stream,
+    int *comm)
 {
 	size_t n = (size_t)g->n;
-	struct mover s = { g, resolution, comm, mem_alloc(n * sizeof(double)), mem_alloc(n * sizeof(double)),
+	struct mover s = { g, resolution, comm, mem_alloc(n * sizeof(double)),
+	    mem_alloc(n * sizeof(double)),
 		mem_alloc(n * sizeof(int)) };
 	uint32_t *order = mem_alloc(n * sizeof *order);
 	bool moved = true, any = false;
@@ -197,7 +201,8 @@ static void group(int n, int k, const int *comm, int *first, int *member)
 }
 
 /* Appends the row of community c to b; acc is zero before and after. */
-static void aggregate_row(const struct graph *g, const int *comm, int c, const int *member, int nmember,
+static void aggregate_row(const struct graph *g, const int *comm, int c, const int *member,
+    int nmember,
     struct graph *b, double *acc)
 {
 	int64_t end = b->row[c];
@@ -228,7 +233,8 @@ static void aggregate_row(const struct graph *g, const int *comm, int c, const i
 /* The graph whose nodes are the k communities of g. */
 static void aggregate(const struct graph *g, int k, const int *comm, struct graph *b)
 {
-	int *first = mem_alloc(((size_t)k + 1) * sizeof *first), *member = mem_alloc((size_t)g->n * sizeof *member);
+	int *first = mem_alloc(((size_t)k + 1) * sizeof *first),
+	    *member = mem_alloc((size_t)g->n * sizeof *member);
 	double *acc = mem_alloc(((size_t)k + 1) * sizeof *acc);
 
 	graph_alloc(b, k, g->row[g->n]);
@@ -242,7 +248,8 @@ static void aggregate(const struct graph *g, int k, const int *comm, struct grap
 }
 
 /* One run of the method from the partition in comm. */
-static void run(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream, int *comm)
+static void run(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream,
+    int *comm)
 {
 	bool more = local_move(g, resolution, seed, (*stream)++, comm);
 	int k = renumber(g->n, comm);
@@ -265,7 +272,8 @@ static void run(const struct graph *g, double resolution, uint64_t seed, uint64_
 }
 
 /* Runs from single nodes until a run gains nothing; returns the modularity. */
-static double settle(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream, int *comm)
+static double settle(const struct graph *g, double resolution, uint64_t seed, uint64_t *stream,
+    int *comm)
 {
 	double q, last;
 

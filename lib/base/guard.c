@@ -14,7 +14,8 @@
 
 #define FDS 6
 #define PERIOD 1.0		/* seconds between readings without an event */
-#define TRIGGER "some 200000 2000000"	/* waiting for 0.2 of 2 seconds; without privilege windows are multiples of 2 s */
+#define TRIGGER "some 200000 2000000"	/* waiting for 0.2 of 2 seconds; without privilege
+					   windows are multiples of 2 s */
 
 struct guard {
 	char root[256];
@@ -63,9 +64,11 @@ static bool ask_pressure(struct guard *g, const char *dir, const char *name, con
 }
 
 /* A v1 group writes to an eventfd when what `file` tells of passes `argument`. */
-static void ask_v1(struct guard *g, const char *dir, const char *file, const char *argument, const char *kind)
+static void ask_v1(struct guard *g, const char *dir, const char *file, const char *argument,
+    const char *kind)
 {
-	int of = open_at(dir, file, O_RDONLY), control = open_at(dir, "cgroup.event_control", O_WRONLY);
+	int of = open_at(dir, file, O_RDONLY), control = open_at(dir, "cgroup.event_control",
+	    O_WRONLY);
 	int event = of >= 0 && control >= 0 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
 	char line[96];
 	int n = snprintf(line, sizeof line, "%d %d %s", event, of, argument);
@@ -90,8 +93,10 @@ static void ask_usage(struct guard *g, const struct mem_limit *l)
 
 	for (int i = 0; i < l->ngroup; i++)
 		if (!l->group[i].v2) {
-			snprintf(bytes, sizeof bytes, "%lld", (long long)(g->limit * (double)l->group[i].limit));
-			ask_v1(g, l->group[i].dir, "memory.usage_in_bytes", bytes, "the group's usage");
+			snprintf(bytes, sizeof bytes, "%lld",
+			    (long long)(g->limit * (double)l->group[i].limit));
+			ask_v1(g, l->group[i].dir, "memory.usage_in_bytes", bytes,
+			    "the group's usage");
 			return;
 		}
 }
@@ -103,16 +108,19 @@ static void ask(struct guard *g)
 
 	mem_limit_read(&l, g->root);
 	snprintf(proc, sizeof proc, "%s/proc/pressure", g->root);
-	if (l.own[1][0] == '\0' || !ask_pressure(g, l.own[1], "memory.pressure", "the group's pressure"))
+	if (l.own[1][0] == '\0' || !ask_pressure(g, l.own[1], "memory.pressure",
+	    "the group's pressure"))
 		ask_pressure(g, proc, "memory", "the machine's pressure");
 	if (l.own[1][0] != '\0')
-		watch(g, open_at(l.own[1], "memory.events", O_RDONLY), POLLPRI, "the group's events");
+		watch(g, open_at(l.own[1], "memory.events", O_RDONLY), POLLPRI,
+		    "the group's events");
 	if (l.own[0][0] != '\0')
 		ask_v1(g, l.own[0], "memory.pressure_level", "medium", "the group's pressure (v1)");
 	ask_usage(g, &l);
 	if (opt_verbose)
 		err_warn("--guard: the kernel tells of %s%s; usage is read every %g s besides",
-		    g->n > 0 ? g->events : "nothing", l.some10 < 0 ? " (no pressure stall information here)" : "", PERIOD);
+		    g->n > 0 ? g->events : "nothing", l.some10 < 0
+		    ? " (no pressure stall information here)" : "", PERIOD);
 }
 
 /* Has something come? Takes it, so that the next one is news. */
@@ -128,8 +136,10 @@ static bool news(struct guard *g)
 		if (!(g->fd[i].revents & g->fd[i].events))
 			continue;
 		come = true;
-		if (pread(g->fd[i].fd, buf, sizeof buf, 0) < 0 && read(g->fd[i].fd, buf, sizeof buf) < 0)
-			g->fd[i].fd = ~g->fd[i].fd;	/* it cannot be taken: poll passes over it from now on */
+		if (pread(g->fd[i].fd, buf, sizeof buf, 0) < 0 && read(g->fd[i].fd, buf, sizeof buf)
+		    < 0)
+			g->fd[i].fd = ~g->fd[i].fd;	/* it cannot be taken: poll passes over
+							   it from now on */
 	}
 	return come;
 }
@@ -145,7 +155,8 @@ static void say(struct guard *g, const struct mem_limit *l, enum guard_level lev
 		return;
 	g->said = level;
 	err_warn("%.1f %% of the %.1f MiB of %s are in use; the %s is at %.0f %%", 100 * l->share,
-	    (double)bytes / (1 << 20), whose, level == GUARD_LIMIT ? "limit" : "warning", 100 * (level == GUARD_LIMIT ? g->limit : g->warn));
+	    (double)bytes / (1 << 20), whose, level == GUARD_LIMIT ? "limit" : "warning",
+	    100 * (level == GUARD_LIMIT ? g->limit : g->warn));
 }
 
 enum guard_level guard_look(struct guard *g)
@@ -173,10 +184,12 @@ struct guard *guard_open(const char *root, double warn, double limit, struct err
 	struct guard *g;
 
 	if (!(warn > 0 && warn < limit)) {
-		err_set(e, EX_USAGE, "a warning at %g %% is not below the limit at %g %%", 100 * warn, 100 * limit);
+		err_set(e, EX_USAGE, "a warning at %g %% is not below the limit at %g %%",
+		    100 * warn, 100 * limit);
 		return NULL;
 	}
-	if ((g = calloc(1, sizeof *g)) == NULL || snprintf(g->root, sizeof g->root, "%s", root) >= (int)sizeof g->root) {
+	if ((g = calloc(1, sizeof *g)) == NULL || snprintf(g->root, sizeof g->root, "%s", root) >=
+	    (int)sizeof g->root) {
 		free(g);
 		err_set(e, EX_OSERR, "out of memory");
 		return NULL;

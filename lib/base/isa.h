@@ -1,6 +1,6 @@
 /*
- * isa: the vector instructions that kernels are chosen by when a program starts, so that one build runs everywhere.
- * CHR_ISA in the environment forces a lesser set.
+ * isa: the vector instructions that kernels are chosen by when a program starts, so that one
+ * build runs everywhere. CHR_ISA in the environment forces a lesser set.
  */
 #ifndef CHR_ISA_H
 #define CHR_ISA_H

@@ -15,7 +15,8 @@
 
 #define JSONL_CHUNK ((size_t)64 << 10)
 
-ssize_t (*jsonl_stdin)(ssize_t (*here)(void *, void *, size_t, struct err *), void *, void *, size_t, struct err *);
+ssize_t (*jsonl_stdin)(ssize_t (*here)(void *, void *, size_t, struct err *), void *, void *,
+    size_t, struct err *);
 
 enum jsonl_format { JSONL_UNKNOWN, JSONL_PLAIN, JSONL_GZIP };
 
@@ -26,8 +27,10 @@ struct jsonl {
 	int fd;				/* -1: none open */
 	bool skip_bad, warned, eof;
 	int64_t lineno, skipped;
-	int64_t at, behind;		/* bytes of the file, decoded, before the last line and behind it */
-	char *buf;			/* decoded text: [line, scan) has no newline, [scan, end) not looked at */
+	int64_t at, behind;		/* bytes of the file, decoded, before the last line and
+					   behind it */
+	char *buf;			/* decoded text: [line, scan) has no newline, [scan, end)
+					   not looked at */
 	size_t cap, line, scan, end;
 	enum jsonl_format format;
 	bool in_member;			/* between header and trailer of a gzip member */
@@ -112,9 +115,10 @@ static ssize_t jsonl_read_here(void *self, void *buf, size_t size, struct err *e
 
 	for (;;) {
 		if (sig_stop)
-			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", in->name, (int)sig_stop);
-		/* poll() is interrupted even by signals that restart read(); half a second later it notices one that
-		 * came just before it. */
+			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", in->name,
+			    (int)sig_stop);
+		/* poll() is interrupted even by signals that restart read(); half a second later
+		 * it notices one that came just before it. */
 		ready = poll(&p, 1, 500);
 		if (ready == 0 || (ready < 0 && errno == EINTR))
 			continue;
@@ -158,7 +162,8 @@ static int jsonl_sniff(struct jsonl *in, struct err *e)
 	return 0;
 }
 
-/* Decodes what has arrived, reading when there is nothing left to decode; adds to in->end or sets in->eof. */
+/* Decodes what has arrived, reading when there is nothing left to decode; adds to in->end or
+ * sets in->eof. */
 static int jsonl_inflate(struct jsonl *in, struct err *e)
 {
 	size_t before = in->end;
@@ -171,7 +176,8 @@ static int jsonl_inflate(struct jsonl *in, struct err *e)
 			if (n < 0)
 				return -1;
 			if (!n && in->in_member)
-				return err_set(e, EX_DATAERR, "%s: gzip data is truncated", in->name);
+				return err_set(e, EX_DATAERR, "%s: gzip data is truncated",
+				    in->name);
 			if (!n) {
 				in->eof = true;
 				return 0;
@@ -188,14 +194,16 @@ static int jsonl_inflate(struct jsonl *in, struct err *e)
 			in->in_member = false;
 			inflateReset(&in->z);
 		} else if (rc != Z_OK && rc != Z_BUF_ERROR) {
-			return err_set(e, rc == Z_MEM_ERROR ? EX_OSERR : EX_DATAERR, "%s: gzip data is damaged: %s",
+			return err_set(e, rc == Z_MEM_ERROR ? EX_OSERR : EX_DATAERR,
+			    "%s: gzip data is damaged: %s",
 				in->name, in->z.msg ? in->z.msg : zError(rc));
 		}
 	}
 	return 0;
 }
 
-/* Room for at least one more byte of the current line: moves it to the front, or grows the buffer. */
+/* Room for at least one more byte of the current line: moves it to the front, or grows the
+ * buffer. */
 static int jsonl_room(struct jsonl *in, struct err *e)
 {
 	char *p;
@@ -329,7 +337,8 @@ int jsonl_bad_at(struct jsonl *in, int64_t lineno, struct err *e, const char *te
 		return err_set(e, EX_DATAERR, "%s:%lld: %.400s", in->name, (long long)lineno, text);
 	in->skipped++;
 	if (!in->warned)
-		err_warn("%s:%lld: %.400s (skipped, like others that follow)", in->name, (long long)lineno, text);
+		err_warn("%s:%lld: %.400s (skipped, like others that follow)", in->name,
+		    (long long)lineno, text);
 	in->warned = true;
 	return 0;
 }
@@ -372,7 +381,8 @@ json_t *jsonl_next(struct jsonl *in, struct err *e)
 	json_t *rec;
 
 	while ((s = jsonl_line(in, &len, e)) != NULL)
-		if ((rec = jsonl_parse(s, len, &why)) != NULL || (why.status && jsonl_bad(in, e, "%s", why.msg)))
+		if ((rec = jsonl_parse(s, len, &why)) != NULL ||
+		    (why.status && jsonl_bad(in, e, "%s", why.msg)))
 			return rec;
 	return NULL;
 }
@@ -407,7 +417,8 @@ void jsonl_close(struct jsonl *in)
 	if (!in)
 		return;
 	if (in->skipped > 0)
-		err_warn("%s%s%lld bad records passed over", in->nfiles == 1 ? in->name : "", in->nfiles == 1 ? ": " : "",
+		err_warn("%s%s%lld bad records passed over", in->nfiles == 1 ? in->name : "",
+		    in->nfiles == 1 ? ": " : "",
 		    (long long)in->skipped);
 	jsonl_shut(in);
 	inflateEnd(&in->z);
@@ -447,7 +458,8 @@ void json_set_str(json_t *o, const char *key, const char *v)
 static size_t utf8_length(const unsigned char *s, size_t left)
 {
 	static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };
-	size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4 : 0;
+	size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4
+	    : 0;
 	uint32_t c;
 
 	if (n < 2)

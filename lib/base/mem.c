@@ -51,7 +51,8 @@ json_t *mem_plan_json(const struct mem_plan *p)
 
 	for (int i = 0; i < p->n; i++)
 		json_object_set_new(items, p->item[i].name, json_integer(p->item[i].bytes));
-	return json_pack("{s:s, s:I, s:o}", "type", "mem_plan", "total", (json_int_t)mem_plan_total(p),
+	return json_pack("{s:s, s:I, s:o}", "type", "mem_plan", "total",
+	    (json_int_t)mem_plan_total(p),
 		"items", items);
 }
 
@@ -65,7 +66,8 @@ int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, st
 	for (int i = 1; i < p->n; i++)
 		if (p->item[i].bytes > p->item[big].bytes)
 			big = i;
-	return err_set(e, EX_OSERR, "needs %.1f MiB (%s %.1f MiB), limit is %.1f MiB; %s", mib(total),
+	return err_set(e, EX_OSERR, "needs %.1f MiB (%s %.1f MiB), limit is %.1f MiB; %s",
+	    mib(total),
 		p->item[big].name, mib(p->item[big].bytes), mib(limit), hint);
 }
 
@@ -92,7 +94,8 @@ int64_t mem_peak_rss(void)
 int64_t mem_program(int threads)
 {
 #ifdef __GLIBC__
-	malloc_trim(0);		/* what was read and parsed, and freed since, is no part of what is held */
+	malloc_trim(0);		/* what was read and parsed, and freed since, is no part of what
+				   is held */
 #endif
 	return from_status("VmRSS: %lld") + MEM_BESIDE + threads * MEM_THREAD;
 }

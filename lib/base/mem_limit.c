@@ -75,14 +75,16 @@ static void add_level(struct mem_limit *l, const char *dir, bool v2)
 		limit = high;
 	if (limit < 0 || limit >= UNLIMITED || l->ngroup == MEM_LIMIT_LEVELS)
 		return;
-	*g = (struct mem_limit_group){ .v2 = v2, .limit = limit, .used = used - (cache > 0 ? cache : 0) };
+	*g = (struct mem_limit_group){ .v2 = v2, .limit = limit, .used = used - (cache > 0 ? cache
+	    : 0) };
 	if (g->used < 0)
 		g->used = 0;
 	snprintf(g->dir, sizeof g->dir, "%s", dir);
 	l->ngroup++;
 }
 
-/* The group `path` of a hierarchy mounted at dir, and the groups around it, up to the mount point. */
+/* The group `path` of a hierarchy mounted at dir, and the groups around it, up to the mount
+ * point. */
 static void climb(struct mem_limit *l, const char *mount, const char *path, bool v2)
 {
 	char dir[sizeof l->own[0]];
@@ -112,7 +114,8 @@ static bool has_word(const char *list, const char *word)
 	return false;
 }
 
-/* The path in the hierarchy: of the line "N:controllers:path", v2's N and controllers being "0" and "". */
+/* The path in the hierarchy: of the line "N:controllers:path", v2's N and controllers being "0"
+ * and "". */
 static bool own_path(const char *root, bool v2, char *path, size_t size)
 {
 	char proc[LINE], line[LINE];
@@ -139,7 +142,8 @@ static bool own_path(const char *root, bool v2, char *path, size_t size)
 	return found;
 }
 
-/* A line of mountinfo: "id parent dev root mount options... - type source super-options". False: another kind of mount. */
+/* A line of mountinfo: "id parent dev root mount options... - type source super-options". False:
+ * another kind of mount. */
 static bool parse_mount(char *line, bool v2, const char **base, const char **mount)
 {
 	char *word[5], *save = NULL, *tail = strstr(line, " - "), *type, *options;
@@ -151,19 +155,23 @@ static bool parse_mount(char *line, bool v2, const char **base, const char **mou
 		if ((word[i] = strtok_r(i == 0 ? line : NULL, " ", &save)) == NULL)
 			return false;
 	type = strtok_r(tail + 3, " ", &save);
-	if (type == NULL || strtok_r(NULL, " ", &save) == NULL || (options = strtok_r(NULL, " \n", &save)) == NULL)
+	if (type == NULL || strtok_r(NULL, " ", &save) == NULL ||
+	    (options = strtok_r(NULL, " \n", &save)) == NULL)
 		return false;
 	*base = word[3];
 	*mount = word[4];
-	return v2 ? strcmp(type, "cgroup2") == 0 : strcmp(type, "cgroup") == 0 && has_word(options, "memory");
+	return v2 ? strcmp(type, "cgroup2") == 0 : strcmp(type, "cgroup") == 0 &&
+	    has_word(options, "memory");
 }
 
-/* What of the path lies under base, the part of the hierarchy that is mounted; "": it is not there (another namespace). */
+/* What of the path lies under base, the part of the hierarchy that is mounted; "": it is not
+ * there (another namespace). */
 static const char *under(const char *path, const char *base)
 {
 	size_t n = strcmp(base, "/") == 0 ? 0 : strlen(base);
 
-	if (strncmp(path, base, n) != 0 || (path[n] != '/' && path[n] != '\0') || strstr(path, "/..") != NULL)
+	if (strncmp(path, base, n) != 0 || (path[n] != '/' && path[n] != '\0') ||
+	    strstr(path, "/..") != NULL)
 		return "";
 	return path + n;
 }
@@ -180,7 +188,8 @@ static void read_hierarchy(struct mem_limit *l, const char *root, bool v2)
 	if ((f = open_in(proc, "mountinfo")) == NULL)
 		return;
 	while (l->own[v2][0] == '\0' && fgets(line, sizeof line, f) != NULL)
-		if (parse_mount(line, v2, &base, &mount) && (size_t)snprintf(dir, sizeof dir, "%s%s", root, mount) < sizeof dir)
+		if (parse_mount(line, v2, &base, &mount) && (size_t)snprintf(dir, sizeof dir,
+		    "%s%s", root, mount) < sizeof dir)
 			climb(l, dir, under(path, base), v2);
 	fclose(f);
 }
@@ -195,7 +204,8 @@ static void read_machine(struct mem_limit *l, const char *root)
 	total = field(proc, "meminfo", "MemTotal:");
 	available = field(proc, "meminfo", "MemAvailable:");
 	l->total = total >= 0 && total < UNLIMITED / 1024 ? total * 1024 : MEM_LIMIT_NONE;
-	l->available = available >= 0 && available < UNLIMITED / 1024 ? available * 1024 : MEM_LIMIT_NONE;
+	l->available = available >= 0 && available < UNLIMITED / 1024 ? available * 1024
+	    : MEM_LIMIT_NONE;
 	l->some10 = l->full10 = -1;
 	if ((f = open_in(proc, "pressure/memory")) == NULL)
 		return;

@@ -19,7 +19,8 @@
 #define OPT_COLUMN 30		/* where the help text starts */
 #define OPT_WIDTH 96
 
-enum { OPT_LONG = 1000, OPT_NO = 2000 };	/* getopt's values for --name and --no-name of table entry 0 */
+enum { OPT_LONG = 1000, OPT_NO = 2000 };	/* getopt's values for --name and --no-name of
+						   table entry 0 */
 
 bool opt_quiet;
 int opt_verbose;
@@ -60,7 +61,8 @@ static const struct unit { const char *name; double by; } bytes_units[] = {
 /* [-]digits[.digits][unit], and the product must be whole and fit. */
 static int scaled(const char *s, const struct unit *u, int64_t *out, const char **why)
 {
-	size_t sign = *s == '-', n = strspn(s + sign, "0123456789."), whole = strspn(s + sign, "0123456789");
+	size_t sign = *s == '-', n = strspn(s + sign, "0123456789."),
+	    whole = strspn(s + sign, "0123456789");
 	char *end;
 	long double v;
 
@@ -159,7 +161,8 @@ static void set_fill(const struct opt *o)
 	}
 }
 
-/* The program's own options come first in --help and win over the standard ones in letters (chr-tokenize -v). */
+/* The program's own options come first in --help and win over the standard ones in letters
+ * (chr-tokenize -v). */
 static void set_standard(void)
 {
 	for (const struct opt *s = standard; s->kind != OPT_END; s++) {
@@ -249,23 +252,27 @@ static void print_wrapped(const char *text, int column)
 static void help_option(const struct opt *o)
 {
 	char def[128], text[768];
-	int n = o->letter ? printf("  -%c, --%s", o->letter, o->name) : printf("      --%s", o->name);
+	int n = o->letter ? printf("  -%c, --%s", o->letter, o->name) : printf("      --%s",
+	    o->name);
 
 	if (takes_arg(o))
-		n += printf(" %s", o->arg ? o->arg : o->kind == OPT_STR || o->kind == OPT_LIST ? "TEXT" : "N");
+		n += printf(" %s", o->arg ? o->arg : o->kind == OPT_STR || o->kind == OPT_LIST
+		    ? "TEXT" : "N");
 	if (n + 2 > OPT_COLUMN) {
 		putchar('\n');
 		n = 0;
 	}
 	printf("%*s", OPT_COLUMN - n, "");
 	default_text(o, def, sizeof def);
-	snprintf(text, sizeof text, "%s%s%s%s", o->help ? o->help : "", *def ? " (" : "", def, *def ? ")" : "");
+	snprintf(text, sizeof text, "%s%s%s%s", o->help ? o->help : "", *def ? " (" : "", def, *def
+	    ? ")" : "");
 	print_wrapped(text, OPT_COLUMN);
 }
 
 static void help(const struct opt_prog *prog)
 {
-	printf("usage: %s %s\n%s: %s\n", prog->name, prog->operands ? prog->operands : "[options]", prog->name,
+	printf("usage: %s %s\n%s: %s\n", prog->name, prog->operands ? prog->operands : "[options]",
+	    prog->name,
 		prog->purpose);
 	for (int i = 0; i < set.n; i++) {
 		if (set.o[i].kind == OPT_GROUP) {
@@ -457,9 +464,11 @@ int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_pr
 	return optind;
 }
 
-void opt_parse_text(const char *name, const char *text, const struct opt *opts, const struct opt_prog *prog)
+void opt_parse_text(const char *name, const char *text, const struct opt *opts,
+    const struct opt_prog *prog)
 {
-	static struct text { struct text *next; char *argv[]; } *kept;	/* values point into the words, which follow */
+	/* values point into the words, which follow */
+	static struct text { struct text *next; char *argv[]; } *kept;
 	size_t most = strlen(text) / 2 + 3;
 	struct text *t = mem_alloc(sizeof *t + most * sizeof *t->argv + strlen(text) + 1);
 	char **argv = t->argv, *save, *words = strcpy((char *)(argv + most), text);

@@ -1,17 +1,21 @@
 /*
- * opt: one table drives getopt_long, --help with live defaults, and the test that man pages list the same options.
+ * opt: one table drives getopt_long, --help with live defaults, and the test that man pages list
+ * the same options.
  *
  *	static struct opt opts[] = {
  *		{ 'n', "steps", OPT_COUNT, &o.steps, 1, 1e9, "N", "optimiser steps" },
  *		{ 0, "eval", OPT_STR, &o.eval, 0, 0, "FILE", "held-out records" },
- *		{ .kind = OPT_TABLE, .value = train_opts },		(more options from another table)
+ *		{ .kind = OPT_TABLE, .value = train_opts },		(more options from
+ *		another table)
  *		{ 0 }
  *	};
- *	static const struct opt_prog prog = { "chr-sft", "[options] [FILE...]", "train on conversations", "..." };
+ *	static const struct opt_prog prog = { "chr-sft", "[options] [FILE...]", "train on
+ *	    conversations", "..." };
  *	int first = opt_parse(argc, argv, opts, &prog);			(index of the first operand)
  *
- * Every table gets -q, -v, -h, -V for free. A later table entry with the same long name replaces an earlier one.
- * Mistakes end the program: one line on stderr and status 64. --help and --version print on stdout and exit 0.
+ * Every table gets -q, -v, -h, -V for free. A later table entry with the same long name replaces
+ * an earlier one. Mistakes end the program: one line on stderr and status 64. --help and
+ * --version print on stdout and exit 0.
  */
 #ifndef CHR_OPT_H
 #define CHR_OPT_H
@@ -63,10 +67,13 @@ extern int opt_verbose;	/* -v, countable */
 
 int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_prog *prog);
 
-/* Options that are the value of an option (--`name`): words between blanks, parsed like a command line without operands. */
-void opt_parse_text(const char *name, const char *text, const struct opt *opts, const struct opt_prog *prog);
+/* Options that are the value of an option (--`name`): words between blanks, parsed like a
+ * command line without operands. */
+void opt_parse_text(const char *name, const char *text, const struct opt *opts,
+    const struct opt_prog *prog);
 
-/* Whole-string number parsers, for values that are not options. Return 0, or -1 and *why is a phrase. */
+/* Whole-string number parsers, for values that are not options. Return 0, or -1 and *why is a
+ * phrase. */
 int opt_bytes(const char *s, int64_t *out, const char **why);
 int opt_count(const char *s, int64_t *out, const char **why);
 int opt_float(const char *s, double *out, const char **why);

@@ -27,7 +27,8 @@ static bool only_files(const char *path)
 
 	while (good && (de = readdir(dir)))
 		if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
-			good = fstatat(dirfd(dir), de->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode);
+			good = fstatat(dirfd(dir), de->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+			    !S_ISDIR(st.st_mode);
 	if (dir)
 		closedir(dir);
 	return good;
@@ -45,7 +46,8 @@ static int may_replace(const char *path, bool force, struct err *e)
 	if (!force)
 		return err_set(e, EX_CANTCREAT, "%s exists (--force replaces it)", path);
 	if (!S_ISDIR(st.st_mode) || !model || !only_files(path))
-		return err_set(e, EX_CANTCREAT, "%s is not a model directory of plain files: not replaced", path);
+		return err_set(e, EX_CANTCREAT, "%s is not a model directory of plain files: not "
+		    "replaced", path);
 	return 0;
 }
 
@@ -89,7 +91,8 @@ fail:
 	return -1;
 }
 
-/* Where the file system can, both names are swapped at once, so that there is always a whole model at path. */
+/* Where the file system can, both names are swapped at once, so that there is always a whole
+ * model at path. */
 static int put_in_place(const struct outdir *d, struct err *e)
 {
 	if (d->force && renameat2(AT_FDCWD, d->tmp, AT_FDCWD, d->path, RENAME_EXCHANGE) == 0)

@@ -54,7 +54,8 @@ int pagecache_fill(const char *dir, const char *suffix, struct err *e)
 	int fd;
 
 	if (d == NULL || buf == NULL)
-		n = err_set(e, d ? EX_OSERR : EX_NOINPUT, d ? "out of memory" : "cannot open %s:", dir);
+		n = err_set(e, d ? EX_OSERR : EX_NOINPUT, d ? "out of memory" : "cannot open %s:",
+		    dir);
 	while (n >= 0 && (fd = next_file(d, suffix, &name)) >= 0) {
 		while ((n = read(fd, buf, size)) > 0)
 			;

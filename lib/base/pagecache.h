@@ -1,5 +1,6 @@
 /*
- * pagecache: how much of a model's files lies in the kernel's page cache, and making it none or all.
+ * pagecache: how much of a model's files lies in the kernel's page cache, and making it none or
+ * all.
  */
 #ifndef CHR_PAGECACHE_H
 #define CHR_PAGECACHE_H
@@ -7,8 +8,11 @@
 #include "base/err.h"
 
 /* Files of a directory whose names end in suffix. */
-void pagecache_drop(const char *dir, const char *suffix);		/* warns of those that cannot be */
-int pagecache_fill(const char *dir, const char *suffix, struct err *e);	/* reads them; EX_NOINPUT, EX_IOERR */
-double pagecache_share(const char *dir, const char *suffix);		/* of their bytes, 0 to 1; 0 when there are none */
+/* warns of those that cannot be */
+void pagecache_drop(const char *dir, const char *suffix);
+/* reads them; EX_NOINPUT, EX_IOERR */
+int pagecache_fill(const char *dir, const char *suffix, struct err *e);
+/* of their bytes, 0 to 1; 0 when there are none */
+double pagecache_share(const char *dir, const char *suffix);
 
 #endif

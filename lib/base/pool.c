@@ -10,9 +10,10 @@
 #define POOL_SPIN_NS 50000
 
 /*
- * The job is guarded by one word: job number << 32 | POOL_OPEN | workers inside. A worker enters by adding one while
- * the job is open; the caller closes the job when no chunk is left and waits for the count to fall to zero. So a
- * worker that wakes late finds the job closed and nobody waits for it.
+ * The job is guarded by one word: job number << 32 | POOL_OPEN | workers inside. A worker enters
+ * by adding one while the job is open; the caller closes the job when no chunk is left and waits
+ * for the count to fall to zero. So a worker that wakes late finds the job closed and nobody
+ * waits for it.
  */
 #define POOL_OPEN 0x80000000u
 #define POOL_INSIDE 0x0000ffffu
@@ -53,7 +54,8 @@ static void pool_work(int worker)
 {
 	int64_t i;
 
-	while ((i = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed)) < pool.n)
+	while ((i = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed)) <
+	    pool.n)
 		pool.fn(pool.ctx, i, pool.n - i < pool.grain ? pool.n : i + pool.grain, worker);
 }
 
@@ -158,7 +160,8 @@ void pool_init(int threads)
 		threads = POOL_MAX;
 	atomic_store(&pool.quit, false);
 	atomic_store(&pool.state, 0);
-	/* Signals go to the main thread, whose reads they must interrupt; faults belong to whom they happen. */
+	/* Signals go to the main thread, whose reads they must interrupt; faults belong to whom
+	 * they happen. */
 	sigfillset(&all);
 	for (size_t i = 0; i < sizeof fault / sizeof fault[0]; i++)
 		sigdelset(&all, fault[i]);

@@ -7,12 +7,16 @@
 #include "base/progress.h"
 
 static const char *const part_name[PROFILE_PARTS] = {
-	[PROFILE_DATA] = "data", [PROFILE_EMBED] = "embedding", [PROFILE_PROJECT] = "attention projections",
+	[PROFILE_DATA] = "data", [PROFILE_EMBED] = "embedding", [PROFILE_PROJECT] =
+	    "attention projections",
 	[PROFILE_PROJECT_BACK] = "attention projections, backward", [PROFILE_ATTN] = "attention",
-	[PROFILE_ATTN_BACK] = "attention, backward", [PROFILE_NORM] = "norms and rotations", [PROFILE_ROUTER] = "router",
-	[PROFILE_SORT] = "to and from experts", [PROFILE_EXPERTS] = "experts", [PROFILE_EXPERTS_BACK] = "experts, backward",
+	[PROFILE_ATTN_BACK] = "attention, backward", [PROFILE_NORM] = "norms and rotations",
+	    [PROFILE_ROUTER] = "router",
+	[PROFILE_SORT] = "to and from experts", [PROFILE_EXPERTS] = "experts",
+	    [PROFILE_EXPERTS_BACK] = "experts, backward",
 	[PROFILE_DENSE] = "shared and dense", [PROFILE_DENSE_BACK] = "shared and dense, backward",
-	[PROFILE_LOOK] = "lookahead", [PROFILE_HEAD] = "head", [PROFILE_LOSS] = "losses", [PROFILE_OPTIM] = "optimizer",
+	[PROFILE_LOOK] = "lookahead", [PROFILE_HEAD] = "head", [PROFILE_LOSS] = "losses",
+	    [PROFILE_OPTIM] = "optimizer",
 	[PROFILE_EXCHANGE] = "exchange with other ranks",
 	[PROFILE_OTHER] = "other",
 };

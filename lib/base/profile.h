@@ -1,6 +1,6 @@
 /*
- * profile: where the time of a training step goes. The owner of a run says which part of a step begins; the time until
- * the next one is that part's. A NULL profile costs a comparison.
+ * profile: where the time of a training step goes. The owner of a run says which part of a step
+ * begins; the time until the next one is that part's. A NULL profile costs a comparison.
  *
  *	profile_resume(p, PROFILE_DATA);	the clock starts
  *	profile_begin(p, PROFILE_EXPERTS);	the part before this one ends here
@@ -13,9 +13,12 @@
 #include <jansson.h>
 
 enum profile_part {
-	PROFILE_DATA, PROFILE_EMBED, PROFILE_PROJECT, PROFILE_PROJECT_BACK, PROFILE_ATTN, PROFILE_ATTN_BACK,
-	PROFILE_NORM, PROFILE_ROUTER, PROFILE_SORT, PROFILE_EXPERTS, PROFILE_EXPERTS_BACK, PROFILE_DENSE,
-	PROFILE_DENSE_BACK, PROFILE_LOOK, PROFILE_HEAD, PROFILE_LOSS, PROFILE_OPTIM, PROFILE_EXCHANGE, PROFILE_OTHER, PROFILE_PARTS
+	PROFILE_DATA, PROFILE_EMBED, PROFILE_PROJECT, PROFILE_PROJECT_BACK, PROFILE_ATTN,
+	    PROFILE_ATTN_BACK,
+	PROFILE_NORM, PROFILE_ROUTER, PROFILE_SORT, PROFILE_EXPERTS, PROFILE_EXPERTS_BACK,
+	    PROFILE_DENSE,
+	PROFILE_DENSE_BACK, PROFILE_LOOK, PROFILE_HEAD, PROFILE_LOSS, PROFILE_OPTIM,
+	    PROFILE_EXCHANGE, PROFILE_OTHER, PROFILE_PARTS
 };
 
 struct profile {
@@ -24,7 +27,8 @@ struct profile {
 	double seconds[PROFILE_PARTS], cpu[PROFILE_PARTS], flop[PROFILE_PARTS];
 };
 
-void profile_resume(struct profile *p, enum profile_part at);	/* what went before is nobody's time */
+/* what went before is nobody's time */
+void profile_resume(struct profile *p, enum profile_part at);
 void profile_switch(struct profile *p, enum profile_part next);
 
 static inline void profile_begin(struct profile *p, enum profile_part next)
@@ -39,8 +43,9 @@ static inline void profile_flop(struct profile *p, double flop)
 		p->flop[p->at] += flop;
 }
 
-/* {"seconds", "cpu_seconds", "gflop", "gflops", "parts": [{"part", "share", and these}]}, parts by their time; gflop and
- * gflops are left out where no products are. cpu_seconds are of all threads. */
+/* {"seconds", "cpu_seconds", "gflop", "gflops", "parts": [{"part", "share", and these}]}, parts
+ * by their time; gflop and gflops are left out where no products are. cpu_seconds are of all
+ * threads. */
 json_t *profile_json(const struct profile *p);
 
 #endif

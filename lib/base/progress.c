@@ -20,7 +20,8 @@ void progress_start(struct progress *p, const char *what, const char *unit, doub
 {
 	double now = progress_clock();
 
-	*p = (struct progress){ .what = what, .unit = unit, .total = total, .first = -1, .began = now, .last = now,
+	*p = (struct progress){ .what = what, .unit = unit, .total = total, .first = -1,
+	    .began = now, .last = now,
 	    .tty = isatty(STDERR_FILENO) };
 }
 
@@ -63,7 +64,8 @@ void progress_at(struct progress *p, double done, const char *fmt, ...)
 		return;
 	p->last = now;
 	if (p->total > 0)
-		n = snprintf(line, sizeof line, "%s: %.0f of %.0f %s (%.0f%%", p->what, done, p->total, p->unit,
+		n = snprintf(line, sizeof line, "%s: %.0f of %.0f %s (%.0f%%", p->what, done,
+		    p->total, p->unit,
 		    100 * done / p->total);
 	else
 		n = snprintf(line, sizeof line, "%s: %.0f %s", p->what, done, p->unit);

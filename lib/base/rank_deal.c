@@ -60,7 +60,8 @@ static void write_early(void)
 			at = &r->next;
 			continue;
 		}
-		deal.write((const char *)(r->message + 1), r->size - sizeof *r->message, r->message->sums);
+		deal.write((const char *)(r->message + 1), r->size - sizeof *r->message,
+		    r->message->sums);
 		deal.next++;
 		*at = r->next;
 		free(r->message);

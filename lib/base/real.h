@@ -1,6 +1,6 @@
 /*
- * real: the number type of model arithmetic. Programs use float; the finite-difference tests compile the same
- * sources with CHR_DOUBLE.
+ * real: the number type of model arithmetic. Programs use float; the finite-difference tests
+ * compile the same sources with CHR_DOUBLE.
  */
 #ifndef CHR_REAL_H
 #define CHR_REAL_H

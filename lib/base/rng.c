@@ -36,7 +36,8 @@ double rng_normal(uint64_t seed, uint64_t stream, uint64_t counter)
 	double u, v;
 
 	rng_philox(seed, stream, counter, o);
-	u = (double)((((uint64_t)o[0] << 32 | o[1]) >> 11) + 1) * 0x1p-53;	/* (0, 1]: log is finite */
+	/* (0, 1]: log is finite */
+	u = (double)((((uint64_t)o[0] << 32 | o[1]) >> 11) + 1) * 0x1p-53;
 	v = (double)(((uint64_t)o[2] << 32 | o[3]) >> 11) * 0x1p-53;
 	return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }

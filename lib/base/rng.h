@@ -1,7 +1,8 @@
 /*
- * rng: counter-based random numbers: the value at (seed, stream, counter) needs no state, so results do not depend
- * on threads or on the order of calls, and resuming needs only the counter.
- * Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+ * rng: counter-based random numbers: the value at (seed, stream, counter) needs no state, so
+ * results do not depend on threads or on the order of calls, and resuming needs only the
+ * counter. Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2,
+ * 3", SC 2011.
  */
 #ifndef CHR_RNG_H
 #define CHR_RNG_H
@@ -10,7 +11,8 @@
 
 void rng_philox(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]);
 
-static inline double rng_uniform(uint64_t seed, uint64_t stream, uint64_t counter)	/* [0, 1) with 53 bits */
+/* [0, 1) with 53 bits */
+static inline double rng_uniform(uint64_t seed, uint64_t stream, uint64_t counter)
 {
 	uint32_t o[4];
 

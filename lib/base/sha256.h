@@ -20,6 +20,7 @@ void sha256_init(struct sha256 *s);
 void sha256_update(struct sha256 *s, const void *buf, size_t len);
 void sha256_final(struct sha256 *s, uint8_t digest[32]);
 
-void sha256_hex(const void *buf, size_t len, char out[65]);	/* of one buffer, lower case, NUL-terminated */
+/* of one buffer, lower case, NUL-terminated */
+void sha256_hex(const void *buf, size_t len, char out[65]);
 
 #endif

@@ -20,7 +20,8 @@ static void sig_on_save(int sig)
 
 void sig_install(void)
 {
-	struct sigaction sa = { .sa_flags = SA_RESTART };	/* or a blocked write to stdout would be lost */
+	/* or a blocked write to stdout would be lost */
+	struct sigaction sa = { .sa_flags = SA_RESTART };
 
 	sigemptyset(&sa.sa_mask);
 	sa.sa_handler = sig_on_stop;

@@ -1,6 +1,6 @@
 /*
- * sig: stop flags. SIGINT and SIGTERM ask the program to finish its step, save and exit 75 (a second one kills);
- * SIGUSR1 asks for a checkpoint and goes on; SIGPIPE keeps its default.
+ * sig: stop flags. SIGINT and SIGTERM ask the program to finish its step, save and exit 75 (a
+ * second one kills); SIGUSR1 asks for a checkpoint and goes on; SIGPIPE keeps its default.
  */
 #ifndef CHR_SIG_H
 #define CHR_SIG_H

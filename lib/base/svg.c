@@ -34,8 +34,10 @@ struct svg {
 	struct panel panel[];
 };
 
-/* Told apart by those who do not see red and green, too (Okabe, Ito 2008); the second eight have dashes. */
-static const char *const colour[] = { "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999" };
+/* Told apart by those who do not see red and green, too (Okabe, Ito 2008); the second eight have
+ * dashes. */
+static const char *const colour[] = { "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00",
+    "#56b4e9", "#000000", "#999999" };
 
 struct svg *svg_new(int panels)
 {
@@ -62,7 +64,8 @@ void svg_panel(struct svg *s, int panel, const char *title, const char *x, const
 	snprintf(p->y, sizeof p->y, "%s", y);
 }
 
-int svg_point(struct svg *s, int panel, const char *series, double x, double y, double low, double high)
+int svg_point(struct svg *s, int panel, const char *series, double x, double y, double low,
+    double high)
 {
 	struct panel *p = &s->panel[panel];
 	struct point *more;
@@ -83,7 +86,8 @@ int svg_point(struct svg *s, int panel, const char *series, double x, double y, 
 
 /* ---- writing ---- */
 
-static void put_text(FILE *f, double x, double y, const char *anchor, const char *extra, const char *text)
+static void put_text(FILE *f, double x, double y, const char *anchor, const char *extra,
+    const char *text)
 {
 	fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s>", x, y, anchor, extra);
 	for (; *text; text++)
@@ -108,7 +112,8 @@ static struct axis axis(double least, double most)
 		a.hi = a.lo + 1;
 	range = (a.hi - a.lo) / 4;
 	mag = pow(10, floor(log10(range)));
-	a.step = range / mag <= 1 ? mag : range / mag <= 2 ? 2 * mag : range / mag <= 5 ? 5 * mag : 10 * mag;
+	a.step = range / mag <= 1 ? mag : range / mag <= 2 ? 2 * mag : range / mag <= 5 ? 5 * mag
+	    : 10 * mag;
 	a.lo = floor(a.lo / a.step) * a.step;
 	a.hi = ceil(a.hi / a.step - 1e-9) * a.step;
 	return a;
@@ -119,8 +124,14 @@ struct frame {			/* where a panel's numbers come to lie */
 	struct axis x, y;
 };
 
-static double at_x(const struct frame *f, double v) { return f->left + (v - f->x.lo) / (f->x.hi - f->x.lo) * (f->right - f->left); }
-static double at_y(const struct frame *f, double v) { return f->bottom - (v - f->y.lo) / (f->y.hi - f->y.lo) * (f->bottom - f->top); }
+static double at_x(const struct frame *f, double v)
+{
+	return f->left + (v - f->x.lo) / (f->x.hi - f->x.lo) * (f->right - f->left);
+}
+static double at_y(const struct frame *f, double v)
+{
+	return f->bottom - (v - f->y.lo) / (f->y.hi - f->y.lo) * (f->bottom - f->top);
+}
 
 static struct frame frame(const struct panel *p, int at)
 {
@@ -134,7 +145,8 @@ static struct frame frame(const struct panel *p, int at)
 	}
 	if (p->n == 0)
 		x0 = x1 = y0 = y1 = 0;
-	return (struct frame){ at * WIDTH + LEFT, (at + 1) * WIDTH - RIGHT, TOP, HEIGHT - BOTTOM, axis(x0, x1), axis(y0, y1) };
+	return (struct frame){ at * WIDTH + LEFT, (at + 1) * WIDTH - RIGHT, TOP, HEIGHT - BOTTOM,
+	    axis(x0, x1), axis(y0, y1) };
 }
 
 static void put_axes(FILE *f, const struct panel *p, const struct frame *r)
@@ -147,13 +159,17 @@ static void put_axes(FILE *f, const struct panel *p, const struct frame *r)
 	}
 	for (double v = r->y.lo; v <= r->y.hi + r->y.step / 2; v += r->y.step) {
 		snprintf(num, sizeof num, "%g", fabs(v) < r->y.step / 1e6 ? 0 : v);
-		fprintf(f, "<path d=\"M%.1f %.1fH%.1f\" stroke=\"#ddd\"/>\n", r->left, at_y(r, v), r->right);
+		fprintf(f, "<path d=\"M%.1f %.1fH%.1f\" stroke=\"#ddd\"/>\n", r->left, at_y(r, v),
+		    r->right);
 		put_text(f, r->left - 4, at_y(r, v) + 4, "end", "", num);
 	}
-	fprintf(f, "<path d=\"M%.1f %.1fV%.1fH%.1f\" fill=\"none\" stroke=\"#000\"/>\n", r->left, r->top, r->bottom, r->right);
-	put_text(f, (r->left + r->right) / 2, r->top - 14, "middle", " font-weight=\"bold\"", p->title);
+	fprintf(f, "<path d=\"M%.1f %.1fV%.1fH%.1f\" fill=\"none\" stroke=\"#000\"/>\n", r->left,
+	    r->top, r->bottom, r->right);
+	put_text(f, (r->left + r->right) / 2, r->top - 14, "middle", " font-weight=\"bold\"",
+	    p->title);
 	put_text(f, (r->left + r->right) / 2, r->bottom + 32, "middle", "", p->x);
-	snprintf(turn, sizeof turn, " transform=\"rotate(-90 %.1f %.1f)\"", r->left - 38, (r->top + r->bottom) / 2);
+	snprintf(turn, sizeof turn, " transform=\"rotate(-90 %.1f %.1f)\"", r->left - 38,
+	    (r->top + r->bottom) / 2);
 	put_text(f, r->left - 38, (r->top + r->bottom) / 2, "middle", turn, p->y);
 }
 
@@ -162,10 +178,12 @@ static void put_series(FILE *f, const struct panel *p, const struct frame *r, in
 	const char *c = colour[k % 8];
 	bool first = true;
 
-	fprintf(f, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\"%s d=\"", c, k < 8 ? "" : " stroke-dasharray=\"4 3\"");
+	fprintf(f, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"1.5\"%s d=\"", c, k < 8 ? ""
+	    : " stroke-dasharray=\"4 3\"");
 	for (int i = 0; i < p->n; i++)
 		if (p->p[i].series == k) {
-			fprintf(f, "%c%.1f %.1f", first ? 'M' : 'L', at_x(r, p->p[i].x), at_y(r, p->p[i].y));
+			fprintf(f, "%c%.1f %.1f", first ? 'M' : 'L', at_x(r, p->p[i].x),
+			    at_y(r, p->p[i].y));
 			first = false;
 		}
 	fputs(first ? "M0 0\"/>\n" : "\"/>\n", f);
@@ -174,9 +192,11 @@ static void put_series(FILE *f, const struct panel *p, const struct frame *r, in
 
 		if (q->series != k)
 			continue;
-		fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", at_x(r, q->x), at_y(r, q->y), c);
+		fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", at_x(r, q->x),
+		    at_y(r, q->y), c);
 		if (q->low < q->high)
-			fprintf(f, "<path d=\"M%.1f %.1fV%.1f\" stroke=\"%s\"/>\n", at_x(r, q->x), at_y(r, q->low), at_y(r, q->high), c);
+			fprintf(f, "<path d=\"M%.1f %.1fV%.1f\" stroke=\"%s\"/>\n", at_x(r, q->x),
+			    at_y(r, q->low), at_y(r, q->high), c);
 	}
 }
 
@@ -184,8 +204,10 @@ static void put_picture(const struct svg *s, FILE *f)
 {
 	int width = s->panels * WIDTH, height = HEIGHT + s->series * LINE + 8;
 
-	fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
-	    "font-size=\"11\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n", width, height, width, height);
+	fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+	    "viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
+	    "font-size=\"11\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n", width,
+	    height, width, height);
 	for (int i = 0; i < s->panels; i++) {
 		struct frame r = frame(&s->panel[i], i);
 
@@ -196,7 +218,8 @@ static void put_picture(const struct svg *s, FILE *f)
 	for (int k = 0; k < s->series; k++) {
 		double y = HEIGHT + k * LINE + 4;
 
-		fprintf(f, "<path d=\"M%d %.1fh20\" stroke=\"%s\" stroke-width=\"3\"%s/>\n", LEFT, y, colour[k % 8], k < 8 ? ""
+		fprintf(f, "<path d=\"M%d %.1fh20\" stroke=\"%s\" stroke-width=\"3\"%s/>\n", LEFT,
+		    y, colour[k % 8], k < 8 ? ""
 		    : " stroke-dasharray=\"4 3\"");
 		put_text(f, LEFT + 26, y + 4, "start", "", s->name[k]);
 	}
@@ -214,7 +237,8 @@ int svg_write(const struct svg *s, const char *path, struct err *e)
 		put_picture(s, f);
 		rc = fclose(f);
 	}
-	rc = rc == 0 ? file_put(path, text, len, e) : err_set(e, EX_OSERR, "out of memory for a picture");
+	rc = rc == 0 ? file_put(path, text, len, e) : err_set(e, EX_OSERR,
+	    "out of memory for a picture");
 	free(text);
 	return rc;
 }

@@ -1,6 +1,7 @@
 /*
- * The way of a token: engine_eval() cuts the new tokens of its items into passes of at most max_rows rows; a pass takes
- * its rows through every layer (decode_attn.c, decode_moe.c) and ends with the logits that were asked for.
+ * The way of a token: engine_eval() cuts the new tokens of its items into passes of at most
+ * max_rows rows; a pass takes its rows through every layer (decode_attn.c, decode_moe.c) and
+ * ends with the logits that were asked for.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,8 @@
 
 static void carve_attention(struct scratch *s, const struct config *c, int64_t R, struct carve *v)
 {
-	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, C = 0, r = 0;
+	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, C = 0,
+	    r = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		if (c->layer_type[l] == LAYER_MLA) {
@@ -30,9 +32,11 @@ static void carve_attention(struct scratch *s, const struct config *c, int64_t R
 	s->vcache = mem_carve(v, R, sizeof(*s->vcache));
 }
 
-static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks, struct carve *v)
+static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks,
+    struct carve *v)
 {
-	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts, F = c->moe_intermediate_size;
+	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts,
+	    F = c->moe_intermediate_size;
 	int64_t rows = 0, inner = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
@@ -59,11 +63,13 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 	s->qffn = mem_carve(v, E + S + 1, sizeof(*s->qffn));
 	s->qgemm = mem_carve(v, E + S + 1, sizeof(*s->qgemm));
 	if (blocks) {
-		int64_t most = mem_max(c->hidden_size, (int64_t)c->num_attention_heads * c->head_dim);
+		int64_t most = mem_max(c->hidden_size, (int64_t)c->num_attention_heads *
+		    c->head_dim);
 		int64_t hidden = 0;
 
 		for (int l = 0; l < c->num_hidden_layers; l++)
-			hidden = mem_max(hidden, c->sparse[l] ? R * (K + S) * (int64_t)quant_row_bytes((int)F)
+			hidden = mem_max(hidden, c->sparse[l] ? R * (K + S) *
+			    (int64_t)quant_row_bytes((int)F)
 			    : R * (int64_t)quant_row_bytes(c->intermediate_size));
 		s->xq = mem_carve(v, mem_max(R, HEAD_ROWS), quant_row_bytes((int)most));
 		s->moe_xq = mem_carve(v, rows, quant_row_bytes(c->hidden_size));
@@ -73,7 +79,8 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 }
 
 /* Places the scratch arrays at base (NULL: only counts) and returns their bytes. */
-int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
+int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps,
+    const struct engine_opt *o,
     char *base)
 {
 	struct carve v = { base, 0 };
@@ -139,7 +146,8 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 		s->expect = calloc(each, sizeof(*s->expect));
 		s->coming = calloc(each, sizeof(*s->coming));
 		s->same = calloc(each, sizeof(*s->same));
-		s->last = calloc((size_t)g->cfg->num_sparse * g->cfg->num_experts_per_tok + 1, sizeof(*s->last));
+		s->last = calloc((size_t)g->cfg->num_sparse * g->cfg->num_experts_per_tok + 1,
+		    sizeof(*s->last));
 		if (!s->kv || !s->expect || !s->coming || !s->same || !s->last)
 			return err_set(e, EX_OSERR, "%s: out of memory for sequences", dir);
 		for (int l = 0; l < L; l++)
@@ -159,7 +167,8 @@ void engine_settle(struct engine_opt *o)
 		o->max_rows = o->max_seqs;
 }
 
-static struct engine *prepare(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e)
+static struct engine *prepare(const char *dir, const struct engine_opt *o, struct mem_plan *plan,
+    struct err *e)
 {
 	struct engine *g = calloc(1, sizeof(*g));
 
@@ -184,7 +193,8 @@ int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *pl
 	return g ? 0 : -1;
 }
 
-struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be, struct mem_plan *plan,
+struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be,
+    struct mem_plan *plan,
     struct err *e)
 {
 	struct mem_plan own = { 0 };
@@ -200,7 +210,8 @@ struct engine *engine_open(const char *dir, const struct engine_opt *o, const st
 	return g;
 }
 
-struct engine *engine_over(const struct config *c, const struct params *ps, const real *w, const struct engine_opt *o,
+struct engine *engine_over(const struct config *c, const struct params *ps, const real *w,
+    const struct engine_opt *o,
     const struct backend *be, struct err *e)
 {
 	struct engine *g = calloc(1, sizeof(*g));
@@ -262,7 +273,8 @@ int64_t engine_expert_bytes(const struct engine *g) { return g->expert_bytes; }
 
 const char *engine_fingerprint(struct engine *g, struct err *e)
 {
-	return g->md.packed && g->man.fingerprint ? g->man.fingerprint : modeldir_fingerprint(&g->md, e);
+	return g->md.packed && g->man.fingerprint ? g->man.fingerprint
+	    : modeldir_fingerprint(&g->md, e);
 }
 
 struct seq *seq_new(struct engine *g, struct err *e)
@@ -292,8 +304,10 @@ struct seq *seq_fork(const struct seq *s, struct err *e)
 		return NULL;
 	t->len = s->len;
 	t->expects = s->expects;
-	memcpy(t->expect, s->expect, sizeof(*t->expect) * (size_t)c->num_sparse * (size_t)c->num_experts);
-	memcpy(t->last, s->last, sizeof(*t->last) * (size_t)c->num_sparse * (size_t)c->num_experts_per_tok);
+	memcpy(t->expect, s->expect, sizeof(*t->expect) * (size_t)c->num_sparse *
+	    (size_t)c->num_experts);
+	memcpy(t->last, s->last, sizeof(*t->last) * (size_t)c->num_sparse *
+	    (size_t)c->num_experts_per_tok);
 	for (int l = 0; l < s->g->cfg->num_hidden_layers; l++)
 		kv_copy(s->g, l, &t->kv[l], &s->kv[l], s->len);
 	return t;
@@ -313,17 +327,20 @@ static int check_items(const struct engine *g, const struct eval_item *it, int n
 		return err_set(e, EX_SOFTWARE, "%d items for %d sequences", n, g->opt.max_seqs);
 	for (int i = 0; i < n; i++) {
 		if (it[i].n > g->opt.max_tokens - it[i].s->len)
-			return err_set(e, EX_DATAERR, "sequence of %lld tokens does not fit into caches for %d",
+			return err_set(e, EX_DATAERR,
+			    "sequence of %lld tokens does not fit into caches for %d",
 			    (long long)it[i].s->len + it[i].n, g->opt.max_tokens);
 		for (int t = 0; t < it[i].n; t++)
 			if (it[i].tok[t] >= (uint32_t)g->cfg->vocab_size)
-				return err_set(e, EX_DATAERR, "token %u is outside the vocabulary of %d", it[i].tok[t],
+				return err_set(e, EX_DATAERR,
+				    "token %u is outside the vocabulary of %d", it[i].tok[t],
 				    g->cfg->vocab_size);
 	}
 	return 0;
 }
 
-/* Takes up to max_rows tokens from the items, in order; done is what earlier passes took. Returns rows. */
+/* Takes up to max_rows tokens from the items, in order; done is what earlier passes took.
+ * Returns rows. */
 static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, int *done)
 {
 	struct scratch *s = &g->s;
@@ -332,7 +349,8 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 	g->rows = g->nseg = 0;
 	while (*first < n && g->rows < g->opt.max_rows) {
 		struct eval_item *x = &it[*first];
-		int left = x->n - *done, room = g->opt.max_rows - g->rows, m = left < room ? left : room;
+		int left = x->n - *done, room = g->opt.max_rows - g->rows, m = left < room ? left
+		    : room;
 
 		if (m > 0)
 			s->seg[g->nseg++] = (struct seg){ x, g->rows, m, *done };
@@ -341,7 +359,8 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 			s->pos[g->rows] = x->s->len + i;
 			s->about[g->rows] = (struct predict_row){ 0 };
 			if (i == 0 && x->s->len > 0)
-				s->about[g->rows] = (struct predict_row){ .last = x->s->last, .expect = x->s->expects ? x->s->expect : NULL };
+				s->about[g->rows] = (struct predict_row){ .last = x->s->last,
+				    .expect = x->s->expects ? x->s->expect : NULL };
 		}
 		one = one && x->n == 1 && x->s->len > 0;
 		*done += m;
@@ -461,8 +480,10 @@ void linear(struct engine *g, const struct linear *l, int n, int rows)
 
 	for (int i = 0; i < n; i++)
 		if (!dtype_blocks(l[i].w.dt))
-			dense[nd++] = (struct gemm_job){ .c = l[i].y, .ldc = l[i].w.rows, .a = l[i].x, .lda = l[i].w.cols,
-			    .b = l[i].w.p, .ldb = l[i].w.cols, .bt = l[i].w.dt, .m = rows, .n = l[i].w.rows, .k = l[i].w.cols,
+			dense[nd++] = (struct gemm_job){ .c = l[i].y, .ldc = l[i].w.rows,
+			    .a = l[i].x, .lda = l[i].w.cols,
+			    .b = l[i].w.p, .ldb = l[i].w.cols, .bt = l[i].w.dt, .m = rows,
+			    .n = l[i].w.rows, .k = l[i].w.cols,
 			    .beta = l[i].beta };
 	if (nd > 0)
 		g->be->gemm(GEMM_NT, dense, nd);
@@ -476,7 +497,8 @@ void linear(struct engine *g, const struct linear *l, int n, int rows)
 		if (quantised != l[i].x)
 			g->be->quantize(g->s.xq, l[i].x, rows, l[i].w.cols);
 		quantised = l[i].x;
-		blocks[nb++] = (struct qgemm_job){ l[i].y, l[i].w.rows, g->s.xq, l[i].w, rows, l[i].beta };
+		blocks[nb++] = (struct qgemm_job){ l[i].y, l[i].w.rows, g->s.xq, l[i].w, rows,
+		    l[i].beta };
 	}
 	if (nb > 0)
 		g->be->qgemm(blocks, nb);

@@ -1,6 +1,7 @@
 /*
- * Attention of decode: projections, caches, and the attn_cached row. MLA is absorbed (DeepSeek-V2, arXiv:2405.04434): the
- * cache holds the latent and the rotated keys; queries are taken to the latent space and the context back from it.
+ * Attention of decode: projections, caches, and the attn_cached row. MLA is absorbed
+ * (DeepSeek-V2, arXiv:2405.04434): the cache holds the latent and the rotated keys; queries are
+ * taken to the latent space and the context back from it.
  */
 #include <math.h>
 
@@ -8,7 +9,10 @@
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 
-const char *kv_type_name(enum kv_type t) { return t == KV_F32 ? "f32" : t == KV_BF16 ? "bf16" : "q8"; }
+const char *kv_type_name(enum kv_type t)
+{
+	return t == KV_F32 ? "f32" : t == KV_BF16 ? "bf16" : "q8";
+}
 
 enum kv_type engine_kv_type(const struct engine *g) { return g->opt.kv; }
 
@@ -26,14 +30,16 @@ static struct shape kv_shape(const struct config *c, int l)
 	return (struct shape){ { G, G }, { d, d } };
 }
 
-/* Places the caches of layer l at base and returns their bytes. A sliding layer needs the keys that the first row of a
- * pass sees when the last one is stored. */
-int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base)
+/* Places the caches of layer l at base and returns their bytes. A sliding layer needs the keys
+ * that the first row of a pass sees when the last one is stored. */
+int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv,
+    char *base)
 {
 	struct shape s = kv_shape(c, l);
 	int64_t slots = o->max_tokens, bytes;
 
-	if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size - 1 + o->max_rows < slots)
+	if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size - 1 + o->max_rows <
+	    slots)
 		slots = (int64_t)c->sliding_window_size - 1 + o->max_rows;
 	bytes = mem_align64((int64_t)kv_cache_bytes(o->kv, s.heads[0], (int)slots, s.w[0]));
 	*kv = (struct kv){ base, base + bytes, (int)slots };
@@ -47,10 +53,12 @@ void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from
 
 	for (int i = 0; i < 2; i++) {
 		size_t head = kv_cache_bytes(g->opt.kv, 1, from->slots, s.w[i]);
-		size_t used = kv_cache_bytes(g->opt.kv, 1, len < from->slots ? len : from->slots, s.w[i]);
+		size_t used = kv_cache_bytes(g->opt.kv, 1, len < from->slots ? len : from->slots,
+		    s.w[i]);
 
 		for (int h = 0; h < s.heads[i]; h++)
-			g->be->copy((i ? to->b : to->a) + (size_t)h * head, (i ? from->b : from->a) + (size_t)h * head, used);
+			g->be->copy((i ? to->b : to->a) + (size_t)h * head,
+			    (i ? from->b : from->a) + (size_t)h * head, used);
 	}
 }
 
@@ -67,7 +75,8 @@ static void kv_append(struct engine *g, int l, const real *a, const real *b)
 		int pos = seg->it->s->len;
 
 		for (int j = 0; j < 2; j++)
-			g->be->kv_put(&(struct kv_put_args){ .type = g->opt.kv, .cache = j ? kv->b : kv->a, .slots = kv->slots,
+			g->be->kv_put(&(struct kv_put_args){ .type = g->opt.kv, .cache = j ? kv->b
+			    : kv->a, .slots = kv->slots,
 			    .heads = sh.heads[j], .w = sh.w[j], .pos = pos, .n = seg->n,
 			    .x = (j ? b : a) + (int64_t)seg->row0 * sh.heads[j] * sh.w[j] });
 		for (int r = seg->row0; r < seg->row0 + seg->n; r++, pos++) {
@@ -82,9 +91,11 @@ static void kv_append(struct engine *g, int l, const real *a, const real *b)
 /* The same for every sequence. */
 static int kv_slots(const struct engine *g, int l) { return g->s.seg[0].it->s->kv[l].slots; }
 
-static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int rows, int out, int in)
+static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w,
+    int rows, int out, int in)
 {
-	return (struct gemm_job){ .c = y, .ldc = ldy, .a = x, .lda = ldx, .b = w, .ldb = in, .bt = DT_REAL,
+	return (struct gemm_job){ .c = y, .ldc = ldy, .a = x, .lda = ldx, .b = w, .ldb = in,
+	    .bt = DT_REAL,
 	    .m = rows, .n = out, .k = in };
 }
 
@@ -96,21 +107,26 @@ static void gqa(struct engine *g, int l)
 	struct scratch *s = &g->s;
 	int R = g->rows, d = c->head_dim;
 	int Hd = c->num_attention_heads * d, Gd = config_kv_width(c);
-	struct linear qkv[3] = { { s->q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 }, { s->k2, s->x, w->v, 0 } };
+	struct linear qkv[3] = { { s->q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 },
+	    { s->k2, s->x, w->v, 0 } };
 
 	linear(g, qkv, 3, R);
-	be->rmsnorm(s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d, c->rms_norm_eps);
-	be->rmsnorm(s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d, c->rms_norm_eps);
+	be->rmsnorm(s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d,
+	    c->rms_norm_eps);
+	be->rmsnorm(s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d,
+	    c->rms_norm_eps);
 	be->rope(s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
 	be->rope(s->k, Gd, d, R, c->num_key_value_heads, d, g->rope, s->pos, false);
 	kv_append(g, l, s->k, s->k2);
 	be->attn_cached(&(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
 	    .scale = (real)(1 / sqrt(d)), .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
-	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->vcache, .lo = s->lo, .hi = s->hi });
+	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->vcache,
+	    .lo = s->lo, .hi = s->hi });
 }
 
-/* Queries and the new cache rows: q_abs (R, H*C), q2 (R, H*r), k latent (R, C), k2 rotated keys (R, G*r). */
+/* Queries and the new cache rows: q_abs (R, H*C), q2 (R, H*r), k latent (R, C), k2 rotated keys
+ * (R, G*r). */
 static void mla_project(struct engine *g, const struct layer *w)
 {
 	const struct backend *be = g->be;
@@ -118,14 +134,16 @@ static void mla_project(struct engine *g, const struct layer *w)
 	struct scratch *s = &g->s;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
 	int C = c->kv_latent_dim, r = c->rope_dim, N = c->head_dim - r;
-	struct linear down[3] = { { s->q, s->x, w->q_nope, 0 }, { s->q2, s->x, w->q_rope, 0 }, { s->k, s->x, w->kv_down, 0 } };
+	struct linear down[3] = { { s->q, s->x, w->q_nope, 0 }, { s->q2, s->x, w->q_rope, 0 },
+	    { s->k, s->x, w->kv_down, 0 } };
 
 	linear(g, down, 3, R);
 	be->rmsnorm(s->q, NULL, s->q, w->q_nope_norm, (int64_t)R * H, N, c->rms_norm_eps);
 	be->rmsnorm(s->q2, NULL, s->q2, w->q_rope_norm, (int64_t)R * H, r, c->rms_norm_eps);
 	be->rmsnorm(s->k, NULL, s->k, w->kv_down_norm, R, C, c->rms_norm_eps);
 	for (int h = 0; h < H; h++)
-		s->job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C, s->q + (int64_t)h * N, (int64_t)H * N,
+		s->job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C,
+		    s->q + (int64_t)h * N, (int64_t)H * N,
 		    w->k_nope_t + (int64_t)(h * G / H) * C * N, R, C, N);
 	s->job[H] = product(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
 	be->gemm(GEMM_NT, s->job, H + 1);
@@ -146,10 +164,12 @@ static void mla(struct engine *g, int l)
 	g->be->attn_cached(&(struct attn_cached_args){
 	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)(1 / sqrt(d)),
 	    .q = s->q_abs, .ldq = (int64_t)H * C, .o = s->ctx, .ldo = (int64_t)H * C,
-	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->kcache, .lo = s->lo, .hi = s->hi,
+	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->kcache,
+	    .lo = s->lo, .hi = s->hi,
 	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = s->vcache });
 	for (int h = 0; h < H; h++)
-		s->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h * C, (int64_t)H * C,
+		s->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h *
+		    C, (int64_t)H * C,
 		    w->mla_v + (int64_t)(h * G / H) * d * C, R, d, C);
 	g->be->gemm(GEMM_NT, s->job, H);
 }

@@ -1,14 +1,16 @@
 /*
- * Routing that prefers experts in memory (after Skliar et al., "Mixture of Cache-Conditional Experts", arXiv:2412.00099): their
- * logits get a bonus when the K experts are chosen; the weights stay those of the router, over the chosen. Lossy, and what is
- * in memory depends on how fast the drive is, so two runs may differ. The weight of experts passed over is counted.
+ * Routing that prefers experts in memory (after Skliar et al., "Mixture of Cache-Conditional
+ * Experts", arXiv:2412.00099): their logits get a bonus when the K experts are chosen; the
+ * weights stay those of the router, over the chosen. Lossy, and what is in memory depends on how
+ * fast the drive is, so two runs may differ. The weight of experts passed over is counted.
  */
 #include <math.h>
 #include <string.h>
 
 #include "decode/decode_int.h"
 
-/* The K with the largest scores, in descending order of the router's own probability, ties to the lowest id. */
+/* The K with the largest scores, in descending order of the router's own probability, ties to
+ * the lowest id. */
 static void pick(int32_t *ids, int K, const real *prob, const real *bonus, int E)
 {
 	int n = 0;
@@ -18,12 +20,14 @@ static void pick(int32_t *ids, int K, const real *prob, const real *bonus, int E
 
 		if (n == K && !(prob[x] * bonus[x] > prob[ids[K - 1]] * bonus[ids[K - 1]]))
 			continue;
-		for (j = n < K ? n++ : K - 1; j > 0 && prob[x] * bonus[x] > prob[ids[j - 1]] * bonus[ids[j - 1]]; j--)
+		for (j = n < K ? n++ : K - 1; j > 0 && prob[x] * bonus[x] > prob[ids[j - 1]] *
+		    bonus[ids[j - 1]]; j--)
 			ids[j] = ids[j - 1];
 		ids[j] = x;
 	}
 	for (int i = 1; i < K; i++)
-		for (int j = i; j > 0 && (prob[ids[j]] > prob[ids[j - 1]] || (prob[ids[j]] == prob[ids[j - 1]] && ids[j] < ids[j - 1])); j--) {
+		for (int j = i; j > 0 && (prob[ids[j]] > prob[ids[j - 1]] ||
+		    (prob[ids[j]] == prob[ids[j - 1]] && ids[j] < ids[j - 1])); j--) {
 			int32_t t = ids[j];
 
 			ids[j] = ids[j - 1];

@@ -1,9 +1,10 @@
 /*
- * decode_int: what the files of decode share: decode.c (opening, sequences, one pass), decode_load.c (plan and weights),
- * decode_attn.c (attention and caches), decode_moe.c (experts). Not installed.
+ * decode_int: what the files of decode share: decode.c (opening, sequences, one pass),
+ * decode_load.c (plan and weights), decode_attn.c (attention and caches), decode_moe.c
+ * (experts). Not installed.
  *
- * Letters as in config.h; N head width without rope (MLA); I = width of a dense MLP; R rows of a pass, each one new
- * token of some sequence. Index arrays are in host memory.
+ * Letters as in config.h; N head width without rope (MLA); I = width of a dense MLP; R rows of a
+ * pass, each one new token of some sequence. Index arrays are in host memory.
  */
 #ifndef CHR_DECODE_INT_H
 #define CHR_DECODE_INT_H
@@ -26,16 +27,19 @@ struct layer {
 	const real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
 	struct mat kv_down;			/* (C, D) */
 	const real *kv_down_norm;		/* (C) */
-	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to absorb it into queries */
+	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to
+						   absorb it into queries */
 	const real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
 	const real *gate;			/* (E, D) router */
-	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense layer */
+	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense
+						   layer */
 	int n_ffn, width;			/* F or I: width of all FFNs here */
 };
 
 /* Caches of one layer of one sequence (kv.h); of a sliding layer rings. */
 struct kv {
-	char *a, *b;		/* keys (G heads of d) and values (likewise); MLA: latent (one of C) and rotated keys (G of r) */
+	char *a, *b;		/* keys (G heads of d) and values (likewise); MLA: latent (one of
+				   C) and rotated keys (G of r) */
 	int slots;
 };
 
@@ -44,7 +48,8 @@ struct seq {
 	bool used;
 	int len;
 	struct kv *kv;		/* (L) */
-	float *expect, *coming;	/* (Ls, E) margins the head gave at the last token, and at the one being evaluated */
+	float *expect, *coming;	/* (Ls, E) margins the head gave at the last token, and at the
+				   one being evaluated */
 	float *same;		/* (Ls, E) its offset 0 at that one */
 	int32_t *last;		/* (Ls, K) what the last token used */
 	bool expects;		/* expect is filled */
@@ -92,7 +97,8 @@ struct scratch {
 
 struct engine {
 	struct modeldir md;
-	const struct config *cfg;		/* of md, or of the model that this is an engine over */
+	const struct config *cfg;		/* of md, or of the model that this is an engine
+						   over */
 	const struct params *par;		/* likewise */
 	const real *flat;			/* its weights; NULL: read from md */
 	struct manifest man;			/* packed directories */
@@ -104,10 +110,12 @@ struct engine {
 	const real *norm;			/* (D) */
 	const real *look0, *look2;		/* (look_width, D), (rows, look_width) */
 	int look_width;
-	real *w;				/* dense parameters, floats or blocks; over a model only the transposed ones, */
+	real *w;				/* dense parameters, floats or blocks; over a
+						   model only the transposed ones, */
 	real *host;				/* and room to transpose the largest */
 	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
-	void *expert_mem;			/* plain directories: all experts, in the type of the file */
+	void *expert_mem;			/* plain directories: all experts, in the type of
+						   the file */
 	struct expert *experts;			/* (Ls * E) views of it */
 	struct expert *ffn_views;		/* what layer.ffn points into */
 	void *scratch_mem;
@@ -118,21 +126,25 @@ struct engine {
 	struct predict *predict;
 	struct intent *intent;			/* NULL: none */
 	real *share;				/* (Ls, E) of intent, for one prompt */
-	float *mix;				/* (Ls, E) and over as many prompts as there are sequences; */
+	float *mix;				/* (Ls, E) and over as many prompts as there are
+						   sequences; */
 	int prompts;				/* so many so far */
 	int *likely;				/* (Ls * E) order of share */
 	int sparse[CFG_MAX_LAYERS];		/* real index of the i-th sparse layer */
 	int rows;				/* R of the pass under way */
 	int nseg;
-	bool single;				/* this pass is one token each of sequences past their prompts */
+	bool single;				/* this pass is one token each of sequences past
+						   their prompts */
 	double replaced;			/* sum over rows and layers */
 	struct eval_stats *st;
-	double read_time, speed;		/* seconds of an expert from the drive, multiplications a second; 0: not measured */
+	double read_time, speed;		/* seconds of an expert from the drive,
+						   multiplications a second; 0: not measured */
 };
 
 /* decode.c */
 void engine_settle(struct engine_opt *o);	/* what follows from other options */
-int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps, const struct engine_opt *o,
+int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps,
+    const struct engine_opt *o,
     char *base);
 int64_t kv_bytes(const struct engine *g);	/* of one sequence */
 int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
@@ -141,16 +153,21 @@ int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
 int load_weights(struct engine *g, struct err *e);
 void load_plan_state(const struct engine *g, struct mem_plan *plan);	/* all but weights */
-int load_layers(struct engine *g, struct err *e);	/* what the config says of them, and position tables */
-void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t);	/* a dense parameter is at w */
-int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);	/* where k_nope's element i goes */
+int load_layers(struct engine *g, struct err *e);	/* what the config says of them, and
+							   position tables */
+/* a dense parameter is at w */
+void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t);
+/* where k_nope's element i goes */
+int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);
 bool load_is_expert(const struct param *p);
-struct mat *load_expert_mat(struct engine *g, const struct param *p);	/* where the view of an expert's matrix belongs */
+/* where the view of an expert's matrix belongs */
+struct mat *load_expert_mat(struct engine *g, const struct param *p);
 
 /* decode.c: y = x W^T (+ y), floats or blocks */
 struct linear {
 	real *y;
-	const real *x;		/* (rows, w.cols); jobs of one call that share it follow each other */
+	const real *x;		/* (rows, w.cols); jobs of one call that share it follow each
+				   other */
 	struct mat w;
 	real beta;		/* 0 or 1 */
 };
@@ -160,26 +177,31 @@ void embed_rows(struct engine *g);			/* h of the tokens of this pass */
 int over_weights(struct engine *g, struct err *e);
 
 /* decode_attn.c */
-int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv, char *base);
+int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv,
+    char *base);
 void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
 void attn_layer(struct engine *g, int l);
 
 /* decode_intent.c */
 int64_t intend_bytes(const struct config *c);		/* besides intent_bytes */
 int intend_open(struct engine *g, const char *dir, struct err *e);
-void intend(struct engine *g, const uint32_t *tok, int n);	/* tok: a prompt that will be evaluated now */
+/* tok: a prompt that will be evaluated now */
+void intend(struct engine *g, const uint32_t *tok, int n);
 
-/* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and weights change. */
+/* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and
+ * weights change. */
 void bias_route(struct engine *g, int l);
 
 /* decode_moe.c */
 int ffn_layer(struct engine *g, int l, struct err *e);
-void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width);	/* rows rowidx of s.x (and s.xq) */
+/* rows rowidx of s.x (and s.xq) */
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width);
 void look_rows(struct engine *g);
 
 static inline int look_mode(const struct engine *g)
 {
-	return g->cfg->lookahead_steps > 0 && !store_complete(g->store) ? g->opt.predict & (SRC_BIT(SRC_LOOK) | SRC_BIT(SRC_SAME)) : 0;
+	return g->cfg->lookahead_steps > 0 && !store_complete(g->store) ? g->opt.predict &
+	    (SRC_BIT(SRC_LOOK) | SRC_BIT(SRC_SAME)) : 0;
 }
 
 #endif

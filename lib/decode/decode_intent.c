@@ -1,8 +1,8 @@
 /*
- * Before a prompt: which experts its answer will use (intent.h). That decides who leaves the store while it is answered (where
- * several sequences go on at once, the mean over as many prompts); and as
- * many as fit are asked for until shortly after the prompt's last pass, the likeliest first: they are read while the drive has
- * nothing else to do.
+ * Before a prompt: which experts its answer will use (intent.h). That decides who leaves the
+ * store while it is answered (where several sequences go on at once, the mean over as many
+ * prompts); and as many as fit are asked for until shortly after the prompt's last pass, the
+ * likeliest first: they are read while the drive has nothing else to do.
  */
 #include <limits.h>
 #include <math.h>
@@ -24,7 +24,8 @@ static int likelier(const void *a, const void *b, void *arg)
 
 int64_t intend_bytes(const struct config *c)
 {
-	return (int64_t)c->num_sparse * c->num_experts * (int64_t)(sizeof(real) + sizeof(float) + sizeof(int));
+	return (int64_t)c->num_sparse * c->num_experts * (int64_t)(sizeof(real) + sizeof(float) +
+	    sizeof(int));
 }
 
 int intend_open(struct engine *g, const char *dir, struct err *e)
@@ -39,12 +40,14 @@ int intend_open(struct engine *g, const char *dir, struct err *e)
 	g->share = malloc(sizeof(*g->share) * n);
 	g->likely = malloc(sizeof(*g->likely) * n);
 	g->mix = calloc(n, sizeof(*g->mix));
-	return g->share && g->likely && g->mix ? 0 : err_set(e, EX_OSERR, "%s: out of memory for %s", dir, INTENT_NAME);
+	return g->share && g->likely && g->mix ? 0 : err_set(e, EX_OSERR,
+	    "%s: out of memory for %s", dir, INTENT_NAME);
 }
 
 void intend(struct engine *g, const uint32_t *tok, int n)
 {
-	int Ls = g->cfg->num_sparse, E = g->cfg->num_experts, all = Ls * E, fit = store_room(g->store);
+	int Ls = g->cfg->num_sparse, E = g->cfg->num_experts, all = Ls * E,
+	    fit = store_room(g->store);
 	int passes = (n + g->opt.max_rows - 1) / g->opt.max_rows;
 
 	if (g->intent == NULL || store_complete(g->store))
@@ -61,6 +64,7 @@ void intend(struct engine *g, const uint32_t *tok, int n)
 		int x = g->likely[i];
 		float prob = 1 - expf(-SPAN * (float)g->share[x]);
 
-		store_predict(g->store, g->sparse[x / E], x % E, prob, (passes + AFTER) * Ls, SRC_INTENT);
+		store_predict(g->store, g->sparse[x / E], x % E, prob, (passes + AFTER) * Ls,
+		    SRC_INTENT);
 	}
 }

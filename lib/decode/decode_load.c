@@ -1,6 +1,6 @@
 /*
- * Opening an engine: every byte is counted first (load_plan), then the weights are read (load_weights). Dense weights
- * become float32; experts stay as they are stored.
+ * Opening an engine: every byte is counted first (load_plan), then the weights are read
+ * (load_weights). Dense weights become float32; experts stay as they are stored.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -23,13 +23,15 @@ bool load_is_expert(const struct param *p)
 }
 
 /* The type of a dense parameter in memory, and its bytes. */
-static int dense_type(const struct engine *g, const struct param *p, enum dtype *t, int64_t *bytes, struct err *e)
+static int dense_type(const struct engine *g, const struct param *p, enum dtype *t, int64_t *bytes,
+    struct err *e)
 {
 	if (modeldir_type(&g->md, p, t, e) < 0)
 		return -1;
 	if (!dtype_blocks(*t))
 		*t = DT_REAL;
-	*bytes = mem_align64((int64_t)(*t == DT_REAL ? (size_t)param_size(p) * sizeof(real) : mat_bytes(*t, p->rows, p->cols)));
+	*bytes = mem_align64((int64_t)(*t == DT_REAL ? (size_t)param_size(p) * sizeof(real)
+	    : mat_bytes(*t, p->rows, p->cols)));
 	return 0;
 }
 
@@ -40,7 +42,8 @@ static int64_t dense_bytes(struct engine *g, struct err *e)
 	int64_t n = 0, bytes;
 	enum dtype t;
 
-	g->opt.blocks = g->md.packed && (dtype_blocks(g->man.dt[0]) || dtype_blocks(g->man.dt[1]) || dtype_blocks(g->man.dt[2]));
+	g->opt.blocks = g->md.packed && (dtype_blocks(g->man.dt[0]) || dtype_blocks(g->man.dt[1]) ||
+	    dtype_blocks(g->man.dt[2]));
 	for (int i = 0; i < ps->n; i++) {
 		if (load_is_expert(&ps->p[i]))
 			continue;
@@ -70,10 +73,13 @@ static int expert_view(const struct engine *g, const struct param *p, struct vie
 {
 	if (modeldir_find(&g->md, p->name, v) < 0)
 		return err_set(e, EX_DATAERR, "%s: missing tensor %s", g->md.path, p->name);
-	if (v->t->ndim != 2 || v->t->shape[0] != (uint64_t)p->rows || v->t->shape[1] != (uint64_t)p->cols)
-		return err_set(e, EX_DATAERR, "%s: tensor %s is not of shape [%d, %d]", v->file, p->name, p->rows, p->cols);
+	if (v->t->ndim != 2 || v->t->shape[0] != (uint64_t)p->rows ||
+	    v->t->shape[1] != (uint64_t)p->cols)
+		return err_set(e, EX_DATAERR, "%s: tensor %s is not of shape [%d, %d]", v->file,
+		    p->name, p->rows, p->cols);
 	if (st_to_dtype(v->t->dtype) < 0)
-		return err_set(e, EX_DATAERR, "%s: tensor %s is %s; experts must be F32, BF16 or F16", v->file, p->name,
+		return err_set(e, EX_DATAERR, "%s: tensor %s is %s; experts must be F32, BF16 or "
+		    "F16", v->file, p->name,
 		    st_dtype_name(v->t->dtype));
 	return 0;
 }
@@ -104,7 +110,8 @@ static int64_t expert_total(struct engine *g, struct err *e)
 static int store_share(struct engine *g, const struct mem_plan *plan, struct err *e)
 {
 	struct store_opt *so = &g->opt.store;
-	int64_t rest = g->opt.ram - mem_plan_total(plan), need = store_min_bytes(g->cfg, &g->man), over;
+	int64_t rest = g->opt.ram - mem_plan_total(plan), need = store_min_bytes(g->cfg, &g->man),
+	    over;
 	const char *flag = g->opt.budget ? g->opt.budget : "--ram";
 	struct store_opt least = *so;
 
@@ -114,9 +121,12 @@ static int store_share(struct engine *g, const struct mem_plan *plan, struct err
 	over = store_plan_bytes(g->cfg, &g->man, &least) - need;
 	so->bytes = rest - over;
 	if (so->bytes < need && (!so->force || so->bytes < g->expert_bytes))
-		return err_set(e, EX_OSERR, "%s: %s %lld leaves %lld bytes for experts, one token needs %lld: use %s %lldM%s",
-		    g->md.path, flag, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes : 0), (long long)need, flag,
-		    (long long)((g->opt.ram - so->bytes + need + (g->opt.budget ? 0 : MEM_JITTER) + MIB - 1) / MIB),
+		return err_set(e, EX_OSERR, "%s: %s %lld leaves %lld bytes for experts, one token "
+		    "needs %lld: use %s %lldM%s",
+		    g->md.path, flag, (long long)g->opt.ram, (long long)(so->bytes > 0 ? so->bytes
+		    : 0), (long long)need, flag,
+		    (long long)((g->opt.ram - so->bytes + need + (g->opt.budget ? 0 : MEM_JITTER) +
+		    MIB - 1) / MIB),
 		    so->force || g->opt.budget ? "" : ", or --force to thrash");
 	while ((over = store_plan_bytes(g->cfg, &g->man, so) - rest) > 0 && so->bytes > over)
 		so->bytes -= over;
@@ -128,7 +138,8 @@ static int plan_store(struct engine *g, struct mem_plan *plan, struct err *e)
 	int status = store_share(g, plan, e);
 
 	mem_plan_add(plan, "expert store", store_plan_bytes(g->cfg, &g->man, &g->opt.store));
-	return status < 0 ? -1 : mem_plan_check(plan, g->opt.ram, "raise --ram, or lower --batch or --context", e);
+	return status < 0 ? -1 : mem_plan_check(plan, g->opt.ram,
+	    "raise --ram, or lower --batch or --context", e);
 }
 
 static int plan_experts(struct engine *g, struct mem_plan *plan, struct err *e)
@@ -152,9 +163,11 @@ static int load_manifest(struct engine *g, struct err *e)
 	const char *mine = modeldir_meta(&g->md, "chronos.fingerprint");
 
 	if (status == 0 && !g->man.packed)
-		status = err_set(e, EX_DATAERR, "%s: says nothing about where experts lie: not made by chr-pack", path);
+		status = err_set(e, EX_DATAERR, "%s: says nothing about where experts lie: not "
+		    "made by chr-pack", path);
 	if (status == 0 && mine && g->man.fingerprint && strcmp(mine, g->man.fingerprint) != 0)
-		status = err_set(e, EX_DATAERR, "%s: packed from model %s, but the weights beside it are of %s", path,
+		status = err_set(e, EX_DATAERR, "%s: packed from model %s, but the weights beside "
+		    "it are of %s", path,
 		    g->man.fingerprint, mine);
 	free(path);
 	return status;
@@ -166,8 +179,10 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	struct scratch s;
 
 	mem_plan_add(plan, "position tables",
-	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) * (int64_t)sizeof(real));
-	mem_plan_add(plan, o->kv == KV_F32 ? "KV caches" : o->kv == KV_BF16 ? "KV caches, bf16" : "KV caches, q8",
+	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) *
+	    (int64_t)sizeof(real));
+	mem_plan_add(plan, o->kv == KV_F32 ? "KV caches" : o->kv == KV_BF16 ? "KV caches, bf16"
+	    : "KV caches, q8",
 	    kv_bytes(g) * o->max_seqs);
 	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
@@ -180,7 +195,8 @@ int64_t engine_program(void)
 	return mem_program(0) + pool_threads() * THREAD_BYTES;
 }
 
-/* Opens the directory and adds up every byte the engine will hold, and what the process holds already. */
+/* Opens the directory and adds up every byte the engine will hold, and what the process holds
+ * already. */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
 {
 	const struct engine_opt *o = &g->opt;
@@ -194,7 +210,8 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 	if (g->md.packed && load_manifest(g, e) < 0)
 		return -1;
 	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
-		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared experts", dir);
+		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared "
+		    "experts", dir);
 	if ((dense = dense_bytes(g, e)) < 0)
 		return -1;
 	look0 = params_get(g->par, P_LOOK0, -1, -1);
@@ -210,7 +227,8 @@ static int64_t planned_bytes(const struct param *p, enum dtype t)
 {
 	bool floats = dtype_blocks(t) ? !pack_quantisable(p) : !load_is_expert(p);
 
-	return mem_align64((int64_t)(floats ? (size_t)param_size(p) * sizeof(real) : mat_bytes(t, p->rows, p->cols)));
+	return mem_align64((int64_t)(floats ? (size_t)param_size(p) * sizeof(real)
+	    : mat_bytes(t, p->rows, p->cols)));
 }
 
 /* The manifest that a packed directory of this model would have, as far as sizes go. */
@@ -218,14 +236,16 @@ static void planned_manifest(struct engine *g, enum dtype t)
 {
 	const struct config *c = g->cfg;
 
-	g->man = (struct manifest){ .layers = c->num_hidden_layers, .experts = c->num_experts, .nclusters = 1,
+	g->man = (struct manifest){ .layers = c->num_hidden_layers, .experts = c->num_experts,
+	    .nclusters = 1,
 	    .gate_bytes = (int64_t)mat_bytes(t, c->moe_intermediate_size, c->hidden_size),
 	    .down_bytes = (int64_t)mat_bytes(t, c->hidden_size, c->moe_intermediate_size) };
 	g->man.up_bytes = g->man.gate_bytes;
 	g->expert_bytes = 2 * g->man.gate_bytes + g->man.down_bytes;
 }
 
-int engine_plan_config(const struct config *c, const struct params *ps, enum dtype dense, enum dtype expert, bool packed,
+int engine_plan_config(const struct config *c, const struct params *ps, enum dtype dense,
+    enum dtype expert, bool packed,
     const struct engine_opt *o, struct mem_plan *plan, struct err *e)
 {
 	struct engine *g = calloc(1, sizeof(*g));
@@ -262,7 +282,8 @@ int engine_plan_config(const struct config *c, const struct params *ps, enum dty
 
 int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i)
 {
-	int64_t N = p->rows / c->num_key_value_heads, C = p->cols, head = i / (N * C), row = i / C % N, col = i % C;
+	int64_t N = p->rows / c->num_key_value_heads, C = p->cols, head = i / (N * C),
+	    row = i / C % N, col = i % C;
 
 	return (head * C + col) * N + row;
 }
@@ -273,7 +294,8 @@ static int read_dense(struct engine *g, const struct param *p, float *host, real
 	int64_t n = param_size(p);
 	real *out;
 
-	/* Without a copy where there is nothing to rearrange: an embedding may be most of the dense part. */
+	/* Without a copy where there is nothing to rearrange: an embedding may be most of the
+	 * dense part. */
 	if (sizeof(real) == sizeof(float) && p->kind != P_KNOPE)
 		return modeldir_read_f32(&g->md, p, (float *)w, e);
 	if (modeldir_read_f32(&g->md, p, host, e) < 0)
@@ -372,8 +394,11 @@ static int load_dense(struct engine *g, struct err *e)
 		for (int f = 0; f < g->layer[l].n_ffn && status == 0; f++) {
 			const struct expert *x = &g->layer[l].ffn[f];
 
-			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) || dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
-				status = err_set(e, EX_DATAERR, "%s: layer %d: gate, up and down are partly in blocks, partly not",
+			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) ||
+			    dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
+				status = err_set(e, EX_DATAERR,
+				    "%s: layer %d: gate, up and down are partly in blocks, partly "
+				    "not",
 				    g->md.path, l);
 		}
 	return status;
@@ -408,7 +433,8 @@ static int load_experts(struct engine *g, struct err *e)
 			return -1;
 		if (st_read(v.st, v.t, 0, at, v.t->nbytes, &se) < 0)
 			return modeldir_st_err(e, v.file, &se);
-		*load_expert_mat(g, p) = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype), p->rows, p->cols };
+		*load_expert_mat(g, p) = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype),
+		    p->rows, p->cols };
 		at += mem_align64((int64_t)v.t->nbytes);
 	}
 	return 0;
@@ -442,7 +468,8 @@ int load_layers(struct engine *g, struct err *e)
 
 	g->ffn_views = calloc((size_t)c->num_hidden_layers * (S + 1), sizeof(*g->ffn_views));
 	if (!g->md.packed)
-		g->experts = calloc((size_t)c->num_hidden_layers * c->num_experts + 1, sizeof(*g->experts));
+		g->experts = calloc((size_t)c->num_hidden_layers * c->num_experts + 1,
+		    sizeof(*g->experts));
 	if (!g->ffn_views || !(g->experts || g->md.packed))
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int l = 0; l < c->num_hidden_layers; l++) {
@@ -462,8 +489,8 @@ int load_weights(struct engine *g, struct err *e)
 	return g->md.packed ? 0 : load_experts(g, e);
 }
 
-/* --- an engine over a model in training: its weights are used where they are. Only k_nope, which decode wants
- * transposed, is copied, after each change. --- */
+/* --- an engine over a model in training: its weights are used where they are. Only k_nope,
+ * which decode wants transposed, is copied, after each change. --- */
 
 /* Elements of all k_nope projections, and of the largest. */
 static int64_t knope_elements(const struct params *ps, int64_t *most)
@@ -480,7 +507,8 @@ static int64_t knope_elements(const struct params *ps, int64_t *most)
 	return n;
 }
 
-void engine_over_plan(const struct config *c, const struct params *ps, const struct engine_opt *o, struct mem_plan *plan)
+void engine_over_plan(const struct config *c, const struct params *ps, const struct engine_opt *o,
+    struct mem_plan *plan)
 {
 	struct engine *g = calloc(1, sizeof(*g));
 	struct mem_plan own = { 0 };
@@ -493,7 +521,8 @@ void engine_over_plan(const struct config *c, const struct params *ps, const str
 	g->cfg = c;
 	g->par = ps;
 	load_plan_state(g, &own);
-	mem_plan_add(plan, "decoding", mem_plan_total(&own) + (n + 2 * most) * (int64_t)sizeof(real));
+	mem_plan_add(plan, "decoding", mem_plan_total(&own) + (n + 2 * most) *
+	    (int64_t)sizeof(real));
 	free(g);
 }
 
@@ -537,7 +566,8 @@ int over_weights(struct engine *g, struct err *e)
 		const struct param *p = &ps->p[i];
 
 		if (load_is_expert(p))
-			*load_expert_mat(g, p) = (struct mat){ g->flat + p->off, DT_REAL, p->rows, p->cols };
+			*load_expert_mat(g, p) = (struct mat){ g->flat + p->off, DT_REAL, p->rows,
+			    p->cols };
 		else
 			load_place(g, p, g->flat + p->off, DT_REAL);
 	}

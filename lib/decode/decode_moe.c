@@ -1,7 +1,8 @@
 /*
- * The feed-forward half of a layer, and the lookahead head. Rows are sorted by expert; experts that are there are
- * computed at once, together with the shared ones, while the others are still being read. In which order experts
- * arrive changes only where in moe_x their rows lie: the sum over a row's experts is always in slot order.
+ * The feed-forward half of a layer, and the lookahead head. Rows are sorted by expert; experts
+ * that are there are computed at once, together with the shared ones, while the others are still
+ * being read. In which order experts arrive changes only where in moe_x their rows lie: the sum
+ * over a row's experts is always in slot order.
  */
 #include <string.h>
 
@@ -10,15 +11,17 @@
 
 static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, int rows)
 {
-	return (struct gemm_job){ .c = y, .ldc = w->rows, .a = x, .lda = w->cols, .b = w->p, .ldb = w->cols,
+	return (struct gemm_job){ .c = y, .ldc = w->rows, .a = x, .lda = w->cols, .b = w->p,
+	    .ldb = w->cols,
 	    .bt = w->dt, .m = rows, .n = w->rows, .k = w->cols };
 }
 
 static bool part_blocks(const struct ffn_part *p) { return dtype_blocks(p->x.gate.dt); }
 
 /*
- * FFNs of n parts whose rows follow each other in moe_x, in two steps, for floats and for blocks: SwiGLU of gate and up, then
- * down; the result replaces the input in moe_x. s->xq has the rows of s->x as blocks.
+ * FFNs of n parts whose rows follow each other in moe_x, in two steps, for floats and for
+ * blocks: SwiGLU of gate and up, then down; the result replaces the input in moe_x. s->xq has
+ * the rows of s->x as blocks.
  */
 
 static void up_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
@@ -27,9 +30,11 @@ static void up_blocks(struct engine *g, const struct ffn_part *p, int n, int wid
 	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(width);
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	g->be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows, (int)(row / sizeof(real)));
+	g->be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows,
+	    (int)(row / sizeof(real)));
 	for (int i = 0; i < n; i++)
-		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 * hidden, p[i].x.gate, p[i].x.up,
+		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 *
+		    hidden, p[i].x.gate, p[i].x.up,
 		    p[i].n };
 	g->be->qffn(s->qffn, n);
 }
@@ -41,7 +46,8 @@ static void down_blocks(struct engine *g, const struct ffn_part *p, int n, int w
 	size_t hidden = quant_row_bytes(width);
 
 	for (int i = 0; i < n; i++)
-		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D, s->moe_hq + p[i].row0 * hidden, p[i].x.down,
+		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D,
+		    s->moe_hq + p[i].row0 * hidden, p[i].x.down,
 		    p[i].n, 0 };
 	g->be->qgemm(s->qgemm, n);
 }
@@ -56,11 +62,14 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n, int wid
 	for (int i = 0; i < n; i++) {
 		const real *x = s->moe_x + (int64_t)p[i].row0 * D;
 
-		s->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate, p[i].n);
-		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up, p[i].n);
+		s->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate,
+		    p[i].n);
+		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up,
+		    p[i].n);
 	}
 	g->be->gemm(GEMM_NT, s->job, 2 * n);
-	g->be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width, rows * width);
+	g->be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width,
+	    rows * width);
 }
 
 static void down_floats(struct engine *g, const struct ffn_part *p, int n, int width)
@@ -69,7 +78,8 @@ static void down_floats(struct engine *g, const struct ffn_part *p, int n, int w
 	int D = g->cfg->hidden_size;
 
 	for (int i = 0; i < n; i++)
-		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D, s->moe_g + (int64_t)p[i].row0 * width,
+		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D,
+		    s->moe_g + (int64_t)p[i].row0 * width,
 		    &p[i].x.down, p[i].n);
 	g->be->gemm(GEMM_NT, s->job, n);
 }
@@ -137,10 +147,12 @@ static void choose(struct engine *g, int l)
 		router(g, l, s->x, s->router_next);
 		predict_hear(g->predict, SRC_CONTROL, g->layer[l].sparse, s->router_next, g->rows);
 	}
-	g->be->route(s->router, s->ids, s->weight, g->rows, c->num_experts, c->num_experts_per_tok, c->norm_topk_prob);
+	g->be->route(s->router, s->ids, s->weight, g->rows, c->num_experts, c->num_experts_per_tok,
+	    c->norm_topk_prob);
 }
 
-/* The next router's input, if the routed experts of layer l added nothing: computes the shared ones, which lie first. */
+/* The next router's input, if the routed experts of layer l added nothing: computes the shared
+ * ones, which lie first. */
 static void look_past_shared(struct engine *g, int l, int next)
 {
 	const struct config *c = g->cfg;
@@ -154,15 +166,18 @@ static void look_past_shared(struct engine *g, int l, int next)
 	}
 	if (S > 0)
 		g->be->combine(s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
-	g->be->rmsnorm(s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D, c->rms_norm_eps);
+	g->be->rmsnorm(s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D,
+	    c->rms_norm_eps);
 	router(g, next, s->ahead, s->router_next);
 	predict_hear(g->predict, SRC_SHARED, g->layer[next].sparse, s->router_next, g->rows);
 }
 
-/* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared experts. */
+/* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared
+ * experts. */
 static void foresee(struct engine *g, int l, int *fixed)
 {
-	int next = g->opt.predict & SRC_MEASURED && !store_complete(g->store) ? next_sparse(g, l) : -1;
+	int next = g->opt.predict & SRC_MEASURED && !store_complete(g->store) ? next_sparse(g, l)
+	    : -1;
 	struct scratch *s = &g->s;
 
 	if (next < 0)
@@ -188,17 +203,21 @@ static void trace(struct engine *g, int i)
 		const struct seg *seg = &g->s.seg[j];
 
 		for (int r = 0; r < seg->n; r++) {
-			int64_t at = (int64_t)(seg->done + r) * c->num_sparse + i, row = seg->row0 + r;
+			int64_t at = (int64_t)(seg->done + r) * c->num_sparse + i,
+			    row = seg->row0 + r;
 
 			if (seg->it->topk)
-				memcpy(seg->it->topk + at * K, g->s.ids + row * K, sizeof(int32_t) * K);
+				memcpy(seg->it->topk + at * K, g->s.ids + row * K,
+				    sizeof(int32_t) * K);
 			if (seg->it->probs)
-				memcpy(seg->it->probs + at * E, g->s.router + row * E, sizeof(real) * E);
+				memcpy(seg->it->probs + at * E, g->s.router + row * E,
+				    sizeof(real) * E);
 		}
 	}
 }
 
-/* Sorts slots by expert (count, start, order) and lists the experts wanted, those in memory first. */
+/* Sorts slots by expert (count, start, order) and lists the experts wanted, those in memory
+ * first. */
 static int sort_slots(struct engine *g, int l)
 {
 	struct scratch *s = &g->s;
@@ -278,9 +297,10 @@ static bool any_ready(struct engine *g, int l, const int32_t *ids, int n)
 	return false;
 }
 
-/* Computes those of n demanded experts that are there, with the `fixed` parts already in s->part, and moves them to the front of
- * ids. Returns how many. */
-static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
+/* Computes those of n demanded experts that are there, with the `fixed` parts already in
+ * s->part, and moves them to the front of ids. Returns how many. */
+static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row,
+    struct err *e)
 {
 	struct ffn_part *p = g->s.part;
 	int taken = 0;
@@ -299,8 +319,8 @@ static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed
 	return taken;
 }
 
-/* Computes n demanded experts, and the `fixed` parts along with the first of them, as they arrive. *row: next free place of
- * moe_x. */
+/* Computes n demanded experts, and the `fixed` parts along with the first of them, as they
+ * arrive. *row: next free place of moe_x. */
 static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row, struct err *e)
 {
 	while (n > 0 || fixed > 0) {
@@ -314,7 +334,8 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 			release(g, l, ids, 0, n);
 			return -1;
 		} else if (await(g, l, ids[0], *row, g->s.part, e) < 0) {
-			release(g, l, ids + 1, 0, n - 1);	/* the failed demand has ended by itself */
+			/* the failed demand has ended by itself */
+			release(g, l, ids + 1, 0, n - 1);
 			return -1;
 		} else
 			*row += g->s.part[0].n;
@@ -324,11 +345,13 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 		n -= taken;
 		fixed = 0;
 	}
-	release(g, l, ids, 0, n);	/* soft: the shared experts stand in for what is not there */
+	release(g, l, ids, 0, n);	/* soft: the shared experts stand in for what is not
+					   there */
 	return 0;
 }
 
-/* Weights of a row's slots; shared experts are averaged, and take the weight of what is missing once more. */
+/* Weights of a row's slots; shared experts are averaged, and take the weight of what is missing
+ * once more. */
 static void coefficients(struct engine *g, int K, int n_ffn)
 {
 	struct scratch *s = &g->s;
@@ -358,7 +381,8 @@ static void remember(struct engine *g, int i)
 	for (int j = 0; j < g->nseg; j++) {
 		const struct seg *seg = &g->s.seg[j];
 
-		memcpy(seg->it->s->last + (int64_t)i * K, g->s.ids + (int64_t)(seg->row0 + seg->n - 1) * K, sizeof(int32_t) * (size_t)K);
+		memcpy(seg->it->s->last + (int64_t)i * K,
+		    g->s.ids + (int64_t)(seg->row0 + seg->n - 1) * K, sizeof(int32_t) * (size_t)K);
 	}
 }
 
@@ -366,7 +390,8 @@ static int routed(struct engine *g, int l, struct err *e)
 {
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int n, most = store_room(g->store), fixed = fixed_parts(g, w, s->part), row = fixed * g->rows;
+	int n, most = store_room(g->store), fixed = fixed_parts(g, w, s->part),
+	    row = fixed * g->rows;
 
 	choose(g, l);
 	if (!store_complete(g->store) || asked(g, SRC_CONTROL)) {
@@ -383,7 +408,8 @@ static int routed(struct engine *g, int l, struct err *e)
 		store_demand(g->store, l, s->wanted + i, m, NULL);
 		if (i == 0) {
 			foresee(g, l, &fixed);
-			memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows * (g->cfg->num_experts_per_tok + w->n_ffn));
+			memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows *
+			    (g->cfg->num_experts_per_tok + w->n_ffn));
 		}
 		if (compute(g, l, s->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
 			return -1;
@@ -426,7 +452,8 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
 	int D = g->cfg->hidden_size, W = config_lookahead_rows(g->cfg), E = g->cfg->num_experts;
-	struct mat m0 = { g->look0, DT_REAL, g->look_width, D }, m2 = { g->look2, DT_REAL, W, g->look_width };
+	struct mat m0 = { g->look0, DT_REAL, g->look_width, D }, m2 = { g->look2, DT_REAL, W,
+	    g->look_width };
 	struct gemm_job job;
 
 	be->gather(s->head_x, s->h, rows, n, D);
@@ -442,16 +469,19 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 		int at = rows[i] - seg->row0;
 
 		if (look_mode(g) && at == seg->n - 1
-		    && predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, q->same, q->coming))
+		    && predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, q->same,
+		    q->coming))
 			s->about[rows[i]].same = q->same;
 		if (seg->it->look) {
 			be->softmax(look, W / E, E);
-			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look, sizeof(real) * W);
+			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look,
+			    sizeof(real) * W);
 		}
 	}
 }
 
-/* The lookahead head on the rows that want it: all of a traced item, else the last one when it predicts. */
+/* The lookahead head on the rows that want it: all of a traced item, else the last one when it
+ * predicts. */
 void look_rows(struct engine *g)
 {
 	struct scratch *s = &g->s;

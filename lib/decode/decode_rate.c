@@ -1,5 +1,6 @@
 /*
- * What a token costs, and how long a prompt will take: rates are measured with a few experts, the rest is arithmetic.
+ * What a token costs, and how long a prompt will take: rates are measured with a few experts,
+ * the rest is arithmetic.
  */
 #include <math.h>
 #include <string.h>
@@ -33,7 +34,8 @@ void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products
 			continue;
 		if (!g->flat && (modeldir_type(&g->md, p, &t, &e) < 0 || !dtype_blocks(t)))
 			t = DT_REAL;
-		*bytes += t == DT_REAL ? param_size(p) * (int64_t)sizeof(real) : (int64_t)mat_bytes(t, p->rows, p->cols);
+		*bytes += t == DT_REAL ? param_size(p) * (int64_t)sizeof(real)
+		    : (int64_t)mat_bytes(t, p->rows, p->cols);
 		*products += p->ndim == 2 ? param_size(p) : 0;
 	}
 }
@@ -49,10 +51,12 @@ static int first_sparse(const struct engine *g)
 	return l;
 }
 
-/* Seconds that one of the first experts takes to come from the drive; 0: they are in memory. *x: one of them, demanded. */
+/* Seconds that one of the first experts takes to come from the drive; 0: they are in memory. *x:
+ * one of them, demanded. */
 static int probe_drive(struct engine *g, int l, struct expert *x, double *seconds, struct err *e)
 {
-	int ids[PROBES] = { 0, 1, 2, 3 }, n = g->cfg->num_experts_per_tok < PROBES ? g->cfg->num_experts_per_tok : PROBES;
+	int ids[PROBES] = { 0, 1, 2, 3 }, n = g->cfg->num_experts_per_tok < PROBES
+	    ? g->cfg->num_experts_per_tok : PROBES;
 	struct store_stats before, after;
 	double t = progress_clock();
 
@@ -111,7 +115,8 @@ static double attention(const struct engine *g, double n)
 	double span = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		span += g->layer[l].type == LAYER_SLIDING && c->sliding_window_size < n ? c->sliding_window_size : n / 2;
+		span += g->layer[l].type == LAYER_SLIDING && c->sliding_window_size < n
+		    ? c->sliding_window_size : n / 2;
 	return 2 * n * span * c->num_attention_heads * c->head_dim;
 }
 
@@ -124,7 +129,8 @@ static double work(const struct engine *g)
 	for (int i = 0; i < g->par->n; i++)
 		if (!load_is_expert(&g->par->p[i]))
 			dense += (double)param_size(&g->par->p[i]);
-	return dense - 2.0 * c->vocab_size * c->hidden_size + c->num_sparse * c->num_experts_per_tok * expert;
+	return dense - 2.0 * c->vocab_size * c->hidden_size + c->num_sparse *
+	    c->num_experts_per_tok * expert;
 }
 
 int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e)
@@ -137,7 +143,8 @@ int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e)
 		return 0;
 	if (g->speed == 0 && probe(g, e) < 0)
 		return -1;
-	touched = c->num_sparse * c->num_experts * (1 - pow(1 - (double)c->num_experts_per_tok / c->num_experts, per_pass));
+	touched = c->num_sparse * c->num_experts *
+	    (1 - pow(1 - (double)c->num_experts_per_tok / c->num_experts, per_pass));
 	if (touched > store_slots(g->store))
 		touched *= passes;
 	x->bytes = g->read_time > 0 ? touched * (double)g->expert_bytes : 0;

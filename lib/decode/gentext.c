@@ -10,9 +10,11 @@ int64_t gentext_bytes(int V, int texts)
 	return (int64_t)V * (4 * texts + 16);
 }
 
-void gentext_start(struct gentext *g, const struct ids *prompt, const struct sample_opt *so, int max_new, uint64_t stream)
+void gentext_start(struct gentext *g, const struct ids *prompt, const struct sample_opt *so,
+    int max_new, uint64_t stream)
 {
-	*g = (struct gentext){ .nprompt = prompt->n, .max_new = max_new, .sample = *so, .stream = stream, .end = -1 };
+	*g = (struct gentext){ .nprompt = prompt->n, .max_new = max_new, .sample = *so,
+	    .stream = stream, .end = -1 };
 	for (int i = 0; i < prompt->n; i++)
 		ids_push(&g->ids, prompt->v[i]);
 	if (max_new == 0)
@@ -64,7 +66,8 @@ static size_t add_text(struct gentext *g, const struct tok *tok, uint32_t id)
 	return n;
 }
 
-void gentext_next(struct gentext *g, const struct gentext_opt *o, struct sampler *s, const float *logits)
+void gentext_next(struct gentext *g, const struct gentext_opt *o, struct sampler *s,
+    const float *logits)
 {
 	int made = g->ids.n - g->nprompt;
 	uint32_t id = sample(s, &g->sample, logits, g->ids.v, g->ids.n, g->stream, (uint64_t)made);

@@ -1,5 +1,6 @@
 /*
- * gentext: one text being generated: its tokens, when it ends, and the bytes of it that may be shown already.
+ * gentext: one text being generated: its tokens, when it ends, and the bytes of it that may be
+ * shown already.
  *
  *	gentext_start(&g, prompt, n, stream);
  *	while (!g.finish) {
@@ -23,7 +24,8 @@ struct gentext_opt {
 };
 
 struct gentext {
-	struct ids ids;			/* prompt, then what was generated (with stop tokens left out) */
+	struct ids ids;			/* prompt, then what was generated (with stop tokens left
+					   out) */
 	int nprompt, max_new;
 	struct sample_opt sample;
 	uint64_t stream;
@@ -34,11 +36,14 @@ struct gentext {
 	int32_t end;			/* the end token that stopped it (not in ids), or -1 */
 };
 
-/* What chr-generate holds for a vocabulary of V and so many texts at a time: logits, and what a draw sorts. */
+/* What chr-generate holds for a vocabulary of V and so many texts at a time: logits, and what a
+ * draw sorts. */
 int64_t gentext_bytes(int V, int texts);
 
-void gentext_start(struct gentext *g, const struct ids *prompt, const struct sample_opt *so, int max_new, uint64_t stream);
-void gentext_next(struct gentext *g, const struct gentext_opt *o, struct sampler *s, const float *logits);
+void gentext_start(struct gentext *g, const struct ids *prompt, const struct sample_opt *so,
+    int max_new, uint64_t stream);
+void gentext_next(struct gentext *g, const struct gentext_opt *o, struct sampler *s,
+    const float *logits);
 
 /* Bytes of g->text that no stop string can take back any more. */
 size_t gentext_shown(const struct gentext *g, const struct gentext_opt *o);

@@ -14,9 +14,11 @@ static void say(struct guard_store *q, int before)
 	if (q->said)
 		return;
 	q->said = true;
-	err_warn("memory is short: %d of %d experts' room given back, %.1f MiB; it is taken again when there is enough",
+	err_warn("memory is short: %d of %d experts' room given back, %.1f MiB; it is taken again "
+	    "when there is enough",
 	    before - store_slots(q->store), store_most(q->store),
-	    (double)(before - store_slots(q->store)) * (double)store_slot_bytes(q->store) / (1 << 20));
+	    (double)(before - store_slots(q->store)) * (double)store_slot_bytes(q->store) /
+	    (1 << 20));
 }
 
 static enum guard_level give(struct guard_store *q)
@@ -45,7 +47,8 @@ static void take(struct guard_store *q)
 		return;
 	q->calm = now;
 	if (guard_slack(q->guard) >= more * store_slot_bytes(q->store))
-		store_resize(q->store, n + more < store_most(q->store) ? n + more : store_most(q->store));
+		store_resize(q->store, n + more < store_most(q->store) ? n + more
+		    : store_most(q->store));
 }
 
 enum guard_level guard_store_check(struct guard_store *q)

@@ -12,30 +12,43 @@
 #include "base/pool.h"
 #include "text/record.h"
 
-struct infer infer = { .backend = "auto", .readers = 4, .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
+struct infer infer = { .backend = "auto", .readers = 4,
+    .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
 
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
 	{ 'm', "model", OPT_STR, &infer.model, 0, 0, "DIR", "model directory, plain or packed" },
-	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE", "tokenizer, when not that of the model" },
-	{ 'j', "threads", OPT_INT, &infer.threads, 0, POOL_MAX, "N", "compute threads; 0: one per CPU" },
+	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE",
+	    "tokenizer, when not that of the model" },
+	{ 'j', "threads", OPT_INT, &infer.threads, 0, POOL_MAX, "N",
+	    "compute threads; 0: one per CPU" },
 	{ 'B', "backend", OPT_STR, &infer.backend, 0, 0, "NAME", "where to compute" },
-	{ 0, "ram", OPT_BYTES, &infer.ram, 0, 0, "BYTES", "limit on the memory of the process; 0: none" },
-	{ 0, "force", OPT_FLAG, &infer.force, 0, 0, NULL, "accept room for less than one token's experts" },
-	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8", "keys and values of past tokens: exact, or smaller and lossy" },
+	{ 0, "ram", OPT_BYTES, &infer.ram, 0, 0, "BYTES",
+	    "limit on the memory of the process; 0: none" },
+	{ 0, "force", OPT_FLAG, &infer.force, 0, 0, NULL,
+	    "accept room for less than one token's experts" },
+	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8",
+	    "keys and values of past tokens: exact, or smaller and lossy" },
 	{ 0, "dry-run", OPT_FLAG, &infer.dry_run, 0, 0, NULL, "print the memory plan and stop" },
 	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
-	{ 0, "predict", OPT_STR, &infer.predict, 0, 0, "LIST", "who says which experts to read ahead: gate, shared, same, lookahead, "
+	{ 0, "predict", OPT_STR, &infer.predict, 0, 0, "LIST",
+	    "who says which experts to read ahead: gate, shared, same, lookahead, "
 	    "previous, popularity, intent, control; all, none" },
-	{ 0, "waste", OPT_FLOAT, &infer.waste, 0, 1, "X", "share of the bytes read that guesses may waste" },
-	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle", "which expert leaves for another" },
-	{ 0, "heat", OPT_STR, &infer.heat, 0, 0, "FILE", "read the experts first that a run before used most, as it left in FILE, and "
+	{ 0, "waste", OPT_FLOAT, &infer.waste, 0, 1, "X",
+	    "share of the bytes read that guesses may waste" },
+	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle",
+	    "which expert leaves for another" },
+	{ 0, "heat", OPT_STR, &infer.heat, 0, 0, "FILE",
+	    "read the experts first that a run before used most, as it left in FILE, and "
 	    "leave there what this one uses" },
-	{ 0, "pin", OPT_INT, &infer.pin, 0, 1 << 24, "N", "the N warmest of --heat stay in memory" },
-	{ 0, "io", OPT_CHOICE, &infer.io, 0, 0, "auto|uring|threads", "how experts are read; auto: io_uring where there is one" },
+	{ 0, "pin", OPT_INT, &infer.pin, 0, 1 << 24, "N",
+	    "the N warmest of --heat stay in memory" },
+	{ 0, "io", OPT_CHOICE, &infer.io, 0, 0, "auto|uring|threads",
+	    "how experts are read; auto: io_uring where there is one" },
 	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "threads, where they read" },
 	{ 0, "buffered", OPT_FLAG, &infer.buffered, 0, 0, NULL, "read through the page cache" },
-	{ 0, "cold", OPT_FLAG, &infer.cold, 0, 0, NULL, "drop the expert files from the page cache first" },
+	{ 0, "cold", OPT_FLAG, &infer.cold, 0, 0, NULL,
+	    "drop the expert files from the page cache first" },
 	{ 0, "sim-ssd", OPT_STR, &infer.sim_ssd, 0, 0, "MS,BYTES",
 	    "pretend each read takes MS milliseconds more, and the drive gives BYTES per second" },
 	{ 0 }
@@ -44,7 +57,8 @@ struct opt infer_opts[] = {
 /* "MS,BYTES" of --sim-ssd, or CHR_SIM_SSD_MS from the environment. */
 static void parse_sim(struct store_opt *so)
 {
-	const char *text = infer.sim_ssd ? infer.sim_ssd : getenv("CHR_SIM_SSD_MS"), *why = NULL, *comma;
+	const char *text = infer.sim_ssd ? infer.sim_ssd : getenv("CHR_SIM_SSD_MS"), *why = NULL,
+	    *comma;
 	char ms[64];
 	double latency = 0;
 	int64_t bandwidth = 0;
@@ -53,10 +67,12 @@ static void parse_sim(struct store_opt *so)
 		return;
 	comma = strchr(text, ',');
 	snprintf(ms, sizeof(ms), "%.*s", comma ? (int)(comma - text) : (int)strlen(text), text);
-	if (opt_float(ms, &latency, &why) < 0 || (comma && opt_bytes(comma + 1, &bandwidth, &why) < 0))
+	if (opt_float(ms, &latency, &why) < 0 || (comma && opt_bytes(comma + 1, &bandwidth, &why) <
+	    0))
 		opt_usage("%s '%s': %s", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text, why);
 	if (latency < 0 || latency > 1e6)
-		opt_usage("%s '%s': milliseconds must be 0 to 1000000", infer.sim_ssd ? "--sim-ssd" : "CHR_SIM_SSD_MS", text);
+		opt_usage("%s '%s': milliseconds must be 0 to 1000000", infer.sim_ssd ? "--sim-ssd"
+		    : "CHR_SIM_SSD_MS", text);
 	so->reader.sim.latency = latency / 1000;
 	so->reader.sim.bandwidth = (double)bandwidth;
 }
@@ -68,11 +84,13 @@ void infer_begin(bool tok)
 
 	if (!infer.model)
 		opt_usage("no model: give -m DIR");
-	if ((infer.be = backend_open(infer.backend, &e)) == NULL || config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
+	if ((infer.be = backend_open(infer.backend, &e)) == NULL ||
+	    config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
 		err_exit(&e);
 	path = infer.tokenizer ? strdup(infer.tokenizer) : file_join(infer.model, "tokenizer.json");
 	if (tok || infer.tokenizer || access(path, F_OK) == 0)
-		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) == NULL)
+		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) ==
+		    NULL)
 			err_exit(&e);
 	free(path);
 	pool_init(comm_threads(infer.threads));
@@ -92,10 +110,12 @@ static void warm_up(void)
 		opt_usage("--pin needs --heat");
 	if (!infer.heat || store_slots(s) == INT_MAX)
 		return;
-	heat = calloc((size_t)infer.cfg.num_hidden_layers * (size_t)infer.cfg.num_experts, sizeof(*heat));
+	heat = calloc((size_t)infer.cfg.num_hidden_layers * (size_t)infer.cfg.num_experts,
+	    sizeof(*heat));
 	if (!heat)
 		err_die(EX_OSERR, "out of memory");
-	if ((of = engine_fingerprint(infer.g, &e)) == NULL || usage_load(infer.heat, &infer.cfg, of, heat, &e) < 0
+	if ((of = engine_fingerprint(infer.g, &e)) == NULL || usage_load(infer.heat, &infer.cfg, of,
+	    heat, &e) < 0
 	    || store_warm(s, heat, infer.pin, &e) < 0)
 		err_exit(&e);
 }
@@ -114,8 +134,10 @@ static void leave_heat(void)
 
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 {
-	struct engine_opt o = { .ram = infer.ram, .budget = infer.budget, .max_seqs = max_seqs, .max_tokens = max_tokens, .max_rows = max_rows,
-	    .other = other + (infer.heat ? usage_bytes(&infer.cfg) : 0) + (infer.dry_run ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
+	struct engine_opt o = { .ram = infer.ram, .budget = infer.budget, .max_seqs = max_seqs,
+	    .max_tokens = max_tokens, .max_rows = max_rows,
+	    .other = other + (infer.heat ? usage_bytes(&infer.cfg) : 0) + (infer.dry_run
+	    ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
 	    .kv = (enum kv_type)infer.kv };
 	struct mem_plan plan = { 0 };
 	struct err e = { 0 };
@@ -124,8 +146,10 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 
 	if ((o.predict = source_list(infer.predict, &why)) < 0)
 		opt_usage("--predict '%s': %s", infer.predict, why);
-	o.store = (struct store_opt){ .evict = evict[infer.evict], .waste = infer.waste, .force = infer.force,
-	    .reader = { .io = (enum reader_io)infer.io, .threads = infer.readers, .buffered = infer.buffered } };
+	o.store = (struct store_opt){ .evict = evict[infer.evict], .waste = infer.waste,
+	    .force = infer.force,
+	    .reader = { .io = (enum reader_io)infer.io, .threads = infer.readers,
+	    .buffered = infer.buffered } };
 	parse_sim(&o.store);
 	if (infer.cold)
 		pagecache_drop(infer.model, ".ctsr");
@@ -160,14 +184,16 @@ void infer_close(void)
 	pool_quit();
 }
 
-/* As documents were framed in training: begin-of-text in front and, of a whole one, end-of-text behind. */
+/* As documents were framed in training: begin-of-text in front and, of a whole one, end-of-text
+ * behind. */
 static void frame(struct ids *ids, int first, bool whole)
 {
 	int bos = tok_bos(infer.tok), eos = tok_eos(infer.tok);
 
 	if (bos >= 0 && (ids->n == first || ids->v[first] != (uint32_t)bos)) {
 		ids_push(ids, 0);
-		memmove(ids->v + first + 1, ids->v + first, sizeof(*ids->v) * (size_t)(ids->n - 1 - first));
+		memmove(ids->v + first + 1, ids->v + first,
+		    sizeof(*ids->v) * (size_t)(ids->n - 1 - first));
 		ids->v[first] = (uint32_t)bos;
 	}
 	if (whole && eos >= 0 && ids->v[ids->n - 1] != (uint32_t)eos)

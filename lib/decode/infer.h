@@ -1,9 +1,10 @@
 /*
- * infer: what the programs that run a model share (chr-generate, chr-score, chr-actlog): options, opening, and what a
- * record asks to be evaluated.
+ * infer: what the programs that run a model share (chr-generate, chr-score, chr-actlog):
+ * options, opening, and what a record asks to be evaluated.
  *
  *	static struct opt opts[] = { ..., { .kind = OPT_TABLE, .value = infer_opts }, { 0 } };
- *	infer_open(max_seqs, max_tokens, max_rows, other);	(ends the program on --dry-run and on errors)
+ *	infer_open(max_seqs, max_tokens, max_rows, other);	(ends the program on --dry-run
+ *	and on errors)
  *	... infer.g, infer.tok ...
  *	infer_close();
  */
@@ -33,16 +34,19 @@ struct infer {
 extern struct infer infer;
 extern struct opt infer_opts[];
 
-/* Checks options, starts threads, reads config and (unless tok is false and there is none) the tokenizer. */
+/* Checks options, starts threads, reads config and (unless tok is false and there is none) the
+ * tokenizer. */
 void infer_begin(bool tok);
-/* Opens the engine; other: bytes the caller will hold besides. Prints the plan on --dry-run (and exits) or -v. */
+/* Opens the engine; other: bytes the caller will hold besides. Prints the plan on --dry-run (and
+ * exits) or -v. */
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other);
 void infer_close(void);
 
-/* Appends the ids of a record: "tokens" as they are, or its conversation through the chat template, or its text between
- * the marks training puts around a document. prompt: without the end mark; a conversation ends with the header of an
- * answer. mask (may be NULL) gets one entry per id: 1 where the record is to be scored (all but the turns of others).
- * 0, or -1 with the reason in e->msg. */
+/* Appends the ids of a record: "tokens" as they are, or its conversation through the chat
+ * template, or its text between the marks training puts around a document. prompt: without the
+ * end mark; a conversation ends with the header of an answer. mask (may be NULL) gets one entry
+ * per id: 1 where the record is to be scored (all but the turns of others). 0, or -1 with the
+ * reason in e->msg. */
 int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e);
 
 #endif

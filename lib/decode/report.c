@@ -100,7 +100,8 @@ static void add(struct report *r, const struct eval_stats *st)
 	r->stall += st->stall;
 }
 
-static int put(struct report *r, const char *type, const char *count, int64_t n, int rows, const struct eval_stats *st,
+static int put(struct report *r, const char *type, const char *count, int64_t n, int rows,
+    const struct eval_stats *st,
     struct err *e)
 {
 	struct store_stats now;
@@ -119,7 +120,8 @@ static int put(struct report *r, const char *type, const char *count, int64_t n,
 		json_set_int(o, "rows", rows);
 	put_time(o, st->wall, st->compute, st->stall);
 	put_store(o, &r->last, &now);
-	put_slots(o, engine_store(r->g), store_slots(engine_store(r->g)), now.given_bytes - r->last.given_bytes);
+	put_slots(o, engine_store(r->g), store_slots(engine_store(r->g)),
+	    now.given_bytes - r->last.given_bytes);
 	json_set_num(o, "replaced_mass", st->replaced_mass);
 	report_recall(o, st);
 	json_set_int(o, "majflt", faults - r->majflt);
@@ -172,7 +174,8 @@ static json_t *sources(const struct report *r, const struct store_stats *now)
 		if (s < SRC_N) {
 			put_share(o, "slots", st->hit, st->slots);
 			put_share(o, "whole", st->whole, st->sets);
-			json_set_num(o, "lead_us", st->sets > 0 ? 1e6 * st->lead / (double)st->sets : 0);
+			json_set_num(o, "lead_us", st->sets > 0 ? 1e6 * st->lead / (double)st->sets
+			    : 0);
 		}
 		json_set_int(o, "wasted_bytes", (int64_t)wasted);
 		json_object_set_new(all, source_name[s], o);

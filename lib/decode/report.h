@@ -1,6 +1,7 @@
 /*
- * report: token records (man chr-jsonl.5): what each step of generation cost and where its experts came from. Counters
- * are differences between records, so their sums are the totals of the summary.
+ * report: token records (man chr-jsonl.5): what each step of generation cost and where its
+ * experts came from. Counters are differences between records, so their sums are the totals of
+ * the summary.
  */
 #ifndef CHR_REPORT_H
 #define CHR_REPORT_H

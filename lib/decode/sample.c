@@ -111,7 +111,8 @@ static int top_k(struct sampler *s, int k)
 
 		if (n < k) {
 			s->c[n++] = x;
-			for (int j = n - 1; j > 0 && behind(s->c[j], s->c[(j - 1) / 2]); j = (j - 1) / 2) {
+			for (int j = n - 1; j > 0 && behind(s->c[j], s->c[(j - 1) / 2]);
+			    j = (j - 1) / 2) {
 				struct cand t = s->c[j];
 
 				s->c[j] = s->c[(j - 1) / 2];
@@ -130,8 +131,8 @@ static int bin_of(float x, float best, double temperature)
 	return b < BINS - 1 ? (int)b : BINS - 1;
 }
 
-/* Every id that can be among the best with mass top_p, without sorting the vocabulary: whole bins of logits, best first,
- * until they hold the mass. */
+/* Every id that can be among the best with mass top_p, without sorting the vocabulary: whole
+ * bins of logits, best first, until they hold the mass. */
 static int top_bins(struct sampler *s, float best, double temperature, double top_p, double *mass)
 {
 	double bin[BINS] = { 0 }, held = 0;
@@ -159,7 +160,8 @@ static int all(struct sampler *s)
 	return s->V;
 }
 
-/* Logits become weights relative to the best; what falls below min_p of it is dropped. Returns how many are left. */
+/* Logits become weights relative to the best; what falls below min_p of it is dropped. Returns
+ * how many are left. */
 static int weigh(struct cand *c, int n, float best, double temperature, double min_p, double *mass)
 {
 	int m = 0;
@@ -187,7 +189,8 @@ static uint32_t draw(const struct cand *c, int n, double u)
 	return c[i].id;
 }
 
-uint32_t sample(struct sampler *s, const struct sample_opt *o, const float *logits, const uint32_t *seen, int nseen,
+uint32_t sample(struct sampler *s, const struct sample_opt *o, const float *logits,
+    const uint32_t *seen, int nseen,
     uint64_t stream, uint64_t counter)
 {
 	uint32_t best;
@@ -204,14 +207,16 @@ uint32_t sample(struct sampler *s, const struct sample_opt *o, const float *logi
 	top = s->x[best];
 	if (o->temperature <= 0 || !isfinite(top))
 		return best;
-	n = few ? top_k(s, o->top_k) : cut ? top_bins(s, top, o->temperature, o->top_p, &all_mass) : all(s);
+	n = few ? top_k(s, o->top_k) : cut ? top_bins(s, top, o->temperature, o->top_p, &all_mass)
+	    : all(s);
 	if (few || cut)
 		qsort(s->c, (size_t)n, sizeof(*s->c), by_rank);
 	n = weigh(s->c, n, top, o->temperature, o->min_p, &mass);
 	if (!cut)
 		keep = n;
 	else
-		while (keep < n && (keep == 0 || held < o->top_p * (all_mass >= 0 ? all_mass : mass)))
+		while (keep < n && (keep == 0 || held < o->top_p * (all_mass >= 0 ? all_mass
+		    : mass)))
 			held += s->c[keep++].x;
 	return draw(s->c, keep, rng_uniform(o->seed, stream, counter));
 }

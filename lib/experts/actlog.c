@@ -22,7 +22,8 @@ static bool is_type(const json_t *o, const char *type)
 
 int actlog_parse_model(const json_t *o, struct actlog_model *m, const char **why)
 {
-	const json_t *layers = json_object_get(o, "layers"), *experts = json_object_get(o, "experts");
+	const json_t *layers = json_object_get(o, "layers"), *experts = json_object_get(o,
+	    "experts");
 	const json_t *k = json_object_get(o, "top_k"), *bytes = json_object_get(o, "expert_bytes");
 	const char *fp = json_string_value(json_object_get(o, "fingerprint"));
 
@@ -30,7 +31,8 @@ int actlog_parse_model(const json_t *o, struct actlog_model *m, const char **why
 	*why = "not a model record ({\"type\":\"model\",...} comes first)";
 	if (!is_type(o, "model"))
 		return -1;
-	*why = "\"layers\", \"experts\" or \"top_k\" of the model record is missing or out of range";
+	*why = "\"layers\", \"experts\" or \"top_k\" of the model record is missing or out of "
+	    "range";
 	if (!in_range(layers, 1, CFG_MAX_LAYERS)
 	    || !in_range(experts, 1, MANIFEST_MAX / json_integer_value(layers))
 	    || !in_range(k, 1, json_integer_value(experts)) || json_integer_value(k) > MAX_TOP_K)
@@ -39,7 +41,8 @@ int actlog_parse_model(const json_t *o, struct actlog_model *m, const char **why
 	if (bytes && !in_range(bytes, 1, INT64_MAX / 4))
 		return -1;
 	*why = "\"fingerprint\" of the model record is not a hex string";
-	if (fp && (strlen(fp) >= sizeof m->fingerprint || strspn(fp, "0123456789abcdef") != strlen(fp)))
+	if (fp && (strlen(fp) >= sizeof m->fingerprint || strspn(fp, "0123456789abcdef") !=
+	    strlen(fp)))
 		return -1;
 	m->layers = (int)json_integer_value(layers);
 	m->experts = (int)json_integer_value(experts);
@@ -50,7 +53,8 @@ int actlog_parse_model(const json_t *o, struct actlog_model *m, const char **why
 	return 0;
 }
 
-static int parse_layer(const json_t *list, const struct actlog_model *m, int *n, int *id, const char **why)
+static int parse_layer(const json_t *list, const struct actlog_model *m, int *n, int *id,
+    const char **why)
 {
 	*n = (int)json_array_size(list);
 	*why = "a layer has neither 0 nor top_k experts";
@@ -89,9 +93,11 @@ int actlog_parse(const json_t *o, const struct actlog_model *m, struct act *a, c
 	a->seq = json_integer_value(seq);
 	a->pos = json_integer_value(pos);
 	a->token = token ? json_integer_value(token) : -1;
-	a->answer = json_is_true(json_object_get(o, "gen")) || json_is_true(json_object_get(o, "answer"));
+	a->answer = json_is_true(json_object_get(o, "gen")) ||
+	    json_is_true(json_object_get(o, "answer"));
 	for (int l = 0; l < m->layers; l++)
-		if (parse_layer(json_array_get(layers, (size_t)l), m, &a->n[l], a->id + (int64_t)l * m->top_k, why) < 0)
+		if (parse_layer(json_array_get(layers, (size_t)l), m, &a->n[l], a->id + (int64_t)l *
+		    m->top_k, why) < 0)
 			return -1;
 	return 0;
 }
@@ -104,11 +110,14 @@ int actlog_open(struct actlog *a, struct jsonl *in, struct err *e)
 
 	*a = (struct actlog){ .in = in };
 	if (!o)
-		return e->status ? -1 : err_set(e, EX_DATAERR, "no activation records: the input is empty");
+		return e->status ? -1 : err_set(e, EX_DATAERR,
+		    "no activation records: the input is empty");
 	rc = actlog_parse_model(o, &a->model, &why);
 	json_decref(o);
-	if (rc < 0)	/* fatal even when bad records are skipped: nothing can be checked without it */
-		return err_set(e, EX_DATAERR, "%s:%lld: %s", jsonl_name(in), (long long)jsonl_lineno(in), why);
+	if (rc < 0)	/* fatal even when bad records are skipped: nothing can be checked
+			   without it */
+		return err_set(e, EX_DATAERR, "%s:%lld: %s", jsonl_name(in),
+		    (long long)jsonl_lineno(in), why);
 	a->act.seq = -1;
 	a->act.n = calloc((size_t)a->model.layers, sizeof *a->act.n);
 	a->act.id = calloc((size_t)a->model.layers * a->model.top_k, sizeof *a->act.id);
@@ -123,8 +132,10 @@ static bool same_model(const json_t *o, const struct actlog_model *m)
 	struct actlog_model x;
 	const char *why;
 
-	return actlog_parse_model(o, &x, &why) == 0 && x.layers == m->layers && x.experts == m->experts
-	    && x.top_k == m->top_k && x.expert_bytes == m->expert_bytes && strcmp(x.fingerprint, m->fingerprint) == 0;
+	return actlog_parse_model(o, &x, &why) == 0 && x.layers == m->layers &&
+	    x.experts == m->experts
+	    && x.top_k == m->top_k && x.expert_bytes == m->expert_bytes &&
+	    strcmp(x.fingerprint, m->fingerprint) == 0;
 }
 
 int actlog_next(struct actlog *a, struct err *e)
@@ -167,7 +178,8 @@ void actlog_close(struct actlog *a)
 
 json_t *actlog_model_json(const struct actlog_model *m)
 {
-	json_t *o = json_pack("{s:s, s:i, s:i, s:i}", "type", "model", "layers", m->layers, "experts", m->experts, "top_k",
+	json_t *o = json_pack("{s:s, s:i, s:i, s:i}", "type", "model", "layers", m->layers,
+	    "experts", m->experts, "top_k",
 	    m->top_k);
 
 	if (m->expert_bytes)

@@ -4,8 +4,9 @@
  *	{"type":"model","layers":8,"experts":32,"top_k":2,"expert_bytes":98304,"fingerprint":"..."}
  *	{"type":"act","seq":3,"pos":17,"token":512,"layers":[[4,9],[30,1],...]}
  *
- * The model record comes first. "layers" holds every layer in order, [] for a dense one. Records of one sequence are
- * adjacent and in order. Logs may be concatenated: a further model record must say the same.
+ * The model record comes first. "layers" holds every layer in order, [] for a dense one. Records
+ * of one sequence are adjacent and in order. Logs may be concatenated: a further model record
+ * must say the same.
  *
  *	struct actlog a;
  *	if (actlog_open(&a, in, &e) < 0) ...
@@ -31,7 +32,8 @@ struct actlog_model {
 struct act {				/* one token */
 	int64_t seq, pos;
 	int64_t token;			/* -1 unknown */
-	bool first;			/* begins a sequence: another seq, a pos that does not grow, or after a model record */
+	bool first;			/* begins a sequence: another seq, a pos that does not
+					   grow, or after a model record */
 	bool next;			/* directly follows the record before it */
 	bool answer;			/* of the answer to what comes before: "gen" or "answer" */
 	int *n;				/* (layers) experts used: 0 (dense layer) or top_k */
@@ -44,12 +46,13 @@ struct actlog {
 	struct act act;			/* the last record */
 };
 
-/* Both fill *why with a phrase and return -1 on a record that breaks the rules above. actlog_parse fills all but first and next;
- * n and id are the caller's. */
+/* Both fill *why with a phrase and return -1 on a record that breaks the rules above.
+ * actlog_parse fills all but first and next; n and id are the caller's. */
 int actlog_parse_model(const json_t *o, struct actlog_model *m, const char **why);
 int actlog_parse(const json_t *o, const struct actlog_model *m, struct act *a, const char **why);
 
-int actlog_open(struct actlog *a, struct jsonl *in, struct err *e);	/* reads the model record; in stays the caller's */
+/* reads the model record; in stays the caller's */
+int actlog_open(struct actlog *a, struct jsonl *in, struct err *e);
 int actlog_next(struct actlog *a, struct err *e);			/* 1, 0 at the end, -1 */
 void actlog_close(struct actlog *a);
 

@@ -4,11 +4,13 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { QUEUE, LRU, FRESH, LISTS };	/* to be read for a demand; used at least once; read as a guess, not yet used */
+enum { QUEUE, LRU, FRESH, LISTS };	/* to be read for a demand; used at least once; read as a
+					   guess, not yet used */
 
 struct entry {
 	uint8_t state, source;
-	bool guess;			/* its read was or is for a prediction that has not come true yet */
+	bool guess;			/* its read was or is for a prediction that has not come
+					   true yet */
 	bool pinned;			/* for good */
 	int pins;			/* demands not yet put back */
 	int slot;
@@ -17,7 +19,8 @@ struct entry {
 	float prob;
 	float heat;			/* uses, halved with time, at clock `used` */
 	float share;			/* of tokens expected to use it */
-	int64_t deadline;		/* clock of the predicted demand; nothing is predicted when it is past */
+	int64_t deadline;		/* clock of the predicted demand; nothing is predicted
+					   when it is past */
 	int64_t used;			/* clock of the last demand, -1: none */
 };
 
@@ -35,14 +38,17 @@ struct cache {
 	int64_t *got;			/* (slots) bytes read into each */
 	int demands, guesses;		/* reads going on */
 	int residents, pinned;
-	double waste, credit, size;	/* share of bytes; bytes; mean of those read so far, 0: none yet */
+	double waste, credit, size;	/* share of bytes; bytes; mean of those read so far, 0:
+					   none yet */
 	struct cache_stats st;
 };
 
 int64_t cache_bytes(int keys, int slots)
 {
-	return (int64_t)sizeof(struct cache) + (int64_t)(keys + LISTS) * (int64_t)sizeof(struct entry)
-	    + (int64_t)keys * (int64_t)sizeof(int) + (int64_t)slots * (int64_t)(sizeof(int) + sizeof(int64_t));
+	return (int64_t)sizeof(struct cache) + (int64_t)(keys + LISTS) *
+	    (int64_t)sizeof(struct entry)
+	    + (int64_t)keys * (int64_t)sizeof(int) + (int64_t)slots *
+	    (int64_t)(sizeof(int) + sizeof(int64_t));
 }
 
 struct cache *cache_new(int keys, int slots, int max_guesses, int keep)
@@ -85,7 +91,8 @@ void cache_free(struct cache *c)
 	free(c);
 }
 
-/* With few in memory, what was used last is most of what can be kept, and counting only adds noise. */
+/* With few in memory, what was used last is most of what can be kept, and counting only adds
+ * noise. */
 static void adapt(struct cache *c)
 {
 	if (c->adapts)
@@ -114,7 +121,8 @@ void cache_set_waste(struct cache *c, double share)
 
 static double heat(const struct cache *c, const struct entry *x)
 {
-	return x->used < 0 ? 0 : x->heat * exp2(-(double)(c->clock - x->used) / (HALF_LIFE * (double)c->keep));
+	return x->used < 0 ? 0 : x->heat * exp2(-(double)(c->clock - x->used) /
+	    (HALF_LIFE * (double)c->keep));
 }
 
 /* The larger, the sooner it leaves; equal ones by recency. */
@@ -126,7 +134,8 @@ static double staleness(const struct cache *c, int k)
 		return -heat(c, &c->e[k]);
 	if (c->policy == CACHE_CYCLE)
 		return away;
-	uses = c->expects ? (heat(c, &c->e[k]) + EXPECTED * c->e[k].share) / (HALF_LIFE / M_LN2 + EXPECTED)
+	uses = c->expects ? (heat(c, &c->e[k]) + EXPECTED * c->e[k].share) /
+	    (HALF_LIFE / M_LN2 + EXPECTED)
 	    : (heat(c, &c->e[k]) + PRIOR * c->usual) / (HALF_LIFE / M_LN2 + PRIOR);
 	return away + c->layers * (1 / uses);
 }
@@ -204,7 +213,8 @@ static void heap_down(struct cache *c, int i, int k)
 	int child;
 
 	for (; (child = 2 * i + 1) < c->nheap; i = child) {
-		if (child + 1 < c->nheap && sooner(&c->e[c->heap[child + 1]], &c->e[c->heap[child]]))
+		if (child + 1 < c->nheap && sooner(&c->e[c->heap[child + 1]],
+		    &c->e[c->heap[child]]))
 			child++;
 		if (!sooner(&c->e[c->heap[child]], &c->e[k]))
 			break;
@@ -266,7 +276,8 @@ static void guess_used(struct cache *c, int k)
 	c->e[k].guess = false;
 	c->st.predicted_used++;
 	earn(c, stake(c, c->e[k].prob));
-	if (cache_state(c, k) == CACHE_READING) {	/* earns its share as a demand when it ends */
+	if (cache_state(c, k) == CACHE_READING) {	/* earns its share as a demand when it
+							   ends */
 		c->guesses--;
 		c->demands++;
 	} else
@@ -368,7 +379,8 @@ void cache_predict(struct cache *c, int k, float prob, int when, int source)
 
 	switch (cache_state(c, k)) {
 	case CACHE_GUESSED:
-		/* A less likely word on the next layer says nothing against a likelier one on what comes later. */
+		/* A less likely word on the next layer says nothing against a likelier one on
+		 * what comes later. */
 		if (deadline > x->deadline || (deadline < x->deadline && prob < x->prob))
 			break;
 		heap_remove(c, k);
@@ -396,11 +408,13 @@ void cache_advance(struct cache *c)
 /* Whether x may leave for a read that is needed at `deadline` (a guess; -1: a demand). */
 static bool evictable(const struct cache *c, const struct entry *x, int64_t deadline)
 {
-	return x->pins == 0 && !x->pinned && (deadline < 0 || (x->used != c->clock && (x->deadline < c->clock || x->deadline > deadline)));
+	return x->pins == 0 && !x->pinned &&
+	    (deadline < 0 || (x->used != c->clock && (x->deadline < c->clock ||
+	    x->deadline > deadline)));
 }
 
-/* Who leaves: a guess that did not come true; else, of those not predicted, the one that the policy names; else, of those
- * that may, the one predicted for the latest time. -1: nobody. */
+/* Who leaves: a guess that did not come true; else, of those not predicted, the one that the
+ * policy names; else, of those that may, the one predicted for the latest time. -1: nobody. */
 static int victim(const struct cache *c, int64_t deadline)
 {
 	int list, k, latest = -1, stalest;
@@ -416,7 +430,8 @@ static int victim(const struct cache *c, int64_t deadline)
 				continue;
 			if (x->deadline < c->clock && c->policy == CACHE_LRU)
 				return k;
-			if (x->deadline < c->clock && ((stale = staleness(c, k)) > most || stalest < 0)) {
+			if (x->deadline < c->clock && ((stale = staleness(c, k)) > most ||
+			    stalest < 0)) {
 				stalest = k;
 				most = stale;
 			}
@@ -513,7 +528,8 @@ bool cache_take_too(struct cache *c, int k, bool demand, int *slot)
 
 bool cache_stuck(const struct cache *c)
 {
-	return cache_queued(c) && c->demands + c->guesses == 0 && c->nfree == 0 && victim(c, -1) < 0;
+	return cache_queued(c) && c->demands + c->guesses == 0 && c->nfree == 0 &&
+	    victim(c, -1) < 0;
 }
 
 void cache_done(struct cache *c, int k, int64_t got, bool good)

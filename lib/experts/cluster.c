@@ -27,11 +27,13 @@ int coact_init(struct coact *c, const struct actlog_model *m, int hold_every, st
 {
 	size_t nodes = (size_t)m->layers * m->experts, all;
 
-	*c = (struct coact){ .layers = m->layers, .experts = m->experts, .top_k = m->top_k, .hold_every = hold_every };
+	*c = (struct coact){ .layers = m->layers, .experts = m->experts, .top_k = m->top_k,
+	    .hold_every = hold_every };
 	c->pairs = pair(m->experts, 0);
 	all = (size_t)c->pairs * m->layers + 1;
 	if (all > (size_t)1 << 30)
-		return err_set(e, EX_DATAERR, "%d layers of %d experts are too many pairs to count", m->layers, m->experts);
+		return err_set(e, EX_DATAERR, "%d layers of %d experts are too many pairs to count",
+		    m->layers, m->experts);
 	/* calloc gives untouched pages, so what a model could use but does not costs nothing. */
 	c->token = calloc(all, sizeof *c->token);
 	c->next = calloc(all, sizeof *c->next);
@@ -43,7 +45,8 @@ int coact_init(struct coact *c, const struct actlog_model *m, int hold_every, st
 	if (c->token && c->next && c->held && c->heat && c->sparse && c->prev && c->nprev)
 		return 0;
 	coact_free(c);
-	return err_set(e, EX_OSERR, "out of memory for the pairs of %d layers of %d experts", m->layers, m->experts);
+	return err_set(e, EX_OSERR, "out of memory for the pairs of %d layers of %d experts",
+	    m->layers, m->experts);
 }
 
 void coact_free(struct coact *c)
@@ -74,7 +77,8 @@ static void count_next(uint32_t *tri, const int *was, int nwas, const int *id, i
 				tri[pair(id[i], was[k])]++;
 }
 
-static void count_layer(struct coact *c, int l, const int *id, int n, bool held, const int *was, int nwas)
+static void count_layer(struct coact *c, int l, const int *id, int n, bool held, const int *was,
+    int nwas)
 {
 	if (held) {
 		count_within(c->held + l * c->pairs, id, n);
@@ -147,7 +151,8 @@ static int layer_graph(const struct layer *y, struct graph *g, struct err *e)
 	return rc;
 }
 
-struct item {			/* something to sort: hottest or heaviest first, then by id, so that order is total */
+struct item {			/* something to sort: hottest or heaviest first, then by id, so
+				   that order is total */
 	double key;
 	int a, b;
 };
@@ -175,7 +180,8 @@ static void sort_hot(const struct layer *y, int *id, int n)
 	mem_free(s);
 }
 
-struct chain {			/* paths that grow by joining ends; indices are positions in the id list */
+struct chain {			/* paths that grow by joining ends; indices are positions in the
+				   id list */
 	int *nb;		/* (n, 2) neighbours, -1 none */
 	int *end;		/* (n) of an end: the other end of its path */
 };
@@ -214,12 +220,13 @@ static void join_heaviest(const struct layer *y, const int *id, int n, struct ch
 	mem_free(s);
 }
 
-/* Orders id so that experts of one token follow each other: pairs are joined to paths, heaviest first (the greedy
- * matching of path covers), and paths come by their hotter end. Only reads of one token can be joined on disk, so
- * w_next has no say here. */
+/* Orders id so that experts of one token follow each other: pairs are joined to paths, heaviest
+ * first (the greedy matching of path covers), and paths come by their hotter end. Only reads of
+ * one token can be joined on disk, so w_next has no say here. */
 static void chain_order(const struct layer *y, int *id, int n)
 {
-	struct chain c = { mem_alloc(2 * (size_t)n * sizeof(int)), mem_alloc((size_t)n * sizeof(int)) };
+	struct chain c = { mem_alloc(2 * (size_t)n * sizeof(int)),
+	    mem_alloc((size_t)n * sizeof(int)) };
 	int *out = mem_alloc((size_t)n * sizeof *out), k = 0;
 
 	sort_hot(y, id, n);
@@ -229,7 +236,8 @@ static void chain_order(const struct layer *y, int *id, int n)
 	}
 	join_heaviest(y, id, n, &c);
 	for (int i = 0; i < n; i++)
-		if (c.nb[2 * i + 1] < 0 && c.end[i] >= 0) {	/* a path not yet walked, from its hotter end */
+		/* a path not yet walked, from its hotter end */
+		if (c.nb[2 * i + 1] < 0 && c.end[i] >= 0) {
 			c.end[c.end[i]] = -1;
 			for (int at = i, from = -1; at >= 0;) {
 				int to = c.nb[2 * at] == from ? c.nb[2 * at + 1] : c.nb[2 * at];
@@ -246,7 +254,8 @@ static void chain_order(const struct layer *y, int *id, int n)
 	mem_free(c.end);
 }
 
-/* Puts first the n best of id[0..all): the hottest, then always the one with most weight to those taken. */
+/* Puts first the n best of id[0..all): the hottest, then always the one with most weight to
+ * those taken. */
 static void take_heavy(const struct layer *y, int *id, int all, int n)
 {
 	double *pull = mem_alloc((size_t)all * sizeof *pull);
@@ -332,7 +341,8 @@ static int put_louvain(struct cluster_plan *p, const struct layer *y, struct err
 
 static void put_plain(struct cluster_plan *p, const struct layer *y)
 {
-	int E = y->c->experts, *id = mem_alloc((size_t)E * sizeof *id), k = (E + y->cap - 1) / y->cap;
+	int E = y->c->experts, *id = mem_alloc((size_t)E * sizeof *id), k = (E + y->cap - 1) /
+	    y->cap;
 
 	for (int x = 0; x < E; x++)
 		id[x] = x;
@@ -359,7 +369,8 @@ static void join_small(struct cluster_plan *p, int64_t min, int64_t cap)
 	p->start[n] = p->nodes;
 }
 
-static int layer_modularity(const struct layer *y, const int *cluster, struct cluster_plan *p, int *layers,
+static int layer_modularity(const struct layer *y, const int *cluster, struct cluster_plan *p,
+    int *layers,
     struct err *e)
 {
 	struct graph g;
@@ -375,20 +386,23 @@ static int layer_modularity(const struct layer *y, const int *cluster, struct cl
 
 static struct layer layer_of(const struct coact *c, const struct cluster_opt *o, int l, int64_t cap)
 {
-	return (struct layer){ .c = c, .o = o, .l = l, .cap = cap > c->experts ? c->experts : (int)cap,
+	return (struct layer){ .c = c, .o = o, .l = l, .cap = cap > c->experts ? c->experts
+	    : (int)cap,
 		.token = c->token + l * c->pairs, .next = c->next + l * c->pairs,
 		.heat = c->heat + (int64_t)l * c->experts };
 }
 
 /* Numbers of the clusters as a partition of each layer. */
-static int measure(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o, struct err *e)
+static int measure(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o,
+    struct err *e)
 {
 	int E = c->experts, layers = 0, rc = 0;
 	int *cluster = mem_alloc((size_t)c->layers * E * sizeof *cluster);
 
 	for (int k = 0, first = 0; k < p->n; k++)
 		for (int i = p->start[k]; i < p->start[k + 1]; i++) {
-			/* graph_modularity wants numbers below E: those of a layer are consecutive, as files go by layer. */
+			/* graph_modularity wants numbers below E: those of a layer are
+			 * consecutive, as files go by layer. */
 			if (i == 0 || p->order[i] / E != p->order[i - 1] / E)
 				first = k;
 			cluster[p->order[i]] = k - first;
@@ -423,7 +437,8 @@ void cluster_sizes(const struct coact *c, struct cluster_opt *o)
 		o->min_bytes = o->max_bytes;
 }
 
-int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o, struct err *e)
+int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o,
+    struct err *e)
 {
 	size_t nodes = (size_t)c->layers * c->experts;
 	int64_t slot = manifest_align(o->expert_bytes), cap = o->max_bytes / slot;
@@ -431,9 +446,11 @@ int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct clu
 
 	*p = (struct cluster_plan){0};
 	if (c->tokens == 0)
-		return err_set(e, EX_DATAERR, "no activation records%s", c->held_tokens ? " but held-out ones" : "");
+		return err_set(e, EX_DATAERR, "no activation records%s", c->held_tokens
+		    ? " but held-out ones" : "");
 	if (cap < 1)
-		return err_set(e, EX_USAGE, "--max-bytes %lld is below one expert (%lld bytes)", (long long)o->max_bytes,
+		return err_set(e, EX_USAGE, "--max-bytes %lld is below one expert (%lld bytes)",
+		    (long long)o->max_bytes,
 		    (long long)slot);
 	p->order = mem_alloc(nodes * sizeof *p->order);
 	p->start = mem_alloc((nodes + 1) * sizeof *p->start);
@@ -467,19 +484,22 @@ double cluster_sequential(const struct cluster_plan *p, const struct coact *c)
 {
 	int64_t joined = 0;
 
-	/* A pair of file neighbours saves one read whenever a token needs both, so pair counts are enough. */
+	/* A pair of file neighbours saves one read whenever a token needs both, so pair counts
+	 * are enough. */
 	for (int k = 0; c->held_reads && k < p->n; k++)
 		for (int i = p->start[k] + 1; i < p->start[k + 1]; i++) {
 			int a = p->order[i - 1], b = p->order[i], l = b / c->experts;
 
 			if (a / c->experts == l)
-				joined += c->held[l * c->pairs + pair(a % c->experts, b % c->experts)];
+				joined += c->held[l * c->pairs + pair(a % c->experts,
+				    b % c->experts)];
 		}
 	return c->held_reads ? (double)joined / (double)c->held_reads : NAN;
 }
 
 /* The held-out measure of the plan and of the two plain orders under the same sizes. */
-static json_t *sequential_json(const struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o,
+static json_t *sequential_json(const struct cluster_plan *p, const struct coact *c,
+    const struct cluster_opt *o,
     struct err *e)
 {
 	json_t *s = json_object();
@@ -497,13 +517,15 @@ static json_t *sequential_json(const struct cluster_plan *p, const struct coact 
 			json_decref(s);
 			return NULL;
 		}
-		json_set_num(s, l == LAYOUT_LAYER ? "fraction_layer" : "fraction_hot", cluster_sequential(&q, c));
+		json_set_num(s, l == LAYOUT_LAYER ? "fraction_layer" : "fraction_hot",
+		    cluster_sequential(&q, c));
 		cluster_plan_free(&q);
 	}
 	return s;
 }
 
-static json_t *clustering_json(const struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o,
+static json_t *clustering_json(const struct cluster_plan *p, const struct coact *c,
+    const struct cluster_opt *o,
     struct err *e)
 {
 	json_t *j = json_object(), *s = sequential_json(p, c, o, e);
@@ -531,7 +553,8 @@ static json_t *clustering_json(const struct cluster_plan *p, const struct coact 
 	return j;
 }
 
-json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o,
+json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c,
+    const struct cluster_opt *o,
     const char *fingerprint, struct err *e)
 {
 	json_t *stats = clustering_json(p, c, o, e), *out;
@@ -545,7 +568,8 @@ json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c, co
 	}
 	for (int k = 0; k < p->n; k++)
 		for (int i = p->start[k]; i < p->start[k + 1]; i++)
-			m.place[p->order[i]] = (struct place){ .cluster = k, .rank = i - p->start[k] };
+			m.place[p->order[i]] = (struct place){ .cluster = k,
+			    .rank = i - p->start[k] };
 	if (*fingerprint)
 		m.fingerprint = strdup(fingerprint);
 	json_object_set_new(m.raw, "clustering", stats);

@@ -6,7 +6,8 @@
 
 #include "base/json.h"
 
-static const char *const source_name[COVERAGE_SOURCES] = { "intent", "popularity", "prompt", "prompt_popularity",
+static const char *const source_name[COVERAGE_SOURCES] = { "intent", "popularity", "prompt",
+    "prompt_popularity",
 	"prompt_intent", "oracle", "lru" };
 static const double budget[] = { 0.125, 0.25, 0.5 };
 
@@ -19,7 +20,8 @@ struct gain {			/* of one source over another, sequence by sequence */
 
 struct measure {
 	double loss, floor, uses, covered[BUDGETS][COVERAGE_SOURCES];
-	struct gain gain[BUDGETS], blend[BUDGETS];	/* intent over popularity: alone, and with what the prompt used */
+	struct gain gain[BUDGETS], blend[BUDGETS];	/* intent over popularity: alone, and
+							   with what the prompt used */
 	int64_t n;
 };
 
@@ -41,7 +43,8 @@ static void popular_share(const struct intent *m, const double *popular, real *s
 	}
 }
 
-int coverage_open(struct coverage *c, const struct intent_pairs *a, const struct intent *m, const double *popular, struct err *e)
+int coverage_open(struct coverage *c, const struct intent_pairs *a, const struct intent *m,
+    const double *popular, struct err *e)
 {
 	bool ok;
 
@@ -151,11 +154,14 @@ static int experts_of(const struct coverage *c, int b)
 static double covered(const struct coverage *c, const struct answer *x, int source, int b)
 {
 	if (source == BY_LRU)
-		return (double)coverage_lru(x->id, x->n, x->n + x->tokens, c->m->Ls, c->m->K, experts_of(c, b), c->order);
-	return coverage_of(x->used, c->score[source], c->m->Ls, c->m->E, experts_of(c, b), c->order);
+		return (double)coverage_lru(x->id, x->n, x->n + x->tokens, c->m->Ls, c->m->K,
+		    experts_of(c, b), c->order);
+	return coverage_of(x->used, c->score[source], c->m->Ls, c->m->E, experts_of(c, b),
+	    c->order);
 }
 
-static void blend(const struct coverage *c, const struct answer *x, int from, int to, double how_much)
+static void blend(const struct coverage *c, const struct answer *x, int from, int to,
+    double how_much)
 {
 	memcpy(c->score[to], c->score[from], size_of(c) * sizeof **c->score);
 	intent_blend(c->m, c->score[to], x->touched, x->n, how_much);
@@ -239,7 +245,8 @@ static void put_gain(json_t *r, const char *key, const char *error, const struct
 	double n = (double)g->n, mean = g->sum / n;
 
 	json_set_num(r, key, mean);
-	json_set_num(r, error, g->n > 1 ? sqrt(fmax(g->square / n - mean * mean, 0) / (n - 1)) : NAN);
+	json_set_num(r, error, g->n > 1 ? sqrt(fmax(g->square / n - mean * mean, 0) / (n - 1))
+	    : NAN);
 }
 
 static json_t *budgets(const struct coverage *c, const struct measure *z)

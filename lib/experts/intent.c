@@ -28,8 +28,10 @@ static void lay_out(struct intent *m)
 	for (int i = 0; i < INTENT_PARAMS; i++) {
 		struct param *p = &m->p[i];
 
-		*p = (struct param){ .kind = shape[i].kind, .layer = -1, .expert = -1, .ndim = shape[i].ndim,
-		    .rows = rows[i], .cols = shape[i].ndim == 2 ? m->W : 1, .off = at, .owner = -1 };
+		*p = (struct param){ .kind = shape[i].kind, .layer = -1, .expert = -1,
+		    .ndim = shape[i].ndim,
+		    .rows = rows[i], .cols = shape[i].ndim == 2 ? m->W : 1, .off = at,
+		    .owner = -1 };
 		strcpy(p->name, shape[i].name);
 		m->par.count += param_size(p);
 		at += param_span(p);
@@ -42,7 +44,8 @@ static void lay_out(struct intent *m)
 /* All but the weights. */
 static void describe(struct intent *m, const struct config *c, int width)
 {
-	*m = (struct intent){ .V = c->vocab_size, .W = width, .Ls = c->num_sparse, .E = c->num_experts,
+	*m = (struct intent){ .V = c->vocab_size, .W = width, .Ls = c->num_sparse,
+	    .E = c->num_experts,
 	    .K = c->num_experts_per_tok };
 	lay_out(m);
 }
@@ -75,9 +78,11 @@ struct intent *intent_new(const struct config *c, const char *fingerprint, int w
 		return NULL;
 	memccpy(m->fingerprint, fingerprint, 0, sizeof m->fingerprint - 1);
 	for (int64_t i = 0; i < (int64_t)m->V * m->W; i++)
-		part(m, INTENT_EMBED)[i] = (real)(0.3 * rng_normal(seed, INTENT_EMBED, (uint64_t)i));
+		part(m, INTENT_EMBED)[i] = (real)(0.3 * rng_normal(seed, INTENT_EMBED,
+		    (uint64_t)i));
 	for (int64_t i = 0; i < (int64_t)m->W * m->W; i++)
-		part(m, INTENT_HIDDEN)[i] = (real)(rng_normal(seed, INTENT_HIDDEN, (uint64_t)i) / sqrt(m->W));
+		part(m, INTENT_HIDDEN)[i] = (real)(rng_normal(seed, INTENT_HIDDEN, (uint64_t)i) /
+		    sqrt(m->W));
 	return m;
 }
 
@@ -97,7 +102,8 @@ void intent_popular(struct intent *m, const double *used)
 		for (int e = 0; e < m->E; e++)
 			sum += fmax(u[e], 0.5);
 		for (int e = 0; e < m->E; e++)
-			part(m, INTENT_OUT_BIAS)[(int64_t)l * m->E + e] = (real)log(fmax(u[e], 0.5) / sum);
+			part(m, INTENT_OUT_BIAS)[(int64_t)l * m->E + e] =
+			    (real)log(fmax(u[e], 0.5) / sum);
 	}
 }
 
@@ -163,7 +169,8 @@ static void encode(const struct intent *m, const uint32_t *tok, int n, struct en
 {
 	pool_tokens(m, tok, n, c);
 	for (int i = 0; i < m->W; i++) {
-		c->z[i] = part(m, INTENT_HIDDEN_BIAS)[i] + dot(part(m, INTENT_HIDDEN) + (int64_t)i * m->W, c->p, m->W);
+		c->z[i] = part(m, INTENT_HIDDEN_BIAS)[i] + dot(part(m, INTENT_HIDDEN) + (int64_t)i *
+		    m->W, c->p, m->W);
 		c->h[i] = (real)(0.5 * (double)c->z[i] * (1 + erf((double)c->z[i] * M_SQRT1_2)));
 	}
 }
@@ -230,14 +237,16 @@ static double layer_loss(const real *used, real *q, int E, real weight)
 }
 
 /* From dh (W), which is overwritten, to everything before it. */
-static void encode_backward(const struct intent *m, const uint32_t *tok, int n, const struct encoded *c, real *dh, real *g)
+static void encode_backward(const struct intent *m, const uint32_t *tok, int n,
+    const struct encoded *c, real *dh, real *g)
 {
 	real dp[INTENT_MAX_WIDTH] = { 0 }, mean;
 	const real *u = part(m, INTENT_POOL);
 
 	for (int i = 0; i < m->W; i++) {
 		double z = (double)c->z[i];
-		double slope = 0.5 * (1 + erf(z * M_SQRT1_2)) + z * exp(-0.5 * z * z) / sqrt(2 * M_PI);
+		double slope = 0.5 * (1 + erf(z * M_SQRT1_2)) + z * exp(-0.5 * z * z) /
+		    sqrt(2 * M_PI);
 
 		dh[i] *= (real)slope;
 		axpy(g + m->p[INTENT_HIDDEN].off + (int64_t)i * m->W, dh[i], c->p, m->W);
@@ -260,7 +269,8 @@ static void encode_backward(const struct intent *m, const uint32_t *tok, int n, 
 	}
 }
 
-double intent_loss(const struct intent *m, const uint32_t *tok, int n, const real *used, real weight, real *g,
+double intent_loss(const struct intent *m, const uint32_t *tok, int n, const real *used,
+    real weight, real *g,
     real *scratch)
 {
 	real dh[INTENT_MAX_WIDTH] = { 0 };
@@ -290,7 +300,8 @@ double intent_loss(const struct intent *m, const uint32_t *tok, int n, const rea
 #define CHUNK 4096		/* values converted at a time */
 
 /* The writer's errors are sticky: whatever failed here, st_writer_finish() says so. */
-static void put_all(const struct intent *m, struct st_writer *w, const json_t *meta, struct st_error *se)
+static void put_all(const struct intent *m, struct st_writer *w, const json_t *meta,
+    struct st_error *se)
 {
 	float buf[CHUNK];
 	char blend[32];
@@ -336,8 +347,10 @@ int intent_save(const struct intent *m, const char *dir, const json_t *meta, str
 	return rc;
 }
 
-/* Opens the file: 1, 0 when there is none, -1. Then its tensors have the shapes that c asks for, and *width. */
-static int open_file(const char *path, const struct config *c, struct st_file **f, int *width, struct err *e)
+/* Opens the file: 1, 0 when there is none, -1. Then its tensors have the shapes that c asks for,
+ * and *width. */
+static int open_file(const char *path, const struct config *c, struct st_file **f, int *width,
+    struct err *e)
 {
 	const struct st_tensor *t;
 	struct st_error se;
@@ -348,9 +361,11 @@ static int open_file(const char *path, const struct config *c, struct st_file **
 	if (!(*f = st_open(path, ST_READ, &se)))
 		return modeldir_st_err(e, path, &se);
 	t = st_find(*f, shape[INTENT_POOL].name);
-	if (!t || t->ndim != 1 || t->shape[0] < 8 || t->shape[0] > INTENT_MAX_WIDTH || t->shape[0] % 8) {
+	if (!t || t->ndim != 1 || t->shape[0] < 8 || t->shape[0] > INTENT_MAX_WIDTH ||
+	    t->shape[0] % 8) {
 		st_close(*f);
-		return err_set(e, EX_DATAERR, "%s: no %s of a width that is a multiple of 8, up to %d", path,
+		return err_set(e, EX_DATAERR, "%s: no %s of a width that is a multiple of 8, up to "
+		    "%d", path,
 		    shape[INTENT_POOL].name, INTENT_MAX_WIDTH);
 	}
 	*width = (int)t->shape[0];
@@ -359,16 +374,19 @@ static int open_file(const char *path, const struct config *c, struct st_file **
 		const struct param *p = &like.p[i];
 
 		t = st_find(*f, p->name);
-		if (t && t->dtype == ST_F32 && t->ndim == p->ndim && t->shape[0] == (uint64_t)p->rows
+		if (t && t->dtype == ST_F32 && t->ndim == p->ndim &&
+		    t->shape[0] == (uint64_t)p->rows
 		    && (t->ndim == 1 || t->shape[1] == (uint64_t)p->cols))
 			continue;
 		st_close(*f);
-		return err_set(e, EX_DATAERR, "%s: no tensor %s of type F32 and the shape that the model asks for", path, p->name);
+		return err_set(e, EX_DATAERR, "%s: no tensor %s of type F32 and the shape that the "
+		    "model asks for", path, p->name);
 	}
 	return 1;
 }
 
-static int read_part(struct intent *m, int i, const struct st_file *f, const char *path, struct err *e)
+static int read_part(struct intent *m, int i, const struct st_file *f, const char *path,
+    struct err *e)
 {
 	const struct st_tensor *t = st_find(f, m->p[i].name);
 	struct st_error se;
@@ -380,7 +398,8 @@ static int read_part(struct intent *m, int i, const struct st_file *f, const cha
 			return modeldir_st_err(e, path, &se);
 		for (int64_t j = 0; j < n; j++) {
 			if (!isfinite(buf[j]))
-				return err_set(e, EX_DATAERR, "%s: %s is not finite at %lld", path, m->p[i].name,
+				return err_set(e, EX_DATAERR, "%s: %s is not finite at %lld", path,
+				    m->p[i].name,
 				    (long long)(k + j));
 			part(m, i)[k + j] = (real)buf[j];
 		}
@@ -393,12 +412,14 @@ static int read_blend(struct intent *m, const struct st_file *f, const char *pat
 	const char *text = st_meta(f, "chronos.intent.blend"), *why;
 
 	if (!text || opt_float(text, &m->blend, &why) < 0 || !(m->blend >= 0 && m->blend <= 1))
-		return err_set(e, EX_DATAERR, "%s: no chronos.intent.blend from 0 to 1 in its metadata", path);
+		return err_set(e, EX_DATAERR, "%s: no chronos.intent.blend from 0 to 1 in its "
+		    "metadata", path);
 	return 0;
 }
 
 /* Is the file of the model in dir? */
-static int check_model(struct intent *m, const struct st_file *f, const char *dir, const char *path, struct err *e)
+static int check_model(struct intent *m, const struct st_file *f, const char *dir, const char *path,
+    struct err *e)
 {
 	const char *of = st_meta(f, "chronos.fingerprint"), *is;
 	struct modeldir md;
@@ -409,7 +430,8 @@ static int check_model(struct intent *m, const struct st_file *f, const char *di
 	if (!(is = modeldir_fingerprint(&md, e)))
 		rc = -1;
 	else if (!of || strcmp(of, is) != 0)
-		rc = err_set(e, EX_DATAERR, "%s: of another model: remove it, or train it again with chr-intent", path);
+		rc = err_set(e, EX_DATAERR, "%s: of another model: remove it, or train it again "
+		    "with chr-intent", path);
 	else
 		memcpy(m->fingerprint, is, sizeof m->fingerprint);
 	modeldir_close(&md);
@@ -430,7 +452,8 @@ struct intent *intent_load(const char *dir, const struct config *c, struct err *
 		for (int i = 0; rc == 1 && i < INTENT_PARAMS; i++)
 			if (read_part(m, i, f, path, e) < 0)
 				rc = -1;
-		if (rc == 1 && (read_blend(m, f, path, e) < 0 || check_model(m, f, dir, path, e) < 0))
+		if (rc == 1 && (read_blend(m, f, path, e) < 0 || check_model(m, f, dir, path, e) <
+		    0))
 			rc = -1;
 		st_close(f);
 	}

@@ -15,7 +15,8 @@ static int64_t per_token(const struct intent_pairs *a)
 	return (int64_t)a->cfg->num_sparse * a->cfg->num_experts_per_tok;
 }
 
-int intent_pairs_open(struct intent_pairs *a, const struct config *c, int prompt_tokens, int every, struct err *e)
+int intent_pairs_open(struct intent_pairs *a, const struct config *c, int prompt_tokens, int every,
+    struct err *e)
 {
 	*a = (struct intent_pairs){ .cfg = c, .prompt_tokens = prompt_tokens, .every = every };
 	a->pending = calloc(1, sizeof *a->pending);
@@ -49,16 +50,19 @@ int intent_pairs_add(struct intent_pairs *a, const struct act *act, struct err *
 	if (act->first && intent_pairs_end(a, e) < 0)
 		return -1;
 	if (act->token < 0 || act->token >= c->vocab_size)
-		return err_set(e, EX_DATAERR, act->token < 0 ? "no \"token\"" : "\"token\" is outside the model's vocabulary");
+		return err_set(e, EX_DATAERR, act->token < 0 ? "no \"token\""
+		    : "\"token\" is outside the model's vocabulary");
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		if ((act->n[l] > 0) != c->sparse[l])
-			return err_set(e, EX_DATAERR, "layer %d has %s experts in the model", l, c->sparse[l] ? "" : "no ");
+			return err_set(e, EX_DATAERR, "layer %d has %s experts in the model", l,
+			    c->sparse[l] ? "" : "no ");
 	if (p->n == p->cap && grow_pending(a, e) < 0)
 		return -1;
 	id = p->id + p->n * per_token(a);
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		if (c->sparse[l]) {
-			memcpy(id, act->id + (int64_t)l * c->num_experts_per_tok, sizeof *id * (size_t)act->n[l]);
+			memcpy(id, act->id + (int64_t)l * c->num_experts_per_tok,
+			    sizeof *id * (size_t)act->n[l]);
 			id += act->n[l];
 		}
 	p->tok[p->n] = (uint32_t)act->token;
@@ -99,7 +103,8 @@ static int *in_order(const struct intent_pairs *a, int n, int64_t tokens)
 
 	for (int t = 0; id && t < a->pending->n; t++)
 		if (t < n || a->pending->answer[t]) {
-			memcpy(to, a->pending->id + t * per_token(a), (size_t)per_token(a) * sizeof *id);
+			memcpy(to, a->pending->id + t * per_token(a), (size_t)per_token(a) *
+			    sizeof *id);
 			to += per_token(a);
 		}
 	return id;

@@ -6,15 +6,18 @@
 #include <string.h>
 
 enum { NEAR, SAME, NEXT, MANY, HORIZONS };
-enum { TEACHERS = 4 };			/* rows of a pass that teach: rows in the middle of a prompt lack most evidence */
+enum { TEACHERS = 4 };			/* rows of a pass that teach: rows in the middle of a
+					   prompt lack most evidence */
 #define RATE 0.5f			/* of learning: AdaGrad (Duchi et al., JMLR 12, 2011) */
 #define MOST 8				/* margins are cut to within +-MOST */
 #define FADE (1 / 64.0f)		/* weight of the newest in what is remembered */
 #define LEAST 0.02f			/* less likely ones are not passed on */
 
 const char *const source_name[SRC_LABELS] = {
-	[SRC_GATE] = "gate", [SRC_SHARED] = "shared", [SRC_SAME] = "same", [SRC_LOOK] = "lookahead", [SRC_PREVIOUS] = "previous",
-	[SRC_POPULAR] = "popularity", [SRC_CONTROL] = "control", [SRC_TOGETHER] = "together", [SRC_INTENT] = "intent",
+	[SRC_GATE] = "gate", [SRC_SHARED] = "shared", [SRC_SAME] = "same", [SRC_LOOK] = "lookahead",
+	    [SRC_PREVIOUS] = "previous",
+	[SRC_POPULAR] = "popularity", [SRC_CONTROL] = "control", [SRC_TOGETHER] = "together",
+	    [SRC_INTENT] = "intent",
 	[SRC_HEAT] = "heat", [SRC_ABANDONED] = "abandoned",
 };
 
@@ -25,15 +28,19 @@ struct predict {
 	float *heard[SRC_CONTROL + 1];	/* (R, E) gate, shared, control: margins, */
 	int heard_of[SRC_CONTROL + 1];	/* of this layer; -1: nothing */
 	float *popular;			/* (Ls, E) share of recent tokens that used it */
-	float *flat, *spare;		/* (E) margins from that; of an offset beyond the next token */
+	float *flat, *spare;		/* (E) margins from that; of an offset beyond the next
+					   token */
 	float *prob;			/* (E) that one of the rows will use it, */
 	float *load;			/* (E) and how often they should, when they are many */
 	float *each;			/* (R, E) that this row will, of the layer told last, */
 	int each_of;			/* which is this; -1: none */
-	float w[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];	/* weights; the last is the bias, since control is no evidence */
-	float squares[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];	/* of their gradients, summed */
+	/* weights; the last is the bias, since control is no evidence */
+	float w[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];
+	/* of their gradients, summed */
+	float squares[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];
 	double told[SRC_N][CFG_MAX_LAYERS];	/* when a source spoke about layer i */
-	float spread[SRC_CONTROL + 1][CFG_MAX_LAYERS];	/* standard deviation of a source's logits, of late */
+	float spread[SRC_CONTROL + 1][CFG_MAX_LAYERS];	/* standard deviation of a source's
+							   logits, of late */
 	int32_t *best;			/* (K + 1) */
 };
 
@@ -51,10 +58,12 @@ int source_list(const char *list, const char **why)
 			bits |= SRC_MEASURED | SRC_BIT(SRC_INTENT);
 			continue;
 		}
-		while (i <= SRC_INTENT && (i == SRC_TOGETHER || strlen(source_name[i]) != n || strncmp(list, source_name[i], n) != 0))
+		while (i <= SRC_INTENT && (i == SRC_TOGETHER || strlen(source_name[i]) != n ||
+		    strncmp(list, source_name[i], n) != 0))
 			i++;
 		if (i > SRC_INTENT) {
-			*why = "not a list of gate, shared, same, lookahead, previous, popularity, intent, control; or all, or none";
+			*why = "not a list of gate, shared, same, lookahead, previous, popularity, "
+			    "intent, control; or all, or none";
 			return -1;
 		}
 		bits |= SRC_BIT(i);
@@ -63,11 +72,14 @@ int source_list(const char *list, const char **why)
 	return bits ? bits : -1;
 }
 
-/* How often each source was right on models of random weights and small trained ones, roughly: where learning begins. */
+/* How often each source was right on models of random weights and small trained ones, roughly:
+ * where learning begins. */
 static const float prior[HORIZONS][SRC_CONTROL + 1] = {
-	[NEAR] = { [SRC_GATE] = 3, [SRC_SHARED] = 3, [SRC_SAME] = 1, [SRC_LOOK] = 0.1f, [SRC_PREVIOUS] = 0.2f,
+	[NEAR] = { [SRC_GATE] = 3, [SRC_SHARED] = 3, [SRC_SAME] = 1, [SRC_LOOK] = 0.1f,
+	    [SRC_PREVIOUS] = 0.2f,
 	    [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -0.5f },
-	[SAME] = { [SRC_SAME] = 2.5f, [SRC_LOOK] = 0.2f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
+	[SAME] = { [SRC_SAME] = 2.5f, [SRC_LOOK] = 0.2f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] =
+	    0.2f, [SRC_CONTROL] = -1 },
 	[NEXT] = { [SRC_LOOK] = 2, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
 	[MANY] = { [SRC_GATE] = 1.5f },		/* of the log of how often the rows should use it */
 };
@@ -76,7 +88,8 @@ int64_t predict_bytes(const struct config *c, int max_rows)
 {
 	int64_t E = c->num_experts, R = max_rows, K = c->num_experts_per_tok;
 
-	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 4 * E + K + 2);
+	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 4 * E + K +
+	    2);
 }
 
 struct predict *predict_new(const struct config *c, int max_rows, int sources)
@@ -104,7 +117,8 @@ struct predict *predict_new(const struct config *c, int max_rows, int sources)
 	p->prob = calloc(E + 1, sizeof(float));
 	p->load = calloc(E + 1, sizeof(float));
 	p->best = calloc((size_t)c->num_experts_per_tok + 2, sizeof *p->best);
-	if (!p->heard[SRC_GATE] || !p->heard[SRC_SHARED] || !p->heard[SRC_CONTROL] || !p->each || !p->popular || !p->flat
+	if (!p->heard[SRC_GATE] || !p->heard[SRC_SHARED] || !p->heard[SRC_CONTROL] || !p->each ||
+	    !p->popular || !p->flat
 	    || !p->spare || !p->prob || !p->load || !p->best) {
 		predict_free(p);
 		return NULL;
@@ -197,14 +211,16 @@ void predict_hear(struct predict *p, enum predictor who, int i, const real *logi
 static const float *flat(struct predict *p, int i)
 {
 	int E = p->cfg->num_experts;
-	const float *share = p->popular + (int64_t)i * E, even = (float)p->cfg->num_experts_per_tok / (float)E;
+	const float *share = p->popular + (int64_t)i * E,
+	    even = (float)p->cfg->num_experts_per_tok / (float)E;
 
 	for (int x = 0; x < E; x++)
 		p->flat[x] = within(logf(share[x] / even + 1e-3f));
 	return p->flat;
 }
 
-struct evidence { const float *of[SRC_CONTROL]; const int32_t *last; };	/* (E) margins by source, or NULL */
+/* (E) margins by source, or NULL */
+struct evidence { const float *of[SRC_CONTROL]; const int32_t *last; };
 
 static struct evidence evidence(struct predict *p, int i, int r, const struct predict_row *row)
 {
@@ -240,7 +256,8 @@ static float margin_of(const struct evidence *e, enum predictor s, int K, int x)
 	return e->of[s] ? e->of[s][x] : 0;
 }
 
-static float probability(const struct predict *p, int horizon, int i, const struct evidence *e, int x)
+static float probability(const struct predict *p, int horizon, int i, const struct evidence *e,
+    int x)
 {
 	const float *w = p->w[horizon][i];
 	float z = w[SRC_CONTROL];
@@ -251,7 +268,8 @@ static float probability(const struct predict *p, int horizon, int i, const stru
 	return 1 / (1 + expf(-z));
 }
 
-static void tell(struct predict *p, struct store *s, int i, const float *prob, int when, enum predictor label)
+static void tell(struct predict *p, struct store *s, int i, const float *prob, int when,
+    enum predictor label)
 {
 	for (int x = 0; x < p->cfg->num_experts; x++)
 		if (prob[x] >= LEAST)
@@ -273,7 +291,8 @@ void predict_next(struct predict *p, struct store *s, int i, const struct predic
 	}
 	for (int x = 0; x < E; x++) {
 		p->load[x] = within(logf(p->load[x]));
-		p->prob[x] = R == 1 ? p->each[x] : 1 / (1 + expf(-many[SRC_CONTROL] - many[SRC_GATE] * p->load[x]));
+		p->prob[x] = R == 1 ? p->each[x]
+		    : 1 / (1 + expf(-many[SRC_CONTROL] - many[SRC_GATE] * p->load[x]));
 	}
 	p->each_of = i;
 	p->told[SRC_TOGETHER][i] = progress_clock();
@@ -281,7 +300,8 @@ void predict_next(struct predict *p, struct store *s, int i, const struct predic
 }
 
 /* What the head says of one layer of this token or a later one. */
-static void look_layer(struct predict *p, struct store *s, int i, int horizon, enum predictor who, const float *margin, int when)
+static void look_layer(struct predict *p, struct store *s, int i, int horizon, enum predictor who,
+    const float *margin, int when)
 {
 	struct evidence e = { .last = NULL };
 
@@ -293,7 +313,8 @@ static void look_layer(struct predict *p, struct store *s, int i, int horizon, e
 	tell(p, s, i, p->prob, when, who);
 }
 
-bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same, float *coming)
+bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same,
+    float *coming)
 {
 	int Ls = p->cfg->num_sparse, E = p->cfg->num_experts, K = p->cfg->lookahead_steps;
 	bool layered = p->cfg->lookahead_per_layer;
@@ -301,14 +322,17 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 
 	for (int k = layered ? 0 : 1; k <= K; k++)
 		for (int i = 0; i < Ls; i++) {
-			float *margin = k == 0 ? same + (int64_t)i * E : k == 1 ? coming + (int64_t)i * E : p->spare;
+			float *margin = k == 0 ? same + (int64_t)i * E : k == 1
+			    ? coming + (int64_t)i * E : p->spare;
 
 			if (k == 0 && !on(p, SRC_SAME))
 				break;
-			margins(p, k == 0 ? SRC_SAME : SRC_LOOK, i, margin, logits + (layered ? (int64_t)k * Ls + i : k) * E);
+			margins(p, k == 0 ? SRC_SAME : SRC_LOOK, i, margin,
+			    logits + (layered ? (int64_t)k * Ls + i : k) * E);
 			if (k > 0 && on(p, SRC_LOOK))
 				look_layer(p, s, i, NEXT, SRC_LOOK, margin, k * Ls - since + i);
-			else if (k == 0 && (i > since || since == 0))	/* the layer after a sparse one is predict_next's */
+			/* the layer after a sparse one is predict_next's */
+			else if (k == 0 && (i > since || since == 0))
 				look_layer(p, s, i, SAME, SRC_SAME, margin, i - since);
 			if (k <= 1)
 				p->told[k == 0 ? SRC_SAME : SRC_LOOK][i] = t;
@@ -340,13 +364,15 @@ static void learn_many(struct predict *p, int i, const int32_t *ids, int n)
 	follow(p, MANY, i, slope);
 }
 
-static void learn(struct predict *p, int horizon, int i, const struct evidence *e, const float *prob, const int32_t *ids)
+static void learn(struct predict *p, int horizon, int i, const struct evidence *e,
+    const float *prob, const int32_t *ids)
 {
 	float slope[SRC_CONTROL + 1] = { 0 };
 	int K = p->cfg->num_experts_per_tok;
 
 	for (int x = 0; x < p->cfg->num_experts; x++) {
-		float off = (float)predict_among(ids, K, x) - (prob ? prob[x] : probability(p, horizon, i, e, x));
+		float off = (float)predict_among(ids, K, x) - (prob ? prob[x]
+		    : probability(p, horizon, i, e, x));
 
 		for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
 			slope[s] += off * margin_of(e, s, K, x);
@@ -355,7 +381,8 @@ static void learn(struct predict *p, int horizon, int i, const struct evidence *
 	follow(p, horizon, i, slope);
 }
 
-static void count(struct source_stats *st, const int32_t *named, const int32_t *ids, int K, double lead)
+static void count(struct source_stats *st, const int32_t *named, const int32_t *ids, int K,
+    double lead)
 {
 	int right = 0;
 
@@ -368,7 +395,8 @@ static void count(struct source_stats *st, const int32_t *named, const int32_t *
 	st->lead += lead;
 }
 
-static void measure(struct predict *p, int i, int r, const struct evidence *e, const int32_t *ids, double t,
+static void measure(struct predict *p, int i, int r, const struct evidence *e, const int32_t *ids,
+    double t,
     struct source_stats *stats)
 {
 	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
@@ -390,7 +418,8 @@ static void measure(struct predict *p, int i, int r, const struct evidence *e, c
 	}
 }
 
-void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const struct predict_row *row,
+void predict_seen(struct predict *p, int i, const int32_t *ids, int R,
+    const struct predict_row *row,
     struct source_stats *stats)
 {
 	int64_t E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
@@ -416,7 +445,8 @@ void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const str
 		if ((ahead.of[SRC_LOOK] = e.of[SRC_LOOK]) != NULL)
 			learn(p, NEXT, i, &ahead, NULL, ids + r * K);
 	}
-	p->heard_of[SRC_GATE] = p->heard_of[SRC_SHARED] = p->heard_of[SRC_CONTROL] = p->each_of = -1;
+	p->heard_of[SRC_GATE] = p->heard_of[SRC_SHARED] = p->heard_of[SRC_CONTROL] = p->each_of =
+	    -1;
 	for (int64_t x = 0; x < E; x++)
 		p->popular[i * E + x] *= 1 - FADE;
 	for (int64_t j = 0; j < R * K; j++)

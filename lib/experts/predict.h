@@ -1,24 +1,29 @@
 /*
- * predict: who is needed next. Sources say how likely each expert of a layer is; what they say together becomes a calibrated
- * probability, and that goes to the store (store_predict), which reads what it can afford when the drive is idle.
+ * predict: who is needed next. Sources say how likely each expert of a layer is; what they say
+ * together becomes a calibrated probability, and that goes to the store (store_predict), which
+ * reads what it can afford when the drive is idle.
  *
  *	gate		the router of the next sparse layer, applied to the router input of this one
  *	shared		the same, with the shared experts' output of this layer added first
- *	same		the lookahead head's offset 0: the other layers of this token, said after layer 0 (format 2)
+ *	same		the lookahead head's offset 0: the other layers of this token, said after
+ *			layer 0 (format 2)
  *	lookahead	the head's offsets 1..K: the tokens that follow
  *	previous	what the sequence's last token used
  *	popularity	what has been used of late
- *	intent		what a prompt says of its answer (decode_intent.c): before it, for all layers
- *	control		a layer's own router on its own input: right by construction; if not, the accounting is wrong
+ *	intent		what a prompt says of its answer (decode_intent.c): before it, for all
+ *			layers
+ *	control		a layer's own router on its own input: right by construction; if not, the
+ *			accounting is wrong
  *
- * A source gives a margin per expert: how far its logit is above the border between the K-th and the next, in units of how
- * far logits of that layer are apart (previous: 1 or -1; popularity: log of the share over an even one). The probability is a
- * logistic regression on the margins, one for each layer and horizon, learned as the run goes: after each layer the router's choice
- * says what was right. In the middle of a prompt many rows ask at once: there what the gate expects of all of them counts,
- * with a regression of its own.
+ * A source gives a margin per expert: how far its logit is above the border between the K-th and
+ * the next, in units of how far logits of that layer are apart (previous: 1 or -1; popularity:
+ * log of the share over an even one). The probability is a logistic regression on the margins,
+ * one for each layer and horizon, learned as the run goes: after each layer the router's choice
+ * says what was right. In the middle of a prompt many rows ask at once: there what the gate
+ * expects of all of them counts, with a regression of its own.
  *
- * Every source that is on is also measured by itself: of the K experts it names, how many the router then chose, how often
- * all, and how long before.
+ * Every source that is on is also measured by itself: of the K experts it names, how many the
+ * router then chose, how often all, and how long before.
  */
 #ifndef CHR_PREDICT_H
 #define CHR_PREDICT_H
@@ -30,10 +35,13 @@
 #include "base/real.h"
 #include "experts/store.h"
 
-enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_CONTROL, SRC_TOGETHER, SRC_N,
-	SRC_INTENT = SRC_N, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };	/* these only label reads */
+enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_CONTROL,
+    SRC_TOGETHER, SRC_N,
+	/* these only label reads */
+	SRC_INTENT = SRC_N, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };
 #define SRC_BIT(s) (1 << (s))
-#define SRC_MEASURED (SRC_BIT(SRC_CONTROL) - 1)	/* those that have something to say in every layer */
+#define SRC_MEASURED (SRC_BIT(SRC_CONTROL) - 1)	/* those that have something to say in every
+						   layer */
 
 extern const char *const source_name[SRC_LABELS];
 
@@ -41,7 +49,8 @@ extern const char *const source_name[SRC_LABELS];
 int source_list(const char *list, const char **why);
 
 struct source_stats {		/* sums over layers and rows */
-	uint64_t slots, hit;	/* experts chosen by the router when the source had said something; named by it */
+	uint64_t slots, hit;	/* experts chosen by the router when the source had said
+				   something; named by it */
 	uint64_t sets, whole;	/* layers of a row; all K named */
 	double lead;		/* seconds from the word to the choice, summed over sets */
 };
@@ -56,19 +65,25 @@ bool predict_among(const int32_t *set, int n, int32_t x);	/* is x one of the n? 
 
 struct predict;
 
-struct predict *predict_new(const struct config *c, int max_rows, int sources);	/* NULL: out of memory */
+/* NULL: out of memory */
+struct predict *predict_new(const struct config *c, int max_rows, int sources);
 void predict_free(struct predict *p);
-int64_t predict_bytes(const struct config *c, int max_rows);			/* what predict_new takes */
+/* what predict_new takes */
+int64_t predict_bytes(const struct config *c, int max_rows);
 
-/* logits (R, E) of layer i's router as `who` computed them: gate, shared or control. i counts sparse layers. */
+/* logits (R, E) of layer i's router as `who` computed them: gate, shared or control. i counts
+ * sparse layers. */
 void predict_hear(struct predict *p, enum predictor who, int i, const real *logits, int R);
 /* Tells the store about layer i, the next, all that is known of it. */
 void predict_next(struct predict *p, struct store *s, int i, const struct predict_row *row, int R);
-/* logits (rows of the head) after layer 0 of a token: same and coming get its offsets 0 and 1 as (Ls, E) margins (same is left
- * alone without offset 0: the return value says so) and the store hears of both. since: sparse layers this token has passed. */
-bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same, float *coming);
+/* logits (rows of the head) after layer 0 of a token: same and coming get its offsets 0 and 1 as
+ * (Ls, E) margins (same is left alone without offset 0: the return value says so) and the store
+ * hears of both. since: sparse layers this token has passed. */
+bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same,
+    float *coming);
 /* Layer i's router chose ids (R, K). stats: (SRC_N). */
-void predict_seen(struct predict *p, int i, const int32_t *ids, int R, const struct predict_row *row,
+void predict_seen(struct predict *p, int i, const int32_t *ids, int R,
+    const struct predict_row *row,
     struct source_stats *stats);
 
 #endif

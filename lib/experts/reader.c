@@ -11,7 +11,8 @@
 
 #include "base/progress.h"
 
-/* read_ahead_kb may be megabytes: without this a buffered read of one expert brings its neighbours too. */
+/* read_ahead_kb may be megabytes: without this a buffered read of one expert brings its
+ * neighbours too. */
 static void set_buffered(int fd)
 {
 	int flags = fcntl(fd, F_GETFL);
@@ -21,21 +22,24 @@ static void set_buffered(int fd)
 	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
 }
 
-static int open_file(struct reader *r, int dirfd, const char *dir, const char *name, struct reader_file *f, struct err *e)
+static int open_file(struct reader *r, int dirfd, const char *dir, const char *name,
+    struct reader_file *f, struct err *e)
 {
 	int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;		/* a FIFO must not block us */
 	bool direct = atomic_load(&r->direct);
 	struct stat st;
 
 	if (strchr(name, '/') != NULL)
-		return err_set(e, EX_DATAERR, "%s: file name \"%s\" leaves the directory", dir, name);
+		return err_set(e, EX_DATAERR, "%s: file name \"%s\" leaves the directory", dir,
+		    name);
 	f->fd = openat(dirfd, name, direct ? flags | O_DIRECT : flags);
 	if (f->fd < 0 && direct && errno == EINVAL) {
 		atomic_store(&r->direct, direct = false);
 		f->fd = openat(dirfd, name, flags);
 	}
 	if (f->fd < 0)
-		return err_set(e, errno == EMFILE || errno == ENFILE ? EX_OSERR : EX_NOINPUT, "%s/%s:", dir, name);
+		return err_set(e, errno == EMFILE || errno == ENFILE ? EX_OSERR : EX_NOINPUT,
+		    "%s/%s:", dir, name);
 	if (fstat(f->fd, &st) < 0)
 		return err_set(e, EX_IOERR, "%s/%s:", dir, name);
 	if (!S_ISREG(st.st_mode))
@@ -67,15 +71,18 @@ static int open_engine(struct reader *r, const char *dir, const struct reader_op
 	r->engine = &reader_uring;
 	r->state = o->io == READER_THREADS ? NULL : reader_uring_open(r);
 	if (r->state == NULL && o->io == READER_URING)
-		return err_set(e, EX_UNAVAILABLE, "%s: io_uring is not available here: use threads", dir);
+		return err_set(e, EX_UNAVAILABLE, "%s: io_uring is not available here: use threads",
+		    dir);
 	if (r->state == NULL) {
 		r->engine = &reader_threads;
-		r->state = reader_threads_open(r, o->threads > 0 ? o->threads : READER_THREADS_USUAL, e);
+		r->state = reader_threads_open(r, o->threads > 0 ? o->threads
+		    : READER_THREADS_USUAL, e);
 	}
 	return r->state != NULL ? 0 : -1;
 }
 
-struct reader *reader_open(const char *dir, char *const file[], int n, const struct reader_opt *o, struct err *e)
+struct reader *reader_open(const char *dir, char *const file[], int n, const struct reader_opt *o,
+    struct err *e)
 {
 	struct reader *r = calloc(1, sizeof *r);
 
@@ -139,7 +146,8 @@ const char *reader_name(const struct reader *r)
 	return r->engine->name;
 }
 
-/* A short direct read may end anywhere, but the next must start on an aligned offset, so it repeats the odd bytes. */
+/* A short direct read may end anywhere, but the next must start on an aligned offset, so it
+ * repeats the odd bytes. */
 int64_t reader_rest(struct reader_job *job)
 {
 	size_t from = job->have / READER_ALIGN * READER_ALIGN, skip = from;
@@ -150,7 +158,8 @@ int64_t reader_rest(struct reader_job *job)
 
 		skip -= cut;
 		if (cut < job->part[i].iov_len)
-			job->left[job->nleft++] = (struct iovec){ (char *)job->part[i].iov_base + cut, job->part[i].iov_len - cut };
+			job->left[job->nleft++] = (struct iovec){ (char *)job->part[i].iov_base +
+			    cut, job->part[i].iov_len - cut };
 	}
 	return job->offset + (int64_t)from;
 }

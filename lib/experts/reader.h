@@ -1,14 +1,16 @@
 /*
- * reader: the files of a packed directory and how bytes get out of them: whole aligned reads with O_DIRECT where the
- * file system takes it, several under way at once, and a simulated slower drive for tests and planning. One thread (the
- * store's) calls these functions.
+ * reader: the files of a packed directory and how bytes get out of them: whole aligned reads
+ * with O_DIRECT where the file system takes it, several under way at once, and a simulated
+ * slower drive for tests and planning. One thread (the store's) calls these functions.
  *
  *	reader_submit(r, &job);				any number, then go on computing
- *	while ((done = reader_reap(r, true)) != NULL)	waits for the next to end; NULL: nothing is under way
+ *	while ((done = reader_reap(r, true)) != NULL)	waits for the next to end; NULL: nothing
+ *							is under way
  *		...
  *
- * Reads go through io_uring where the library was built with liburing and the kernel permits it, else to threads that
- * call preadv (reader_uring.c, reader_threads.c). Which of them changes no byte.
+ * Reads go through io_uring where the library was built with liburing and the kernel permits it,
+ * else to threads that call preadv (reader_uring.c, reader_threads.c). Which of them changes no
+ * byte.
  */
 #ifndef CHR_READER_H
 #define CHR_READER_H
@@ -20,7 +22,8 @@
 
 #include "base/err.h"
 
-#define READER_ALIGN 4096	/* of offsets, lengths and memory: what O_DIRECT asks of any drive in use */
+#define READER_ALIGN 4096	/* of offsets, lengths and memory: what O_DIRECT asks of any
+				   drive in use */
 #define READER_PARTS 16		/* pieces of memory of one job */
 #define READER_JOBS 64		/* under way at once, at most */
 #define READER_EOF (-1)
@@ -42,20 +45,24 @@ struct reader_opt {
 	struct reader_sim sim;
 };
 
-/* Opens dir/file[i] for i < n: plain files only, names without '/'. EX_NOINPUT, EX_DATAERR, EX_OSERR; EX_UNAVAILABLE:
- * io_uring was asked for and is not to be had. */
-struct reader *reader_open(const char *dir, char *const file[], int n, const struct reader_opt *o, struct err *e);
+/* Opens dir/file[i] for i < n: plain files only, names without '/'. EX_NOINPUT, EX_DATAERR,
+ * EX_OSERR; EX_UNAVAILABLE: io_uring was asked for and is not to be had. */
+struct reader *reader_open(const char *dir, char *const file[], int n, const struct reader_opt *o,
+    struct err *e);
 void reader_close(struct reader *r);				/* waits for what is under way */
-int64_t reader_bytes(int nfiles, int threads);			/* what it holds, stacks of threads included */
+/* what it holds, stacks of threads included */
+int64_t reader_bytes(int nfiles, int threads);
 
 int64_t reader_size(const struct reader *r, int file);		/* as it was at open */
-bool reader_direct(const struct reader *r);	/* every file is read with O_DIRECT: false as soon as one refused */
+bool reader_direct(const struct reader *r);	/* every file is read with O_DIRECT: false as
+						   soon as one refused */
 const char *reader_name(const struct reader *r);		/* "io_uring" or "threads" */
 
 struct reader_job {		/* one read; the caller keeps it until it comes back */
 	int file;
 	int64_t offset;		/* multiple of READER_ALIGN */
-	int n;			/* parts: aligned memory whose lengths are multiples of READER_ALIGN, filled in order */
+	int n;			/* parts: aligned memory whose lengths are multiples of
+				   READER_ALIGN, filled in order */
 	struct iovec part[READER_PARTS];
 	size_t need;		/* bytes that must come; what is asked for is all the parts hold */
 	size_t got;		/* out: bytes the kernel returned, also when the read failed */
@@ -70,7 +77,8 @@ struct reader_job {		/* one read; the caller keeps it until it comes back */
 };
 
 void reader_submit(struct reader *r, struct reader_job *job);
-/* The next job that has ended, or NULL. wait: blocks until there is one; NULL then means that nothing is under way. */
+/* The next job that has ended, or NULL. wait: blocks until there is one; NULL then means that
+ * nothing is under way. */
 struct reader_job *reader_reap(struct reader *r, bool wait);
 
 static inline int64_t reader_round(int64_t bytes)

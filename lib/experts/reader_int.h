@@ -6,7 +6,8 @@
 
 #include "experts/reader.h"
 
-#define READER_STACK (512 << 10)	/* of a reader thread; thread-local arrays of the whole program lie in it too, */
+#define READER_STACK (512 << 10)	/* of a reader thread; thread-local arrays of the whole
+					   program lie in it too, */
 #define READER_STACK_USED (64 << 10)	/* no more of it is touched */
 
 struct reader_file {
@@ -17,7 +18,8 @@ struct reader_file {
 struct reader_engine {		/* how reads are done */
 	const char *name;
 	void (*submit)(void *state, struct reader_job *job);
-	struct reader_job *(*reap)(void *state, bool wait);	/* one that has ended; wait only when one is under way */
+	/* one that has ended; wait only when one is under way */
+	struct reader_job *(*reap)(void *state, bool wait);
 	void (*close)(void *state);				/* nothing is under way */
 };
 
@@ -30,13 +32,16 @@ struct reader {
 	int under_way;
 	struct reader_sim sim;
 	bool simulated;
-	double idle_at;			/* when the simulated drive has sent all that was asked of it */
-	struct reader_job *first, **last;	/* simulated: in order of submission, which is that of delivery */
+	double idle_at;			/* when the simulated drive has sent all that was asked
+					   of it */
+	struct reader_job *first, **last;	/* simulated: in order of submission, which is
+						   that of delivery */
 };
 
 /* What is left to read of a job, in job->left; the offset it goes on at. */
 int64_t reader_rest(struct reader_job *job);
-/* Takes the result of one read call, n bytes or -errno; true: the job has ended, else it goes on with reader_rest. */
+/* Takes the result of one read call, n bytes or -errno; true: the job has ended, else it goes on
+ * with reader_rest. */
 bool reader_step(struct reader *r, struct reader_job *job, int64_t n);
 
 void *reader_uring_open(struct reader *r);		/* NULL: not to be had here */

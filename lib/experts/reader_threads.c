@@ -1,4 +1,5 @@
-/* Reads by threads that call preadv. The caller does the next read itself when it waits and none has begun it. */
+/* Reads by threads that call preadv. The caller does the next read itself when it waits and none
+ * has begun it. */
 #include "experts/reader_int.h"
 
 #include <errno.h>
@@ -151,7 +152,8 @@ void *reader_threads_open(struct reader *r, int threads, struct err *e)
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	pthread_attr_init(&a);
 	pthread_attr_setstacksize(&a, READER_STACK);
-	for (; status == 0 && s->nthreads < threads && s->nthreads < MAX_THREADS; s->nthreads += status == 0)
+	for (; status == 0 && s->nthreads < threads && s->nthreads < MAX_THREADS; s->nthreads +=
+	    status == 0)
 		status = pthread_create(&s->thread[s->nthreads], &a, thread_main, s);
 	pthread_attr_destroy(&a);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

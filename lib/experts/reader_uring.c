@@ -1,4 +1,5 @@
-/* Reads through io_uring (Axboe, "Efficient IO with io_uring", 2019): the thread that decodes submits and reaps. */
+/* Reads through io_uring (Axboe, "Efficient IO with io_uring", 2019): the thread that decodes
+ * submits and reaps. */
 #include "experts/reader_int.h"
 
 #ifdef HAVE_URING
@@ -33,7 +34,8 @@ static void hand_over(struct state *s)
 	while (s->unsent > 0) {
 		int n = io_uring_submit(&s->ring);
 
-		assert(n >= 0 || n == -EINTR || n == -EAGAIN || n == -EBUSY || n == -ENOMEM);	/* else a bug of ours */
+		/* else a bug of ours */
+		assert(n >= 0 || n == -EINTR || n == -EAGAIN || n == -EBUSY || n == -ENOMEM);
 		s->unsent -= n > 0 ? n : 0;
 	}
 }
@@ -46,7 +48,8 @@ static void submit(void *state, struct reader_job *job)
 
 	while ((q = io_uring_get_sqe(&s->ring)) == NULL)
 		hand_over(s);
-	io_uring_prep_readv(q, s->r->f[job->file].fd, job->left, (unsigned)job->nleft, (uint64_t)offset);
+	io_uring_prep_readv(q, s->r->f[job->file].fd, job->left, (unsigned)job->nleft,
+	    (uint64_t)offset);
 	io_uring_sqe_set_data(q, job);
 	s->unsent++;
 }

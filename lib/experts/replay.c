@@ -33,8 +33,10 @@ int replay_add(struct replay *r, const struct act *a, struct err *e)
 	for (int l = 0; l < r->layers; l++) {
 		if (a->n[l] == 0)
 			continue;
-		if (!grow(&r->key, &r->cap, r->n + a->n[l], sizeof *r->key) || !grow(&r->set, &r->set_cap, r->nsets + 2, sizeof *r->set))
-			return err_set(e, EX_OSERR, "out of memory for %lld demands", (long long)r->n);
+		if (!grow(&r->key, &r->cap, r->n + a->n[l], sizeof *r->key) ||
+		    !grow(&r->set, &r->set_cap, r->nsets + 2, sizeof *r->set))
+			return err_set(e, EX_OSERR, "out of memory for %lld demands",
+			    (long long)r->n);
 		r->set[r->nsets++] = r->n;
 		for (int i = 0; i < a->n[l]; i++)
 			r->key[r->n++] = l * r->experts + a->id[l * r->top_k + i];
@@ -49,7 +51,8 @@ static int sets_per_token(const struct replay *r)
 	return r->tokens > 0 ? (int)(r->nsets / r->tokens) : 1;
 }
 
-int replay_run(const struct replay *r, enum cache_policy policy, int slots, struct replay_result *out, struct err *e)
+int replay_run(const struct replay *r, enum cache_policy policy, int slots,
+    struct replay_result *out, struct err *e)
 {
 	int per_token = sets_per_token(r), k, slot;
 	struct cache *c = cache_new(r->layers * r->experts, slots, 1, per_token);
@@ -78,7 +81,8 @@ int replay_run(const struct replay *r, enum cache_policy policy, int slots, stru
 static int64_t *next_uses(const struct replay *r)
 {
 	int keys = r->layers * r->experts;
-	int64_t *next = malloc(sizeof *next * (size_t)(r->n + 1)), *last = malloc(sizeof *last * (size_t)keys);
+	int64_t *next = malloc(sizeof *next * (size_t)(r->n + 1)),
+	    *last = malloc(sizeof *last * (size_t)keys);
 
 	for (int k = 0; last && k < keys; k++)
 		last[k] = r->nsets;
@@ -109,8 +113,10 @@ static void admit(struct oracle *o, int k, int64_t due, int64_t now)
 	if (o->n < o->slots) {
 		o->who[o->n++] = k;
 	} else {
-		for (int i = 0; i < o->n; i++)	/* what this set demands has its due at now: it stays */
-			if (o->due[o->who[i]] != now && (worst < 0 || o->due[o->who[i]] > o->due[o->who[worst]]))
+		for (int i = 0; i < o->n; i++)	/* what this set demands has its due at now: it
+						   stays */
+			if (o->due[o->who[i]] != now &&
+			    (worst < 0 || o->due[o->who[i]] > o->due[o->who[worst]]))
 				worst = i;
 		o->due[o->who[worst]] = -1;
 		o->who[worst] = k;
@@ -121,7 +127,8 @@ static void admit(struct oracle *o, int k, int64_t due, int64_t now)
 int replay_belady(const struct replay *r, int slots, struct replay_result *out, struct err *e)
 {
 	int keys = r->layers * r->experts;
-	struct oracle o = { malloc(sizeof *o.due * (size_t)keys), malloc(sizeof *o.who * (size_t)slots), 0, slots };
+	struct oracle o = { malloc(sizeof *o.due * (size_t)keys),
+	    malloc(sizeof *o.who * (size_t)slots), 0, slots };
 	int64_t *next = next_uses(r);
 	int rc = 0;
 

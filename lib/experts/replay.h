@@ -1,5 +1,6 @@
 /*
- * replay: activation logs through the cache of the store, without a store: what each policy would have found in memory.
+ * replay: activation logs through the cache of the store, without a store: what each policy
+ * would have found in memory.
  *
  *	struct replay r;
  *	replay_init(&r, &log.model);
@@ -32,9 +33,11 @@ void replay_free(struct replay *r);
 int replay_add(struct replay *r, const struct act *a, struct err *e);	/* EX_OSERR */
 
 /* slots: at least top_k. 0, or -1 with EX_OSERR. */
-int replay_run(const struct replay *r, enum cache_policy policy, int slots, struct replay_result *out, struct err *e);
+int replay_run(const struct replay *r, enum cache_policy policy, int slots,
+    struct replay_result *out, struct err *e);
 
-/* The best that any policy could have done, knowing what comes (Belady 1966; no reading ahead): who leaves is needed last. */
+/* The best that any policy could have done, knowing what comes (Belady 1966; no reading ahead):
+ * who leaves is needed last. */
 int replay_belady(const struct replay *r, int slots, struct replay_result *out, struct err *e);
 
 #endif

@@ -16,10 +16,13 @@
 
 #define HUGE_PAGE ((int64_t)2 << 20)
 #define DEMANDS ((int64_t)16 << 20)	/* bytes of demanded reads under way at once, */
-#define GUESSES ((int64_t)3 << 20)	/* and of guesses: a demand that comes waits for no more than these */
+#define GUESSES ((int64_t)3 << 20)	/* and of guesses: a demand that comes waits for no more
+					   than these */
 #define MERGED ((int64_t)1 << 20)	/* neighbours are read together up to this */
-#define SPLIT ((int64_t)512 << 10)	/* demanded experts are read in two from this size on, so that gate and up can be used first */
-#define WARM_PASSES 8			/* through all layers: after them what a run before has recorded says nothing any more */
+#define SPLIT ((int64_t)512 << 10)	/* demanded experts are read in two from this size on, so
+					   that gate and up can be used first */
+#define WARM_PASSES 8			/* through all layers: after them what a run before has
+					   recorded says nothing any more */
 #define CRC_PIECE ((int64_t)256 << 10)
 
 struct fetched {			/* the last read of an expert, or that under way */
@@ -31,7 +34,8 @@ struct fetched {			/* the last read of an expert, or that under way */
 	int64_t got;			/* bytes */
 };
 
-struct flight {				/* a read under way: experts that lie one behind the other in their file */
+struct flight {				/* a read under way: experts that lie one behind the
+					   other in their file */
 	struct reader_job job;
 	int key[READER_PARTS];
 	size_t need[READER_PARTS];	/* bytes of the job with which each part is there */
@@ -42,13 +46,16 @@ struct flight {				/* a read under way: experts that lie one behind the other in
 
 struct store {
 	int layers, experts, D, F;
-	const struct expert *resident;	/* (layers, experts); NULL: streamed, and all below is used */
+	const struct expert *resident;	/* (layers, experts); NULL: streamed, and all below is
+					   used */
 	uint64_t resident_hits;		/* demands of a resident store */
 	int all;			/* experts there are */
-	bool complete;			/* and all of them are in memory, each in a slot of its own */
+	bool complete;			/* and all of them are in memory, each in a slot of its
+					   own */
 
 	struct place *place;		/* (layers, experts) */
-	int *after;			/* (layers, experts) key of the expert that follows in the file, or -1 */
+	int *after;			/* (layers, experts) key of the expert that follows in
+					   the file, or -1 */
 	char *dir, **file;		/* for messages */
 	int nfiles;
 	enum dtype dt[3];
@@ -68,7 +75,8 @@ struct store {
 	struct cache *cache;
 	struct fetched *fetched;	/* (layers, experts) */
 	bool *checked;			/* (layers, experts) the CRC was right once */
-	int failed;			/* the last expert whose read failed, if it has not been read since; or -1 */
+	int failed;			/* the last expert whose read failed, if it has not been
+					   read since; or -1 */
 	struct fetched failure;		/* what happened to it */
 	double stall;
 	uint64_t requests, given;	/* given: bytes, by store_resize */
@@ -108,12 +116,15 @@ static struct plan plan(const struct config *c, const struct manifest *m, const 
 	return p;
 }
 
-int64_t store_plan_bytes(const struct config *c, const struct manifest *m, const struct store_opt *o)
+int64_t store_plan_bytes(const struct config *c, const struct manifest *m,
+    const struct store_opt *o)
 {
 	struct plan p = plan(c, m, o);
 
-	return p.map_bytes + cache_bytes(p.keys, p.slots) + reader_bytes(m->nclusters, o->reader.threads)
-	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fetched) + sizeof(bool) + sizeof(int))
+	return p.map_bytes + cache_bytes(p.keys, p.slots) + reader_bytes(m->nclusters,
+	    o->reader.threads)
+	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fetched) +
+	    sizeof(bool) + sizeof(int))
 	    + READER_JOBS * (int64_t)sizeof(struct flight) + (int64_t)sizeof(struct store);
 }
 
@@ -122,20 +133,25 @@ int64_t store_min_bytes(const struct config *c, const struct manifest *m)
 	return working_set(c) * reader_round(m->gate_bytes + m->up_bytes + m->down_bytes);
 }
 
-static int check_budget(const struct plan *p, const struct config *c, const struct store_opt *o, struct err *e)
+static int check_budget(const struct plan *p, const struct config *c, const struct store_opt *o,
+    struct err *e)
 {
 	int64_t need = working_set(c);
 
 	if (p->slots >= need)
 		return 0;
 	if (!o->force)
-		return err_set(e, EX_OSERR, "%lld bytes hold %d experts, but one token needs %lld (%d layers x %d): "
-		    "give the experts %lld bytes, or force it", (long long)o->bytes, p->slots, (long long)need,
+		return err_set(e, EX_OSERR, "%lld bytes hold %d experts, but one token needs %lld "
+		    "(%d layers x %d): "
+		    "give the experts %lld bytes, or force it", (long long)o->bytes, p->slots,
+		    (long long)need,
 		    c->num_sparse, c->num_experts_per_tok, (long long)(need * p->slot_bytes));
 	need /= c->num_sparse;
 	if (p->slots < need)
-		return err_set(e, EX_OSERR, "%lld bytes hold %d experts, but one layer needs %lld at once: "
-		    "give the experts at least %lld bytes", (long long)o->bytes, p->slots, (long long)need,
+		return err_set(e, EX_OSERR, "%lld bytes hold %d experts, but one layer needs %lld "
+		    "at once: "
+		    "give the experts at least %lld bytes", (long long)o->bytes, p->slots,
+		    (long long)need,
 		    (long long)(need * p->slot_bytes));
 	return 0;
 }
@@ -151,42 +167,54 @@ static bool right_size(int64_t bytes, int rows, int cols, enum dtype t)
 	return n > 0 && n < INT64_MAX / 8 && bytes == (int64_t)n;
 }
 
-static int check_shape(const char *dir, const struct config *c, const struct manifest *m, struct err *e)
+static int check_shape(const char *dir, const struct config *c, const struct manifest *m,
+    struct err *e)
 {
 	int F = c->moe_intermediate_size, D = c->hidden_size;
 
 	if (m->layers != c->num_hidden_layers || m->experts != c->num_experts)
-		return err_set(e, EX_DATAERR, "%s: the manifest has %d layers of %d experts, the model %d of %d", dir,
+		return err_set(e, EX_DATAERR, "%s: the manifest has %d layers of %d experts, the "
+		    "model %d of %d", dir,
 		    m->layers, m->experts, c->num_hidden_layers, c->num_experts);
-	if (m->layers <= 0 || m->experts <= 0 || m->layers > INT_MAX / 2 / m->experts || c->num_sparse <= 0)
+	if (m->layers <= 0 || m->experts <= 0 || m->layers > INT_MAX / 2 / m->experts ||
+	    c->num_sparse <= 0)
 		return err_set(e, EX_DATAERR, "%s: no experts", dir);
 	if (!right_size(m->gate_bytes, F, D, m->dt[0]) || !right_size(m->up_bytes, F, D, m->dt[1])
 	    || !right_size(m->down_bytes, D, F, m->dt[2]))
-		return err_set(e, EX_DATAERR, "%s: matrices of %lld, %lld and %lld bytes are not %s, %s and %s of %d x %d", dir,
-		    (long long)m->gate_bytes, (long long)m->up_bytes, (long long)m->down_bytes, dtype_name(m->dt[0]),
+		return err_set(e, EX_DATAERR, "%s: matrices of %lld, %lld and %lld bytes are not "
+		    "%s, %s and %s of %d x %d", dir,
+		    (long long)m->gate_bytes, (long long)m->up_bytes, (long long)m->down_bytes,
+		    dtype_name(m->dt[0]),
 		    dtype_name(m->dt[1]), dtype_name(m->dt[2]), F, D);
 	return 0;
 }
 
-static int check_place(const struct store *s, const struct manifest *m, int layer, int id, struct err *e)
+static int check_place(const struct store *s, const struct manifest *m, int layer, int id,
+    struct err *e)
 {
 	const struct place *p = manifest_at(m, layer, id);
 	int64_t bytes = m->gate_bytes + m->up_bytes + m->down_bytes;
 
 	if (p->cluster < 0 || p->cluster >= m->nclusters)
-		return err_set(e, EX_DATAERR, "%s: layer %d, expert %d has no file", s->dir, layer, id);
+		return err_set(e, EX_DATAERR, "%s: layer %d, expert %d has no file", s->dir, layer,
+		    id);
 	if (p->bytes != bytes || p->offset < 0 || p->offset % READER_ALIGN != 0)
-		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: %lld bytes at offset %lld, expected %lld "
-		    "at a multiple of %d", s->dir, m->file[p->cluster], layer, id, (long long)p->bytes,
+		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: %lld bytes at offset "
+		    "%lld, expected %lld "
+		    "at a multiple of %d", s->dir, m->file[p->cluster], layer, id,
+		    (long long)p->bytes,
 		    (long long)p->offset, (long long)bytes, READER_ALIGN);
-	if (bytes > reader_size(s->reader, p->cluster) || p->offset > reader_size(s->reader, p->cluster) - bytes)
-		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: %lld bytes at offset %lld of a file of %lld",
+	if (bytes > reader_size(s->reader, p->cluster) || p->offset > reader_size(s->reader,
+	    p->cluster) - bytes)
+		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: %lld bytes at offset "
+		    "%lld of a file of %lld",
 		    s->dir, m->file[p->cluster], layer, id, (long long)bytes, (long long)p->offset,
 		    (long long)reader_size(s->reader, p->cluster));
 	return 0;
 }
 
-static int check_places(const struct store *s, const struct config *c, const struct manifest *m, struct err *e)
+static int check_places(const struct store *s, const struct config *c, const struct manifest *m,
+    struct err *e)
 {
 	int l, i;
 
@@ -215,7 +243,8 @@ static void crc_pieces(void *ctx, int64_t i0, int64_t i1, int worker)
 	}
 }
 
-/* By all threads: on the first pass through a model every expert is checked, while the drive reads the next. */
+/* By all threads: on the first pass through a model every expert is checked, while the drive
+ * reads the next. */
 static uint32_t crc_of(const char *p, int64_t n)
 {
 	uint32_t piece[64], crc;
@@ -227,7 +256,8 @@ static uint32_t crc_of(const char *p, int64_t n)
 	pool_for(pieces, 1, crc_pieces, &w);
 	crc = piece[0];
 	for (int64_t i = 1; i < pieces; i++)
-		crc = (uint32_t)crc32_combine(crc, piece[i], i + 1 < pieces ? CRC_PIECE : n - i * CRC_PIECE);
+		crc = (uint32_t)crc32_combine(crc, piece[i], i + 1 < pieces ? CRC_PIECE
+		    : n - i * CRC_PIECE);
 	return crc;
 }
 
@@ -274,7 +304,8 @@ static void submit(struct store *s, struct flight *f)
 	reader_submit(s->reader, &f->job);
 }
 
-/* Reads the parts of a flight from the i-th on again, which begins at byte `begin`: what failed is in one before. */
+/* Reads the parts of a flight from the i-th on again, which begins at byte `begin`: what failed
+ * is in one before. */
 static void read_rest(struct store *s, struct flight *f, int i, size_t begin)
 {
 	int n = f->job.n - i;
@@ -333,16 +364,19 @@ static struct flight *new_flight(struct store *s, int k, bool demand)
 }
 
 /* Bytes from..to of expert k, whole pages, of which those up to `need` must come. */
-static void add_part(struct store *s, struct flight *f, int k, int slot, int64_t from, int64_t to, int64_t need)
+static void add_part(struct store *s, struct flight *f, int k, int slot, int64_t from, int64_t to,
+    int64_t need)
 {
 	s->fetched[k].pieces++;
-	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes + from, (size_t)(to - from) };
+	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes + from,
+	    (size_t)(to - from) };
 	f->job.need = f->need[f->job.n] = (size_t)(f->bytes + need - from);
 	f->key[f->job.n++] = k;
 	f->bytes += to - from;
 }
 
-/* Starts the read of k, in two if it is large, with those behind it in the file that are wanted, too, if it is small. */
+/* Starts the read of k, in two if it is large, with those behind it in the file that are wanted,
+ * too, if it is small. */
 static void start(struct store *s, int k, int slot, bool demand)
 {
 	int64_t bytes = s->place[k].bytes, half = reader_round(s->gate_bytes + s->up_bytes);
@@ -358,7 +392,8 @@ static void start(struct store *s, int k, int slot, bool demand)
 		add_part(s, f, k, slot, half, s->slot_bytes, bytes);
 	} else
 		add_part(s, f, k, slot, 0, s->slot_bytes, bytes);
-	while ((k = s->after[k]) >= 0 && f->job.n < READER_PARTS && f->bytes + s->slot_bytes <= MERGED
+	while ((k = s->after[k]) >= 0 && f->job.n < READER_PARTS && f->bytes + s->slot_bytes <=
+	    MERGED
 	    && cache_take_too(s->cache, k, demand, &slot)) {
 		s->fetched[k] = (struct fetched){ 0 };
 		add_part(s, f, k, slot, 0, s->slot_bytes, s->place[k].bytes);
@@ -374,7 +409,8 @@ static void start_reads(struct store *s)
 		bool demand = cache_queued(s->cache);
 		int64_t most = demand ? DEMANDS : GUESSES, under_way = s->flying[demand];
 
-		if ((under_way > 0 && under_way + s->slot_bytes > most) || (k = cache_take(s->cache, &slot)) < 0)
+		if ((under_way > 0 && under_way + s->slot_bytes > most) ||
+		    (k = cache_take(s->cache, &slot)) < 0)
 			return;
 		start(s, k, slot, demand);
 	}
@@ -405,7 +441,8 @@ void store_poll(struct store *s)
  * Opening and closing.
  */
 
-/* Touches every page, so that what the plan says is really there and no read waits for the kernel to find memory. */
+/* Touches every page, so that what the plan says is really there and no read waits for the
+ * kernel to find memory. */
 static void touch_slots(struct store *s, int from, int to)
 {
 	for (int64_t i = from * s->slot_bytes; i < to * s->slot_bytes; i += READER_ALIGN)
@@ -418,10 +455,12 @@ static int map_slots(struct store *s, const struct plan *p, struct err *e)
 	char *q;
 
 	s->map_bytes = p->map_bytes + align;
-	q = mmap(NULL, (size_t)s->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	q = mmap(NULL, (size_t)s->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+	    -1, 0);
 	if (q == MAP_FAILED) {
 		s->map_bytes = 0;
-		return err_set(e, EX_OSERR, "%s: no memory for %d experts, %lld bytes:", s->dir, p->slots,
+		return err_set(e, EX_OSERR, "%s: no memory for %d experts, %lld bytes:", s->dir,
+		    p->slots,
 		    (long long)p->map_bytes);
 	}
 	off = (align - (int64_t)((uintptr_t)q % (uintptr_t)align)) % align;
@@ -451,7 +490,8 @@ static bool copy_names(struct store *s, const char *dir, const struct manifest *
 	return true;
 }
 
-static bool alloc_tables(struct store *s, const struct plan *p, const char *dir, const struct config *c,
+static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
+    const struct config *c,
     const struct manifest *m, const struct store_opt *o)
 {
 	int i;
@@ -462,10 +502,12 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	s->after = malloc((size_t)p->keys * sizeof *s->after);
 	s->flight = calloc(READER_JOBS, sizeof *s->flight);
 	s->cache = cache_new(p->keys, p->slots, READER_JOBS, c->num_sparse);
-	if (s->place == NULL || s->fetched == NULL || s->checked == NULL || s->after == NULL || s->flight == NULL
+	if (s->place == NULL || s->fetched == NULL || s->checked == NULL || s->after == NULL ||
+	    s->flight == NULL
 	    || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
-	cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok, c->num_sparse * m->experts);
+	cache_set_policy(s->cache, o->evict, m->experts, c->num_experts_per_tok,
+	    c->num_sparse * m->experts);
 	cache_set_waste(s->cache, o->waste);
 	for (i = 0; i < READER_JOBS; i++) {
 		s->flight[i].free = s->idle;
@@ -498,9 +540,11 @@ static int find_neighbours(struct store *s, struct err *e)
 		order[i] = i;
 	qsort_r(order, (size_t)n, sizeof *order, by_place, s->place);
 	for (i = 0; i < n; i++) {
-		const struct place *p = &s->place[order[i]], *q = i + 1 < n ? &s->place[order[i + 1]] : NULL;
+		const struct place *p = &s->place[order[i]], *q = i + 1 < n
+		    ? &s->place[order[i + 1]] : NULL;
 
-		s->after[order[i]] = q && p->cluster >= 0 && q->cluster == p->cluster && q->offset == p->offset + s->slot_bytes
+		s->after[order[i]] = q && p->cluster >= 0 && q->cluster == p->cluster &&
+		    q->offset == p->offset + s->slot_bytes
 		    ? order[i + 1] : -1;
 	}
 	free(order);
@@ -522,7 +566,8 @@ static struct store *store_new(const struct config *c)
 	return s;
 }
 
-static int open_streamed(struct store *s, const char *dir, const struct config *c, const struct manifest *m,
+static int open_streamed(struct store *s, const char *dir, const struct config *c,
+    const struct manifest *m,
     const struct store_opt *o, struct err *e)
 {
 	struct plan p;
@@ -533,7 +578,8 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 	if (check_budget(&p, c, o, e) < 0)
 		return -1;
 	if (!alloc_tables(s, &p, dir, c, m, o))
-		return err_set(e, EX_OSERR, "%s: no memory for the tables of %d experts", dir, p.keys);
+		return err_set(e, EX_OSERR, "%s: no memory for the tables of %d experts", dir,
+		    p.keys);
 	memcpy(s->dt, m->dt, sizeof s->dt);
 	s->gate_bytes = m->gate_bytes;
 	s->up_bytes = m->up_bytes;
@@ -548,7 +594,8 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 	return map_slots(s, &p, e);
 }
 
-struct store *store_open(const char *dir, const struct config *c, const struct manifest *m, const struct store_opt *o,
+struct store *store_open(const char *dir, const struct config *c, const struct manifest *m,
+    const struct store_opt *o,
     struct err *e)
 {
 	struct store *s = store_new(c);
@@ -660,10 +707,13 @@ static int fault_message(const struct store *s, int k, const struct fetched *f, 
 	const char *file = s->file[p->cluster];
 
 	if (f->fault == FAULT_CRC)
-		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: CRC-32 is %08x, the manifest says %08x", s->dir,
+		return err_set(e, EX_DATAERR, "%s/%s: layer %d, expert %d: CRC-32 is %08x, the "
+		    "manifest says %08x", s->dir,
 		    file, layer, id, f->crc, p->crc);
-	return err_set(e, EX_IOERR, "%s/%s: layer %d, expert %d: %s at offset %lld", s->dir, file, layer, id,
-	    f->fault == FAULT_EOF ? "unexpected end of file" : strerror(f->error), (long long)p->offset);
+	return err_set(e, EX_IOERR, "%s/%s: layer %d, expert %d: %s at offset %lld", s->dir, file,
+	    layer, id,
+	    f->fault == FAULT_EOF ? "unexpected end of file" : strerror(f->error),
+	    (long long)p->offset);
 }
 
 int store_failed(const struct store *s, struct err *e)
@@ -686,7 +736,8 @@ static int fetch(struct store *s, int k, struct err *e)
 	while (!arrived(s, k) && pump(s, true))
 		continue;
 	if (!arrived(s, k))
-		status = err_set(e, EX_SOFTWARE, "layer %d, expert %d: all %d slots are pinned", k / s->experts,
+		status = err_set(e, EX_SOFTWARE, "layer %d, expert %d: all %d slots are pinned",
+		    k / s->experts,
 		    k % s->experts, s->slots);
 	else if (cache_state(s->cache, k) == CACHE_FAILED)
 		status = fault_message(s, k, &s->fetched[k], e);
@@ -810,7 +861,8 @@ static void shrink(struct store *s, int slots)
 
 	while (s->slots > slots && cache_shrink(s->cache, &from, &to)) {
 		if (from >= 0)
-			memcpy(s->base + to * s->slot_bytes, s->base + from * s->slot_bytes, (size_t)s->slot_bytes);
+			memcpy(s->base + to * s->slot_bytes, s->base + from * s->slot_bytes,
+			    (size_t)s->slot_bytes);
 		s->slots--;
 	}
 	bytes = (before - s->slots) * s->slot_bytes;
@@ -859,7 +911,8 @@ int store_warm(struct store *s, const float *heat, int pins, struct err *e)
 	if (s->resident)
 		return 0;
 	if (pins > s->slots - 2 * s->layer_needs)
-		return err_set(e, EX_OSERR, "%s: pinning %d of %d slots leaves less than two layers' worth, %d", s->dir, pins, s->slots,
+		return err_set(e, EX_OSERR, "%s: pinning %d of %d slots leaves less than two "
+		    "layers' worth, %d", s->dir, pins, s->slots,
 		    2 * s->layer_needs);
 	if ((order = malloc((size_t)n * sizeof *order)) == NULL)
 		return err_set(e, EX_OSERR, "%s: no memory for the order of %d experts", s->dir, n);
@@ -871,7 +924,8 @@ int store_warm(struct store *s, const float *heat, int pins, struct err *e)
 	for (int i = 0; i < n && i < s->slots && heat[order[i]] > 0; i++) {
 		if (i < pins && s->place[order[i]].cluster >= 0)
 			cache_pin(s->cache, order[i]);
-		store_predict(s, order[i] / s->experts, order[i] % s->experts, 1, WARM_PASSES * s->layers, STORE_HEAT);
+		store_predict(s, order[i] / s->experts, order[i] % s->experts, 1,
+		    WARM_PASSES * s->layers, STORE_HEAT);
 	}
 	free(order);
 	return 0;
@@ -890,7 +944,8 @@ void store_stats(const struct store *s, struct store_stats *out)
 		.read_bytes = st->read_bytes, .reads = st->reads, .requests = s->requests,
 		.predicted = st->predicted, .predicted_used = st->predicted_used,
 		.wasted_bytes = st->wasted_bytes, .expired = st->expired, .stall = s->stall,
-		.given_bytes = s->given, .busy = s->busy + (s->flights > 0 ? progress_clock() - s->since : 0),
+		.given_bytes = s->given, .busy = s->busy + (s->flights > 0 ? progress_clock() -
+		    s->since : 0),
 	};
 	memcpy(out->wasted_by, st->wasted_by, sizeof out->wasted_by);
 }

@@ -16,15 +16,18 @@ struct parse {			/* what the functions below share */
 	int64_t end;		/* of the last expert in this file */
 };
 
-static int get_int(const struct parse *p, const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t *v)
+static int get_int(const struct parse *p, const json_t *o, const char *key, int64_t lo, int64_t hi,
+    int64_t *v)
 {
 	const json_t *j = json_object_get(o, key);
 
 	*v = json_integer_value(j);	/* 0 when it is none */
 	if (!json_is_integer(j))
-		return err_set(p->e, EX_DATAERR, "%s: %s \"%s\"", p->name, j ? "not an integer:" : "missing", key);
+		return err_set(p->e, EX_DATAERR, "%s: %s \"%s\"", p->name, j ? "not an integer:"
+		    : "missing", key);
 	if (*v < lo || *v > hi)
-		return err_set(p->e, EX_DATAERR, "%s: \"%s\" is %lld, not in %lld..%lld", p->name, key, (long long)*v,
+		return err_set(p->e, EX_DATAERR, "%s: \"%s\" is %lld, not in %lld..%lld", p->name,
+		    key, (long long)*v,
 		    (long long)lo, (long long)hi);
 	return 0;
 }
@@ -34,9 +37,11 @@ int manifest_init(struct manifest *m, int layers, int experts, int nclusters, st
 	char name[32];
 
 	*m = (struct manifest){ .layers = layers, .experts = experts };
-	if (layers < 1 || layers > CFG_MAX_LAYERS || experts < 1 || experts > MANIFEST_MAX / layers || nclusters < 0
+	if (layers < 1 || layers > CFG_MAX_LAYERS || experts < 1 || experts > MANIFEST_MAX /
+	    layers || nclusters < 0
 	    || nclusters > MANIFEST_MAX)
-		return err_set(e, EX_DATAERR, "a manifest cannot have %d layers, %d experts, %d clusters", layers,
+		return err_set(e, EX_DATAERR, "a manifest cannot have %d layers, %d experts, %d "
+		    "clusters", layers,
 		    experts, nclusters);
 	m->place = calloc((size_t)layers * experts, sizeof *m->place);
 	m->file = calloc((size_t)nclusters + 1, sizeof *m->file);
@@ -53,7 +58,8 @@ int manifest_init(struct manifest *m, int layers, int experts, int nclusters, st
 	return 0;
 nomem:
 	manifest_free(m);
-	return err_set(e, EX_OSERR, "out of memory for a manifest of %d layers, %d experts", layers, experts);
+	return err_set(e, EX_OSERR, "out of memory for a manifest of %d layers, %d experts", layers,
+	    experts);
 }
 
 void manifest_free(struct manifest *m)
@@ -87,10 +93,12 @@ static int parse_place(struct parse *p, const json_t *o, struct place *pl)
 	    || get_int(p, o, "crc32", 0, UINT32_MAX, &crc) < 0)
 		return -1;
 	if (pl->bytes != want)
-		return err_set(p->e, EX_DATAERR, "%s: an expert of %lld bytes, where gate, up and down are %lld", p->name,
+		return err_set(p->e, EX_DATAERR, "%s: an expert of %lld bytes, where gate, up and "
+		    "down are %lld", p->name,
 		    (long long)pl->bytes, (long long)want);
 	if (pl->offset % MANIFEST_ALIGN || pl->offset < p->end)
-		return err_set(p->e, EX_DATAERR, "%s: offset %lld in %s is not a multiple of %d after %lld", p->name,
+		return err_set(p->e, EX_DATAERR, "%s: offset %lld in %s is not a multiple of %d "
+		    "after %lld", p->name,
 		    (long long)pl->offset, m->file[p->cluster], MANIFEST_ALIGN, (long long)p->end);
 	p->end = pl->offset + pl->bytes;
 	pl->crc = (uint32_t)crc;
@@ -103,7 +111,8 @@ static struct place *take(struct parse *p, int64_t layer, int64_t expert)
 	struct place *pl = manifest_at(p->m, (int)layer, (int)expert);
 
 	if (pl->cluster >= 0) {
-		err_set(p->e, EX_DATAERR, "%s: layer %lld, expert %lld is in two places", p->name, (long long)layer,
+		err_set(p->e, EX_DATAERR, "%s: layer %lld, expert %lld is in two places", p->name,
+		    (long long)layer,
 		    (long long)expert);
 		return NULL;
 	}
@@ -119,7 +128,8 @@ static int parse_member(struct parse *p, const json_t *o)
 	struct place *pl;
 
 	if (get_int(p, o, "layer", 0, p->m->layers - 1, &layer) < 0
-	    || get_int(p, o, "expert", 0, p->m->experts - 1, &expert) < 0 || !(pl = take(p, layer, expert)))
+	    || get_int(p, o, "expert", 0, p->m->experts - 1, &expert) < 0 ||
+	    !(pl = take(p, layer, expert)))
 		return -1;
 	return p->m->packed ? parse_place(p, o, pl) : 0;
 }
@@ -128,14 +138,16 @@ static int parse_member(struct parse *p, const json_t *o)
 static int parse_experts(struct parse *p, const json_t *ids)
 {
 	if (p->m->packed)
-		return err_set(p->e, EX_DATAERR, "%s: cluster %d has no \"members\"", p->name, p->cluster);
+		return err_set(p->e, EX_DATAERR, "%s: cluster %d has no \"members\"", p->name,
+		    p->cluster);
 	for (int l = 0; l < p->m->layers; l++)
 		for (size_t i = 0; i < json_array_size(ids); i++) {
 			const json_t *id = json_array_get(ids, i);
 			json_int_t x = json_integer_value(id);
 
 			if (!json_is_integer(id) || x < 0 || x >= p->m->experts)
-				return err_set(p->e, EX_DATAERR, "%s: bad expert id in cluster %d", p->name, p->cluster);
+				return err_set(p->e, EX_DATAERR, "%s: bad expert id in cluster %d",
+				    p->name, p->cluster);
 			if (!take(p, l, x))
 				return -1;
 		}
@@ -150,18 +162,22 @@ static int parse_cluster(struct parse *p, const json_t *o, json_t *names)
 	p->rank = 0;
 	p->end = 0;
 	if (!plain_name(file))
-		return err_set(p->e, EX_DATAERR, "%s: cluster %d: \"file\" is not a plain name ending in .ctsr", p->name,
+		return err_set(p->e, EX_DATAERR, "%s: cluster %d: \"file\" is not a plain name "
+		    "ending in .ctsr", p->name,
 		    p->cluster);
 	if (json_object_get(names, json_string_value(file)))
-		return err_set(p->e, EX_DATAERR, "%s: two clusters in %s", p->name, json_string_value(file));
+		return err_set(p->e, EX_DATAERR, "%s: two clusters in %s", p->name,
+		    json_string_value(file));
 	free(p->m->file[p->cluster]);
 	p->m->file[p->cluster] = strdup(json_string_value(file));
-	if (!p->m->file[p->cluster] || json_object_set_new(names, json_string_value(file), json_true()) < 0)
+	if (!p->m->file[p->cluster] || json_object_set_new(names, json_string_value(file),
+	    json_true()) < 0)
 		return err_set(p->e, EX_OSERR, "out of memory");
 	if (!list && json_is_array(json_object_get(o, "experts")))
 		return parse_experts(p, json_object_get(o, "experts"));
 	if (!json_is_array(list))
-		return err_set(p->e, EX_DATAERR, "%s: cluster %d has no \"members\"", p->name, p->cluster);
+		return err_set(p->e, EX_DATAERR, "%s: cluster %d has no \"members\"", p->name,
+		    p->cluster);
 	json_array_foreach(list, i, j)
 		if (parse_member(p, j) < 0)
 			return -1;
@@ -192,9 +208,11 @@ static int parse_packed(struct parse *p, const json_t *o)
 	if (!dt)
 		return 0;
 	if (parse_types(dt, m->dt) < 0)
-		return err_set(p->e, EX_DATAERR, "%s: \"dtype\" is neither F32, BF16 or F16, nor Q8, Q4 or Q4A, nor three of one "
+		return err_set(p->e, EX_DATAERR, "%s: \"dtype\" is neither F32, BF16 or F16, nor "
+		    "Q8, Q4 or Q4A, nor three of one "
 		    "kind", p->name);
-	if (get_int(p, o, "gate_bytes", 1, top, &m->gate_bytes) < 0 || get_int(p, o, "up_bytes", 1, top, &m->up_bytes) < 0
+	if (get_int(p, o, "gate_bytes", 1, top, &m->gate_bytes) < 0 || get_int(p, o, "up_bytes", 1,
+	    top, &m->up_bytes) < 0
 	    || get_int(p, o, "down_bytes", 1, top, &m->down_bytes) < 0)
 		return -1;
 	if (!m->fingerprint)
@@ -211,7 +229,8 @@ static int parse_fingerprint(struct parse *p, const json_t *o)
 	if (!f || json_is_null(f))
 		return 0;
 	if (!s || !*s || strlen(s) > 128 || strspn(s, "0123456789abcdef") != json_string_length(f))
-		return err_set(p->e, EX_DATAERR, "%s: \"fingerprint\" is not a hex string", p->name);
+		return err_set(p->e, EX_DATAERR, "%s: \"fingerprint\" is not a hex string",
+		    p->name);
 	if (!(p->m->fingerprint = strdup(s)))
 		return err_set(p->e, EX_OSERR, "out of memory");
 	return 0;
@@ -227,7 +246,8 @@ static int parse_clusters(struct parse *p, const json_t *list)
 	json_decref(names);
 	for (int l = 0; rc == 0 && l < p->m->layers; l++)
 		if (p->members[l] && p->members[l] != p->m->experts)
-			rc = err_set(p->e, EX_DATAERR, "%s: layer %d has %d of %d experts", p->name, l, p->members[l],
+			rc = err_set(p->e, EX_DATAERR, "%s: layer %d has %d of %d experts", p->name,
+			    l, p->members[l],
 			    p->m->experts);
 	return rc;
 }
@@ -239,18 +259,22 @@ static int parse_object(struct parse *p, const json_t *o)
 
 	if (!json_is_object(o))
 		return err_set(p->e, EX_DATAERR, "%s: not a JSON object", p->name);
-	if (get_int(p, o, "version", 1, 1, &version) < 0 || get_int(p, o, "num_layers", 1, CFG_MAX_LAYERS, &layers) < 0
+	if (get_int(p, o, "version", 1, 1, &version) < 0 || get_int(p, o, "num_layers", 1,
+	    CFG_MAX_LAYERS, &layers) < 0
 	    || get_int(p, o, "num_experts", 1, MANIFEST_MAX / layers, &experts) < 0)
 		return -1;
 	if (!json_is_array(clusters) || json_array_size(clusters) > (size_t)(layers * experts))
-		return err_set(p->e, EX_DATAERR, "%s: \"clusters\" is not a list of at most %lld", p->name,
+		return err_set(p->e, EX_DATAERR, "%s: \"clusters\" is not a list of at most %lld",
+		    p->name,
 		    (long long)(layers * experts));
-	if (manifest_init(p->m, (int)layers, (int)experts, (int)json_array_size(clusters), p->e) < 0)
+	if (manifest_init(p->m, (int)layers, (int)experts, (int)json_array_size(clusters), p->e) <
+	    0)
 		return -1;
 	if (!(p->members = calloc((size_t)layers, sizeof *p->members)))
 		return err_set(p->e, EX_OSERR, "out of memory");
 	json_decref(p->m->raw);
-	if (!(p->m->raw = json_copy((json_t *)(uintptr_t)o)))	/* shallow, so o may be freed but is not changed */
+	/* shallow, so o may be freed but is not changed */
+	if (!(p->m->raw = json_copy((json_t *)(uintptr_t)o)))
 		return err_set(p->e, EX_OSERR, "out of memory");
 	if (parse_fingerprint(p, o) < 0 || parse_packed(p, o) < 0)
 		return -1;
@@ -337,7 +361,8 @@ int manifest_order(const struct manifest *m, int **order, int **start, struct er
 
 		if (p->cluster < 0)
 			continue;
-		(*order)[(*start)[p->cluster] + p->rank] = i;	/* ranks of a cluster are 0..n-1, each once */
+		/* ranks of a cluster are 0..n-1, each once */
+		(*order)[(*start)[p->cluster] + p->rank] = i;
 		n++;
 	}
 	return n;
@@ -346,7 +371,8 @@ int manifest_order(const struct manifest *m, int **order, int **start, struct er
 static json_t *member_json(const struct manifest *m, int node)
 {
 	const struct place *p = &m->place[node];
-	json_t *o = json_pack("{s:i, s:i}", "layer", node / m->experts, "expert", node % m->experts);
+	json_t *o = json_pack("{s:i, s:i}", "layer", node / m->experts, "expert",
+	    node % m->experts);
 
 	if (m->packed) {
 		json_object_set_new(o, "offset", json_integer(p->offset));
@@ -373,7 +399,8 @@ static json_t *experts_json(const struct manifest *m, const int *order, int n)
 
 static json_t *cluster_json(const struct manifest *m, int c, const int *order, int n)
 {
-	json_t *o = json_pack("{s:i, s:s}", "cluster_id", c, "file", m->file[c]), *list = json_array();
+	json_t *o = json_pack("{s:i, s:s}", "cluster_id", c, "file", m->file[c]),
+	    *list = json_array();
 
 	json_object_set_new(o, "experts", experts_json(m, order, n));
 	for (int i = 0; i < n; i++)
@@ -382,7 +409,8 @@ static json_t *cluster_json(const struct manifest *m, int c, const int *order, i
 	return o;
 }
 
-/* The reference's map has one cluster per expert id; ours is the one that holds most of its layers. */
+/* The reference's map has one cluster per expert id; ours is the one that holds most of its
+ * layers. */
 static json_t *home_json(const struct manifest *m)
 {
 	json_t *o = json_object();
@@ -413,7 +441,8 @@ static void packed_json(const struct manifest *m, json_t *o)
 	if (m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2])
 		json_object_set_new(o, "dtype", json_string(dtype_name(m->dt[0])));
 	else
-		json_object_set_new(o, "dtype", json_pack("[s, s, s]", dtype_name(m->dt[0]), dtype_name(m->dt[1]),
+		json_object_set_new(o, "dtype", json_pack("[s, s, s]", dtype_name(m->dt[0]),
+		    dtype_name(m->dt[1]),
 		    dtype_name(m->dt[2])));
 	json_object_set_new(o, "gate_bytes", json_integer(m->gate_bytes));
 	json_object_set_new(o, "up_bytes", json_integer(m->up_bytes));
@@ -422,7 +451,8 @@ static void packed_json(const struct manifest *m, json_t *o)
 
 json_t *manifest_json(const struct manifest *m)
 {
-	json_t *o = json_pack("{s:i, s:i, s:i, s:s}", "version", 1, "num_experts", m->experts, "num_layers", m->layers,
+	json_t *o = json_pack("{s:i, s:i, s:i, s:s}", "version", 1, "num_experts", m->experts,
+	    "num_layers", m->layers,
 	    "storage_format", "safetensors"), *list = json_array();
 	int *order, *start;
 	struct err e;
@@ -437,7 +467,8 @@ json_t *manifest_json(const struct manifest *m)
 		return NULL;
 	}
 	for (int c = 0; c < m->nclusters; c++)
-		json_array_append_new(list, cluster_json(m, c, order + start[c], start[c + 1] - start[c]));
+		json_array_append_new(list, cluster_json(m, c, order + start[c],
+		    start[c + 1] - start[c]));
 	free(order);
 	free(start);
 	json_object_set_new(o, "clusters", list);

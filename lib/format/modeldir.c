@@ -21,7 +21,8 @@ int modeldir_st_err(struct err *e, const char *file, const struct st_error *se)
 	    se->code == ST_ENOMEM ? EX_OSERR : se->code == ST_EUSE ? EX_SOFTWARE : EX_DATAERR;
 
 	if (se->pos)
-		return err_set(e, status, "%s: %s (byte %llu)", file, se->msg, (unsigned long long)se->pos);
+		return err_set(e, status, "%s: %s (byte %llu)", file, se->msg,
+		    (unsigned long long)se->pos);
 	return err_set(e, status, "%s: %s", file, se->msg);
 }
 
@@ -82,7 +83,8 @@ static int open_shards(struct modeldir *md, const char *index, const json_t *map
 	}
 	json_object_foreach((json_t *)map, name, value)
 		if (modeldir_find(md, name, &v) < 0)
-			return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is in no shard", index, name);
+			return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is in no shard", index,
+			    name);
 	return 0;
 }
 
@@ -116,12 +118,14 @@ static int check_unique(const struct modeldir *md, struct err *e)
 		for (size_t k = 0; (t = st_at(md->st[i], k)); k++)
 			for (int j = 0; j < i && strncmp(t->name, "__pad.", 6) != 0; j++)
 				if (st_find(md->st[j], t->name))
-					return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is in %s too", md->file[i], t->name,
+					return err_set(e, EX_DATAERR,
+					    "%s: tensor \"%s\" is in %s too", md->file[i], t->name,
 					    md->file[j]);
 	return 0;
 }
 
-int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[], struct err *e)
+int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
+    struct err *e)
 {
 	int r;
 
@@ -211,12 +215,14 @@ static bool in_blocks(const struct view *v, const struct param *p, enum dtype *t
 		return false;
 	snprintf(key, sizeof key, "quant.%s", p->name);
 	text = st_meta(v->st, key);
-	return text && sscanf(text, "%7s %9d %9d%n", name, &rows, &cols, &end) == 3 && text[end] == '\0'
+	return text && sscanf(text, "%7s %9d %9d%n", name, &rows, &cols, &end) == 3 &&
+	    text[end] == '\0'
 	    && dtype_parse(name, t) == 0 && dtype_blocks(*t) && rows == p->rows && cols == p->cols
 	    && v->t->nbytes == mat_bytes(*t, rows, cols);
 }
 
-static int locate(const struct modeldir *md, const struct param *p, struct view *v, enum dtype *dt, struct err *e)
+static int locate(const struct modeldir *md, const struct param *p, struct view *v, enum dtype *dt,
+    struct err *e)
 {
 	const struct st_tensor *t;
 	char shape[32];
@@ -226,11 +232,14 @@ static int locate(const struct modeldir *md, const struct param *p, struct view 
 	t = v->t;
 	if (in_blocks(v, p, dt))
 		return 0;
-	if (t->ndim != p->ndim || t->shape[0] != (uint64_t)p->rows || (p->ndim == 2 && t->shape[1] != (uint64_t)p->cols))
-		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" has not the shape %s that config.json asks for", v->file,
+	if (t->ndim != p->ndim || t->shape[0] != (uint64_t)p->rows ||
+	    (p->ndim == 2 && t->shape[1] != (uint64_t)p->cols))
+		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" has not the shape %s that "
+		    "config.json asks for", v->file,
 		    p->name, shape_text(p, shape));
 	if (float_type(t->dtype) < 0)
-		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is %s, not F64, F32, BF16 or F16", v->file, p->name,
+		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is %s, not F64, F32, BF16 or F16",
+		    v->file, p->name,
 		    st_dtype_name(t->dtype));
 	*dt = (enum dtype)float_type(t->dtype);
 	return 0;
@@ -251,10 +260,12 @@ int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, s
 
 	if (locate(md, p, &v, &t, e) < 0)
 		return -1;
-	return st_read(v.st, v.t, 0, dst, v.t->nbytes, &se) < 0 ? modeldir_st_err(e, v.file, &se) : 0;
+	return st_read(v.st, v.t, 0, dst, v.t->nbytes, &se) < 0 ? modeldir_st_err(e, v.file, &se)
+	    : 0;
 }
 
-static int read_blocks(const struct modeldir *md, const struct param *p, enum dtype t, float *dst, struct err *e)
+static int read_blocks(const struct modeldir *md, const struct param *p, enum dtype t, float *dst,
+    struct err *e)
 {
 	void *buf = malloc(mat_bytes(t, p->rows, p->cols));
 	int r = buf ? modeldir_read(md, p, buf, e) : err_set(e, EX_OSERR, "out of memory");
@@ -279,7 +290,8 @@ int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *d
 	if (dtype_blocks(dt))
 		return read_blocks(md, p, dt, dst, e);
 	if (v.t->dtype == ST_F32)
-		return st_read(v.st, v.t, 0, dst, n * sizeof *dst, &se) < 0 ? modeldir_st_err(e, v.file, &se) : 0;
+		return st_read(v.st, v.t, 0, dst, n * sizeof *dst, &se) < 0
+		    ? modeldir_st_err(e, v.file, &se) : 0;
 	size = st_dtype_size(v.t->dtype);
 	buf = malloc(CHUNK * size);
 	if (!buf)
@@ -299,10 +311,13 @@ static int check_tied_head(const struct modeldir *md, const struct view *head, s
 {
 	struct view emb;
 
-	if (modeldir_find(md, "model.embed_tokens.weight", &emb) == 0 && emb.t->dtype == head->t->dtype &&
-	    emb.t->nbytes == head->t->nbytes && memcmp(emb.t->data, head->t->data, emb.t->nbytes) == 0)
+	if (modeldir_find(md, "model.embed_tokens.weight", &emb) == 0 &&
+	    emb.t->dtype == head->t->dtype &&
+	    emb.t->nbytes == head->t->nbytes && memcmp(emb.t->data, head->t->data, emb.t->nbytes) ==
+	    0)
 		return 0;
-	return err_set(e, EX_DATAERR, "%s: lm_head.weight differs from the embedding, but tie_word_embeddings is true",
+	return err_set(e, EX_DATAERR, "%s: lm_head.weight differs from the embedding, but "
+	    "tie_word_embeddings is true",
 	    head->file);
 }
 
@@ -325,7 +340,8 @@ int modeldir_check(const struct modeldir *md, const struct params *ps, struct er
 			if (strncmp(t->name, "__pad.", 6) == 0 || params_find(ps, t->name))
 				continue;
 			if (!md->cfg.tie_word_embeddings || strcmp(t->name, "lm_head.weight") != 0)
-				return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"", md->file[i], t->name);
+				return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"",
+				    md->file[i], t->name);
 			v = (struct view){ t, md->st[i], md->file[i] };
 			if (check_tied_head(md, &v, e) < 0)
 				return -1;
@@ -335,11 +351,13 @@ int modeldir_check(const struct modeldir *md, const struct params *ps, struct er
 
 int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e)
 {
-	return md->packed ? err_set(e, EX_DATAERR, "%s: packed: its experts are in .ctsr files; use the model it was packed "
+	return md->packed ? err_set(e, EX_DATAERR,
+	    "%s: packed: its experts are in .ctsr files; use the model it was packed "
 	    "from", md->path) : modeldir_check(md, ps, e);
 }
 
-int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat, struct err *e)
+int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat,
+    struct err *e)
 {
 	if (modeldir_loadable(md, ps, e) < 0)
 		return -1;
@@ -372,7 +390,8 @@ static void hash_prints(struct print *pr, int n, char out[33])
 	qsort(pr, (size_t)n, sizeof *pr, by_name);
 	sha256_init(&s);
 	for (int i = 0; i < n; i++) {
-		len = snprintf(line, sizeof line, "%s %s %s %08x\n", pr[i].p->name, pr[i].dtype, shape_text(pr[i].p, shape),
+		len = snprintf(line, sizeof line, "%s %s %s %08x\n", pr[i].p->name, pr[i].dtype,
+		    shape_text(pr[i].p, shape),
 		    pr[i].crc);
 		sha256_update(&s, line, (size_t)len);
 	}
@@ -434,7 +453,8 @@ const char *modeldir_fingerprint(struct modeldir *md, struct err *e)
 		return md->fingerprint;
 	}
 	if (md->packed) {
-		err_set(e, EX_DATAERR, "%s: packed, and its metadata names no chronos.fingerprint", md->path);
+		err_set(e, EX_DATAERR, "%s: packed, and its metadata names no chronos.fingerprint",
+		    md->path);
 		return NULL;
 	}
 	return modeldir_compute_fingerprint(md, md->fingerprint, e) < 0 ? NULL : md->fingerprint;
@@ -490,7 +510,8 @@ static int save_fingerprint(const struct save *s, char out[33])
 
 		pr[i] = (struct print){ p, dtype_name(s->o->dtype), (uint32_t)crc32(0, NULL, 0) };
 		for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK)
-			pr[i].crc = (uint32_t)crc32(pr[i].crc, (Bytef *)s->buf, (uInt)stored_chunk(s, p, x, k));
+			pr[i].crc = (uint32_t)crc32(pr[i].crc, (Bytef *)s->buf,
+			    (uInt)stored_chunk(s, p, x, k));
 	}
 	hash_prints(pr, s->ps->n, out);
 	free(pr);
@@ -574,7 +595,8 @@ static int save_shard(const struct save *s, int k)
 
 static int put_json(const char *dir, const char *name, json_t *o, struct err *e)
 {
-	char *path = file_join(dir, name), *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
+	char *path = file_join(dir, name),
+	    *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
 	size_t len = text ? strlen(text) : 0;
 	int r;
 
@@ -598,11 +620,13 @@ static int save_index(const struct save *s)
 		json_object_set_new(map, s->ps->p[i].name, json_string(name));
 		total += stored_bytes(s, &s->ps->p[i]);
 	}
-	return put_json(s->dir, INDEX, json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map",
+	return put_json(s->dir, INDEX, json_pack("{s:{s:I}, s:o}", "metadata", "total_size",
+	    (json_int_t)total, "weight_map",
 	    map), s->e);
 }
 
-/* Files of the model that was here before, under names this one does not use. The new ones are complete by now. */
+/* Files of the model that was here before, under names this one does not use. The new ones are
+ * complete by now. */
 static void remove_stale(const struct save *s)
 {
 	DIR *d = opendir(s->dir);
@@ -611,12 +635,14 @@ static void remove_stale(const struct save *s)
 	int end;
 
 	while (d && (f = readdir(d))) {
-		bool single = strcmp(f->d_name, "model.safetensors") == 0, index = strcmp(f->d_name, INDEX) == 0;
+		bool single = strcmp(f->d_name, "model.safetensors") == 0, index = strcmp(f->d_name,
+		    INDEX) == 0;
 		char *path;
 
 		end = 0;
 		a = b = 0;
-		if (sscanf(f->d_name, "model-%5u-of-%5u.safetensors%n", &a, &b, &end) != 2 || !end || f->d_name[end])
+		if (sscanf(f->d_name, "model-%5u-of-%5u.safetensors%n", &a, &b, &end) != 2 ||
+		    !end || f->d_name[end])
 			b = 0;
 		if (!(s->nshards > 1 ? single || (b && b != (unsigned)s->nshards) : index || b))
 			continue;
@@ -630,7 +656,8 @@ static void remove_stale(const struct save *s)
 
 static int save_files(struct save *s, const struct config *c, char *fingerprint)
 {
-	static const char *const torch[] = { "float64", "float32", "bfloat16", "float16" };	/* by enum dtype */
+	/* by enum dtype */
+	static const char *const torch[] = { "float64", "float32", "bfloat16", "float16" };
 	json_t *o;
 
 	plan_shards(s);
@@ -648,7 +675,8 @@ static int save_files(struct save *s, const struct config *c, char *fingerprint)
 	return put_json(s->dir, "config.json", o, s->e);
 }
 
-int modeldir_save(const char *dir, const struct config *c, const struct params *ps, const float *flat,
+int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
+    const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e)
 {
 	struct save s = { .dir = dir, .ps = ps, .flat = flat, .o = o, .e = e };

@@ -9,8 +9,8 @@
  *	... modeldir_fingerprint(&md, &e), modeldir_meta(&md, "chronos.ancestry") ...
  *	modeldir_close(&md);
  *
- * A packed directory (one with a cluster_manifest.json) holds its experts in .ctsr files; here they are then absent and
- * not missed (store.h reads them).
+ * A packed directory (one with a cluster_manifest.json) holds its experts in .ctsr files; here
+ * they are then absent and not missed (store.h reads them).
  */
 #ifndef CHR_MODELDIR_H
 #define CHR_MODELDIR_H
@@ -39,42 +39,54 @@ struct modeldir {
 
 /* A tensor where it lies. */
 struct view {
-	const struct st_tensor *t;	/* dtype, shape, nbytes, offset in the file, data (mapped) */
+	const struct st_tensor *t;	/* dtype, shape, nbytes, offset in the file, data
+					   (mapped) */
 	const struct st_file *st;
 	const char *file;
 };
 
-/* Opens config (with overrides as in config_load) and files; reads no weights. EX_NOINPUT, EX_DATAERR. */
-int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[], struct err *e);
+/* Opens config (with overrides as in config_load) and files; reads no weights. EX_NOINPUT,
+ * EX_DATAERR. */
+int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
+    struct err *e);
 void modeldir_close(struct modeldir *md);
 
-int modeldir_find(const struct modeldir *md, const char *name, struct view *v);		/* 0, or -1: absent */
+/* 0, or -1: absent */
+int modeldir_find(const struct modeldir *md, const char *name, struct view *v);
 
-/* One parameter as float32, whatever type it is stored in; dst has param_size(p) entries. Read with pread, so it
- * leaves no mapped pages behind. Absent, of another shape or not a float type: EX_DATAERR; EX_IOERR. */
+/* One parameter as float32, whatever type it is stored in; dst has param_size(p) entries. Read
+ * with pread, so it leaves no mapped pages behind. Absent, of another shape or not a float type:
+ * EX_DATAERR; EX_IOERR. */
 int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e);
 
-/* The type a parameter is stored in, and its bytes in dst as stored: mat_bytes(type, rows, cols) of quant.h for a matrix. A
- * matrix in blocks is a tensor of U8 and the metadata says of which type: "quant.NAME" is "Q8 ROWS COLS". */
+/* The type a parameter is stored in, and its bytes in dst as stored: mat_bytes(type, rows, cols)
+ * of quant.h for a matrix. A matrix in blocks is a tensor of U8 and the metadata says of which
+ * type: "quant.NAME" is "Q8 ROWS COLS". */
 int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e);
 int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e);
 
-/* May all of them be read? The packed are refused, whose experts are not here, and what modeldir_check() finds. */
+/* May all of them be read? The packed are refused, whose experts are not here, and what
+ * modeldir_check() finds. */
 int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e);
-/* All of them: flat has ps->total entries; gaps between parameters are left alone. Missing and unexpected tensors are
- * errors that name them. A tied lm_head.weight that equals the embedding is passed over. */
-int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat, struct err *e);
+/* All of them: flat has ps->total entries; gaps between parameters are left alone. Missing and
+ * unexpected tensors are errors that name them. A tied lm_head.weight that equals the embedding
+ * is passed over. */
+int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat,
+    struct err *e);
 
-/* Is every tensor of the files a parameter (or padding, or a tied head), and every parameter there in its shape? Reads
- * no weights. modeldir_load_f32() does this first. */
+/* Is every tensor of the files a parameter (or padding, or a tied head), and every parameter
+ * there in its shape? Reads no weights. modeldir_load_f32() does this first. */
 int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e);
 
-const char *modeldir_meta(const struct modeldir *md, const char *key);	/* of __metadata__; NULL if absent */
-json_t *modeldir_metadata(const struct modeldir *md);			/* all of it, an object of strings; new */
+/* of __metadata__; NULL if absent */
+const char *modeldir_meta(const struct modeldir *md, const char *key);
+/* all of it, an object of strings; new */
+json_t *modeldir_metadata(const struct modeldir *md);
 
-/* What tells one model from another: 32 hex digits, the first 16 bytes of SHA-256 over lines "name dtype [shape] crc32"
- * sorted by name, over all parameters as stored (config and metadata do not count). Taken from metadata
- * "chronos.fingerprint" when there, else computed by reading everything. NULL on error. */
+/* What tells one model from another: 32 hex digits, the first 16 bytes of SHA-256 over lines
+ * "name dtype [shape] crc32" sorted by name, over all parameters as stored (config and metadata
+ * do not count). Taken from metadata "chronos.fingerprint" when there, else computed by reading
+ * everything. NULL on error. */
 const char *modeldir_fingerprint(struct modeldir *md, struct err *e);
 int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e);
 
@@ -82,18 +94,22 @@ struct modeldir_out {
 	enum dtype dtype;		/* DT_F32, DT_BF16, DT_F16 */
 	int64_t shard_size;		/* bytes; a larger model is written in shards. 0: never */
 	const json_t *meta;		/* an object of strings for __metadata__; may be NULL */
-	const float *(*get)(void *ctx, int i);	/* NULL, or: gives parameter i, until the next call, in place of flat; each
-						   parameter is asked for twice */
+	const float *(*get)(void *ctx, int i);	/* NULL, or: gives parameter i, until the next
+						   call, in place of flat; each parameter is
+						   asked for twice */
 	void *ctx;
 };
 
-/* Writes model.safetensors (or shards and index), then config.json, into an existing directory; each file is whole or
- * absent, files of a model that was there before are replaced. Adds "format" and "chronos.fingerprint" to the metadata;
- * fingerprint (33 bytes, may be NULL) receives the latter. */
-int modeldir_save(const char *dir, const struct config *c, const struct params *ps, const float *flat,
+/* Writes model.safetensors (or shards and index), then config.json, into an existing directory;
+ * each file is whole or absent, files of a model that was there before are replaced. Adds
+ * "format" and "chronos.fingerprint" to the metadata; fingerprint (33 bytes, may be NULL)
+ * receives the latter. */
+int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
+    const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e);
 
-/* Fills e from a safetensors error: the status that fits, and "file: message (byte N)". Returns -1. */
+/* Fills e from a safetensors error: the status that fits, and "file: message (byte N)". Returns
+ * -1. */
 int modeldir_st_err(struct err *e, const char *file, const struct st_error *se);
 
 #endif

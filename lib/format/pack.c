@@ -23,9 +23,12 @@
 static const enum param_kind kinds[3] = { P_EXP_GATE, P_EXP_UP, P_EXP_DOWN };
 static const char *const part[3] = { "gate_proj", "up_proj", "down_proj" };
 
-/* What goes along when it is there; weights and training state do not. The first, only while the model stays the same. */
-static const char *const side_files[] = { INTENT_NAME, "config.json", "generation_config.json", "tokenizer.json",
-	"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+/* What goes along when it is there; weights and training state do not. The first, only while the
+ * model stays the same. */
+static const char *const side_files[] = { INTENT_NAME, "config.json", "generation_config.json",
+    "tokenizer.json",
+	"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+	    "merges.txt",
 	"chat_template.jinja", "chat_template.json" };
 
 static bool is_expert(const struct param *p)
@@ -51,15 +54,18 @@ static int check_layer(const struct pack *p, int l, struct err *e)
 
 	if (sparse == has)
 		return 0;
-	return err_set(e, EX_DATAERR, "manifest is not of this model: layer %d has %s there and %s in %s", l,
+	return err_set(e, EX_DATAERR, "manifest is not of this model: layer %d has %s there and %s "
+	    "in %s", l,
 	    has ? "experts" : "none", sparse ? "experts" : "none", p->md->path);
 }
 
 bool pack_quantisable(const struct param *p)
 {
 	switch (p->kind) {
-	case P_EMBED: case P_HEAD: case P_Q: case P_K: case P_V: case P_O: case P_QNOPE: case P_QROPE: case P_KVDOWN:
-	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_SH_GATE: case P_SH_UP: case P_SH_DOWN:
+	case P_EMBED: case P_HEAD: case P_Q: case P_K: case P_V: case P_O: case P_QNOPE: case
+	    P_QROPE: case P_KVDOWN:
+	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_SH_GATE: case P_SH_UP: case
+	    P_SH_DOWN:
 	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
 		return true;
 	default:
@@ -73,7 +79,8 @@ static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, 
 	int want = is_expert(pa) ? p->dtype : pack_quantisable(pa) && p->dense ? p->dense : -1;
 
 	for (int i = 0; i < p->nrules; i++)
-		if (fnmatch(p->rule[i].pattern, pa->name, 0) == 0 && (pack_quantisable(pa) || !dtype_blocks(p->rule[i].t)))
+		if (fnmatch(p->rule[i].pattern, pa->name, 0) == 0 &&
+		    (pack_quantisable(pa) || !dtype_blocks(p->rule[i].t)))
 			want = (int)p->rule[i].t;
 	if (modeldir_type(p->md, pa, t, e) < 0)
 		return -1;
@@ -96,8 +103,10 @@ static int check_rule(const struct pack *p, const struct pack_rule *r, struct er
 		kept = ps->p[i].name;
 	}
 	if (kept)
-		return err_set(e, EX_USAGE, "--quant-for %s=%s: %s is never quantised", r->pattern, dtype_name(r->t), kept);
-	return err_set(e, EX_USAGE, "--quant-for %s=%s: %s has no such tensor", r->pattern, dtype_name(r->t), p->md->path);
+		return err_set(e, EX_USAGE, "--quant-for %s=%s: %s is never quantised", r->pattern,
+		    dtype_name(r->t), kept);
+	return err_set(e, EX_USAGE, "--quant-for %s=%s: %s has no such tensor", r->pattern,
+	    dtype_name(r->t), p->md->path);
 }
 
 /* Shared experts and dense layers: what goes for an expert's three matrices goes for theirs. */
@@ -112,16 +121,21 @@ static int check_fixed(const struct pack *p, struct err *e)
 		if (pa->kind != P_SH_GATE && pa->kind != P_MLP_GATE)
 			continue;
 		for (int k = 0; k < 3; k++)
-			if (type_of(p, params_get(ps, (enum param_kind)(pa->kind + k), pa->layer, pa->expert), &t[k], e) < 0)
+			if (type_of(p, params_get(ps, (enum param_kind)(pa->kind + k), pa->layer,
+			    pa->expert), &t[k], e) < 0)
 				return -1;
-		if (dtype_blocks(t[0]) != dtype_blocks(t[1]) || dtype_blocks(t[0]) != dtype_blocks(t[2]))
-			return err_set(e, EX_DATAERR, "%s: with up and down it would be %s, %s and %s: all of them in blocks, or none",
+		if (dtype_blocks(t[0]) != dtype_blocks(t[1]) || dtype_blocks(t[0]) !=
+		    dtype_blocks(t[2]))
+			return err_set(e, EX_DATAERR,
+			    "%s: with up and down it would be %s, %s and %s: all of them in blocks,"
+			    " or none",
 			    pa->name, dtype_name(t[0]), dtype_name(t[1]), dtype_name(t[2]));
 	}
 	return 0;
 }
 
-/* The one type that all experts have, for each of their matrices; also the one they are stored in. */
+/* The one type that all experts have, for each of their matrices; also the one they are stored
+ * in. */
 static int expert_types(struct pack *p, struct err *e)
 {
 	const struct params *ps = &p->md->par;
@@ -134,21 +148,28 @@ static int expert_types(struct pack *p, struct err *e)
 
 		if (!is_expert(&ps->p[i]))
 			continue;
-		if (type_of(p, &ps->p[i], &t, e) < 0 || modeldir_type(p->md, &ps->p[i], &was, e) < 0)
+		if (type_of(p, &ps->p[i], &t, e) < 0 || modeldir_type(p->md, &ps->p[i], &was, e) <
+		    0)
 			return -1;
 		p->model_dtype = p->model_dtype == -2 || p->model_dtype == (int)was ? (int)was : -1;
 		if (t == DT_F64)
-			return err_set(e, EX_DATAERR, "%s: %s is not stored as F32, BF16 or F16: give --dtype",
+			return err_set(e, EX_DATAERR,
+			    "%s: %s is not stored as F32, BF16 or F16: give --dtype",
 			    p->md->path, ps->p[i].name);
 		if (found[k] >= 0 && found[k] != (int)t)
-			return err_set(e, EX_DATAERR, "%s: %s would be %s, that of another expert %s: one type for all of a kind, "
-			    "as with --quant-for '*.experts.*.%s.weight=%s'", p->md->path, ps->p[i].name, dtype_name(t),
+			return err_set(e, EX_DATAERR,
+			    "%s: %s would be %s, that of another expert %s: one type for all of a "
+			    "kind, "
+			    "as with --quant-for '*.experts.*.%s.weight=%s'", p->md->path,
+			    ps->p[i].name, dtype_name(t),
 			    dtype_name((enum dtype)found[k]), part[k], dtype_name(t));
 		p->dt[k] = t;
 		found[k] = (int)t;
 	}
-	if (dtype_blocks(p->dt[0]) != dtype_blocks(p->dt[1]) || dtype_blocks(p->dt[0]) != dtype_blocks(p->dt[2]))
-		return err_set(e, EX_DATAERR, "gate, up and down of an expert would be %s, %s and %s: all of them in blocks, or none",
+	if (dtype_blocks(p->dt[0]) != dtype_blocks(p->dt[1]) || dtype_blocks(p->dt[0]) !=
+	    dtype_blocks(p->dt[2]))
+		return err_set(e, EX_DATAERR, "gate, up and down of an expert would be %s, %s and "
+		    "%s: all of them in blocks, or none",
 		    dtype_name(p->dt[0]), dtype_name(p->dt[1]), dtype_name(p->dt[2]));
 	return 0;
 }
@@ -160,11 +181,13 @@ int pack_check(struct pack *p, struct err *e)
 	const char *fp;
 
 	if (p->md->packed)
-		return err_set(e, EX_DATAERR, "%s is packed already (--unpack undoes it)", p->md->path);
+		return err_set(e, EX_DATAERR, "%s is packed already (--unpack undoes it)",
+		    p->md->path);
 	if (c->num_sparse == 0)
 		return err_set(e, EX_DATAERR, "%s has no experts: nothing to pack", p->md->path);
 	if (m->layers != c->num_hidden_layers || m->experts != c->num_experts)
-		return err_set(e, EX_DATAERR, "manifest is not of this model: %d layers of %d experts there, %d of %d in %s",
+		return err_set(e, EX_DATAERR, "manifest is not of this model: %d layers of %d "
+		    "experts there, %d of %d in %s",
 		    m->layers, m->experts, c->num_hidden_layers, c->num_experts, p->md->path);
 	for (int l = 0; l < m->layers; l++)
 		if (check_layer(p, l, e) < 0)
@@ -172,7 +195,8 @@ int pack_check(struct pack *p, struct err *e)
 	if (modeldir_check(p->md, &p->md->par, e) < 0 || !(fp = modeldir_fingerprint(p->md, e)))
 		return -1;
 	if (m->fingerprint && strcmp(m->fingerprint, fp) != 0)
-		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there, %s in %s", m->fingerprint,
+		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there,"
+		    " %s in %s", m->fingerprint,
 		    fp, p->md->path);
 	memcpy(p->fingerprint, fp, sizeof p->fingerprint);
 	for (int i = 0; i < p->nrules; i++)
@@ -202,7 +226,8 @@ struct job {			/* one packing or unpacking */
 static bool stopped(const struct job *j)
 {
 	if (sig_stop)
-		err_set(j->e, EX_TEMPFAIL, "stopped by signal %d, nothing was written", (int)sig_stop);
+		err_set(j->e, EX_TEMPFAIL, "stopped by signal %d, nothing was written",
+		    (int)sig_stop);
 	return sig_stop;
 }
 
@@ -230,7 +255,8 @@ static int put(struct job *j, const void *data, size_t len, uint32_t *crc)
 	return 0;
 }
 
-/* A tensor as it is. Read, not mapped, so that a model larger than memory leaves no pages behind. */
+/* A tensor as it is. Read, not mapped, so that a model larger than memory leaves no pages
+ * behind. */
 static int put_view(struct job *j, const struct view *v, uint32_t *crc)
 {
 	struct st_error se;
@@ -246,7 +272,8 @@ static int put_view(struct job *j, const struct view *v, uint32_t *crc)
 	return 0;
 }
 
-/* The values in j->x, in type `to`, to j->y. What j->y then gives must be numbers: F16 and scales end at 65504. */
+/* The values in j->x, in type `to`, to j->y. What j->y then gives must be numbers: F16 and
+ * scales end at 65504. */
 static int convert(struct job *j, const struct param *pa, enum dtype to)
 {
 	size_t n = (size_t)param_size(pa);
@@ -264,7 +291,8 @@ static int convert(struct job *j, const struct param *pa, enum dtype to)
 	for (size_t i = 0; good && i < n; i++)
 		good = isfinite(j->back[i]);
 	if (!good)
-		return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite or too large for %s", j->p->md->path,
+		return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite or too "
+		    "large for %s", j->p->md->path,
 		    pa->name, dtype_name(to));
 	for (size_t i = 0; i < n; i++) {
 		double d = (double)j->back[i] - (double)j->x[i];
@@ -292,10 +320,12 @@ static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
 	return put(j, j->y, mat_bytes(to, pa->rows, pa->cols), crc);
 }
 
-static int declare_param(struct job *j, const char *key, const struct param *pa, enum dtype t, size_t align,
+static int declare_param(struct job *j, const char *key, const struct param *pa, enum dtype t,
+    size_t align,
     struct st_error *se)
 {
-	uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols }, bytes = mat_bytes(t, pa->rows, pa->cols);
+	uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols },
+	    bytes = mat_bytes(t, pa->rows, pa->cols);
 	char name[128], value[64];
 
 	if (!dtype_blocks(t))
@@ -344,7 +374,8 @@ static int declare_expert(struct job *j, int layer, int expert, struct st_error 
 
 	for (int i = 0; i < 3; i++) {
 		ctsr_key(key, layer, expert, i);
-		if (declare_param(j, key, expert_param(j, layer, expert, i), j->p->dt[i], i ? 0 : MANIFEST_ALIGN, se) < 0)
+		if (declare_param(j, key, expert_param(j, layer, expert, i), j->p->dt[i], i ? 0
+		    : MANIFEST_ALIGN, se) < 0)
 			return -1;
 	}
 	return 0;
@@ -413,7 +444,8 @@ static int crc_of(struct job *j, int fd, const struct place *pl, uint32_t *crc)
 	*crc = 0;
 	for (int64_t at = 0; at < pl->bytes;) {
 		int64_t left = pl->bytes - at, want = manifest_align(left);
-		ssize_t got = pread(fd, j->buf, want < (int64_t)CHUNK ? (size_t)want : CHUNK, pl->offset + at);
+		ssize_t got = pread(fd, j->buf, want < (int64_t)CHUNK ? (size_t)want : CHUNK,
+		    pl->offset + at);
 
 		if (got < 0 && errno == EINTR)
 			continue;
@@ -423,7 +455,8 @@ static int crc_of(struct job *j, int fd, const struct place *pl, uint32_t *crc)
 			got = left;
 		*crc = (uint32_t)crc32_z(*crc, (void *)j->buf, (size_t)got);
 		at += got;
-		if (got % MANIFEST_ALIGN && at < pl->bytes)	/* a direct read must go on at a block */
+		/* a direct read must go on at a block */
+		if (got % MANIFEST_ALIGN && at < pl->bytes)
 			return err_set(j->e, EX_IOERR, "%s: short read", j->name);
 	}
 	return 0;
@@ -442,7 +475,9 @@ static int verify_cluster(struct job *j, const int *order, int n)
 
 		rc = stopped(j) ? -1 : crc_of(j, fd, pl, &crc);
 		if (rc == 0 && crc != pl->crc)
-			rc = err_set(j->e, EX_IOERR, "%s: layer %d, expert %d reads back with CRC-32 %08x, written with %08x",
+			rc = err_set(j->e, EX_IOERR,
+			    "%s: layer %d, expert %d reads back with CRC-32 %08x, written with "
+			    "%08x",
 			    j->name, order[i] / m->experts, order[i] % m->experts, crc, pl->crc);
 		tick(j, pl->bytes);
 	}
@@ -468,7 +503,8 @@ static int write_clusters(struct job *j)
 	free(order);
 	free(start);
 	j->p->bytes = (m->gate_bytes + m->up_bytes + m->down_bytes) * j->p->experts;
-	j->p->padding = manifest_align(m->gate_bytes + m->up_bytes + m->down_bytes) * j->p->experts - j->p->bytes;
+	j->p->padding = manifest_align(m->gate_bytes + m->up_bytes + m->down_bytes) *
+	    j->p->experts - j->p->bytes;
 	return rc;
 }
 
@@ -483,7 +519,8 @@ static void put_meta(struct job *j, struct st_error *se)	/* errors stick to the 
 	if (j->fingerprint)
 		st_writer_meta(j->w, "chronos.fingerprint", j->fingerprint, se);
 	json_object_foreach((json_t *)(uintptr_t)j->p->meta, key, value)
-		if (json_is_string(value) && strcmp(key, "format") != 0 && strcmp(key, "chronos.fingerprint") != 0)
+		if (json_is_string(value) && strcmp(key, "format") != 0 &&
+		    strcmp(key, "chronos.fingerprint") != 0)
 			st_writer_meta(j->w, key, json_string_value(value), se);
 }
 
@@ -514,13 +551,15 @@ static int write_model(struct job *j, int (*declare)(struct job *, const struct 
 		return -1;
 	put_meta(j, &se);
 	for (int i = 0; i < ps->n; i++) {
-		if (is_expert(&ps->p[i]) ? declare && declare(j, &ps->p[i]) < 0 : declare_dense(j, &ps->p[i]) < 0)
+		if (is_expert(&ps->p[i]) ? declare && declare(j, &ps->p[i]) < 0
+		    : declare_dense(j, &ps->p[i]) < 0)
 			return -1;
 	}
 	if (st_writer_begin(j->w, &se) < 0)
 		return writer_failed(j, &se);
 	for (int i = 0; i < ps->n; i++) {
-		if (is_expert(&ps->p[i]) ? put_it && put_it(j, &ps->p[i]) < 0 : put_dense(j, &ps->p[i]) < 0)
+		if (is_expert(&ps->p[i]) ? put_it && put_it(j, &ps->p[i]) < 0
+		    : put_dense(j, &ps->p[i]) < 0)
 			return -1;
 	}
 	return end_file(j);
@@ -532,8 +571,10 @@ static int copy_side_files(struct job *j)
 {
 	int rc = 0;
 
-	for (size_t i = j->fingerprint ? 0 : 1; rc == 0 && i < sizeof side_files / sizeof *side_files; i++) {
-		char *from = file_join(j->p->md->path, side_files[i]), *to = file_join(j->dir, side_files[i]);
+	for (size_t i = j->fingerprint ? 0 : 1; rc == 0 && i < sizeof side_files /
+	    sizeof *side_files; i++) {
+		char *from = file_join(j->p->md->path, side_files[i]),
+		    *to = file_join(j->dir, side_files[i]);
 
 		if (access(from, F_OK) == 0)
 			rc = file_copy(from, to, j->e);
@@ -572,14 +613,17 @@ static int job_begin(struct job *j, struct outdir *d, int64_t bytes)
 	if (outdir_begin(d, j->p->out, j->p->md->path, j->p->force, j->e) < 0)
 		return -1;
 	j->dir = d->tmp;
-	if (statvfs(d->tmp, &fs) == 0 && (double)fs.f_bavail * (double)fs.f_frsize < (double)bytes) {
-		err_set(j->e, EX_CANTCREAT, "%s needs %lld bytes, its file system has %.0f left", j->p->out,
+	if (statvfs(d->tmp, &fs) == 0 && (double)fs.f_bavail * (double)fs.f_frsize <
+	    (double)bytes) {
+		err_set(j->e, EX_CANTCREAT, "%s needs %lld bytes, its file system has %.0f left",
+		    j->p->out,
 		    (long long)bytes, (double)fs.f_bavail * (double)fs.f_frsize);
 		outdir_abort(d);
 		return -1;
 	}
 	for (int i = 0; i < ps->n; i++) {
-		int64_t n = param_size(&ps->p[i]), q = (int64_t)mat_bytes(DT_Q8, ps->p[i].rows, ps->p[i].cols);
+		int64_t n = param_size(&ps->p[i]), q = (int64_t)mat_bytes(DT_Q8, ps->p[i].rows,
+		    ps->p[i].cols);
 
 		most = n > most ? n : most;
 		blocks = q > blocks ? q : blocks;
@@ -622,7 +666,8 @@ static int64_t total_bytes(const struct pack *p, bool experts)
 		enum dtype t = DT_F32;
 
 		if (is_expert(pa))
-			sum += experts ? (int64_t)mat_bytes(p->dt[pa->kind - P_EXP_GATE], pa->rows, pa->cols) : 0;
+			sum += experts ? (int64_t)mat_bytes(p->dt[pa->kind - P_EXP_GATE], pa->rows,
+			    pa->cols) : 0;
 		else if (type_of(p, pa, &t, &none) == 0)
 			sum += (int64_t)mat_bytes(t, pa->rows, pa->cols);
 	}
@@ -657,8 +702,10 @@ static int note_packed(struct pack *p, struct err *e)
 	m->gate_bytes = (int64_t)mat_bytes(m->dt[0], F, D);
 	m->up_bytes = (int64_t)mat_bytes(m->dt[1], F, D);
 	m->down_bytes = (int64_t)mat_bytes(m->dt[2], D, F);
-	/* Unpacking gives back the model, fingerprint and all, when this equals dtype and nothing else was converted. */
-	json_object_set_new(m->raw, "model_dtype", was < 0 ? json_null() : json_string(dtype_name((enum dtype)was)));
+	/* Unpacking gives back the model, fingerprint and all, when this equals dtype and
+	 * nothing else was converted. */
+	json_object_set_new(m->raw, "model_dtype", was < 0 ? json_null()
+	    : json_string(dtype_name((enum dtype)was)));
 	json_object_set_new(m->raw, "dense_converted", json_integer(dense_converted(p)));
 	return m->fingerprint ? 0 : err_set(e, EX_OSERR, "out of memory");
 }
@@ -685,7 +732,8 @@ static int declare_packed(struct job *j, const struct param *pa)
 	uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols };
 	struct st_error se;
 
-	if (st_writer_add(j->w, pa->name, st_of(j->p->dt[pa->kind - P_EXP_GATE]), 2, shape, 0, &se) < 0)
+	if (st_writer_add(j->w, pa->name, st_of(j->p->dt[pa->kind - P_EXP_GATE]), 2, shape, 0, &se)
+	    < 0)
 		return writer_failed(j, &se);
 	return 0;
 }
@@ -716,21 +764,27 @@ static int find_packed(struct job *j, const struct param *pa, int i, struct view
 	if (open_ctsr(j, pl->cluster) < 0)
 		return -1;
 	ctsr_key(key, pa->layer, pa->expert, i);
-	*v = (struct view){ st_find(j->ctsr[pl->cluster], key), j->ctsr[pl->cluster], m->file[pl->cluster] };
-	if (!v->t || v->t->dtype != st_of(m->dt[i]) || v->t->ndim != 2 || v->t->shape[0] != (uint64_t)pa->rows
-	    || v->t->shape[1] != (uint64_t)pa->cols || v->t->offset != (uint64_t)(pl->offset + before[i]))
-		return err_set(j->e, EX_DATAERR, "%s/%s: %s is not where the manifest says", j->p->md->path, v->file, key);
+	*v = (struct view){ st_find(j->ctsr[pl->cluster], key), j->ctsr[pl->cluster],
+	    m->file[pl->cluster] };
+	if (!v->t || v->t->dtype != st_of(m->dt[i]) || v->t->ndim != 2 ||
+	    v->t->shape[0] != (uint64_t)pa->rows
+	    || v->t->shape[1] != (uint64_t)pa->cols ||
+	    v->t->offset != (uint64_t)(pl->offset + before[i]))
+		return err_set(j->e, EX_DATAERR, "%s/%s: %s is not where the manifest says",
+		    j->p->md->path, v->file, key);
 	return 0;
 }
 
-/* Parameters come gate, up, down, expert after expert (config.h), so the CRC of an expert is taken on its gate. */
+/* Parameters come gate, up, down, expert after expert (config.h), so the CRC of an expert is
+ * taken on its gate. */
 static int check_crc(struct job *j, const struct param *pa)
 {
 	const struct place *pl = manifest_at(j->p->manifest, pa->layer, pa->expert);
 	uint32_t crc = 0;
 
 	for (int i = 0; i < 3; i++) {
-		const struct param *part_i = params_get(&j->p->md->par, kinds[i], pa->layer, pa->expert);
+		const struct param *part_i = params_get(&j->p->md->par, kinds[i], pa->layer,
+		    pa->expert);
 		struct st_error se;
 		struct view v;
 
@@ -745,8 +799,10 @@ static int check_crc(struct job *j, const struct param *pa)
 		}
 	}
 	if (crc != pl->crc)
-		return err_set(j->e, EX_DATAERR, "%s/%s: layer %d, expert %d is corrupt (CRC-32 %08x, not %08x)",
-		    j->p->md->path, j->p->manifest->file[pl->cluster], pa->layer, pa->expert, crc, pl->crc);
+		return err_set(j->e, EX_DATAERR, "%s/%s: layer %d, expert %d is corrupt (CRC-32 "
+		    "%08x, not %08x)",
+		    j->p->md->path, j->p->manifest->file[pl->cluster], pa->layer, pa->expert, crc,
+		    pl->crc);
 	return 0;
 }
 
@@ -765,7 +821,8 @@ static bool types_kept(const struct manifest *m)
 {
 	const char *was = json_string_value(json_object_get(m->raw, "model_dtype"));
 
-	return was && json_integer_value(json_object_get(m->raw, "dense_converted")) == 0 && strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
+	return was && json_integer_value(json_object_get(m->raw, "dense_converted")) == 0 &&
+	    strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
 }
 
 /* Blocks do not give back what they were made of. */
@@ -793,7 +850,8 @@ static int check_identity(struct job *j)
 	rc = modeldir_compute_fingerprint(&md, j->p->fingerprint, j->e);
 	modeldir_close(&md);
 	if (rc == 0 && j->fingerprint && strcmp(j->p->fingerprint, j->fingerprint) != 0)
-		return err_set(j->e, EX_DATAERR, "%s: tensors have fingerprint %s, the model that was packed had %s",
+		return err_set(j->e, EX_DATAERR, "%s: tensors have fingerprint %s, the model that "
+		    "was packed had %s",
 		    j->p->md->path, j->p->fingerprint, j->fingerprint);
 	return rc;
 }
@@ -808,12 +866,14 @@ int pack_undo(struct pack *p, struct err *e)
 	if (!p->md->packed || !m->packed)
 		return err_set(e, EX_DATAERR, "%s is not a packed model", p->md->path);
 	if (m->layers != p->md->cfg.num_hidden_layers || m->experts != p->md->cfg.num_experts)
-		return err_set(e, EX_DATAERR, "%s: manifest and config.json disagree about layers or experts", p->md->path);
+		return err_set(e, EX_DATAERR, "%s: manifest and config.json disagree about layers "
+		    "or experts", p->md->path);
 	for (int l = 0; l < m->layers; l++)
 		if (check_layer(p, l, e) < 0)
 			return -1;
 	if (quantised(p))
-		return err_set(e, EX_DATAERR, "%s: %s is quantised: what it was made from cannot be given back", p->md->path,
+		return err_set(e, EX_DATAERR, "%s: %s is quantised: what it was made from cannot "
+		    "be given back", p->md->path,
 		    quantised(p));
 	j.fingerprint = types_kept(m) ? m->fingerprint : NULL;
 	memcpy(p->dt, m->dt, sizeof p->dt);

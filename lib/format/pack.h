@@ -1,7 +1,9 @@
 /*
- * pack: a model directory whose experts lie in .ctsr files in the order a manifest gives, and back (man chr-ctsr.5).
+ * pack: a model directory whose experts lie in .ctsr files in the order a manifest gives, and
+ * back (man chr-ctsr.5).
  *
- *	struct pack p = { .md = &md, .manifest = &m, .out = "out/packed", .dtype = -1, .meta = meta };
+ *	struct pack p = { .md = &md, .manifest = &m, .out = "out/packed", .dtype = -1, .meta =
+ *	    meta };
  *	if (pack_check(&p, &e) < 0 || pack_write(&p, &e) < 0)
  *		err_exit(&e);
  *
@@ -18,7 +20,8 @@
 #include "format/manifest.h"
 #include "format/modeldir.h"
 
-struct pack_rule {			/* tensors whose name matches the pattern (fnmatch) get this type */
+struct pack_rule {			/* tensors whose name matches the pattern (fnmatch) get
+					   this type */
 	const char *pattern;
 	enum dtype t;
 };
@@ -35,10 +38,12 @@ struct pack {
 	const char *out;
 	bool force;			/* replace a model directory at out */
 	int dtype;			/* enum dtype of the experts written; -1: as they are */
-	int dense;			/* of other matrices that pack_quantisable() allows; 0: as they are */
+	int dense;			/* of other matrices that pack_quantisable() allows; 0:
+					   as they are */
 	const struct pack_rule *rule;	/* (nrules) go before both; the last that matches holds */
 	int nrules;
-	const json_t *meta;		/* object of strings for the __metadata__ of model.safetensors */
+	const json_t *meta;		/* object of strings for the __metadata__ of
+					   model.safetensors */
 	/* results */
 	int model_dtype;		/* of the experts in md; -1: several */
 	enum dtype dt[3];		/* of gate, up and down as written */
@@ -50,21 +55,24 @@ struct pack {
 	char fingerprint[33];		/* of md; after pack_undo() of what was written */
 };
 
-/* May it be stored in blocks: not the router, which decides, nor norms, nor what the engine keeps transposed. */
+/* May it be stored in blocks: not the router, which decides, nor norms, nor what the engine
+ * keeps transposed. */
 bool pack_quantisable(const struct param *p);
 
-/* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it has one? EX_DATAERR says
- * what differs. Fills dt (EX_DATAERR when it is not the same in all experts) and fingerprint. EX_USAGE: a rule that
- * matches no tensor, or asks for blocks of nothing but what pack_quantisable() excludes. */
+/* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it
+ * has one? EX_DATAERR says what differs. Fills dt (EX_DATAERR when it is not the same in all
+ * experts) and fingerprint. EX_USAGE: a rule that matches no tensor, or asks for blocks of
+ * nothing but what pack_quantisable() excludes. */
 int pack_check(struct pack *p, struct err *e);
 
-/* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer, manifest. Then reads
- * every expert back from the disk and compares its CRC-32. EX_CANTCREAT, EX_IOERR; EX_TEMPFAIL when a signal asked to
- * stop; p->out is then as it was. */
+/* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer,
+ * manifest. Then reads every expert back from the disk and compares its CRC-32. EX_CANTCREAT,
+ * EX_IOERR; EX_TEMPFAIL when a signal asked to stop; p->out is then as it was. */
 int pack_write(struct pack *p, struct err *e);
 
-/* md is packed and nothing in it is quantised: writes p->out with all tensors in model.safetensors, experts in the type they
- * were packed in (p->dt is set to it). CRCs are checked, and the fingerprint when packing changed no type. */
+/* md is packed and nothing in it is quantised: writes p->out with all tensors in
+ * model.safetensors, experts in the type they were packed in (p->dt is set to it). CRCs are
+ * checked, and the fingerprint when packing changed no type. */
 int pack_undo(struct pack *p, struct err *e);
 
 #endif

@@ -48,20 +48,23 @@ static const struct opt *find_any(const struct opt *opts, int letter, const char
 	return o != NULL ? o : find(free_opts, letter, name, len);
 }
 
-static void append(json_t *list, const struct opt *o, bool no, const char *value, const char *const omit[])
+static void append(json_t *list, const struct opt *o, bool no, const char *value,
+    const char *const omit[])
 {
 	json_t *s;
 
 	for (int i = 0; omit != NULL && omit[i] != NULL; i++)
 		if (strcmp(omit[i], o->name) == 0)
 			return;
-	s = value != NULL ? json_sprintf("--%s=%s", o->name, value) : json_sprintf("--%s%s", no ? "no-" : "", o->name);
+	s = value != NULL ? json_sprintf("--%s=%s", o->name, value) : json_sprintf("--%s%s",
+	    no ? "no-" : "", o->name);
 	if (s != NULL)			/* NULL: an argument that is not UTF-8 */
 		json_array_append_new(list, s);
 }
 
 /* One "--name", "--name=value" or "--name value". Returns how many more arguments it took. */
-static int long_option(json_t *list, const char *arg, const char *next, const struct opt *opts, const char *const omit[])
+static int long_option(json_t *list, const char *arg, const char *next, const struct opt *opts,
+    const char *const omit[])
 {
 	size_t len = strcspn(arg, "=");
 	const struct opt *o = find_any(opts, 0, arg, len);
@@ -151,7 +154,8 @@ json_t *prov_file(const char *path, int64_t records, struct err *e)
 
 	if (hash_file(path, hex, e) < 0)
 		return NULL;
-	return json_pack("{s:s, s:s, s:I}", "file", path, "sha256", hex, "records", (json_int_t)records);
+	return json_pack("{s:s, s:s, s:I}", "file", path, "sha256", hex, "records",
+	    (json_int_t)records);
 }
 
 static void set_dump(json_t *meta, const char *key, const json_t *value)
@@ -167,14 +171,16 @@ static void set_dump(json_t *meta, const char *key, const json_t *value)
  * starts a new one. */
 static json_t *ancestry(const struct prov *p)
 {
-	const char *old = json_string_value(json_object_get(p->parent_metadata, "chronos.ancestry"));
+	const char *old = json_string_value(json_object_get(p->parent_metadata,
+	    "chronos.ancestry"));
 	json_t *list = old != NULL ? json_loads(old, 0, NULL) : NULL;
 
 	if (!json_is_array(list)) {
 		json_decref(list);
 		list = json_array();
 	}
-	json_array_append_new(list, json_pack("{s:s, s:s, s:O?, s:s?}", "program", p->program, "version", CHR_VERSION,
+	json_array_append_new(list, json_pack("{s:s, s:s, s:O?, s:s?}", "program", p->program,
+	    "version", CHR_VERSION,
 	    "command", p->command, "parent", p->parent));
 	return list;
 }

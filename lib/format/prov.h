@@ -1,17 +1,21 @@
 /*
- * prov: provenance, the `__metadata__` of a model.safetensors: what made these weights. Every value is a string:
+ * prov: provenance, the `__metadata__` of a model.safetensors: what made these weights. Every
+ * value is a string:
  *
  *	chronos.version		"0.1.0"
  *	chronos.config		config.json, compact
  *	chronos.seed		"42"
- *	chronos.data		[{"file":..,"sha256":..,"records":..}, ...]; of a pipe, records and tokens only
- *	chronos.ancestry	[{"program":..,"version":..,"command":[..],"parent":fingerprint or null}, ...], oldest first
+ *	chronos.data		[{"file":..,"sha256":..,"records":..}, ...]; of a pipe, records
+ *				and tokens only
+ *	chronos.ancestry	[{"program":..,"version":..,"command":[..],"parent":fingerprint
+ *				or null}, ...], oldest first
  *
- *	struct prov p = { .program = err_prog, .command = prov_command(argc, argv, opts, omit), .config = json, ... };
+ *	struct prov p = { .program = err_prog, .command = prov_command(argc, argv, opts, omit),
+ *	    .config = json, ... };
  *	json_t *meta = prov_metadata(&p);
  *
- * No time, no host, no path of the output: the same work writes the same bytes, whether it was done in one go or
- * stopped and resumed.
+ * No time, no host, no path of the output: the same work writes the same bytes, whether it was
+ * done in one go or stopped and resumed.
  */
 #ifndef CHR_PROV_H
 #define CHR_PROV_H
@@ -32,13 +36,15 @@ struct prov {			/* all borrowed; NULL leaves the key out */
 	const char *parent;	/* its fingerprint */
 };
 
-json_t *prov_metadata(const struct prov *p);	/* an object of strings; the caller json_decref()s */
+json_t *prov_metadata(const struct prov *p);	/* an object of strings; the caller
+						   json_decref()s */
 
 /* The command line in canonical form: program name, long options as --name=value in the order
  * given, operands. Options named in `omit` (NULL-terminated list of long names; NULL for none) are
  * left out: those that say where to put the result or how often to talk about it, and cannot change
  * it. */
-json_t *prov_command(int argc, char *const argv[], const struct opt *opts, const char *const omit[]);
+json_t *prov_command(int argc, char *const argv[], const struct opt *opts,
+    const char *const omit[]);
 
 /* {"file":name,"sha256":hex,"records":n}, reading the file for its digest; NULL on error. */
 json_t *prov_file(const char *path, int64_t records, struct err *e);

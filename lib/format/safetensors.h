@@ -25,14 +25,15 @@
  *	st_writer_data(w, a, sizeof a, &e);
  *	if (st_writer_finish(w, &e) < 0) ...
  *
- * The file appears under its name complete and synced, or not at all. A failed writer stays failed, so checking the
- * result of st_writer_finish() alone is enough. The same calls give the same bytes.
+ * The file appears under its name complete and synced, or not at all. A failed writer stays
+ * failed, so checking the result of st_writer_finish() alone is enough. The same calls give the
+ * same bytes.
  *
- * A file is not trusted: whatever its bytes, st_open() either refuses it with a message or every tensor it returns
- * lies inside the file, no two overlap, no byte of data is without a tensor, shapes agree with sizes, and names are unique
- * UTF-8 without NUL. Data is little-endian as in the file, and aligned only as far as the file aligns it.
- * (A mapped file must not be truncated by others while it is open: the kernel answers with SIGBUS. ST_READ has an
- * error for that.)
+ * A file is not trusted: whatever its bytes, st_open() either refuses it with a message or every
+ * tensor it returns lies inside the file, no two overlap, no byte of data is without a tensor,
+ * shapes agree with sizes, and names are unique UTF-8 without NUL. Data is little-endian as in
+ * the file, and aligned only as far as the file aligns it. (A mapped file must not be truncated
+ * by others while it is open: the kernel answers with SIGBUS. ST_READ has an error for that.)
  *
  * Format: https://github.com/huggingface/safetensors
  */
@@ -83,7 +84,8 @@ enum st_code {
 
 struct st_error {
 	enum st_code code;
-	uint64_t pos;		/* byte in the file where the trouble is, 0 when there is no such place */
+	uint64_t pos;		/* byte in the file where the trouble is, 0 when there is no such
+				   place */
 	char msg[240];		/* no file name, no newline, printable */
 };
 
@@ -102,40 +104,54 @@ int st_dtype_parse(const char *name);			/* -1: unknown */
 uint64_t st_elements(const struct st_tensor *t);
 
 struct st_file;
-enum { ST_MMAP, ST_READ };	/* map the file, or read only the header and then what is asked for */
+enum { ST_MMAP, ST_READ };	/* map the file, or read only the header and then what is asked
+				   for */
 
 struct st_file *st_open(const char *path, int mode, struct st_error *e);	/* NULL on error */
-struct st_file *st_open_mem(const void *buf, size_t len, struct st_error *e);	/* buf is borrowed */
+/* buf is borrowed */
+struct st_file *st_open_mem(const void *buf, size_t len, struct st_error *e);
 void st_close(struct st_file *f);						/* NULL is fine */
 
 size_t st_count(const struct st_file *f);
-const struct st_tensor *st_at(const struct st_file *f, size_t i);		/* in order of offset */
-const struct st_tensor *st_find(const struct st_file *f, const char *name);	/* exact name, O(1); NULL if absent */
-const char *st_meta(const struct st_file *f, const char *key);			/* of __metadata__; NULL if absent */
+/* in order of offset */
+const struct st_tensor *st_at(const struct st_file *f, size_t i);
+/* exact name, O(1); NULL if absent */
+const struct st_tensor *st_find(const struct st_file *f, const char *name);
+/* of __metadata__; NULL if absent */
+const char *st_meta(const struct st_file *f, const char *key);
 size_t st_meta_count(const struct st_file *f);
-const char *st_meta_at(const struct st_file *f, size_t i, const char **value);	/* returns the key */
+/* returns the key */
+const char *st_meta_at(const struct st_file *f, size_t i, const char **value);
 uint64_t st_data_start(const struct st_file *f);
 uint64_t st_size(const struct st_file *f);
-int st_fd(const struct st_file *f);						/* -1 for st_open_mem() */
+/* -1 for st_open_mem() */
+int st_fd(const struct st_file *f);
 
 /* Copies bytes from..from+len of a tensor; works in every mode. 0, or -1 with ST_EIO. */
-int st_read(const struct st_file *f, const struct st_tensor *t, uint64_t from, void *buf, size_t len,
+int st_read(const struct st_file *f, const struct st_tensor *t, uint64_t from, void *buf,
+    size_t len,
     struct st_error *e);
 
 struct st_writer;
 struct st_writer *st_writer_create(const char *path, struct st_error *e);
 int st_writer_meta(struct st_writer *w, const char *key, const char *value, struct st_error *e);
-/* align: 0, or a power of two up to 1 MiB that the tensor's place in the file is a multiple of; gaps become U8 tensors
- * named __pad.N, because the format allows no holes. */
-int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int ndim, const uint64_t *shape,
+/* align: 0, or a power of two up to 1 MiB that the tensor's place in the file is a multiple of;
+ * gaps become U8 tensors named __pad.N, because the format allows no holes. */
+int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int ndim,
+    const uint64_t *shape,
     uint64_t align, struct st_error *e);
 /* Pads what was added so far to a multiple of align, as an aligned tensor after it would. */
 int st_writer_pad(struct st_writer *w, uint64_t align, struct st_error *e);
-int st_writer_begin(struct st_writer *w, struct st_error *e);	/* all declared: writes the header */
-uint64_t st_writer_offset(const struct st_writer *w, size_t i);	/* place in the file of the i-th tensor added */
-int st_writer_data(struct st_writer *w, const void *buf, size_t len, struct st_error *e);	/* in order, any pieces */
-int st_writer_finish(struct st_writer *w, struct st_error *e);	/* frees w in any case; NULL fails with e as it is */
-void st_writer_abort(struct st_writer *w);			/* as if it had never been; NULL is fine */
+/* all declared: writes the header */
+int st_writer_begin(struct st_writer *w, struct st_error *e);
+/* place in the file of the i-th tensor added */
+uint64_t st_writer_offset(const struct st_writer *w, size_t i);
+/* in order, any pieces */
+int st_writer_data(struct st_writer *w, const void *buf, size_t len, struct st_error *e);
+/* frees w in any case; NULL fails with e as it is */
+int st_writer_finish(struct st_writer *w, struct st_error *e);
+/* as if it had never been; NULL is fine */
+void st_writer_abort(struct st_writer *w);
 
 #ifdef __cplusplus
 }
@@ -158,10 +174,14 @@ void st_writer_abort(struct st_writer *w);			/* as if it had never been; NULL is
 #define ST__BUFFER (256u << 10)
 
 static const struct { const char *name; size_t size; } st__types[ST_DTYPES] = {
-	[ST_F64] = { "F64", 8 }, [ST_F32] = { "F32", 4 }, [ST_F16] = { "F16", 2 }, [ST_BF16] = { "BF16", 2 },
-	[ST_F8_E4M3] = { "F8_E4M3", 1 }, [ST_F8_E5M2] = { "F8_E5M2", 1 }, [ST_F8_E8M0] = { "F8_E8M0", 1 },
-	[ST_C64] = { "C64", 8 }, [ST_I64] = { "I64", 8 }, [ST_I32] = { "I32", 4 }, [ST_I16] = { "I16", 2 },
-	[ST_I8] = { "I8", 1 }, [ST_U64] = { "U64", 8 }, [ST_U32] = { "U32", 4 }, [ST_U16] = { "U16", 2 },
+	[ST_F64] = { "F64", 8 }, [ST_F32] = { "F32", 4 }, [ST_F16] = { "F16", 2 },
+	    [ST_BF16] = { "BF16", 2 },
+	[ST_F8_E4M3] = { "F8_E4M3", 1 }, [ST_F8_E5M2] = { "F8_E5M2", 1 }, [ST_F8_E8M0] =
+	    { "F8_E8M0", 1 },
+	[ST_C64] = { "C64", 8 }, [ST_I64] = { "I64", 8 }, [ST_I32] = { "I32", 4 },
+	    [ST_I16] = { "I16", 2 },
+	[ST_I8] = { "I8", 1 }, [ST_U64] = { "U64", 8 }, [ST_U32] = { "U32", 4 },
+	    [ST_U16] = { "U16", 2 },
 	[ST_U8] = { "U8", 1 }, [ST_BOOL] = { "BOOL", 1 },
 };
 
@@ -243,7 +263,8 @@ uint64_t st_elements(const struct st_tensor *t)
 	return t->nbytes / st__types[t->dtype].size;
 }
 
-/* Length of the UTF-8 character at s, or 0 when it is not one (overlong, surrogate, beyond U+10FFFF, cut off). */
+/* Length of the UTF-8 character at s, or 0 when it is not one (overlong, surrogate, beyond
+ * U+10FFFF, cut off). */
 static size_t st__utf8(const unsigned char *s, size_t n)
 {
 	unsigned min;
@@ -269,8 +290,8 @@ static size_t st__utf8(const unsigned char *s, size_t n)
 	return c < min || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : len;
 }
 
-/* The parser walks over our copy of the header and unescapes strings in place: they only get shorter, and the NUL
- * lands at the latest on the closing quote. */
+/* The parser walks over our copy of the header and unescapes strings in place: they only get
+ * shorter, and the NUL lands at the latest on the closing quote. */
 struct st__json {
 	unsigned char *s;
 	size_t n, at;
@@ -284,7 +305,8 @@ static int st__bad(struct st__json *j, size_t at, const char *what)
 
 static int st__peek(struct st__json *j)		/* next character that is no space, -1 at the end */
 {
-	while (j->at < j->n && (j->s[j->at] == ' ' || j->s[j->at] == '\t' || j->s[j->at] == '\n' || j->s[j->at] == '\r'))
+	while (j->at < j->n && (j->s[j->at] == ' ' || j->s[j->at] == '\t' || j->s[j->at] == '\n' ||
+	    j->s[j->at] == '\r'))
 		j->at++;
 	return j->at < j->n ? j->s[j->at] : -1;
 }
@@ -354,12 +376,14 @@ static int st__unicode(struct st__json *j, uint32_t *c)
 	if (*c < 0xd800 || *c > 0xdfff)
 		return 0;
 	if (*c > 0xdbff || j->n - j->at < 6 || j->s[j->at] != '\\' || j->s[j->at + 1] != 'u')
-		return st__fail(j->e, ST_EUTF8, 8 + (uint64_t)start, "header: half of a surrogate pair");
+		return st__fail(j->e, ST_EUTF8, 8 + (uint64_t)start,
+		    "header: half of a surrogate pair");
 	j->at += 2;
 	if (st__hex4(j, &low) < 0)
 		return -1;
 	if (low < 0xdc00 || low > 0xdfff)
-		return st__fail(j->e, ST_EUTF8, 8 + (uint64_t)start, "header: half of a surrogate pair");
+		return st__fail(j->e, ST_EUTF8, 8 + (uint64_t)start,
+		    "header: half of a surrogate pair");
 	*c = 0x10000 + ((*c - 0xd800) << 10) + (low - 0xdc00);
 	return 0;
 }
@@ -432,7 +456,8 @@ static int st__uint(struct st__json *j, uint64_t *out)
 	for (; j->at < j->n && j->s[j->at] >= '0' && j->s[j->at] <= '9'; j->at++) {
 		d = (uint64_t)(j->s[j->at] - '0');
 		if (*out > (UINT64_MAX - d) / 10)
-			return st__fail(j->e, ST_EOVERFLOW, 8 + (uint64_t)start, "header: a number above 64 bits");
+			return st__fail(j->e, ST_EOVERFLOW, 8 + (uint64_t)start,
+			    "header: a number above 64 bits");
 		*out = *out * 10 + d;
 	}
 	if (c == '0' && j->at - start > 1)
@@ -449,7 +474,8 @@ static int st__skip_list(struct st__json *j, int depth, int close)
 	const char *key;
 
 	if (depth >= ST__MAX_DEPTH)
-		return st__fail(j->e, ST_EDEPTH, 8 + (uint64_t)j->at, "header: nested deeper than %d", ST__MAX_DEPTH);
+		return st__fail(j->e, ST_EDEPTH, 8 + (uint64_t)j->at,
+		    "header: nested deeper than %d", ST__MAX_DEPTH);
 	j->at++;
 	if (st__take(j, close))
 		return 0;
@@ -532,7 +558,8 @@ static int st__metadata(struct st_file *f, struct st__json *j)
 			return st__bad(j, at, "more than 16384 keys in __metadata__");
 		for (i = 0; i < f->nmeta; i++)
 			if (strcmp(f->meta[i].key, f->meta[f->nmeta].key) == 0)
-				return st__fail(j->e, ST_EDUP, 8 + (uint64_t)at, "header: key \"%.80s\" twice in __metadata__",
+				return st__fail(j->e, ST_EDUP, 8 + (uint64_t)at,
+				    "header: key \"%.80s\" twice in __metadata__",
 				    f->meta[i].key);
 		if (!st__take(j, ':'))
 			return st__bad(j, j->at, "a colon is missing");
@@ -556,7 +583,8 @@ static int st__dtype(struct st__json *j, struct st_tensor *t)
 		return -1;
 	k = st_dtype_parse(name);
 	if (k < 0)
-		return st__fail(j->e, ST_EDTYPE, 8 + (uint64_t)at, "header: unknown dtype \"%.20s\"", name);
+		return st__fail(j->e, ST_EDTYPE, 8 + (uint64_t)at,
+		    "header: unknown dtype \"%.20s\"", name);
 	t->dtype = (enum st_dtype)k;
 	return 0;
 }
@@ -570,7 +598,8 @@ static int st__shape(struct st__json *j, struct st_tensor *t)
 		return 0;
 	do {
 		if (t->ndim == ST_MAX_DIMS)
-			return st__fail(j->e, ST_ESHAPE, 8 + (uint64_t)j->at, "header: more than %d dimensions", ST_MAX_DIMS);
+			return st__fail(j->e, ST_ESHAPE, 8 + (uint64_t)j->at,
+			    "header: more than %d dimensions", ST_MAX_DIMS);
 		if (st__uint(j, &t->shape[t->ndim++]) < 0)
 			return -1;
 	} while (st__take(j, ','));
@@ -591,20 +620,25 @@ static int st__offsets(struct st__json *j, uint64_t *begin, uint64_t *end)
 }
 
 /* What the fields of one entry say must agree with each other and with the file. */
-static int st__check(const struct st_file *f, struct st_tensor *t, uint64_t begin, uint64_t end, size_t at,
+static int st__check(const struct st_file *f, struct st_tensor *t, uint64_t begin, uint64_t end,
+    size_t at,
     struct st_error *e)
 {
 	uint64_t pos = 8 + (uint64_t)at, want, room = f->size - f->data_start;
 
 	if (begin > end)
-		return st__fail(e, ST_ERANGE, pos, "tensor \"%.80s\" ends before it begins", t->name);
+		return st__fail(e, ST_ERANGE, pos, "tensor \"%.80s\" ends before it begins",
+		    t->name);
 	if (end > room)
-		return st__fail(e, ST_ERANGE, pos, "tensor \"%.80s\" ends at %llu, past the end of the data at %llu", t->name,
+		return st__fail(e, ST_ERANGE, pos,
+		    "tensor \"%.80s\" ends at %llu, past the end of the data at %llu", t->name,
 		    (unsigned long long)end, (unsigned long long)room);
 	if (st__bytes(t->dtype, t->ndim, t->shape, &want) < 0)
-		return st__fail(e, ST_EOVERFLOW, pos, "tensor \"%.80s\": size of its shape is above 64 bits", t->name);
+		return st__fail(e, ST_EOVERFLOW, pos,
+		    "tensor \"%.80s\": size of its shape is above 64 bits", t->name);
 	if (want != end - begin)
-		return st__fail(e, ST_ESHAPE, pos, "tensor \"%.80s\": shape takes %llu bytes, data_offsets give %llu", t->name,
+		return st__fail(e, ST_ESHAPE, pos,
+		    "tensor \"%.80s\": shape takes %llu bytes, data_offsets give %llu", t->name,
 		    (unsigned long long)want, (unsigned long long)(end - begin));
 	t->offset = f->data_start + begin;
 	t->nbytes = end - begin;
@@ -631,11 +665,13 @@ static int st__entry(struct st_file *f, struct st__json *j, struct st_tensor *t,
 		for (k = 0; k < 3 && strcmp(key, keys[k]) != 0; k++)
 			;
 		if (k < 3 && seen & 1u << k)
-			return st__fail(j->e, ST_EDUP, 8 + (uint64_t)key_at, "tensor \"%.80s\": \"%s\" twice", t->name, keys[k]);
+			return st__fail(j->e, ST_EDUP, 8 + (uint64_t)key_at,
+			    "tensor \"%.80s\": \"%s\" twice", t->name, keys[k]);
 		seen |= 1u << k;
 		if (!st__take(j, ':'))
 			return st__bad(j, j->at, "a colon is missing");
-		r = k == 0 ? st__dtype(j, t) : k == 1 ? st__shape(j, t) : k == 2 ? st__offsets(j, &begin, &end) : st__skip(j, 2);
+		r = k == 0 ? st__dtype(j, t) : k == 1 ? st__shape(j, t) : k == 2
+		    ? st__offsets(j, &begin, &end) : st__skip(j, 2);
 		if (r < 0)
 			return -1;
 	} while (st__take(j, ','));
@@ -643,7 +679,8 @@ static int st__entry(struct st_file *f, struct st__json *j, struct st_tensor *t,
 		return st__bad(j, j->at, "a comma or closing bracket is missing");
 	for (k = 0; k < 3; k++)
 		if (!(seen & 1u << k))
-			return st__fail(j->e, ST_EJSON, 8 + (uint64_t)at, "tensor \"%.80s\" has no %s", t->name, keys[k]);
+			return st__fail(j->e, ST_EJSON, 8 + (uint64_t)at,
+			    "tensor \"%.80s\" has no %s", t->name, keys[k]);
 	return st__check(f, t, begin, end, at, j->e);
 }
 
@@ -667,7 +704,8 @@ static int st__header(struct st_file *f, struct st__json *j)
 				return st__bad(j, j->at, "a colon is missing");
 			if (strcmp(name, "__metadata__") == 0) {
 				if (had_meta++)
-					return st__fail(j->e, ST_EDUP, 8 + (uint64_t)at, "header: __metadata__ twice");
+					return st__fail(j->e, ST_EDUP, 8 + (uint64_t)at,
+					    "header: __metadata__ twice");
 				if (st__metadata(f, j) < 0)
 					return -1;
 				continue;
@@ -708,18 +746,22 @@ static int st__check_cover(struct st_file *f, struct st_error *e)
 		qsort(f->t, f->n, sizeof *f->t, st__by_place);
 	for (i = 0; i < f->n; at = f->t[i].offset + f->t[i].nbytes, i++) {
 		if (f->t[i].offset < at)
-			return st__fail(e, ST_EOVERLAP, f->t[i].offset, "tensor \"%.80s\" overlaps \"%.80s\"", f->t[i].name,
+			return st__fail(e, ST_EOVERLAP, f->t[i].offset,
+			    "tensor \"%.80s\" overlaps \"%.80s\"", f->t[i].name,
 			    f->t[i - 1].name);
 		if (f->t[i].offset > at)
-			return st__fail(e, ST_EHOLE, at, "a hole of %llu bytes before tensor \"%.80s\"",
+			return st__fail(e, ST_EHOLE, at,
+			    "a hole of %llu bytes before tensor \"%.80s\"",
 			    (unsigned long long)(f->t[i].offset - at), f->t[i].name);
 	}
 	if (at != f->size)
-		return st__fail(e, ST_EHOLE, at, "%llu bytes behind the last tensor", (unsigned long long)(f->size - at));
+		return st__fail(e, ST_EHOLE, at, "%llu bytes behind the last tensor",
+		    (unsigned long long)(f->size - at));
 	return 0;
 }
 
-/* FNV-1a with a start that the file's author cannot know, so that no file makes every name collide. */
+/* FNV-1a with a start that the file's author cannot know, so that no file makes every name
+ * collide. */
 static size_t st__hash(const struct st_file *f, const char *name)
 {
 	uint64_t h = 14695981039346656037u ^ f->seed;
@@ -742,9 +784,11 @@ static int st__index(struct st_file *f, struct st_error *e)
 	if (!f->hash)
 		return st__fail(e, ST_ENOMEM, 0, "out of memory");
 	for (i = 0; i < f->n; i++) {
-		for (at = st__hash(f, f->t[i].name); f->hash[at]; at = (at + 1) & (f->hash_size - 1))
+		for (at = st__hash(f, f->t[i].name); f->hash[at];
+		    at = (at + 1) & (f->hash_size - 1))
 			if (strcmp(f->t[f->hash[at] - 1].name, f->t[i].name) == 0)
-				return st__fail(e, ST_EDUP, 8 + (uint64_t)(f->t[i].name - f->header),
+				return st__fail(e, ST_EDUP,
+				    8 + (uint64_t)(f->t[i].name - f->header),
 				    "tensor \"%.80s\" twice", f->t[i].name);
 		f->hash[at] = i + 1;
 	}
@@ -773,7 +817,8 @@ static int st__pread(int fd, void *buf, size_t len, uint64_t at, struct st_error
 
 static int st__get(const struct st_file *f, void *buf, size_t len, uint64_t at, struct st_error *e)
 {
-	if (f->fd >= 0)			/* also when mapped: a file cut short is then an error and no SIGBUS */
+	if (f->fd >= 0)			/* also when mapped: a file cut short is then an error
+					   and no SIGBUS */
 		return st__pread(f->fd, buf, len, at, e);
 	memcpy(buf, f->base + at, len);
 	return 0;
@@ -787,16 +832,19 @@ static int st__parse(struct st_file *f, struct st_error *e)
 	int i;
 
 	if (f->size < 8)
-		return st__fail(e, ST_ESHORT, 0, "file of %llu bytes is too short", (unsigned long long)f->size);
+		return st__fail(e, ST_ESHORT, 0, "file of %llu bytes is too short",
+		    (unsigned long long)f->size);
 	if (st__get(f, b, 8, 0, e) < 0)
 		return -1;
 	for (i = 7; i >= 0; i--)
 		n = n << 8 | b[i];
 	if (n > ST_MAX_HEADER)
-		return st__fail(e, ST_ESHORT, 0, "header of %llu bytes is above the limit of %d", (unsigned long long)n,
+		return st__fail(e, ST_ESHORT, 0, "header of %llu bytes is above the limit of %d",
+		    (unsigned long long)n,
 		    ST_MAX_HEADER);
 	if (n > f->size - 8)
-		return st__fail(e, ST_ESHORT, 0, "header of %llu bytes is longer than the file", (unsigned long long)n);
+		return st__fail(e, ST_ESHORT, 0, "header of %llu bytes is longer than the file",
+		    (unsigned long long)n);
 	f->data_start = 8 + n;
 	f->header = (char *)malloc((size_t)n + 1);
 	if (!f->header)
@@ -842,7 +890,8 @@ struct st_file *st_open_mem(const void *buf, size_t len, struct st_error *e)
 
 struct st_file *st_open(const char *path, int mode, struct st_error *e)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), why = errno;	/* a FIFO must not hang us */
+	/* a FIFO must not hang us */
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), why = errno;
 	struct st_file *f = st__start(fd, NULL, 0, e);
 	struct stat st;
 	void *p;
@@ -858,7 +907,8 @@ struct st_file *st_open(const char *path, int mode, struct st_error *e)
 		return NULL;
 	}
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size > SIZE_MAX) {
-		st__fail(e, ST_EOPEN, 0, S_ISREG(st.st_mode) ? "too large for this machine" : "not a regular file");
+		st__fail(e, ST_EOPEN, 0, S_ISREG(st.st_mode) ? "too large for this machine"
+		    : "not a regular file");
 		st_close(f);
 		return NULL;
 	}
@@ -949,11 +999,13 @@ int st_fd(const struct st_file *f)
 	return f->fd;
 }
 
-int st_read(const struct st_file *f, const struct st_tensor *t, uint64_t from, void *buf, size_t len,
+int st_read(const struct st_file *f, const struct st_tensor *t, uint64_t from, void *buf,
+    size_t len,
     struct st_error *e)
 {
 	if (from > t->nbytes || len > t->nbytes - from)
-		return st__fail(e, ST_ERANGE, t->offset, "read past the end of tensor \"%.80s\"", t->name);
+		return st__fail(e, ST_ERANGE, t->offset, "read past the end of tensor \"%.80s\"",
+		    t->name);
 	return st__get(f, buf, len, t->offset + from, e);
 }
 
@@ -984,7 +1036,8 @@ struct st_writer {
 #if defined(__GNUC__)
 __attribute__((format(printf, 4, 5)))
 #endif
-static int st__wfail(struct st_writer *w, struct st_error *e, enum st_code code, const char *fmt, ...)
+static int st__wfail(struct st_writer *w, struct st_error *e, enum st_code code, const char *fmt,
+    ...)
 {
 	char text[200];
 	va_list ap;
@@ -1040,7 +1093,8 @@ struct st_writer *st_writer_create(const char *path, struct st_error *e)
 		return NULL;
 	}
 	w->fd = -1;
-	if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {	/* renaming over /dev/null would be a disaster */
+	/* renaming over /dev/null would be a disaster */
+	if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
 		st__fail(e, ST_EOPEN, 0, "not a regular file");
 		st_writer_abort(w);
 		return NULL;
@@ -1093,7 +1147,8 @@ int st_writer_meta(struct st_writer *w, const char *key, const char *value, stru
 	if (st__sticky(w, e) < 0)
 		return -1;
 	if (w->begun)
-		return st__wfail(w, e, ST_EUSE, "metadata \"%.80s\" after the header was written", key);
+		return st__wfail(w, e, ST_EUSE, "metadata \"%.80s\" after the header was written",
+		    key);
 	if (!st__valid(key) || !st__valid(value))
 		return st__wfail(w, e, ST_EUTF8, "metadata \"%.80s\" is not UTF-8", key);
 	for (i = 0; i < w->nmeta; i++)
@@ -1113,7 +1168,8 @@ int st_writer_meta(struct st_writer *w, const char *key, const char *value, stru
 	return 0;
 }
 
-static int st__declare(struct st_writer *w, const char *name, enum st_dtype t, int ndim, const uint64_t *shape,
+static int st__declare(struct st_writer *w, const char *name, enum st_dtype t, int ndim,
+    const uint64_t *shape,
     struct st_error *e)
 {
 	struct st__decl *d;
@@ -1141,7 +1197,8 @@ static int st__declare(struct st_writer *w, const char *name, enum st_dtype t, i
 	return 0;
 }
 
-/* Offsets are counted from the start of the data here; the data starts at a multiple of the largest alignment. */
+/* Offsets are counted from the start of the data here; the data starts at a multiple of the
+ * largest alignment. */
 static int st__pad(struct st_writer *w, uint64_t align, struct st_error *e)
 {
 	uint64_t gap = align ? (align - w->end % align) % align : 0;
@@ -1156,7 +1213,8 @@ static int st__pad(struct st_writer *w, uint64_t align, struct st_error *e)
 	return 0;
 }
 
-int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int ndim, const uint64_t *shape,
+int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int ndim,
+    const uint64_t *shape,
     uint64_t align, struct st_error *e)
 {
 	void *p;
@@ -1164,11 +1222,14 @@ int st_writer_add(struct st_writer *w, const char *name, enum st_dtype t, int nd
 	if (st__sticky(w, e) < 0)
 		return -1;
 	if (w->begun)
-		return st__wfail(w, e, ST_EUSE, "tensor \"%.80s\" after the header was written", name);
+		return st__wfail(w, e, ST_EUSE, "tensor \"%.80s\" after the header was written",
+		    name);
 	if ((int)t < 0 || t >= ST_DTYPES || ndim < 0 || ndim > ST_MAX_DIMS)
-		return st__wfail(w, e, ST_ESHAPE, "tensor \"%.80s\": bad dtype or number of dimensions", name);
+		return st__wfail(w, e, ST_ESHAPE, "tensor \"%.80s\": bad dtype or number of "
+		    "dimensions", name);
 	if (align & (align - 1) || align > 1 << 20)
-		return st__wfail(w, e, ST_EUSE, "tensor \"%.80s\": alignment is not a power of two up to 1 MiB", name);
+		return st__wfail(w, e, ST_EUSE, "tensor \"%.80s\": alignment is not a power of two "
+		    "up to 1 MiB", name);
 	if (strncmp(name, "__pad.", 6) == 0 || strcmp(name, "__metadata__") == 0)
 		return st__wfail(w, e, ST_EUSE, "tensor name \"%.80s\" is reserved", name);
 	if (!st__valid(name))
@@ -1250,10 +1311,12 @@ static void st__put_entry(struct st_writer *w, const struct st__decl *d, struct 
 	n = snprintf(num, sizeof num, ":{\"dtype\":\"%s\",\"shape\":[", st__types[d->dtype].name);
 	st__text(w, num, (size_t)n, e);
 	for (i = 0; i < d->ndim; i++) {
-		n = snprintf(num, sizeof num, "%s%llu", i ? "," : "", (unsigned long long)d->shape[i]);
+		n = snprintf(num, sizeof num, "%s%llu", i ? "," : "",
+		    (unsigned long long)d->shape[i]);
 		st__text(w, num, (size_t)n, e);
 	}
-	n = snprintf(num, sizeof num, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)d->offset,
+	n = snprintf(num, sizeof num, "],\"data_offsets\":[%llu,%llu]}",
+	    (unsigned long long)d->offset,
 	    (unsigned long long)(d->offset + d->nbytes));
 	st__text(w, num, (size_t)n, e);
 }
@@ -1329,7 +1392,8 @@ static int st__flush(struct st_writer *w, struct st_error *e)
 	return st__write(w, w->buf, n, e);
 }
 
-/* Bytes of the file, through a buffer so that thousands of small tensors are not thousands of system calls. */
+/* Bytes of the file, through a buffer so that thousands of small tensors are not thousands of
+ * system calls. */
 static int st__send(struct st_writer *w, const char *p, size_t n, struct st_error *e)
 {
 	w->at += n;
@@ -1355,7 +1419,8 @@ static int st__advance(struct st_writer *w, struct st_error *e)
 		if (left && !d->pad)
 			return 0;
 		for (; left; left = w->data_start + d->offset + d->nbytes - w->at)
-			if (st__send(w, zeros, left < sizeof zeros ? (size_t)left : sizeof zeros, e) < 0)
+			if (st__send(w, zeros, left < sizeof zeros ? (size_t)left : sizeof zeros, e)
+			    < 0)
 				return -1;
 	}
 	return 0;
@@ -1383,7 +1448,8 @@ int st_writer_begin(struct st_writer *w, struct st_error *e)
 		return -1;
 	n = (uint64_t)w->len - 8;
 	if (n > ST_MAX_HEADER)
-		return st__wfail(w, e, ST_EUSE, "header of %llu bytes is above the limit of %d", (unsigned long long)n,
+		return st__wfail(w, e, ST_EUSE, "header of %llu bytes is above the limit of %d",
+		    (unsigned long long)n,
 		    ST_MAX_HEADER);
 	for (i = 0; i < 8; i++)
 		w->buf[i] = (char)(n >> 8 * i);
@@ -1412,7 +1478,8 @@ int st_writer_data(struct st_writer *w, const void *buf, size_t len, struct st_e
 		return st__wfail(w, e, ST_EUSE, "data before the header was written");
 	while (len) {
 		if (w->next == w->n)
-			return st__wfail(w, e, ST_EUSE, "%llu bytes more than the tensors hold", (unsigned long long)len);
+			return st__wfail(w, e, ST_EUSE, "%llu bytes more than the tensors hold",
+			    (unsigned long long)len);
 		left = w->data_start + w->d[w->next].offset + w->d[w->next].nbytes - w->at;
 		n = left < len ? (size_t)left : len;
 		if (st__send(w, p, n, e) < 0 || st__advance(w, e) < 0)
@@ -1451,7 +1518,8 @@ static int st__commit(struct st_writer *w, struct st_error *e)
 	if (st__sticky(w, e) < 0)
 		return -1;
 	if (!w->begun || w->next < w->n)
-		return st__wfail(w, e, ST_EUSE, "tensor \"%.80s\" is not complete", w->n ? w->d[w->next].name : "");
+		return st__wfail(w, e, ST_EUSE, "tensor \"%.80s\" is not complete", w->n
+		    ? w->d[w->next].name : "");
 	if (st__flush(w, e) < 0)
 		return -1;
 	if (fsync(fd) < 0)
@@ -1462,7 +1530,8 @@ static int st__commit(struct st_writer *w, struct st_error *e)
 		unlink(w->tmp);
 		return -1;
 	}
-	return st__sync_dir(w->path) < 0 ? st__wfail(w, e, ST_EIO, "fsync of the directory: %s", strerror(errno)) : 0;
+	return st__sync_dir(w->path) < 0 ? st__wfail(w, e, ST_EIO, "fsync of the directory: %s",
+	    strerror(errno)) : 0;
 }
 
 int st_writer_finish(struct st_writer *w, struct st_error *e)

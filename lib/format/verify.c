@@ -11,7 +11,8 @@
 #include "format/manifest.h"
 #include "base/pool.h"
 
-#define PIECE ((size_t)1 << 20)		/* bytes looked at in one go; a multiple of every element size */
+#define PIECE ((size_t)1 << 20)		/* bytes looked at in one go; a multiple of every element
+					   size */
 
 struct piece {
 	const struct st_tensor *t;
@@ -33,7 +34,8 @@ struct float_bits { size_t size; uint64_t exponent, fraction; };
 
 static const struct float_bits *float_bits(enum st_dtype t)
 {
-	static const struct float_bits f64 = { 8, 0x7ff0000000000000, 0x000fffffffffffff }, f32 = { 4, 0x7f800000, 0x007fffff },
+	static const struct float_bits f64 = { 8, 0x7ff0000000000000, 0x000fffffffffffff },
+	    f32 = { 4, 0x7f800000, 0x007fffff },
 	    f16 = { 2, 0x7c00, 0x03ff }, bf16 = { 2, 0x7f80, 0x007f }, e5m2 = { 1, 0x7c, 0x03 };
 
 	switch (t) {
@@ -69,8 +71,10 @@ static void count_one(struct piece *p, uint64_t i, bool inf)
 	p->nan += !inf;
 }
 
-/* Inlined for each size, so that the usual case, all finite, is a loop the compiler can make wide. */
-static inline void scan_sized(struct piece *p, const char *buf, size_t size, const struct float_bits *b, uint64_t i0)
+/* Inlined for each size, so that the usual case, all finite, is a loop the compiler can make
+ * wide. */
+static inline void scan_sized(struct piece *p, const char *buf, size_t size,
+    const struct float_bits *b, uint64_t i0)
 {
 	size_t n = p->len / size;
 	uint64_t any = 0;
@@ -148,7 +152,8 @@ static void tell_pieces(struct verify *v, const struct scan *s, const char *name
 		const struct piece *p = &s->p[i];
 
 		if (p->from == 0)
-			b = (struct verify_bad){ .file = name, .tensor = p->t->name, .layer = -1, .expert = -1 };
+			b = (struct verify_bad){ .file = name, .tensor = p->t->name, .layer = -1,
+			    .expert = -1 };
 		if (b.nan + b.inf == 0)
 			b.first = p->first;
 		b.nan += p->nan;
@@ -200,7 +205,8 @@ struct experts {
 };
 
 /* The three tensors lie where the manifest says that the expert is. */
-static const char *check_place(const struct experts *x, int layer, int expert, const struct place *p)
+static const char *check_place(const struct experts *x, int layer, int expert,
+    const struct place *p)
 {
 	static const char *const part[] = { "gate", "up", "down" };
 	const int64_t bytes[] = { x->m->gate_bytes, x->m->up_bytes, x->m->down_bytes };
@@ -216,7 +222,8 @@ static const char *check_place(const struct experts *x, int layer, int expert, c
 			return "not in the file that the manifest names";
 		if (t->offset != at || t->nbytes != (uint64_t)bytes[i])
 			return "not at the place that the manifest names";
-		if (dtype_blocks(x->m->dt[i]) ? t->dtype != ST_U8 : (int)t->dtype != st_dtype_parse(dtype_name(x->m->dt[i])))
+		if (dtype_blocks(x->m->dt[i]) ? t->dtype != ST_U8 : (int)t->dtype !=
+		    st_dtype_parse(dtype_name(x->m->dt[i])))
 			return "not of the type that the manifest names";
 	}
 	return NULL;
@@ -229,9 +236,11 @@ static const char *check_crc(const struct experts *x, const struct place *p, cha
 	ssize_t r;
 
 	for (; got < p->bytes; got += r)
-		if ((r = pread(st_fd(f), buf + got, (size_t)(p->bytes - got), p->offset + got)) <= 0)
+		if ((r = pread(st_fd(f), buf + got, (size_t)(p->bytes - got), p->offset + got)) <=
+		    0)
 			return "cannot be read";
-	return (uint32_t)crc32_z(crc32_z(0, NULL, 0), (Bytef *)buf, (size_t)p->bytes) == p->crc ? NULL :
+	return (uint32_t)crc32_z(crc32_z(0, NULL, 0), (Bytef *)buf, (size_t)p->bytes) == p->crc
+	    ? NULL :
 	    "CRC differs from the manifest's";
 }
 
@@ -250,10 +259,12 @@ static void check_some(void *ctx, int64_t i0, int64_t i1, int worker)
 	}
 }
 
-static int verify_experts(struct verify *v, const struct manifest *m, struct st_file **file, struct err *e)
+static int verify_experts(struct verify *v, const struct manifest *m, struct st_file **file,
+    struct err *e)
 {
 	int64_t n = (int64_t)m->layers * m->experts;
-	struct experts x = { .m = m, .file = file, .size = (size_t)(m->gate_bytes + m->up_bytes + m->down_bytes) };
+	struct experts x = { .m = m, .file = file, .size = (size_t)(m->gate_bytes + m->up_bytes +
+	    m->down_bytes) };
 
 	x.why = calloc((size_t)n + 1, sizeof *x.why);
 	x.buf = malloc((size_t)pool_threads() * x.size);
@@ -261,8 +272,10 @@ static int verify_experts(struct verify *v, const struct manifest *m, struct st_
 		pool_for(n, 1, check_some, &x);
 		for (int64_t i = 0; i < n; i++)
 			if (x.why[i])
-				tell(v, &(struct verify_bad){ .file = m->file[m->place[i].cluster], .why = x.why[i],
-				    .layer = (int)(i / m->experts), .expert = (int)(i % m->experts) });
+				tell(v, &(struct verify_bad){ .file = m->file[m->place[i].cluster],
+				    .why = x.why[i],
+				    .layer = (int)(i / m->experts), .expert = (int)(i % m->experts)
+				    });
 	} else
 		err_set(e, EX_OSERR, "out of memory for experts of %zu bytes", x.size);
 	free(x.buf);
@@ -270,7 +283,8 @@ static int verify_experts(struct verify *v, const struct manifest *m, struct st_
 	return e->status ? -1 : 0;
 }
 
-static void check_manifest(struct verify *v, struct modeldir *md, const struct manifest *m, const char *name)
+static void check_manifest(struct verify *v, struct modeldir *md, const struct manifest *m,
+    const char *name)
 {
 	const char *fp = modeldir_meta(md, "chronos.fingerprint");
 
@@ -281,9 +295,11 @@ static void check_manifest(struct verify *v, struct modeldir *md, const struct m
 	else
 		for (int l = 0; l < m->layers; l++)
 			if ((manifest_at(m, l, 0)->cluster >= 0) != md->cfg.sparse[l])
-				verify_tell(v, name, "layers with experts are not those of config.json");
+				verify_tell(v, name,
+				    "layers with experts are not those of config.json");
 	if (!m->fingerprint || !fp || strcmp(m->fingerprint, fp) != 0)
-		verify_tell(v, name, "of another model: its fingerprint is not that of model.safetensors");
+		verify_tell(v, name, "of another model: its fingerprint is not that of "
+		    "model.safetensors");
 }
 
 static int verify_packed(struct verify *v, struct modeldir *md, struct err *e)
@@ -364,7 +380,8 @@ int verify_model(struct verify *v, struct modeldir *md, struct err *e)
 		if (modeldir_compute_fingerprint(md, real, &why) < 0)
 			verify_tell(v, md->path, why.msg);
 		else if (strcmp(stored, real) != 0)
-			verify_tell(v, md->file[0], "weights are not those of the fingerprint in the metadata");
+			verify_tell(v, md->file[0],
+			    "weights are not those of the fingerprint in the metadata");
 	}
 	return 0;
 }

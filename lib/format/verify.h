@@ -1,13 +1,14 @@
 /*
- * verify: is a file, or a whole model, complete and finite? Everything is read; what is wrong is told one by one, and
- * the search goes on.
+ * verify: is a file, or a whole model, complete and finite? Everything is read; what is wrong is
+ * told one by one, and the search goes on.
  *
  *	struct verify v = { .bad = print_it, .ctx = &x };
  *	if (verify_model(&v, &md, &e) < 0)
  *		err_exit(&e);
  *	return v.found ? EX_NO : EX_OK;
  *
- * Reads in parallel (pool.h); what is told, and its order, does not depend on the number of threads.
+ * Reads in parallel (pool.h); what is told, and its order, does not depend on the number of
+ * threads.
  */
 #ifndef CHR_VERIFY_H
 #define CHR_VERIFY_H
@@ -22,7 +23,8 @@ struct verify_bad {
 	const char *file;
 	const char *tensor;		/* NULL: the file as such, or an expert */
 	int layer, expert;		/* of a packed expert, else -1 */
-	uint64_t nan, inf, first;	/* elements that are not finite, and the index of the first; all 0 with why */
+	uint64_t nan, inf, first;	/* elements that are not finite, and the index of the
+					   first; all 0 with why */
 	const char *why;		/* what else is wrong; else NULL */
 };
 
@@ -35,10 +37,11 @@ struct verify {
 /* 0 however much is found; -1 only when the work cannot be done (EX_OSERR). */
 int verify_file(struct verify *v, const struct st_file *f, const char *name, struct err *e);
 
-/* Tensors against config.json; all files, optimizer state included; the fingerprint in the metadata; of a packed model
- * the place and CRC of every expert. */
+/* Tensors against config.json; all files, optimizer state included; the fingerprint in the
+ * metadata; of a packed model the place and CRC of every expert. */
 int verify_model(struct verify *v, struct modeldir *md, struct err *e);
 
-void verify_tell(struct verify *v, const char *file, const char *why);	/* reports something found elsewhere */
+/* reports something found elsewhere */
+void verify_tell(struct verify *v, const char *file, const char *why);
 
 #endif

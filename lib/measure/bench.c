@@ -12,46 +12,66 @@
 #include "base/json.h"
 #include "format/prov.h"
 
-struct bench_opt bench = { .budgets = "12.5%,25%,50%,75%", .blocks = "64K,256K,1M,4M", .memory = (int64_t)256 << 20, .prompt = 128,
+struct bench_opt bench = { .budgets = "12.5%,25%,50%,75%", .blocks = "64K,256K,1M,4M",
+    .memory = (int64_t)256 << 20, .prompt = 128,
 	.new = 64, .chunk = 256, .reps = 5, .batch = 8, .seq = 256, .steps = 3 };
 
 struct opt bench_opts[] = {
 	{ .kind = OPT_GROUP, .help = "decode, prefill, load: a model" },
-	{ 'p', "prompt", OPT_INT, &bench.prompt, 1, 1 << 20, "N", "prompt tokens; longer prompts of files are cut" },
+	{ 'p', "prompt", OPT_INT, &bench.prompt, 1, 1 << 20, "N",
+	    "prompt tokens; longer prompts of files are cut" },
 	{ 'n', "new", OPT_INT, &bench.new, 1, 1 << 20, "N", "tokens generated (decode)" },
-	{ 's', "seed", OPT_COUNT, &bench.seed, 0, 9e18, "N", "of random prompts, tokens and weights, when none are given" },
+	{ 's', "seed", OPT_COUNT, &bench.seed, 0, 9e18, "N",
+	    "of random prompts, tokens and weights, when none are given" },
 	{ 0, "chunk", OPT_INT, &bench.chunk, 1, 1 << 16, "N", "prompt tokens evaluated at a time" },
-	{ 0, "vs", OPT_STR, &bench.vs, 0, 0, "FLAGS", "a second configuration: these options besides; the two take turns, AB BA" },
-	{ 0, "cgroup", OPT_BYTES, &bench.cgroup, 0, 0, "BYTES", "run within a control group of this much memory, page cache included" },
-	{ 0, "memory", OPT_BYTES, &bench.memory, 1 << 20, 1e13, "BYTES", "memory to measure the speed of memory on" },
-	{ 0, "quality", OPT_STR, &bench.quality, 0, 0, "FILE", "what chr-diff says of this configuration, to go with its speed" },
+	{ 0, "vs", OPT_STR, &bench.vs, 0, 0, "FLAGS",
+	    "a second configuration: these options besides; the two take turns, AB BA" },
+	{ 0, "cgroup", OPT_BYTES, &bench.cgroup, 0, 0, "BYTES",
+	    "run within a control group of this much memory, page cache included" },
+	{ 0, "memory", OPT_BYTES, &bench.memory, 1 << 20, 1e13, "BYTES",
+	    "memory to measure the speed of memory on" },
+	{ 0, "quality", OPT_STR, &bench.quality, 0, 0, "FILE",
+	    "what chr-diff says of this configuration, to go with its speed" },
 	{ 0, "on-miss", OPT_CHOICE, &infer.on_miss, 0, 0, "wait|shared",
 	    "an expert that is not there: wait, or let the shared experts stand in (lossy)" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
 	{ .kind = OPT_GROUP, .help = "train: steps of a model of -m, or of random weights" },
-	{ 'c', "config", OPT_STR, &bench.config, 0, 0, "FILE", "config.json of a model of random weights" },
-	{ 0, "set", OPT_LIST, &bench.sets, 0, 0, "KEY=VALUE", "override a value of config.json; may be repeated" },
+	{ 'c', "config", OPT_STR, &bench.config, 0, 0, "FILE",
+	    "config.json of a model of random weights" },
+	{ 0, "set", OPT_LIST, &bench.sets, 0, 0, "KEY=VALUE",
+	    "override a value of config.json; may be repeated" },
 	{ 'b', "batch", OPT_INT, &bench.batch, 1, 65536, "N", "sequences of a step" },
 	{ 0, "seq", OPT_INT, &bench.seq, 2, 1 << 20, "N", "tokens of a sequence" },
-	{ 0, "steps", OPT_INT, &bench.steps, 1, 1 << 20, "N", "steps of a repetition, after one that is not counted" },
-	{ 0, "compute", OPT_CHOICE, &bench.compute, 0, 0, "f32|bf16", "values that matrix products multiply" },
-	{ 0, "recompute", OPT_FLAG, &bench.recompute, 0, 0, NULL, "compute activations again instead of keeping them" },
-	{ 0, "profile", OPT_FLAG, &bench.profile, 0, 0, NULL, "time, speed and share of the kernels' speed, by part of a step" },
+	{ 0, "steps", OPT_INT, &bench.steps, 1, 1 << 20, "N",
+	    "steps of a repetition, after one that is not counted" },
+	{ 0, "compute", OPT_CHOICE, &bench.compute, 0, 0, "f32|bf16",
+	    "values that matrix products multiply" },
+	{ 0, "recompute", OPT_FLAG, &bench.recompute, 0, 0, NULL,
+	    "compute activations again instead of keeping them" },
+	{ 0, "profile", OPT_FLAG, &bench.profile, 0, 0, NULL,
+	    "time, speed and share of the kernels' speed, by part of a step" },
 	{ .kind = OPT_GROUP, .help = "replay: activation records through every policy" },
-	{ 0, "budget", OPT_STR, &bench.budgets, 0, 0, "LIST", "experts in memory: shares of all, or numbers" },
-	{ 0, "drive", OPT_STR, &bench.drive, 0, 0, "MS,BYTES", "of the machine to plan for: milliseconds of a read, bytes per second" },
-	{ 0, "ram-bw", OPT_BYTES, &bench.ram_bw, 0, 0, "BYTES", "bytes per second that its memory is read with" },
-	{ 0, "expert-bytes", OPT_BYTES, &bench.expert_bytes, 0, 0, "N", "size of an expert; 0: as the records say" },
-	{ 0, "dense-bytes", OPT_BYTES, &bench.dense_bytes, 0, 0, "N", "weights besides experts that every token reads" },
-	{ 0, "skip-bad", OPT_FLAG, &bench.skip_bad, 0, 0, NULL, "count and report bad records instead of stopping" },
+	{ 0, "budget", OPT_STR, &bench.budgets, 0, 0, "LIST",
+	    "experts in memory: shares of all, or numbers" },
+	{ 0, "drive", OPT_STR, &bench.drive, 0, 0, "MS,BYTES",
+	    "of the machine to plan for: milliseconds of a read, bytes per second" },
+	{ 0, "ram-bw", OPT_BYTES, &bench.ram_bw, 0, 0, "BYTES",
+	    "bytes per second that its memory is read with" },
+	{ 0, "expert-bytes", OPT_BYTES, &bench.expert_bytes, 0, 0, "N",
+	    "size of an expert; 0: as the records say" },
+	{ 0, "dense-bytes", OPT_BYTES, &bench.dense_bytes, 0, 0, "N",
+	    "weights besides experts that every token reads" },
+	{ 0, "skip-bad", OPT_FLAG, &bench.skip_bad, 0, 0, NULL,
+	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "drive: reads of a file, past the page cache" },
 	{ 0, "block", OPT_STR, &bench.blocks, 0, 0, "LIST", "sizes of reads" },
 	{ .kind = OPT_GROUP, .help = "all" },
 	{ 'r', "repetitions", OPT_INT, &bench.reps, 1, 1000, "N", "of each measurement" },
 	{ 0, "table", OPT_FLAG, &bench.table, 0, 0, NULL, "Markdown instead of records" },
 	{ 0, "plot", OPT_STR, &bench.plot, 0, 0, "FILE", "draw them: an SVG picture" },
-	{ 0, "compare", OPT_STR, &bench.compare, 0, 0, "FILE", "exit status 1 when something is slower than in FILE, beyond the spread" },
+	{ 0, "compare", OPT_STR, &bench.compare, 0, 0, "FILE",
+	    "exit status 1 when something is slower than in FILE, beyond the spread" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
@@ -75,7 +95,8 @@ static void cpu_line(const char *key, char *out, size_t size)
 		char *colon = strchr(line, ':');
 
 		if (colon && strncmp(line, key, strlen(key)) == 0)
-			snprintf(out, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon[1] ? colon + 2 : "");
+			snprintf(out, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon[1]
+			    ? colon + 2 : "");
 	}
 	if (f)
 		fclose(f);
@@ -84,7 +105,8 @@ static void cpu_line(const char *key, char *out, size_t size)
 /* What matters to our kernels. */
 static json_t *cpu_flags(void)
 {
-	static const char *const known[] = { "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16",
+	static const char *const known[] = { "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16",
+	    "avx_vnni", "amx_int8", "amx_bf16",
 		"asimd", "asimddp", "i8mm", "sve", NULL };
 	json_t *list = json_array();
 	char flags[8192], *save;
@@ -216,7 +238,8 @@ json_t *bench_column(const json_t *samples, const char *phase, const char *key)
 	size_t i;
 
 	json_array_foreach((json_t *)samples, i, one)
-		json_array_append_new(list, number(bench_number(phase ? json_object_get(one, phase) : one, key)));
+		json_array_append_new(list, number(bench_number(phase ? json_object_get(one, phase)
+		    : one, key)));
 	return list;
 }
 
@@ -241,7 +264,8 @@ double bench_median_of(const json_t *samples, const char *phase, const char *key
 	return v;
 }
 
-void bench_put_keys(json_t *r, json_t *all, const json_t *samples, const char *phase, const char *const keys[])
+void bench_put_keys(json_t *r, json_t *all, const json_t *samples, const char *phase,
+    const char *const keys[])
 {
 	for (int i = 0; keys[i]; i++) {
 		json_t *list = bench_column(samples, phase, keys[i]);
@@ -256,12 +280,15 @@ void bench_put_keys(json_t *r, json_t *all, const json_t *samples, const char *p
 	}
 }
 
-json_t *bench_versus(const json_t *first, const json_t *second, const char *phase, const char *key, json_t *r)
+json_t *bench_versus(const json_t *first, const json_t *second, const char *phase, const char *key,
+    json_t *r)
 {
-	json_t *x = bench_column(first, phase, key), *y = bench_column(second, phase, key), *ratio = json_array();
+	json_t *x = bench_column(first, phase, key), *y = bench_column(second, phase, key),
+	    *ratio = json_array();
 
 	for (size_t i = 0; i < json_array_size(x); i++)
-		json_array_append_new(ratio, json_real(json_number_value(json_array_get(y, i)) / json_number_value(json_array_get(x, i))));
+		json_array_append_new(ratio, json_real(json_number_value(json_array_get(y, i)) /
+		    json_number_value(json_array_get(x, i))));
 	json_set_str(r, "of", key);
 	json_object_set_new(r, "ratio", bench_spread(ratio));
 	json_object_set_new(r, "ratios", ratio);
@@ -298,9 +325,12 @@ static json_t *value(const struct opt *o)
 
 void bench_config(json_t *o, const struct opt *opts)
 {
-	/* Where things are, what other workloads are told, what is done with the results, and what stands elsewhere in the record. */
-	static const char *const omit[] = { "model", "tokenizer", "dry-run", "cold", "vs", "memory", "quality", "budget", "drive", "ram-bw",
-		"expert-bytes", "dense-bytes", "skip-bad", "block", "config", "set", "batch", "seq", "steps", "compute", "recompute", "profile",
+	/* Where things are, what other workloads are told, what is done with the results, and
+	 * what stands elsewhere in the record. */
+	static const char *const omit[] = { "model", "tokenizer", "dry-run", "cold", "vs", "memory",
+	    "quality", "budget", "drive", "ram-bw",
+		"expert-bytes", "dense-bytes", "skip-bad", "block", "config", "set", "batch", "seq",
+		    "steps", "compute", "recompute", "profile",
 		"repetitions", "table", "plot", "compare", NULL };
 
 	for (; opts->kind != OPT_END; opts++) {

@@ -1,8 +1,9 @@
 /*
- * What got slower: each capsule beside those of an earlier run that measured the same. The same is: workload, model, prompts, state of
- * the cache, and every setting that both know. Slower: the best of the new samples is worse than the worst of the old, with three or
- * more of each (chance alone does that once in twenty times with three, once in 252 with five); of a number that has no chance in
- * it, any loss.
+ * What got slower: each capsule beside those of an earlier run that measured the same. The same
+ * is: workload, model, prompts, state of the cache, and every setting that both know. Slower:
+ * the best of the new samples is worse than the worst of the old, with three or more of each
+ * (chance alone does that once in twenty times with three, once in 252 with five); of a number
+ * that has no chance in it, any loss.
  */
 #include <math.h>
 #include <string.h>
@@ -38,9 +39,11 @@ static bool same_work(const json_t *a, const json_t *b)
 	return strcmp(bench_word(a, NULL, "workload"), bench_word(b, NULL, "workload")) == 0 &&
 	    strcmp(bench_word(a, "metric", "name"), bench_word(b, "metric", "name")) == 0 &&
 	    strcmp(bench_word(a, "cache", "state"), bench_word(b, "cache", "state")) == 0 &&
-	    strcmp(bench_word(a, "model", "fingerprint"), bench_word(b, "model", "fingerprint")) == 0 &&
+	    strcmp(bench_word(a, "model", "fingerprint"), bench_word(b, "model", "fingerprint")) ==
+	    0 &&
 	    strcmp(bench_word(a, "model", "experts"), bench_word(b, "model", "experts")) == 0 &&
-	    strcmp(bench_word(a, NULL, "prompts_digest"), bench_word(b, NULL, "prompts_digest")) == 0 &&
+	    strcmp(bench_word(a, NULL, "prompts_digest"), bench_word(b, NULL, "prompts_digest")) ==
+	    0 &&
 	    same_config(json_object_get(a, "config"), json_object_get(b, "config"));
 }
 
@@ -49,7 +52,8 @@ static bool same_machine(const json_t *a, const json_t *b)
 	static const char *const keys[] = { "cpu", "cores", "memory", NULL };
 
 	for (int i = 0; keys[i]; i++)
-		if (!same_value(json_object_get(json_object_get(a, "machine"), keys[i]), json_object_get(json_object_get(b, "machine"), keys[i])))
+		if (!same_value(json_object_get(json_object_get(a, "machine"), keys[i]),
+		    json_object_get(json_object_get(b, "machine"), keys[i])))
 			return false;
 	return true;
 }
@@ -63,14 +67,16 @@ static const char *verdict(const json_t *old, const json_t *new)
 {
 	bool more = strcmp(bench_word(new, "metric", "better"), "more") == 0;
 	bool exact = json_is_true(json_object_get(json_object_get(new, "metric"), "exact"));
-	double sign = more ? 1 : -1, new_best = sign * bench_number(new, more ? "metric.most" : "metric.least"),
+	double sign = more ? 1 : -1, new_best = sign * bench_number(new, more ? "metric.most"
+	    : "metric.least"),
 	       new_worst = sign * bench_number(new, more ? "metric.least" : "metric.most"),
 	       old_best = sign * bench_number(old, more ? "metric.most" : "metric.least"),
 	       old_worst = sign * bench_number(old, more ? "metric.least" : "metric.most");
 
 	if (!exact && (samples(old) < ENOUGH || samples(new) < ENOUGH))
 		return "unsure";
-	return old_worst - new_best > ROUNDING * fabs(old_worst) ? "slower" : new_worst - old_best > ROUNDING * fabs(old_best) ? "faster" : "same";
+	return old_worst - new_best > ROUNDING * fabs(old_worst) ? "slower" : new_worst - old_best >
+	    ROUNDING * fabs(old_best) ? "faster" : "same";
 }
 
 static json_t *spread_of(const json_t *capsule)
@@ -92,14 +98,16 @@ static int put_record(const json_t *old, const json_t *new, const char *v, struc
 	json_set_str(r, "old_commit", bench_word(old, NULL, "commit"));
 	json_set_str(r, "new_commit", bench_word(new, NULL, "commit"));
 	json_object_set_new(r, "same_machine", json_boolean(same_machine(old, new)));
-	json_set_num(r, "ratio", bench_number(new, "metric.median") / bench_number(old, "metric.median"));
+	json_set_num(r, "ratio", bench_number(new, "metric.median") / bench_number(old,
+	    "metric.median"));
 	json_set_str(r, "verdict", v);
 	rc = json_put(stdout, r, e);
 	json_decref(r);
 	return rc;
 }
 
-/* A row of the table that is shown instead of records; keys: the settings that tell these capsules apart. */
+/* A row of the table that is shown instead of records; keys: the settings that tell these
+ * capsules apart. */
 static void put_row(const json_t *old, const json_t *new, const json_t *keys, const char *v)
 {
 	char text[128];
@@ -112,9 +120,12 @@ static void put_row(const json_t *old, const json_t *new, const json_t *keys, co
 		if (*text)
 			printf("%s%s %s", i ? ", " : ": ", json_string_value(key), text);
 	}
-	printf(" | %s | %.4g [%.4g-%.4g] | %.4g [%.4g-%.4g] | %.2f | %s |\n", bench_word(new, "metric", "name"),
-	    bench_number(old, "metric.median"), bench_number(old, "metric.least"), bench_number(old, "metric.most"),
-	    bench_number(new, "metric.median"), bench_number(new, "metric.least"), bench_number(new, "metric.most"),
+	printf(" | %s | %.4g [%.4g-%.4g] | %.4g [%.4g-%.4g] | %.2f | %s |\n",
+	    bench_word(new, "metric", "name"),
+	    bench_number(old, "metric.median"), bench_number(old, "metric.least"),
+	    bench_number(old, "metric.most"),
+	    bench_number(new, "metric.median"), bench_number(new, "metric.least"),
+	    bench_number(new, "metric.most"),
 	    bench_number(new, "metric.median") / bench_number(old, "metric.median"), v);
 }
 
@@ -158,7 +169,8 @@ int bench_compare(const json_t *capsules, const char *path, int *slower, struct 
 		if (!same_machine(before, one) && found == 0)
 			err_warn("%s: measured on another machine", path);
 		if (bench.table && found == 0)
-			printf("\n| what | of | old | new | ratio | verdict |\n|---|---|---|---|---|---|\n");
+			printf("\n| what | of | old | new | ratio | verdict "
+			    "|\n|---|---|---|---|---|---|\n");
 		if (bench.table)
 			put_row(before, one, keys, v);
 		else

@@ -25,7 +25,8 @@ static void memory(const void *w)
 
 	for (int i = 0; i < bench.reps; i++)
 		json_array_append_new(v, json_real(kernel_rate_read_rate(w, (size_t)bench.memory)));
-	put_kernel("bytes_per_s", json_pack("{s:s, s:I}", "what", "memory read", "bytes", (json_int_t)bench.memory), v);
+	put_kernel("bytes_per_s", json_pack("{s:s, s:I}", "what", "memory read", "bytes",
+	    (json_int_t)bench.memory), v);
 }
 
 static void registers(void)
@@ -54,7 +55,8 @@ static void gemm(int m, int n, int k)
 		if (i >= 0)
 			json_array_append_new(v, json_real(x));
 	}
-	put_kernel("ops_per_s", json_pack("{s:s, s:i, s:i, s:i}", "what", "product F32", "rows", m, "columns", n, "depth", k), v);
+	put_kernel("ops_per_s", json_pack("{s:s, s:i, s:i, s:i}", "what", "product F32", "rows", m,
+	    "columns", n, "depth", k), v);
 	kernel_rate_gemm_close(&g);
 }
 
@@ -73,17 +75,21 @@ static void experts(const void *w, size_t bytes, enum dtype t, int rows)
 		double seconds = kernel_rate_ffn_seconds(&f);
 
 		if (i >= 0)
-			json_array_append_new(v, json_real((rows == 1 ? kernel_rate_ffn_bytes(&f) : kernel_rate_ffn_ops(&f)) / seconds));
+			json_array_append_new(v,
+			    json_real((rows == 1 ? kernel_rate_ffn_bytes(&f)
+			    : kernel_rate_ffn_ops(&f)) / seconds));
 	}
 	snprintf(what, sizeof what, "experts %s", dtype_name(t));
-	put_kernel(rows == 1 ? "bytes_per_s" : "ops_per_s", json_pack("{s:s, s:i, s:i, s:i}", "what", what, "rows", rows, "columns",
+	put_kernel(rows == 1 ? "bytes_per_s" : "ops_per_s", json_pack("{s:s, s:i, s:i, s:i}",
+	    "what", what, "rows", rows, "columns",
 	    EXPERT_F, "depth", EXPERT_D), v);
 	kernel_rate_ffn_close(&f);
 }
 
 void bench_kernel(void)
 {
-	size_t one = kernel_rate_expert_bytes(DT_Q8, EXPERT_D, EXPERT_F), bytes = (size_t)bench.memory > one ? (size_t)bench.memory : one;
+	size_t one = kernel_rate_expert_bytes(DT_Q8, EXPERT_D, EXPERT_F),
+	    bytes = (size_t)bench.memory > one ? (size_t)bench.memory : one;
 	void *w;
 
 	pool_init(infer.threads);

@@ -1,6 +1,7 @@
 /*
- * Workloads of a model: runs in children, two configurations in turns, and between them the ceilings of the machine: what its
- * drive gives at the size of an expert, what memory is read with, what its kernels compute. One capsule for each configuration.
+ * Workloads of a model: runs in children, two configurations in turns, and between them the
+ * ceilings of the machine: what its drive gives at the size of an expert, what memory is read
+ * with, what its kernels compute. One capsule for each configuration.
  */
 #include <dirent.h>
 #include <math.h>
@@ -55,7 +56,8 @@ static char *largest(const char *dir, const char *suffix)
 
 	while (d && (f = readdir(d)) != NULL) {
 		size_t n = strlen(f->d_name), m = strlen(suffix);
-		char *path = n > m && strcmp(f->d_name + n - m, suffix) == 0 ? file_join(dir, f->d_name) : NULL;
+		char *path = n > m && strcmp(f->d_name + n - m, suffix) == 0
+		    ? file_join(dir, f->d_name) : NULL;
 		struct stat st;
 
 		if (path && stat(path, &st) == 0 && st.st_size > size) {
@@ -107,14 +109,16 @@ static void describe(struct side *x)
 			err_exit(&e);
 		snprintf(fingerprint, sizeof fingerprint, "%s", id);
 	}
-	x->model = json_pack("{s:s, s:s, s:b, s:s, s:I}", "directory", x->infer.model, "fingerprint", fingerprint, "packed", md.packed,
+	x->model = json_pack("{s:s, s:s, s:b, s:s, s:I}", "directory", x->infer.model,
+	    "fingerprint", fingerprint, "packed", md.packed,
 	    "experts", dtype_name(x->dt), "parameters", (json_int_t)md.par.count);
 	modeldir_close(&md);
 }
 
 static void make_side(struct side *x)
 {
-	*x = (struct side){ .infer = infer, .bench = bench, .samples = json_array(), .peak = -1, .dt = DT_F32 };
+	*x = (struct side){ .infer = infer, .bench = bench, .samples = json_array(), .peak = -1,
+	    .dt = DT_F32 };
 	describe(x);
 }
 
@@ -132,7 +136,8 @@ static double compute_rate(const struct side *x, struct err *e)
 	if (!one) {
 		if (kernel_rate_gemm_open(&g, GEMM_NT, 1024, 1024, 1024, e) < 0)
 			err_exit(e);
-		rate = fmax(kernel_rate_gemm_rate(&g, backend_cpu.gemm), kernel_rate_gemm_rate(&g, backend_cpu.gemm));
+		rate = fmax(kernel_rate_gemm_rate(&g, backend_cpu.gemm), kernel_rate_gemm_rate(&g,
+		    backend_cpu.gemm));
 		kernel_rate_gemm_close(&g);
 		return rate;
 	}
@@ -141,7 +146,8 @@ static double compute_rate(const struct side *x, struct err *e)
 	if (kernel_rate_ffn_open(&f, x->dt, x->D, x->F, FFN_ROWS, n, w, e) < 0)
 		err_exit(e);
 	kernel_rate_ffn_seconds(&f);
-	rate = kernel_rate_ffn_ops(&f) / fmin(kernel_rate_ffn_seconds(&f), kernel_rate_ffn_seconds(&f));
+	rate = kernel_rate_ffn_ops(&f) / fmin(kernel_rate_ffn_seconds(&f),
+	    kernel_rate_ffn_seconds(&f));
 	kernel_rate_ffn_close(&f);
 	free(w);
 	return rate;
@@ -158,7 +164,8 @@ static json_t *measure_ceilings(void *arg)
 	void *w;
 
 	if (c->drive) {
-		if (drive_bench_measure(c->side->file, c->side->block, c->side->infer.readers, 2, &d, &e) < 0)
+		if (drive_bench_measure(c->side->file, c->side->block, c->side->infer.readers, 2,
+		    &d, &e) < 0)
 			err_exit(&e);
 		json_set_num(r, "drive", d.most);
 		free(d.sample);
@@ -208,15 +215,18 @@ static int64_t engine_int(const struct side *x, const char *key)
 
 static bool reads_drive(const struct side *x, const char *workload)
 {
-	return x->file && (strcmp(workload, "load") == 0 || engine_int(x, "slots") < engine_int(x, "experts"));
+	return x->file && (strcmp(workload, "load") == 0 || engine_int(x, "slots") < engine_int(x,
+	    "experts"));
 }
 
 /* ---- capsules ---- */
 
 static void put_summary(json_t *r, const struct side *x, const char *phase)
 {
-	static const char *const of_phase[] = { "tok_per_s", "hit_rate", "stall_share", "read_bytes_per_token", "disk_bytes_per_token",
-		"wasted_share", "replaced_mass", "recall.gate", "recall.lookahead", "recall.whole", NULL };
+	static const char *const of_phase[] = { "tok_per_s", "hit_rate", "stall_share",
+	    "read_bytes_per_token", "disk_bytes_per_token",
+		"wasted_share", "replaced_mass", "recall.gate", "recall.lookahead", "recall.whole",
+		    NULL };
 	static const char *const of_run[] = { "ttft_s", "open_s", "majflt", "peak_rss", NULL };
 	json_t *all = json_object();
 
@@ -231,17 +241,24 @@ static double simulated(const struct side *x)
 	const char *comma = x->infer.sim_ssd ? strchr(x->infer.sim_ssd, ',') : NULL, *why;
 	int64_t bandwidth = 0;
 
-	return comma && opt_bytes(comma + 1, &bandwidth, &why) == 0 && bandwidth > 0 ? (double)bandwidth : INFINITY;
+	return comma && opt_bytes(comma + 1, &bandwidth, &why) == 0 && bandwidth > 0
+	    ? (double)bandwidth : INFINITY;
 }
 
-static json_t *roofline(const struct side *x, const char *workload, const char *phase, const json_t *ceilings)
+static json_t *roofline(const struct side *x, const char *workload, const char *phase,
+    const json_t *ceilings)
 {
-	json_t *r = json_object(), *drive = bench_column(ceilings, NULL, "drive"), *memory = bench_column(ceilings, NULL, "memory"),
+	json_t *r = json_object(), *drive = bench_column(ceilings, NULL, "drive"),
+	    *memory = bench_column(ceilings, NULL, "memory"),
 	       *compute = bench_column(ceilings, NULL, "compute");
-	double token = (double)engine_int(x, "token_bytes"), ops = 2 * (double)engine_int(x, "token_products");
-	double speed = bench_median_of(x->samples, phase, "tok_per_s"), read = bench_median_of(x->samples, phase, "read_bytes_per_token");
-	double disk = fmin(bench_most(drive), simulated(x)), bus = bench_most(memory), alu = bench_most(compute);
-	bool decode = strcmp(workload, "decode") == 0, load = strcmp(workload, "load") == 0, streams = reads_drive(x, workload);
+	double token = (double)engine_int(x, "token_bytes"), ops = 2 * (double)engine_int(x,
+	    "token_products");
+	double speed = bench_median_of(x->samples, phase, "tok_per_s"),
+	    read = bench_median_of(x->samples, phase, "read_bytes_per_token");
+	double disk = fmin(bench_most(drive), simulated(x)), bus = bench_most(memory),
+	    alu = bench_most(compute);
+	bool decode = strcmp(workload, "decode") == 0, load = strcmp(workload, "load") == 0,
+	    streams = reads_drive(x, workload);
 
 	json_object_set_new(r, "memory_bytes_per_s", bench_spread(memory));
 	json_object_set_new(r, "drive_bytes_per_s", bench_spread(drive));
@@ -257,7 +274,8 @@ static json_t *roofline(const struct side *x, const char *workload, const char *
 	if (!load)
 		json_set_num(r, "drive_fraction", streams ? read * speed / disk : NAN);
 	else {
-		double bytes = bench_median_of(x->samples, NULL, "disk_bytes"), least = fmax(bench_median_of(x->samples, phase, "compute"), bytes / disk);
+		double bytes = bench_median_of(x->samples, NULL, "disk_bytes"),
+		    least = fmax(bench_median_of(x->samples, phase, "compute"), bytes / disk);
 
 		json_set_num(r, "floor_s", least);
 		json_set_num(r, "times_floor", bench_median_of(x->samples, NULL, "ttft_s") / least);
@@ -290,7 +308,8 @@ static void put_quality(json_t *r, const struct side *x)
 	for (int i = 0; keys[i]; i++)
 		if (json_object_get(rec, keys[i]))
 			json_object_set(out, keys[i], json_object_get(rec, keys[i]));
-	json_set_num(out, "ppl", json_number_value(json_object_get(json_object_get(rec, "b"), "ppl")));
+	json_set_num(out, "ppl", json_number_value(json_object_get(json_object_get(rec, "b"),
+	    "ppl")));
 	json_object_set_new(r, "quality", out);
 	json_decref(rec);
 	jsonl_close(in);
@@ -298,34 +317,43 @@ static void put_quality(json_t *r, const struct side *x)
 
 static bool same_tokens(const json_t *a, const json_t *b)
 {
-	return json_equal(json_object_get(json_array_get(a, 0), "tokens_digest"), json_object_get(json_array_get(b, 0), "tokens_digest"));
+	return json_equal(json_object_get(json_array_get(a, 0), "tokens_digest"),
+	    json_object_get(json_array_get(b, 0), "tokens_digest"));
 }
 
-static void put_side(struct side *x, const struct side *first, const char *workload, const json_t *ceilings)
+static void put_side(struct side *x, const struct side *first, const char *workload,
+    const json_t *ceilings)
 {
 	const char *phase = strcmp(workload, "decode") == 0 ? "decode" : "prefill";
 	bool load = strcmp(workload, "load") == 0;
-	json_t *r = bench_capsule(workload), *config = json_object(), *one = json_array_get(x->samples, 0);
+	json_t *r = bench_capsule(workload), *config = json_object(),
+	    *one = json_array_get(x->samples, 0);
 
 	use(x);
 	bench_config(config, bench_opts);
 	json_object_set_new(r, "config", config);
 	json_object_set(r, "model", x->model);
 	json_object_set_new(r, "cache", json_incref(json_object_get(one, "cache")));
-	json_object_set_new(r, "prompts_digest", json_incref(json_object_get(one, "prompts_digest")));
+	json_object_set_new(r, "prompts_digest",
+	    json_incref(json_object_get(one, "prompts_digest")));
 	json_object_set_new(r, "tokens_digest", json_incref(json_object_get(one, "tokens_digest")));
-	json_object_set_new(r, "store", json_pack("{s:I, s:I, s:I, s:O}", "slots", (json_int_t)engine_int(x, "slots"), "experts",
-	    (json_int_t)engine_int(x, "experts"), "expert_bytes", (json_int_t)engine_int(x, "expert_bytes"), "direct",
+	json_object_set_new(r, "store", json_pack("{s:I, s:I, s:I, s:O}", "slots",
+	    (json_int_t)engine_int(x, "slots"), "experts",
+	    (json_int_t)engine_int(x, "experts"), "expert_bytes", (json_int_t)engine_int(x,
+	    "expert_bytes"), "direct",
 	    json_object_get(one, "direct")));
 	put_summary(r, x, phase);
-	bench_metric(r, load ? "ttft_s" : "tok_per_s", !load, bench_column(x->samples, load ? NULL : phase, load ? "ttft_s" : "tok_per_s"));
+	bench_metric(r, load ? "ttft_s" : "tok_per_s", !load, bench_column(x->samples, load ? NULL
+	    : phase, load ? "ttft_s" : "tok_per_s"));
 	json_object_set_new(r, "roofline", roofline(x, workload, phase, ceilings));
 	if (bench.cgroup)
-		json_object_set_new(r, "cgroup", json_pack("{s:I, s:I}", "limit", (json_int_t)bench.cgroup, "peak", (json_int_t)x->peak));
+		json_object_set_new(r, "cgroup", json_pack("{s:I, s:I}", "limit",
+		    (json_int_t)bench.cgroup, "peak", (json_int_t)x->peak));
 	if (bench.quality)
 		put_quality(r, x);
 	if (first)
-		json_object_set_new(r, "versus", bench_versus(first->samples, x->samples, load ? NULL : phase, load ? "ttft_s" : "tok_per_s",
+		json_object_set_new(r, "versus", bench_versus(first->samples, x->samples, load
+		    ? NULL : phase, load ? "ttft_s" : "tok_per_s",
 		    json_pack("{s:b}", "same_tokens", same_tokens(first->samples, x->samples))));
 	json_object_set_new(r, "samples", json_incref(x->samples));
 	bench_put(r);
@@ -347,7 +375,8 @@ void bench_model(const char *workload, int n, char **files)
 		bench_second(second);
 		make_side(&side[1]);
 	}
-	c.drive = side[0].file && (strcmp(workload, "load") == 0 || json_is_true(json_object_get(side[0].model, "packed")));
+	c.drive = side[0].file && (strcmp(workload, "load") == 0 ||
+	    json_is_true(json_object_get(side[0].model, "packed")));
 	for (int i = 0; i < reps; i++) {
 		json_array_append_new(ceilings, bench_child(measure_ceilings, &c));
 		for (int j = 0; j < sides; j++)

@@ -1,6 +1,7 @@
 /*
- * Capsules as a picture: speed, hits and stall against how many experts fit in memory; and, when the quality of some is known, how
- * far they are from the exact model against how fast. A series is the capsules of one workload whose other settings are the same.
+ * Capsules as a picture: speed, hits and stall against how many experts fit in memory; and, when
+ * the quality of some is known, how far they are from the exact model against how fast. A series
+ * is the capsules of one workload whose other settings are the same.
  */
 #include <math.h>
 #include <stdio.h>
@@ -12,7 +13,8 @@
 enum { SPEED, HIT, STALL, KL, TOP1, PANELS };
 
 /* What differs besides the memory. */
-static void series_name(const json_t *capsule, const json_t *keys, bool works, bool models, char *out, size_t size)
+static void series_name(const json_t *capsule, const json_t *keys, bool works, bool models,
+    char *out, size_t size)
 {
 	char text[64];
 	size_t i, n = 0;
@@ -22,11 +24,13 @@ static void series_name(const json_t *capsule, const json_t *keys, bool works, b
 	if (works)
 		n += (size_t)snprintf(out, size, "%s ", bench_word(capsule, NULL, "workload"));
 	if (models && n < size)
-		n += (size_t)snprintf(out + n, size - n, "%s ", bench_word(capsule, "model", "directory"));
+		n += (size_t)snprintf(out + n, size - n, "%s ", bench_word(capsule, "model",
+		    "directory"));
 	json_array_foreach((json_t *)keys, i, key) {
 		const char *name = json_string_value(key);
 
-		if (n >= size || strcmp(name, "ram") == 0 || strcmp(name, "cgroup") == 0 || strcmp(name, "slots") == 0)
+		if (n >= size || strcmp(name, "ram") == 0 || strcmp(name, "cgroup") == 0 ||
+		    strcmp(name, "slots") == 0)
 			continue;
 		bench_setting(capsule, name, text, sizeof text);
 		n += (size_t)snprintf(out + n, size - n, "%s %s ", name, text);
@@ -38,7 +42,8 @@ static void series_name(const json_t *capsule, const json_t *keys, bool works, b
 /* Of all experts, how many fit, in percent; NaN where that is no question. */
 static double share(const json_t *capsule)
 {
-	double slots = bench_number(capsule, "store.slots"), all = bench_number(capsule, "store.experts");
+	double slots = bench_number(capsule, "store.slots"), all = bench_number(capsule,
+	    "store.experts");
 
 	if (isnan(slots)) {
 		slots = bench_number(capsule, "slots");
@@ -47,7 +52,8 @@ static double share(const json_t *capsule)
 	return 100 * slots / all;
 }
 
-static int put(struct svg *s, int panel, const char *name, double x, double y, double low, double high)
+static int put(struct svg *s, int panel, const char *name, double x, double y, double low,
+    double high)
 {
 	if (isnan(x) || isnan(y))
 		return 0;
@@ -56,7 +62,8 @@ static int put(struct svg *s, int panel, const char *name, double x, double y, d
 
 static int put_capsule(struct svg *s, const json_t *c, const char *name, bool quality)
 {
-	double x = share(c), v = bench_number(c, "tok_per_s"), low = bench_number(c, "summary.tok_per_s.least"),
+	double x = share(c), v = bench_number(c, "tok_per_s"),
+	    low = bench_number(c, "summary.tok_per_s.least"),
 	       high = bench_number(c, "summary.tok_per_s.most");
 	int rc = put(s, SPEED, name, x, v, low, high);
 
@@ -115,7 +122,8 @@ int bench_draw(const json_t *capsules, const char *path, struct err *e)
 	int rc = 0;
 
 	if (!any(capsules, share))
-		return err_set(e, EX_DATAERR, "--plot: no speed or hits against memory in these records");
+		return err_set(e, EX_DATAERR, "--plot: no speed or hits against memory in these "
+		    "records");
 	if ((s = svg_new(quality ? PANELS : KL)) == NULL)
 		return err_set(e, EX_OSERR, "out of memory for a picture");
 	svg_panel(s, SPEED, "speed", "experts in memory, %", "tokens per second");
@@ -128,7 +136,8 @@ int bench_draw(const json_t *capsules, const char *path, struct err *e)
 	groups = bench_group(capsules);
 	json_object_foreach(groups, work, group)
 		rc |= put_group(s, group, json_object_size(groups) > 1, quality);
-	rc = rc ? err_set(e, EX_DATAERR, "--plot: more than 16 kinds of runs") : svg_write(s, path, e);
+	rc = rc ? err_set(e, EX_DATAERR, "--plot: more than 16 kinds of runs")
+	    : svg_write(s, path, e);
 	json_decref(groups);
 	svg_free(s);
 	return rc;

@@ -20,7 +20,8 @@ static int budget(const char *text, int all)
 
 	snprintf(num, sizeof num, "%.*s", (int)(share ? n - 1 : n), text);
 	if (opt_float(num, &x, &why) < 0 || !(x > 0) || (!share && x != floor(x)))
-		opt_usage("--budget: '%s' is neither a share such as 25%% nor a number of experts", text);
+		opt_usage("--budget: '%s' is neither a share such as 25%% nor a number of experts",
+		    text);
 	x = share ? floor(x / 100 * all) : x;
 	return x > all ? all : (int)x;
 }
@@ -41,25 +42,32 @@ static struct machine machine(void)
 	if (!comma || !bench.ram_bw)
 		opt_usage("to plan for a machine give --drive MS,BYTES and --ram-bw");
 	snprintf(ms, sizeof ms, "%.*s", (int)(comma - bench.drive), bench.drive);
-	if (opt_float(ms, &m.latency, &why) < 0 || opt_bytes(comma + 1, &bandwidth, &why) < 0 || bandwidth <= 0 || m.latency < 0)
-		opt_usage("--drive '%s': %s", bench.drive, why ? why : "not milliseconds and bytes per second");
+	if (opt_float(ms, &m.latency, &why) < 0 || opt_bytes(comma + 1, &bandwidth, &why) < 0 ||
+	    bandwidth <= 0 || m.latency < 0)
+		opt_usage("--drive '%s': %s", bench.drive, why ? why
+		    : "not milliseconds and bytes per second");
 	m.latency /= 1000;
 	m.bandwidth = (double)bandwidth;
 	return m;
 }
 
-/* Seconds of a token: in every layer the experts that are there are computed while the others are read, then the last that came;
- * dense weights are read from memory before each layer, while the drive has nothing to do. */
-static double token_time(const struct replay *r, const struct replay_result *x, const struct machine *m, double bytes)
+/* Seconds of a token: in every layer the experts that are there are computed while the others
+ * are read, then the last that came; dense weights are read from memory before each layer, while
+ * the drive has nothing to do. */
+static double token_time(const struct replay *r, const struct replay_result *x,
+    const struct machine *m, double bytes)
 {
-	double sets = (double)r->nsets, tokens = (double)r->tokens, per_set = (double)x->demands / sets;
+	double sets = (double)r->nsets, tokens = (double)r->tokens, per_set = (double)x->demands /
+	    sets;
 	double misses = (double)(x->demands - x->hits) / sets, waits = (double)x->waits / sets;
-	double io = waits * m->latency + misses * bytes / m->bandwidth, one = bytes / m->ram, hit = (per_set - misses) * one;
+	double io = waits * m->latency + misses * bytes / m->bandwidth, one = bytes / m->ram,
+	    hit = (per_set - misses) * one;
 
 	return sets / tokens * (fmax(io, hit) + waits * one) + (double)bench.dense_bytes / m->ram;
 }
 
-static void put_replay(const struct replay *r, const char *policy, int slots, const struct replay_result *x,
+static void put_replay(const struct replay *r, const char *policy, int slots,
+    const struct replay_result *x,
     const struct machine *m, double bytes)
 {
 	json_t *rec = bench_capsule("replay");
@@ -75,7 +83,8 @@ static void put_replay(const struct replay *r, const char *policy, int slots, co
 	json_set_num(rec, "read_bytes_per_token", misses * bytes);
 	if (m->bandwidth > 0)
 		json_set_num(rec, "tok_per_s_planned", 1 / token_time(r, x, m, bytes));
-	json_object_set_new(rec, "config", json_pack("{s:s, s:i, s:I}", "policy", policy, "slots", slots, "tokens", (json_int_t)r->tokens));
+	json_object_set_new(rec, "config", json_pack("{s:s, s:i, s:I}", "policy", policy, "slots",
+	    slots, "tokens", (json_int_t)r->tokens));
 	bench_metric(rec, "hit_rate", true, json_pack("[f]", (double)x->hits / (double)x->demands));
 	json_object_set_new(json_object_get(rec, "metric"), "exact", json_true());
 	bench_put(rec);
@@ -120,9 +129,11 @@ void bench_replay(int n, char **names)
 		int slots = budget(word, r.layers * r.experts);
 
 		if (slots < r.top_k)
-			err_die(EX_DATAERR, "--budget %s: %d experts, a layer needs %d at once", word, slots, r.top_k);
+			err_die(EX_DATAERR, "--budget %s: %d experts, a layer needs %d at once",
+			    word, slots, r.top_k);
 		for (int p = 0; p < 5; p++) {
-			if ((p < 4 ? replay_run(&r, (enum cache_policy)p, slots, &x, &e) : replay_belady(&r, slots, &x, &e)) < 0)
+			if ((p < 4 ? replay_run(&r, (enum cache_policy)p, slots, &x, &e)
+			    : replay_belady(&r, slots, &x, &e)) < 0)
 				err_exit(&e);
 			put_replay(&r, policy[p], slots, &x, &m, bytes);
 		}
@@ -148,7 +159,8 @@ void bench_drive(const char *path)
 			int64_t block;
 
 			if (opt_bytes(word, &block, &why) < 0 || block <= 0)
-				opt_usage("--block '%s': %s", word, why ? why : "must be more than 0");
+				opt_usage("--block '%s': %s", word, why ? why
+				    : "must be more than 0");
 			if (drive_bench_measure(path, block, depth, bench.reps, &d, &e) < 0)
 				err_exit(&e);
 			for (int i = 0; i < bench.reps; i++)
@@ -157,7 +169,8 @@ void bench_drive(const char *path)
 			json_set_int(rec, "depth", depth);
 			json_object_set_new(rec, "direct", json_boolean(d.direct));
 			json_set_num(rec, "bytes_per_s", d.median);
-			json_object_set_new(rec, "config", json_pack("{s:I, s:i}", "block", (json_int_t)block, "depth", depth));
+			json_object_set_new(rec, "config", json_pack("{s:I, s:i}", "block",
+			    (json_int_t)block, "depth", depth));
 			bench_metric(rec, "bytes_per_s", true, raw);
 			bench_put(rec);
 			free(d.sample);

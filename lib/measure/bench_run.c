@@ -1,4 +1,5 @@
-/* One run of a model: opened, a prompt evaluated, tokens generated, and what that cost. In a process of its own. */
+/* One run of a model: opened, a prompt evaluated, tokens generated, and what that cost. In a
+ * process of its own. */
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
@@ -24,7 +25,8 @@ struct counters {
 	long majflt;
 };
 
-struct phase {			/* all prompts, or all tokens generated; counters are sums of differences */
+struct phase {			/* all prompts, or all tokens generated; counters are sums of
+				   differences */
 	int64_t tokens;
 	double wall, compute, stall, mass;
 	struct counters c;
@@ -68,7 +70,8 @@ static void random_prompt(void)
 	struct ids ids = { 0 };
 
 	for (int i = 0; i < bench.prompt; i++)
-		ids_push(&ids, (uint32_t)rng_below((uint64_t)bench.seed, 1, (uint64_t)i, (uint64_t)infer.cfg.vocab_size));
+		ids_push(&ids, (uint32_t)rng_below((uint64_t)bench.seed, 1, (uint64_t)i,
+		    (uint64_t)infer.cfg.vocab_size));
 	add_prompt(&ids);
 }
 
@@ -141,7 +144,8 @@ static void set_cache(json_t *r)
 			must(pagecache_fill(infer.model, kind[i], &e) < 0, &e);
 		share = pagecache_share(infer.model, kind[i]);
 		if (infer.cold && share > 0.01)
-			err_die(EX_UNAVAILABLE, "%s: %.0f %% of the %s files stay in the page cache: this cannot be measured cold",
+			err_die(EX_UNAVAILABLE, "%s: %.0f %% of the %s files stay in the page "
+			    "cache: this cannot be measured cold",
 			    infer.model, 100 * share, kind[i]);
 		json_set_num(o, kind[i] + 1, share);
 	}
@@ -157,7 +161,8 @@ static void count(struct counters *c)
 	c->majflt = report_majflt();
 }
 
-static void add_counts(struct counters *to, const struct counters *from, const struct counters *until)
+static void add_counts(struct counters *to, const struct counters *from,
+    const struct counters *until)
 {
 	const struct store_stats *a = &from->store, *b = &until->store;
 
@@ -187,7 +192,8 @@ static void add_eval(struct phase *p, const struct eval_stats *st, int tokens)
 
 static void eval(const uint32_t *tok, int n, struct phase *p)
 {
-	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .logits = (real *)s.logits };	/* real is float here */
+	/* real is float here */
+	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .logits = (real *)s.logits };
 	struct eval_stats st;
 	struct err e = { 0 };
 
@@ -220,7 +226,8 @@ static void run_prompt(const struct ids *ids, int new)
 	count(&ended);
 	add_counts(&s.prefill.c, &begun, &read);
 	add_counts(&s.decode.c, &read, &ended);
-	sha256_update(&s.sha, g.ids.v + g.nprompt, sizeof(uint32_t) * (size_t)(g.ids.n - g.nprompt));
+	sha256_update(&s.sha, g.ids.v + g.nprompt,
+	    sizeof(uint32_t) * (size_t)(g.ids.n - g.nprompt));
 	gentext_free(&g);
 }
 
@@ -290,7 +297,8 @@ static void put_engine(json_t *r, int experts)
 	json_set_int(r, "experts", experts);
 	json_set_int(r, "slots", slots < experts ? slots : experts);
 	json_set_int(r, "expert_bytes", engine_expert_bytes(infer.g));
-	json_object_set_new(r, "direct", json_boolean(slots < INT_MAX && store_direct(engine_store(infer.g))));
+	json_object_set_new(r, "direct", json_boolean(slots < INT_MAX &&
+	    store_direct(engine_store(infer.g))));
 	json_set_int(r, "token_bytes", bytes);
 	json_set_int(r, "token_products", products);
 }
@@ -300,7 +308,8 @@ static void open_engine(int new)
 	struct err e = { 0 };
 	int V = infer.cfg.vocab_size;
 
-	infer_open(1, s.prompts.longest + new + 1, bench.chunk, (int64_t)V * 20 + ((int64_t)new + 64) * 64);
+	infer_open(1, s.prompts.longest + new + 1, bench.chunk,
+	    (int64_t)V * 20 + ((int64_t)new + 64) * 64);
 	must((s.seq = seq_new(infer.g, &e)) == NULL, &e);
 	s.logits = malloc(sizeof *s.logits * (size_t)V);
 	s.sampler = sampler_new(V);

@@ -57,14 +57,16 @@ double bench_number(const json_t *capsule, const char *path)
 
 const char *bench_word(const json_t *capsule, const char *object, const char *key)
 {
-	const char *s = json_string_value(json_object_get(object ? json_object_get(capsule, object) : capsule, key));
+	const char *s = json_string_value(json_object_get(object ? json_object_get(capsule, object)
+	    : capsule, key));
 
 	return s ? s : "";
 }
 
 static bool differs(const json_t *capsules, const char *key)
 {
-	const json_t *first = json_object_get(json_object_get(json_array_get(capsules, 0), "config"), key);
+	const json_t *first = json_object_get(json_object_get(json_array_get(capsules, 0),
+	    "config"), key);
 	json_t *one;
 	size_t i;
 
@@ -101,7 +103,8 @@ static void join(const json_t *list, char *out, size_t size)
 	*out = '\0';
 	json_array_foreach((json_t *)list, i, one)
 		if (n < size)
-			n += (size_t)snprintf(out + n, size - n, "%s%s", i ? " " : "", json_is_string(one) ? json_string_value(one) :
+			n += (size_t)snprintf(out + n, size - n, "%s%s", i ? " " : "",
+			    json_is_string(one) ? json_string_value(one) :
 			    bench_word(one, NULL, "file"));
 }
 
@@ -131,7 +134,8 @@ static const struct unit {
 	double scale;
 	int digits;
 } units[] = {
-	{ "tok_per_s", "tok/s", 1, 1 }, { "ttft_s", "s to first token", 1, 3 }, { "hit_rate", "hit %", 100, 1 },
+	{ "tok_per_s", "tok/s", 1, 1 }, { "ttft_s", "s to first token", 1, 3 },
+	    { "hit_rate", "hit %", 100, 1 },
 	{ "bytes_per_s", "GB/s", 1e-9, 2 }, { "ops_per_s", "Gop/s", 1e-9, 1 }, { NULL, "", 1, 3 },
 };
 
@@ -167,7 +171,8 @@ static bool differ(const json_t *capsules, const char *object, const char *key)
 	size_t i;
 
 	json_array_foreach((json_t *)capsules, i, one)
-		if (strcmp(bench_word(one, object, key), bench_word(json_array_get(capsules, 0), object, key)) != 0)
+		if (strcmp(bench_word(one, object, key), bench_word(json_array_get(capsules, 0),
+		    object, key)) != 0)
 			return true;
 	return false;
 }
@@ -175,16 +180,19 @@ static bool differ(const json_t *capsules, const char *object, const char *key)
 static void put_metric(const json_t *capsule, FILE *f)
 {
 	const struct unit *u = unit_of(capsule);
-	double median = bench_number(capsule, "metric.median") * u->scale, least = bench_number(capsule, "metric.least") * u->scale,
+	double median = bench_number(capsule, "metric.median") * u->scale,
+	    least = bench_number(capsule, "metric.least") * u->scale,
 	       most = bench_number(capsule, "metric.most") * u->scale;
 
 	if (json_array_size(json_object_get(json_object_get(capsule, "metric"), "samples")) == 1)
 		fprintf(f, " %.*f |", u->digits, median);
 	else
-		fprintf(f, " %.*f [%.*f-%.*f] |", u->digits, median, u->digits, least, u->digits, most);
+		fprintf(f, " %.*f [%.*f-%.*f] |", u->digits, median, u->digits, least, u->digits,
+		    most);
 }
 
-static void put_row(const json_t *capsule, bool models, bool caches, const json_t *keys, const struct column *const *cols, bool mixed,
+static void put_row(const json_t *capsule, bool models, bool caches, const json_t *keys,
+    const struct column *const *cols, bool mixed,
     FILE *f)
 {
 	json_t *key;
@@ -214,7 +222,8 @@ static void put_row(const json_t *capsule, bool models, bool caches, const json_
 	fputc('\n', f);
 }
 
-static void put_head(const json_t *capsules, bool models, bool caches, const json_t *keys, const struct column *const *cols, bool mixed, FILE *f)
+static void put_head(const json_t *capsules, bool models, bool caches, const json_t *keys,
+    const struct column *const *cols, bool mixed, FILE *f)
 {
 	int n = 1 + models + caches + mixed + (int)json_array_size(keys);
 	json_t *key;
@@ -223,7 +232,8 @@ static void put_head(const json_t *capsules, bool models, bool caches, const jso
 	fprintf(f, "|%s%s", models ? " model |" : "", caches ? " cache |" : "");
 	json_array_foreach(keys, i, key)
 		fprintf(f, " %s |", json_string_value(key));
-	fprintf(f, mixed ? " median [least-most] | of |" : " %s |", unit_of(json_array_get(capsules, 0))->head);
+	fprintf(f, mixed ? " median [least-most] | of |" : " %s |",
+	    unit_of(json_array_get(capsules, 0))->head);
 	for (; *cols; cols++, n++)
 		fprintf(f, " %s |", (*cols)->head);
 	fputs("\n|", f);
@@ -235,7 +245,8 @@ static void put_head(const json_t *capsules, bool models, bool caches, const jso
 static void put_table(const json_t *capsules, FILE *f)
 {
 	const struct column *cols[MAX_COLUMNS + 1] = { NULL };
-	bool models = differ(capsules, "model", "directory"), caches = differ(capsules, "cache", "state");
+	bool models = differ(capsules, "model", "directory"), caches = differ(capsules, "cache",
+	    "state");
 	bool mixed = differ(capsules, "metric", "name");
 	json_t *keys = bench_differing(capsules), *one;
 	size_t n = 0, i;
@@ -273,7 +284,8 @@ static void put_parts(const json_t *capsule, const json_t *keys, FILE *f)
 		bench_setting(capsule, json_string_value(key), text, sizeof text);
 		fprintf(f, ", %s %s", json_string_value(key), text);
 	}
-	fprintf(f, ":\n\n| part | ms | %% of the step | GFLOP/s | %% of arithmetic |\n|---|---|---|---|---|\n");
+	fprintf(f, ":\n\n| part | ms | %% of the step | GFLOP/s | %% of arithmetic "
+	    "|\n|---|---|---|---|---|\n");
 	json_array_foreach(json_object_get(capsule, "parts"), i, one) {
 		if (bench_number(one, "share") < 0.001)
 			continue;
@@ -325,15 +337,20 @@ static void put_caption(const char *work, const json_t *group, FILE *f)
 	if (*bench_word(one, "cache", "state") && !differ(group, "cache", "state"))
 		fprintf(f, ", %s", bench_word(one, "cache", "state"));
 	if (!isnan(bench_number(one, "roofline.memory_bytes_per_s.median")))
-		fprintf(f, "; memory %.1f GB/s", bench_number(one, "roofline.memory_bytes_per_s.most") / 1e9);
+		fprintf(f, "; memory %.1f GB/s",
+		    bench_number(one, "roofline.memory_bytes_per_s.most") / 1e9);
 	if (!isnan(bench_number(one, "roofline.drive_bytes_per_s.median")))
-		fprintf(f, ", drive %.2f GB/s", bench_number(one, "roofline.drive_bytes_per_s.most") / 1e9);
+		fprintf(f, ", drive %.2f GB/s", bench_number(one, "roofline.drive_bytes_per_s.most")
+		    / 1e9);
 	if (!isnan(bench_number(one, "roofline.f32_ops_per_s.most")))
-		fprintf(f, "; products of f32 %.0f, of bf16 %.0f", bench_number(one, "roofline.f32_ops_per_s.most") / 1e9,
+		fprintf(f, "; products of f32 %.0f, of bf16 %.0f",
+		    bench_number(one, "roofline.f32_ops_per_s.most") / 1e9,
 		    bench_number(one, "roofline.bf16_ops_per_s.most") / 1e9);
 	if (!isnan(bench_number(one, "roofline.fma_ops_per_s.most")))
-		fprintf(f, ", registers %.0f GFLOP/s", bench_number(one, "roofline.fma_ops_per_s.most") / 1e9);
-	fprintf(f, " (%s, %d cores, commit %s):\n\n", bench_word(one, "machine", "kernels"), (int)bench_number(one, "machine.cores"),
+		fprintf(f, ", registers %.0f GFLOP/s",
+		    bench_number(one, "roofline.fma_ops_per_s.most") / 1e9);
+	fprintf(f, " (%s, %d cores, commit %s):\n\n", bench_word(one, "machine", "kernels"),
+	    (int)bench_number(one, "machine.cores"),
 	    bench_word(one, NULL, "commit"));
 }
 
@@ -365,7 +382,8 @@ void bench_table(int n, char **files)
 		err_exit(&e);
 	bench.table = true;
 	while ((rec = jsonl_next(in, &e)) != NULL) {
-		if (strcmp(bench_word(rec, NULL, "type"), "bench") == 0 && json_is_object(json_object_get(rec, "metric"))) {
+		if (strcmp(bench_word(rec, NULL, "type"), "bench") == 0 &&
+		    json_is_object(json_object_get(rec, "metric"))) {
 			bench_put(rec);
 			found++;
 			continue;

@@ -1,6 +1,7 @@
 /*
- * Steps of training: the trainer's own (train_measure), in children, two configurations in turns, and between them what the
- * processor gives: the kernels' products of matrices of 1024 and multiply-adds in registers. One capsule for each configuration.
+ * Steps of training: the trainer's own (train_measure), in children, two configurations in
+ * turns, and between them what the processor gives: the kernels' products of matrices of 1024
+ * and multiply-adds in registers. One capsule for each configuration.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -42,7 +43,8 @@ struct draw {
 	int T, vocab;
 };
 
-static void *draw_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles, char *const files[], bool eval,
+static void *draw_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+    char *const files[], bool eval,
     struct err *e)
 {
 	struct draw *d = calloc(1, sizeof *d);
@@ -51,7 +53,8 @@ static void *draw_open(const struct train_opt *o, const struct config *c, struct
 	if (d == NULL)
 		err_set(e, EX_OSERR, "out of memory");
 	else
-		*d = (struct draw){ .seed = (uint64_t)o->seed, .T = o->seq, .vocab = c->vocab_size };
+		*d = (struct draw){ .seed = (uint64_t)o->seed, .T = o->seq,
+		    .vocab = c->vocab_size };
 	return d;
 }
 
@@ -84,7 +87,8 @@ static json_t *draw_inputs(const void *self) { (void)self; return json_string("r
 static struct corpus *draw_corpus(void *self) { (void)self; return NULL; }
 
 static const struct source draw_source = {
-	.open = draw_open, .close = draw_close, .streams = draw_streams, .rows = draw_rows, .bytes = draw_bytes, .next = draw_next,
+	.open = draw_open, .close = draw_close, .streams = draw_streams, .rows = draw_rows,
+	    .bytes = draw_bytes, .next = draw_next,
 	.inputs = draw_inputs, .corpus = draw_corpus,
 };
 
@@ -137,7 +141,8 @@ static void put_model(json_t *r, const struct train_cost *c)
 static json_t *sample_json(const struct train_cost *c)
 {
 	json_t *r = json_object(), *profile = profile_json(&c->profile), *steps = json_array();
-	double tokens = (double)c->tokens, wall = 0, cpu = bench_number(profile, "cpu_seconds"), gflop = bench_number(profile, "gflop");
+	double tokens = (double)c->tokens, wall = 0, cpu = bench_number(profile, "cpu_seconds"),
+	    gflop = bench_number(profile, "gflop");
 
 	for (int i = 0; i < c->steps; i++) {
 		wall += c->step_s[i];
@@ -165,10 +170,12 @@ static json_t *sample_json(const struct train_cost *c)
 
 static json_t *measure(void *arg)
 {
-	static const struct stage random = { .name = "train", .source = &draw_source, .loss = mean_loss },
+	static const struct stage random = { .name = "train", .source = &draw_source,
+	    .loss = mean_loss },
 	    documents = { .name = "train", .source = &packed_source, .loss = mean_loss };
 	const struct inputs *in = arg;
-	struct train_cost c = { .steps = bench.steps, .step_s = calloc((size_t)bench.steps, sizeof *c.step_s) };
+	struct train_cost c = { .steps = bench.steps, .step_s = calloc((size_t)bench.steps,
+	    sizeof *c.step_s) };
 	struct err e = { 0 };
 	json_t *r;
 
@@ -233,16 +240,21 @@ static json_t *list_of(const struct opt_list *l)
 
 static json_t *config(const json_t *sample)
 {
-	return json_pack("{s:o, s:O, s:O, s:i, s:i, s:s, s:b, s:i, s:I, s:I}", "set", list_of(&bench.sets), "data",
-	    json_object_get(sample, "data"), "seq", json_object_get(sample, "seq"), "batch", bench.batch, "steps", bench.steps, "compute",
-	    compute_name(), "recompute", bench.recompute, "threads", infer.threads, "ram", (json_int_t)infer.ram, "seed",
+	return json_pack("{s:o, s:O, s:O, s:i, s:i, s:s, s:b, s:i, s:I, s:I}", "set",
+	    list_of(&bench.sets), "data",
+	    json_object_get(sample, "data"), "seq", json_object_get(sample, "seq"), "batch",
+	    bench.batch, "steps", bench.steps, "compute",
+	    compute_name(), "recompute", bench.recompute, "threads", infer.threads, "ram",
+	    (json_int_t)infer.ram, "seed",
 	    (json_int_t)bench.seed);
 }
 
-/* The operations are those of matrix products and attention; what the profile counts, recomputed ones too. */
+/* The operations are those of matrix products and attention; what the profile counts, recomputed
+ * ones too. */
 static json_t *roofline(const struct side *x, const json_t *ceilings)
 {
-	static const char *const keys[][2] = { { "f32", "f32_ops_per_s" }, { "bf16", "bf16_ops_per_s" }, { "fma", "fma_ops_per_s" } };
+	static const char *const keys[][2] = { { "f32", "f32_ops_per_s" },
+	    { "bf16", "bf16_ops_per_s" }, { "fma", "fma_ops_per_s" } };
 	const json_t *one = json_array_get(x->samples, 0);
 	double speed = bench_median_of(x->samples, NULL, "ops_per_s"), most[3];
 	json_t *r = json_object();
@@ -306,7 +318,8 @@ static json_t *parts(const json_t *samples, double ceiling)
 
 static bool same_loss(const json_t *a, const json_t *b)
 {
-	return json_equal(json_object_get(json_array_get(a, 0), "loss"), json_object_get(json_array_get(b, 0), "loss"));
+	return json_equal(json_object_get(json_array_get(a, 0), "loss"),
+	    json_object_get(json_array_get(b, 0), "loss"));
 }
 
 /* Keys that stand in the capsule once; parts are asked for with --profile. */
@@ -325,9 +338,11 @@ static void strip(json_t *samples)
 
 static void put_side(const struct side *x, const struct side *first, const json_t *ceilings)
 {
-	static const char *const keys[] = { "tok_per_s", "tok_per_cpu_s", "ops_per_s", "model_ops_per_s", "open_s", "loss", "mem_plan",
+	static const char *const keys[] = { "tok_per_s", "tok_per_cpu_s", "ops_per_s",
+	    "model_ops_per_s", "open_s", "loss", "mem_plan",
 		"peak_rss", NULL };
-	json_t *r = bench_capsule("train"), *all = json_object(), *one = json_array_get(x->samples, 0), *roof;
+	json_t *r = bench_capsule("train"), *all = json_object(), *one = json_array_get(x->samples,
+	    0), *roof;
 
 	use(x);
 	json_object_set_new(r, "config", config(one));
@@ -338,10 +353,12 @@ static void put_side(const struct side *x, const struct side *first, const json_
 	roof = roofline(x, ceilings);
 	json_object_set_new(r, "roofline", roof);
 	if (bench.profile)
-		json_object_set_new(r, "parts", parts(x->samples, bench_number(roof, bench.compute ? "bf16_ops_per_s.most" :
+		json_object_set_new(r, "parts",
+		    parts(x->samples, bench_number(roof, bench.compute ? "bf16_ops_per_s.most" :
 		    "f32_ops_per_s.most")));
 	if (first)
-		json_object_set_new(r, "versus", bench_versus(first->samples, x->samples, NULL, "tok_per_s", json_pack("{s:b}", "same_loss",
+		json_object_set_new(r, "versus", bench_versus(first->samples, x->samples, NULL,
+		    "tok_per_s", json_pack("{s:b}", "same_loss",
 		    same_loss(first->samples, x->samples))));
 	strip(x->samples);
 	json_object_set(r, "samples", x->samples);

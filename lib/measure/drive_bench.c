@@ -39,7 +39,8 @@ static int measure(struct run *r, const char *path, uint64_t seed, double *speed
 		begin(r, &r->job[begun], seed, begun);
 	while ((job = reader_reap(r->reader, true)) != NULL) {
 		if (job->error != 0)
-			return err_set(e, EX_IOERR, "%s: %s", path, job->error == READER_EOF ? "shorter than it was"
+			return err_set(e, EX_IOERR, "%s: %s", path, job->error == READER_EOF
+			    ? "shorter than it was"
 			    : strerror(job->error));
 		if (begun < r->reads)
 			begin(r, job, seed, begun++);
@@ -73,7 +74,8 @@ static int summarise(struct drive_bench_result *out, int reps, struct err *e)
 static int open_file(const char *path, struct run *r, struct err *e)
 {
 	struct reader_opt o = { .threads = r->depth };
-	char *copy = strdup(path), *slash = copy ? strrchr(copy, '/') : NULL, *name = slash ? slash + 1 : copy;
+	char *copy = strdup(path), *slash = copy ? strrchr(copy, '/') : NULL, *name = slash
+	    ? slash + 1 : copy;
 	int64_t size;
 
 	if (copy == NULL)
@@ -86,7 +88,8 @@ static int open_file(const char *path, struct run *r, struct err *e)
 		return -1;
 	size = reader_size(r->reader, 0);
 	if (size < r->block)
-		return err_set(e, EX_DATAERR, "%s: not a plain file of at least %lld bytes", path, (long long)r->block);
+		return err_set(e, EX_DATAERR, "%s: not a plain file of at least %lld bytes", path,
+		    (long long)r->block);
 	r->places = size / r->block;
 	r->reads = WANT / r->block < r->places ? WANT / r->block : r->places;
 	r->reads = r->reads > 0 ? r->reads : 1;
@@ -97,16 +100,19 @@ static int open_file(const char *path, struct run *r, struct err *e)
 static int open_memory(struct run *r, struct err *e)
 {
 	r->mapped = r->depth * r->block + HUGE_PAGE;
-	r->mem = mmap(NULL, (size_t)r->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	r->mem = mmap(NULL, (size_t)r->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+	    -1, 0);
 	if (r->mem == MAP_FAILED) {
 		r->mem = NULL;
-		return err_set(e, EX_OSERR, "out of memory for %d blocks of %lld bytes", r->depth, (long long)r->block);
+		return err_set(e, EX_OSERR, "out of memory for %d blocks of %lld bytes", r->depth,
+		    (long long)r->block);
 	}
 	madvise(r->mem, (size_t)r->mapped, MADV_HUGEPAGE);
 	memset(r->mem, 0, (size_t)r->mapped);
 	for (int i = 0; i < r->depth; i++) {
 		r->job[i] = (struct reader_job){ .n = 1, .need = (size_t)r->block };
-		r->job[i].part[0] = (struct iovec){ r->mem + (HUGE_PAGE - (int64_t)((uintptr_t)r->mem % HUGE_PAGE)) % HUGE_PAGE
+		r->job[i].part[0] = (struct iovec){ r->mem +
+		    (HUGE_PAGE - (int64_t)((uintptr_t)r->mem % HUGE_PAGE)) % HUGE_PAGE
 		    + i * r->block, (size_t)r->block };
 	}
 	return 0;
@@ -122,7 +128,8 @@ static void uncache(const char *path)
 	close(fd);
 }
 
-int drive_bench_measure(const char *path, int64_t block, int depth, int reps, struct drive_bench_result *out, struct err *e)
+int drive_bench_measure(const char *path, int64_t block, int depth, int reps,
+    struct drive_bench_result *out, struct err *e)
 {
 	struct run *r = calloc(1, sizeof *r);
 	int rc;

@@ -50,7 +50,8 @@ void fidelity_logits(struct fidelity *f, const real *a, const real *b, int64_t n
 			double d = fabs((double)a[v] - b[v]);
 
 			f->sum_abs += d;
-			if (!isnan(f->max_abs) && !(d <= f->max_abs))	/* a NaN stays: it is never the same */
+			/* a NaN stays: it is never the same */
+			if (!isnan(f->max_abs) && !(d <= f->max_abs))
 				f->max_abs = d;
 		}
 		f->kl += row_kl(a, b, V);
@@ -72,12 +73,14 @@ static int common(const int32_t *a, const int32_t *b, int K)
 	return n;
 }
 
-void fidelity_router(struct fidelity *f, const real *pa, const real *pb, const int32_t *ta, const int32_t *tb, int64_t R,
+void fidelity_router(struct fidelity *f, const real *pa, const real *pb, const int32_t *ta,
+    const int32_t *tb, int64_t R,
     int E, int K)
 {
 	for (int l = 0; l < f->layers; l++, pa += R * E, pb += R * E)
 		for (int64_t i = 0; i < R * E; i++)
-			f->router_kl[l] += pb[i] * (log(fmax(pb[i], P_MIN)) - log(fmax(pa[i], P_MIN)));
+			f->router_kl[l] += pb[i] * (log(fmax(pb[i], P_MIN)) -
+			    log(fmax(pa[i], P_MIN)));
 	for (int64_t i = 0; i < f->layers * R; i++)
 		f->shared += common(ta + i * K, tb + i * K, K);
 	f->slots += f->layers * R * K;

@@ -28,13 +28,15 @@
 #define SHORTEST 16			/* sequence that is still proposed */
 #define TOKEN_BYTES 110			/* of a tokenizer, by entry of its vocabulary, about */
 
-const char *const fit_stage_name[FIT_STAGES] = { "pretrain", "sft", "dpo", "orpo", "grpo", "distill", "generate" };
+const char *const fit_stage_name[FIT_STAGES] = { "pretrain", "sft", "dpo", "orpo", "grpo",
+    "distill", "generate" };
 
 /* --- the plan --- */
 
 static struct train_opt train_opt(const struct fit *f, const struct fit_point *at)
 {
-	return (struct train_opt){ .batch = at->batch, .accum = at->accum, .seq = at->seq, .eval = f->o->eval, .epochs = 1,
+	return (struct train_opt){ .batch = at->batch, .accum = at->accum, .seq = at->seq,
+	    .eval = f->o->eval, .epochs = 1,
 	    .shuffle = true, .shuffle_window = f->o->window, .data_ram = f->o->data_ram };
 }
 
@@ -52,7 +54,8 @@ static void settle(struct fit *f)
 	f->group = pairs(f) ? 2 : o->stage == FIT_GRPO ? o->group : 1;
 	f->asked = (struct fit_point){ o->batch, o->accum, o->seq, o->rank, false };
 	if (f->asked.batch == 0)
-		f->asked.batch = o->stage == FIT_GENERATE ? 1 : pairs(f) || o->stage == FIT_GRPO ? 2 : 8;
+		f->asked.batch = o->stage == FIT_GENERATE ? 1 : pairs(f) || o->stage == FIT_GRPO ? 2
+		    : 8;
 	if (f->asked.accum == 0)
 		f->asked.accum = 1;
 	if (f->asked.seq == 0)
@@ -74,7 +77,8 @@ static const struct source *source(const struct fit *f, int seq)
 	case FIT_SFT: return &chat_source;
 	case FIT_DPO: case FIT_ORPO: return &prefs_source;
 	case FIT_GRPO: return &grpo_source;
-	case FIT_DISTILL: return f->o->topk > 0 ? teacher_topk_source(f->o->topk, f->o->temperature, seq) : &chat_text_source;
+	case FIT_DISTILL: return f->o->topk > 0 ? teacher_topk_source(f->o->topk, f->o->temperature,
+	    seq) : &chat_text_source;
 	default: return &packed_source;
 	}
 }
@@ -89,13 +93,15 @@ static int open_data(struct fit *f, struct err *e)
 	if (o->stage == FIT_GENERATE)
 		return 0;
 	if (o->nfiles > 0) {
-		if ((f->src = s->open(&f->train, &f->cfg, f->tok, o->nfiles, o->files, false, e)) == NULL)
+		if ((f->src = s->open(&f->train, &f->cfg, f->tok, o->nfiles, o->files, false, e)) ==
+		    NULL)
 			return -1;
 		f->data = s->bytes(f->src);
 	}
 	if (o->eval == NULL)
 		return 0;
-	if ((f->eval_src = s->open(&f->train, &f->cfg, f->tok, 1, (char *const *)&o->eval, true, e)) == NULL)
+	if ((f->eval_src = s->open(&f->train, &f->cfg, f->tok, 1, (char *const *)&o->eval, true, e))
+	    == NULL)
 		return -1;
 	f->data += s->bytes(f->eval_src);
 	return 0;
@@ -122,8 +128,10 @@ static int open_packed(struct fit *f, struct err *e)
 		int F = f->cfg.moe_intermediate_size, D = f->cfg.hidden_size;
 		int64_t in = (int64_t)mat_bytes(f->o->expert, F, D);
 
-		f->man = (struct manifest){ .layers = f->cfg.num_hidden_layers, .experts = f->cfg.num_experts, .nclusters = 1,
-		    .gate_bytes = in, .up_bytes = in, .down_bytes = (int64_t)mat_bytes(f->o->expert, D, F) };
+		f->man = (struct manifest){ .layers = f->cfg.num_hidden_layers,
+		    .experts = f->cfg.num_experts, .nclusters = 1,
+		    .gate_bytes = in, .up_bytes = in, .down_bytes = (int64_t)mat_bytes(f->o->expert,
+		    D, F) };
 		return 0;
 	}
 	path = file_join(f->o->model, MANIFEST_NAME);
@@ -132,7 +140,8 @@ static int open_packed(struct fit *f, struct err *e)
 	return rc;
 }
 
-/* What the program to be run holds besides its plan: as much as this one, which has opened the same files. */
+/* What the program to be run holds besides its plan: as much as this one, which has opened the
+ * same files. */
 static int64_t program_bytes(struct fit *f)
 {
 	struct mem_plan plan;
@@ -156,7 +165,8 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 		return -1;
 	settle(f);
 	if (f->asked.seq > f->cfg.max_position_embeddings && o->stage != FIT_GENERATE)
-		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings %d", f->asked.seq,
+		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings "
+		    "%d", f->asked.seq,
 		    f->cfg.max_position_embeddings);
 	if (tok == NULL && has_file(o->model, "tokenizer.json"))
 		tok = o->model;
@@ -166,9 +176,11 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 		return -1;
 	f->program = program_bytes(f);
 	if (o->expert_parallel > 1 && (o->stage == FIT_GRPO || o->stage == FIT_GENERATE))
-		return err_set(e, EX_USAGE, "%s needs all experts on each rank: no --expert-parallel", fit_stage_name[o->stage]);
+		return err_set(e, EX_USAGE, "%s needs all experts on each rank: no "
+		    "--expert-parallel", fit_stage_name[o->stage]);
 	/* Last: the data were read by one. */
-	return comm_suppose(o->ranks, o->expert_parallel, e) < 0 ? -1 : params_divide(&f->ps, o->expert_parallel, 0, e);
+	return comm_suppose(o->ranks, o->expert_parallel, e) < 0 ? -1 : params_divide(&f->ps,
+	    o->expert_parallel, 0, e);
 }
 
 void fit_close(struct fit *f)
@@ -185,10 +197,13 @@ void fit_close(struct fit *f)
 	config_free(&f->cfg);
 }
 
-static int plan_teacher(struct fit *f, const struct stage_env *v, struct mem_plan *plan, struct err *e)
+static int plan_teacher(struct fit *f, const struct stage_env *v, struct mem_plan *plan,
+    struct err *e)
 {
-	struct teacher_live_opt where = { .dir = f->o->teacher, .ram = f->o->teacher_ram, .budget = "--teacher-ram", .T = v->o->seq };
-	const struct distill d = { .teacher = f->o->topk > 0 ? teacher_topk_teacher : (struct teacher){ .rows = teacher_live_rows } };
+	struct teacher_live_opt where = { .dir = f->o->teacher, .ram = f->o->teacher_ram,
+	    .budget = "--teacher-ram", .T = v->o->seq };
+	const struct distill d = { .teacher = f->o->topk > 0 ? teacher_topk_teacher
+	    : (struct teacher){ .rows = teacher_live_rows } };
 	struct mem_plan own = { 0 };
 	char fingerprint[33];
 
@@ -203,19 +218,23 @@ static int plan_teacher(struct fit *f, const struct stage_env *v, struct mem_pla
 }
 
 /* What the stage holds besides. */
-static int plan_stage(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
+static int plan_stage(struct fit *f, const struct fit_point *at, struct mem_plan *plan,
+    struct err *e)
 {
 	const struct train_opt o = train_opt(f, at);
-	const struct stage_env v = { .o = &o, .cfg = &f->cfg, .tok = f->tok, .be = f->be, .sequences = at->batch * f->group };
+	const struct stage_env v = { .o = &o, .cfg = &f->cfg, .tok = f->tok, .be = f->be,
+	    .sequences = at->batch * f->group };
 
 	if (f->o->stage == FIT_GRPO)
 		return grpo_plan(&v, plan, e);
 	return f->o->stage == FIT_DISTILL ? plan_teacher(f, &v, plan, e) : 0;
 }
 
-static int plan_training(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
+static int plan_training(struct fit *f, const struct fit_point *at, struct mem_plan *plan,
+    struct err *e)
 {
-	struct train_plan_run r = { .cfg = &f->cfg, .batch = at->batch, .accum = at->accum, .seq = at->seq, .group = f->group,
+	struct train_plan_run r = { .cfg = &f->cfg, .batch = at->batch, .accum = at->accum,
+	    .seq = at->seq, .group = f->group,
 	    .extra = source(f, at->seq)->extra, .ref = f->ref, .lora_rank = at->rank,
 	    .recompute = at->recompute, .divided = f->o->expert_parallel };
 	bool *picked = NULL;
@@ -232,25 +251,31 @@ static int plan_training(struct fit *f, const struct fit_point *at, struct mem_p
 }
 
 /* slots: bytes for experts; 0: what the limit leaves. */
-static int plan_engine(struct fit *f, const struct fit_point *at, int64_t slots, struct mem_plan *plan, struct err *e)
+static int plan_engine(struct fit *f, const struct fit_point *at, int64_t slots,
+    struct mem_plan *plan, struct err *e)
 {
-	struct engine_opt o = { .budget = "--ram", .max_seqs = at->batch, .max_tokens = at->seq, .max_rows = f->o->chunk,
+	struct engine_opt o = { .budget = "--ram", .max_seqs = at->batch, .max_tokens = at->seq,
+	    .max_rows = f->o->chunk,
 	    .kv = (enum kv_type)f->o->kv, .predict = f->o->predict,
-	    .other = gentext_bytes(f->cfg.vocab_size, at->batch) + (f->o->heat ? usage_bytes(&f->cfg) : 0) + f->program,
+	    .other = gentext_bytes(f->cfg.vocab_size, at->batch) + (f->o->heat
+	    ? usage_bytes(&f->cfg) : 0) + f->program,
 	    .store = { .reader.threads = f->o->readers, .bytes = slots } };
 
-	/* A calibration says that the process will take more, or less, than is planned within the limit. */
+	/* A calibration says that the process will take more, or less, than is planned within
+	 * the limit. */
 	if (slots == 0)
 		o.ram = f->o->factor > 0 ? (int64_t)((double)f->o->ram / f->o->factor) : f->o->ram;
 	if (f->o->model != NULL)
 		return engine_plan(f->o->model, &o, plan, e);
-	return engine_plan_config(&f->cfg, &f->ps, f->o->dense, f->o->expert, f->packed, &o, plan, e);
+	return engine_plan_config(&f->cfg, &f->ps, f->o->dense, f->o->expert, f->packed, &o, plan,
+	    e);
 }
 
 int fit_plan(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
 {
 	*plan = (struct mem_plan){ 0 };
-	return f->o->stage == FIT_GENERATE ? plan_engine(f, at, 0, plan, e) : plan_training(f, at, plan, e);
+	return f->o->stage == FIT_GENERATE ? plan_engine(f, at, 0, plan, e) : plan_training(f, at,
+	    plan, e);
 }
 
 int64_t fit_bytes(const struct fit *f, const struct mem_plan *plan)
@@ -260,7 +285,8 @@ int64_t fit_bytes(const struct fit *f, const struct mem_plan *plan)
 
 int64_t fit_device_bytes(const struct fit *f, const struct mem_plan *plan)
 {
-	static const char *const host[] = { "program", "program and tokenizer", "training data", "batches", "rollouts",
+	static const char *const host[] = { "program", "program and tokenizer", "training data",
+	    "batches", "rollouts",
 	    "checkpoint in transit", "expert store", "predictor" };
 	int64_t total = mem_plan_total(plan);
 
@@ -279,7 +305,8 @@ bool fit_holds(const struct fit *f, const struct mem_plan *plan)
 
 static int64_t slot_bytes(const struct fit *f)
 {
-	return store_min_bytes(&f->cfg, &f->man) / ((int64_t)f->cfg.num_experts_per_tok * f->cfg.num_sparse);
+	return store_min_bytes(&f->cfg, &f->man) / ((int64_t)f->cfg.num_experts_per_tok *
+	    f->cfg.num_sparse);
 }
 
 int fit_slots(const struct fit *f, const struct mem_plan *plan)
@@ -292,7 +319,8 @@ int fit_slots(const struct fit *f, const struct mem_plan *plan)
 		if (strcmp(plan->item[i].name, "expert store") == 0)
 			have = plan->item[i].bytes;
 	for (; n > 0; n -= over > slot_bytes(f) ? over / slot_bytes(f) : 1) {
-		const struct store_opt so = { .reader.threads = f->o->readers, .bytes = n * slot_bytes(f) };
+		const struct store_opt so = { .reader.threads = f->o->readers,
+		    .bytes = n * slot_bytes(f) };
 
 		if ((over = store_plan_bytes(&f->cfg, &f->man, &so) - have) <= 0)
 			return (int)n;
@@ -305,7 +333,8 @@ int fit_slots(const struct fit *f, const struct mem_plan *plan)
 static json_t *record(const struct fit *f, const char *step, const struct fit_point *at)
 {
 	bool generate = f->o->stage == FIT_GENERATE;
-	json_t *r = json_pack("{s:s, s:s, s:s, s:i}", "type", "fit", "step", step, "stage", fit_stage_name[f->o->stage],
+	json_t *r = json_pack("{s:s, s:s, s:s, s:i}", "type", "fit", "step", step, "stage",
+	    fit_stage_name[f->o->stage],
 	    "batch", at->batch);
 
 	if (!generate)
@@ -344,7 +373,8 @@ static int put(FILE *out, json_t *r, struct err *e)
 static int holds(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
 {
 	if ((int64_t)at->batch * f->group * at->seq > MAX_ROWS && f->o->stage != FIT_GENERATE)
-		return err_set(e, EX_USAGE, "a batch of %d sequences of %d tokens is too large", at->batch * f->group, at->seq);
+		return err_set(e, EX_USAGE, "a batch of %d sequences of %d tokens is too large",
+		    at->batch * f->group, at->seq);
 	if (fit_plan(f, at, plan, e) == 0)
 		return fit_holds(f, plan);
 	if (f->o->stage != FIT_GENERATE || e->status != EX_OSERR || plan->n == 0)
@@ -353,7 +383,8 @@ static int holds(struct fit *f, const struct fit_point *at, struct mem_plan *pla
 	return 0;
 }
 
-static int try(struct fit *f, const char *step, const struct fit_point *at, struct mem_plan *plan, FILE *out, struct err *e)
+static int try(struct fit *f, const char *step, const struct fit_point *at, struct mem_plan *plan,
+    FILE *out, struct err *e)
 {
 	int rc = holds(f, at, plan, e);
 	json_t *r;
@@ -365,8 +396,10 @@ static int try(struct fit *f, const char *step, const struct fit_point *at, stru
 	return put(out, r, e) < 0 ? -1 : rc;
 }
 
-/* The largest value of *x (of *at), from least to most, with which it fits, or 0; and its plan, or that of least. */
-static int largest(struct fit *f, struct fit_point *at, int *x, int least, int most, struct mem_plan *plan, struct err *e)
+/* The largest value of *x (of *at), from least to most, with which it fits, or 0; and its plan,
+ * or that of least. */
+static int largest(struct fit *f, struct fit_point *at, int *x, int least, int most,
+    struct mem_plan *plan, struct err *e)
 {
 	int lo = least - 1, hi = most;
 
@@ -390,21 +423,25 @@ static int largest(struct fit *f, struct fit_point *at, int *x, int least, int m
 
 static int most_batch(const struct fit *f, const struct fit_point *at)
 {
-	int64_t n = f->o->stage == FIT_GENERATE ? MAX_SEQS : MAX_ROWS / ((int64_t)f->group * at->seq);
+	int64_t n = f->o->stage == FIT_GENERATE ? MAX_SEQS
+	    : MAX_ROWS / ((int64_t)f->group * at->seq);
 
 	return (int)(n < MAX_BATCH ? n : MAX_BATCH);
 }
 
 static int most_seq(const struct fit *f, const struct fit_point *at)
 {
-	int64_t n = f->o->stage == FIT_GENERATE ? INT64_MAX : MAX_ROWS / ((int64_t)f->group * at->batch);
-	int most = f->cfg.max_position_embeddings > f->asked.seq ? f->cfg.max_position_embeddings : f->asked.seq;
+	int64_t n = f->o->stage == FIT_GENERATE ? INT64_MAX
+	    : MAX_ROWS / ((int64_t)f->group * at->batch);
+	int most = f->cfg.max_position_embeddings > f->asked.seq ? f->cfg.max_position_embeddings
+	    : f->asked.seq;
 
 	return (int)(n < most ? n : most);
 }
 
 /* A record of the largest *x; x is in *at. */
-static int put_largest(struct fit *f, const char *step, struct fit_point *at, int *x, int least, int most,
+static int put_largest(struct fit *f, const char *step, struct fit_point *at, int *x, int least,
+    int most,
     FILE *out, struct err *e)
 {
 	struct mem_plan plan;
@@ -486,7 +523,8 @@ static int change(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
 
 void fit_args(const struct fit *f, const struct fit_point *p, char *s, size_t size)
 {
-	int n = f->o->stage == FIT_GENERATE ? snprintf(s, size, "-b %d --context %d", p->batch, p->seq)
+	int n = f->o->stage == FIT_GENERATE ? snprintf(s, size, "-b %d --context %d", p->batch,
+	    p->seq)
 	    : snprintf(s, size, "-b %d --accum %d --seq %d", p->batch, p->accum, p->seq);
 
 	if (p->rank > 0)
@@ -546,13 +584,15 @@ static int put_speed(struct fit *f, const json_t *rec, FILE *out, struct err *e)
 	json_t *r;
 
 	if (slots < 1 || slots > (json_int_t)f->cfg.num_sparse * f->cfg.num_experts)
-		return err_set(e, EX_DATAERR, "%lld slots: the model has %d experts", (long long)slots,
+		return err_set(e, EX_DATAERR, "%lld slots: the model has %d experts",
+		    (long long)slots,
 		    f->cfg.num_sparse * f->cfg.num_experts);
 	if (plan_engine(f, &f->asked, slots * slot_bytes(f), &plan, e) < 0)
 		return -1;
 	r = record(f, "speed", &f->asked);
 	json_set_str(r, "policy", json_is_string(policy) ? json_string_value(policy) : "");
-	json_set_num(r, "read_bytes_per_token", json_number_value(json_object_get(rec, "read_bytes_per_token")));
+	json_set_num(r, "read_bytes_per_token",
+	    json_number_value(json_object_get(rec, "read_bytes_per_token")));
 	if (speed > 0) {
 		json_set_num(r, "tok_per_s", speed);
 		json_set_num(r, "bytes_per_tok_per_s", (double)fit_bytes(f, &plan) / speed);
@@ -576,7 +616,8 @@ int fit_replay(struct fit *f, const char *file, FILE *out, struct err *e)
 		const char *work = json_string_value(json_object_get(rec, "workload"));
 		const char *policy = json_string_value(json_object_get(rec, "policy"));
 
-		if (work != NULL && strcmp(work, "replay") == 0 && (policy == NULL || strcmp(policy, "belady") != 0)) {
+		if (work != NULL && strcmp(work, "replay") == 0 &&
+		    (policy == NULL || strcmp(policy, "belady") != 0)) {
 			struct err why = { 0 };
 
 			n++;

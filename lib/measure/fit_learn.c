@@ -23,7 +23,9 @@ static void end_run(struct past *p)
 {
 	if (p->plan == 0)
 		return;
-	if (p->n == p->cap && (p->ratio = realloc(p->ratio, (size_t)(p->cap = 2 * p->cap + 8) * sizeof *p->ratio)) == NULL)
+	if (p->n == p->cap &&
+	    (p->ratio = realloc(p->ratio, (size_t)(p->cap = 2 * p->cap + 8) * sizeof *p->ratio)) ==
+	    NULL)
 		err_die(EX_OSERR, "out of memory");
 	p->ratio[p->n++] = (double)p->peak / (double)p->plan;
 	p->plan = 0;
@@ -87,7 +89,8 @@ json_t *fit_learn(int n, char *const logs[], struct err *e)
 		if ((r = stage_factor(&past[i], fit_stage_name[i])) != NULL)
 			json_object_set_new(stages, fit_stage_name[i], r);
 	if (e->status == 0 && json_object_size(stages) == 0)
-		err_set(e, EX_DATAERR, "no stage has %d runs with mem_plan and mem_peak in their step records", FIT_RUNS);
+		err_set(e, EX_DATAERR, "no stage has %d runs with mem_plan and mem_peak in their "
+		    "step records", FIT_RUNS);
 	if (e->status == 0)
 		return json_pack("{s:s, s:o}", "type", "calibration", "stages", stages);
 	json_decref(stages);
@@ -113,7 +116,8 @@ int fit_calibration(const char *file, const char *stage, double *factor, struct 
 	if ((r = json_object_get(json_object_get(o, "stages"), stage)) != NULL) {
 		*factor = json_number_value(json_object_get(r, "ratio"));
 		if (!(*factor >= 0.1 && *factor <= 10))
-			rc = err_set(e, EX_DATAERR, "%s: %s: a ratio of %g is none to go by", file, stage, *factor);
+			rc = err_set(e, EX_DATAERR, "%s: %s: a ratio of %g is none to go by", file,
+			    stage, *factor);
 	}
 	json_decref(o);
 	return rc;

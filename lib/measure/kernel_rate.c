@@ -68,7 +68,8 @@ double kernel_rate_read_rate(const void *p, size_t bytes)
 #define ROUNDS 500000
 
 /* 20 independent chains of 16-lane multiply-adds. */
-__attribute__((target("avx512f"))) static void fma_chunk(void *ctx, int64_t i0, int64_t i1, int worker)
+__attribute__((target("avx512f"))) static void fma_chunk(void *ctx, int64_t i0, int64_t i1,
+    int worker)
 {
 	__m512 a[20], x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
 	float s = 0;
@@ -117,11 +118,14 @@ static real *numbers(int64_t n, int period)
 	return p;
 }
 
-int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m, int n, int k, struct err *e)
+int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m, int n, int k,
+    struct err *e)
 {
-	real *a = numbers((int64_t)m * k, 13), *b = numbers((int64_t)n * k, 11), *c = numbers((int64_t)m * n, 1);
+	real *a = numbers((int64_t)m * k, 13), *b = numbers((int64_t)n * k, 11),
+	    *c = numbers((int64_t)m * n, 1);
 
-	*g = (struct kernel_rate_gemm){ .kind = kind, .job = { c, n, a, kind == GEMM_TN ? m : k, b, kind == GEMM_NT ? k : n,
+	*g = (struct kernel_rate_gemm){ .kind = kind, .job = { c, n, a, kind == GEMM_TN ? m : k, b,
+	    kind == GEMM_NT ? k : n,
 	    DT_REAL, m, n, k, 0 } };
 	g->calls = 1 + (int)(WORK / flop(&g->job));
 	if (a && b && c)
@@ -130,7 +134,8 @@ int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m
 	return err_set(e, EX_OSERR, "out of memory for a product of matrices");
 }
 
-double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, void (*gemm)(enum gemm_kind, const struct gemm_job *, int))
+double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, void (*gemm)(enum gemm_kind,
+    const struct gemm_job *, int))
 {
 	double t = progress_clock();
 
@@ -153,14 +158,19 @@ size_t kernel_rate_expert_bytes(enum dtype t, int D, int F)
 	return 2 * mat_bytes(t, F, D) + mat_bytes(t, D, F);
 }
 
-int kernel_rate_ffn_open(struct kernel_rate_ffn *f, enum dtype t, int D, int F, int rows, int experts, const void *w, struct err *e)
+int kernel_rate_ffn_open(struct kernel_rate_ffn *f, enum dtype t, int D, int F, int rows,
+    int experts, const void *w, struct err *e)
 {
 	size_t n = (size_t)rows;
 
-	*f = (struct kernel_rate_ffn){ .t = t, .D = D, .F = F, .rows = rows, .experts = experts, .w = w, .one = mat_bytes(t, F, D),
-	    .all = kernel_rate_expert_bytes(t, D, F), .x = calloc(n * (size_t)D, sizeof *f->x), .y = calloc(n * (size_t)D * AT_ONCE, sizeof *f->y),
-	    .a = aligned_alloc(64, quant_row_bytes(D) * n), .h = aligned_alloc(64, quant_row_bytes(F) * n * AT_ONCE),
-	    .gate = calloc(n * (size_t)F * AT_ONCE, sizeof *f->gate), .up = calloc(n * (size_t)F * AT_ONCE, sizeof *f->up) };
+	*f = (struct kernel_rate_ffn){ .t = t, .D = D, .F = F, .rows = rows, .experts = experts,
+	    .w = w, .one = mat_bytes(t, F, D),
+	    .all = kernel_rate_expert_bytes(t, D, F), .x = calloc(n * (size_t)D, sizeof *f->x),
+	    .y = calloc(n * (size_t)D * AT_ONCE, sizeof *f->y),
+	    .a = aligned_alloc(64, quant_row_bytes(D) * n),
+	    .h = aligned_alloc(64, quant_row_bytes(F) * n * AT_ONCE),
+	    .gate = calloc(n * (size_t)F * AT_ONCE, sizeof *f->gate),
+	    .up = calloc(n * (size_t)F * AT_ONCE, sizeof *f->up) };
 	if (!f->x || !f->y || !f->a || !f->h || !f->gate || !f->up) {
 		kernel_rate_ffn_close(f);
 		return err_set(e, EX_OSERR, "out of memory for rows of activations");
@@ -170,9 +180,11 @@ int kernel_rate_ffn_open(struct kernel_rate_ffn *f, enum dtype t, int D, int F, 
 	return 0;
 }
 
-static struct gemm_job product(const struct kernel_rate_ffn *f, real *y, const real *x, const char *w, int out, int in)
+static struct gemm_job product(const struct kernel_rate_ffn *f, real *y, const real *x,
+    const char *w, int out, int in)
 {
-	return (struct gemm_job){ .c = y, .ldc = out, .a = x, .lda = in, .b = w, .ldb = in, .bt = f->t, .m = f->rows, .n = out, .k = in };
+	return (struct gemm_job){ .c = y, .ldc = out, .a = x, .lda = in, .b = w, .ldb = in,
+	    .bt = f->t, .m = f->rows, .n = out, .k = in };
 }
 
 /* n experts of floats from w on. */
@@ -183,12 +195,14 @@ static void floats(const struct kernel_rate_ffn *f, const char *w, int n)
 
 	for (int i = 0; i < n; i++) {
 		job[2 * i] = product(f, f->gate + hidden * i, f->x, w + i * f->all, f->F, f->D);
-		job[2 * i + 1] = product(f, f->up + hidden * i, f->x, w + i * f->all + f->one, f->F, f->D);
+		job[2 * i + 1] = product(f, f->up + hidden * i, f->x, w + i * f->all + f->one, f->F,
+		    f->D);
 	}
 	backend_cpu.gemm(GEMM_NT, job, 2 * n);
 	backend_cpu.swiglu(f->gate, f->gate, f->up, hidden * n);
 	for (int i = 0; i < n; i++)
-		job[i] = product(f, f->y + (int64_t)f->rows * f->D * i, f->gate + hidden * i, w + i * f->all + 2 * f->one, f->D, f->F);
+		job[i] = product(f, f->y + (int64_t)f->rows * f->D * i, f->gate + hidden * i,
+		    w + i * f->all + 2 * f->one, f->D, f->F);
 	backend_cpu.gemm(GEMM_NT, job, n);
 }
 
@@ -210,8 +224,10 @@ double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
 		for (int i = 0; i < n; i++) {
 			const char *p = f->w + (size_t)(x + i) * f->all;
 
-			up[i] = (struct qffn_job){ f->a, f->h + h * (size_t)i, { p, f->t, f->F, f->D }, { p + f->one, f->t, f->F, f->D }, f->rows };
-			down[i] = (struct qgemm_job){ f->y + (int64_t)f->rows * f->D * i, f->D, up[i].h,
+			up[i] = (struct qffn_job){ f->a, f->h + h * (size_t)i,
+			    { p, f->t, f->F, f->D }, { p + f->one, f->t, f->F, f->D }, f->rows };
+			down[i] = (struct qgemm_job){ f->y + (int64_t)f->rows * f->D * i, f->D,
+			    up[i].h,
 			    { p + 2 * f->one, f->t, f->D, f->F }, f->rows, 0 };
 		}
 		backend_cpu.qffn(up, n);
@@ -220,8 +236,14 @@ double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
 	return progress_clock() - t;
 }
 
-double kernel_rate_ffn_ops(const struct kernel_rate_ffn *f) { return 6.0 * f->experts * f->rows * f->D * f->F; }
-double kernel_rate_ffn_bytes(const struct kernel_rate_ffn *f) { return (double)f->all * f->experts; }
+double kernel_rate_ffn_ops(const struct kernel_rate_ffn *f)
+{
+	return 6.0 * f->experts * f->rows * f->D * f->F;
+}
+double kernel_rate_ffn_bytes(const struct kernel_rate_ffn *f)
+{
+	return (double)f->all * f->experts;
+}
 
 void kernel_rate_ffn_close(struct kernel_rate_ffn *f)
 {

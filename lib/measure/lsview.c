@@ -103,12 +103,17 @@ static void show_model(const json_t *r)
 {
 	char a[32], b[32], c[32];
 
-	printf("  %s format %.0f: %.4g M parameters, %.4g M active per token, %s in tensors\n", str(r, "model_type"),
-	    num(r, "format"), num(r, "params") / 1e6, num(r, "active_params") / 1e6, bytes_text(num(r, "bytes"), a));
+	printf("  %s format %.0f: %.4g M parameters, %.4g M active per token, %s in tensors\n",
+	    str(r, "model_type"),
+	    num(r, "format"), num(r, "params") / 1e6, num(r, "active_params") / 1e6,
+	    bytes_text(num(r, "bytes"), a));
 	if (num(r, "sparse_layers") > 0)
-		printf("  %.0f layers of %.0f experts, %.0f per token; one expert %s, all %s%s\n", num(r, "sparse_layers"),
-		    num(r, "experts"), num(r, "experts_per_token"), bytes_text(num(r, "expert_bytes"), b),
-		    bytes_text(num(r, "experts_bytes"), c), json_is_true(json_object_get(r, "packed")) ? ", packed" : "");
+		printf("  %.0f layers of %.0f experts, %.0f per token; one expert %s, all %s%s\n",
+		    num(r, "sparse_layers"),
+		    num(r, "experts"), num(r, "experts_per_token"),
+		    bytes_text(num(r, "expert_bytes"), b),
+		    bytes_text(num(r, "experts_bytes"), c),
+		    json_is_true(json_object_get(r, "packed")) ? ", packed" : "");
 	printf("  fingerprint %s\n", str(r, "fingerprint"));
 }
 
@@ -126,7 +131,8 @@ static void show_bad(const json_t *r)
 	if (json_object_get(r, "error"))
 		put_safe(str(r, "error"), 0);
 	else
-		printf("%.0f NaN, %.0f infinite, the first at %.0f", num(r, "nan"), num(r, "inf"), num(r, "first"));
+		printf("%.0f NaN, %.0f infinite, the first at %.0f", num(r, "nan"), num(r, "inf"),
+		    num(r, "first"));
 	putchar('\n');
 }
 
@@ -152,7 +158,8 @@ void lsview_put(const json_t *r)
 		show_bad(r);
 	else if (strcmp(type, "check") == 0) {
 		put_safe(str(r, "path"), 0);
-		printf(": %s: %.0f tensors, %s read, %.0f bad\n", num(r, "bad") == 0 ? "ok" : "NOT OK", num(r, "tensors"),
+		printf(": %s: %.0f tensors, %s read, %.0f bad\n", num(r, "bad") == 0 ? "ok"
+		    : "NOT OK", num(r, "tensors"),
 		    bytes_text(num(r, "bytes"), b), num(r, "bad"));
 	}
 }

@@ -18,7 +18,8 @@ enum { STREAM_LORA = 0x6c6f7261 };
 /* PEFT's name of a part of the adapter of the matrix `name`, which ends in ".weight". */
 static void part_name(char *out, size_t size, const char *name, char part)
 {
-	snprintf(out, size, PREFIX "%.*s.lora_%c.weight", (int)(strlen(name) - strlen(".weight")), name, part);
+	snprintf(out, size, PREFIX "%.*s.lora_%c.weight", (int)(strlen(name) - strlen(".weight")),
+	    name, part);
 }
 
 static bool can_adapt(const struct param *p)
@@ -30,7 +31,8 @@ static void add_part(struct params *ps, const struct param *of, char part, int r
 {
 	struct param *p = &ps->p[ps->n++];
 
-	*p = (struct param){ .kind = of->kind, .layer = of->layer, .expert = of->expert, .ndim = 2, .rows = rows,
+	*p = (struct param){ .kind = of->kind, .layer = of->layer, .expert = of->expert, .ndim = 2,
+	    .rows = rows,
 	    .cols = cols, .off = ps->total, .owner = -1 };
 	part_name(p->name, sizeof p->name, of->name, part);
 	ps->total += param_span(p);
@@ -42,7 +44,8 @@ static int build(struct lora *l, const bool *hit, struct err *e)
 {
 	for (int i = 0; i < l->model->n; i++) {
 		if (hit[i] && !can_adapt(&l->model->p[i]))
-			return err_set(e, EX_USAGE, "%s: cannot have an adapter, it is not a matrix that multiplies",
+			return err_set(e, EX_USAGE,
+			    "%s: cannot have an adapter, it is not a matrix that multiplies",
 			    l->model->p[i].name);
 		l->n += hit[i];
 	}
@@ -63,7 +66,8 @@ static int build(struct lora *l, const bool *hit, struct err *e)
 }
 
 /* Elements of the copies W0, and of the largest A or B. */
-static void sizes(const struct params *model, const bool *hit, int rank, int64_t *copies, int64_t *largest)
+static void sizes(const struct params *model, const bool *hit, int rank, int64_t *copies,
+    int64_t *largest)
 {
 	*copies = *largest = 0;
 	for (int i = 0; i < model->n; i++) {
@@ -135,7 +139,8 @@ static void random_a(struct lora *l, int i, uint64_t seed)
 	real *a = mem_alloc((size_t)param_size(p) * sizeof *a);
 
 	for (int64_t j = 0; j < param_size(p); j++)
-		a[j] = (real)((2 * rng_uniform(seed, STREAM_LORA + (uint64_t)i, (uint64_t)j) - 1) * bound);
+		a[j] = (real)((2 * rng_uniform(seed, STREAM_LORA + (uint64_t)i, (uint64_t)j) - 1) *
+		    bound);
 	l->be->put(l->w + p->off, a, (size_t)param_size(p) * sizeof *a);
 	mem_free(a);
 }
@@ -168,7 +173,8 @@ void lora_apply(const struct lora *l, real *w)
 
 	for (int i = 0; i < l->n; i++) {
 		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i];
-		struct gemm_job j = { w + p->off, p->cols, scale_part(l, a + 1), l->rank, l->w + a->off, p->cols, DT_REAL,
+		struct gemm_job j = { w + p->off, p->cols, scale_part(l, a + 1), l->rank,
+		    l->w + a->off, p->cols, DT_REAL,
 		    p->rows, p->cols, l->rank, 1 };
 
 		l->be->copy(w + p->off, l->w0 + at, (size_t)param_size(p) * sizeof *w);
@@ -180,10 +186,13 @@ void lora_apply(const struct lora *l, real *w)
 void lora_gradients(struct lora *l, const real *g)
 {
 	for (int i = 0; i < l->n; i++) {
-		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i], *b = a + 1;
+		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i],
+		    *b = a + 1;
 		const real *dw = g + p->off;
-		struct gemm_job db = { l->g + b->off, l->rank, dw, p->cols, NULL, p->cols, DT_REAL, p->rows, l->rank, p->cols, 0 };
-		struct gemm_job da = { l->g + a->off, p->cols, NULL, l->rank, dw, p->cols, DT_REAL, l->rank, p->cols, p->rows, 0 };
+		struct gemm_job db = { l->g + b->off, l->rank, dw, p->cols, NULL, p->cols, DT_REAL,
+		    p->rows, l->rank, p->cols, 0 };
+		struct gemm_job da = { l->g + a->off, p->cols, NULL, l->rank, dw, p->cols, DT_REAL,
+		    l->rank, p->cols, p->rows, 0 };
 
 		db.b = scale_part(l, a);
 		l->be->gemm(GEMM_NT, &db, 1);
@@ -199,11 +208,15 @@ json_t *lora_config(const struct lora *l, const char *base)
 	for (int i = 0; i < l->n; i++) {
 		const char *name = l->model->p[l->target[i]].name;
 
-		json_array_append_new(modules, json_stringn(name, strlen(name) - strlen(".weight")));
+		json_array_append_new(modules,
+		    json_stringn(name, strlen(name) - strlen(".weight")));
 	}
-	return json_pack("{s:s, s:s, s:i, s:f, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:n, s:b, s:s}", "peft_type", "LORA",
-	    "base_model_name_or_path", base, "r", l->rank, "lora_alpha", l->alpha, "lora_dropout", 0.0, "target_modules",
-	    modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora", 0, "use_dora", 0, "inference_mode", 1,
+	return json_pack("{s:s, s:s, s:i, s:f, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:n, s:b, s:s}",
+	    "peft_type", "LORA",
+	    "base_model_name_or_path", base, "r", l->rank, "lora_alpha", l->alpha, "lora_dropout",
+	    0.0, "target_modules",
+	    modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora", 0, "use_dora", 0,
+	    "inference_mode", 1,
 	    "modules_to_save", "init_lora_weights", 1, "task_type", "CAUSAL_LM");
 }
 
@@ -231,7 +244,8 @@ static json_t *read_config(const char *dir, struct err *e)
 /* A switch of PEFT that is on: more than W0 + alpha/rank * B A, or another factor. */
 static const char *variant(const json_t *o)
 {
-	static const char *const refused[] = { "use_rslora", "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern",
+	static const char *const refused[] = { "use_rslora", "use_dora", "fan_in_fan_out",
+	    "modules_to_save", "rank_pattern",
 	    "alpha_pattern", "layer_replication", "lora_bias" };
 
 	for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
@@ -244,7 +258,8 @@ static const char *variant(const json_t *o)
 }
 
 /* Which parameters of the model the file has parts of; each of its tensors must be one. */
-static int find_targets(const struct st_file *f, const char *path, const struct params *model, bool *hit, int rank,
+static int find_targets(const struct st_file *f, const char *path, const struct params *model,
+    bool *hit, int rank,
     struct err *e)
 {
 	const struct st_tensor *t;
@@ -257,19 +272,24 @@ static int find_targets(const struct st_file *f, const char *path, const struct 
 		bool b = n > tail && strcmp(t->name + n - tail, ".lora_B.weight") == 0;
 
 		if ((a || b) && strncmp(t->name, PREFIX, strlen(PREFIX)) == 0 && n < sizeof name) {
-			snprintf(name, sizeof name, "%.*s.weight", (int)(n - tail - strlen(PREFIX)), t->name + strlen(PREFIX));
+			snprintf(name, sizeof name, "%.*s.weight", (int)(n - tail - strlen(PREFIX)),
+			    t->name + strlen(PREFIX));
 			p = params_find(model, name);
 		}
 		if (p == NULL || !can_adapt(p))
-			return err_set(e, EX_DATAERR, "%s: %s: no matrix of the model has such a part", path, t->name);
-		if (t->ndim != 2 || t->shape[0] != (uint64_t)(a ? rank : p->rows) || t->shape[1] != (uint64_t)(a ? p->cols : rank))
-			return err_set(e, EX_DATAERR, "%s: %s: not of the shape that the model and r ask for", path, t->name);
+			return err_set(e, EX_DATAERR,
+			    "%s: %s: no matrix of the model has such a part", path, t->name);
+		if (t->ndim != 2 || t->shape[0] != (uint64_t)(a ? rank : p->rows) ||
+		    t->shape[1] != (uint64_t)(a ? p->cols : rank))
+			return err_set(e, EX_DATAERR,
+			    "%s: %s: not of the shape that the model and r ask for", path, t->name);
 		hit[p - model->p] = true;
 	}
 	return st_at(f, 0) != NULL ? 0 : err_set(e, EX_DATAERR, "%s: holds no adapter", path);
 }
 
-static int read_part(const struct st_file *f, const char *path, const struct param *p, real *dst, struct err *e)
+static int read_part(const struct st_file *f, const char *path, const struct param *p, real *dst,
+    struct err *e)
 {
 	const struct st_tensor *t = st_find(f, p->name);
 	struct st_error se = {0};
@@ -304,7 +324,8 @@ static json_t *file_metadata(const struct st_file *f)
 	return o;
 }
 
-static int merge_file(const struct st_file *f, const char *path, const struct params *model, real *w, int rank,
+static int merge_file(const struct st_file *f, const char *path, const struct params *model,
+    real *w, int rank,
     double alpha, struct err *e)
 {
 	bool *hit = mem_alloc((size_t)model->n * sizeof *hit);
@@ -325,7 +346,8 @@ static int merge_file(const struct st_file *f, const char *path, const struct pa
 	return rc;
 }
 
-int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata, struct err *e)
+int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
+    struct err *e)
 {
 	json_t *o = read_config(dir, e);
 	int64_t rank = json_integer_value(json_object_get(o, "r"));
@@ -341,7 +363,8 @@ int lora_merge(const char *dir, const struct params *model, real *w, json_t **me
 	if (rank < 1 || rank > LORA_MAX_RANK || !isfinite(alpha))
 		err_set(e, EX_DATAERR, "%s/adapter_config.json: no r or lora_alpha to go by", dir);
 	else if (variant(o) != NULL)
-		err_set(e, EX_DATAERR, "%s/adapter_config.json: %s is a kind of adapter that cannot be merged here", dir, variant(o));
+		err_set(e, EX_DATAERR, "%s/adapter_config.json: %s is a kind of adapter that "
+		    "cannot be merged here", dir, variant(o));
 	else if ((f = st_open(path, ST_READ, &se)) == NULL)
 		modeldir_st_err(e, path, &se);
 	else {

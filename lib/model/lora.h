@@ -1,9 +1,10 @@
 /*
- * lora: low-rank adapters (Hu et al. 2021, arXiv:2106.09685). A matrix W of the model becomes W0 + alpha/rank * B A; only
- * A (rank, columns) and B (rows, rank) are trained.
+ * lora: low-rank adapters (Hu et al. 2021, arXiv:2106.09685). A matrix W of the model becomes W0
+ * + alpha/rank * B A; only A (rank, columns) and B (rows, rank) are trained.
  *
- * The model computes with the sum, which is made after each update, and knows nothing of adapters: every stage, every
- * matrix and every backend works as it does without. The gradients of A and B follow from that of W:
+ * The model computes with the sum, which is made after each update, and knows nothing of
+ * adapters: every stage, every matrix and every backend works as it does without. The gradients
+ * of A and B follow from that of W:
  *
  *	dB = alpha/rank * dW A^T		dA = alpha/rank * B^T dW
  *
@@ -14,8 +15,8 @@
  *		optim_step(&o, l.w, l.g, ...);
  *		lora_apply(&l, m.w);
  *
- * On disk an adapter has PEFT's layout: adapter_model.safetensors with base_model.model.NAME.lora_A.weight and lora_B,
- * and adapter_config.json.
+ * On disk an adapter has PEFT's layout: adapter_model.safetensors with
+ * base_model.model.NAME.lora_A.weight and lora_B, and adapter_config.json.
  */
 #ifndef CHR_LORA_H
 #define CHR_LORA_H
@@ -43,7 +44,8 @@ struct lora {
 	real *scaled;			/* alpha/rank * A or B: room for the largest */
 };
 
-/* hit: (n of model) what gets an adapter; embeddings, an untied head and vectors cannot (EX_USAGE). */
+/* hit: (n of model) what gets an adapter; embeddings, an untied head and vectors cannot
+ * (EX_USAGE). */
 int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
     const struct backend *be, struct err *e);
 void lora_close(struct lora *l);
@@ -54,10 +56,13 @@ void lora_start(struct lora *l, const real *w, uint64_t seed);
 void lora_apply(const struct lora *l, real *w);
 void lora_gradients(struct lora *l, const real *g);
 
-json_t *lora_config(const struct lora *l, const char *base);	/* adapter_config.json; base: where W0 is from */
+/* adapter_config.json; base: where W0 is from */
+json_t *lora_config(const struct lora *l, const char *base);
 
-/* Adds the adapter in dir to the flat host array w of the model's parameters. Its metadata (as of prov.h) go to *metadata
- * unless NULL. Variants that are more than W0 + alpha/rank * B A are refused (EX_DATAERR). */
-int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata, struct err *e);
+/* Adds the adapter in dir to the flat host array w of the model's parameters. Its metadata (as
+ * of prov.h) go to *metadata unless NULL. Variants that are more than W0 + alpha/rank * B A are
+ * refused (EX_DATAERR). */
+int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
+    struct err *e);
 
 #endif

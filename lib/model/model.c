@@ -1,6 +1,6 @@
 /*
- * model: memory layout, the order of layers, embedding and final norm. Attention blocks are in model_attn.c, MLPs in
- * model_mlp.c, the language-model and lookahead heads in model_head.c.
+ * model: memory layout, the order of layers, embedding and final norm. Attention blocks are in
+ * model_attn.c, MLPs in model_mlp.c, the language-model and lookahead heads in model_head.c.
  */
 #include "model/model.h"
 
@@ -35,10 +35,12 @@ static real *take_real(struct layout *x, const char *name, int64_t n)
 	return take(x, name, (size_t)n, sizeof(real));
 }
 
-static void layout_attn(struct layout *x, struct layer_act *a, const struct config *c, int l, int64_t R)
+static void layout_attn(struct layout *x, struct layer_act *a, const struct config *c, int l,
+    int64_t R)
 {
 	bool mla = c->layer_type[l] == LAYER_MLA;
-	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, r = c->rope_dim;
+	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim,
+	    r = c->rope_dim;
 
 	a->qa = take_real(x, "attention", R * H * (mla ? d - r : d));
 	a->rqa = take_real(x, "attention", R * H);
@@ -56,7 +58,8 @@ static void layout_attn(struct layout *x, struct layer_act *a, const struct conf
 	a->lse = take_real(x, "attention", R * H);
 }
 
-static void layout_mlp(struct layout *x, struct layer_act *a, const struct config *c, int l, int64_t R, bool divided)
+static void layout_mlp(struct layout *x, struct layer_act *a, const struct config *c, int l,
+    int64_t R, bool divided)
 {
 	int64_t K = c->num_experts_per_tok, F = c->moe_intermediate_size, S = c->num_shared_experts;
 
@@ -82,7 +85,8 @@ static void layout_mlp(struct layout *x, struct layer_act *a, const struct confi
 	a->scoef = take_real(x, "shared experts", R);
 }
 
-static void layout_layer(struct layout *x, struct layer_act *a, const struct config *c, int l, int64_t R, bool divided)
+static void layout_layer(struct layout *x, struct layer_act *a, const struct config *c, int l,
+    int64_t R, bool divided)
 {
 	int64_t D = c->hidden_size;
 
@@ -96,9 +100,10 @@ static void layout_layer(struct layout *x, struct layer_act *a, const struct con
 	layout_mlp(x, a, c, l, R, divided);
 }
 
-/* Forward only, or computed again: every layer works in the same buffers, each part laid out once per kind. Inputs of
- * layers are kept apart if they are to be computed again. */
-static void layout_shared_layers(struct layout *x, struct layer_act *a, const struct config *c, int64_t R, bool keep_inputs,
+/* Forward only, or computed again: every layer works in the same buffers, each part laid out
+ * once per kind. Inputs of layers are kept apart if they are to be computed again. */
+static void layout_shared_layers(struct layout *x, struct layer_act *a, const struct config *c,
+    int64_t R, bool keep_inputs,
     bool divided)
 {
 	bool have_attn[2] = { false, false }, have_mlp[2] = { false, false };
@@ -110,7 +115,8 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 		struct layer_act *b = &a[l];
 
 		if (l > 0) {
-			b->x = keep_inputs ? take_real(x, "residual stream", R * c->hidden_size) : a[0].x;
+			b->x = keep_inputs ? take_real(x, "residual stream", R * c->hidden_size)
+			    : a[0].x;
 			b->mid = a[0].mid, b->n1 = a[0].n1, b->n2 = a[0].n2;
 			b->rstd1 = a[0].rstd1, b->rstd2 = a[0].rstd2;
 			if (!have_attn[t])
@@ -118,8 +124,10 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 			else {
 				struct layer_act *f = &a[first_attn[t]];
 
-				b->qa = f->qa, b->qb = f->qb, b->ka = f->ka, b->rqa = f->rqa, b->rqb = f->rqb;
-				b->rka = f->rka, b->c = f->c, b->q = f->q, b->k = f->k, b->v = f->v, b->o = f->o;
+				b->qa = f->qa, b->qb = f->qb, b->ka = f->ka, b->rqa = f->rqa,
+				    b->rqb = f->rqb;
+				b->rka = f->rka, b->c = f->c, b->q = f->q, b->k = f->k, b->v = f->v,
+				    b->o = f->o;
 				b->lse = f->lse;
 			}
 			if (!have_mlp[s])
@@ -127,9 +135,11 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 			else {
 				struct layer_act *f = &a[first_mlp[s]];
 
-				b->weights = f->weights, b->slot = f->slot, b->order = f->order, b->rows = f->rows;
+				b->weights = f->weights, b->slot = f->slot, b->order = f->order,
+				    b->rows = f->rows;
 				b->miss = f->miss, b->miss_row = f->miss_row;
-				b->first = f->first, b->eg = f->eg, b->eu = f->eu, b->sg = f->sg, b->su = f->su;
+				b->first = f->first, b->eg = f->eg, b->eu = f->eu, b->sg = f->sg,
+				    b->su = f->su;
 				b->shared = f->shared, b->scoef = f->scoef;
 			}
 		}
@@ -143,11 +153,13 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 static void layout_outputs(struct layout *x, struct model *m, const struct model_opt *o, int64_t R)
 {
 	const struct config *c = &m->cfg;
-	int64_t D = c->hidden_size, rows = config_lookahead_rows(c), RE = (int64_t)c->num_sparse * R * c->num_experts;
+	int64_t D = c->hidden_size, rows = config_lookahead_rows(c), RE = (int64_t)c->num_sparse *
+	    R * c->num_experts;
 	int64_t ahead = config_ahead_pairs(c) * R * c->num_experts;
 
 	m->probs = take_real(x, "router", RE);
-	m->topk = take(x, "router", (size_t)(c->num_sparse * R * c->num_experts_per_tok), sizeof(int32_t));
+	m->topk = take(x, "router", (size_t)(c->num_sparse * R * c->num_experts_per_tok),
+	    sizeof(int32_t));
 	m->hidden = take_real(x, "residual stream", R * D);
 	m->look = take_real(x, "lookahead", R * rows);
 	if (o->train) {
@@ -162,9 +174,11 @@ static void layout_outputs(struct layout *x, struct model *m, const struct model
 }
 
 /* Experts of a rank get as many rows as it has itself, on average. */
-static void layout_dispatch(struct layout *x, struct dispatch *d, const struct model_opt *o, const struct config *c, int64_t R)
+static void layout_dispatch(struct layout *x, struct dispatch *d, const struct model_opt *o,
+    const struct config *c, int64_t R)
 {
-	int64_t room = R * c->num_experts_per_tok * 5 / 4 + 1, D = c->hidden_size, F = c->moe_intermediate_size;
+	int64_t room = R * c->num_experts_per_tok * 5 / 4 + 1, D = c->hidden_size,
+	    F = c->moe_intermediate_size;
 	size_t n = (size_t)o->divided, E = (size_t)c->num_experts;
 
 	d->n = 1;
@@ -205,7 +219,8 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 
 	layout_dispatch(x, &a->dispatch, o, c, R);
 	slots = mem_max(R * K, a->dispatch.room);
-	inner = mem_max(mem_max(slots * F, c->num_shared_experts * R * F), R * c->intermediate_size);
+	inner = mem_max(mem_max(slots * F, c->num_shared_experts * R * F),
+	    R * c->intermediate_size);
 
 	a->xlast = take_real(x, "residual stream", R * D);
 	a->rlast = take_real(x, "norms", R);
@@ -230,7 +245,8 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 	a->xs = take_real(x, "scratch", sparse ? R * K * D : 0);
 	a->ys = take_real(x, "scratch", sparse ? R * K * D : 0);
 	a->a1 = take_real(x, "scratch", inner);
-	a->jobs = take(x, "scratch", (size_t)(2 * (c->num_experts + c->num_key_value_heads) + 8), sizeof(struct gemm_job));
+	a->jobs = take(x, "scratch", (size_t)(2 * (c->num_experts + c->num_key_value_heads) + 8),
+	    sizeof(struct gemm_job));
 	if (!o->train)
 		return;
 	a->dlogits = take_real(x, "logits", (int64_t)a->head_rows * c->vocab_size);
@@ -270,7 +286,8 @@ static void lay_out(struct layout *x, struct model *m, const struct model_opt *o
 
 static int head_rows(const struct config *c, const struct model_opt *o)
 {
-	int64_t n = o->head_rows > 0 ? o->head_rows : (16 << 20) / 4 / c->vocab_size, R = (int64_t)o->max_b * o->max_t;
+	int64_t n = o->head_rows > 0 ? o->head_rows : (16 << 20) / 4 / c->vocab_size,
+	    R = (int64_t)o->max_b * o->max_t;
 
 	n = n < 96 ? 96 : n / 96 * 96;
 	return (int)(n < R ? n : R);
@@ -298,11 +315,13 @@ static void act_close(struct model *m)
 	m->act = NULL;
 }
 
-static int build_params(struct params *ps, const struct config *c, const struct model_opt *o, struct err *e)
+static int build_params(struct params *ps, const struct config *c, const struct model_opt *o,
+    struct err *e)
 {
 	if (params_build(ps, c, e) < 0)
 		return -1;
-	if (o->divided <= 1 || params_divide(ps, o->divided, comm_place(COMM_GROUP, comm_rank()), e) == 0)
+	if (o->divided <= 1 || params_divide(ps, o->divided, comm_place(COMM_GROUP, comm_rank()), e)
+	    == 0)
 		return 0;
 	params_free(ps);
 	return -1;
@@ -315,7 +334,8 @@ void model_plan(struct mem_plan *p, const struct config *c, const struct model_o
 	struct err e = { 0 };
 
 	if (build_params(&m.par, c, o, &e) < 0)
-		err_exit(&e);	/* a checked config has parameters, and who plans has divided them: only memory can fail */
+		err_exit(&e);	/* a checked config has parameters, and who plans has divided
+				   them: only memory can fail */
 	if (act_open(&m, o) < 0)
 		err_die(EX_OSERR, "out of memory");
 	lay_out(&x, &m, o);
@@ -337,7 +357,8 @@ static void tables(struct model *m)
 	m->be->put(a->rope, t, (size_t)a->max_t * 2 * (size_t)c->head_dim * sizeof(real));
 	if (c->rope_dim <= c->head_dim) {
 		model_rope_table(c, true, a->max_t, t);
-		m->be->put(a->rope_mla, t, (size_t)a->max_t * 2 * (size_t)c->rope_dim * sizeof(real));
+		m->be->put(a->rope_mla, t, (size_t)a->max_t * 2 * (size_t)c->rope_dim *
+		    sizeof(real));
 	}
 	for (int i = 0; i < niota; i++)
 		iota[i] = i;
@@ -351,7 +372,8 @@ static void tables(struct model *m)
 	free(iota);
 }
 
-int model_open(struct model *m, const struct config *c, const struct model_opt *o, const struct backend *be,
+int model_open(struct model *m, const struct config *c, const struct model_opt *o,
+    const struct backend *be,
     struct err *e)
 {
 	struct layout x = { 0 };
@@ -363,7 +385,8 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 	m->bf16 = o->bf16;
 	m->recompute = o->recompute;
 	if ((int64_t)o->max_b * o->max_t > INT32_MAX / 64)
-		return err_set(e, EX_USAGE, "batch of %d sequences of %d tokens is too large", o->max_b, o->max_t);
+		return err_set(e, EX_USAGE, "batch of %d sequences of %d tokens is too large",
+		    o->max_b, o->max_t);
 	if (c->head_dim > MAX_HEAD_DIM)
 		return err_set(e, EX_DATAERR, "head_dim %d is above %d", c->head_dim, MAX_HEAD_DIM);
 	if (build_params(&m->par, c, o, e) < 0)
@@ -378,7 +401,8 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 		size_t need = (size_t)x.mem.used;
 
 		model_close(m);
-		return err_set(e, EX_OSERR, "out of memory: the model needs %zu bytes (fewer sequences -b or tokens --seq"
+		return err_set(e, EX_OSERR, "out of memory: the model needs %zu bytes (fewer "
+		    "sequences -b or tokens --seq"
 		    " need less)", need);
 	}
 	x.mem.used = 0;
@@ -400,10 +424,12 @@ void model_close(struct model *m)
 static void init_param(struct model *m, int i, uint64_t seed, real *buf)
 {
 	const struct param *p = &m->par.p[i];
-	double bound = 1 / sqrt((double)p->cols);	/* the reference's U(+-1/sqrt(fan_in)); norms are 1 */
+	double bound = 1 / sqrt((double)p->cols);	/* the reference's U(+-1/sqrt(fan_in));
+							   norms are 1 */
 
 	for (int64_t j = 0; j < param_size(p); j++)
-		buf[j] = p->ndim == 1 ? 1 : (real)((2 * rng_uniform(seed, (uint64_t)i + 1, (uint64_t)j) - 1) * bound);
+		buf[j] = p->ndim == 1 ? 1
+		    : (real)((2 * rng_uniform(seed, (uint64_t)i + 1, (uint64_t)j) - 1) * bound);
 	m->be->put(m->w + p->off, buf, (size_t)param_size(p) * sizeof(real));
 }
 
@@ -422,15 +448,18 @@ void model_init_weights(struct model *m, uint64_t seed)
 	free(buf);
 }
 
-/* YaRN (arXiv:2309.00071) in the reference's form: a ramp between interpolated and kept frequencies. */
+/* YaRN (arXiv:2309.00071) in the reference's form: a ramp between interpolated and kept
+ * frequencies. */
 static double yarn_frequency(const struct config *c, double freq, int i, int d)
 {
 	double lo, hi, ramp;
 
 	if (!c->yarn || (double)c->max_position_embeddings / c->yarn_original_max <= 1)
 		return freq;
-	lo = floor(d * log(c->yarn_original_max / (2 * M_PI * c->yarn_beta_fast)) / (2 * log(c->rope_theta)));
-	hi = ceil(d * log(c->yarn_original_max / (2 * M_PI * c->yarn_beta_slow)) / (2 * log(c->rope_theta)));
+	lo = floor(d * log(c->yarn_original_max / (2 * M_PI * c->yarn_beta_fast)) /
+	    (2 * log(c->rope_theta)));
+	hi = ceil(d * log(c->yarn_original_max / (2 * M_PI * c->yarn_beta_slow)) /
+	    (2 * log(c->rope_theta)));
 	lo = lo < 0 ? 0 : lo;
 	hi = hi > d / 2 - 1 ? d / 2 - 1 : hi;
 	ramp = (i - lo) / (hi - lo > 0.001 ? hi - lo : 0.001);
@@ -438,11 +467,12 @@ static double yarn_frequency(const struct config *c, double freq, int i, int d)
 	return freq * (1 - ramp + ramp / c->yarn_factor);
 }
 
-/* Format 1 cuts the MLA table from the full-width one, so its two halves turn at different rates (not a rotation);
- * format 2 builds it for rope_dim. */
+/* Format 1 cuts the MLA table from the full-width one, so its two halves turn at different rates
+ * (not a rotation); format 2 builds it for rope_dim. */
 void model_rope_table(const struct config *c, bool mla, int n, real *table)
 {
-	int w = mla ? c->rope_dim : c->head_dim, base = mla && c->format == 2 ? c->rope_dim : c->head_dim;
+	int w = mla ? c->rope_dim : c->head_dim, base = mla && c->format == 2 ? c->rope_dim
+	    : c->head_dim;
 	double scale = c->yarn ? c->yarn_attention_factor : 1;
 
 	for (int p = 0; p < n; p++)
@@ -458,7 +488,8 @@ void model_rope_table(const struct config *c, bool mla, int n, real *table)
 static void count_flop(const struct model *m, const struct gemm_job *jobs, int n)
 {
 	for (int i = 0; m->profile && i < n; i++)
-		profile_flop(m->profile, 2.0 * (double)jobs[i].m * (double)jobs[i].n * (double)jobs[i].k);
+		profile_flop(m->profile, 2.0 * (double)jobs[i].m * (double)jobs[i].n *
+		    (double)jobs[i].k);
 }
 
 void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
@@ -474,14 +505,16 @@ void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_jo
 	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(kind, jobs, n);
 }
 
-void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta)
+void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k,
+    real beta)
 {
 	struct gemm_job j = { y, n, x, k, w, k, DT_REAL, m->act->R, n, k, beta };
 
 	model_gemm(m, GEMM_NT, &j, 1);
 }
 
-void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy, const real *x,
+void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy,
+    const real *x,
     const real *w, int n, int k)
 {
 	struct gemm_job j = { dx, k, dy, n, w, k, DT_REAL, m->act->R, k, n, beta };
@@ -498,7 +531,8 @@ uint64_t model_key(const struct model *m, int layer, int what)
 	uint64_t rank = what == MODEL_MISSES ? 0 : (uint64_t)o->rank;
 	uint32_t r[4];
 
-	rng_philox(o->seed, 0xd0 + (uint64_t)what + (rank << 8), o->step * CFG_MAX_LAYERS + (uint64_t)layer, r);
+	rng_philox(o->seed, 0xd0 + (uint64_t)what + (rank << 8), o->step * CFG_MAX_LAYERS +
+	    (uint64_t)layer, r);
 	return (uint64_t)r[0] << 32 | r[1];
 }
 
@@ -531,13 +565,16 @@ static void clear_gradients(struct model *m)
 
 	if (!m->g)
 		return;
-	m->be->zero(m->dprobs, (size_t)m->cfg.num_sparse * R * (size_t)m->cfg.num_experts * sizeof(real));
+	m->be->zero(m->dprobs, (size_t)m->cfg.num_sparse * R * (size_t)m->cfg.num_experts *
+	    sizeof(real));
 	m->be->zero(m->dlook, R * (size_t)config_lookahead_rows(&m->cfg) * sizeof(real));
 	if (m->dahead)
-		m->be->zero(m->dahead, (size_t)config_ahead_pairs(&m->cfg) * R * (size_t)m->cfg.num_experts * sizeof(real));
+		m->be->zero(m->dahead, (size_t)config_ahead_pairs(&m->cfg) * R *
+		    (size_t)m->cfg.num_experts * sizeof(real));
 }
 
-/* Uniform noise of alpha / sqrt(tokens of the document * D); the scales are built where slots are built later. */
+/* Uniform noise of alpha / sqrt(tokens of the document * D); the scales are built where slots
+ * are built later. */
 static void embedding_noise(struct model *m, const struct batch *b, double alpha)
 {
 	struct model_act *a = m->act;
@@ -548,7 +585,8 @@ static void embedding_noise(struct model *m, const struct batch *b, double alpha
 		while (end < a->R && end % a->T != 0 && b->doc_start[end] == b->doc_start[r])
 			end++;
 		for (int i = r; i < end; i++)
-			a->scoef_h[i] = b->doc_start[r] < 0 ? 0 : (real)(alpha / sqrt((double)(end - r) * D));
+			a->scoef_h[i] = b->doc_start[r] < 0 ? 0
+			    : (real)(alpha / sqrt((double)(end - r) * D));
 	}
 	m->be->put(a->drow, a->scoef_h, (size_t)a->R * sizeof(real));
 	m->be->noise(a->layer[0].x, a->drow, a->R, D, model_key(m, 0, 4));
@@ -615,7 +653,8 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	}
 	need(m, L);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D, c->rms_norm_eps);
+	m->be->rmsnorm(m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D,
+	    c->rms_norm_eps);
 	profile_begin(m->profile, PROFILE_OTHER);
 }
 
@@ -630,8 +669,9 @@ static void layer_again(struct model *m, int l)
 	m->moved = moved;
 }
 
-/* Layer l and those after it have been gone back through. A router may be foreseen from the sparse layer before its own, and
- * its gradient is complete only then. *next: the last layer that was told to be complete. */
+/* Layer l and those after it have been gone back through. A router may be foreseen from the
+ * sparse layer before its own, and its gradient is complete only then. *next: the last layer
+ * that was told to be complete. */
 static void tell_complete(struct model *m, int l, int *next)
 {
 	const struct config *c = &m->cfg;
@@ -670,7 +710,8 @@ void model_backward(struct model *m, const struct batch *b)
 
 	profile_begin(m->profile, PROFILE_NORM);
 	if (!idle)
-		m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast, model_w(m, P_NORM, -1, -1), a->rlast,
+		m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast,
+		    model_w(m, P_NORM, -1, -1), a->rlast,
 		    a->R, D, false);
 	if (m->hooks)
 		m->hooks->complete(m->hooks->ctx, complete);

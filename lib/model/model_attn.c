@@ -1,7 +1,8 @@
 /*
- * model_attn: attention blocks of training. Full and sliding layers are grouped-query attention with RMSNorm on each
- * head of q and k before RoPE; MLA compresses keys and values into a latent (DeepSeek-V2, arXiv:2405.04434, in the
- * reference's form: k_rope per key/value head, from the latent).
+ * model_attn: attention blocks of training. Full and sliding layers are grouped-query attention
+ * with RMSNorm on each head of q and k before RoPE; MLA compresses keys and values into a latent
+ * (DeepSeek-V2, arXiv:2405.04434, in the reference's form: k_rope per key/value head, from the
+ * latent).
  */
 #include <math.h>
 
@@ -11,11 +12,13 @@ struct dims { int D, H, G, d, r, n, C; };
 
 static struct dims dims(const struct config *c)
 {
-	return (struct dims){ c->hidden_size, c->num_attention_heads, c->num_key_value_heads, c->head_dim, c->rope_dim,
+	return (struct dims){ c->hidden_size, c->num_attention_heads, c->num_key_value_heads,
+	    c->head_dim, c->rope_dim,
 		c->head_dim - c->rope_dim, c->kv_latent_dim };
 }
 
-static struct gemm_job nt_job(real *y, int64_t ldy, const real *x, const real *w, int64_t rows, int n, int k)
+static struct gemm_job nt_job(real *y, int64_t ldy, const real *x, const real *w, int64_t rows,
+    int n, int k)
 {
 	return (struct gemm_job){ y, ldy, x, k, w, k, DT_REAL, rows, n, k, 0 };
 }
@@ -35,14 +38,17 @@ static void gqa_project(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_PROJECT);
 	model_gemm(m, GEMM_NT, j, 3);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(x->q, x->rqa, x->qa, model_w(m, P_QNORM, l, -1), (int64_t)a->R * s.H, s.d, eps);
-	m->be->rmsnorm(x->k, x->rka, x->ka, model_w(m, P_KNORM, l, -1), (int64_t)a->R * s.G, s.d, eps);
+	m->be->rmsnorm(x->q, x->rqa, x->qa, model_w(m, P_QNORM, l, -1), (int64_t)a->R * s.H, s.d,
+	    eps);
+	m->be->rmsnorm(x->k, x->rka, x->ka, model_w(m, P_KNORM, l, -1), (int64_t)a->R * s.G, s.d,
+	    eps);
 	m->be->rope(x->q, s.H * s.d, s.d, a->R, s.H, s.d, a->rope, a->pos, false);
 	m->be->rope(x->k, s.G * s.d, s.d, a->R, s.G, s.d, a->rope, a->pos, false);
 }
 
 /* One part of the MLA query: norm per head, then into its columns of q. */
-static void mla_query(struct model *m, int l, const real *raw, real *rstd, enum param_kind norm, int at, int w)
+static void mla_query(struct model *m, int l, const real *raw, real *rstd, enum param_kind norm,
+    int at, int w)
 {
 	struct model_act *a = m->act;
 	struct dims s = dims(&m->cfg);
@@ -62,11 +68,14 @@ static void mla_keys(struct model *m, int l)
 	for (int g = 0; g < s.G; g++) {
 		real *k = x->k + g * s.d;
 
-		a->jobs[n++] = nt_job(k, s.G * s.d, x->c, model_w(m, P_KNOPE, l, -1) + (int64_t)g * s.n * s.C, a->R, s.n, s.C);
-		a->jobs[n++] = nt_job(k + s.n, s.G * s.d, x->c, model_w(m, P_KROPE, l, -1) + (int64_t)g * s.r * s.C, a->R, s.r,
+		a->jobs[n++] = nt_job(k, s.G * s.d, x->c, model_w(m, P_KNOPE, l, -1) + (int64_t)g *
+		    s.n * s.C, a->R, s.n, s.C);
+		a->jobs[n++] = nt_job(k + s.n, s.G * s.d, x->c, model_w(m, P_KROPE, l, -1) +
+		    (int64_t)g * s.r * s.C, a->R, s.r,
 		    s.C);
 	}
-	a->jobs[n++] = nt_job(x->v, s.G * s.d, x->c, model_w(m, P_MLA_V, l, -1), a->R, s.G * s.d, s.C);
+	a->jobs[n++] = nt_job(x->v, s.G * s.d, x->c, model_w(m, P_MLA_V, l, -1), a->R, s.G * s.d,
+	    s.C);
 	model_gemm(m, GEMM_NT, a->jobs, n);
 }
 
@@ -86,7 +95,8 @@ static void mla_project(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_NORM);
 	mla_query(m, l, x->qa, x->rqa, P_QNOPE_NORM, 0, s.n);
 	mla_query(m, l, x->qb, x->rqb, P_QROPE_NORM, s.n, s.r);
-	m->be->rmsnorm(x->c, x->rka, x->ka, model_w(m, P_KVDOWN_NORM, l, -1), a->R, s.C, m->cfg.rms_norm_eps);
+	m->be->rmsnorm(x->c, x->rka, x->ka, model_w(m, P_KVDOWN_NORM, l, -1), a->R, s.C,
+	    m->cfg.rms_norm_eps);
 	profile_begin(m->profile, PROFILE_PROJECT);
 	mla_keys(m, l);
 	profile_begin(m->profile, PROFILE_NORM);
@@ -105,13 +115,15 @@ static struct attn_args attn_args(const struct model *m, int l)
 		.B = a->B, .T = a->T, .H = c->num_attention_heads, .G = c->num_key_value_heads,
 		.dq = c->head_dim, .dv = c->head_dim,
 		.window = c->layer_type[l] == LAYER_SLIDING ? c->sliding_window_size : 0,
-		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc, .bf16 = m->bf16,
+		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc,
+		    .bf16 = m->bf16,
 		.dropout = drop ? c->dropout : 0, .drop_key = drop ? model_key(m, l, 1) : 0,
 		.q = x->q, .k = x->k, .v = x->v, .o = x->o, .lse = x->lse,
 	};
 }
 
-/* The two products of each visible pair, on average over a sequence without a break; only asked for when profiling. */
+/* The two products of each visible pair, on average over a sequence without a break; only asked
+ * for when profiling. */
 static double attn_flop(const struct model *m, const struct attn_args *at)
 {
 	double w = at->window > 0 && at->window < at->T ? at->window : at->T;
@@ -131,7 +143,8 @@ void model_attn_forward(struct model *m, int l)
 	bool drop = a->fo.train && c->dropout > 0;
 
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D, c->rms_norm_eps);
+	m->be->rmsnorm(x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D,
+	    c->rms_norm_eps);
 	if (c->layer_type[l] == LAYER_MLA)
 		mla_project(m, l);
 	else
@@ -160,17 +173,23 @@ static void gqa_project_back(struct model *m, int l)
 
 	m->be->rope(a->t1, s.H * s.d, s.d, R, s.H, s.d, a->rope, a->pos, true);
 	m->be->rope(a->t2, s.G * s.d, s.d, R, s.G, s.d, a->rope, a->pos, true);
-	model_linear_back(m, a->dn, 0, model_g(m, P_V, l, -1), a->t3, x->n1, model_w(m, P_V, l, -1), s.G * s.d, s.D);
-	m->be->rmsnorm_back(a->t3, model_g(m, P_QNORM, l, -1), a->t1, x->qa, model_w(m, P_QNORM, l, -1), x->rqa, R * s.H, s.d,
+	model_linear_back(m, a->dn, 0, model_g(m, P_V, l, -1), a->t3, x->n1, model_w(m, P_V, l, -1),
+	    s.G * s.d, s.D);
+	m->be->rmsnorm_back(a->t3, model_g(m, P_QNORM, l, -1), a->t1, x->qa,
+	    model_w(m, P_QNORM, l, -1), x->rqa, R * s.H, s.d,
 	    false);
-	model_linear_back(m, a->dn, 1, model_g(m, P_Q, l, -1), a->t3, x->n1, model_w(m, P_Q, l, -1), s.H * s.d, s.D);
-	m->be->rmsnorm_back(a->t3, model_g(m, P_KNORM, l, -1), a->t2, x->ka, model_w(m, P_KNORM, l, -1), x->rka, R * s.G, s.d,
+	model_linear_back(m, a->dn, 1, model_g(m, P_Q, l, -1), a->t3, x->n1, model_w(m, P_Q, l, -1),
+	    s.H * s.d, s.D);
+	m->be->rmsnorm_back(a->t3, model_g(m, P_KNORM, l, -1), a->t2, x->ka,
+	    model_w(m, P_KNORM, l, -1), x->rka, R * s.G, s.d,
 	    false);
-	model_linear_back(m, a->dn, 1, model_g(m, P_K, l, -1), a->t3, x->n1, model_w(m, P_K, l, -1), s.G * s.d, s.D);
+	model_linear_back(m, a->dn, 1, model_g(m, P_K, l, -1), a->t3, x->n1, model_w(m, P_K, l, -1),
+	    s.G * s.d, s.D);
 }
 
 /* dq of one part: out of its columns, back through the norm and the projection. */
-static void mla_query_back(struct model *m, int l, const real *raw, const real *rstd, enum param_kind norm,
+static void mla_query_back(struct model *m, int l, const real *raw, const real *rstd,
+    enum param_kind norm,
     enum param_kind proj, int at, int w, real beta, real *tmp, real *tmp2)
 {
 	struct model_act *a = m->act;
@@ -178,8 +197,10 @@ static void mla_query_back(struct model *m, int l, const real *raw, const real *
 	int64_t heads = (int64_t)a->R * s.H;
 
 	m->be->copy2d(tmp, w, a->t1 + at, s.d, heads, w);
-	m->be->rmsnorm_back(tmp2, model_g(m, norm, l, -1), tmp, raw, model_w(m, norm, l, -1), rstd, heads, w, false);
-	model_linear_back(m, a->dn, beta, model_g(m, proj, l, -1), tmp2, a->layer[l].n1, model_w(m, proj, l, -1), s.H * w, s.D);
+	m->be->rmsnorm_back(tmp2, model_g(m, norm, l, -1), tmp, raw, model_w(m, norm, l, -1), rstd,
+	    heads, w, false);
+	model_linear_back(m, a->dn, beta, model_g(m, proj, l, -1), tmp2, a->layer[l].n1,
+	    model_w(m, proj, l, -1), s.H * w, s.D);
 }
 
 static void mla_project_back(struct model *m, int l)
@@ -194,14 +215,19 @@ static void mla_project_back(struct model *m, int l)
 	m->be->rope(a->t2 + s.n, s.G * s.d, s.d, R, s.G, s.r, a->rope_mla, a->pos, true);
 	mla_query_back(m, l, x->qa, x->rqa, P_QNOPE_NORM, P_QNOPE, 0, s.n, 0, tmp, tmp2);
 	mla_query_back(m, l, x->qb, x->rqb, P_QROPE_NORM, P_QROPE, s.n, s.r, 1, tmp, tmp2);
-	model_linear_back(m, dc, 0, model_g(m, P_MLA_V, l, -1), a->t3, x->c, model_w(m, P_MLA_V, l, -1), s.G * s.d, s.C);
+	model_linear_back(m, dc, 0, model_g(m, P_MLA_V, l, -1), a->t3, x->c,
+	    model_w(m, P_MLA_V, l, -1), s.G * s.d, s.C);
 	m->be->copy2d(tmp, s.n, a->t2, s.d, kv, s.n);
-	model_linear_back(m, dc, 1, model_g(m, P_KNOPE, l, -1), tmp, x->c, model_w(m, P_KNOPE, l, -1), s.G * s.n, s.C);
+	model_linear_back(m, dc, 1, model_g(m, P_KNOPE, l, -1), tmp, x->c,
+	    model_w(m, P_KNOPE, l, -1), s.G * s.n, s.C);
 	m->be->copy2d(tmp, s.r, a->t2 + s.n, s.d, kv, s.r);
-	model_linear_back(m, dc, 1, model_g(m, P_KROPE, l, -1), tmp, x->c, model_w(m, P_KROPE, l, -1), s.G * s.r, s.C);
-	m->be->rmsnorm_back(tmp, model_g(m, P_KVDOWN_NORM, l, -1), dc, x->ka, model_w(m, P_KVDOWN_NORM, l, -1), x->rka, R, s.C,
+	model_linear_back(m, dc, 1, model_g(m, P_KROPE, l, -1), tmp, x->c,
+	    model_w(m, P_KROPE, l, -1), s.G * s.r, s.C);
+	m->be->rmsnorm_back(tmp, model_g(m, P_KVDOWN_NORM, l, -1), dc, x->ka,
+	    model_w(m, P_KVDOWN_NORM, l, -1), x->rka, R, s.C,
 	    false);
-	model_linear_back(m, a->dn, 1, model_g(m, P_KVDOWN, l, -1), tmp, x->n1, model_w(m, P_KVDOWN, l, -1), s.C, s.D);
+	model_linear_back(m, a->dn, 1, model_g(m, P_KVDOWN, l, -1), tmp, x->n1,
+	    model_w(m, P_KVDOWN, l, -1), s.C, s.D);
 }
 
 void model_attn_back(struct model *m, int l)
@@ -219,7 +245,8 @@ void model_attn_back(struct model *m, int l)
 		m->be->dropout(a->dn, (int64_t)a->R * s.D, c->dropout, model_key(m, l, 2));
 		dout = a->dn;
 	}
-	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d);
+	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1),
+	    s.D, s.H * s.d);
 	at.d_o = a->t4, at.dq_ = a->t1, at.dk = a->t2, at.dv_ = a->t3;
 	profile_begin(m->profile, PROFILE_ATTN_BACK);
 	profile_flop(m->profile, 2.5 * attn_flop(m, &at));
@@ -230,6 +257,7 @@ void model_attn_back(struct model *m, int l)
 	else
 		gqa_project_back(m, l);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm_back(a->dh, model_g(m, P_IN_NORM, l, -1), a->dn, x->x, model_w(m, P_IN_NORM, l, -1), x->rstd1, a->R, s.D,
+	m->be->rmsnorm_back(a->dh, model_g(m, P_IN_NORM, l, -1), a->dn, x->x,
+	    model_w(m, P_IN_NORM, l, -1), x->rstd1, a->R, s.D,
 	    true);
 }

@@ -1,10 +1,12 @@
 /*
- * model_dispatch: experts that are divided over the ranks of a group (comm.h). The rows of all ranks go to those that have
- * their experts, and come back (GShard, arXiv:2006.16668, section 3; but none is dropped).
+ * model_dispatch: experts that are divided over the ranks of a group (comm.h). The rows of all
+ * ranks go to those that have their experts, and come back (GShard, arXiv:2006.16668, section 3;
+ * but none is dropped).
  *
- * All know how many rows each has for each expert. What is for one rank's experts is put in order, by expert, by rank, by
- * place in that rank's slots, and goes in rounds of at most `room` rows, so that memory does not depend on how uneven the
- * routing is. Nothing is kept for the backward pass, which sends the inputs again and computes g and u again.
+ * All know how many rows each has for each expert. What is for one rank's experts is put in
+ * order, by expert, by rank, by place in that rank's slots, and goes in rounds of at most `room`
+ * rows, so that memory does not depend on how uneven the routing is. Nothing is kept for the
+ * backward pass, which sends the inputs again and computes g and u again.
  */
 #include <string.h>
 
@@ -46,7 +48,8 @@ static void plan_out(const struct model *m, int k, int64_t lo, const int32_t *fi
 		}
 }
 
-/* What this rank's experts get of their rows from lo on: how many of each expert, how many from each rank. */
+/* What this rank's experts get of their rows from lo on: how many of each expert, how many from
+ * each rank. */
 static void plan_in(const struct model *m, int64_t lo)
 {
 	const struct dispatch *d = &m->act->dispatch;

@@ -1,5 +1,6 @@
 /*
- * model_head: the language-model head in chunks of rows, so that logits are never held whole, and the lookahead head.
+ * model_head: the language-model head in chunks of rows, so that logits are never held whole,
+ * and the lookahead head.
  */
 #include "model/model_int.h"
 
@@ -11,7 +12,8 @@ static enum param_kind head_kind(const struct model *m)
 static void chunk_logits(struct model *m, real *logits, int64_t r0, int64_t n)
 {
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
-	struct gemm_job j = { logits, V, m->hidden + r0 * D, D, model_w(m, head_kind(m), -1, -1), D, DT_REAL, n, V, D, 0 };
+	struct gemm_job j = { logits, V, m->hidden + r0 * D, D, model_w(m, head_kind(m), -1, -1), D,
+	    DT_REAL, n, V, D, 0 };
 
 	profile_begin(m->profile, PROFILE_HEAD);
 	model_gemm(m, GEMM_NT, &j, 1);
@@ -22,8 +24,10 @@ static void chunk_logits(struct model *m, real *logits, int64_t r0, int64_t n)
 static void chunk_back(struct model *m, const real *dlogits, int64_t r0, int64_t n)
 {
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
-	struct gemm_job dx = { m->dhidden + r0 * D, D, dlogits, V, model_w(m, head_kind(m), -1, -1), D, DT_REAL, n, D, V, 0 };
-	struct gemm_job dw = { model_g(m, head_kind(m), -1, -1), D, dlogits, V, m->hidden + r0 * D, D, DT_REAL, V, D, n, 1 };
+	struct gemm_job dx = { m->dhidden + r0 * D, D, dlogits, V, model_w(m, head_kind(m), -1, -1),
+	    D, DT_REAL, n, D, V, 0 };
+	struct gemm_job dw = { model_g(m, head_kind(m), -1, -1), D, dlogits, V, m->hidden + r0 * D,
+	    D, DT_REAL, V, D, n, 1 };
 
 	profile_begin(m->profile, PROFILE_HEAD);
 	model_gemm(m, GEMM_NN, &dx, 1);
@@ -32,7 +36,8 @@ static void chunk_back(struct model *m, const real *dlogits, int64_t r0, int64_t
 
 }
 
-void model_head(struct model *m, const struct batch *b, const real *coef, real *logp, const struct head_hook *hook)
+void model_head(struct model *m, const struct batch *b, const real *coef, real *logp,
+    const struct head_hook *hook)
 {
 	struct model_act *a = m->act;
 	int V = m->cfg.vocab_size;
@@ -50,7 +55,8 @@ void model_head(struct model *m, const struct batch *b, const real *coef, real *
 			hook->weigh(hook->ctx, r0, n);
 			m->be->scale_rows(a->logits, coef + r0, n, V);
 		} else
-			m->be->logprob(a->logits, logp + r0, b->target + r0, coef ? coef + r0 : NULL, n, V);
+			m->be->logprob(a->logits, logp + r0, b->target + r0, coef ? coef + r0
+			    : NULL, n, V);
 		if (hook && hook->fn && coef)
 			m->be->axpy(a->logits, a->dlogits, 1, n * V);
 		if (coef)
@@ -70,7 +76,8 @@ void model_look_forward(struct model *m, const real *h)
 
 	model_linear(m, a->look_a, h, model_w(m, P_LOOK0, -1, -1), W, D, 0);
 	m->be->silu(a->look_h, a->look_a, (int64_t)a->R * W);
-	model_linear(m, m->look, a->look_h, model_w(m, P_LOOK2, -1, -1), config_lookahead_rows(&m->cfg), W, 0);
+	model_linear(m, m->look, a->look_h, model_w(m, P_LOOK2, -1, -1),
+	    config_lookahead_rows(&m->cfg), W, 0);
 }
 
 void model_look_back(struct model *m, const real *h)
@@ -78,8 +85,10 @@ void model_look_back(struct model *m, const real *h)
 	struct model_act *a = m->act;
 	int D = m->cfg.hidden_size, W = D / 4;
 
-	model_linear_back(m, a->t1, 0, model_g(m, P_LOOK2, -1, -1), m->dlook, a->look_h, model_w(m, P_LOOK2, -1, -1),
+	model_linear_back(m, a->t1, 0, model_g(m, P_LOOK2, -1, -1), m->dlook, a->look_h,
+	    model_w(m, P_LOOK2, -1, -1),
 	    config_lookahead_rows(&m->cfg), W);
 	m->be->silu_back(a->t1, a->t1, a->look_a, (int64_t)a->R * W);
-	model_linear_back(m, a->dh, 1, model_g(m, P_LOOK0, -1, -1), a->t1, h, model_w(m, P_LOOK0, -1, -1), W, D);
+	model_linear_back(m, a->dh, 1, model_g(m, P_LOOK0, -1, -1), a->t1, h,
+	    model_w(m, P_LOOK0, -1, -1), W, D);
 }

@@ -1,6 +1,6 @@
 /*
- * model_int: what the files of the model share: saved activations and scratch. Layer l of a forward-only model uses
- * the same buffers as every other layer.
+ * model_int: what the files of the model share: saved activations and scratch. Layer l of a
+ * forward-only model uses the same buffers as every other layer.
  */
 #ifndef CHR_MODEL_INT_H
 #define CHR_MODEL_INT_H
@@ -10,8 +10,10 @@
 struct layer_act {
 	real *x;		/* (R, D) residual stream at the layer's input */
 	real *n1, *rstd1;	/* (R, D), (R) attention input */
-	real *qa, *qb;		/* queries before their norms: (R, H*d), or MLA (R, H*n) and (R, H*r) */
-	real *ka;		/* (R, G*d) keys before their norm, or MLA (R, C) latent before its norm */
+	real *qa, *qb;		/* queries before their norms: (R, H*d), or MLA (R, H*n) and (R,
+				   H*r) */
+	real *ka;		/* (R, G*d) keys before their norm, or MLA (R, C) latent before
+				   its norm */
 	real *rqa, *rqb, *rka;	/* their reciprocal deviations */
 	real *c;		/* (R, C) normalised latent */
 	real *q, *k, *v;	/* (R, H*d), (R, G*d), (R, G*d) as attention sees them */
@@ -22,9 +24,11 @@ struct layer_act {
 	int32_t *slot;		/* (R, K) place in expert order, -1: expert missing */
 	int32_t *order, *rows;	/* (R*K) which (row, k) a slot is, and its row */
 	int32_t *first;		/* host (E+1): slots of expert e are first[e]..first[e+1]-1 */
-	int32_t *miss, *miss_row;	/* (R, K) own index, and row, where the expert is missing, else -1 */
+	int32_t *miss, *miss_row;	/* (R, K) own index, and row, where the expert is
+					   missing, else -1 */
 	bool any_miss;
-	real *eg, *eu;		/* (R*K, F) gate and up projections in slot order; NULL where experts are divided */
+	real *eg, *eu;		/* (R*K, F) gate and up projections in slot order; NULL where
+				   experts are divided */
 	real *sg, *su;		/* (S, R, F) of shared experts, or (R, I) of a dense MLP */
 	real *shared, *scoef;	/* (R, D) mean of shared experts; (R) how often it is added */
 };
@@ -34,14 +38,17 @@ struct rows {
 	const int32_t *first;	/* host (E+1): rows of expert e are first[e]..first[e+1]-1 */
 	const real *x;		/* (n, D) inputs */
 	real *g, *u;		/* (n, F) gate and up projections */
-	real *y;		/* (n, D) outputs; backward: their gradients in, those of the inputs out */
+	real *y;		/* (n, D) outputs; backward: their gradients in, those of the
+				   inputs out */
 	const real *w;		/* (n) backward: routing weights */
 	real *dw;		/* (n) and their gradients out */
 };
 
-/* Rows on their way between the ranks of a group, of which each has some of the experts (model_dispatch.c). Host memory. */
+/* Rows on their way between the ranks of a group, of which each has some of the experts
+ * (model_dispatch.c). Host memory. */
 struct dispatch {
-	int n, place;		/* ranks of the group, this one; n 1: every expert is here, and nothing below */
+	int n, place;		/* ranks of the group, this one; n 1: every expert is here, and
+				   nothing below */
 	int room;		/* rows that this rank's experts take at a time */
 	int32_t *count;		/* (n, E) rows that each rank has for each expert */
 	int32_t *none;		/* (E+1) zeros: first of a rank that has no rows */
@@ -89,28 +96,35 @@ static inline real *model_g(const struct model *m, enum param_kind k, int layer,
 	return m->g + params_get(&m->par, k, layer, expert)->off;
 }
 
-/* All products of the model go through these: with BF16 values where the model was opened so, and never. */
+/* All products of the model go through these: with BF16 values where the model was opened so,
+ * and never. */
 void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n);
 void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n);
 /* y(R, n) = x(R, k) W^T + beta y */
-void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k, real beta);
+void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k,
+    real beta);
 /* dx(R, k) = dy(R, n) W + beta dx, and dW += dy^T x */
-void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy, const real *x,
+void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy,
+    const real *x,
     const real *w, int n, int k);
 
 enum { MODEL_MISSES = 3 };	/* a `what` that all ranks share */
-uint64_t model_key(const struct model *m, int layer, int what);	/* of random numbers in this forward pass */
-int model_sparse_index(const struct config *c, int layer);		/* which sparse layer it is */
+/* of random numbers in this forward pass */
+uint64_t model_key(const struct model *m, int layer, int what);
+/* which sparse layer it is */
+int model_sparse_index(const struct config *c, int layer);
 
 void model_attn_forward(struct model *m, int l);	/* x -> mid */
 void model_attn_back(struct model *m, int l);		/* dh: of mid -> of x */
-void model_mlp_forward(struct model *m, int l, real *out);	/* mid -> out; NULL: only what backward needs */
+/* mid -> out; NULL: only what backward needs */
+void model_mlp_forward(struct model *m, int l, real *out);
 void model_mlp_back(struct model *m, int l);		/* dh: of out -> of mid */
 /* x -> g, u and, unless it is NULL, y */
 void model_experts_forward(struct model *m, int l, const struct rows *s);
 void model_experts_back(struct model *m, int l, const struct rows *s);
-/* The same for the rows in a->xs, in slot order as `first` says, through whichever rank has their experts: xs -> ys; and
- * xs, ys, wslot -> ys, dwslot. All ranks of the group call them, in the same order, those without rows too. */
+/* The same for the rows in a->xs, in slot order as `first` says, through whichever rank has
+ * their experts: xs -> ys; and xs, ys, wslot -> ys, dwslot. All ranks of the group call them, in
+ * the same order, those without rows too. */
 void model_dispatch_forward(struct model *m, int l, const int32_t *first);
 void model_dispatch_back(struct model *m, int l, const int32_t *first);
 

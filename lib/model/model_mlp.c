@@ -1,8 +1,10 @@
 /*
- * model_mlp: dense and mixture-of-experts MLPs of training. Tokens are sorted by expert, each expert is one job of a
- * grouped GEMM, and results are combined per row in the order of its choices.
+ * model_mlp: dense and mixture-of-experts MLPs of training. Tokens are sorted by expert, each
+ * expert is one job of a grouped GEMM, and results are combined per row in the order of its
+ * choices.
  *
- *	out = mid + sum_k w_k (a_k expert_k(x) + (1 - a_k) shared(x)) + shared(x),	a_k: expert available
+ *	out = mid + sum_k w_k (a_k expert_k(x) + (1 - a_k) shared(x)) + shared(x),	a_k:
+ *	expert available
  */
 #include <string.h>
 
@@ -14,11 +16,13 @@ struct ffn { const real *gate, *up, *down; };	/* (F, D), (F, D), (D, F) */
 
 static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int e)
 {
-	return (struct ffn){ model_w(m, gate, l, e), model_w(m, gate + 1, l, e), model_w(m, gate + 2, l, e) };
+	return (struct ffn){ model_w(m, gate, l, e), model_w(m, gate + 1, l, e),
+	    model_w(m, gate + 2, l, e) };
 }
 
 /* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u), if y is wanted */
-static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, real *u, real *y, int F, real beta)
+static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, real *u, real *y,
+    int F, real beta)
 {
 	struct model_act *a = m->act;
 	int D = m->cfg.hidden_size;
@@ -35,7 +39,8 @@ static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, r
 }
 
 /* From dy: weight gradients, and dn += dx. */
-static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const real *dy, const real *x, const real *g,
+static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const real *dy,
+    const real *x, const real *g,
     const real *u, int F)
 {
 	struct model_act *a = m->act;
@@ -52,7 +57,8 @@ static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const 
 
 /* ---- routing ---- */
 
-/* Random misses: each expert of the layer is absent with probability p in this forward; at least one stays. */
+/* Random misses: each expert of the layer is absent with probability p in this forward; at least
+ * one stays. */
 static void draw_available(const struct model *m, int l, uint8_t *avail)
 {
 	const struct forward_opt *o = &m->act->fo;
@@ -74,8 +80,10 @@ static void draw_available(const struct model *m, int l, uint8_t *avail)
 		avail[rng_hash(key, (uint64_t)E) % (uint32_t)E] = 1;
 }
 
-/* Places every chosen (row, k) of an available expert: experts ascending, rows ascending within one. */
-static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids, const uint8_t *avail)
+/* Places every chosen (row, k) of an available expert: experts ascending, rows ascending within
+ * one. */
+static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids,
+    const uint8_t *avail)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, K = m->cfg.num_experts_per_tok, n = a->R * K;
@@ -112,7 +120,8 @@ static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids
 	m->be->put(x->rows, a->horder, (size_t)n * 4);
 }
 
-/* How often the shared output is added to each row: once, plus the weight of its missing experts. */
+/* How often the shared output is added to each row: once, plus the weight of its missing
+ * experts. */
 static void shared_coef(struct model *m, struct layer_act *x)
 {
 	struct model_act *a = m->act;
@@ -123,8 +132,9 @@ static void shared_coef(struct model *m, struct layer_act *x)
 		m->be->combine(x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
 }
 
-/* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The gradient goes through the
- * weights as always. (R3, arXiv:2510.11370: training must use the experts that sampling used.) */
+/* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The
+ * gradient goes through the weights as always. (R3, arXiv:2510.11370: training must use the
+ * experts that sampling used.) */
 static void replay(struct model *m, int s, struct layer_act *x, const real *probs, int32_t *ids)
 {
 	const struct config *c = &m->cfg;
@@ -143,7 +153,8 @@ static void replay(struct model *m, int s, struct layer_act *x, const real *prob
 	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K, c->norm_topk_prob);
 }
 
-/* The router of the next sparse layer, or NULL where none is to be foreseen from this one. *at: offset into ahead. */
+/* The router of the next sparse layer, or NULL where none is to be foreseen from this one. *at:
+ * offset into ahead. */
 static const struct param *foreseen(const struct model *m, int l, int64_t *at)
 {
 	const struct config *c = &m->cfg;
@@ -161,7 +172,8 @@ static void route(struct model *m, int l, struct layer_act *x)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
-	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, D = c->hidden_size;
+	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok,
+	    D = c->hidden_size;
 	real *probs = m->probs + (int64_t)s * a->R * E;
 	int32_t *ids = m->topk + (int64_t)s * a->R * K;
 	uint8_t avail[E];
@@ -169,10 +181,12 @@ static void route(struct model *m, int l, struct layer_act *x)
 	const struct param *next = foreseen(m, l, &at);
 	struct gemm_job logits[2] = {
 		{ probs, E, x->n2, D, model_w(m, P_GATE, l, -1), D, DT_REAL, a->R, E, D, 0 },
-		{ next ? m->ahead + at : NULL, E, x->n2, D, next ? m->w + next->off : NULL, D, DT_REAL, a->R, E, D, 0 },
+		{ next ? m->ahead + at : NULL, E, x->n2, D, next ? m->w + next->off : NULL, D,
+		    DT_REAL, a->R, E, D, 0 },
 	};
 
-	/* In FP32 always: a rounded score can change the choice (Switch Transformers, arXiv:2101.03961, section 2.4). */
+	/* In FP32 always: a rounded score can change the choice (Switch Transformers,
+	 * arXiv:2101.03961, section 2.4). */
 	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
 	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
 	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
@@ -197,8 +211,10 @@ static void experts_up(struct model *m, int l, const struct rows *s)
 		if (rows == 0)
 			continue;
 		f = ffn_w(m, P_EXP_GATE, l, e);
-		a->jobs[n++] = (struct gemm_job){ s->g + at * F, F, s->x + at * D, D, f.gate, D, DT_REAL, rows, F, D, 0 };
-		a->jobs[n++] = (struct gemm_job){ s->u + at * F, F, s->x + at * D, D, f.up, D, DT_REAL, rows, F, D, 0 };
+		a->jobs[n++] = (struct gemm_job){ s->g + at * F, F, s->x + at * D, D, f.gate, D,
+		    DT_REAL, rows, F, D, 0 };
+		a->jobs[n++] = (struct gemm_job){ s->u + at * F, F, s->x + at * D, D, f.up, D,
+		    DT_REAL, rows, F, D, 0 };
 	}
 	model_gemm(m, GEMM_NT, a->jobs, n);
 }
@@ -234,7 +250,8 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, real *ou
 	if (S == 0)
 		return;
 	for (int s = 0; s < S; s++)
-		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F, x->su + (int64_t)s * a->R * F,
+		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F,
+		    x->su + (int64_t)s * a->R * F,
 		    out || x->any_miss ? x->shared : NULL, F, s > 0);
 	if (S > 1 && (out || x->any_miss))
 		m->be->scale(x->shared, 1.0 / S, (int64_t)a->R * D);
@@ -254,13 +271,15 @@ static void moe_forward(struct model *m, int l, real *out)
 	m->be->gather(a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
 	profile_begin(m->profile, PROFILE_EXPERTS);
 	if (a->dispatch.n == 1)
-		model_experts_forward(m, l, &(struct rows){ .first = x->first, .x = a->xs, .g = x->eg, .u = x->eu,
+		model_experts_forward(m, l, &(struct rows){ .first = x->first, .x = a->xs,
+		    .g = x->eg, .u = x->eu,
 		    .y = out ? a->ys : NULL });
 	else if (out)
 		model_dispatch_forward(m, l, x->first);
 	profile_begin(m->profile, PROFILE_SORT);
 	if (out)
-		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok, D);
+		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok,
+		    D);
 	profile_begin(m->profile, PROFILE_DENSE);
 	shared_forward(m, l, x, out);
 }
@@ -272,20 +291,22 @@ void model_mlp_forward(struct model *m, int l, real *out)
 	struct layer_act *x = &a->layer[l];
 
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R, c->hidden_size, c->rms_norm_eps);
+	m->be->rmsnorm(x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R,
+	    c->hidden_size, c->rms_norm_eps);
 	if (out)
 		m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
 	profile_begin(m->profile, PROFILE_DENSE);
 	if (c->sparse[l])
 		moe_forward(m, l, out);
 	else
-		ffn_forward(m, ffn_w(m, P_MLP_GATE, l, -1), x->n2, x->sg, x->su, out, c->intermediate_size, 1);
+		ffn_forward(m, ffn_w(m, P_MLP_GATE, l, -1), x->n2, x->sg, x->su, out,
+		    c->intermediate_size, 1);
 }
 
 /* ---- backward ---- */
 
-/* dA = dy W_down per expert (unscaled), from which come both the gradient of the routing weight, dA . act, and, times
- * that weight, the gradient of act: so expert outputs need not be kept. */
+/* dA = dy W_down per expert (unscaled), from which come both the gradient of the routing weight,
+ * dA . act, and, times that weight, the gradient of act: so expert outputs need not be kept. */
 static void experts_back_down(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
@@ -310,7 +331,8 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
 		if (rows > 0)
-			a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_DOWN, l, e), F, s->y + at * D, D, a->a1 + at * F, F,
+			a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_DOWN, l, e), F,
+			    s->y + at * D, D, a->a1 + at * F, F,
 				DT_REAL, D, F, rows, 1 };
 	}
 	model_gemm(m, GEMM_TN, a->jobs, n);
@@ -335,11 +357,15 @@ static void experts_back_up(struct model *m, int l, const struct rows *s)
 				continue;
 			f = ffn_w(m, P_EXP_GATE, l, e);
 			if (pass == 0) {
-				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_GATE, l, e), D, dg, F, in, D, DT_REAL, F, D, rows, 1 };
-				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_UP, l, e), D, du, F, in, D, DT_REAL, F, D, rows, 1 };
+				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_GATE, l, e), D,
+				    dg, F, in, D, DT_REAL, F, D, rows, 1 };
+				a->jobs[n++] = (struct gemm_job){ model_g(m, P_EXP_UP, l, e), D, du,
+				    F, in, D, DT_REAL, F, D, rows, 1 };
 			} else
-				a->jobs[n++] = (struct gemm_job){ s->y + at * D, D, pass == 1 ? dg : du, F,
-					pass == 1 ? f.gate : f.up, D, DT_REAL, rows, D, F, pass == 2 };
+				a->jobs[n++] = (struct gemm_job){ s->y + at * D, D, pass == 1 ? dg
+				    : du, F,
+					pass == 1 ? f.gate : f.up, D, DT_REAL, rows, D, F,
+					    pass == 2 };
 		}
 		model_gemm(m, pass == 0 ? GEMM_TN : GEMM_NN, a->jobs, n);
 	}
@@ -362,7 +388,8 @@ static void experts_back(struct model *m, int l, struct layer_act *x)
 	m->be->gather(a->wslot, x->weights, x->order, slots, 1);
 	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
 	if (a->dispatch.n == 1)
-		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->eg, x->eu, a->ys, a->wslot, a->dwslot });
+		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->eg, x->eu, a->ys,
+		    a->wslot, a->dwslot });
 	else
 		model_dispatch_back(m, l, x->first);
 	profile_begin(m->profile, PROFILE_SORT);
@@ -388,7 +415,8 @@ static void shared_back(struct model *m, int l, struct layer_act *x)
 	if (S > 1)
 		m->be->scale(a->t1, 1.0 / S, (int64_t)a->R * D);
 	for (int s = 0; s < S; s++)
-		ffn_back(m, P_SH_GATE, l, s, a->t1, x->n2, x->sg + (int64_t)s * a->R * F, x->su + (int64_t)s * a->R * F, F);
+		ffn_back(m, P_SH_GATE, l, s, a->t1, x->n2, x->sg + (int64_t)s * a->R * F,
+		    x->su + (int64_t)s * a->R * F, F);
 }
 
 static void router_back(struct model *m, int l, struct layer_act *x)
@@ -398,12 +426,15 @@ static void router_back(struct model *m, int l, struct layer_act *x)
 	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, at;
 	const struct param *next = foreseen(m, l, &at);
 
-	m->be->route_back(a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E, m->topk + s * a->R * K, x->weights,
+	m->be->route_back(a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E,
+	    m->topk + s * a->R * K, x->weights,
 	    a->R, (int)E, (int)K, c->norm_topk_prob);
-	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2, model_w(m, P_GATE, l, -1), (int)E,
+	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2,
+	    model_w(m, P_GATE, l, -1), (int)E,
 	    c->hidden_size);
 	if (next)
-		model_linear_back(m, a->dn, 1, m->g + next->off, m->dahead + at, x->n2, m->w + next->off, (int)E, c->hidden_size);
+		model_linear_back(m, a->dn, 1, m->g + next->off, m->dahead + at, x->n2,
+		    m->w + next->off, (int)E, c->hidden_size);
 }
 
 void model_mlp_back(struct model *m, int l)
@@ -424,6 +455,7 @@ void model_mlp_back(struct model *m, int l)
 	} else
 		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->intermediate_size);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm_back(a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid, model_w(m, P_POST_NORM, l, -1), x->rstd2,
+	m->be->rmsnorm_back(a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid,
+	    model_w(m, P_POST_NORM, l, -1), x->rstd2,
 	    a->R, D, true);
 }

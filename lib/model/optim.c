@@ -12,7 +12,8 @@ static bool decays(const struct param *p)
 
 /* --- buckets --- */
 
-/* The gradients of the head and the last norm are complete before any layer's; the embedding may be the head too. */
+/* The gradients of the head and the last norm are complete before any layer's; the embedding may
+ * be the head too. */
 static int complete_after(const struct params *ps, const struct param *p)
 {
 	return p->kind == P_HEAD || p->kind == P_NORM ? ps->layers : p->layer;
@@ -30,7 +31,8 @@ static bool is_frozen(const bool *frozen, int i)
 
 static bool fits(const struct optim_bucket *b, const struct params *ps, const struct param *p)
 {
-	return b->layer == complete_after(ps, p) && b->set == set_of(p) && b->off + b->n == p->off &&
+	return b->layer == complete_after(ps, p) && b->set == set_of(p) &&
+	    b->off + b->n == p->off &&
 	    b->n + param_span(p) < INT32_MAX;
 }
 
@@ -38,7 +40,8 @@ static int by_layer(const void *a, const void *b)
 {
 	const struct optim_bucket *x = a, *y = b;
 
-	return x->layer != y->layer ? (x->layer < y->layer) - (x->layer > y->layer) : (x->off > y->off) - (x->off < y->off);
+	return x->layer != y->layer ? (x->layer < y->layer) - (x->layer > y->layer)
+	    : (x->off > y->off) - (x->off < y->off);
 }
 
 static int find_bucket(const struct optim_bucket *b, int n, int64_t off)
@@ -49,7 +52,8 @@ static int find_bucket(const struct optim_bucket *b, int n, int64_t off)
 	return -1;
 }
 
-/* Fills bucket (at most n of ps) from the parameters of one array, which are like those of any other. */
+/* Fills bucket (at most n of ps) from the parameters of one array, which are like those of any
+ * other. */
 static int cut_buckets(struct optim_bucket *bucket, const struct params *ps, const bool *frozen)
 {
 	int n = 0;
@@ -60,7 +64,8 @@ static int cut_buckets(struct optim_bucket *bucket, const struct params *ps, con
 		if (is_frozen(frozen, i) || !params_here(ps, p))
 			continue;
 		if (n == 0 || !fits(&bucket[n - 1], ps, p))
-			bucket[n++] = (struct optim_bucket){ .off = p->off, .layer = complete_after(ps, p), .set = set_of(p) };
+			bucket[n++] = (struct optim_bucket){ .off = p->off,
+			    .layer = complete_after(ps, p), .set = set_of(p) };
 		bucket[n - 1].n += param_span(p);
 	}
 	qsort(bucket, (size_t)n, sizeof *bucket, by_layer);
@@ -98,20 +103,23 @@ static int64_t place_moments(struct optim_bucket *b, int n)
 	return at;
 }
 
-/* A run ends where the next one begins: the padding between parameters is zero in every array and stays so. */
+/* A run ends where the next one begins: the padding between parameters is zero in every array
+ * and stays so. */
 static void build_runs(struct optim *o, const struct params *ps)
 {
 	for (int i = 0; i < ps->n; i++) {
 		const struct param *p = &ps->p[i];
 		const struct optim_bucket *b = o->of[i] < 0 ? NULL : &o->bucket[o->of[i]];
 		struct optim_run *r = o->nruns > 0 ? &o->run[o->nruns - 1] : NULL;
-		int64_t own, off, at, n = b == NULL || !params_here(ps, p) ? 0 : common(b, comm_rank(), p->off, param_span(p), &off);
+		int64_t own, off, at, n = b == NULL || !params_here(ps, p) ? 0
+		    : common(b, comm_rank(), p->off, param_span(p), &off);
 
 		if (n == 0)
 			continue;
 		part(b, comm_rank(), &own);
 		at = b->at + off - own;
-		if (r == NULL || r->decay != decays(p) || r->off + r->n != off || r->at + r->n != at) {
+		if (r == NULL || r->decay != decays(p) || r->off + r->n != off ||
+		    r->at + r->n != at) {
 			r = &o->run[o->nruns++];
 			*r = (struct optim_run){ off, at, 0, decays(p) };
 		}
@@ -135,7 +143,8 @@ static int64_t scratch_size(const struct optim_bucket *b, int n)
 	int64_t most = 0;
 
 	for (int i = 0; i < n; i++)
-		most = comm_scratch(b[i].n, b[i].set) > most ? comm_scratch(b[i].n, b[i].set) : most;
+		most = comm_scratch(b[i].n, b[i].set) > most ? comm_scratch(b[i].n, b[i].set)
+		    : most;
 	return most;
 }
 
@@ -146,7 +155,8 @@ void optim_plan(struct mem_plan *p, const struct params *ps, const bool *frozen)
 
 	mem_plan_add(p, "optimizer", 2 * place_moments(b, n) * (int64_t)sizeof(real));
 	if (comm_size() > 1)
-		mem_plan_add(p, "exchange with other ranks", (scratch_size(b, n) + largest(ps)) * (int64_t)sizeof(real));
+		mem_plan_add(p, "exchange with other ranks", (scratch_size(b, n) + largest(ps)) *
+		    (int64_t)sizeof(real));
 	mem_free(b);
 }
 
@@ -157,10 +167,12 @@ static int open_exchange(struct optim *o, const struct params *ps, struct err *e
 	if (comm_size() == 1)
 		return 0;
 	if (o->be != &backend_cpu)
-		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend cpu");
+		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend "
+		    "cpu");
 	for (int i = 0; i < ps->n; i++)
 		if (o->of[i] >= 0 && param_span(&ps->p[i]) > INT32_MAX)
-			return err_set(e, EX_USAGE, "%s: is too large to be exchanged between ranks", ps->p[i].name);
+			return err_set(e, EX_USAGE,
+			    "%s: is too large to be exchanged between ranks", ps->p[i].name);
 	o->scratch = mem_alloc((size_t)size * sizeof *o->scratch);
 	if (comm_rank() == 0)
 		o->whole = mem_alloc((size_t)largest(ps) * sizeof *o->whole);
@@ -178,14 +190,16 @@ static bool uneven(const struct params *ps, const bool *frozen)
 	return false;
 }
 
-int optim_open(struct optim *o, const struct params *ps, const bool *frozen, const struct backend *be,
+int optim_open(struct optim *o, const struct params *ps, const bool *frozen,
+    const struct backend *be,
     double weight_decay, struct err *e)
 {
 	int64_t own;
 
 	*o = (struct optim){ .be = be, .weight_decay = weight_decay };
 	if (comm_count(COMM_GROUP) > 1 && uneven(ps, frozen))
-		return err_set(e, EX_USAGE, "some experts are frozen and others are not: divided over ranks, all or none can be");
+		return err_set(e, EX_USAGE, "some experts are frozen and others are not: divided "
+		    "over ranks, all or none can be");
 	o->bucket = calloc((size_t)ps->n, sizeof *o->bucket);
 	o->of = calloc((size_t)ps->n, sizeof *o->of);
 	o->run = calloc((size_t)ps->n, sizeof *o->run);
@@ -196,7 +210,8 @@ int optim_open(struct optim *o, const struct params *ps, const bool *frozen, con
 	o->nbuckets = cut_buckets(o->bucket, ps, frozen);
 	own = place_moments(o->bucket, o->nbuckets);
 	for (int i = 0; i < ps->n; i++)
-		o->of[i] = is_frozen(frozen, i) ? -1 : find_bucket(o->bucket, o->nbuckets, ps->p[i].off);
+		o->of[i] = is_frozen(frozen, i) ? -1 : find_bucket(o->bucket, o->nbuckets,
+		    ps->p[i].off);
 	build_runs(o, ps);
 	if (o->nbuckets == 0) {
 		optim_close(o);
@@ -236,7 +251,8 @@ void optim_close(struct optim *o)
 void optim_reduce(struct optim *o, real *g, int layer)
 {
 	for (; o->begun < o->nbuckets && o->bucket[o->begun].layer >= layer; o->begun++)
-		comm_reduce_begin(g + o->bucket[o->begun].off, o->bucket[o->begun].n, o->bucket[o->begun].set);
+		comm_reduce_begin(g + o->bucket[o->begun].off, o->bucket[o->begun].n,
+		    o->bucket[o->begun].set);
 }
 
 void optim_reduce_end(struct optim *o, real *g)
@@ -287,7 +303,8 @@ static int64_t place_of(const struct optim *o, const struct params *ps, int i)
 	return b->at + ps->p[i].off - b->off;
 }
 
-const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps, int i)
+const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps,
+    int i)
 {
 	const struct param *p = &ps->p[i];
 	const struct optim_bucket *b = &o->bucket[o->of[i]];
@@ -316,16 +333,19 @@ const real *optim_values(const struct optim *o, const real *w, const struct para
 	return o->whole;
 }
 
-void optim_take(const struct optim *o, real *moments, const struct params *ps, int i, const real *whole)
+void optim_take(const struct optim *o, real *moments, const struct params *ps, int i,
+    const real *whole)
 {
 	const struct param *p = &ps->p[i];
 	const struct optim_bucket *b = &o->bucket[o->of[i]];
-	int64_t begin, own, n = params_here(ps, p) ? common(b, comm_rank(), p->off, param_size(p), &begin) : 0;
+	int64_t begin, own, n = params_here(ps, p) ? common(b, comm_rank(), p->off, param_size(p),
+	    &begin) : 0;
 
 	if (n == 0)
 		return;
 	part(b, comm_rank(), &own);
-	o->be->put(moments + b->at + (begin - own), whole + (begin - p->off), (size_t)n * sizeof *whole);
+	o->be->put(moments + b->at + (begin - own), whole + (begin - p->off),
+	    (size_t)n * sizeof *whole);
 }
 
 real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i)
@@ -356,7 +376,8 @@ void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
 	for (int i = 0; i < o->nruns; i++) {
 		int64_t off = o->run[i].off, at = o->run[i].at;
 		struct adamw_args a = {
-			.w = w + off, .g = g + off, .m = o->m + at, .v = o->v + at, .n = o->run[i].n,
+			.w = w + off, .g = g + off, .m = o->m + at, .v = o->v + at,
+			    .n = o->run[i].n,
 			.lr = lr, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
 			.weight_decay = o->run[i].decay ? o->weight_decay : 0,
 			.grad_scale = grad_scale, .step = o->updates,

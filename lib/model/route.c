@@ -1,6 +1,6 @@
 /*
- * route: loss terms and statistics of the router. A view is what one set of terms is computed on: a layer in format 2,
- * the mean over layers in format 1.
+ * route: loss terms and statistics of the router. A view is what one set of terms is computed
+ * on: a layer in format 2, the mean over layers in format 1.
  */
 #include "model/route.h"
 
@@ -60,7 +60,8 @@ static struct route_scratch *scratch_get(struct route_scratch **sp, const struct
 	size_t block = (size_t)(c->lookahead_steps + 1) * (size_t)c->num_experts;
 	struct route_scratch *s = *sp;
 
-	if (s && s->R >= R && s->E == c->num_experts && s->K == c->num_experts_per_tok && s->workers >= pool_threads())
+	if (s && s->R >= R && s->E == c->num_experts && s->K == c->num_experts_per_tok &&
+	    s->workers >= pool_threads())
 		return s;
 	route_scratch_free(s);
 	s = *sp = need(1, sizeof(*s));
@@ -148,7 +149,8 @@ static void pair_terms(struct view *v, const struct route_lambda *lam, int64_t r
 	v->t.locality += -log((double)mass / K) / n;
 	if (!v->dp)
 		return;
-	real gt = (real)(2 * lam->temporal * v->share / n), gl = (real)(-lam->locality * v->share / n) / mass;
+	real gt = (real)(2 * lam->temporal * v->share / n),
+	    gl = (real)(-lam->locality * v->share / n) / mass;
 	real *da = v->dp + r * E, *db = da + E;
 
 	for (int e = 0; e < E; e++) {
@@ -167,7 +169,8 @@ static void anchor_term(struct view *v, const struct route_lambda *lam, int64_t 
 	real g = (real)(lam->anchor * v->share / n);
 
 	for (int e = 0; e < E; e++) {
-		real ratio = (p[e] < MASS_MIN ? MASS_MIN : p[e]) / (ref[e] < MASS_MIN ? MASS_MIN : ref[e]);
+		real ratio = (p[e] < MASS_MIN ? MASS_MIN : p[e]) / (ref[e] < MASS_MIN ? MASS_MIN
+		    : ref[e]);
 		real lr = (real)log((double)ratio);
 
 		v->t.anchor += (double)(p[e] * lr) / n;
@@ -176,9 +179,11 @@ static void anchor_term(struct view *v, const struct route_lambda *lam, int64_t 
 	}
 }
 
-/* What the layer before says learns the router's choice, and the router the choice of what was said: both give way, or routers
- * stay as hard to foresee as they are. z, dz: row r of in->ahead for this layer, and its gradient; dz NULL: no gradients. */
-static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r, const real *z, real *dz)
+/* What the layer before says learns the router's choice, and the router the choice of what was
+ * said: both give way, or routers stay as hard to foresee as they are. z, dz: row r of in->ahead
+ * for this layer, and its gradient; dz NULL: no gradients. */
+static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r, const real *z,
+    real *dz)
 {
 	int E = v->in->cfg->num_experts, K = v->in->cfg->num_experts_per_tok;
 	const real *p = v->p + r * E;
@@ -203,8 +208,10 @@ static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r
 		dz[e] += g * (q[e] - (set[e] ? (real)1 / K : 0));
 }
 
-/* Cross-entropy and top-k mass of offset k at row r. Format 1 learns the router's probabilities, format 2 its choices. */
-static void offset_terms(struct view *v, const struct route_lambda *lam, int64_t r, int k, const real *q, real *dq)
+/* Cross-entropy and top-k mass of offset k at row r. Format 1 learns the router's probabilities,
+ * format 2 its choices. */
+static void offset_terms(struct view *v, const struct route_lambda *lam, int64_t r, int k,
+    const real *q, real *dq)
 {
 	const struct config *c = v->in->cfg;
 	int E = c->num_experts, K = c->num_experts_per_tok;
@@ -235,7 +242,8 @@ static void offset_terms(struct view *v, const struct route_lambda *lam, int64_t
 }
 
 /* Mass of the best offset on everything needed in the next steps tokens. */
-static void union_term(struct view *v, const struct route_lambda *lam, int64_t r, const real *q, real *dq, uint8_t *set)
+static void union_term(struct view *v, const struct route_lambda *lam, int64_t r, const real *q,
+    real *dq, uint8_t *set)
 {
 	const struct config *c = v->in->cfg;
 	int E = c->num_experts, K = c->num_experts_per_tok, size = 0;
@@ -279,13 +287,15 @@ static void look_softmax(const struct route_in *in, int layer, int64_t r, int k,
 	row_softmax(in->look + r * rows + ((int64_t)k * blocks(in) + layer) * E, E, q);
 }
 
-static void look_terms(struct view *v, const struct route_lambda *lam, int64_t r, real *dlook, struct route_scratch *s,
+static void look_terms(struct view *v, const struct route_lambda *lam, int64_t r, real *dlook,
+    struct route_scratch *s,
     int worker)
 {
 	const struct route_in *in = v->in;
 	const struct config *c = in->cfg;
 	int E = c->num_experts, steps = c->lookahead_steps, rows = config_lookahead_rows(c);
-	real *q = s->q + (int64_t)worker * (steps + 1) * E, *dq = s->dq + (int64_t)worker * (steps + 1) * E;
+	real *q = s->q + (int64_t)worker * (steps + 1) * E, *dq = s->dq + (int64_t)worker *
+	    (steps + 1) * E;
 
 	memset(dq, 0, (size_t)((steps + 1) * E) * sizeof(real));
 	for (int k = c->format == 2 ? 0 : 1; k <= steps; k++) {
@@ -348,13 +358,15 @@ static void count_load(const struct route_in *in, struct route_load *load, doubl
 
 	load->tokens += tokens;
 	if (comm_rank() > 0)
-		memset(load->count, 0, (size_t)in->cfg->num_sparse * (size_t)E * sizeof *load->count);
+		memset(load->count, 0, (size_t)in->cfg->num_sparse * (size_t)E *
+		    sizeof *load->count);
 	for (int64_t r = 0; r < R; r++) {
 		if (in->doc_start[r] < 0)
 			continue;
 		for (int i = 0; i < in->cfg->num_sparse; i++)
 			for (int k = 0; k < K; k++)
-				load->count[(int64_t)i * E + in->topk[((int64_t)i * R + r) * K + k]]++;
+				load->count[(int64_t)i * E + in->topk[((int64_t)i * R + r) * K +
+				    k]]++;
 	}
 	comm_sum(load->count, in->cfg->num_sparse * E);
 }
@@ -387,7 +399,8 @@ static void layer_anchor(struct view *v, struct route_ctx *x, int i)
 	a.t.anchor = 0;
 	for (int64_t r = 0; r < R; r++)
 		if (in->doc_start[r] >= 0)
-			anchor_term(&a, x->lam, r, in->ref_probs + ((int64_t)i * R + r) * in->cfg->num_experts);
+			anchor_term(&a, x->lam, r, in->ref_probs + ((int64_t)i * R + r) *
+			    in->cfg->num_experts);
 	v->t.anchor += a.t.anchor / in->cfg->num_sparse;
 }
 
@@ -405,7 +418,8 @@ static void layer_ahead(struct view *v, struct route_ctx *x, int i)
 		int64_t at = ((i - 1) * R + r) * E;
 
 		if (in->doc_start[r] >= 0)
-			ahead_term(&a, x->lam, r, in->ahead + at, a.dp && x->dahead ? x->dahead + at : NULL);
+			ahead_term(&a, x->lam, r, in->ahead + at, a.dp && x->dahead ? x->dahead + at
+			    : NULL);
 	}
 	v->t.ahead += a.t.ahead / pairs;
 }
@@ -442,7 +456,8 @@ static void mean_terms(struct route_ctx *x)
 			x->s->mean[j] += in->probs[(int64_t)i * n + j] / Ls;
 	for (int64_t r = 0; r < R; r++)
 		topk_best(x->s->mean + r * E, E, K, x->s->ids + r * K);
-	v.p = x->s->mean, v.ids = x->s->ids, v.dp = x->dprobs ? x->s->dmean : NULL, v.share = x->share, v.layer = 0;
+	v.p = x->s->mean, v.ids = x->s->ids, v.dp = x->dprobs ? x->s->dmean : NULL,
+	    v.share = x->share, v.layer = 0;
 	view_terms(&v, x, 0);
 	x->view[0].t = v.t;
 	for (int i = 0; x->dprobs && i < Ls; i++)
@@ -470,7 +485,8 @@ static void sum_terms(const struct route_ctx *x, struct route_terms *t)
 	}
 }
 
-double route_loss(const struct route_in *in, const struct route_lambda *lam, struct route_load *load,
+double route_loss(const struct route_in *in, const struct route_lambda *lam,
+    struct route_load *load,
     struct route_terms *t, real *dprobs, real *dlook, real *dahead, struct route_scratch **scratch)
 {
 	const struct config *c = in->cfg;
@@ -478,7 +494,8 @@ double route_loss(const struct route_in *in, const struct route_lambda *lam, str
 	int64_t R = (int64_t)in->B * in->T;
 	struct view view[Ls > 0 ? Ls : 1], first = { .in = in };
 	double balance[Ls > 0 ? Ls : 1];
-	struct route_ctx x = { in, lam, load, dprobs, dlook, dahead, scratch_get(scratch, in), view, balance, 1 };
+	struct route_ctx x = { in, lam, load, dprobs, dlook, dahead, scratch_get(scratch, in), view,
+	    balance, 1 };
 
 	memset(t, 0, sizeof(*t));
 	count_pairs(&first);
@@ -498,8 +515,10 @@ double route_loss(const struct route_in *in, const struct route_lambda *lam, str
 	if (c->format == 1)
 		mean_terms(&x);
 	sum_terms(&x, t);
-	return x.share * (lam->balance * t->balance + lam->temporal * t->temporal + lam->locality * t->locality +
-	    lam->lookahead * t->lookahead + lam->topk * t->topk + lam->union_ * t->union_ + lam->anchor * t->anchor +
+	return x.share * (lam->balance * t->balance + lam->temporal * t->temporal + lam->locality *
+	    t->locality +
+	    lam->lookahead * t->lookahead + lam->topk * t->topk + lam->union_ * t->union_ +
+	    lam->anchor * t->anchor +
 	    lam->ahead * t->ahead);
 }
 
@@ -515,7 +534,8 @@ static int hits(const int32_t *a, const int32_t *b, int K)
 }
 
 /* Experts of offset k at row r: predicted by the head, and by repeating the current token's. */
-static void stat_offset(struct route_stats *s, const struct route_in *in, const int32_t *ids, int64_t r, int k,
+static void stat_offset(struct route_stats *s, const struct route_in *in, const int32_t *ids,
+    int64_t r, int k,
     const real *q)
 {
 	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok, n;
@@ -529,9 +549,11 @@ static void stat_offset(struct route_stats *s, const struct route_in *in, const 
 	s->repeat_hit[k] += n, s->repeat_set[k] += n == K;
 }
 
-static void stat_union(struct route_stats *s, const struct route_in *in, const int32_t *ids, int64_t r, const real *q)
+static void stat_union(struct route_stats *s, const struct route_in *in, const int32_t *ids,
+    int64_t r, const real *q)
 {
-	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok, steps = in->cfg->lookahead_steps;
+	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok,
+	    steps = in->cfg->lookahead_steps;
 	int budget = K * steps < E ? K * steps : E, size = 0, found = 0;
 	real best[E];
 	int32_t top[budget];
@@ -556,7 +578,8 @@ static void stat_union(struct route_stats *s, const struct route_in *in, const i
 }
 
 /* Rows [r0, r1) of one view. */
-static void stat_view(struct route_stats *s, const struct route_in *in, int layer, const int32_t *ids, int64_t r0, int64_t r1)
+static void stat_view(struct route_stats *s, const struct route_in *in, int layer,
+    const int32_t *ids, int64_t r0, int64_t r1)
 {
 	const struct config *c = in->cfg;
 	int E = c->num_experts, K = c->num_experts_per_tok, steps = c->lookahead_steps;
@@ -579,7 +602,8 @@ static void stat_view(struct route_stats *s, const struct route_in *in, int laye
 }
 
 /* The experts of layer i, from 1, as named at layer i-1. */
-static void stat_ahead(struct route_stats *s, const struct route_in *in, int i, int64_t r0, int64_t r1)
+static void stat_ahead(struct route_stats *s, const struct route_in *in, int i, int64_t r0,
+    int64_t r1)
 {
 	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
 	int64_t R = (int64_t)in->B * in->T;
@@ -620,7 +644,8 @@ static void stat_slice(void *ctx, int64_t s0, int64_t s1, int worker)
 		for (int i = 1; in->ahead && i < Ls; i++)
 			stat_ahead(&x->part[s], in, i, r0, r1);
 		for (int i = 0; i < (x->ids ? 1 : Ls); i++)
-			stat_view(&x->part[s], in, i, x->ids ? x->ids : in->topk + i * R * K, r0, r1);
+			stat_view(&x->part[s], in, i, x->ids ? x->ids : in->topk + i * R * K, r0,
+			    r1);
 	}
 }
 

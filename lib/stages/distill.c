@@ -77,7 +77,8 @@ static void bring(struct pass *p, const struct rows *r, double temperature, cons
 	struct distill *d = p->d;
 
 	if (partial(d))
-		d->teacher.complete(d->teacher.self, p->in->mb, r->first, r->n, r->V, temperature, d->student, d->full);
+		d->teacher.complete(d->teacher.self, p->in->mb, r->first, r->n, r->V, temperature,
+		    d->student, d->full);
 	d->be->put(d->logits, partial(d) ? d->full : known, (size_t)(r->n * r->V) * sizeof(real));
 }
 
@@ -85,8 +86,10 @@ static void bring(struct pass *p, const struct rows *r, double temperature, cons
 static void compare(struct pass *p, const struct rows *r, const real *known)
 {
 	struct distill *d = p->d;
-	struct diverge_args a = { .kind = d->o.kind, .temperature = d->o.temperature, .n = r->n, .V = r->V,
-	    .student = r->student, .teacher = d->logits, .target = p->in->mb->b.target + r->first, .value = d->value,
+	struct diverge_args a = { .kind = d->o.kind, .temperature = d->o.temperature, .n = r->n,
+	    .V = r->V,
+	    .student = r->student, .teacher = d->logits, .target = p->in->mb->b.target + r->first,
+	    .value = d->value,
 	    .dstudent = r->dstudent, .coef = p->coef };
 
 	if (partial(d))
@@ -114,10 +117,12 @@ static void chunk(void *ctx, const real *logits, real *dlogits, int64_t row0, in
 	struct rows r;
 
 	for (int64_t i = 0; i < n && !p->failed; i += r.n) {
-		r = (struct rows){ .first = row0 + i, .n = n - i < d->cap ? n - i : d->cap, .V = V, .student = logits + i * V,
+		r = (struct rows){ .first = row0 + i, .n = n - i < d->cap ? n - i : d->cap, .V = V,
+		    .student = logits + i * V,
 		    .dstudent = p->in->coef != NULL ? dlogits + i * V : NULL };
 		if (!partial(d))
-			r.n = d->teacher.rows(d->teacher.self, p->in->mb, r.first, r.n, &known, &d->e);
+			r.n = d->teacher.rows(d->teacher.self, p->in->mb, r.first, r.n, &known,
+			    &d->e);
 		p->failed = r.n < 0;
 		if (!p->failed)
 			compare(p, &r, known);
@@ -137,7 +142,8 @@ static void measure(const struct stage_in *in, const struct pass *p, double ce, 
 double distill_loss(struct distill *d, const struct stage_in *in)
 {
 	const struct batch *b = &in->mb->b;
-	const double mean = in->targets > 0 ? 1 / (double)in->targets : 0, square = d->o.temperature * d->o.temperature;
+	const double mean = in->targets > 0 ? 1 / (double)in->targets : 0,
+	    square = d->o.temperature * d->o.temperature;
 	struct pass p = { .d = d, .in = in, .coef = d->o.alpha * square * mean };
 	const struct head_hook hook = { .fn = chunk, .ctx = &p };
 	double ce = 0;

@@ -19,32 +19,48 @@ struct grpo_run grpo_run;
 const struct opt grpo_opts[] = {
 	{ .kind = OPT_TABLE, .value = (void *)train_opts },
 	{ .kind = OPT_TABLE, .value = (void *)chat_opts },
-	{ 0, "chat", OPT_FLAG, &F.chat, 0, 0, NULL, "a prompt that is a text is what a user says; else it is continued" },
+	{ 0, "chat", OPT_FLAG, &F.chat, 0, 0, NULL,
+	    "a prompt that is a text is what a user says; else it is continued" },
 	{ .kind = OPT_GROUP, .help = "Rollouts" },
 	{ 'G', "group", OPT_INT, &F.group, 2, 4096, "N", "completions of each prompt" },
 	{ 0, "new", OPT_INT, &F.max_new, 1, 1 << 20, "N", "at most N tokens of a completion" },
-	{ 0, "parallel", OPT_INT, &F.parallel, 0, 65536, "N", "completions sampled at a time; 0: all of a step" },
-	{ 0, "temperature", OPT_FLOAT, &F.sample.temperature, 0.01, 100, "X", "of sampling, and of the log-probs compared" },
-	{ 0, "top-k", OPT_INT, &F.sample.top_k, 0, 1 << 30, "N", "among the N most likely tokens; 0: all" },
-	{ 0, "top-p", OPT_FLOAT, &F.sample.top_p, 0, 1, "X", "among the fewest that have probability X together" },
-	{ 0, "min-p", OPT_FLOAT, &F.sample.min_p, 0, 1, "X", "among those at least X times as likely as the best" },
+	{ 0, "parallel", OPT_INT, &F.parallel, 0, 65536, "N",
+	    "completions sampled at a time; 0: all of a step" },
+	{ 0, "temperature", OPT_FLOAT, &F.sample.temperature, 0.01, 100, "X",
+	    "of sampling, and of the log-probs compared" },
+	{ 0, "top-k", OPT_INT, &F.sample.top_k, 0, 1 << 30, "N",
+	    "among the N most likely tokens; 0: all" },
+	{ 0, "top-p", OPT_FLOAT, &F.sample.top_p, 0, 1, "X",
+	    "among the fewest that have probability X together" },
+	{ 0, "min-p", OPT_FLOAT, &F.sample.min_p, 0, 1, "X",
+	    "among those at least X times as likely as the best" },
 	{ 0, "repeat-penalty", OPT_FLOAT, &F.sample.repetition_penalty, 1e-3, 1e3, "X",
 	    "make tokens that occurred less likely; 1: do not" },
 	{ 0, "stop", OPT_LIST, &F.stop, 0, 0, "TEXT", "end a completion at TEXT" },
-	{ 0, "replay-routing", OPT_FLAG, &F.replay, 0, 0, NULL, "train on the experts that were used in sampling" },
-	{ 0, "log-samples", OPT_INT, &F.log_samples, 0, 1 << 20, "N", "sample records of a logged step" },
+	{ 0, "replay-routing", OPT_FLAG, &F.replay, 0, 0, NULL,
+	    "train on the experts that were used in sampling" },
+	{ 0, "log-samples", OPT_INT, &F.log_samples, 0, 1 << 20, "N",
+	    "sample records of a logged step" },
 	{ .kind = OPT_GROUP, .help = "Rewards" },
-	{ 0, "reward", OPT_LIST, &F.reward, 0, 0, "CMD", "command, or toy, number, lm:DIR; may be repeated" },
-	{ 0, "reward-weight", OPT_LIST, &F.reward_weight, 0, 0, "X", "of each --reward, in their order; none: all are 1" },
-	{ 0, "reward-timeout", OPT_FLOAT, &F.timeout, 0, 1e6, "SECONDS", "of silence of a command that are an error; 0: none" },
-	{ 0, "scale-rewards", OPT_CHOICE, &F.scale, 0, 0, "group|batch|none", "divide advantages by the standard deviation of" },
+	{ 0, "reward", OPT_LIST, &F.reward, 0, 0, "CMD",
+	    "command, or toy, number, lm:DIR; may be repeated" },
+	{ 0, "reward-weight", OPT_LIST, &F.reward_weight, 0, 0, "X",
+	    "of each --reward, in their order; none: all are 1" },
+	{ 0, "reward-timeout", OPT_FLOAT, &F.timeout, 0, 1e6, "SECONDS",
+	    "of silence of a command that are an error; 0: none" },
+	{ 0, "scale-rewards", OPT_CHOICE, &F.scale, 0, 0, "group|batch|none",
+	    "divide advantages by the standard deviation of" },
 	{ .kind = OPT_GROUP, .help = "Loss" },
-	{ 0, "beta", OPT_FLOAT, &F.loss.beta, 0, 1e3, "X", "weight of the KL to the starting model; 0: it is not needed" },
+	{ 0, "beta", OPT_FLOAT, &F.loss.beta, 0, 1e3, "X",
+	    "weight of the KL to the starting model; 0: it is not needed" },
 	{ 0, "epsilon", OPT_FLOAT, &F.loss.epsilon, 0, 1, "X", "how far a ratio may fall" },
-	{ 0, "epsilon-high", OPT_FLOAT, &F.loss.epsilon_high, -1, 1e3, "X", "how far it may rise; below 0: --epsilon" },
+	{ 0, "epsilon-high", OPT_FLOAT, &F.loss.epsilon_high, -1, 1e3, "X",
+	    "how far it may rise; below 0: --epsilon" },
 	{ 0, "iterations", OPT_INT, &F.iterations, 1, 1024, "N", "steps on each rollout" },
-	{ 0, "length-norm", OPT_CHOICE, &F.loss.norm, 0, 0, "grpo|dr|dapo", "by each length, by --new, by all tokens" },
-	{ 0, "mask-overlong", OPT_FLAG, &F.mask_overlong, 0, 0, NULL, "learn nothing from completions that did not end" },
+	{ 0, "length-norm", OPT_CHOICE, &F.loss.norm, 0, 0, "grpo|dr|dapo",
+	    "by each length, by --new, by all tokens" },
+	{ 0, "mask-overlong", OPT_FLAG, &F.mask_overlong, 0, 0, NULL,
+	    "learn nothing from completions that did not end" },
 	{ .kind = OPT_END }
 };
 #undef F
@@ -59,9 +75,11 @@ void grpo_defaults(void)
 
 /* --- loss --- */
 
-enum { M_REWARD, M_SPREAD, M_FLAT, M_KL, M_CLIP, M_LENGTH, M_FINISHED, M_DISAGREE, M_MOVED, M_PART };
+enum { M_REWARD, M_SPREAD, M_FLAT, M_KL, M_CLIP, M_LENGTH, M_FINISHED, M_DISAGREE, M_MOVED,
+    M_PART };
 static const char *metrics[METRIC_MAX + 1] = {
-	"reward", "reward_std", "flat_groups", "kl", "clip_fraction", "completion_tokens", "finished", "router_disagreement",
+	"reward", "reward_std", "flat_groups", "kl", "clip_fraction", "completion_tokens",
+	    "finished", "router_disagreement",
 	"router_moved",
 };
 static const char *const part_name[GRPO_REWARDS] = {
@@ -89,7 +107,8 @@ static void count_rewards(const struct stage_in *in, const struct grpo_slice *s)
 	}
 }
 
-/* Of all (layer, token): where training used other experts than sampling did; where the router would have. */
+/* Of all (layer, token): where training used other experts than sampling did; where the router
+ * would have. */
 static void count_routing(const struct stage_in *in, const struct grpo_slice *s)
 {
 	const struct model *m = in->m;
@@ -102,7 +121,8 @@ static void count_routing(const struct stage_in *in, const struct grpo_slice *s)
 			const int32_t *sampled = s->replay + (l * R + r) * K;
 
 			if (in->mb->b.doc_start[r] >= 0)
-				count(in, M_DISAGREE, !route_same_set(sampled, s->used + r * K, K), 1);
+				count(in, M_DISAGREE, !route_same_set(sampled, s->used + r * K, K),
+				    1);
 		}
 	}
 	count(in, M_MOVED, (double)m->moved, (double)m->replayed);
@@ -111,7 +131,8 @@ static void count_routing(const struct stage_in *in, const struct grpo_slice *s)
 static double loss(const struct stage_in *in)
 {
 	struct grpo_slice *s;
-	struct grpo_in g = { .o = &grpo_flags.loss, .b = &in->mb->b, .units = in->units, .targets = in->targets,
+	struct grpo_in g = { .o = &grpo_flags.loss, .b = &in->mb->b, .units = in->units,
+	    .targets = in->targets,
 	    .coef = in->coef, .logp = in->logp };
 	struct grpo_sums sums;
 	double value;
@@ -163,12 +184,17 @@ static json_t *list_json(const struct opt_list *l)
 static json_t *settings(void)
 {
 	const struct grpo_flags *f = &grpo_flags;
-	json_t *s = json_pack("{s:i, s:i, s:i, s:i, s:b, s:b, s:b}", "group", f->group, "new", f->max_new, "iterations",
-	    f->iterations, "scale-rewards", f->scale, "chat", f->chat, "replay-routing", f->replay, "mask-overlong",
+	json_t *s = json_pack("{s:i, s:i, s:i, s:i, s:b, s:b, s:b}", "group", f->group, "new",
+	    f->max_new, "iterations",
+	    f->iterations, "scale-rewards", f->scale, "chat", f->chat, "replay-routing", f->replay,
+	    "mask-overlong",
 	    f->mask_overlong);
-	json_t *more = json_pack("{s:f, s:f, s:f, s:i, s:f, s:i, s:f, s:f, s:f}", "beta", f->loss.beta, "epsilon",
-	    f->loss.epsilon, "epsilon-high", f->loss.epsilon_high, "length-norm", f->loss.norm, "temperature",
-	    f->sample.temperature, "top-k", f->sample.top_k, "top-p", f->sample.top_p, "min-p", f->sample.min_p,
+	json_t *more = json_pack("{s:f, s:f, s:f, s:i, s:f, s:i, s:f, s:f, s:f}", "beta",
+	    f->loss.beta, "epsilon",
+	    f->loss.epsilon, "epsilon-high", f->loss.epsilon_high, "length-norm", f->loss.norm,
+	    "temperature",
+	    f->sample.temperature, "top-k", f->sample.top_k, "top-p", f->sample.top_p, "min-p",
+	    f->sample.min_p,
 	    "repeat-penalty", f->sample.repetition_penalty);
 
 	json_object_update(s, more);
@@ -181,19 +207,22 @@ static json_t *settings(void)
 
 static struct rollout_opt rollout_options(const struct stage_env *v)
 {
-	struct rollout_opt o = { .sample = grpo_flags.sample, .group = grpo_flags.group, .max_new = grpo_flags.max_new,
+	struct rollout_opt o = { .sample = grpo_flags.sample, .group = grpo_flags.group,
+	    .max_new = grpo_flags.max_new,
 	    .max_tokens = v->o->seq, .parallel = v->sequences * v->o->accum };
 
 	if (grpo_flags.parallel > 0 && grpo_flags.parallel < o.parallel)
 		o.parallel = grpo_flags.parallel;
-	o.gen = (struct gentext_opt){ .tok = v->tok, .end = { v->cfg->eos_token_id, tok_eos(v->tok), tok_id(v->tok, "<|im_end|>") },
+	o.gen = (struct gentext_opt){ .tok = v->tok, .end = { v->cfg->eos_token_id, tok_eos(v->tok),
+	    tok_id(v->tok, "<|im_end|>") },
 	    .nstop = grpo_flags.stop.n, .stop = grpo_flags.stop.v };
 	return o;
 }
 
 static struct reward_opt reward_options(const struct stage_env *v)
 {
-	return (struct reward_opt){ .timeout = grpo_flags.timeout, .tok = v->tok, .be = v->be, .max_tokens = v->o->seq };
+	return (struct reward_opt){ .timeout = grpo_flags.timeout, .tok = v->tok, .be = v->be,
+	    .max_tokens = v->o->seq };
 }
 
 int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
@@ -220,7 +249,8 @@ static int open_run(const struct stage_env *v, struct err *e)
 	const struct reward_opt wo = reward_options(v);
 
 	for (; grpo_run.n < grpo_flags.reward.n; grpo_run.n++)
-		if ((grpo_run.reward[grpo_run.n] = reward_open(grpo_flags.reward.v[grpo_run.n], &wo, e)) == NULL)
+		if ((grpo_run.reward[grpo_run.n] = reward_open(grpo_flags.reward.v[grpo_run.n], &wo,
+		    e)) == NULL)
 			return -1;
 	grpo_run.rollout = rollout_open(v->m, &ro, v->be, e);
 	return grpo_run.rollout != NULL ? 0 : -1;
@@ -236,8 +266,10 @@ static void close_run(void)
 
 const struct stage *grpo_stage(void)
 {
-	static struct stage stage = { .name = "grpo", .source = &grpo_source, .loss = loss, .metrics = metrics, .units = units,
-	    .settings = settings, .no_noise = true, .generates = true, .plan = grpo_plan, .open = open_run, .close = close_run };
+	static struct stage stage = { .name = "grpo", .source = &grpo_source, .loss = loss,
+	    .metrics = metrics, .units = units,
+	    .settings = settings, .no_noise = true, .generates = true, .plan = grpo_plan,
+	    .open = open_run, .close = close_run };
 	struct grpo_flags *f = &grpo_flags;
 	const char *why;
 
@@ -249,7 +281,8 @@ const struct stage *grpo_stage(void)
 		opt_usage("%d --reward-weight for %d --reward", f->reward_weight.n, f->reward.n);
 	for (int i = 0; i < f->reward.n; i++) {
 		grpo_run.weight[i] = 1;
-		if (i < f->reward_weight.n && opt_float(f->reward_weight.v[i], &grpo_run.weight[i], &why) < 0)
+		if (i < f->reward_weight.n && opt_float(f->reward_weight.v[i], &grpo_run.weight[i],
+		    &why) < 0)
 			opt_usage("--reward-weight '%s': %s", f->reward_weight.v[i], why);
 		if (f->reward.n > 1)
 			metrics[M_PART + i] = part_name[i];

@@ -1,6 +1,6 @@
 /*
- * grpo_int: what grpo.c (options, loss, what a run holds) and grpo_source.c (prompts to judged completions) share. Not
- * installed.
+ * grpo_int: what grpo.c (options, loss, what a run holds) and grpo_source.c (prompts to judged
+ * completions) share. Not installed.
  */
 #ifndef CHR_GRPO_INT_H
 #define CHR_GRPO_INT_H
@@ -40,7 +40,8 @@ struct grpo_slice {
 	const double *part;		/* (n, rewards) */
 	const double *spread;		/* (n / group) standard deviations */
 	const real *adv;		/* (n) */
-	real *old, *ref;		/* (n, T) log-probs of the targets: of the policy that sampled, of the reference */
+	real *old, *ref;		/* (n, T) log-probs of the targets: of the policy that
+					   sampled, of the reference */
 	bool fresh;			/* old is not known yet */
 	bool eval;
 	int32_t *replay;		/* (Ls, n*T, K) */
@@ -49,6 +50,7 @@ struct grpo_slice {
 
 extern const struct source grpo_source;
 /* Memory of the rollouts of one source: `micros` micro-batches of `sequences`. */
-int64_t grpo_source_bytes(const struct config *c, const struct train_opt *o, int micros, int sequences);
+int64_t grpo_source_bytes(const struct config *c, const struct train_opt *o, int micros,
+    int sequences);
 
 #endif

@@ -1,6 +1,7 @@
 /*
- * Prompts to judged completions. Items of the corpus are a prompt's ids and its record; a rollout samples and judges what
- * the micro-batches of one step need, and they are given out once per iteration.
+ * Prompts to judged completions. Items of the corpus are a prompt's ids and its record; a
+ * rollout samples and judges what the micro-batches of one step need, and they are given out
+ * once per iteration.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -57,7 +58,8 @@ static void append_record(struct ids *out, const json_t *rec)
 	free(text);
 }
 
-static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out,
+    struct record_count *n,
     struct err *why)
 {
 	const struct grpo_data *d = self;
@@ -81,7 +83,8 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 
 static int64_t completion_bytes(const struct config *c, int T)
 {
-	return T * (int64_t)(sizeof(uint32_t) + (size_t)c->num_sparse * (size_t)c->num_experts_per_tok * sizeof(int32_t));
+	return T * (int64_t)(sizeof(uint32_t) + (size_t)c->num_sparse *
+	    (size_t)c->num_experts_per_tok * sizeof(int32_t));
 }
 
 static int64_t slice_bytes(const struct config *c, int T, int n)
@@ -92,16 +95,19 @@ static int64_t slice_bytes(const struct config *c, int T, int n)
 	    (c->num_sparse + 1) * R * K * (int64_t)sizeof(int32_t);
 }
 
-int64_t grpo_source_bytes(const struct config *c, const struct train_opt *o, int micros, int sequences)
+int64_t grpo_source_bytes(const struct config *c, const struct train_opt *o, int micros,
+    int sequences)
 {
-	return (int64_t)micros * (sequences * completion_bytes(c, o->seq) + slice_bytes(c, o->seq, sequences));
+	return (int64_t)micros * (sequences * completion_bytes(c, o->seq) + slice_bytes(c, o->seq,
+	    sequences));
 }
 
 static void open_rollouts(struct grpo_data *d)
 {
 	const struct config *c = d->cfg;
 	int T = d->o->seq, n = d->o->batch * grpo_flags.group;
-	size_t K = (size_t)c->num_experts_per_tok, R = (size_t)n * (size_t)T, Ls = (size_t)c->num_sparse;
+	size_t K = (size_t)c->num_experts_per_tok, R = (size_t)n * (size_t)T,
+	    Ls = (size_t)c->num_sparse;
 
 	d->most = d->micros * n;
 	d->c = mem_alloc((size_t)d->most * sizeof *d->c);
@@ -168,14 +174,17 @@ static void grpo_close(void *self)
 static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], struct err *e)
 {
 	const struct train_opt *o = d->o;
-	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .self = d, .tok = d->tok },
-	    .shuffle = o->shuffle && !d->eval, .window = d->eval ? 0 : o->shuffle_window, .longest = 2 * o->seq,
+	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .self = d,
+	    .tok = d->tok },
+	    .shuffle = o->shuffle && !d->eval, .window = d->eval ? 0 : o->shuffle_window,
+	    .longest = 2 * o->seq,
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
 	if (d->tok == NULL)
 		return err_set(e, EX_NOINPUT, "prompts need a tokenizer: -t FILE");
 	if (grpo_flags.max_new >= o->seq)
-		return err_set(e, EX_USAGE, "--new %d leaves nothing of --seq %d for a prompt", grpo_flags.max_new, o->seq);
+		return err_set(e, EX_USAGE, "--new %d leaves nothing of --seq %d for a prompt",
+		    grpo_flags.max_new, o->seq);
 	if ((d->corpus = corpus_open(nfiles, files, &co, e)) == NULL)
 		return -1;
 	d->limit = corpus_streams(d->corpus) || (o->epochs == 0 && !d->eval) ? -1 :
@@ -185,7 +194,8 @@ static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], str
 	return 0;
 }
 
-static void *grpo_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles, char *const files[],
+static void *grpo_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+    char *const files[],
     bool eval, struct err *e)
 {
 	struct grpo_data *d = calloc(1, sizeof *d);
@@ -207,7 +217,8 @@ static void *grpo_open(const struct train_opt *o, const struct config *c, struct
 
 /* --- a rollout --- */
 
-/* The next prompt for completions i .. i + group - 1; below 0, it is another rank's. 1, 0 at the end, -1. */
+/* The next prompt for completions i .. i + group - 1; below 0, it is another rank's. 1, 0 at the
+ * end, -1. */
 static int take_prompt(struct grpo_data *d, int i, struct err *e)
 {
 	int64_t passed = corpus_passed(d->corpus), words;
@@ -240,7 +251,8 @@ static int judge(void *ctx, struct completion *c, struct err *e)
 	const json_t *rec = d->rec[i / grpo_flags.group];
 	const char *text = prompt_text(rec);
 	const struct reward_item it = { .record = rec, .prompt = text != NULL ? text : "",
-	    .text = c->gen.text != NULL ? c->gen.text : "", .len = c->gen.len, .tok = c->tok, .nprompt = c->nprompt, .n = c->n };
+	    .text = c->gen.text != NULL ? c->gen.text : "", .len = c->gen.len, .tok = c->tok,
+	    .nprompt = c->nprompt, .n = c->n };
 
 	for (int k = 0; k < grpo_run.n; k++)
 		if (reward_ask(grpo_run.reward[k], &it, &d->part[i * grpo_run.n + k], e) < 0)
@@ -270,7 +282,8 @@ static int collect(struct grpo_data *d, struct err *e)
 	return 0;
 }
 
-/* Experts from the order of sampling (token, layer) to that of training (layer, row). Padding keeps its own. */
+/* Experts from the order of sampling (token, layer) to that of training (layer, row). Padding
+ * keeps its own. */
 static void lay_out_experts(const struct config *cfg, struct grpo_slice *s, int T)
 {
 	int K = cfg->num_experts_per_tok, Ls = cfg->num_sparse;
@@ -281,7 +294,8 @@ static void lay_out_experts(const struct config *cfg, struct grpo_slice *s, int 
 	for (int i = 0; i < s->n; i++)
 		for (int t = 0; t < s->c[i].n - 1; t++)
 			for (int l = 0; l < Ls; l++)
-				memcpy(s->replay + (l * R + (int64_t)i * T + t) * K, s->c[i].topk + ((int64_t)t * Ls + l) * K,
+				memcpy(s->replay + (l * R + (int64_t)i * T + t) * K,
+				    s->c[i].topk + ((int64_t)t * Ls + l) * K,
 				    (size_t)K * sizeof(int32_t));
 }
 
@@ -325,9 +339,11 @@ static int log_samples(const struct grpo_data *d, struct err *e)
 	for (int i = 0; i < n && i < d->n && rc == 0; i++) {
 		const struct completion *c = &d->c[i];
 		const char *prompt = prompt_text(d->rec[i / grpo_flags.group]);
-		json_t *r = json_pack("{s:s, s:s, s:I, s:s, s:o, s:s}", "type", "sample", "stage", "grpo", "step",
+		json_t *r = json_pack("{s:s, s:s, s:I, s:s, s:o, s:s}", "type", "sample", "stage",
+		    "grpo", "step",
 		    (json_int_t)step, "prompt", prompt != NULL ? prompt : "", "completion",
-		    json_text(c->gen.text != NULL ? c->gen.text : "", c->gen.len), "finish", c->stopped ? "stop" : "length");
+		    json_text(c->gen.text != NULL ? c->gen.text : "", c->gen.len), "finish",
+		    c->stopped ? "stop" : "length");
 
 		json_set_int(r, "tokens", c->n - c->nprompt);
 		json_set_num(r, "reward", d->reward[i]);
@@ -397,7 +413,8 @@ static void fill_row(struct batch *b, int i, const struct completion *c, int rec
 	}
 }
 
-/* Which of the records since the step that asked for the rollout this rank's i-th prompt is: as take_prompts() dealt them. */
+/* Which of the records since the step that asked for the rollout this rank's i-th prompt is: as
+ * take_prompts() dealt them. */
 static int record_of(const struct grpo_data *d, int i)
 {
 	int b = d->o->batch;
@@ -410,12 +427,14 @@ static void fill(const struct grpo_data *d, struct grpo_slice *s, struct micro *
 	mb->b.B = s->n;
 	mb->b.T = longest(s->c, s->n);
 	for (int i = 0; i < s->n; i++)
-		fill_row(&mb->b, i, &s->c[i], record_of(d, (int)(s->c + i - d->c) / grpo_flags.group));
+		fill_row(&mb->b, i, &s->c[i],
+		    record_of(d, (int)(s->c + i - d->c) / grpo_flags.group));
 	mb->replay = grpo_flags.replay ? s->replay : NULL;
 	memcpy(mb->extra, &s, sizeof s);
 }
 
-/* A rollout that is smaller than a step, at the end of the prompts, ends its steps early: 0, and the next call goes on. */
+/* A rollout that is smaller than a step, at the end of the prompts, ends its steps early: 0, and
+ * the next call goes on. */
 static int grpo_next(void *self, struct micro *mb, int B, struct err *e)
 {
 	struct grpo_data *d = self;
@@ -430,7 +449,8 @@ static int grpo_next(void *self, struct micro *mb, int B, struct err *e)
 		d->cut = false;
 		d->at = 0;
 		d->iteration++;
-		if ((d->have == 0 || d->eval || d->iteration == grpo_flags.iterations) && (rc = roll_out(d, e)) <= 0)
+		if ((d->have == 0 || d->eval || d->iteration == grpo_flags.iterations) &&
+		    (rc = roll_out(d, e)) <= 0)
 			return rc;
 	}
 	fill(d, &d->slice[d->at++], mb);
@@ -454,7 +474,8 @@ static int64_t grpo_rows(const void *self)
 	const struct grpo_data *d = self;
 	int64_t step = (int64_t)d->o->batch * comm_size() * d->micros;
 
-	return d->limit < 0 ? -1 : (d->limit + step - 1) / step * step * (d->eval ? 1 : grpo_flags.iterations);
+	return d->limit < 0 ? -1 : (d->limit + step - 1) / step * step * (d->eval ? 1
+	    : grpo_flags.iterations);
 }
 
 static int64_t grpo_bytes(const void *self)
@@ -466,8 +487,10 @@ static json_t *grpo_identity(const void *self)
 {
 	const struct grpo_data *d = self;
 
-	return json_pack("{s:I, s:I, s:i, s:b}", "prompts", (json_int_t)corpus_items(d->corpus), "data_words",
-	    (json_int_t)corpus_words(d->corpus), "truncate", chat_flags.truncate, "think", chat_flags.think);
+	return json_pack("{s:I, s:I, s:i, s:b}", "prompts", (json_int_t)corpus_items(d->corpus),
+	    "data_words",
+	    (json_int_t)corpus_words(d->corpus), "truncate", chat_flags.truncate, "think",
+	    chat_flags.think);
 }
 
 static json_t *grpo_position(const void *self)
@@ -503,7 +526,9 @@ static json_t *grpo_inputs(const void *self)
 }
 
 const struct source grpo_source = {
-	.extra = sizeof(struct grpo_slice *), .open = grpo_open, .close = grpo_close, .streams = grpo_streams,
-	.rows = grpo_rows, .bytes = grpo_bytes, .identity = grpo_identity, .next = grpo_next, .midway = grpo_midway,
+	.extra = sizeof(struct grpo_slice *), .open = grpo_open, .close = grpo_close,
+	    .streams = grpo_streams,
+	.rows = grpo_rows, .bytes = grpo_bytes, .identity = grpo_identity, .next = grpo_next,
+	    .midway = grpo_midway,
 	.position = grpo_position, .seek = grpo_seek, .inputs = grpo_inputs, .corpus = grpo_corpus,
 };

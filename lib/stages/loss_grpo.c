@@ -26,7 +26,8 @@ static double weight(const struct grpo_in *in, int i)
 static double token(const struct grpo_in *in, int64_t r, double w, struct grpo_sums *s, double *d)
 {
 	const struct grpo_opt *o = in->o;
-	double lp = in->logp[r], a = in->adv[r / in->b->T], ratio = in->fresh ? 1 : exp(lp - in->old[r]);
+	double lp = in->logp[r], a = in->adv[r / in->b->T], ratio = in->fresh ? 1
+	    : exp(lp - in->old[r]);
 	bool clipped = a > 0 ? ratio > 1 + o->epsilon_high : a < 0 && ratio < 1 - o->epsilon;
 	double value = -w * a * (!clipped ? ratio : a > 0 ? 1 + o->epsilon_high : 1 - o->epsilon);
 
@@ -35,7 +36,8 @@ static double token(const struct grpo_in *in, int64_t r, double w, struct grpo_s
 	s->clipped += clipped;
 	s->tokens++;
 	if (in->ref != NULL) {
-		double x = in->ref[r] - lp, k3 = exp(x) - x - 1, mean = o->beta / (double)in->targets;
+		double x = in->ref[r] - lp, k3 = exp(x) - x - 1,
+		    mean = o->beta / (double)in->targets;
 
 		s->kl += k3;
 		value += mean * k3;
@@ -134,13 +136,15 @@ static double deviation_of_all(const double *reward, int n)
 	return v[0] > 1 ? sqrt(square / (v[0] - 1)) : 0;
 }
 
-void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv, double *spread)
+void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv,
+    double *spread)
 {
 	double all = deviation_of_all(reward, n);
 
 	for (int g = 0; g + G <= n; g += G) {
 		double mean = mean_of(reward + g, G), sd = deviation(reward + g, G, mean);
-		double by = scale == GRPO_SCALE_NONE ? 1 : fmax(scale == GRPO_SCALE_GROUP ? sd : all, 1e-6);
+		double by = scale == GRPO_SCALE_NONE ? 1 : fmax(scale == GRPO_SCALE_GROUP ? sd
+		    : all, 1e-6);
 
 		for (int i = g; i < g + G; i++)
 			adv[i] = (real)((reward[i] - mean) / by);

@@ -1,15 +1,17 @@
 /*
- * loss_grpo: group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300). For token t of completion i
- * with advantage A_i and ratio r = exp(ln p - ln p_old):
+ * loss_grpo: group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300). For token
+ * t of completion i with advantage A_i and ratio r = exp(ln p - ln p_old):
  *
- *	L = -sum w_i min(r A_i, clip(r, 1 - epsilon, 1 + epsilon_high) A_i) + beta mean(e^x - x - 1),  x = ln p_ref - ln p
+ *	L = -sum w_i min(r A_i, clip(r, 1 - epsilon, 1 + epsilon_high) A_i) + beta mean(e^x - x -
+ *	    1), x = ln p_ref - ln p
  *
- *	w_i	GRPO_SEQUENCE	1 / (N n_i): mean over the n_i tokens of each of the N completions, then over these
+ *	w_i	GRPO_SEQUENCE	1 / (N n_i): mean over the n_i tokens of each of the N
+ *				completions, then over these
  *		GRPO_CONSTANT	1 / (N max_new) (Dr. GRPO, arXiv:2503.20783)
  *		GRPO_TOKEN	1 / all tokens (DAPO, arXiv:2503.14476, also for two epsilons)
  *
- * The mean of the KL estimate (k3, Schulman 2020) is over all tokens of the step. Log-probs are those of the policy at the
- * temperature it was sampled with.
+ * The mean of the KL estimate (k3, Schulman 2020) is over all tokens of the step. Log-probs are
+ * those of the policy at the temperature it was sampled with.
  */
 #ifndef CHR_LOSS_GRPO_H
 #define CHR_LOSS_GRPO_H
@@ -37,7 +39,8 @@ struct grpo_in {
 	real *coef, *logp;		/* (R) scratch; coef NULL: no gradient */
 };
 
-struct grpo_sums { double surrogate, kl, clipped, tokens; };	/* surrogate: part of L; others: sums over tokens */
+/* surrogate: part of L; others: sums over tokens */
+struct grpo_sums { double surrogate, kl, clipped, tokens; };
 
 /* Log-probs of the targets at a temperature, after model_forward(). */
 void grpo_logp(struct model *m, const struct batch *b, double temperature, real *logp);
@@ -45,8 +48,10 @@ void grpo_logp(struct model *m, const struct batch *b, double temperature, real 
 /* This batch's part of L, after model_forward(); with coef, the head's gradient. */
 double grpo_loss(struct model *m, const struct grpo_in *in, struct grpo_sums *sums);
 
-/* Advantages of n rewards, of groups of G that follow each other: less the mean of the group and divided by the unbiased
- * standard deviation (at least 1e-6) of the group, of all ranks' rewards, or not at all. spread (n / G, may be NULL): of each group. */
-void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv, double *spread);
+/* Advantages of n rewards, of groups of G that follow each other: less the mean of the group and
+ * divided by the unbiased standard deviation (at least 1e-6) of the group, of all ranks'
+ * rewards, or not at all. spread (n / G, may be NULL): of each group. */
+void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv,
+    double *spread);
 
 #endif

@@ -36,14 +36,16 @@ struct pref_loss dpo_pair(const struct dpo_opt *o, const struct pref *p, const d
 
 	for (int s = 0; o->kind == DPO_IPO && s < 2; s++)
 		scale[s] = 1.0 / p->targets[s];
-	x = scale[CHOSEN] * (logp[CHOSEN] - p->ref[CHOSEN]) - scale[REJECTED] * (logp[REJECTED] - p->ref[REJECTED]);
+	x = scale[CHOSEN] * (logp[CHOSEN] - p->ref[CHOSEN]) - scale[REJECTED] *
+	    (logp[REJECTED] - p->ref[REJECTED]);
 	l.loss = dpo_of_ratio(o, x, &d) + o->rpo_alpha * nll;
 	l.d[CHOSEN] = d * scale[CHOSEN] - o->rpo_alpha / p->targets[CHOSEN];
 	l.d[REJECTED] = -d * scale[REJECTED];
 	return l;
 }
 
-/* A completion that is all but certain has no finite odds; below this its complement counts as constant. */
+/* A completion that is all but certain has no finite odds; below this its complement counts as
+ * constant. */
 #define ODDS_FLOOR 1e-6
 
 static double log_odds(double a, double *d)
@@ -54,7 +56,8 @@ static double log_odds(double a, double *d)
 	return a - log(rest > ODDS_FLOOR ? rest : ODDS_FLOOR);
 }
 
-struct pref_loss orpo_pair(const struct orpo_opt *o, const struct pref *p, const double logp[2], double *nll,
+struct pref_loss orpo_pair(const struct orpo_opt *o, const struct pref *p, const double logp[2],
+    double *nll,
     double *ratio)
 {
 	double a[2], odds[2], dodds[2], x, d;
@@ -88,14 +91,16 @@ static void sums(const struct batch *b, const struct pref *p, const real *logp, 
 	}
 }
 
-void loss_pref_reference(struct model *m, const struct batch *b, struct pref *pair, int n, real *logp)
+void loss_pref_reference(struct model *m, const struct batch *b, struct pref *pair, int n,
+    real *logp)
 {
 	model_head(m, b, NULL, logp, NULL);
 	for (int i = 0; i < n; i++)
 		sums(b, &pair[i], logp, pair[i].ref);
 }
 
-static void spread(const struct batch *b, const struct pref *p, const double d[2], double scale, real *coef)
+static void spread(const struct batch *b, const struct pref *p, const double d[2], double scale,
+    real *coef)
 {
 	for (int s = 0; s < 2; s++)
 		for (int32_t r = p->first[s]; r < p->first[s] + p->rows[s]; r++)
@@ -124,11 +129,13 @@ static double won(double w, double l)
 
 enum { D_CHOSEN, D_REJECTED, D_MARGIN, D_ACCURACY, D_LOGP_W, D_LOGP_L, D_DRIFT_W, D_DRIFT_L };
 const char *const loss_dpo_metrics[] = {
-	"reward_chosen", "reward_rejected", "margin", "accuracy", "logp_chosen", "logp_rejected", "drift_chosen",
+	"reward_chosen", "reward_rejected", "margin", "accuracy", "logp_chosen", "logp_rejected",
+	    "drift_chosen",
 	"drift_rejected", NULL
 };
 
-static void measure_dpo(const struct dpo_opt *o, const struct pref *p, const double logp[2], double *sum, double *weight)
+static void measure_dpo(const struct dpo_opt *o, const struct pref *p, const double logp[2],
+    double *sum, double *weight)
 {
 	double drift[2] = { logp[CHOSEN] - p->ref[CHOSEN], logp[REJECTED] - p->ref[REJECTED] };
 	double w = o->beta * drift[CHOSEN], l = o->beta * drift[REJECTED];
@@ -143,7 +150,8 @@ static void measure_dpo(const struct dpo_opt *o, const struct pref *p, const dou
 	add(sum, weight, D_DRIFT_L, drift[REJECTED], p->targets[REJECTED]);
 }
 
-double loss_dpo(struct model *m, const struct batch *b, const struct pref *pair, int n, int64_t units,
+double loss_dpo(struct model *m, const struct batch *b, const struct pref *pair, int n,
+    int64_t units,
     const struct dpo_opt *o, real *coef, real *logp, double *sum, double *weight)
 {
 	double total = 0, scale = units > 0 ? 1 / (double)units : 0, lp[2];
@@ -169,7 +177,8 @@ const char *const loss_orpo_metrics[] = {
 	"nll", "odds_ratio", "margin", "accuracy", "logp_chosen", "logp_rejected", NULL
 };
 
-static void measure_orpo(const struct pref *p, const double logp[2], double nll, double ratio, double *sum,
+static void measure_orpo(const struct pref *p, const double logp[2], double nll, double ratio,
+    double *sum,
     double *weight)
 {
 	double w = logp[CHOSEN] / p->targets[CHOSEN], l = logp[REJECTED] / p->targets[REJECTED];
@@ -182,7 +191,8 @@ static void measure_orpo(const struct pref *p, const double logp[2], double nll,
 	add(sum, weight, O_LOGP_L, logp[REJECTED], p->targets[REJECTED]);
 }
 
-double loss_orpo(struct model *m, const struct batch *b, const struct pref *pair, int n, int64_t units,
+double loss_orpo(struct model *m, const struct batch *b, const struct pref *pair, int n,
+    int64_t units,
     const struct orpo_opt *o, real *coef, real *logp, double *sum, double *weight)
 {
 	double total = 0, scale = units > 0 ? 1 / (double)units : 0, lp[2], nll, ratio;

@@ -27,7 +27,8 @@ const struct opt prefs_opts[] = {
 /* An item: header, then the ids of both sequences, targets marked with CHAT_LEARN. */
 enum { LEN_W, LEN_L, KEY_LOW, KEY_HIGH, HEADER };
 
-struct span {			/* a sequence on its way into the batch; its rows are all ids but the last */
+struct span {			/* a sequence on its way into the batch; its rows are all ids but
+				   the last */
 	const uint32_t *v;
 	int32_t rows, pair, side, record;
 };
@@ -85,7 +86,8 @@ static json_t *prompt_of(const json_t *rec)
 	return turns;
 }
 
-/* Prompt and completion as one list of turns; a list that does not begin with the assistant has its prompt already. */
+/* Prompt and completion as one list of turns; a list that does not begin with the assistant has
+ * its prompt already. */
 static json_t *conversation(const json_t *prompt, const json_t *side)
 {
 	json_t *turns;
@@ -105,7 +107,8 @@ static json_t *conversation(const json_t *prompt, const json_t *side)
 /* Leading turns that both have; at least one of each is left to be learned. */
 static size_t shared(const json_t *a, const json_t *b)
 {
-	size_t n = json_array_size(a) < json_array_size(b) ? json_array_size(a) : json_array_size(b), i = 0;
+	size_t n = json_array_size(a) < json_array_size(b) ? json_array_size(a)
+	    : json_array_size(b), i = 0;
 
 	while (i + 1 < n && json_equal(json_array_get(a, i), json_array_get(b, i)))
 		i++;
@@ -143,13 +146,15 @@ static void trim(struct making *p)
 }
 
 /* Appends the sequence of one side, with marks. Its length, 0: the pair must go, -1: bad. */
-static int put_side(struct making *p, const json_t *turns, size_t common, const char *name, struct ids *out,
+static int put_side(struct making *p, const json_t *turns, size_t common, const char *name,
+    struct ids *out,
     struct err *why)
 {
 	int begin = prompt_length(p, turns, common, why);
 
 	p->ids.n = p->mask.n = 0;
-	if (begin < 0 || tok_chat(p->tok, turns, false, chat_flags.think, &p->ids, &p->mask, why) < 0)
+	if (begin < 0 || tok_chat(p->tok, turns, false, chat_flags.think, &p->ids, &p->mask, why) <
+	    0)
 		return -1;
 	for (int i = 0; i < begin && i < p->mask.n; i++)
 		p->mask.v[i] = 0;
@@ -189,7 +194,8 @@ static int conversations(const json_t *rec, json_t *turns[2], struct err *why)
 
 		if (side == NULL)
 			rc = err_set(why, EX_DATAERR, "missing \"%s\"", name[s]);
-		else if (!json_is_string(side) && !json_is_object(side) && json_array_size(side) == 0)
+		else if (!json_is_string(side) && !json_is_object(side) && json_array_size(side) ==
+		    0)
 			rc = err_set(why, EX_DATAERR, "\"%s\" is neither text nor turns", name[s]);
 		else
 			turns[s] = conversation(prompt, side);
@@ -198,7 +204,8 @@ static int conversations(const json_t *rec, json_t *turns[2], struct err *why)
 	return rc;
 }
 
-static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *count,
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out,
+    struct record_count *count,
     struct err *why)
 {
 	const struct prefs *p = self;
@@ -211,7 +218,8 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 	if (rc == 0)
 		rc = n[0] = put_side(&m, turns[0], shared(turns[0], turns[1]), "chosen", out, why);
 	if (rc > 0)
-		rc = n[1] = put_side(&m, turns[1], shared(turns[0], turns[1]), "rejected", out, why);
+		rc = n[1] = put_side(&m, turns[1], shared(turns[0], turns[1]), "rejected", out,
+		    why);
 	json_decref(turns[0]);
 	json_decref(turns[1]);
 	ids_free(&m.ids);
@@ -236,7 +244,8 @@ static void report(const struct prefs *p)
 	const struct record_count *c = corpus_count(p->corpus);
 
 	if (!opt_quiet && c->cut + c->dropped + c->empty > 0)
-		err_warn("%s%" PRId64 " pairs cut to --seq, %" PRId64 " left out as too long, %" PRId64 " with nothing left to learn",
+		err_warn("%s%" PRId64 " pairs cut to --seq, %" PRId64 " left out as too long, %"
+		    PRId64 " with nothing left to learn",
 		    p->eval ? "--eval: " : "", c->cut, c->dropped, c->empty);
 }
 
@@ -255,17 +264,21 @@ static void prefs_close(void *self)
 	free(p);
 }
 
-static void *prefs_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+static void *prefs_open(const struct train_opt *o, const struct config *c, struct tok *t,
+    int nfiles,
     char *const files[], bool eval, struct err *e)
 {
 	struct prefs *p = calloc(1, sizeof *p);
-	const struct corpus_opt co = { .unit = "pairs", .kind = { .item = item, .self = p, .tok = t },
-	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window, .longest = HEADER + 2 * (o->seq + 1),
+	const struct corpus_opt co = { .unit = "pairs", .kind = { .item = item, .self = p,
+	    .tok = t },
+	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window,
+	    .longest = HEADER + 2 * (o->seq + 1),
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 	const size_t n = 2 * (size_t)o->batch;
 
 	(void)c;
-	if (p == NULL || (p->span = malloc(n * sizeof *p->span)) == NULL || (p->room = malloc(n * sizeof *p->room)) == NULL)
+	if (p == NULL || (p->span = malloc(n * sizeof *p->span)) == NULL ||
+	    (p->room = malloc(n * sizeof *p->room)) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	p->T = o->seq;
 	p->eval = eval;
@@ -305,9 +318,11 @@ static int64_t prefs_bytes(const void *self)
 static json_t *prefs_identity(const void *self)
 {
 	const struct prefs *p = self;
-	static const char *const how[] = { "keep-start", "keep-end", "drop" };	/* enum chat_truncate */
+	/* enum chat_truncate */
+	static const char *const how[] = { "keep-start", "keep-end", "drop" };
 
-	return json_pack("{s:I, s:I, s:s, s:b}", "pairs", (json_int_t)corpus_items(p->corpus), "data_tokens",
+	return json_pack("{s:I, s:I, s:s, s:b}", "pairs", (json_int_t)corpus_items(p->corpus),
+	    "data_tokens",
 	    (json_int_t)(corpus_words(p->corpus) - HEADER * corpus_items(p->corpus)), "truncate",
 	    how[chat_flags.truncate], "think", chat_flags.think);
 }
@@ -361,8 +376,8 @@ static void lay_out(struct prefs *p, struct batch *b, struct pref *pair, int n)
 		}
 }
 
-/* Up to B items into p->copy, one after the other; what corpus_get() gave lives only until its next call. Or only goes on by
- * as many. */
+/* Up to B items into p->copy, one after the other; what corpus_get() gave lives only until its
+ * next call. Or only goes on by as many. */
 static int collect(struct prefs *p, bool copy, int B, int64_t limit, struct err *e)
 {
 	const uint32_t *v = NULL;
@@ -399,7 +414,8 @@ static int pairs(struct prefs *p, struct micro *mb, int B, int64_t limit, struct
 		for (int s = 0; s < 2; s++) {
 			int32_t len = (int32_t)v[s == CHOSEN ? LEN_W : LEN_L];
 
-			p->span[2 * i + s] = (struct span){ v + HEADER + (s == REJECTED ? v[LEN_W] : 0), len - 1, i, s, first + i };
+			p->span[2 * i + s] = (struct span){ v + HEADER + (s == REJECTED ? v[LEN_W]
+			    : 0), len - 1, i, s, first + i };
 			pair[i].targets[s] = 0;
 			for (int32_t j = 1; j < len; j++)
 				pair[i].targets[s] += (p->span[2 * i + s].v[j] & CHAT_LEARN) != 0;
@@ -417,7 +433,8 @@ static int own_pairs(struct prefs *p, struct micro *mb, int B, struct err *e)
 
 	for (int i = 0; rc > 0 && p->cache != NULL && i < pair[0].n; i++)
 		if (!refcache_get(p->cache, pair[i].key, pair[i].ref))
-			return err_set(e, EX_DATAERR, "%s: has not the log-probs of pair %" PRId64 "; it was made from other data or"
+			return err_set(e, EX_DATAERR, "%s: has not the log-probs of pair %"
+			    PRId64 "; it was made from other data or"
 			    " another --seq", prefs_ref, p->taken - pair[0].n + i + 1);
 	return rc;
 }
@@ -474,9 +491,11 @@ static json_t *prefs_inputs(const void *self)
 }
 
 const struct source prefs_source = {
-	.extra = sizeof(struct pref), .open = prefs_open, .close = prefs_close, .streams = prefs_streams,
+	.extra = sizeof(struct pref), .open = prefs_open, .close = prefs_close,
+	    .streams = prefs_streams,
 	.rows = prefs_rows, .bytes = prefs_bytes, .identity = prefs_identity, .next = prefs_next,
-	.position = prefs_position, .seek = prefs_seek, .inputs = prefs_inputs, .corpus = prefs_corpus,
+	.position = prefs_position, .seek = prefs_seek, .inputs = prefs_inputs,
+	    .corpus = prefs_corpus,
 };
 
 /* --- log-probs of the reference, once --- */
@@ -499,14 +518,16 @@ static void close_micro(struct micro *mb)
 	mem_free(mb->extra);
 }
 
-/* Where experts are divided all ranks go through all pairs, for each needs the others' experts; else the first does. */
+/* Where experts are divided all ranks go through all pairs, for each needs the others' experts;
+ * else the first does. */
 static bool with_others(const struct stage_env *v)
 {
 	return v->o->expert_parallel > 1;
 }
 
 /* All pairs of one epoch of p into the cache. */
-static int compute(struct prefs *p, struct model *m, struct micro *mb, const struct stage_env *v, real *logp, struct refcache *c,
+static int compute(struct prefs *p, struct model *m, struct micro *mb, const struct stage_env *v,
+    real *logp, struct refcache *c,
     struct progress *bar, struct err *e)
 {
 	const struct forward_opt plain = {0};
@@ -530,7 +551,8 @@ static int compute(struct prefs *p, struct model *m, struct micro *mb, const str
 
 static struct refcache *make_cache(const struct stage_env *v, struct err *e)
 {
-	const struct model_opt frozen = { .max_b = v->sequences, .max_t = v->o->seq, .bf16 = v->o->compute,
+	const struct model_opt frozen = { .max_b = v->sequences, .max_t = v->o->seq,
+	    .bf16 = v->o->compute,
 	    .divided = v->o->expert_parallel };
 	struct refcache *c = refcache_new();
 	struct progress bar;
@@ -584,7 +606,8 @@ static int check_cache(struct prefs *p, const struct refcache *c, struct err *e)
 		corpus_advance(p->corpus);
 	}
 	if (lacking > 0)
-		return err_set(e, EX_DATAERR, "%s: lacks %" PRId64 " of %" PRId64 " pairs: it was made from other data or another"
+		return err_set(e, EX_DATAERR, "%s: lacks %" PRId64 " of %"
+		    PRId64 " pairs: it was made from other data or another"
 		    " --seq; without that file they are computed anew", prefs_ref, lacking, n);
 	return p == NULL || n == 0 ? 0 : prefs_seek(p, NULL, e);
 }
@@ -602,7 +625,8 @@ int prefs_prepare(const struct stage_env *v, struct err *e)
 	there = access(prefs_ref, F_OK) == 0;
 	comm_bcast(&there, sizeof there);
 	if (!there && corpus_streams(p->corpus))
-		return err_set(e, EX_USAGE, "--precompute-ref %s: is not there, and pairs from a pipe come only once",
+		return err_set(e, EX_USAGE, "--precompute-ref %s: is not there, and pairs from a "
+		    "pipe come only once",
 		    prefs_ref);
 	maker = comm_rank() == 0 || with_others(v);
 	if (!there && maker)

@@ -67,7 +67,8 @@ void refcache_sort(struct refcache *c)
 bool refcache_get(const struct refcache *c, uint64_t key, double logp[2])
 {
 	const struct entry want = { .key = key };
-	const struct entry *x = c->n > 0 ? bsearch(&want, c->v, (size_t)c->n, sizeof *c->v, by_key) : NULL;
+	const struct entry *x = c->n > 0 ? bsearch(&want, c->v, (size_t)c->n, sizeof *c->v, by_key)
+	    : NULL;
 
 	if (x != NULL)
 		memcpy(logp, x->logp, sizeof x->logp);
@@ -79,7 +80,8 @@ int64_t refcache_entries(const struct refcache *c)
 	return c->n;
 }
 
-int refcache_save(const struct refcache *c, const char *path, const char *fingerprint, struct err *e)
+int refcache_save(const struct refcache *c, const char *path, const char *fingerprint,
+    struct err *e)
 {
 	const uint64_t shape[2] = { (uint64_t)c->n, 2 };
 	struct st_error se = {0};
@@ -104,7 +106,8 @@ static int take(struct refcache *c, const struct st_file *f, const char *path, s
 {
 	const struct st_tensor *k = st_find(f, "keys"), *l = st_find(f, "logp");
 
-	if (k == NULL || l == NULL || k->dtype != ST_U64 || k->ndim != 1 || l->dtype != ST_F64 || l->ndim != 2 ||
+	if (k == NULL || l == NULL || k->dtype != ST_U64 || k->ndim != 1 || l->dtype != ST_F64 ||
+	    l->ndim != 2 ||
 	    l->shape[0] != k->shape[0] || l->shape[1] != 2)
 		return err_set(e, EX_DATAERR, "%s: not a file of reference log-probs", path);
 	for (uint64_t i = 0; i < k->shape[0]; i++) {
@@ -114,7 +117,8 @@ static int take(struct refcache *c, const struct st_file *f, const char *path, s
 		memcpy(&key, (const char *)k->data + i * sizeof key, sizeof key);
 		memcpy(logp, (const char *)l->data + i * sizeof logp, sizeof logp);
 		if (!isfinite(logp[0]) || !isfinite(logp[1]))
-			return err_set(e, EX_DATAERR, "%s: log-prob %" PRIu64 " is not finite", path, i);
+			return err_set(e, EX_DATAERR, "%s: log-prob %" PRIu64 " is not finite",
+			    path, i);
 		refcache_put(c, key, logp);
 	}
 	refcache_sort(c);
@@ -135,7 +139,9 @@ struct refcache *refcache_load(const char *path, const char *fingerprint, struct
 		of = st_meta(f, "chronos.reference");
 		rc = take(c, f, path, e);
 		if (rc == 0 && (of == NULL || strcmp(of, fingerprint) != 0))
-			rc = err_set(e, EX_DATAERR, "%s: log-probs of another model than -m; without that file they are computed anew",
+			rc = err_set(e, EX_DATAERR,
+			    "%s: log-probs of another model than -m; without that file they are "
+			    "computed anew",
 			    path);
 	}
 	st_close(f);

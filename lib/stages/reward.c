@@ -9,9 +9,12 @@
 /* --- toy --- */
 
 static const char *const common[] = {
-	"a", "about", "all", "and", "are", "as", "at", "be", "but", "by", "can", "do", "for", "from", "good", "has", "have",
-	"he", "how", "if", "in", "is", "it", "make", "more", "new", "not", "of", "on", "one", "or", "she", "so", "that",
-	"the", "they", "this", "time", "to", "was", "water", "we", "what", "when", "will", "with", "work", "you",
+	"a", "about", "all", "and", "are", "as", "at", "be", "but", "by", "can", "do", "for",
+	    "from", "good", "has", "have",
+	"he", "how", "if", "in", "is", "it", "make", "more", "new", "not", "of", "on", "one", "or",
+	    "she", "so", "that",
+	"the", "they", "this", "time", "to", "was", "water", "we", "what", "when", "will", "with",
+	    "work", "you",
 };
 #define TOY_WORDS 24
 
@@ -44,7 +47,8 @@ double reward_toy(const char *text, size_t len)
 	}
 	if (words == 0)
 		return -1;
-	return fmin(words / TOY_WORDS, 1) + known / words - (words > 1 ? repeated / (words - 1) : 0);
+	return fmin(words / TOY_WORDS, 1) + known / words - (words > 1 ? repeated / (words - 1)
+	    : 0);
 }
 
 static int ask_toy(struct reward *r, const struct reward_item *it, double *x, struct err *e)
@@ -71,7 +75,8 @@ static size_t number_at(const char *s, size_t len, double *x)
 	for (; i < len; i++) {
 		bool more = i + 1 < len && isdigit((unsigned char)s[i + 1]);
 
-		if (!isdigit((unsigned char)s[i]) && !(more && (s[i] == ',' || (s[i] == '.' && !dot))))
+		if (!isdigit((unsigned char)s[i]) &&
+		    !(more && (s[i] == ',' || (s[i] == '.' && !dot))))
 			break;
 		dot |= s[i] == '.';
 		if (s[i] != ',' && n < sizeof buf - 1)
@@ -88,7 +93,8 @@ int reward_last_number(const char *text, size_t len, double *x)
 	size_t n;
 
 	for (size_t i = 0; i < len; i += n) {
-		bool minus = text[i] == '-' && i > 0 && isalnum((unsigned char)text[i - 1]);	/* 7-3: no negative number */
+		/* 7-3: no negative number */
+		bool minus = text[i] == '-' && i > 0 && isalnum((unsigned char)text[i - 1]);
 
 		n = minus ? 0 : number_at(text + i, len - i, x);
 		if (n > 0)
@@ -107,9 +113,11 @@ static int answer_of(const json_t *record, double *x, struct err *why)
 		*x = json_number_value(v);
 		return 0;
 	}
-	if (json_is_string(v) && reward_last_number(json_string_value(v), json_string_length(v), x) == 0)
+	if (json_is_string(v) && reward_last_number(json_string_value(v), json_string_length(v), x)
+	    == 0)
 		return 0;
-	return err_set(why, EX_DATAERR, "no number under \"answer\" for the reward to compare with");
+	return err_set(why, EX_DATAERR, "no number under \"answer\" for the reward to compare "
+	    "with");
 }
 
 static int ask_number(struct reward *r, const struct reward_item *it, double *x, struct err *e)
@@ -119,7 +127,8 @@ static int ask_number(struct reward *r, const struct reward_item *it, double *x,
 	(void)r;
 	if (answer_of(it->record, &want, e) < 0)
 		return -1;
-	*x = reward_last_number(it->text, it->len, &got) == 0 && fabs(got - want) <= 1e-9 * fmax(1, fabs(want));
+	*x = reward_last_number(it->text, it->len, &got) == 0 && fabs(got - want) <= 1e-9 * fmax(1,
+	    fabs(want));
 	return 0;
 }
 

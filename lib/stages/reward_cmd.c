@@ -1,6 +1,7 @@
 /*
- * A reward from a command. Lines are written when the pipe takes them and read when they are there, never waiting for one
- * while the other is full; answers belong to the completions in the order in which these were asked about.
+ * A reward from a command. Lines are written when the pipe takes them and read when they are
+ * there, never waiting for one while the other is full; answers belong to the completions in the
+ * order in which these were asked about.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +26,8 @@ struct command {
 	char *text;
 	pid_t pid;
 	int in, out;		/* its standard input and output; -1: closed */
-	double timeout, heard;	/* heard: when it last said something, or was asked while nothing else was open */
+	double timeout, heard;	/* heard: when it last said something, or was asked while nothing
+				   else was open */
 	bool failed;
 	char *send, *got;	/* not yet written, of this `sent` gone; read, but no line yet */
 	size_t send_len, sent, send_cap, got_len;
@@ -63,7 +65,8 @@ static int start(struct command *c, struct err *e)
 		close(out[1]);
 	if (rc != 0) {
 		c->pid = 0;
-		return err_set(e, EX_OSERR, "reward '%s': cannot be started: %s", c->text, strerror(rc));
+		return err_set(e, EX_OSERR, "reward '%s': cannot be started: %s", c->text,
+		    strerror(rc));
 	}
 	fcntl(c->in, F_SETFL, O_NONBLOCK);
 	fcntl(c->out, F_SETFL, O_NONBLOCK);
@@ -95,19 +98,23 @@ static int ended(struct command *c, struct err *e)
 	close(c->in);
 	c->in = -1;
 	if (!reap(c, GRACE, &status))
-		return err_set(e, EX_UNAVAILABLE, "reward '%s': closed its output after %" PRId64 " answers", c->text,
+		return err_set(e, EX_UNAVAILABLE, "reward '%s': closed its output after %"
+		    PRId64 " answers", c->text,
 		    c->answers);
 	if (WIFSIGNALED(status))
-		return err_set(e, EX_UNAVAILABLE, "reward '%s': killed by signal %d after %" PRId64 " answers", c->text,
+		return err_set(e, EX_UNAVAILABLE, "reward '%s': killed by signal %d after %"
+		    PRId64 " answers", c->text,
 		    WTERMSIG(status), c->answers);
-	return err_set(e, EX_UNAVAILABLE, "reward '%s': ended with status %d after %" PRId64 " answers", c->text,
+	return err_set(e, EX_UNAVAILABLE, "reward '%s': ended with status %d after %"
+	    PRId64 " answers", c->text,
 	    WEXITSTATUS(status), c->answers);
 }
 
 static int bad_line(struct command *c, const char *line, size_t len, struct err *e)
 {
 	c->failed = true;
-	return err_set(e, EX_DATAERR, "reward '%s': answer %" PRId64 " is neither a number nor {\"reward\":x}: %.*s", c->text,
+	return err_set(e, EX_DATAERR, "reward '%s': answer %"
+	    PRId64 " is neither a number nor {\"reward\":x}: %.*s", c->text,
 	    c->answers + 1, len > 80 ? 80 : (int)len, line);
 }
 
@@ -134,7 +141,8 @@ static int take_lines(struct command *c, struct err *e)
 	while ((nl = memchr(line, '\n', c->got_len - (size_t)(line - c->got))) != NULL) {
 		if (c->nwant == 0) {
 			c->failed = true;
-			return err_set(e, EX_DATAERR, "reward '%s': more answers than completions", c->text);
+			return err_set(e, EX_DATAERR, "reward '%s': more answers than completions",
+			    c->text);
 		}
 		if (answer(c, line, (size_t)(nl - line), e) < 0)
 			return -1;
@@ -196,7 +204,8 @@ static int transmit(struct command *c, struct err *e)
 static int silence(struct command *c, struct err *e)
 {
 	c->failed = true;
-	return err_set(e, EX_UNAVAILABLE, "reward '%s': no answer for %g seconds (--reward-timeout), %d are missing", c->text,
+	return err_set(e, EX_UNAVAILABLE, "reward '%s': no answer for %g seconds "
+	    "(--reward-timeout), %d are missing", c->text,
 	    c->timeout, c->nwant);
 }
 
@@ -205,9 +214,11 @@ static int poll_command(struct reward *r, int wait, struct err *e)
 	struct command *c = r->self;
 
 	while (c->nwant > 0) {
-		struct pollfd p[2] = { { .fd = c->out, .events = POLLIN }, { .fd = c->send_len > 0 ? c->in : -1, .events = POLLOUT } };
+		struct pollfd p[2] = { { .fd = c->out, .events = POLLIN },
+		    { .fd = c->send_len > 0 ? c->in : -1, .events = POLLOUT } };
 		double left = c->timeout - (progress_clock() - c->heard);
-		int ms = !wait ? 0 : c->timeout <= 0 ? -1 : left > 0 ? (int)(1000 * (left < 3600 ? left : 3600)) + 1 : 0;
+		int ms = !wait ? 0 : c->timeout <= 0 ? -1 : left > 0
+		    ? (int)(1000 * (left < 3600 ? left : 3600)) + 1 : 0;
 		int n = poll(p, 2, ms);
 
 		if (n < 0 && errno != EINTR)
@@ -258,7 +269,8 @@ static int ask_command(struct reward *r, const struct reward_item *it, double *x
 
 	for (int i = it->nprompt; i < it->n; i++)
 		json_array_append_new(tokens, json_integer(it->tok[i]));
-	o = json_pack("{s:s, s:o, s:o, s:O}", "prompt", it->prompt, "completion", json_text(it->text, it->len), "tokens", tokens,
+	o = json_pack("{s:s, s:o, s:o, s:O}", "prompt", it->prompt, "completion",
+	    json_text(it->text, it->len), "tokens", tokens,
 	    "record", it->record);
 	line = o != NULL ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
 	json_decref(o);
@@ -276,7 +288,8 @@ static void stop(struct command *c)
 
 	if (!c->failed && reap(c, GRACE, &status)) {
 		if (status != 0)
-			err_warn("reward '%s': ended with %s %d", c->text, WIFSIGNALED(status) ? "signal" : "status",
+			err_warn("reward '%s': ended with %s %d", c->text, WIFSIGNALED(status)
+			    ? "signal" : "status",
 			    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 		return;
 	}
@@ -316,7 +329,8 @@ int reward_open_command(struct reward *r, const char *command, double timeout, s
 	c->text = strdup(command);
 	c->got = malloc(MOST_LINE);
 	if (c->text == NULL || c->got == NULL)
-		/* cppcheck-suppress memleak ; r owns c: whoever opened r closes it, also after an error */
+		/* cppcheck-suppress memleak ; r owns c: whoever opened r closes it, also after
+		 * an error */
 		return err_set(e, EX_OSERR, "out of memory");
 	return start(c, e);
 }

@@ -9,12 +9,15 @@
 struct reward {
 	int (*ask)(struct reward *r, const struct reward_item *it, double *x, struct err *e);
 	int (*poll)(struct reward *r, int wait, struct err *e);		/* NULL: answers at once */
-	void (*close)(struct reward *r);				/* NULL: nothing to give back */
+	/* NULL: nothing to give back */
+	void (*close)(struct reward *r);
 	void *self;
 };
 
-int reward_open_command(struct reward *r, const char *command, double timeout, struct err *e);	/* reward_cmd.c */
-int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o, struct err *e);	/* reward_lm.c */
+/* reward_cmd.c */
+int reward_open_command(struct reward *r, const char *command, double timeout, struct err *e);
+/* reward_lm.c */
+int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o, struct err *e);
 int reward_plan_lm(const char *dir, const struct reward_opt *o, struct mem_plan *p, struct err *e);
 
 #endif

@@ -16,7 +16,8 @@ struct lm {
 
 static struct engine_opt options(const struct reward_opt *o)
 {
-	return (struct engine_opt){ .max_seqs = 1, .max_tokens = o->max_tokens, .max_rows = 256, .predict = SRC_BIT(SRC_GATE), .store = { .waste = 0.03 } };
+	return (struct engine_opt){ .max_seqs = 1, .max_tokens = o->max_tokens, .max_rows = 256,
+	    .predict = SRC_BIT(SRC_GATE), .store = { .waste = 0.03 } };
 }
 
 int reward_plan_lm(const char *dir, const struct reward_opt *o, struct mem_plan *p, struct err *e)
@@ -55,8 +56,10 @@ static int ask_lm(struct reward *r, const struct reward_item *it, double *x, str
 	seq_reset(lm->seq);
 	if (ev.n > 0 && engine_eval(lm->g, &ev, 1, NULL, e) < 0)
 		return -1;
-	for (int at = it->nprompt - 1; at < it->n - 1; at += BLOCK) {	/* token at + i + 1 is predicted at at + i */
-		ev = (struct eval_item){ .s = lm->seq, .tok = it->tok + at, .n = it->n - 1 - at, .logits = lm->logits, .all = true };
+	/* token at + i + 1 is predicted at at + i */
+	for (int at = it->nprompt - 1; at < it->n - 1; at += BLOCK) {
+		ev = (struct eval_item){ .s = lm->seq, .tok = it->tok + at, .n = it->n - 1 - at,
+		    .logits = lm->logits, .all = true };
 		if (ev.n > BLOCK)
 			ev.n = BLOCK;
 		if (engine_eval(lm->g, &ev, 1, NULL, e) < 0)
@@ -86,7 +89,8 @@ static int same_tokenizer(const char *dir, const struct tok *mine, struct err *e
 	if (t == NULL)
 		return -1;
 	if (mine == NULL || strcmp(tok_sha256(t), tok_sha256(mine)) != 0)
-		rc = err_set(e, EX_DATAERR, "reward lm:%s: has another tokenizer than the model in training", dir);
+		rc = err_set(e, EX_DATAERR, "reward lm:%s: has another tokenizer than the model in "
+		    "training", dir);
 	tok_free(t);
 	return rc;
 }
@@ -99,10 +103,13 @@ int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o
 	if (lm == NULL)
 		return err_set(e, EX_OSERR, "out of memory");
 	*r = (struct reward){ ask_lm, NULL, close_lm, lm };
-	if (same_tokenizer(dir, o->tok, e) < 0 || (lm->g = engine_open(dir, &eo, o->be, NULL, e)) == NULL)
-		/* cppcheck-suppress memleak ; r owns lm: whoever opened r closes it, also after an error */
+	if (same_tokenizer(dir, o->tok, e) < 0 || (lm->g = engine_open(dir, &eo, o->be, NULL, e)) ==
+	    NULL)
+		/* cppcheck-suppress memleak ; r owns lm: whoever opened r closes it, also after
+		 * an error */
 		return -1;
-	lm->logits = malloc((size_t)BLOCK * (size_t)engine_config(lm->g)->vocab_size * sizeof *lm->logits);
+	lm->logits = malloc((size_t)BLOCK * (size_t)engine_config(lm->g)->vocab_size *
+	    sizeof *lm->logits);
 	if (lm->logits == NULL)
 		/* cppcheck-suppress memleak */
 		return err_set(e, EX_OSERR, "out of memory");

@@ -32,16 +32,19 @@ static struct engine_opt engine_options(const struct rollout_opt *o)
 	    .max_rows = o->max_tokens < CHUNK ? o->max_tokens : CHUNK };
 }
 
-void rollout_plan(struct mem_plan *p, const struct config *c, const struct params *ps, const struct rollout_opt *o)
+void rollout_plan(struct mem_plan *p, const struct config *c, const struct params *ps,
+    const struct rollout_opt *o)
 {
 	const struct engine_opt eo = engine_options(o);
 	int64_t V = c->vocab_size;
 
 	engine_over_plan(c, ps, &eo, p);
-	mem_plan_add(p, "decoding", (o->parallel + 1) * V * (int64_t)sizeof(real) + 5 * V * (int64_t)sizeof(float));
+	mem_plan_add(p, "decoding", (o->parallel + 1) * V * (int64_t)sizeof(real) + 5 * V *
+	    (int64_t)sizeof(float));
 }
 
-struct rollout *rollout_open(const struct model *m, const struct rollout_opt *o, const struct backend *be, struct err *e)
+struct rollout *rollout_open(const struct model *m, const struct rollout_opt *o,
+    const struct backend *be, struct err *e)
 {
 	const struct engine_opt eo = engine_options(o);
 	size_t V = (size_t)m->cfg.vocab_size, n = (size_t)o->parallel;
@@ -92,7 +95,8 @@ static int64_t row_width(const struct rollout *r)
 /* Evaluates the prompt of a group, whose first completion gets its experts. */
 static int begin_group(struct rollout *r, struct completion *c, struct err *e)
 {
-	struct eval_item it = { .s = r->prompt, .tok = c->tok, .n = c->nprompt, .logits = r->first, .topk = c->topk };
+	struct eval_item it = { .s = r->prompt, .tok = c->tok, .n = c->nprompt, .logits = r->first,
+	    .topk = c->topk };
 
 	seq_reset(r->prompt);
 	return engine_eval(r->g, &it, 1, NULL, e);
@@ -122,7 +126,8 @@ static int finish(struct slot *s, const struct rollout_hook *h, struct err *e)
 }
 
 /* Starts completion c in a free slot, with the token that follows the prompt. */
-static int begin(struct rollout *r, struct slot *s, struct completion *all, struct completion *c, uint64_t seed,
+static int begin(struct rollout *r, struct slot *s, struct completion *all, struct completion *c,
+    uint64_t seed,
     const struct rollout_hook *h, struct err *e)
 {
 	struct completion *head = all + (c - all) / r->o.group * r->o.group;
@@ -144,7 +149,8 @@ static int begin(struct rollout *r, struct slot *s, struct completion *all, stru
 	return c->gen.finish != NULL ? finish(s, h, e) : 0;
 }
 
-/* Evaluates the last token of each completion under way and samples the next. Returns how many there were, or -1. */
+/* Evaluates the last token of each completion under way and samples the next. Returns how many
+ * there were, or -1. */
 static int step(struct rollout *r, const struct rollout_hook *h, struct err *e)
 {
 	struct slot *at[r->o.parallel];
@@ -154,7 +160,8 @@ static int step(struct rollout *r, const struct rollout_hook *h, struct err *e)
 		if (s->c != NULL) {
 			struct completion *c = s->c;
 
-			r->item[n] = (struct eval_item){ .s = s->seq, .tok = &c->tok[c->n - 1], .n = 1, .logits = s->logits,
+			r->item[n] = (struct eval_item){ .s = s->seq, .tok = &c->tok[c->n - 1],
+			    .n = 1, .logits = s->logits,
 			    .topk = c->topk + (c->n - 1) * row_width(r) };
 			at[n++] = s;
 		}
@@ -168,13 +175,15 @@ static int step(struct rollout *r, const struct rollout_hook *h, struct err *e)
 	return h->tick(h->ctx, e) < 0 ? -1 : n;
 }
 
-static int run(struct rollout *r, struct completion *c, int n, uint64_t seed, const struct rollout_hook *h, struct err *e)
+static int run(struct rollout *r, struct completion *c, int n, uint64_t seed,
+    const struct rollout_hook *h, struct err *e)
 {
 	int started = 0, live = 0;
 
 	do {
 		for (int i = 0; i < r->o.parallel && started < n; i++)
-			while (r->slot[i].c == NULL && started < n)	/* one may end with its first token */
+			/* one may end with its first token */
+			while (r->slot[i].c == NULL && started < n)
 				if (begin(r, &r->slot[i], c, &c[started++], seed, h, e) < 0)
 					return -1;
 		if ((live = step(r, h, e)) < 0)
@@ -183,7 +192,8 @@ static int run(struct rollout *r, struct completion *c, int n, uint64_t seed, co
 	return 0;
 }
 
-int rollout_run(struct rollout *r, struct completion *c, int n, uint64_t seed, const struct rollout_hook *h,
+int rollout_run(struct rollout *r, struct completion *c, int n, uint64_t seed,
+    const struct rollout_hook *h,
     struct err *e)
 {
 	int rc;

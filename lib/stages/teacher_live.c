@@ -14,14 +14,16 @@
 struct teacher_live {
 	struct engine *g, *own;		/* own: to be closed, or NULL */
 	int V;
-	int64_t cap, first, have;	/* rows of logits at most; rows first..first+have-1 of the batch are there */
+	int64_t cap, first, have;	/* rows of logits at most; rows first..first+have-1 of
+					   the batch are there */
 	real *logits;			/* (cap, V) */
 	struct seq *seq[TEACHER_LIVE_SEQS];	/* the first goes on where the rows before ended */
 };
 
 static int64_t rows_held(int V, int T)
 {
-	int64_t n = BLOCK / ((int64_t)V * (int64_t)sizeof(real)), most = (int64_t)TEACHER_LIVE_SEQS * T;
+	int64_t n = BLOCK / ((int64_t)V * (int64_t)sizeof(real)),
+	    most = (int64_t)TEACHER_LIVE_SEQS * T;
 
 	n = n < FEWEST ? FEWEST : n;
 	return n < most ? n : most;
@@ -29,7 +31,8 @@ static int64_t rows_held(int V, int T)
 
 static struct engine_opt engine_opt(const struct teacher_live_opt *o)
 {
-	return (struct engine_opt){ .ram = o->ram, .budget = o->budget, .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = o->T,
+	return (struct engine_opt){ .ram = o->ram, .budget = o->budget,
+	    .max_seqs = TEACHER_LIVE_SEQS, .max_tokens = o->T,
 	    .max_rows = o->rows, .other = (int64_t)o->rows * o->V * (int64_t)sizeof(real) };
 }
 
@@ -41,10 +44,14 @@ static int same_tokens(const char *dir, const struct tok *a, const struct tok *b
 
 	for (int i = 0; i < n; i++) {
 		size_t la = 0, lb = 0;
-		const char *ta = tok_bytes(a, (uint32_t)i, &la), *tb = tok_bytes(b, (uint32_t)i, &lb);
+		const char *ta = tok_bytes(a, (uint32_t)i, &la), *tb = tok_bytes(b, (uint32_t)i,
+		    &lb);
 
-		if ((ta == NULL) != (tb == NULL) || (ta != NULL && (la != lb || memcmp(ta, tb, la) != 0)))
-			return err_set(e, EX_DATAERR, "%s: its tokenizer is another than the student's: token %d differs", dir, i);
+		if ((ta == NULL) != (tb == NULL) ||
+		    (ta != NULL && (la != lb || memcmp(ta, tb, la) != 0)))
+			return err_set(e, EX_DATAERR,
+			    "%s: its tokenizer is another than the student's: token %d differs",
+			    dir, i);
 	}
 	return 0;
 }
@@ -62,13 +69,16 @@ static int check_tokens(const char *dir, const struct tok *tok, struct err *e)
 	return rc;
 }
 
-static int check_config(const struct teacher_live_opt *o, const struct config *c, const struct config *student, struct err *e)
+static int check_config(const struct teacher_live_opt *o, const struct config *c,
+    const struct config *student, struct err *e)
 {
 	if (c->vocab_size != student->vocab_size)
-		return err_set(e, EX_DATAERR, "%s: its vocab_size is %d, the student's is %d", o->dir, c->vocab_size,
+		return err_set(e, EX_DATAERR, "%s: its vocab_size is %d, the student's is %d",
+		    o->dir, c->vocab_size,
 		    student->vocab_size);
 	if (o->T > c->max_position_embeddings)
-		return err_set(e, EX_USAGE, "--seq %d is above the teacher's max_position_embeddings %d", o->T,
+		return err_set(e, EX_USAGE, "--seq %d is above the teacher's "
+		    "max_position_embeddings %d", o->T,
 		    c->max_position_embeddings);
 	return 0;
 }
@@ -90,7 +100,8 @@ static int fit(struct teacher_live_opt *o, int64_t *bytes, struct err *e)
 	}
 }
 
-int teacher_live_plan(struct teacher_live_opt *o, const struct config *student, const struct tok *tok, int64_t *bytes,
+int teacher_live_plan(struct teacher_live_opt *o, const struct config *student,
+    const struct tok *tok, int64_t *bytes,
     char fingerprint[33], struct err *e)
 {
 	const char *print = NULL;
@@ -106,7 +117,8 @@ int teacher_live_plan(struct teacher_live_opt *o, const struct config *student, 
 	return print != NULL ? fit(o, bytes, e) : -1;
 }
 
-int teacher_live_plan_stage(struct teacher_live_opt *o, const struct distill *d, const struct stage_env *v, char fingerprint[33],
+int teacher_live_plan_stage(struct teacher_live_opt *o, const struct distill *d,
+    const struct stage_env *v, char fingerprint[33],
     struct mem_plan *p, struct err *e)
 {
 	int64_t bytes = 0;
@@ -139,7 +151,8 @@ struct teacher_live *teacher_live_over(struct engine *g, int rows, struct err *e
 	return t;
 }
 
-struct teacher_live *teacher_live_open(const struct teacher_live_opt *o, const struct backend *be, struct err *e)
+struct teacher_live *teacher_live_open(const struct teacher_live_opt *o, const struct backend *be,
+    struct err *e)
 {
 	const struct engine_opt eo = engine_opt(o);
 	struct engine *g = engine_open(o->dir, &eo, be, NULL, e);
@@ -174,9 +187,11 @@ static int document_rows(const struct batch *b, int64_t r, int64_t end)
 }
 
 /* Items for the rows from t->first on; padding is passed over. */
-static int fill(struct teacher_live *t, const struct batch *b, struct eval_item it[TEACHER_LIVE_SEQS])
+static int fill(struct teacher_live *t, const struct batch *b,
+    struct eval_item it[TEACHER_LIVE_SEQS])
 {
-	int64_t R = (int64_t)b->B * b->T, end = R - t->first < t->cap ? R : t->first + t->cap, r = t->first;
+	int64_t R = (int64_t)b->B * b->T, end = R - t->first < t->cap ? R : t->first + t->cap,
+	    r = t->first;
 	int n = 0;
 
 	while (r < end && !(b->doc_start[r] >= 0 && n == TEACHER_LIVE_SEQS)) {
@@ -184,7 +199,8 @@ static int fill(struct teacher_live *t, const struct batch *b, struct eval_item 
 
 		if (b->doc_start[r] >= 0) {
 			rows = document_rows(b, r, end);
-			it[n] = (struct eval_item){ .s = t->seq[n], .tok = b->tok + r, .n = rows, .all = true,
+			it[n] = (struct eval_item){ .s = t->seq[n], .tok = b->tok + r, .n = rows,
+			    .all = true,
 			    .logits = t->logits + (r - t->first) * t->V };
 			if (b->doc_start[r] == r % b->T)
 				seq_reset(it[n].s);
@@ -212,7 +228,8 @@ static int evaluate(struct teacher_live *t, const struct batch *b, int64_t row, 
 	return engine_eval(t->g, it, n, NULL, e);
 }
 
-int64_t teacher_live_rows(void *self, const struct micro *mb, int64_t row, int64_t n, const real **logits, struct err *e)
+int64_t teacher_live_rows(void *self, const struct micro *mb, int64_t row, int64_t n,
+    const real **logits, struct err *e)
 {
 	struct teacher_live *t = self;
 	int64_t left;

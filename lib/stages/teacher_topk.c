@@ -40,7 +40,8 @@ static void best(const real *z, int V, int K, uint32_t *id)
 	}
 }
 
-/* ln sum exp((z_j - shift) / t) over all j, or over those that come after id `last` in the order of best(). */
+/* ln sum exp((z_j - shift) / t) over all j, or over those that come after id `last` in the order
+ * of best(). */
 static double log_sum(const real *z, int V, double shift, double t, int last)
 {
 	double sum = 0;
@@ -71,7 +72,8 @@ static void choose_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 	}
 }
 
-void teacher_topk_choose(const real *logits, const int32_t *target, int64_t n, int V, int K, double temperature, uint32_t *id,
+void teacher_topk_choose(const real *logits, const int32_t *target, int64_t n, int V, int K,
+    double temperature, uint32_t *id,
     real *logp, real *rest)
 {
 	struct choose c = { logits, target, V, K, temperature, id, logp, rest };
@@ -81,7 +83,8 @@ void teacher_topk_choose(const real *logits, const int32_t *target, int64_t n, i
 
 json_t *teacher_topk_record(int V, double temperature)
 {
-	return json_pack("{s:s, s:i, s:f, s:[], s:[], s:[], s:[]}", "type", "topk", "vocab", V, "temperature", temperature,
+	return json_pack("{s:s, s:i, s:f, s:[], s:[], s:[], s:[]}", "type", "topk", "vocab", V,
+	    "temperature", temperature,
 	    "tokens", "topk", "topk_logprob", "topk_rest");
 }
 
@@ -91,7 +94,8 @@ static json_t *number(double x)
 	return isfinite(x) ? json_real(nearbyint(x * 1e5) / 1e5) : json_null();
 }
 
-void teacher_topk_add(json_t *rec, uint32_t token, int K, const uint32_t *id, const real *logp, double rest)
+void teacher_topk_add(json_t *rec, uint32_t token, int K, const uint32_t *id, const real *logp,
+    double rest)
 {
 	json_t *ids = json_array(), *values = json_array();
 
@@ -102,12 +106,14 @@ void teacher_topk_add(json_t *rec, uint32_t token, int K, const uint32_t *id, co
 	json_array_append_new(json_object_get(rec, "tokens"), json_integer(token));
 	json_array_append_new(json_object_get(rec, "topk"), ids);
 	json_array_append_new(json_object_get(rec, "topk_logprob"), values);
-	json_array_append_new(json_object_get(rec, "topk_rest"), K > 0 ? number(rest) : json_null());
+	json_array_append_new(json_object_get(rec, "topk_rest"), K > 0 ? number(rest)
+	    : json_null());
 }
 
 /* --- reading --- */
 
-/* A token of an item is its id and what is known of the next: K ids, K log-probs, the rest; reals as float bits. */
+/* A token of an item is its id and what is known of the next: K ids, K log-probs, the rest;
+ * reals as float bits. */
 #define WORDS(K) (2 * (K) + 1)
 #define NOTHING (-50.0f)		/* the log of no mass at all */
 #define LEAST 1e-6			/* mass below which 1 - sum is rounding */
@@ -139,12 +145,15 @@ static int check_record(const json_t *rec, int vocab, struct err *why)
 	const json_t *V = json_object_get(rec, "vocab"), *t = json_object_get(rec, "temperature");
 
 	if (json_object_get(rec, "topk") == NULL)
-		return err_set(why, EX_DATAERR, "missing \"topk\": not a record of chr-score --topk");
+		return err_set(why, EX_DATAERR, "missing \"topk\": not a record of chr-score "
+		    "--topk");
 	if (!json_is_integer(V) || json_integer_value(V) != vocab)
-		return err_set(why, EX_DATAERR, "made with a vocabulary of %lld, the student's vocab_size is %d",
+		return err_set(why, EX_DATAERR, "made with a vocabulary of %lld, the student's "
+		    "vocab_size is %d",
 		    (long long)json_integer_value(V), vocab);
 	if (!json_is_number(t) || fabs(json_number_value(t) - want.temperature) > 1e-9)
-		return err_set(why, EX_DATAERR, "made for --temperature %g, this run has %g", json_number_value(t),
+		return err_set(why, EX_DATAERR, "made for --temperature %g, this run has %g",
+		    json_number_value(t),
 		    want.temperature);
 	return 0;
 }
@@ -153,23 +162,29 @@ static int check_record(const json_t *rec, int vocab, struct err *why)
 static int candidate(const json_t *id, const json_t *logp, int vocab, struct err *why)
 {
 	if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab)
-		return err_set(why, EX_DATAERR, "\"topk\" holds what is not a token id below %d", vocab);
-	if (!json_is_number(logp) || !(json_number_value(logp) < 0.01 && json_number_value(logp) > -1e4))
-		return err_set(why, EX_DATAERR, "\"topk_logprob\" holds what is not a log-probability");
+		return err_set(why, EX_DATAERR, "\"topk\" holds what is not a token id below %d",
+		    vocab);
+	if (!json_is_number(logp) || !(json_number_value(logp) < 0.01 && json_number_value(logp) >
+	    -1e4))
+		return err_set(why, EX_DATAERR, "\"topk_logprob\" holds what is not a "
+		    "log-probability");
 	return 0;
 }
 
 /* The candidates of one token into w (WORDS(K)). Those after the first K go to the rest. */
-static int candidates(const json_t *ids, const json_t *logp, const json_t *rest, int vocab, uint32_t *w, struct err *why)
+static int candidates(const json_t *ids, const json_t *logp, const json_t *rest, int vocab,
+    uint32_t *w, struct err *why)
 {
 	double left = json_is_number(rest) ? json_number_value(rest) : (double)NOTHING;
 	int n = (int)json_array_size(ids), K = want.K;
 
 	if (n < K || json_array_size(logp) != (size_t)n)
-		return err_set(why, EX_DATAERR, "a list of \"topk\" has %d entries (\"topk_logprob\" %zu), --topk is %d", n,
+		return err_set(why, EX_DATAERR, "a list of \"topk\" has %d entries "
+		    "(\"topk_logprob\" %zu), --topk is %d", n,
 		    json_array_size(logp), K);
 	for (int i = 0; i < n; i++) {
-		const json_t *id = json_array_get(ids, (size_t)i), *lp = json_array_get(logp, (size_t)i);
+		const json_t *id = json_array_get(ids, (size_t)i), *lp = json_array_get(logp,
+		    (size_t)i);
 
 		if (candidate(id, lp, vocab, why) < 0)
 			return -1;
@@ -185,16 +200,19 @@ static int candidates(const json_t *ids, const json_t *logp, const json_t *rest,
 }
 
 /* Tokens and candidates as words. *any: something is to be learned. */
-static int words(const json_t *rec, const struct ids *tokens, int vocab, struct ids *out, bool *any, struct err *why)
+static int words(const json_t *rec, const struct ids *tokens, int vocab, struct ids *out, bool *any,
+    struct err *why)
 {
-	const json_t *ids = json_object_get(rec, "topk"), *logp = json_object_get(rec, "topk_logprob");
+	const json_t *ids = json_object_get(rec, "topk"), *logp = json_object_get(rec,
+	    "topk_logprob");
 	const json_t *rest = json_object_get(rec, "topk_rest");
 	size_t n = (size_t)tokens->n;
 	bool learn = false;
 
 	*any = false;
 	if (json_array_size(ids) != n || json_array_size(logp) != n || json_array_size(rest) != n)
-		return err_set(why, EX_DATAERR, "\"topk\", \"topk_logprob\" and \"topk_rest\" are not as long as \"tokens\"");
+		return err_set(why, EX_DATAERR, "\"topk\", \"topk_logprob\" and \"topk_rest\" are "
+		    "not as long as \"tokens\"");
 	for (size_t i = 0; i < n; i++) {
 		const json_t *list = json_array_get(ids, i);
 		int at = out->n + 1;
@@ -204,13 +222,15 @@ static int words(const json_t *rec, const struct ids *tokens, int vocab, struct 
 			ids_push(out, 0);
 		learn = json_array_size(list) > 0;
 		*any |= learn && i + 1 < n;
-		if (learn && candidates(list, json_array_get(logp, i), json_array_get(rest, i), vocab, out->v + at, why) < 0)
+		if (learn && candidates(list, json_array_get(logp, i), json_array_get(rest, i),
+		    vocab, out->v + at, why) < 0)
 			return -1;
 	}
 	return 0;
 }
 
-static int topk_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
+static int topk_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out,
+    struct record_count *count,
     struct err *why)
 {
 	const char *type = json_string_value(json_object_get(rec, "type"));
@@ -235,7 +255,8 @@ static int topk_words(struct tok *t, int vocab, const json_t *rec, int n, struct
 	return rc;
 }
 
-static void *topk_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles, char *const files[],
+static void *topk_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+    char *const files[],
     bool eval, struct err *e)
 {
 	static struct chat_kind kind = { .unit = "texts", .item = topk_words };
@@ -267,7 +288,8 @@ struct complete {
 	real *logits;
 };
 
-/* ln of the mass that the teacher leaves to ids it does not name, over the sum of its exp(ln p / t). */
+/* ln of the mass that the teacher leaves to ids it does not name, over the sum of its exp(ln p /
+ * t). */
 static double rest_of(const uint32_t *w, double t)
 {
 	double sum = 0;
@@ -305,11 +327,13 @@ static void complete_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 	(void)worker;
 	for (int64_t i = i0; i < i1; i++)
 		if (c->mb->b.target[c->row + i] >= 0)
-			complete_row(extra + (c->row + i) * WORDS(want.K), c->student + i * c->V, c->logits + i * c->V, c->V,
+			complete_row(extra + (c->row + i) * WORDS(want.K), c->student + i * c->V,
+			    c->logits + i * c->V, c->V,
 			    c->temperature);
 }
 
-static void topk_complete(void *self, const struct micro *mb, int64_t row, int64_t n, int V, double temperature,
+static void topk_complete(void *self, const struct micro *mb, int64_t row, int64_t n, int V,
+    double temperature,
     const real *student, real *logits)
 {
 	struct complete c = { mb, row, V, temperature, student, logits };

@@ -34,13 +34,15 @@ static uint32_t hash_bytes(const char *s, size_t len)
 	return (uint32_t)(h >> 32) | 1;
 }
 
-static struct bytemap_slot *find(const struct bytemap *m, const char *key, size_t len, uint32_t hash)
+static struct bytemap_slot *find(const struct bytemap *m, const char *key, size_t len,
+    uint32_t hash)
 {
 	struct bytemap_slot *s;
 
 	for (size_t i = (hash >> 1) & (m->cap - 1);; i = (i + 1) & (m->cap - 1)) {
 		s = &m->slot[i];
-		if (!s->hash || (s->hash == hash && s->len == len && !memcmp(m->text + s->off, key, len)))
+		if (!s->hash || (s->hash == hash && s->len == len && !memcmp(m->text + s->off, key,
+		    len)))
 			return s;
 	}
 }

@@ -1,6 +1,7 @@
 /*
- * bytemap: hash tables of the tokenizer: byte strings to a number, and pairs of ids to a number. Keys are copied;
- * nothing is removed but all at once. They end the program when memory is out, like mem_alloc().
+ * bytemap: hash tables of the tokenizer: byte strings to a number, and pairs of ids to a number.
+ * Keys are copied; nothing is removed but all at once. They end the program when memory is out,
+ * like mem_alloc().
  *
  *	bool fresh;
  *	uint32_t *n = bytemap_put(&m, word, len, &fresh);	(0 when fresh)
@@ -26,7 +27,8 @@ struct bytemap {
 	size_t text_n, text_cap;
 };
 
-uint64_t *bytemap_get(const struct bytemap *m, const char *key, size_t len);	/* NULL: not there */
+/* NULL: not there */
+uint64_t *bytemap_get(const struct bytemap *m, const char *key, size_t len);
 uint64_t *bytemap_put(struct bytemap *m, const char *key, size_t len, bool *fresh);
 void bytemap_clear(struct bytemap *m);		/* forgets all keys, keeps the memory */
 void bytemap_free(struct bytemap *m);
@@ -49,7 +51,8 @@ static inline uint32_t pairmap_get(const struct pairmap *m, uint64_t key, uint32
 {
 	if (!m->cap)
 		return none;
-	for (size_t i = pairmap_hash(key) & (m->cap - 1); m->slot[i].used; i = (i + 1) & (m->cap - 1))
+	for (size_t i = pairmap_hash(key) & (m->cap - 1); m->slot[i].used;
+	    i = (i + 1) & (m->cap - 1))
 		if (m->slot[i].key == key)
 			return m->slot[i].value;
 	return none;

@@ -16,7 +16,8 @@
 #include "base/rng.h"
 
 enum {
-	STREAM_ORDER = 0x64617461,	/* random stream of the items' order; number of the pool and epoch are added */
+	STREAM_ORDER = 0x64617461,	/* random stream of the items' order; number of the pool
+					   and epoch are added */
 	STREAM_WINDOW = 0x77696e64,	/* of the draws from a window */
 	PIECE_BITS = 24,		/* of an item's place */
 	LITTLE = 64 << 10		/* bytes that a plan need not name */
@@ -29,7 +30,8 @@ struct part {			/* a file */
 	int64_t first;			/* its first item */
 };
 
-struct pool {			/* items that are gone through together: all, or those of a file with a share */
+struct pool {			/* items that are gone through together: all, or those of a file
+				   with a share */
 	int64_t first, n;
 	double share;
 	int64_t epoch, index, words;	/* words gone by */
@@ -54,9 +56,11 @@ struct corpus {
 	json_t *inputs;			/* prov_file() of each file */
 
 	/* files */
-	uint64_t *place;		/* (n) where an item's record is in its file, and which piece of it */
+	uint64_t *place;		/* (n) where an item's record is in its file, and which
+					   piece of it */
 	uint32_t *size;			/* (n) words of it */
-	int64_t *at;			/* (kept + 1) where each of the first items begins in word */
+	int64_t *at;			/* (kept + 1) where each of the first items begins in
+					   word */
 	uint32_t *word;			/* items one after the other */
 	uint32_t *order;		/* (n) of each pool's epoch, counted from its first item */
 	int64_t n, kept, words;		/* words: of all items */
@@ -64,7 +68,8 @@ struct corpus {
 	int64_t longest_line, longest;	/* bytes and words of a record */
 	void *reserve;			/* for one that is made again, until one is */
 	struct record_count count;
-	int64_t held;			/* the item whose record was made again last, all of it in scratch; -1: none */
+	int64_t held;			/* the item whose record was made again last, all of it
+					   in scratch; -1: none */
 	struct ids scratch;
 
 	/* a pipe */
@@ -110,7 +115,8 @@ static void set_name(struct part *p, const char *name)
 	if ((p->path = strdup(name)) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	colon = strrchr(p->path, ':');
-	if (colon == NULL || colon == p->path || colon[1] < '.' || colon[1] > '9' || stat(name, &st) == 0)
+	if (colon == NULL || colon == p->path || colon[1] < '.' || colon[1] > '9' ||
+	    stat(name, &st) == 0)
 		return;
 	p->share = strtod(colon + 1, &end);
 	if (*end == '\0' && isfinite(p->share) && p->share > 0)
@@ -131,7 +137,8 @@ static int set_names(struct corpus *c, char *const files[], bool *stream, struct
 		shares += c->part[i].share > 0;
 	}
 	if (shares > 0 && *stream)
-		return err_set(e, EX_USAGE, "FILE:SHARE mixes regular files, and one of these is a pipe");
+		return err_set(e, EX_USAGE, "FILE:SHARE mixes regular files, and one of these is a "
+		    "pipe");
 	if (shares > 0 && shares < c->nparts)
 		return err_set(e, EX_USAGE, "FILE:SHARE: either every file has a share or none");
 	return 0;
@@ -150,9 +157,11 @@ static int grow(void *pp, int64_t need, int64_t *cap, int64_t most, size_t size,
 	if (want > most)
 		want = most;
 	if ((p = realloc(*at, (size_t)want * size)) == NULL && comm_size() > 1)
-		err_die(EX_OSERR, "no memory for %" PRId64 " bytes of training data", want * (int64_t)size);
+		err_die(EX_OSERR, "no memory for %" PRId64 " bytes of training data",
+		    want * (int64_t)size);
 	if (p == NULL)
-		return err_set(e, EX_OSERR, "no memory for %" PRId64 " bytes of training data", want * (int64_t)size);
+		return err_set(e, EX_OSERR, "no memory for %" PRId64 " bytes of training data",
+		    want * (int64_t)size);
 	*at = p;
 	*cap = want;
 	return 0;
@@ -161,7 +170,8 @@ static int grow(void *pp, int64_t need, int64_t *cap, int64_t most, size_t size,
 /* Words that there is room for: the first items are kept, as long as there is some for the next. */
 static int64_t room_left(const struct corpus *c)
 {
-	return c->kept < c->n ? 0 : c->o.ram / (int64_t)sizeof *c->word - (c->kept > 0 ? c->at[c->kept] : 0);
+	return c->kept < c->n ? 0 : c->o.ram / (int64_t)sizeof *c->word - (c->kept > 0
+	    ? c->at[c->kept] : 0);
 }
 
 static int keep(struct corpus *c, const uint32_t *item, int64_t n, struct err *e)
@@ -179,12 +189,15 @@ static int keep(struct corpus *c, const uint32_t *item, int64_t n, struct err *e
 	return 0;
 }
 
-static int add_item(struct corpus *c, int64_t place, int64_t piece, const uint32_t *item, int64_t n, struct err *e)
+static int add_item(struct corpus *c, int64_t place, int64_t piece, const uint32_t *item, int64_t n,
+    struct err *e)
 {
 	if (c->n == UINT32_MAX || piece >> PIECE_BITS != 0)
-		return err_set(e, EX_DATAERR, "more than %" PRIu32 " %s, or more than %d pieces of one", UINT32_MAX, c->o.unit,
+		return err_set(e, EX_DATAERR, "more than %" PRIu32 " %s, or more than %d pieces of "
+		    "one", UINT32_MAX, c->o.unit,
 		    1 << PIECE_BITS);
-	if (keep(c, item, n, e) < 0 || grow(&c->place, c->n + 1, &c->cap_place, INT64_MAX, sizeof *c->place, e) < 0 ||
+	if (keep(c, item, n, e) < 0 || grow(&c->place, c->n + 1, &c->cap_place, INT64_MAX,
+	    sizeof *c->place, e) < 0 ||
 	    grow(&c->size, c->n + 1, &c->cap_size, INT64_MAX, sizeof *c->size, e) < 0)
 		return -1;
 	c->size[c->n] = (uint32_t)n;
@@ -194,7 +207,8 @@ static int add_item(struct corpus *c, int64_t place, int64_t piece, const uint32
 }
 
 /* The words of an item are there if it is to be kept. */
-static int add_record(struct corpus *c, int64_t place, const uint32_t *word, int64_t n, struct err *e)
+static int add_record(struct corpus *c, int64_t place, const uint32_t *word, int64_t n,
+    struct err *e)
 {
 	int64_t piece = c->o.piece > 0 ? c->o.piece : n;
 	int rc = 0;
@@ -216,7 +230,8 @@ static int add_block(struct corpus *c, const struct record_load_block *b, struct
 	return rc;
 }
 
-static int load_records(struct corpus *c, struct part *p, struct record_load *l, struct progress *bar, struct err *e)
+static int load_records(struct corpus *c, struct part *p, struct record_load *l,
+    struct progress *bar, struct err *e)
 {
 	const struct record_load_block *b;
 	int rc;
@@ -247,16 +262,19 @@ static json_t *describe(const char *path, int64_t records, struct err *e)
 	if (own != NULL)
 		snprintf(hex, sizeof hex, "%s", own);
 	comm_bcast(hex, sizeof hex);
-	return in != NULL ? in : json_pack("{s:s, s:s, s:I}", "file", path, "sha256", hex, "records", (json_int_t)records);
+	return in != NULL ? in : json_pack("{s:s, s:s, s:I}", "file", path, "sha256", hex,
+	    "records", (json_int_t)records);
 }
 
-static int load_part(struct corpus *c, struct part *p, struct record_load *l, struct progress *bar, struct err *e)
+static int load_part(struct corpus *c, struct part *p, struct record_load *l, struct progress *bar,
+    struct err *e)
 {
 	p->first = c->n;
 	if (load_records(c, p, l, bar, e) < 0)
 		return -1;
 	if (c->kept < c->n && !record_file_seeks(p->f))
-		return err_set(e, EX_OSERR, "%s: gzip can only be read in one go, and it does not fit in --data-ram; unpack it, give"
+		return err_set(e, EX_OSERR, "%s: gzip can only be read in one go, and it does not "
+		    "fit in --data-ram; unpack it, give"
 		    " more, or read it from a pipe with --shuffle-window", p->path);
 	record_file_end(p->f, c->kept < c->n);
 	return json_array_append_new(c->inputs, describe(p->path, c->n - p->first, e));
@@ -269,7 +287,8 @@ static void shuffle(struct corpus *c, const struct pool *p)
 	for (int64_t i = 0; i < p->n; i++)
 		order[i] = (uint32_t)i;
 	if (c->o.shuffle)
-		rng_shuffle(c->o.seed, STREAM_ORDER + (uint64_t)(p - c->pool) + ((uint64_t)p->epoch << 32), order,
+		rng_shuffle(c->o.seed, STREAM_ORDER + (uint64_t)(p - c->pool) +
+		    ((uint64_t)p->epoch << 32), order,
 		    (uint64_t)p->n);
 }
 
@@ -283,10 +302,12 @@ static int open_pools(struct corpus *c, struct err *e)
 		p->first = c->part[i].first;
 		p->n = (i + 1 < c->npools ? c->part[i + 1].first : c->n) - p->first;
 		if (p->n == 0)
-			return err_set(e, EX_DATAERR, "%s: no %s to train on", c->part[i].path, c->o.unit);
+			return err_set(e, EX_DATAERR, "%s: no %s to train on", c->part[i].path,
+			    c->o.unit);
 	}
 	if ((c->order = malloc((size_t)c->n * sizeof *c->order)) == NULL)
-		return err_set(e, EX_OSERR, "no memory for the order of %" PRId64 " %s", c->n, c->o.unit);
+		return err_set(e, EX_OSERR, "no memory for the order of %" PRId64 " %s", c->n,
+		    c->o.unit);
 	return corpus_seek(c, NULL, e);
 }
 
@@ -298,8 +319,8 @@ static void *shrink(void *p, int64_t n, int64_t *cap, size_t size)
 	return q != NULL ? q : p;
 }
 
-/* What making a record again takes, where that is not little: its words, and its line, twice as JSON, and its text, in
- * arrays that grow (measured with lines of 3 MB). */
+/* What making a record again takes, where that is not little: its words, and its line, twice as
+ * JSON, and its text, in arrays that grow (measured with lines of 3 MB). */
 static int64_t again_bytes(const struct corpus *c)
 {
 	int64_t n = 6 * c->longest_line + c->longest * (int64_t)sizeof *c->word;
@@ -362,7 +383,8 @@ static void open_window(struct corpus *c)
 	}
 }
 
-struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o, struct err *e)
+struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o,
+    struct err *e)
 {
 	static char *const from_stdin[] = { "-" };
 	struct corpus *c = zeros(1, sizeof *c);
@@ -377,7 +399,8 @@ struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_
 	c->names = zeros((size_t)c->nparts, sizeof *c->names);
 	rc = set_names(c, nfiles > 0 ? files : from_stdin, &stream, e);
 	if (rc == 0 && stream && comm_size() > 1 && !all_stdin(c))
-		rc = err_set(e, EX_USAGE, "of several ranks only the first has a pipe: give it as the standard input, alone");
+		rc = err_set(e, EX_USAGE, "of several ranks only the first has a pipe: give it as "
+		    "the standard input, alone");
 	if (rc == 0 && stream)
 		open_window(c);
 	if (rc == 0 && stream)
@@ -441,7 +464,8 @@ int64_t corpus_bytes(const struct corpus *c)
 	for (int64_t i = 0; i < c->cap_slots; i++)
 		window += c->slot[i].ids.cap * (int64_t)sizeof *c->slot[i].ids.v;
 	return c->cap_words * (int64_t)sizeof *c->word + c->cap_at * (int64_t)sizeof *c->at +
-	    c->cap_place * (int64_t)sizeof *c->place + c->cap_size * (int64_t)sizeof *c->size + c->n * (int64_t)sizeof *c->order + window +
+	    c->cap_place * (int64_t)sizeof *c->place + c->cap_size * (int64_t)sizeof *c->size +
+	    c->n * (int64_t)sizeof *c->order + window +
 	    again_bytes(c);
 }
 
@@ -463,7 +487,8 @@ static struct part *part_of(const struct corpus *c, int64_t item)
 
 static bool same_record(const struct corpus *c, int64_t a, int64_t b)
 {
-	return a >= 0 && part_of(c, a) == part_of(c, b) && c->place[a] >> PIECE_BITS == c->place[b] >> PIECE_BITS;
+	return a >= 0 && part_of(c, a) == part_of(c, b) && c->place[a] >> PIECE_BITS ==
+	    c->place[b] >> PIECE_BITS;
 }
 
 /* Makes an item that is not in memory from its record. */
@@ -480,8 +505,10 @@ static int make_again(struct corpus *c, int64_t i, const uint32_t **item, struct
 			return -1;
 		c->held = i;
 	}
-	if (at + c->size[i] > c->scratch.n || (c->o.piece == 0 && c->size[i] != (uint32_t)c->scratch.n))
-		return err_set(e, EX_DATAERR, "%s: is not what it was when this run began to read it", p->path);
+	if (at + c->size[i] > c->scratch.n ||
+	    (c->o.piece == 0 && c->size[i] != (uint32_t)c->scratch.n))
+		return err_set(e, EX_DATAERR, "%s: is not what it was when this run began to read "
+		    "it", p->path);
 	*item = c->scratch.v + at;
 	return 1;
 }
@@ -492,7 +519,8 @@ static int next_pool(const struct corpus *c)
 	int best = 0;
 
 	for (int i = 1; i < c->npools; i++)
-		if ((double)c->pool[i].words / c->pool[i].share < (double)c->pool[best].words / c->pool[best].share)
+		if ((double)c->pool[i].words / c->pool[i].share < (double)c->pool[best].words /
+		    c->pool[best].share)
 			best = i;
 	return best;
 }
@@ -571,7 +599,8 @@ static int64_t draw(const struct corpus *c)
 {
 	if (c->o.window == 0)
 		return 0;
-	return (int64_t)rng_below(c->o.seed, STREAM_WINDOW, (uint64_t)c->passed, (uint64_t)c->filled);
+	return (int64_t)rng_below(c->o.seed, STREAM_WINDOW, (uint64_t)c->passed,
+	    (uint64_t)c->filled);
 }
 
 static int get_slot(struct corpus *c, const uint32_t **item, struct err *e)
@@ -631,8 +660,10 @@ json_t *corpus_position(const struct corpus *c)
 	json_t *p = json_pack("{s:I}", "records", (json_int_t)c->passed), *mix = json_array();
 
 	for (int i = 0; c->npools > 1 && i < c->npools; i++)
-		json_array_append_new(mix, json_pack("{s:f, s:I, s:I, s:I}", "share", c->pool[i].share, "epoch",
-		    (json_int_t)c->pool[i].epoch, "records", (json_int_t)c->pool[i].index, "words", (json_int_t)c->pool[i].words));
+		json_array_append_new(mix, json_pack("{s:f, s:I, s:I, s:I}", "share",
+		    c->pool[i].share, "epoch",
+		    (json_int_t)c->pool[i].epoch, "records", (json_int_t)c->pool[i].index, "words",
+		    (json_int_t)c->pool[i].words));
 	if (c->npools > 1)
 		json_object_set(p, "mix", mix);
 	if (c->in != NULL)
@@ -648,13 +679,15 @@ static int seek_stream(struct corpus *c, int64_t passed, int64_t window, struct 
 	int rc = 1;
 
 	if (window != c->o.window)
-		return err_set(e, EX_USAGE, "--resume: shuffle-window is %" PRId64 ", but was %" PRId64, c->o.window, window);
+		return err_set(e, EX_USAGE, "--resume: shuffle-window is %" PRId64 ", but was %"
+		    PRId64, c->o.window, window);
 	if (passed < c->passed)
 		return err_set(e, EX_SOFTWARE, "a pipe cannot be rewound");
 	while (c->passed < passed && (rc = corpus_get(c, NULL, &n, e)) > 0)
 		advance(c);
 	return rc != 0 ? (rc > 0 ? 0 : -1) : err_set(e, EX_DATAERR,
-	    "%s: the input is not the one this run began with: it ends after %" PRId64 " records", jsonl_name(c->in), c->passed);
+	    "%s: the input is not the one this run began with: it ends after %" PRId64 " records",
+	    jsonl_name(c->in), c->passed);
 }
 
 static int bad_position(struct err *e)
@@ -667,7 +700,8 @@ static int seek_pool(struct pool *p, const json_t *at, struct err *e)
 	json_int_t epoch, index, words;
 	double share;
 
-	if (json_unpack((json_t *)at, "{s:F, s:I, s:I, s:I}", "share", &share, "epoch", &epoch, "records", &index, "words",
+	if (json_unpack((json_t *)at, "{s:F, s:I, s:I, s:I}", "share", &share, "epoch", &epoch,
+	    "records", &index, "words",
 	    &words) < 0 || epoch < 0 || index < 0 || index > p->n || words < 0)
 		return bad_position(e);
 	if (share != p->share)
@@ -697,7 +731,8 @@ int corpus_seek(struct corpus *c, const json_t *position, struct err *e)
 	const json_t *mix = json_object_get(position, "mix");
 	json_int_t passed = 0, window = 0;
 
-	if (position != NULL && (json_unpack((json_t *)position, "{s:I, s?I}", "records", &passed, "window", &window) < 0 ||
+	if (position != NULL && (json_unpack((json_t *)position, "{s:I, s?I}", "records", &passed,
+	    "window", &window) < 0 ||
 	    passed < 0))
 		return bad_position(e);
 	if (c->in != NULL)
@@ -735,7 +770,8 @@ int corpus_touch(struct corpus *c)
 
 	if (c->touched || !c->noting)
 		return c->nused - 1;
-	if (c->nused == c->cap_used && (c->used = realloc(c->used, (size_t)(c->cap_used = 2 * c->cap_used + 64) *
+	if (c->nused == c->cap_used &&
+	    (c->used = realloc(c->used, (size_t)(c->cap_used = 2 * c->cap_used + 64) *
 	    sizeof *c->used)) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	c->used[c->nused].file = s != NULL ? s->file : NULL;
@@ -755,7 +791,8 @@ char *corpus_where(struct corpus *c, int i)
 	char *s;
 
 	if (u->file == NULL)
-		return record_file_where(part_of(c, u->at)->f, (int64_t)(c->place[u->at] >> PIECE_BITS));
+		return record_file_where(part_of(c, u->at)->f,
+		    (int64_t)(c->place[u->at] >> PIECE_BITS));
 	if (asprintf(&s, "%s:%" PRId64, u->file, u->at) < 0)
 		err_die(EX_OSERR, "out of memory");
 	return s;

@@ -27,7 +27,8 @@ struct lineblock {
 
 /* Memory for n bytes of text, and a NUL. Ends the program when there is none, as all of these. */
 void lineblock_reserve(struct lineblock *b, size_t n);
-void lineblock_mark(struct lineblock *b, size_t at, size_t len, int64_t place);	/* of text that is there, and puts the NUL */
+/* of text that is there, and puts the NUL */
+void lineblock_mark(struct lineblock *b, size_t at, size_t len, int64_t place);
 void lineblock_add(struct lineblock *b, const char *s, size_t len, int64_t place);
 void lineblock_clear(struct lineblock *b);
 void lineblock_free(struct lineblock *b);

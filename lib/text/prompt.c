@@ -42,7 +42,8 @@ static const json_t *asked(const json_t *rec)
 	return json_is_string(v) || json_is_array(v) ? v : NULL;
 }
 
-static int chat_ids(struct tok *t, const json_t *v, const struct prompt_opt *o, struct ids *out, struct err *why)
+static int chat_ids(struct tok *t, const json_t *v, const struct prompt_opt *o, struct ids *out,
+    struct err *why)
 {
 	json_t *turns = json_array();
 	size_t n = json_is_array(v) ? turns_asked(v) : 0;
@@ -60,7 +61,8 @@ static int chat_ids(struct tok *t, const json_t *v, const struct prompt_opt *o, 
 	return rc;
 }
 
-int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, struct ids *out, struct err *why)
+int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, struct ids *out,
+    struct err *why)
 {
 	const json_t *v = asked(rec);
 	int bos = tok_bos(t);
@@ -72,7 +74,8 @@ int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, str
 	if (bos >= 0)
 		ids_push(out, (uint32_t)bos);
 	tok_encode(t, json_string_value(v), json_string_length(v), false, out);
-	return out->n > 0 ? 0 : err_set(why, EX_DATAERR, "the prompt is empty, and there is no token to begin with");
+	return out->n > 0 ? 0 : err_set(why, EX_DATAERR,
+	    "the prompt is empty, and there is no token to begin with");
 }
 
 const char *prompt_text(const json_t *rec)

@@ -1,6 +1,7 @@
 /*
- * prompt: what a record asks. The first of these that it has: `prompt` (a text, or a list of turns), `question`, the
- * turns under `messages` or `conversations` up to the last one of the user.
+ * prompt: what a record asks. The first of these that it has: `prompt` (a text, or a list of
+ * turns), `question`, the turns under `messages` or `conversations` up to the last one of the
+ * user.
  */
 #ifndef CHR_PROMPT_H
 #define CHR_PROMPT_H
@@ -12,14 +13,17 @@
 #include "text/tok.h"
 
 struct prompt_opt {
-	bool chat;		/* a text is what a user says, to be answered; else it is to be continued */
+	bool chat;		/* a text is what a user says, to be answered; else it is to be
+				   continued */
 	bool think;		/* answers begin with an empty think block */
 };
 
 /* Appends the ids, ending where the completion is to begin. 0, or -1 with a reason. */
-int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, struct ids *out, struct err *why);
+int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, struct ids *out,
+    struct err *why);
 
-/* The text of the question alone: that of the last user turn. Borrowed from rec; NULL: it is not a text. */
+/* The text of the question alone: that of the last user turn. Borrowed from rec; NULL: it is not
+ * a text. */
 const char *prompt_text(const json_t *rec);
 
 #endif

@@ -79,10 +79,13 @@ static void add_scalars(struct text *t, const json_t *rec)
 
 static bool add_named(struct text *t, const json_t *rec)
 {
-	static const char *const one[] = { "text", "content", "story", "passage", "document", "article" };
+	static const char *const one[] = { "text", "content", "story", "passage", "document",
+	    "article" };
 	static const char *const pair[][2] = {
-		{ "instruction", "output" }, { "instruction", "response" }, { "prompt", "response" },
-		{ "prompt", "completion" }, { "input", "output" }, { "question", "answer" }, { "query", "answer" },
+		{ "instruction", "output" }, { "instruction", "response" },
+		    { "prompt", "response" },
+		{ "prompt", "completion" }, { "input", "output" }, { "question", "answer" },
+		    { "query", "answer" },
 	};
 
 	for (size_t i = 0; i < sizeof one / sizeof *one; i++) {
@@ -94,7 +97,8 @@ static bool add_named(struct text *t, const json_t *rec)
 		}
 	}
 	for (size_t i = 0; i < sizeof pair / sizeof *pair; i++) {
-		const json_t *a = json_object_get(rec, pair[i][0]), *b = json_object_get(rec, pair[i][1]);
+		const json_t *a = json_object_get(rec, pair[i][0]), *b = json_object_get(rec,
+		    pair[i][1]);
 
 		if (json_is_string(a) && json_is_string(b)) {
 			text_add(t, a);
@@ -131,11 +135,14 @@ int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
 	json_t *v;
 
 	if (!json_is_array(list))
-		return err_set(e, EX_DATAERR, list ? "\"tokens\" is not a list" : "missing \"tokens\"");
+		return err_set(e, EX_DATAERR, list ? "\"tokens\" is not a list"
+		    : "missing \"tokens\"");
 	json_array_foreach(list, i, v) {
-		if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= top) {
+		if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >=
+		    top) {
 			out->n = n;
-			return err_set(e, EX_DATAERR, "\"tokens\"[%zu] is not a token id below %lld", i, (long long)top);
+			return err_set(e, EX_DATAERR,
+			    "\"tokens\"[%zu] is not a token id below %lld", i, (long long)top);
 		}
 		ids_push(out, (uint32_t)json_integer_value(v));
 	}
@@ -174,7 +181,8 @@ void record_frame(const struct tok *t, struct ids *ids)
 		memmove(ids->v + 1, ids->v, (size_t)(ids->n - 1) * sizeof *ids->v);
 		ids->v[0] = (uint32_t)bos;
 	}
-	if (eos >= 0 && ids->v[ids->n - 1] != (uint32_t)eos && (ids->n < 2 || ids->v[ids->n - 2] != (uint32_t)eos))
+	if (eos >= 0 && ids->v[ids->n - 1] != (uint32_t)eos &&
+	    (ids->n < 2 || ids->v[ids->n - 2] != (uint32_t)eos))
 		ids_push(ids, (uint32_t)eos);
 }
 

@@ -1,6 +1,6 @@
 /*
- * record: what a JSONL record says: its text, its conversation, its tokens. Every program that reads text reads it
- * through here, so all of them understand the same records.
+ * record: what a JSONL record says: its text, its conversation, its tokens. Every program that
+ * reads text reads it through here, so all of them understand the same records.
  *
  *	size_t len;
  *	char *text = record_text(rec, &len);
@@ -17,27 +17,30 @@
 #include "base/err.h"
 #include "text/tok.h"
 
-/* The text of a record, malloc'ed and NUL-terminated (*len bytes, len may be NULL), or NULL when it has none. The first
- * of these that the record has as strings:
+/* The text of a record, malloc'ed and NUL-terminated (*len bytes, len may be NULL), or NULL when it
+ * has none. The first of these that the record has as strings:
  *	text, content, story, passage, document, article;
- *	instruction+output, instruction+response, prompt+response, prompt+completion, input+output, question+answer,
+ *	instruction+output, instruction+response, prompt+response, prompt+completion,
+ *	    input+output, question+answer,
  *	query+answer, joined by a newline;
  *	conversations or messages: the turns' content (or value) joined by newlines, without roles;
  *	else all strings and numbers of the record, joined by newlines. */
 char *record_text(const json_t *rec, size_t *len);
 
-/* The array under "messages" or "conversations" (borrowed), or NULL. Its turns are checked by tok_chat(). */
+/* The array under "messages" or "conversations" (borrowed), or NULL. Its turns are checked by
+ * tok_chat(). */
 const json_t *record_messages(const json_t *rec);
 
-/* Ids of the record, appended to out. 0, or -1 with a reason that jsonl_bad() can put a place to; out is then as it was.
- * record_tokens: what stands under "tokens", each below vocab (vocab 0: not checked).
- * record_ids: "tokens" when there are some, else the conversation through the chat template, else the text without
- * special tokens. t may be NULL: then only "tokens" will do. */
+/* Ids of the record, appended to out. 0, or -1 with a reason that jsonl_bad() can put a place
+ * to; out is then as it was. record_tokens: what stands under "tokens", each below vocab (vocab
+ * 0: not checked). record_ids: "tokens" when there are some, else the conversation through the
+ * chat template, else the text without special tokens. t may be NULL: then only "tokens" will
+ * do. */
 int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e);
 int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
 
-/* A document as training takes it: record_ids(), or ids that are there, between bos and eos, unless it brings its own.
- * out is empty before; t may be NULL: then there are no marks. */
+/* A document as training takes it: record_ids(), or ids that are there, between bos and eos,
+ * unless it brings its own. out is empty before; t may be NULL: then there are no marks. */
 int record_document(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
 void record_frame(const struct tok *t, struct ids *ids);
 

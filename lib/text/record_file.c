@@ -12,13 +12,15 @@
 #include "base/sig.h"
 
 #define CHUNK ((size_t)64 << 10)
-#define PAGE ((size_t)4 << 10)		/* what the rest of a block's last line is looked for in, at least */
+#define PAGE ((size_t)4 << 10)		/* what the rest of a block's last line is looked for in,
+					   at least */
 #define WHERE_MOST ((off_t)1 << 30)	/* in a larger file lines are not counted */
 
 enum {
 	BLOCK_LEAST = 64 << 10, BLOCK_MOST = 1 << 20,	/* bytes */
 	DOCS_LEAST = 16, DOCS_MOST = 1024,
-	BLOCKS = 4			/* for each process, at least, so that they have about equally much */
+	BLOCKS = 4			/* for each process, at least, so that they have about
+					   equally much */
 };
 
 struct record_file {
@@ -38,7 +40,8 @@ struct record_file {
 	size_t cap;
 };
 
-int record_file_item(struct jsonl *in, const struct record_kind *k, struct ids *out, struct record_count *n, struct err *e)
+int record_file_item(struct jsonl *in, const struct record_kind *k, struct ids *out,
+    struct record_count *n, struct err *e)
 {
 	struct err why = {0};
 	json_t *rec;
@@ -58,7 +61,8 @@ int record_file_item(struct jsonl *in, const struct record_kind *k, struct ids *
 	return 1;
 }
 
-/* Blocks of each of `parts` processes, neither too small to be worth it nor larger than they should hold. */
+/* Blocks of each of `parts` processes, neither too small to be worth it nor larger than they
+ * should hold. */
 static int64_t block_size(int64_t n, int parts, int64_t least, int64_t most)
 {
 	int64_t size = n / ((int64_t)BLOCKS * parts);
@@ -85,7 +89,8 @@ static int open_lines(struct record_file *f, int parts, struct err *e)
 	return 0;
 }
 
-struct record_file *record_file_open(const char *path, const struct record_kind *k, int parts, struct err *e)
+struct record_file *record_file_open(const char *path, const struct record_kind *k, int parts,
+    struct err *e)
 {
 	struct record_file *f = calloc(1, sizeof *f);
 	int rc = 0;
@@ -133,7 +138,8 @@ static ssize_t read_at(const struct record_file *f, char *to, size_t n, int64_t 
 
 	while (have < n && got > 0) {
 		if (sig_stop)
-			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", f->path, (int)sig_stop);
+			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", f->path,
+			    (int)sig_stop);
 		got = pread(f->fd, to + have, n - have, at + (int64_t)have);
 		if (got < 0 && errno == EINTR)
 			got = 1;
@@ -143,8 +149,10 @@ static ssize_t read_at(const struct record_file *f, char *to, size_t n, int64_t 
 	return got < 0 ? err_set(e, EX_IOERR, "%s:", f->path) : (ssize_t)have;
 }
 
-/* Reads on until the text has the end of the line that begins at `at`, or the file ends. Where the line ends, -1. */
-static int64_t line_end(struct record_file *f, struct lineblock *b, size_t at, int64_t from, struct err *e)
+/* Reads on until the text has the end of the line that begins at `at`, or the file ends. Where
+ * the line ends, -1. */
+static int64_t line_end(struct record_file *f, struct lineblock *b, size_t at, int64_t from,
+    struct err *e)
 {
 	char *nl = memchr(b->text + at, '\n', b->n - at);
 	ssize_t got = 1;
@@ -260,7 +268,8 @@ void record_file_close(struct record_file *f)
 
 static int changed(const struct record_file *f, struct err *e)
 {
-	return err_set(e, EX_DATAERR, "%s: is not what it was when this run began to read it", f->path);
+	return err_set(e, EX_DATAERR, "%s: is not what it was when this run began to read it",
+	    f->path);
 }
 
 static int check_unchanged(const struct record_file *f, struct err *e)
@@ -277,7 +286,8 @@ static int read_chunk(struct record_file *f, int64_t at, size_t have, size_t *go
 {
 	ssize_t n;
 
-	if (have + CHUNK > f->cap && (f->buf = realloc(f->buf, f->cap = 2 * (have + CHUNK))) == NULL)
+	if (have + CHUNK > f->cap && (f->buf = realloc(f->buf, f->cap = 2 * (have + CHUNK))) ==
+	    NULL)
 		err_die(EX_OSERR, "out of memory");
 	while ((n = pread(f->fd, f->buf + have, CHUNK, at + (int64_t)have)) < 0 && errno == EINTR)
 		continue;
@@ -313,7 +323,8 @@ int record_file_at(struct record_file *f, int64_t place, struct ids *out, struct
 	if (check_unchanged(f, e) < 0 || (len = read_line(f, place, e)) < 0)
 		return -1;
 	rec = json_loadb(f->buf, (size_t)len, 0, NULL);
-	rc = json_is_object(rec) && f->k->item(f->k->self, f->k->tok, rec, out, &again, e) == 0 && out->n > 0 ? 0 : changed(f, e);
+	rc = json_is_object(rec) && f->k->item(f->k->self, f->k->tok, rec, out, &again, e) == 0 &&
+	    out->n > 0 ? 0 : changed(f, e);
 	json_decref(rec);
 	return rc;
 }

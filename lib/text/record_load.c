@@ -25,9 +25,11 @@ struct block {
 	struct head {
 		int64_t lines, n, words;	/* that it had; items; words that are there */
 		int64_t longest;		/* bytes of a line */
-		int64_t bad, nbad;		/* the first line that is bad, from 0, -1: none; how many are */
+		int64_t bad, nbad;		/* the first line that is bad, from 0, -1: none;
+						   how many are */
 		struct record_count count;
-		struct err why, fatal;		/* why it is bad; why there is nothing more after it */
+		struct err why, fatal;		/* why it is bad; why there is nothing more after
+						   it */
 		bool at_line, end;		/* fatal is about the line after the last */
 	} h;
 	int64_t *place;			/* (n) */
@@ -120,12 +122,14 @@ int record_load_begin(struct record_load *l, struct record_file *f, const char *
 	l->round = l->lineno = l->skipped = 0;
 	l->turn = 0;
 	comm_bcast(&size, sizeof size);
-	return comm_agree(own == size ? 0 : err_set(e, EX_DATAERR, "%s: is not the same file on all ranks", path), e);
+	return comm_agree(own == size ? 0 : err_set(e, EX_DATAERR,
+	    "%s: is not the same file on all ranks", path), e);
 }
 
 /* --- one block, by all threads --- */
 
-/* A worker takes its lines in their order, so the first that it finds bad is the first of its own. */
+/* A worker takes its lines in their order, so the first that it finds bad is the first of its
+ * own. */
 static void note_bad(struct worker *w, int64_t line, const struct err *why)
 {
 	if (w->nbad++ == 0) {
@@ -201,7 +205,8 @@ static void make_docs(struct record_load *l, struct err *e)
 {
 	struct worker *w = &l->worker[0];
 
-	for (int64_t i = 0; i < l->in.docs && record_file_doc(l->f, l->in.first + i, &w->item, e) == 0; i++) {
+	for (int64_t i = 0; i < l->in.docs && record_file_doc(l->f, l->in.first + i, &w->item, e) ==
+	    0; i++) {
 		l->made[i] = (struct made){ .n = w->item.n, .at = w->words.n };
 		ids_append(&w->words, w->item.v, (size_t)w->item.n);
 	}
@@ -223,11 +228,13 @@ static void gather(struct record_load *l, int64_t room)
 			continue;
 		if (!record_file_is_shard(l->f) && (int64_t)l->in.lines.line[i].len > b->h.longest)
 			b->h.longest = (int64_t)l->in.lines.line[i].len;
-		b->place[b->h.n] = record_file_is_shard(l->f) ? l->in.first + i : l->in.lines.line[i].place;
+		b->place[b->h.n] = record_file_is_shard(l->f) ? l->in.first + i
+		    : l->in.lines.line[i].place;
 		b->len[b->h.n++] = (uint32_t)m->n;
 		n = m->n < room - b->h.words ? m->n : room - b->h.words;
 		if (n > 0)
-			memcpy(b->word + b->h.words, l->worker[m->worker].words.v + m->at, (size_t)n * sizeof *b->word);
+			memcpy(b->word + b->h.words, l->worker[m->worker].words.v + m->at,
+			    (size_t)n * sizeof *b->word);
 		b->h.words += n;
 	}
 }
@@ -238,7 +245,8 @@ static void make_block(struct record_load *l, int64_t k, int64_t room)
 	bool shard = record_file_is_shard(l->f);
 
 	clear(l);
-	h->at_line = record_file_read(l->f, k, &l->in, &h->fatal) < 0 && h->fatal.status == EX_DATAERR && record_file_seeks(l->f);
+	h->at_line = record_file_read(l->f, k, &l->in, &h->fatal) < 0 &&
+	    h->fatal.status == EX_DATAERR && record_file_seeks(l->f);
 	h->lines = shard ? l->in.docs : l->in.lines.count;
 	h->end = l->in.end;
 	l->made = more(l->made, h->lines + 1, &l->cap_made, sizeof *l->made);
@@ -250,14 +258,15 @@ static void make_block(struct record_load *l, int64_t k, int64_t room)
 	add_up(l, h);
 	gather(l, room);
 	if (h->n > 0 && l->own.place[h->n - 1] >= RECORD_FILE_PLACES)
-		err_set(&h->fatal, EX_DATAERR, "%s: more than %" PRId64 " GiB: cut it into several files", l->path,
+		err_set(&h->fatal, EX_DATAERR, "%s: more than %"
+		    PRId64 " GiB: cut it into several files", l->path,
 		    RECORD_FILE_PLACES >> 30);
 }
 
 /* --- blocks of all ranks, in turn --- */
 
-/* The block of the rank whose turn it is, which all have then, with as many words as there is still room for: the blocks
- * before it have taken theirs. */
+/* The block of the rank whose turn it is, which all have then, with as many words as there is
+ * still room for: the blocks before it have taken theirs. */
 static struct block *share_block(struct record_load *l, int64_t room)
 {
 	struct block *b = l->turn == comm_rank() ? &l->own : &l->other;
@@ -278,19 +287,23 @@ static struct block *share_block(struct record_load *l, int64_t room)
 static int judge(struct record_load *l, const struct head *h, struct err *e)
 {
 	if (h->bad >= 0 && !l->skip_bad)
-		return err_set(e, EX_DATAERR, "%s:%" PRId64 ": %.400s", l->path, l->lineno + h->bad + 1, h->why.msg);
+		return err_set(e, EX_DATAERR, "%s:%" PRId64 ": %.400s", l->path,
+		    l->lineno + h->bad + 1, h->why.msg);
 	if (h->bad >= 0 && l->skipped == 0)
-		err_warn("%s:%" PRId64 ": %.400s (skipped, like others that follow)", l->path, l->lineno + h->bad + 1, h->why.msg);
+		err_warn("%s:%" PRId64 ": %.400s (skipped, like others that follow)", l->path,
+		    l->lineno + h->bad + 1, h->why.msg);
 	l->skipped += h->nbad;
 	l->lineno += h->lines;
 	add_count(&l->count, &h->count);
 	if (h->at_line)
-		return err_set(e, EX_DATAERR, "%s:%" PRId64 ": %.400s", l->path, l->lineno + 1, h->fatal.msg);
+		return err_set(e, EX_DATAERR, "%s:%" PRId64 ": %.400s", l->path, l->lineno + 1,
+		    h->fatal.msg);
 	*e = h->fatal.status != 0 ? h->fatal : *e;
 	return h->fatal.status != 0 ? -1 : 0;
 }
 
-int record_load_next(struct record_load *l, int64_t room, const struct record_load_block **b, struct err *e)
+int record_load_next(struct record_load *l, int64_t room, const struct record_load_block **b,
+    struct err *e)
 {
 	struct block *x;
 
@@ -298,7 +311,8 @@ int record_load_next(struct record_load *l, int64_t room, const struct record_lo
 		make_block(l, l->round++ * comm_size() + comm_rank(), room);
 	x = share_block(l, room);
 	l->turn = (l->turn + 1) % comm_size();
-	l->out = (struct record_load_block){ x->h.n, x->place, x->len, x->word, x->h.longest, x->h.end };
+	l->out = (struct record_load_block){ x->h.n, x->place, x->len, x->word, x->h.longest,
+	    x->h.end };
 	*b = &l->out;
 	return judge(l, &x->h, e);
 }

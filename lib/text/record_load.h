@@ -1,7 +1,7 @@
 /*
- * record_load: goes through files of records for the first time: all threads of the pool make items, and all ranks, each of
- * some blocks, which it then hands to the others. What comes out is in the order of the file and the same on every rank,
- * whatever the number of both.
+ * record_load: goes through files of records for the first time: all threads of the pool make
+ * items, and all ranks, each of some blocks, which it then hands to the others. What comes out
+ * is in the order of the file and the same on every rank, whatever the number of both.
  *
  *	struct record_load *l = record_load_open(&kind, skip_bad);
  *	f = record_file_open(path, &kind, comm_size(), &e)
@@ -33,10 +33,15 @@ struct record_load_block {
 
 struct record_load;
 
-struct record_load *record_load_open(const struct record_kind *k, bool skip_bad);	/* k is borrowed */
-int record_load_begin(struct record_load *l, struct record_file *f, const char *path, struct err *e);
-int record_load_next(struct record_load *l, int64_t room, const struct record_load_block **b, struct err *e);	/* 0, -1 */
-void record_load_end(struct record_load *l);		/* of the file: says how many bad records there were */
+/* k is borrowed */
+struct record_load *record_load_open(const struct record_kind *k, bool skip_bad);
+int record_load_begin(struct record_load *l, struct record_file *f, const char *path,
+    struct err *e);
+/* 0, -1 */
+int record_load_next(struct record_load *l, int64_t room, const struct record_load_block **b,
+    struct err *e);
+void record_load_end(struct record_load *l);		/* of the file: says how many bad records
+							   there were */
 const struct record_count *record_load_count(const struct record_load *l);
 void record_load_close(struct record_load *l);		/* NULL: nothing */
 

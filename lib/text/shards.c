@@ -20,7 +20,8 @@ struct shards {
 	int64_t docs, cap_docs;
 };
 
-struct shards *shards_open(const char *path, const struct tok *t, int64_t limit, FILE *log, struct err *e)
+struct shards *shards_open(const char *path, const struct tok *t, int64_t limit, FILE *log,
+    struct err *e)
 {
 	struct shards *s = calloc(1, sizeof *s);
 
@@ -84,7 +85,8 @@ static int flush(struct shards *s, struct err *e)
 	int rc = write_file(s, name, e);
 
 	if (!rc && s->log) {
-		o = json_pack("{s:s, s:s, s:I, s:I}", "type", "shard", "file", name, "documents", (json_int_t)s->docs,
+		o = json_pack("{s:s, s:s, s:I, s:I}", "type", "shard", "file", name, "documents",
+		    (json_int_t)s->docs,
 			"tokens", (json_int_t)s->n_tokens);
 		rc = json_put(s->log, o, e);
 		json_decref(o);
@@ -115,7 +117,8 @@ int shards_add(struct shards *s, const uint32_t *ids, int n, struct err *e)
 	for (int i = 0; i < n; i++) {
 		uint16_t narrow = (uint16_t)ids[i];
 
-		memcpy(s->tokens + (size_t)s->n_tokens++ * s->width, s->width == 2 ? (void *)&narrow : (void *)&ids[i],
+		memcpy(s->tokens + (size_t)s->n_tokens++ * s->width, s->width == 2 ? (void *)&narrow
+		    : (void *)&ids[i],
 			s->width);
 	}
 	s->off[++s->docs] = s->n_tokens;

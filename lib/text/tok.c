@@ -48,8 +48,8 @@ void ids_free(struct ids *a)
 	memset(a, 0, sizeof *a);
 }
 
-/* One piece while its pairs merge: a list of symbols, and a heap of the pairs that may merge, as rank << 32 | place, so
- * that the lowest rank comes first and, of equal ones, the leftmost. */
+/* One piece while its pairs merge: a list of symbols, and a heap of the pairs that may merge, as
+ * rank << 32 | place, so that the lowest rank comes first and, of equal ones, the leftmost. */
 struct word_work {
 	size_t cap;
 	uint32_t *id, *next, *prev;	/* (cap); a symbol that was merged away has id TOK_NONE */
@@ -165,7 +165,8 @@ static void encode_long(struct tok *t, const char *s, uint32_t len, struct ids *
 		uint64_t top = heap_pop(w);
 		uint32_t i = (uint32_t)top, rank = (uint32_t)(top >> 32);
 
-		if (w->id[i] != TOK_NONE && rank_at(t, w, i) == rank)	/* else an older state of the list */
+		/* else an older state of the list */
+		if (w->id[i] != TOK_NONE && rank_at(t, w, i) == rank)
 			merge_at(t, w, i, rank);
 	}
 	for (uint32_t i = 0; i != TOK_NONE; i = w->next[i])
@@ -187,7 +188,8 @@ struct encoding {
 	struct ids *out;
 };
 
-/* The cache remembers, per piece, where in cache_ids its ids are and how many (at most CACHE_PIECE, 8 bits). */
+/* The cache remembers, per piece, where in cache_ids its ids are and how many (at most
+ * CACHE_PIECE, 8 bits). */
 static void take_piece(void *ctx, const char *s, size_t len)
 {
 	struct encoding *x = ctx;
@@ -197,7 +199,8 @@ static void take_piece(void *ctx, const char *s, size_t len)
 	int first;
 
 	if (len > CACHE_PIECE) {
-		/* Places in a piece are 32-bit; no pattern makes pieces that long, only hostile text does. */
+		/* Places in a piece are 32-bit; no pattern makes pieces that long, only hostile
+		 * text does. */
 		for (; len > TOK_NONE / 2; s += TOK_NONE / 2, len -= TOK_NONE / 2)
 			encode_piece(t, s, TOK_NONE / 2, x->out);
 		encode_piece(t, s, len, x->out);
@@ -216,9 +219,10 @@ static void take_piece(void *ctx, const char *s, size_t len)
 	ids_append(x->out, t->cache_ids.v + (*v >> 8), *v & 0xff);
 }
 
-/* Added tokens are cut out of the text in two passes, as the Hugging Face library does: first those that want the text
- * as it is, then those that want it normalized. */
-static void encode_span(struct tok *t, const char *s, size_t len, bool normalized, bool special, struct ids *out)
+/* Added tokens are cut out of the text in two passes, as the Hugging Face library does: first
+ * those that want the text as it is, then those that want it normalized. */
+static void encode_span(struct tok *t, const char *s, size_t len, bool normalized, bool special,
+    struct ids *out)
 {
 	struct encoding x = { t, out };
 	struct piece_sink sink = { take_piece, &x };
@@ -327,13 +331,15 @@ static size_t unfinished(const unsigned char *s, size_t len)
 		unsigned c = s[len - n];
 
 		if ((c & 0xc0) != 0x80)
-			return n < (c >= 0xf0 && c < 0xf5 ? 4u : c >= 0xe0 && c < 0xf0 ? 3u : c >= 0xc2 && c < 0xe0 ? 2u : 0) ?
+			return n < (c >= 0xf0 && c < 0xf5 ? 4u : c >= 0xe0 && c < 0xf0 ? 3u
+			    : c >= 0xc2 && c < 0xe0 ? 2u : 0) ?
 				n : 0;
 	}
 	return 0;
 }
 
-size_t tok_stream_put(const struct tok *t, struct tok_stream *s, uint32_t id, bool skip_special, char *out)
+size_t tok_stream_put(const struct tok *t, struct tok_stream *s, uint32_t id, bool skip_special,
+    char *out)
 {
 	size_t k, held = s->tail[7], hold;
 	const char *b = tok_bytes(t, id, &k);

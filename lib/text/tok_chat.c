@@ -1,7 +1,8 @@
 /*
- * Conversations as ChatML: <|im_start|>role\ncontent<|im_end|>\n for each turn. Roles and contents are encoded as plain
- * text, so nothing in a message can open or close a turn; only this file puts the markers. Each part is encoded on its
- * own, so that a prompt and the training text that continues it have the same ids.
+ * Conversations as ChatML: <|im_start|>role\ncontent<|im_end|>\n for each turn. Roles and
+ * contents are encoded as plain text, so nothing in a message can open or close a turn; only
+ * this file puts the markers. Each part is encoded on its own, so that a prompt and the training
+ * text that continues it have the same ids.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +71,8 @@ static void put_content(struct chat *c, const json_t *content, bool learn)
 static void each_json(struct chat *c, const json_t *v, void (*fn)(struct chat *c, const char *s))
 {
 	json_t *parsed = json_is_string(v) ?
-		json_loadb(json_string_value(v), json_string_length(v), 0, NULL) : json_incref((json_t *)v);
+		json_loadb(json_string_value(v), json_string_length(v), 0, NULL)
+		    : json_incref((json_t *)v);
 	size_t i;
 	json_t *o;
 
@@ -114,7 +116,8 @@ static void put_system(struct chat *c, const json_t *m, const json_t *content)
 	if (is_set(tools)) {
 		put(c, "\n\nFunctions that can be called, one per line:\n<tools>\n", false);
 		each_json(c, tools, put_tool);
-		put(c, "</tools>\nA call is {\"name\": ..., \"arguments\": {...}} inside <tool_call></tool_call>.", false);
+		put(c, "</tools>\nA call is {\"name\": ..., \"arguments\": {...}} inside "
+		    "<tool_call></tool_call>.", false);
 	}
 	close_turn(c, false);
 }
@@ -122,7 +125,8 @@ static void put_system(struct chat *c, const json_t *m, const json_t *content)
 /* The empty block is what a prompt ends with, so it is not learned; a written one is. */
 static void put_assistant(struct chat *c, const json_t *m, const json_t *content)
 {
-	const json_t *thought = json_object_get(m, "reasoning_content"), *calls = json_object_get(m, "tool_calls");
+	const json_t *thought = json_object_get(m, "reasoning_content"), *calls = json_object_get(m,
+	    "tool_calls");
 	const char *s = json_string_value(content);
 
 	open_turn(c, "assistant");
@@ -182,7 +186,8 @@ static int check(const json_t *messages, struct err *e)
 
 		if (!role_of(m))
 			return err_set(e, EX_DATAERR, "messages[%zu]: missing \"role\"", i);
-		if (!json_is_string(v) && !json_is_array(v) && !(json_is_null(v) && json_object_get(m, "tool_calls")))
+		if (!json_is_string(v) && !json_is_array(v) &&
+		    !(json_is_null(v) && json_object_get(m, "tool_calls")))
 			return err_set(e, EX_DATAERR, "messages[%zu]: missing \"content\"", i);
 	}
 	return 0;
@@ -212,14 +217,16 @@ static void put_turn(struct chat *c, const json_t *messages, size_t i)
 	}
 }
 
-int tok_chat(struct tok *t, const json_t *messages, bool generate, bool think, struct ids *out, struct ids *mask,
+int tok_chat(struct tok *t, const json_t *messages, bool generate, bool think, struct ids *out,
+    struct ids *mask,
     struct err *e)
 {
 	int start = tok_id(t, "<|im_start|>"), end = tok_id(t, "<|im_end|>");
 	struct chat c = { t, out, mask, (uint32_t)start, (uint32_t)end, think };
 
 	if (start < 0 || end < 0)
-		return err_set(e, EX_DATAERR, "the tokenizer has no <|im_start|> and <|im_end|>: it cannot do conversations");
+		return err_set(e, EX_DATAERR, "the tokenizer has no <|im_start|> and <|im_end|>: "
+		    "it cannot do conversations");
 	if (check(messages, e))
 		return -1;
 	for (size_t i = 0; i < json_array_size(messages); i++)

@@ -17,11 +17,13 @@
 #include "text/tok.h"
 
 #define TOK_NONE UINT32_MAX
-#define TOK_MAX_IDS (1 << 22)	/* far above any tokenizer known; bounds what a hostile file can ask for */
+#define TOK_MAX_IDS (1 << 22)	/* far above any tokenizer known; bounds what a hostile file can
+				   ask for */
 #define TOK_MAX_STEPS 16	/* of a pre-tokenizer */
 
 /* GPT-2's pattern, which ByteLevel means by use_regex. */
-#define TOK_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define TOK_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| " \
+	"?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 enum pre_behavior { PRE_ISOLATED, PRE_REMOVED, PRE_PREVIOUS, PRE_NEXT, PRE_CONTIGUOUS };
 
@@ -45,10 +47,12 @@ struct piece_sink {
 	void *ctx;
 };
 
-int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal, enum pre_behavior behavior, bool invert,
+int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
+    enum pre_behavior behavior, bool invert,
     struct err *e);
 int pre_add_space(struct pre *p, struct err *e);
-void pre_split(struct pre *p, const char *s, size_t len, const struct piece_sink *sink);	/* any bytes */
+/* any bytes */
+void pre_split(struct pre *p, const char *s, size_t len, const struct piece_sink *sink);
 void pre_share(const struct pre *p, struct pre *own);	/* the same steps for another thread */
 void pre_free(struct pre *p, bool shared);
 
@@ -58,9 +62,11 @@ struct added {
 	bool special, lstrip, rstrip, single_word, normalized;
 };
 
-/* The leftmost longest added token in s[from..len) among those that are not normalized (or are), special ones only when
- * asked. NULL: none. *start, *end get its place with the blanks it takes along, never before from. */
-const struct added *pre_find_added(const struct tok *t, const char *s, size_t len, size_t from, bool normalized,
+/* The leftmost longest added token in s[from..len) among those that are not normalized (or are),
+ * special ones only when asked. NULL: none. *start, *end get its place with the blanks it takes
+ * along, never before from. */
+const struct added *pre_find_added(const struct tok *t, const char *s, size_t len, size_t from,
+    bool normalized,
     bool special, size_t *start, size_t *end);
 
 struct token {
@@ -95,7 +101,8 @@ struct tok {
 	struct word_work *work;
 };
 
-/* Takes json over, on error too. name is for messages. Special tokens are guessed from their names. */
+/* Takes json over, on error too. name is for messages. Special tokens are guessed from their
+ * names. */
 struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e);
 struct word_work *tok_work_new(void);
 void tok_work_free(struct word_work *w);

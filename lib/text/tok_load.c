@@ -15,7 +15,8 @@ struct loader {
 	const char *name;
 	struct err *e;
 	const json_t *vocab;		/* spelling to id */
-	uint32_t char_byte[512];	/* GPT-2's stand-in characters to bytes; TOK_NONE for others */
+	uint32_t char_byte[512];	/* GPT-2's stand-in characters to bytes; TOK_NONE for
+					   others */
 	size_t bytes_n;			/* used of t->bytes */
 };
 
@@ -30,7 +31,8 @@ __attribute__((format(printf, 2, 3))) static int bad(const struct loader *l, con
 	return err_set(l->e, EX_DATAERR, "%s: %s", l->name, msg);
 }
 
-/* GPT-2's bytes_to_unicode: printable bytes of Latin-1 stand for themselves, the others, in order, for U+0100 on. */
+/* GPT-2's bytes_to_unicode: printable bytes of Latin-1 stand for themselves, the others, in
+ * order, for U+0100 on. */
 uint32_t tok_byte_char(unsigned b)
 {
 	if (b <= 0x20)
@@ -52,8 +54,8 @@ static const char *type_of(const json_t *o)
 	return string_of(o, "type");
 }
 
-/* The bytes a spelling stands for, appended to t->bytes; false (and the spelling itself) when it has characters that
- * stand for none. */
+/* The bytes a spelling stands for, appended to t->bytes; false (and the spelling itself) when it
+ * has characters that stand for none. */
 static bool spell(struct loader *l, const char *s, size_t len, struct token *k)
 {
 	unsigned char *out = (unsigned char *)l->t->bytes + l->bytes_n;
@@ -85,7 +87,8 @@ static int64_t id_of(const struct loader *l, const json_t *v, const char *what, 
 	if (!json_is_integer(v))
 		return bad(l, "%s \"%.60s\": the id is not an integer", what, token);
 	if (json_integer_value(v) < 0 || json_integer_value(v) >= TOK_MAX_IDS)
-		return bad(l, "%s \"%.60s\": id %" JSON_INTEGER_FORMAT " is out of range (0 to %d)", what, token,
+		return bad(l, "%s \"%.60s\": id %" JSON_INTEGER_FORMAT " is out of range (0 to %d)",
+		    what, token,
 			json_integer_value(v), TOK_MAX_IDS - 1);
 	return json_integer_value(v);
 }
@@ -120,11 +123,13 @@ static int measure(struct loader *l, const json_t *added)
 	l->t->V = (int)top + 1;
 	l->t->token = bytemap_grow(NULL, (size_t)l->t->V, sizeof *l->t->token);
 	memset(l->t->token, 0, (size_t)l->t->V * sizeof *l->t->token);
-	l->t->bytes = bytemap_grow(NULL, bytes + longest, 1);	/* take_vocab() writes before it decides */
+	/* take_vocab() writes before it decides */
+	l->t->bytes = bytemap_grow(NULL, bytes + longest, 1);
 	return 0;
 }
 
-/* Entries that are bytes come first: when a spelling that is not has the same bytes, it is only reached by its id. */
+/* Entries that are bytes come first: when a spelling that is not has the same bytes, it is only
+ * reached by its id. */
 static int take_vocab(struct loader *l)
 {
 	const char *key;
@@ -142,7 +147,8 @@ static int take_vocab(struct loader *l)
 				continue;
 			}
 			if (k->s)
-				return bad(l, "vocab \"%.60s\": id %" JSON_INTEGER_FORMAT " is taken already", key,
+				return bad(l, "vocab \"%.60s\": id %"
+				    JSON_INTEGER_FORMAT " is taken already", key,
 					json_integer_value(v));
 			*k = got;
 			id = bytemap_put(&l->t->vocab, k->s, k->len, &fresh);
@@ -175,7 +181,8 @@ static int take_added_one(struct loader *l, const json_t *v, struct added *a)
 	struct token *k = &l->t->token[id];
 
 	if (known && json_integer_value(known) != id)
-		return bad(l, "added token \"%.60s\" has id %u, but %" JSON_INTEGER_FORMAT " in the vocab", s, id,
+		return bad(l, "added token \"%.60s\" has id %u, but %"
+		    JSON_INTEGER_FORMAT " in the vocab", s, id,
 			json_integer_value(known));
 	if (k->added || (k->s && !known))
 		return bad(l, "added token \"%.60s\": id %u is taken already", s, id);
@@ -184,7 +191,8 @@ static int take_added_one(struct loader *l, const json_t *v, struct added *a)
 	l->bytes_n += k->len;
 	k->added = true;
 	k->special = flag(v, "special", false);
-	*a = (struct added){ k->s, k->len, id, k->special, flag(v, "lstrip", false), flag(v, "rstrip", false),
+	*a = (struct added){ k->s, k->len, id, k->special, flag(v, "lstrip", false),
+	    flag(v, "rstrip", false),
 		flag(v, "single_word", false), flag(v, "normalized", !k->special) };
 	l->t->added_first[(unsigned char)*s] = true;
 	return 0;
@@ -205,7 +213,8 @@ static int take_added(struct loader *l, const json_t *added)
 	qsort(t->added, (size_t)t->n_added, sizeof *t->added, by_bytes);
 	for (int k = 1; k < t->n_added; k++)
 		if (!by_bytes(&t->added[k - 1], &t->added[k]))
-			return bad(l, "added token \"%.*s\" is there twice", (int)t->added[k].len, t->added[k].s);
+			return bad(l, "added token \"%.*s\" is there twice", (int)t->added[k].len,
+			    t->added[k].s);
 	return 0;
 }
 
@@ -238,7 +247,8 @@ static int64_t vocab_id(const struct loader *l, size_t at, const char *s, size_t
 	const json_t *v = json_object_getn(l->vocab, s, len);
 
 	if (!v)
-		return bad(l, "merges[%zu]: \"%.*s\" is not in the vocab", at, (int)(len < 80 ? len : 80), s);
+		return bad(l, "merges[%zu]: \"%.*s\" is not in the vocab", at,
+		    (int)(len < 80 ? len : 80), s);
 	return json_integer_value(v);
 }
 
@@ -290,7 +300,8 @@ static int take_bytes(struct loader *l, const char *unk)
 		return bad(l, "unk_token \"%.60s\" is not in the vocab", unk);
 	for (unsigned b = 0; b < 256; b++) {
 		char name[4];
-		const json_t *v = json_object_getn(l->vocab, name, utf8_put(name, tok_byte_char(b)));
+		const json_t *v = json_object_getn(l->vocab, name,
+		    utf8_put(name, tok_byte_char(b)));
 
 		if (!v && !u)
 			return bad(l, "no token for byte 0x%02x, and no unk_token", b);
@@ -324,7 +335,8 @@ static int take_model(struct loader *l, const json_t *root)
 	return take_added(l, added);
 }
 
-/* What this normalizer, pre-tokenizer or decoder is made of: the list in a Sequence. NULL when it is a single one. */
+/* What this normalizer, pre-tokenizer or decoder is made of: the list in a Sequence. NULL when
+ * it is a single one. */
 static const json_t *parts_of(const json_t *o, const char *key)
 {
 	return !strcmp(type_of(o), "Sequence") ? json_object_get(o, key) : NULL;
@@ -353,7 +365,8 @@ static int check_decoder(const struct loader *l, const json_t *o, int depth)
 	size_t i;
 	json_t *v;
 
-	if (!o || json_is_null(o) || !strcmp(type_of(o), "ByteLevel") || !strcmp(type_of(o), "Fuse"))
+	if (!o || json_is_null(o) || !strcmp(type_of(o), "ByteLevel") ||
+	    !strcmp(type_of(o), "Fuse"))
 		return 0;
 	if (!parts || depth > 4)
 		return bad(l, "decoder \"%.40s\" is not supported, only ByteLevel", type_of(o));
@@ -363,7 +376,8 @@ static int check_decoder(const struct loader *l, const json_t *o, int depth)
 	return 0;
 }
 
-static int add_regex(struct loader *l, const char *pattern, size_t len, bool literal, enum pre_behavior b, bool invert)
+static int add_regex(struct loader *l, const char *pattern, size_t len, bool literal,
+    enum pre_behavior b, bool invert)
 {
 	struct err why = { 0 };
 
@@ -374,17 +388,21 @@ static int add_regex(struct loader *l, const char *pattern, size_t len, bool lit
 
 static int take_split(struct loader *l, const json_t *o)
 {
-	static const char *const names[] = { "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous" };
+	static const char *const names[] = { "Isolated", "Removed", "MergedWithPrevious",
+	    "MergedWithNext", "Contiguous" };
 	const json_t *p = json_object_get(o, "pattern"), *regex = json_object_get(p, "Regex");
-	const json_t *text = json_object_get(p, "String"), *v = json_is_string(regex) ? regex : text;
+	const json_t *text = json_object_get(p, "String"), *v = json_is_string(regex) ? regex
+	    : text;
 
 	if (!json_is_string(v))
 		return bad(l, "pre_tokenizer Split has no pattern");
 	for (int b = 0; b < 5; b++)
 		if (!strcmp(string_of(o, "behavior"), names[b]))
-			return add_regex(l, json_string_value(v), json_string_length(v), v == text, b,
+			return add_regex(l, json_string_value(v), json_string_length(v), v == text,
+			    b,
 				flag(o, "invert", false));
-	return bad(l, "pre_tokenizer Split: behavior \"%.40s\" is not known", string_of(o, "behavior"));
+	return bad(l, "pre_tokenizer Split: behavior \"%.40s\" is not known",
+	    string_of(o, "behavior"));
 }
 
 static int take_byte_level(struct loader *l, const json_t *o)
@@ -393,7 +411,8 @@ static int take_byte_level(struct loader *l, const json_t *o)
 
 	if (flag(o, "add_prefix_space", true) && pre_add_space(&l->t->pre, &why))
 		return bad(l, "pre_tokenizer: %s", why.msg);
-	return flag(o, "use_regex", true) ? add_regex(l, TOK_GPT2, strlen(TOK_GPT2), false, PRE_ISOLATED, false) : 0;
+	return flag(o, "use_regex", true) ? add_regex(l, TOK_GPT2, strlen(TOK_GPT2), false,
+	    PRE_ISOLATED, false) : 0;
 }
 
 /* ByteLevel turns text into stand-ins for bytes, so it must be there, and last. */
@@ -419,7 +438,8 @@ static int take_pre(struct loader *l, const json_t *o, bool *byte_level, int dep
 	if (!strcmp(type, "Split"))
 		return take_split(l, o);
 	if (!strcmp(type, "Digits"))
-		return flag(o, "individual_digits", false) ? add_regex(l, "\\p{N}", 5, false, PRE_ISOLATED, false) :
+		return flag(o, "individual_digits", false) ? add_regex(l, "\\p{N}", 5, false,
+		    PRE_ISOLATED, false) :
 			add_regex(l, "\\p{N}+", 6, false, PRE_ISOLATED, false);
 	return bad(l, "pre_tokenizer \"%.40s\" is not supported", type);
 }
@@ -474,8 +494,10 @@ static int first_special(const struct tok *t, const char *const names[])
 /* A tokenizer.json alone: go by the names in use. */
 static void guess_config(struct tok *t)
 {
-	static const char *const bos[] = { "<|im_start|>", "<|begin_of_text|>", "<s>", "<|endoftext|>", NULL };
-	static const char *const eos[] = { "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>", "<|endoftext|>", NULL };
+	static const char *const bos[] = { "<|im_start|>", "<|begin_of_text|>", "<s>",
+	    "<|endoftext|>", NULL };
+	static const char *const eos[] = { "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "</s>",
+	    "<|endoftext|>", NULL };
 	static const char *const pad[] = { "<|endoftext|>", "<pad>", NULL };
 
 	t->bos = first_special(t, bos);
@@ -531,7 +553,8 @@ static bool is_dir(const char *path)
 	return !stat(path, &st) && S_ISDIR(st.st_mode);
 }
 
-/* The tokenizer_config.json beside a tokenizer.json, malloc'ed; NULL when the file has another name. */
+/* The tokenizer_config.json beside a tokenizer.json, malloc'ed; NULL when the file has another
+ * name. */
 static char *config_path(const char *path)
 {
 	const char *slash = strrchr(path, '/');
@@ -547,7 +570,8 @@ static char *config_path(const char *path)
 
 struct tok *tok_load(const char *path, struct err *e)
 {
-	char *file = is_dir(path) ? file_join(path, "tokenizer.json") : strdup(path), *side = config_path(file);
+	char *file = is_dir(path) ? file_join(path, "tokenizer.json") : strdup(path),
+	    *side = config_path(file);
 	struct tok *t = NULL;
 	struct stat st;
 	char *json;
@@ -599,13 +623,15 @@ static char *make_config(const struct tok *t)
 
 static int save_config(const struct tok *t, const char *dir, struct err *e)
 {
-	char *path = file_join(dir, "tokenizer_config.json"), *text = t->config_json ? NULL : make_config(t);
+	char *path = file_join(dir, "tokenizer_config.json"), *text = t->config_json ? NULL
+	    : make_config(t);
 	int rc;
 
 	if (t->config_json)
 		rc = file_put(path, t->config_json, t->config_len, e);
 	else
-		rc = text ? file_put(path, text, strlen(text), e) : err_set(e, EX_OSERR, "out of memory");
+		rc = text ? file_put(path, text, strlen(text), e) : err_set(e, EX_OSERR,
+		    "out of memory");
 	free(path);
 	free(text);
 	return rc;

@@ -4,8 +4,8 @@
 
 #include "text/tok_impl.h"
 
-/* Bytes of the character that begins at s, 0 when it is not valid there. What PCRE2 takes for valid: no overlong forms,
- * no surrogates, nothing above U+10FFFF. */
+/* Bytes of the character that begins at s, 0 when it is not valid there. What PCRE2 takes for
+ * valid: no overlong forms, no surrogates, nothing above U+10FFFF. */
 static size_t utf8_char(const unsigned char *s, size_t len)
 {
 	unsigned c = s[0];
@@ -16,7 +16,8 @@ static size_t utf8_char(const unsigned char *s, size_t len)
 	for (size_t i = 1; i < n; i++)
 		if ((s[i] & 0xc0) != 0x80)
 			return 0;
-	if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] > 0x9f) || (c == 0xf0 && s[1] < 0x90) ||
+	if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] > 0x9f) || (c == 0xf0 && s[1] < 0x90)
+	    ||
 	    (c == 0xf4 && s[1] > 0x8f))
 		return 0;
 	return n;
@@ -111,10 +112,12 @@ static int add_context(struct pre *p, struct err *e)
 	return 0;
 }
 
-int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal, enum pre_behavior behavior, bool invert,
+int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
+    enum pre_behavior behavior, bool invert,
     struct err *e)
 {
-	uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
+	uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL
+	    : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
 	struct pre_step *st = add_step(p, e);
 	PCRE2_UCHAR why[128];
 	PCRE2_SIZE at;
@@ -122,15 +125,19 @@ int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal, 
 
 	if (!st || add_context(p, e))
 		return -1;
-	/* The dialect of the Hugging Face library has set operations in classes; PCRE2 reads them as plain characters. */
+	/* The dialect of the Hugging Face library has set operations in classes; PCRE2 reads
+	 * them as plain characters. */
 	if (!literal && memmem(pattern, len, "&&[", 3))
-		return err_set(e, EX_DATAERR, "pattern \"%.100s\": class intersection (&&) is not supported", pattern);
+		return err_set(e, EX_DATAERR, "pattern \"%.100s\": class intersection (&&) is not "
+		    "supported", pattern);
 	st->code = pcre2_compile((PCRE2_SPTR)pattern, len, options, &code, &at, NULL);
 	if (!st->code) {
 		pcre2_get_error_message(code, why, sizeof why);
-		return err_set(e, EX_DATAERR, "pattern \"%.100s\": %s at offset %zu", pattern, (char *)why, at);
+		return err_set(e, EX_DATAERR, "pattern \"%.100s\": %s at offset %zu", pattern,
+		    (char *)why, at);
 	}
-	pcre2_jit_compile(st->code, PCRE2_JIT_COMPLETE);	/* when it cannot, matching is slower */
+	/* when it cannot, matching is slower */
+	pcre2_jit_compile(st->code, PCRE2_JIT_COMPLETE);
 	st->match = pcre2_match_data_create_from_pattern(st->code, NULL);
 	st->behavior = behavior;
 	st->invert = invert;
@@ -180,7 +187,8 @@ struct splitter {
 	size_t from, to;
 };
 
-static void run_step(struct pre *p, int k, const char *s, size_t len, const struct piece_sink *sink);
+static void run_step(struct pre *p, int k, const char *s, size_t len,
+    const struct piece_sink *sink);
 
 static void release(struct splitter *x)
 {
@@ -221,16 +229,19 @@ static void span(struct splitter *x, size_t from, size_t to, bool match)
 	x->to = to;
 }
 
-/* Finds the next match at or after pos. A pattern that runs into PCRE2's limits matches nothing from there on: the rest
- * is one piece, and nothing of the text is lost. */
-static bool find_match(struct pre *p, int k, const char *s, size_t len, size_t pos, size_t *a, size_t *b)
+/* Finds the next match at or after pos. A pattern that runs into PCRE2's limits matches nothing
+ * from there on: the rest is one piece, and nothing of the text is lost. */
+static bool find_match(struct pre *p, int k, const char *s, size_t len, size_t pos, size_t *a,
+    size_t *b)
 {
 	struct pre_step *st = &p->step[k];
-	int rc = pcre2_match(st->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK, st->match, p->context);
+	int rc = pcre2_match(st->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK, st->match,
+	    p->context);
 	PCRE2_SIZE *ov;
 
 	if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-		rc = pcre2_match(st->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, st->match,
+		rc = pcre2_match(st->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK |
+		    PCRE2_NO_JIT, st->match,
 			p->context);
 	if (rc < 0)
 		return false;
@@ -240,7 +251,8 @@ static bool find_match(struct pre *p, int k, const char *s, size_t len, size_t p
 	return *a >= pos && *b >= *a && *b <= len;	/* \K in a lookaround breaks this */
 }
 
-static void run_regex(struct pre *p, int k, const char *s, size_t len, const struct piece_sink *sink)
+static void run_regex(struct pre *p, int k, const char *s, size_t len,
+    const struct piece_sink *sink)
 {
 	struct splitter x = { .p = p, .k = k, .s = s, .sink = sink };
 	size_t pos = 0, done = 0, a, b;
@@ -262,7 +274,8 @@ static void run_regex(struct pre *p, int k, const char *s, size_t len, const str
 	release(&x);
 }
 
-static void run_space(struct pre *p, int k, const char *s, size_t len, const struct piece_sink *sink)
+static void run_space(struct pre *p, int k, const char *s, size_t len,
+    const struct piece_sink *sink)
 {
 	char *t;
 
@@ -310,11 +323,13 @@ void pre_split(struct pre *p, const char *s, size_t len, const struct piece_sink
 
 static bool is_blank(uint32_t c)	/* Unicode White_Space */
 {
-	return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
+	return (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+	    (c >= 0x2000 && c <= 0x200a) ||
 		c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/* The character that begins at s[i], or ends before it; 0 at the ends of the text and in invalid UTF-8. */
+/* The character that begins at s[i], or ends before it; 0 at the ends of the text and in invalid
+ * UTF-8. */
 static uint32_t char_after(const char *s, size_t len, size_t i, size_t *n)
 {
 	*n = i < len ? utf8_char((const unsigned char *)s + i, len - i) : 0;
@@ -330,16 +345,20 @@ static uint32_t char_before(const char *s, size_t from, size_t i, size_t *n)
 	return 0;
 }
 
-/* Letters, digits and underscore; outside ASCII all but blanks and the general punctuation block. */
+/* Letters, digits and underscore; outside ASCII all but blanks and the general punctuation
+ * block. */
 static bool is_word(uint32_t c)
 {
 	if (c >= 0x80)
-		return !is_blank(c) && !(c >= 0x2010 && c <= 0x205e) && !(c >= 0x3001 && c <= 0x3020);
-	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_';
+		return !is_blank(c) && !(c >= 0x2010 && c <= 0x205e) &&
+		    !(c >= 0x3001 && c <= 0x3020);
+	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
+	    c == '_';
 }
 
 /* The longest added token that s begins with: the sorted table is narrowed byte by byte. */
-static const struct added *longest_added(const struct tok *t, const char *s, size_t len, bool normalized, bool special)
+static const struct added *longest_added(const struct tok *t, const char *s, size_t len,
+    bool normalized, bool special)
 {
 	int lo = 0, hi = t->n_added;
 	const struct added *best = NULL;
@@ -372,7 +391,8 @@ static const struct added *longest_added(const struct tok *t, const char *s, siz
 	return best;
 }
 
-const struct added *pre_find_added(const struct tok *t, const char *s, size_t len, size_t from, bool normalized,
+const struct added *pre_find_added(const struct tok *t, const char *s, size_t len, size_t from,
+    bool normalized,
     bool special, size_t *start, size_t *end)
 {
 	const struct added *a;

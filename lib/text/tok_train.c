@@ -1,15 +1,17 @@
 /*
- * Byte-pair merges from counts (Sennrich, Haddow, Birch, "Neural machine translation of rare words with subword units",
- * ACL 2016). Distinct pieces are counted once; then the most frequent pair is merged in the pieces that hold it, which
- * an index knows, and the counts of the pairs around it follow. A heap holds the counts; entries that are out of date
- * are found out when they come up.
+ * Byte-pair merges from counts (Sennrich, Haddow, Birch, "Neural machine translation of rare
+ * words with subword units", ACL 2016). Distinct pieces are counted once; then the most frequent
+ * pair is merged in the pieces that hold it, which an index knows, and the counts of the pairs
+ * around it follow. A heap holds the counts; entries that are out of date are found out when
+ * they come up.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "text/tok_impl.h"
 
-#define TRAIN_PIECE 256		/* longer pieces (which no language has) are cut: merging is linear in their length */
+#define TRAIN_PIECE 256		/* longer pieces (which no language has) are cut: merging is
+				   linear in their length */
 
 static const char *const first_tokens[] = {
 	"<|endoftext|>", "<|im_start|>", "<|im_end|>",
@@ -198,7 +200,8 @@ static void touch(struct tok_trainer *r, uint32_t pair, uint32_t stamp)
 	r->touched[r->n_touched++] = pair;
 }
 
-/* Counts each pair of a word up or down. What rises may be new here: id is the symbol just made, or TOK_NONE for all. */
+/* Counts each pair of a word up or down. What rises may be new here: id is the symbol just made,
+ * or TOK_NONE for all. */
 static void count_pairs(struct tok_trainer *r, uint32_t word, int sign, uint32_t id, uint32_t stamp)
 {
 	const struct word *w = &r->word[word];
@@ -321,7 +324,8 @@ static void add_words(struct tok_trainer *r, int64_t min_freq)
 	for (size_t i = 0; i < m->cap; i++) {
 		if (!m->slot[i].hash)
 			continue;
-		r->word[r->n_words] = (struct word){ m->slot[i].off, m->slot[i].len, (int64_t)m->slot[i].value };
+		r->word[r->n_words] = (struct word){ m->slot[i].off, m->slot[i].len,
+		    (int64_t)m->slot[i].value };
 		count_pairs(r, r->n_words++, 1, TOK_NONE, r->stamp);
 	}
 	push_touched(r, min_freq);
@@ -360,8 +364,10 @@ static json_t *model_json(const struct tok_trainer *r)
 		json_array_append_new(merges, json_string(s));
 	}
 	free(s);
-	return json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
-		"continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0, "ignore_merges", 0,
+	return json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE",
+	    "dropout", "unk_token",
+		"continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback",
+		    0, "ignore_merges", 0,
 		"vocab", vocab, "merges", merges);
 }
 
@@ -370,22 +376,27 @@ static json_t *added_json(void)
 	json_t *added = json_array();
 
 	for (int i = 0; i < N_FIRST; i++)
-		json_array_append_new(added, json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id", i,
-			"content", first_tokens[i], "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0,
+		json_array_append_new(added, json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id",
+		    i,
+			"content", first_tokens[i], "single_word", 0, "lstrip", 0, "rstrip", 0,
+			    "normalized", 0,
 			"special", i < N_SPECIAL));
 	return added;
 }
 
 static json_t *byte_level(void)
 {
-	return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1,
+	return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0,
+	    "trim_offsets", 1,
 		"use_regex", 1);
 }
 
 static struct tok *finish(const struct tok_trainer *r, struct err *e)
 {
-	json_t *root = json_pack("{s:s, s:n, s:n, s:o, s:n, s:o, s:n, s:o, s:o}", "version", "1.0", "truncation", "padding",
-		"added_tokens", added_json(), "normalizer", "pre_tokenizer", byte_level(), "post_processor",
+	json_t *root = json_pack("{s:s, s:n, s:n, s:o, s:n, s:o, s:n, s:o, s:o}", "version", "1.0",
+	    "truncation", "padding",
+		"added_tokens", added_json(), "normalizer", "pre_tokenizer", byte_level(),
+		    "post_processor",
 		"decoder", byte_level(), "model", model_json(r));
 	char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
 
@@ -401,7 +412,8 @@ struct tok *tok_trainer_run(struct tok_trainer *r, int vocab, int64_t min_freq,
     void (*progress)(void *ctx, int size), void *ctx, struct err *e)
 {
 	if (vocab < TOK_MIN_VOCAB || vocab >= TOK_MAX_IDS) {
-		err_set(e, EX_USAGE, "a vocabulary of %d is not between %d and %d", vocab, TOK_MIN_VOCAB, TOK_MAX_IDS - 1);
+		err_set(e, EX_USAGE, "a vocabulary of %d is not between %d and %d", vocab,
+		    TOK_MIN_VOCAB, TOK_MAX_IDS - 1);
 		return NULL;
 	}
 	min_freq = min_freq < 1 ? 1 : min_freq;

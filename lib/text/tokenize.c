@@ -11,7 +11,8 @@
 
 enum { BLOCK = 1 << 20 };	/* bytes of records to be worked on together, about */
 
-struct made {			/* of a record: where what its worker made of it is; skip: nothing, the line is blank */
+struct made {			/* of a record: where what its worker made of it is; skip:
+				   nothing, the line is blank */
 	int worker, n;
 	size_t at, bytes;
 	bool bad, skip;
@@ -135,7 +136,8 @@ static int add_line(struct worker *w, const json_t *rec, struct err *why)
 
 /* --- a block of them --- */
 
-static int make(const struct tokenize *z, struct worker *w, json_t *rec, struct made *m, struct err *why)
+static int make(const struct tokenize *z, struct worker *w, json_t *rec, struct made *m,
+    struct err *why)
 {
 	int rc = to_ids(z, w, rec, why);
 
@@ -158,7 +160,8 @@ static void make_record(struct tokenize *z, int64_t i, int worker)
 	struct worker *w = &z->worker[worker];
 	struct err why = {0};
 	json_t *rec = jsonl_parse(lineblock_text(&z->lines, i), z->lines.line[i].len, &why);
-	struct made m = { .worker = worker, .skip = rec == NULL && why.status == 0, .bad = why.status != 0 };
+	struct made m = { .worker = worker, .skip = rec == NULL && why.status == 0,
+	    .bad = why.status != 0 };
 
 	if (rec != NULL)
 		m.bad = make(z, w, rec, &m, &why) < 0;
@@ -202,7 +205,8 @@ static int put(const struct tokenize *z, const struct made *m, struct err *e)
 		return 0;
 	if (z->o.shards != NULL)
 		return shards_add(z->o.shards, w->all.v + m->at, m->n, e);
-	return fwrite(w->text + m->at, 1, m->bytes, stdout) == m->bytes ? 0 : err_set(e, EX_IOERR, "standard output:");
+	return fwrite(w->text + m->at, 1, m->bytes, stdout) == m->bytes ? 0 : err_set(e, EX_IOERR,
+	    "standard output:");
 }
 
 static int flush(int rc, struct err *e)
@@ -210,7 +214,8 @@ static int flush(int rc, struct err *e)
 	return fflush(stdout) == EOF && rc == 0 ? err_set(e, EX_IOERR, "standard output:") : rc;
 }
 
-/* (Of bad records that are passed over only the first is named, so only its reason need be the right one.) */
+/* (Of bad records that are passed over only the first is named, so only its reason need be the
+ * right one.) */
 static int put_block(const struct tokenize *z, struct jsonl *in, struct err *e)
 {
 	int rc = 0;
@@ -218,7 +223,8 @@ static int put_block(const struct tokenize *z, struct jsonl *in, struct err *e)
 	for (int64_t i = 0; i < z->lines.count && rc == 0; i++) {
 		const struct made *m = &z->made[i];
 
-		rc = m->bad ? jsonl_bad_at(in, z->lines.line[i].place, e, z->worker[m->worker].why.msg) : put(z, m, e);
+		rc = m->bad ? jsonl_bad_at(in, z->lines.line[i].place, e,
+		    z->worker[m->worker].why.msg) : put(z, m, e);
 	}
 	return flush(rc, e);
 }

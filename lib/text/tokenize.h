@@ -1,12 +1,14 @@
 /*
- * tokenize: records to records with tokens, or to token shards, by all threads of the pool, in their order.
+ * tokenize: records to records with tokens, or to token shards, by all threads of the pool, in
+ * their order.
  *
  *	struct tokenize *z = tokenize_open(&opt);
  *	while (...)
  *		rc = tokenize_records(z, in, &e);
  *	tokenize_close(z);
  *
- * Records are taken as they come: those that are there are worked on together, and written before another is waited for.
+ * Records are taken as they come: those that are there are worked on together, and written
+ * before another is waited for.
  */
 #ifndef CHR_TOKENIZE_H
 #define CHR_TOKENIZE_H
@@ -30,8 +32,11 @@ struct tokenize_opt {
 struct tokenize;
 
 struct tokenize *tokenize_open(const struct tokenize_opt *o);
-int tokenize_records(struct tokenize *z, struct jsonl *in, struct err *e);	/* all that are left of it. 0, -1 */
-int tokenize_text(struct tokenize *z, const char *name, const char *text, size_t len, struct err *e);	/* one whole text */
+/* all that are left of it. 0, -1 */
+int tokenize_records(struct tokenize *z, struct jsonl *in, struct err *e);
+/* one whole text */
+int tokenize_text(struct tokenize *z, const char *name, const char *text, size_t len,
+    struct err *e);
 void tokenize_close(struct tokenize *z);
 
 #endif

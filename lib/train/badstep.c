@@ -49,8 +49,8 @@ bool badstep_skip(struct badstep *b)
 
 /* --- which records --- */
 
-/* Names of all records of the step, NULL for those that are not in its bad micro-batches on any rank. Each rank has the same
- * records, and rows of its own. */
+/* Names of all records of the step, NULL for those that are not in its bad micro-batches on any
+ * rank. Each rank has the same records, and rows of its own. */
 static char **names(const struct badstep_step *s, int records)
 {
 	char **name = mem_alloc(((size_t)records + 1) * sizeof *name);
@@ -80,7 +80,8 @@ static void add_names(struct err *e, char *const *name, int records)
 	snprintf(what, sizeof what, "%s", e->msg);
 	for (int i = 0; i < records; i++)
 		if (name[i] != NULL && n++ < NAMED && len < sizeof list)
-			len += (size_t)snprintf(list + len, sizeof list - len, "%s%s", len > 0 ? ", " : "", name[i]);
+			len += (size_t)snprintf(list + len, sizeof list - len, "%s%s", len > 0
+			    ? ", " : "", name[i]);
 	if (n > NAMED)
 		err_set(e, status, "%.200s; records %s and %d more", what, list, n - NAMED);
 	else if (n > 0)
@@ -90,12 +91,15 @@ static void add_names(struct err *e, char *const *name, int records)
 /* --- the dump --- */
 
 /* One document of a row: its n tokens, and the one after the last if that is to be predicted. */
-static int put_document(FILE *f, const struct badstep_step *s, int micro, int64_t at, int64_t n, const char *name, struct err *e)
+static int put_document(FILE *f, const struct badstep_step *s, int micro, int64_t at, int64_t n,
+    const char *name, struct err *e)
 {
 	const struct batch *x = &s->micro[micro].b;
 	json_t *tokens = json_array(), *mask = json_array();
-	json_t *rec = json_pack("{s:s, s:I, s:i, s:I, s:s?, s:o, s:o}", "type", "bad_batch", "step", (json_int_t)s->number,
-	    "micro_batch", micro + 1, "row", (json_int_t)(s->row0 + at / x->T), "source", name, "tokens", tokens, "mask", mask);
+	json_t *rec = json_pack("{s:s, s:I, s:i, s:I, s:s?, s:o, s:o}", "type", "bad_batch", "step",
+	    (json_int_t)s->number,
+	    "micro_batch", micro + 1, "row", (json_int_t)(s->row0 + at / x->T), "source", name,
+	    "tokens", tokens, "mask", mask);
 	int rc;
 
 	for (int64_t i = at; i < at + n; i++) {
@@ -111,7 +115,8 @@ static int put_document(FILE *f, const struct badstep_step *s, int micro, int64_
 	return rc;
 }
 
-static int put_micro(FILE *f, const struct badstep_step *s, int micro, char *const *name, int records, struct err *e)
+static int put_micro(FILE *f, const struct badstep_step *s, int micro, char *const *name,
+    int records, struct err *e)
 {
 	const struct batch *x = &s->micro[micro].b;
 	int64_t R = (int64_t)x->B * x->T, n;
@@ -123,7 +128,8 @@ static int put_micro(FILE *f, const struct badstep_step *s, int micro, char *con
 		for (n = 1; (r + n) % x->T != 0 && x->doc_start[r + n] == start; n++)
 			continue;
 		if (start >= 0)
-			rc = put_document(f, s, micro, r, n, from >= 0 && from < records ? name[from] : NULL, e);
+			rc = put_document(f, s, micro, r, n, from >= 0 && from < records
+			    ? name[from] : NULL, e);
 	}
 	return rc;
 }
@@ -155,7 +161,8 @@ static int write_all(FILE *f, struct text own)
 	return good && (f == NULL || fflush(f) == 0) ? 0 : -1;
 }
 
-static int dump(struct badstep *b, const struct badstep_step *s, char *const *name, int records, struct err *e)
+static int dump(struct badstep *b, const struct badstep_step *s, char *const *name, int records,
+    struct err *e)
 {
 	int rc = 0;
 
@@ -206,7 +213,8 @@ json_t *badstep_state(const struct badstep *b)
 
 	for (int64_t i = b->seen > BADSTEP_WINDOW ? b->seen - BADSTEP_WINDOW : 0; i < b->seen; i++)
 		json_array_append_new(loss, json_real(b->loss[i % BADSTEP_WINDOW]));
-	return json_pack("{s:I, s:I, s:o}", "skipped", (json_int_t)b->skipped, "in_a_row", (json_int_t)b->row, "losses",
+	return json_pack("{s:I, s:I, s:o}", "skipped", (json_int_t)b->skipped, "in_a_row",
+	    (json_int_t)b->row, "losses",
 	    loss);
 }
 

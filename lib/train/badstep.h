@@ -1,9 +1,10 @@
 /*
- * badstep: steps that must not be taken, because their loss or gradient is not finite or the loss jumped: whether they are,
- * which records they are of, and a dump of their batches.
+ * badstep: steps that must not be taken, because their loss or gradient is not finite or the
+ * loss jumped: whether they are, which records they are of, and a dump of their batches.
  *
  *	if (badstep_spikes(&b, loss, &median)) ...
- *	badstep_report(&b, &step, &e);		(e says what is wrong; now it names the records too, and they are dumped)
+ *	badstep_report(&b, &step, &e);		(e says what is wrong; now it names the records
+ *						too, and they are dumped)
  *	if (badstep_skip(&b))			(may this step be passed over?)
  *		...
  *	badstep_good(&b, loss);			(a step that was taken)
@@ -20,7 +21,8 @@
 #include "base/err.h"
 #include "train/train.h"
 
-enum { BADSTEP_WINDOW = 64, BADSTEP_LEAST = 16 };	/* losses that the median is of; how many there must be */
+enum { BADSTEP_WINDOW = 64, BADSTEP_LEAST = 16 };	/* losses that the median is of; how many
+							   there must be */
 
 struct badstep {
 	const char *path;		/* --dump-bad, or NULL */
@@ -28,7 +30,8 @@ struct badstep {
 	double spike;			/* --max-spike, or 0 */
 	FILE *f;
 	int64_t skipped, row;		/* steps skipped so far, and since the last good one */
-	double loss[BADSTEP_WINDOW];	/* of the last good steps, a ring; only with a limit on spikes */
+	double loss[BADSTEP_WINDOW];	/* of the last good steps, a ring; only with a limit on
+					   spikes */
 	int64_t seen;
 };
 
@@ -41,8 +44,9 @@ struct badstep_step {
 };
 
 bool badstep_spikes(const struct badstep *b, double loss, double *median);
-/* On all ranks. Adds the records' names to the message in *e, and writes the batches, those of all ranks, to the dump. A dump that cannot be written is an
- * error of its own: then *e is that. Always -1. */
+/* On all ranks. Adds the records' names to the message in *e, and writes the batches, those of
+ * all ranks, to the dump. A dump that cannot be written is an error of its own: then *e is that.
+ * Always -1. */
 int badstep_report(struct badstep *b, const struct badstep_step *s, struct err *e);
 bool badstep_skip(struct badstep *b);
 void badstep_good(struct badstep *b, double loss);

@@ -4,8 +4,10 @@
 
 static bool wanted_low(const char *metric)
 {
-	static const char *const low[] = { "loss", "base", "perplexity", "balance", "temporal", "locality", "lookahead",
-	    "lookahead_topk", "lookahead_union", "anchor", "nll", "odds_ratio", "ce", "kd", "kl", "seconds" };
+	static const char *const low[] = { "loss", "base", "perplexity", "balance", "temporal",
+	    "locality", "lookahead",
+	    "lookahead_topk", "lookahead_union", "anchor", "nll", "odds_ratio", "ce", "kd", "kl",
+	    "seconds" };
 
 	for (size_t i = 0; i < sizeof low / sizeof *low; i++)
 		if (strcmp(metric, low[i]) == 0)
@@ -28,7 +30,8 @@ int best_eval_see(struct best_eval *b, const json_t *rec, int64_t step, struct e
 	double x = json_number_value(v);
 
 	if (v == NULL || json_is_string(v))
-		return err_set(e, EX_USAGE, "--keep-best: evaluation records have no number \"%s\"", b->metric);
+		return err_set(e, EX_USAGE, "--keep-best: evaluation records have no number \"%s\"",
+		    b->metric);
 	if (step <= b->seen)
 		return step == b->step;
 	b->seen = step;
@@ -47,7 +50,8 @@ json_t *best_eval_state(const struct best_eval *b)
 {
 	if (b->metric == NULL)
 		return json_null();
-	return json_pack("{s:s, s:f, s:I, s:I, s:I}", "metric", b->metric, "value", b->value, "step",
+	return json_pack("{s:s, s:f, s:I, s:I, s:I}", "metric", b->metric, "value", b->value,
+	    "step",
 	    (json_int_t)b->step, "seen", (json_int_t)b->seen, "since", (json_int_t)b->since);
 }
 
@@ -58,7 +62,8 @@ int best_eval_restore(struct best_eval *b, const json_t *state, struct err *e)
 
 	if (b->metric == NULL)
 		return 0;
-	if (json_unpack((json_t *)state, "{s:F, s:I, s:I, s:I}", "value", &value, "step", &step, "seen", &seen, "since",
+	if (json_unpack((json_t *)state, "{s:F, s:I, s:I, s:I}", "value", &value, "step", &step,
+	    "seen", &seen, "since",
 	    &since) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no best evaluation");
 	b->value = value;

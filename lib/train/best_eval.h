@@ -22,14 +22,16 @@ struct best_eval {
 	int64_t since;		/* evaluations after the best */
 };
 
-/* spec: a metric, after a sign that says whether the lowest (-) or the highest (+) is the best. Without one, losses and the
- * router's terms are to be low and all else is to be high. Borrowed; may be NULL. */
+/* spec: a metric, after a sign that says whether the lowest (-) or the highest (+) is the best.
+ * Without one, losses and the router's terms are to be low and all else is to be high. Borrowed;
+ * may be NULL. */
 void best_eval_open(struct best_eval *b, const char *spec);
 
 /* 1: the best so far; 0; -1: the record has no such number. The same step again changes nothing. */
 int best_eval_see(struct best_eval *b, const json_t *rec, int64_t step, struct err *e);
 
-json_t *best_eval_state(const struct best_eval *b);		/* for train_state.json; null when nobody asked */
+/* for train_state.json; null when nobody asked */
+json_t *best_eval_state(const struct best_eval *b);
 int best_eval_restore(struct best_eval *b, const json_t *state, struct err *e);
 
 #endif

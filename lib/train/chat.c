@@ -66,12 +66,14 @@ static int read_mask(const json_t *rec, int n, struct ids *mask, struct err *why
 	return 0;
 }
 
-static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct ids *mask, struct err *why)
+static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct ids *mask,
+    struct err *why)
 {
 	const json_t *messages = record_messages(rec);
 
 	if (json_object_get(rec, "tokens") != NULL)
-		return record_tokens(rec, vocab, out, why) < 0 ? -1 : read_mask(rec, out->n, mask, why);
+		return record_tokens(rec, vocab, out, why) < 0 ? -1 : read_mask(rec, out->n, mask,
+		    why);
 	if (messages == NULL)
 		return err_set(why, EX_DATAERR, "missing \"messages\"");
 	if (t == NULL)
@@ -80,7 +82,8 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
 }
 
 /* A record that is no conversation: all of it is to be learned. */
-static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct record_count *count,
+static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *out,
+    struct record_count *count,
     struct err *why)
 {
 	if (record_document(rec, t, vocab, out, why) < 0)
@@ -94,7 +97,8 @@ static int text_words(struct tok *t, int vocab, const json_t *rec, struct ids *o
 	return 0;
 }
 
-int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
+int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out,
+    struct record_count *count,
     struct err *why)
 {
 	struct ids mask = {0};
@@ -119,7 +123,8 @@ void chat_report(const struct record_count *count)
 {
 	if (opt_quiet || count->cut + count->dropped + count->empty == 0)
 		return;
-	err_warn("%" PRId64 " conversations cut to --seq, %" PRId64 " left out as too long, %" PRId64
+	err_warn("%" PRId64 " conversations cut to --seq, %" PRId64 " left out as too long, %"
+	    PRId64
 	    " without anything to learn", count->cut, count->dropped, count->empty);
 }
 
@@ -130,12 +135,15 @@ struct chat {
 	struct tok *tok;
 	int vocab, T;
 	struct corpus *corpus;
-	int64_t limit, rows;		/* items to deliver, rows that they take; -1: no end, or not known */
+	int64_t limit, rows;		/* items to deliver, rows that they take; -1: no end, or
+					   not known */
 	int64_t offset;			/* token of the next item at which its next piece begins */
-	int *used;			/* (ranks * batch) columns of each row of the micro-batch, of which every rank has some */
+	int *used;			/* (ranks * batch) columns of each row of the
+					   micro-batch, of which every rank has some */
 };
 
-static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out,
+    struct record_count *n,
     struct err *why)
 {
 	const struct chat *c = self;
@@ -143,7 +151,8 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 	return c->kind->item(t, c->vocab, rec, c->T + 1, out, n, why);
 }
 
-static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out, struct record_count *count,
+static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out,
+    struct record_count *count,
     struct err *why)
 {
 	bool tokens = json_object_get(rec, "tokens") != NULL;
@@ -168,8 +177,10 @@ static int own_row(int r, int B)
 	return r / B == comm_rank() ? r % B : -1;
 }
 
-/* The next n rows into row r of the batch, row `at_row` of this rank; what comes with their tokens into extra. */
-static int place(const struct chat *c, struct micro *mb, int r, int at_row, int64_t n, struct err *e)
+/* The next n rows into row r of the batch, row `at_row` of this rank; what comes with their
+ * tokens into extra. */
+static int place(const struct chat *c, struct micro *mb, int r, int at_row, int64_t n,
+    struct err *e)
 {
 	int64_t at = (int64_t)at_row * c->T + c->used[r], all;
 	int stride = c->kind->stride, record;
@@ -189,7 +200,8 @@ static int place(const struct chat *c, struct micro *mb, int r, int at_row, int6
 		if (b->from != NULL)
 			b->from[at + i] = record;
 		if (stride > 1)
-			memcpy((uint32_t *)mb->extra + (at + i) * (stride - 1), word + i * stride + 1,
+			memcpy((uint32_t *)mb->extra + (at + i) * (stride - 1),
+			    word + i * stride + 1,
 			    (size_t)(stride - 1) * sizeof *word);
 	}
 	return 0;
@@ -197,7 +209,8 @@ static int place(const struct chat *c, struct micro *mb, int r, int at_row, int6
 
 static void pad(const struct chat *c, struct batch *b, int r, int at_row)
 {
-	for (int64_t i = (int64_t)at_row * c->T + c->used[r]; i < (int64_t)(at_row + 1) * c->T; i++) {
+	for (int64_t i = (int64_t)at_row * c->T + c->used[r]; i < (int64_t)(at_row + 1) * c->T;
+	    i++) {
 		b->tok[i] = 0;
 		b->target[i] = -1;
 		b->doc_start[i] = -1;
@@ -218,8 +231,8 @@ static int64_t piece(struct chat *c, int64_t *left, struct err *e)
 	return *left < c->T ? *left : c->T;
 }
 
-/* Packs one micro-batch of B rows for each rank, this rank's into mb, or only moves on when that is NULL. Of what is not
- * its own it looks at the length. Rows used on all, 0 at the end, -1. */
+/* Packs one micro-batch of B rows for each rank, this rank's into mb, or only moves on when that
+ * is NULL. Of what is not its own it looks at the length. Rows used on all, 0 at the end, -1. */
 static int pack(struct chat *c, struct micro *mb, int B, struct err *e)
 {
 	int64_t n, left;
@@ -268,11 +281,14 @@ static void chat_close(void *self)
 	free(c);
 }
 
-static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, char *const files[], bool eval,
+static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, char *const files[],
+    bool eval,
     struct err *e)
 {
-	const struct corpus_opt co = { .unit = c->kind->unit, .kind = { .item = item, .self = c, .tok = c->tok },
-	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window, .longest = (o->seq + 1) * c->kind->stride,
+	const struct corpus_opt co = { .unit = c->kind->unit, .kind = { .item = item, .self = c,
+	    .tok = c->tok },
+	    .shuffle = o->shuffle && !eval, .window = eval ? 0 : o->shuffle_window,
+	    .longest = (o->seq + 1) * c->kind->stride,
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
 
 	if ((c->corpus = corpus_open(nfiles, files, &co, e)) == NULL)
@@ -284,7 +300,8 @@ static int open_corpus(struct chat *c, const struct train_opt *o, int nfiles, ch
 	return count_rows(c, o->batch, e);
 }
 
-void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o, const struct config *cfg, struct tok *t,
+void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o,
+    const struct config *cfg, struct tok *t,
     int nfiles, char *const files[], bool eval, struct err *e)
 {
 	struct chat *c = calloc(1, sizeof *c);
@@ -304,7 +321,8 @@ void *chat_open_kind(const struct chat_kind *kind, const struct train_opt *o, co
 	return NULL;
 }
 
-static void *chat_open(const struct train_opt *o, const struct config *cfg, struct tok *t, int nfiles,
+static void *chat_open(const struct train_opt *o, const struct config *cfg, struct tok *t,
+    int nfiles,
     char *const files[], bool eval, struct err *e)
 {
 	static const struct chat_kind kind = { "conversations", 1, chat_words };
@@ -312,7 +330,8 @@ static void *chat_open(const struct train_opt *o, const struct config *cfg, stru
 	return chat_open_kind(&kind, o, cfg, t, nfiles, files, eval, e);
 }
 
-static void *text_open(const struct train_opt *o, const struct config *cfg, struct tok *t, int nfiles,
+static void *text_open(const struct train_opt *o, const struct config *cfg, struct tok *t,
+    int nfiles,
     char *const files[], bool eval, struct err *e)
 {
 	static const struct chat_kind kind = { "conversations and texts", 1, text_item };
@@ -339,8 +358,10 @@ static json_t *chat_identity(const void *self)
 {
 	const struct chat *c = self;
 
-	return json_pack("{s:I, s:I, s:i, s:b}", "conversations", (json_int_t)corpus_items(c->corpus), "data_tokens",
-	    (json_int_t)corpus_words(c->corpus), "truncate", chat_flags.truncate, "think", chat_flags.think);
+	return json_pack("{s:I, s:I, s:i, s:b}", "conversations",
+	    (json_int_t)corpus_items(c->corpus), "data_tokens",
+	    (json_int_t)corpus_words(c->corpus), "truncate", chat_flags.truncate, "think",
+	    chat_flags.think);
 }
 
 static int chat_next(void *self, struct micro *mb, int B, struct err *e)
@@ -374,7 +395,8 @@ static int chat_seek(void *self, const json_t *position, struct err *e)
 		return -1;
 	c->offset = offset;
 	if (offset != 0 && (offset < 0 || piece(c, &left, e) <= 0))
-		return e->status != 0 ? -1 : err_set(e, EX_DATAERR, "train_state.json: its position is not in this data");
+		return e->status != 0 ? -1 : err_set(e, EX_DATAERR,
+		    "train_state.json: its position is not in this data");
 	return 0;
 }
 
@@ -393,19 +415,22 @@ static json_t *chat_inputs(const void *self)
 		return list;
 	all = json_copy(list);
 	json_decref(list);
-	json_array_append_new(all, json_pack("{s:I, s:I, s:I}", "cut", (json_int_t)n->cut, "too_long",
+	json_array_append_new(all, json_pack("{s:I, s:I, s:I}", "cut", (json_int_t)n->cut,
+	    "too_long",
 	    (json_int_t)n->dropped, "nothing_to_learn", (json_int_t)n->empty));
 	return all;
 }
 
 const struct source chat_source = {
-	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
+	.open = chat_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows,
+	    .bytes = chat_bytes,
 	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek,
 	.inputs = chat_inputs, .corpus = chat_corpus,
 };
 
 const struct source chat_text_source = {
-	.open = text_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows, .bytes = chat_bytes,
+	.open = text_open, .close = chat_close, .streams = chat_streams, .rows = chat_rows,
+	    .bytes = chat_bytes,
 	.identity = chat_identity, .next = chat_next, .position = chat_position, .seek = chat_seek,
 	.inputs = chat_inputs, .corpus = chat_corpus,
 };

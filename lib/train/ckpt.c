@@ -46,7 +46,8 @@ static bool exists(const char *dir, const char *name)
 
 #define WRITE_BUFFER (256 << 10)	/* of st_writer */
 #define CONVERTED (64 << 10)		/* elements at a time */
-#define HEADER_BYTES 512		/* of a tensor while headers are made, weights and both moments together, about */
+#define HEADER_BYTES 512		/* of a tensor while headers are made, weights and both
+					   moments together, about */
 
 /* Is the device's memory ours, and as files have it? */
 static bool in_place(const struct backend *be)
@@ -58,7 +59,8 @@ int64_t ckpt_bytes(int n, int64_t largest, const struct backend *be)
 {
 	int64_t copies = in_place(be) ? 0 : largest * (int64_t)(sizeof(real) + sizeof(float));
 
-	return copies + WRITE_BUFFER + (largest < CONVERTED ? largest : CONVERTED) * (int64_t)sizeof(double) +
+	return copies + WRITE_BUFFER + (largest < CONVERTED ? largest : CONVERTED) *
+	    (int64_t)sizeof(double) +
 	    n * (int64_t)HEADER_BYTES;
 }
 
@@ -69,7 +71,8 @@ struct transit {
 	real *host;
 };
 
-static int transit_open(struct transit *t, const struct backend *be, const struct params *ps, bool always, struct err *e)
+static int transit_open(struct transit *t, const struct backend *be, const struct params *ps,
+    bool always, struct err *e)
 {
 	int64_t largest = 1;
 
@@ -79,8 +82,10 @@ static int transit_open(struct transit *t, const struct backend *be, const struc
 	if (in_place(be) && !always)
 		return 0;
 	t->file = malloc((size_t)largest * sizeof *t->file);
-	t->host = sizeof(real) == sizeof(float) ? (real *)t->file : malloc((size_t)largest * sizeof *t->host);
-	return t->file != NULL && t->host != NULL ? 0 : err_set(e, EX_OSERR, "no memory for the largest parameter");
+	t->host = sizeof(real) == sizeof(float) ? (real *)t->file
+	    : malloc((size_t)largest * sizeof *t->host);
+	return t->file != NULL && t->host != NULL ? 0 : err_set(e, EX_OSERR,
+	    "no memory for the largest parameter");
 }
 
 static void transit_close(struct transit *t)
@@ -181,7 +186,8 @@ static bool in_part(const struct saver *s, const struct part *part, int i)
 	return part->array == WEIGHTS || s->opt->of[i] >= 0;
 }
 
-static void declare(struct st_writer *w, const char *prefix, const struct param *p, struct st_error *se)
+static void declare(struct st_writer *w, const char *prefix, const struct param *p,
+    struct st_error *se)
 {
 	const uint64_t shape[2] = { (uint64_t)p->rows, (uint64_t)p->cols };
 	char name[sizeof p->name + 16];
@@ -191,7 +197,8 @@ static void declare(struct st_writer *w, const char *prefix, const struct param 
 }
 
 /* A failed writer stays failed, so only the last call is looked at. */
-static int put_parts(struct saver *s, const char *path, const struct part *part, int nparts, const json_t *metadata,
+static int put_parts(struct saver *s, const char *path, const struct part *part, int nparts,
+    const json_t *metadata,
     struct err *e)
 {
 	const struct params *ps = s->w->par;
@@ -214,12 +221,14 @@ static int put_parts(struct saver *s, const char *path, const struct part *part,
 		s->array = part[j].array;
 		for (int i = 0; i < ps->n; i++)
 			if (in_part(s, &part[j], i))
-				st_writer_data(w, get(s, i), (size_t)param_size(&ps->p[i]) * sizeof(float), &se);
+				st_writer_data(w, get(s, i), (size_t)param_size(&ps->p[i]) *
+				    sizeof(float), &se);
 	}
 	return st_writer_finish(w, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
 }
 
-int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt, struct err *e)
+int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt,
+    struct err *e)
 {
 	const struct part part = { "", GRADIENTS };
 	struct saver s = { .w = w, .opt = opt };
@@ -239,9 +248,11 @@ int ckpt_put_gradients(const char *path, const struct weights *w, const struct o
 
 static int put_moments(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct part part[] = { { "m.", MOMENTS_M }, { "v.", MOMENTS_V }, { "master.", WEIGHTS } };
+	const struct part part[] = { { "m.", MOMENTS_M }, { "v.", MOMENTS_V },
+	    { "master.", WEIGHTS } };
 	char *path = file_join(dir, "optimizer.safetensors");
-	int rc = put_parts(s, path, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL, e);
+	int rc = put_parts(s, path, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL,
+	    e);
 
 	free(path);
 	return rc;
@@ -270,7 +281,8 @@ static int put_adapter(struct saver *s, const char *dir, const struct ckpt *c, s
 
 static int put_weights(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
-	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size, .meta = c->metadata, .get = get, .ctx = s };
+	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size,
+	    .meta = c->metadata, .get = get, .ctx = s };
 
 	if (c->adapter != NULL)
 		return put_adapter(s, dir, c, e);
@@ -320,7 +332,8 @@ int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e
 			rc = move(tmp, dir, e);
 		if (rc == 0)
 			rc = file_sync_dir(out, e);
-		if (rc < 0 && exists(tmp, "")) {	/* leave nothing on a disk that may be full; the first error counts */
+		if (rc < 0 && exists(tmp, "")) {	/* leave nothing on a disk that may be
+							   full; the first error counts */
 			struct err ignored = {0};
 
 			file_remove_tree(tmp, &ignored);
@@ -350,7 +363,8 @@ static int publish_file(const char *from, const char *to, struct err *e)
 
 static int remove_dir(const char *out, int64_t step, struct err *e)
 {
-	char *dir = format("%s/checkpoint-%" PRId64, out, step), *tmp = format("%s/.checkpoint-%" PRId64 ".old", out, step);
+	char *dir = format("%s/checkpoint-%" PRId64, out, step),
+	    *tmp = format("%s/.checkpoint-%" PRId64 ".old", out, step);
 	int rc = move(dir, tmp, e);	/* half removed, it must not look like a checkpoint */
 
 	if (rc == 0)
@@ -373,7 +387,8 @@ static int publish_named(const char *dir, const char *out, const char *name, str
 /* Weights of another model, or of this one before it was cut into other shards. */
 static bool stale(const char *dir, const char *name)
 {
-	return strncmp(name, "model", 5) == 0 && strstr(name, ".safetensors") != NULL && !exists(dir, name);
+	return strncmp(name, "model", 5) == 0 && strstr(name, ".safetensors") != NULL &&
+	    !exists(dir, name);
 }
 
 /* Calls publish on all files of dir but the state, or removes stale files of out. */
@@ -386,9 +401,11 @@ static int sweep(const char *dir, const char *out, bool publish, struct err *e)
 	if (d == NULL)
 		return err_set(e, EX_NOINPUT, "%s:", publish ? dir : out);
 	while (rc == 0 && (ent = readdir(d)) != NULL) {
-		char *old = !publish && stale(dir, ent->d_name) ? file_join(out, ent->d_name) : NULL;
+		char *old = !publish && stale(dir, ent->d_name) ? file_join(out, ent->d_name)
+		    : NULL;
 
-		if (publish && ent->d_name[0] != '.' && strcmp(ent->d_name, "train_state.json") != 0)
+		if (publish && ent->d_name[0] != '.' && strcmp(ent->d_name, "train_state.json") !=
+		    0)
 			rc = publish_named(dir, out, ent->d_name, e);
 		if (old != NULL && unlink(old) < 0)
 			rc = err_set(e, EX_CANTCREAT, "%s:", old);
@@ -448,7 +465,8 @@ static int list(const char *out, int64_t **steps, struct err *e)
 	while ((ent = readdir(d)) != NULL) {
 		if (step_of(ent->d_name) < 0)
 			continue;
-		if (n == cap && (*steps = realloc(*steps, (size_t)(cap = 2 * cap + 16) * sizeof **steps)) == NULL)
+		if (n == cap && (*steps = realloc(*steps, (size_t)(cap = 2 * cap + 16) *
+		    sizeof **steps)) == NULL)
 			err_die(EX_OSERR, "out of memory");
 		(*steps)[n++] = step_of(ent->d_name);
 	}
@@ -485,7 +503,8 @@ int ckpt_lock(const char *out, int *fd, struct err *e)
 	*fd = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (*fd < 0)
 		return errno == ENOENT ? 0 : err_set(e, EX_CANTCREAT, "%s:", out);
-	if (flock(*fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)	/* not every file system has locks */
+	/* not every file system has locks */
+	if (flock(*fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
 		return 0;
 	return err_set(e, EX_CANTCREAT, "%s: another run is writing there", out);
 }
@@ -583,7 +602,8 @@ int ckpt_newest(const char *out, char **dir, struct err *e)
 /* --- reading --- */
 
 /* Values of parameter i of an array from the tensor prefix + name of f. */
-static int get_values(const struct st_file *f, const char *path, const char *prefix, const struct weights *w, real *array,
+static int get_values(const struct st_file *f, const char *path, const char *prefix,
+    const struct weights *w, real *array,
     const struct optim *moments, const struct transit *t, int i, struct err *e)
 {
 	const struct param *p = &w->par->p[i];
@@ -600,14 +620,17 @@ static int get_values(const struct st_file *f, const char *path, const char *pre
 	if (st_read(f, x, 0, dst, (size_t)x->nbytes, &se) < 0)
 		return modeldir_st_err(e, path, &se);
 	if (place == NULL)
-		optim_take(moments, array, w->par, i, t->file != NULL ? from_file(t, param_size(p)) : moments->whole);
+		optim_take(moments, array, w->par, i, t->file != NULL ? from_file(t, param_size(p))
+		    : moments->whole);
 	else if (t->file != NULL)
-		w->be->put(place, from_file(t, param_size(p)), (size_t)param_size(p) * sizeof(real));
+		w->be->put(place, from_file(t, param_size(p)), (size_t)param_size(p) *
+		    sizeof(real));
 	return 0;
 }
 
 /* moments NULL: an array over parameters; else moments of this optimizer. */
-static int read_part(const struct st_file *f, const char *path, const char *prefix, const struct weights *w, real *array,
+static int read_part(const struct st_file *f, const char *path, const char *prefix,
+    const struct weights *w, real *array,
     const struct optim *moments, struct err *e)
 {
 	struct transit t;
@@ -636,9 +659,11 @@ static int load_weights(const char *dir, const struct weights *w, struct err *e)
 
 		if (!params_here(w->par, p))
 			continue;
-		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : (float *)(w->w + p->off), e);
+		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : (float *)(w->w + p->off),
+		    e);
 		if (rc == 0 && t.file != NULL)
-			w->be->put(w->w + p->off, from_file(&t, param_size(p)), (size_t)param_size(p) * sizeof(real));
+			w->be->put(w->w + p->off, from_file(&t, param_size(p)),
+			    (size_t)param_size(p) * sizeof(real));
 	}
 	transit_close(&t);
 	modeldir_close(&md);
@@ -673,7 +698,8 @@ static int load_adapter(const char *dir, const struct weights *w, struct err *e)
 	return rc;
 }
 
-int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e)
+int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o,
+    struct err *e)
 {
 	char *path, first[sizeof w->par->p->name + 16];
 	struct st_file *f = open_file(dir, "optimizer.safetensors", &path, e);
@@ -685,7 +711,8 @@ int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct opt
 	if (adapter)
 		rc = load_adapter(dir, w, e);
 	else
-		rc = st_find(f, first) != NULL ? read_part(f, path, "master.", w, w->w, NULL, e) : load_weights(dir, w, e);
+		rc = st_find(f, first) != NULL ? read_part(f, path, "master.", w, w->w, NULL, e)
+		    : load_weights(dir, w, e);
 	if (rc == 0)
 		rc = read_part(f, path, "m.", w, o->m, o, e);
 	if (rc == 0)

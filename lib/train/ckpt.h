@@ -1,21 +1,24 @@
 /*
- * ckpt: a run's state on disk. A checkpoint is a whole model directory, OUT/checkpoint-STEP, with optimizer.safetensors
- * and train_state.json beside the model. It is written under another name, synced, and renamed, so whatever has the
- * name of a checkpoint is whole; killing the program at any moment leaves the one before as it was.
+ * ckpt: a run's state on disk. A checkpoint is a whole model directory, OUT/checkpoint-STEP,
+ * with optimizer.safetensors and train_state.json beside the model. It is written under another
+ * name, synced, and renamed, so whatever has the name of a checkpoint is whole; killing the
+ * program at any moment leaves the one before as it was.
  *
  *	ckpt_lock(out, &fd, &e);
  *	ckpt_clean(out, &e);				(what a killed run left half done)
  *	if (ckpt_newest(out, &dir, &e) == 0 && dir != NULL)
  *		ckpt_load(dir, &m, &opt, &state, &e);
  *	ckpt_save(out, step, &c, &e);
- *	ckpt_publish(out, step, &e);			(at the end: the checkpoint's files become those of OUT)
+ *	ckpt_publish(out, step, &e);			(at the end: the checkpoint's files
+ *							become those of OUT)
  *
- * Of several ranks (comm.h) rank 0 writes; all call ckpt_save(), because each has a part of the moments, and perhaps of the
- * experts, and all read. What is written does not tell how many there were.
+ * Of several ranks (comm.h) rank 0 writes; all call ckpt_save(), because each has a part of the
+ * moments, and perhaps of the experts, and all read. What is written does not tell how many
+ * there were.
  *
- * optimizer.safetensors holds m.NAME and v.NAME per parameter that is not frozen, F32, and master.NAME of all when the
- * weights are written as BF16. The checkpoint of an adapter has adapter_model.safetensors (F32) and adapter_config.json in
- * place of a model.
+ * optimizer.safetensors holds m.NAME and v.NAME per parameter that is not frozen, F32, and
+ * master.NAME of all when the weights are written as BF16. The checkpoint of an adapter has
+ * adapter_model.safetensors (F32) and adapter_config.json in place of a model.
  */
 #ifndef CHR_CKPT_H
 #define CHR_CKPT_H
@@ -27,7 +30,8 @@
 #include "model/optim.h"
 #include "text/tok.h"
 
-struct weights {		/* what is trained: the parameters of a model, or those of an adapter on it (lora.h) */
+struct weights {		/* what is trained: the parameters of a model, or those of an
+				   adapter on it (lora.h) */
 	const struct params *par;
 	const struct backend *be;
 	real *w, *g;		/* (par->total) */
@@ -35,8 +39,10 @@ struct weights {		/* what is trained: the parameters of a model, or those of an 
 
 struct ckpt {
 	struct weights w;
-	const struct config *cfg;	/* that of the model with the keys it was read with, which are written back */
-	const json_t *adapter;	/* adapter_config.json: the weights are an adapter's; NULL: a model's */
+	const struct config *cfg;	/* that of the model with the keys it was read with,
+					   which are written back */
+	const json_t *adapter;	/* adapter_config.json: the weights are an adapter's; NULL: a
+				   model's */
 	const struct optim *opt;
 	const struct tok *tok;	/* NULL: no tokenizer files */
 	enum dtype dtype;	/* of model.safetensors: DT_F32 or DT_BF16 */
@@ -55,7 +61,8 @@ int ckpt_prune(const char *out, int keep, int64_t spare, struct err *e);
 /* One run at a time: *fd is to be closed at the end, -1 when there is no such directory yet. */
 int ckpt_lock(const char *out, int *fd, struct err *e);
 int ckpt_clean(const char *out, struct err *e);
-int ckpt_remove_all(const char *out, struct err *e);		/* every checkpoint, and the resume state of OUT itself */
+/* every checkpoint, and the resume state of OUT itself */
+int ckpt_remove_all(const char *out, struct err *e);
 
 /* malloc'ed name of the newest checkpoint (OUT itself when its state is newer), or NULL in *dir
  * when there is none. */
@@ -64,10 +71,14 @@ bool ckpt_occupied(const char *out);			/* holds a model or checkpoints */
 
 int ckpt_state(const char *dir, json_t **state, struct err *e);	/* train_state.json */
 /* Weights and moments, exact. */
-int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o, struct err *e);
+int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o,
+    struct err *e);
 
-int ckpt_load_weights(const char *dir, struct model *m, struct err *e);		/* any model directory, any float type */
-/* w->g of what is not frozen, which optim_collect() has made whole, F32, by parameter name. All ranks call it. */
-int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt, struct err *e);
+/* any model directory, any float type */
+int ckpt_load_weights(const char *dir, struct model *m, struct err *e);
+/* w->g of what is not frozen, which optim_collect() has made whole, F32, by parameter name. All
+ * ranks call it. */
+int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt,
+    struct err *e);
 
 #endif

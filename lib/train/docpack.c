@@ -14,9 +14,11 @@ struct docpack {
 	struct corpus *corpus;
 	int64_t limit;			/* tokens to deliver in all, -1 without end */
 
-	/* position; len 0: which document is next is not known yet; doc NULL: its tokens are not fetched */
+	/* position; len 0: which document is next is not known yet; doc NULL: its tokens are not
+	 * fetched */
 	const uint32_t *doc;
-	int64_t len, offset;		/* of the current document, and where in it the next row begins */
+	int64_t len, offset;		/* of the current document, and where in it the next row
+					   begins */
 	int64_t taken;			/* tokens delivered in all */
 };
 
@@ -27,7 +29,8 @@ static bool is_shard(const char *path)
 	return n > 12 && strcmp(path + n - 12, ".safetensors") == 0;
 }
 
-static int document(const void *self, struct tok *t, const json_t *rec, struct ids *out, struct record_count *n,
+static int document(const void *self, struct tok *t, const json_t *rec, struct ids *out,
+    struct record_count *n,
     struct err *why)
 {
 	const struct docpack *d = self;
@@ -62,10 +65,13 @@ static int check_shard(struct shard *s, struct err *e)
 	s->tok = st_find(s->f, "tokens");
 	s->off = st_find(s->f, "offsets");
 	if (s->tok == NULL || s->off == NULL)
-		return err_set(e, EX_DATAERR, "%s: not a token shard: no \"%s\"", s->path, s->tok ? "offsets" : "tokens");
-	if (s->tok->ndim != 1 || (s->tok->dtype != ST_U16 && s->tok->dtype != ST_U32) || s->off->ndim != 1 ||
+		return err_set(e, EX_DATAERR, "%s: not a token shard: no \"%s\"", s->path, s->tok
+		    ? "offsets" : "tokens");
+	if (s->tok->ndim != 1 || (s->tok->dtype != ST_U16 && s->tok->dtype != ST_U32) ||
+	    s->off->ndim != 1 ||
 	    s->off->dtype != ST_I64 || s->off->shape[0] < 1)
-		return err_set(e, EX_DATAERR, "%s: not a token shard: tokens must be U16 or U32, offsets I64", s->path);
+		return err_set(e, EX_DATAERR, "%s: not a token shard: tokens must be U16 or U32, "
+		    "offsets I64", s->path);
 	s->n = (int64_t)s->tok->shape[0];
 	s->docs = (int64_t)s->off->shape[0] - 1;
 	return 0;
@@ -80,11 +86,13 @@ static int read_doc(struct shard *s, int64_t i, int64_t at[2], size_t size, stru
 	if (st_read(s->f, s->off, (uint64_t)i * sizeof *at, at, 2 * sizeof *at, &se) < 0)
 		return err_set(e, EX_IOERR, "%s: %s", s->path, se.msg);
 	if (at[0] < 0 || at[1] < at[0] || at[1] > s->n || at[1] - at[0] > INT32_MAX / 2)
-		return err_set(e, EX_DATAERR, "%s: document %" PRId64 ": offsets out of order", s->path, i);
+		return err_set(e, EX_DATAERR, "%s: document %" PRId64 ": offsets out of order",
+		    s->path, i);
 	bytes = (size_t)(at[1] - at[0]) * size;
 	if (bytes > s->cap && (s->buf = realloc(s->buf, s->cap = 2 * bytes)) == NULL)
 		err_die(EX_OSERR, "out of memory");
-	return bytes == 0 || st_read(s->f, s->tok, (uint64_t)at[0] * size, s->buf, bytes, &se) == 0 ? 0 :
+	return bytes == 0 || st_read(s->f, s->tok, (uint64_t)at[0] * size, s->buf, bytes, &se) == 0
+	    ? 0 :
 	    err_set(e, EX_IOERR, "%s: %s", s->path, se.msg);
 }
 
@@ -98,10 +106,12 @@ static int shard_doc(void *self, void *shard, int64_t i, struct ids *out, struct
 	if (read_doc(s, i, at, narrow ? 2 : 4, e) < 0)
 		return -1;
 	for (int64_t j = 0; j < at[1] - at[0]; j++) {
-		uint32_t id = narrow ? ((const uint16_t *)s->buf)[j] : ((const uint32_t *)s->buf)[j];
+		uint32_t id = narrow ? ((const uint16_t *)s->buf)[j]
+		    : ((const uint32_t *)s->buf)[j];
 
 		if (id >= (uint32_t)d->o.vocab)
-			return err_set(e, EX_DATAERR, "%s: token %" PRIu32 " of document %" PRId64 " is not below the model's"
+			return err_set(e, EX_DATAERR, "%s: token %" PRIu32 " of document %"
+			    PRId64 " is not below the model's"
 			    " vocab_size %d", s->path, id, i, d->o.vocab);
 		ids_push(out, id);
 	}
@@ -130,12 +140,15 @@ static int open_shard(void *self, const char *path, void **shard, int64_t *docs,
 	return 1;
 }
 
-struct docpack *docpack_open(int nfiles, char *const files[], const struct docpack_opt *o, struct err *e)
+struct docpack *docpack_open(int nfiles, char *const files[], const struct docpack_opt *o,
+    struct err *e)
 {
 	struct docpack *d = calloc(1, sizeof *d);
 	const struct corpus_opt co = { .unit = "documents",
-	    .kind = { .item = document, .open = open_shard, .doc = shard_doc, .close = close_shard, .self = d, .tok = o->tok },
-	    .shuffle = o->shuffle, .piece = o->shuffle || o->window > 0 ? o->T : 0, .window = o->window, .longest = o->T,
+	    .kind = { .item = document, .open = open_shard, .doc = shard_doc, .close = close_shard,
+	    .self = d, .tok = o->tok },
+	    .shuffle = o->shuffle, .piece = o->shuffle || o->window > 0 ? o->T : 0,
+	    .window = o->window, .longest = o->T,
 	    .ram = o->ram, .skip_bad = o->skip_bad, .seed = o->seed };
 
 	if (d == NULL) {
@@ -149,7 +162,8 @@ struct docpack *docpack_open(int nfiles, char *const files[], const struct docpa
 	}
 	for (int i = 0; i < nfiles; i++)
 		if (corpus_streams(d->corpus) && is_shard(files[i])) {
-			err_set(e, EX_USAGE, "%s: token shards cannot be read together with a pipe", files[i]);
+			err_set(e, EX_USAGE, "%s: token shards cannot be read together with a pipe",
+			    files[i]);
 			docpack_close(d);
 			return NULL;
 		}
@@ -294,7 +308,8 @@ int docpack_seek(struct docpack *d, const json_t *position, struct err *e)
 {
 	json_int_t offset = 0, taken = 0;
 
-	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I}", "offset", &offset, "tokens", &taken) < 0)
+	if (position != NULL && json_unpack((json_t *)position, "{s:I, s:I}", "offset", &offset,
+	    "tokens", &taken) < 0)
 		return err_set(e, EX_DATAERR, "train_state.json: no position in the data");
 	if (corpus_seek(d->corpus, position, e) < 0)
 		return -1;
@@ -322,7 +337,8 @@ json_t *docpack_inputs(const struct docpack *d)
 	if (docpack_streams(d)) {
 		json_t *in = json_array_get(list, 0);
 
-		json_object_set_new(in, "records", json_integer(corpus_passed(d->corpus) + (d->offset > 0)));
+		json_object_set_new(in, "records",
+		    json_integer(corpus_passed(d->corpus) + (d->offset > 0)));
 		json_object_set_new(in, "tokens", json_integer(d->taken));
 	}
 	return list;

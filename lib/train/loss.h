@@ -1,6 +1,7 @@
 /*
- * loss: base losses of the stages, as functions of the targets' log-probs. Each fills coef[r] = dLoss/dlogp[r], which
- * model_head() turns into gradients, and the loss itself comes out of the log-probs.
+ * loss: base losses of the stages, as functions of the targets' log-probs. Each fills coef[r] =
+ * dLoss/dlogp[r], which model_head() turns into gradients, and the loss itself comes out of the
+ * log-probs.
  */
 #ifndef CHR_LOSS_H
 #define CHR_LOSS_H

@@ -14,18 +14,21 @@ void metric_clear(struct metric *m)
 /* The terms as an array, in the order of the names below. */
 #define NTERMS 8
 static const char *const term_name[NTERMS] = {
-	"balance", "temporal", "locality", "lookahead", "lookahead_topk", "lookahead_union", "anchor", "ahead"
+	"balance", "temporal", "locality", "lookahead", "lookahead_topk", "lookahead_union",
+	    "anchor", "ahead"
 };
 
 static void term_values(const struct route_terms *t, double v[NTERMS])
 {
-	const double x[NTERMS] = { t->balance, t->temporal, t->locality, t->lookahead, t->topk, t->union_, t->anchor,
+	const double x[NTERMS] = { t->balance, t->temporal, t->locality, t->lookahead, t->topk,
+	    t->union_, t->anchor,
 	    t->ahead };
 
 	memcpy(v, x, sizeof x);
 }
 
-void metric_add(struct metric *m, double base, double route, const struct route_terms *t, double tokens)
+void metric_add(struct metric *m, double base, double route, const struct route_terms *t,
+    double tokens)
 {
 	m->base += base;
 	m->loss += base + route;
@@ -49,7 +52,8 @@ static double *pack(double *at, void *p, size_t size, bool back)
 
 void metric_reduce(struct metric *m)
 {
-	double v[2 + (sizeof m->terms + sizeof m->stats + sizeof m->sum + sizeof m->weight) / sizeof(double)], *at;
+	double v[2 + (sizeof m->terms + sizeof m->stats + sizeof m->sum + sizeof m->weight) /
+	    sizeof(double)], *at;
 
 	for (int back = 0; back < 2; back++) {
 		at = pack(v, &m->base, sizeof m->base, back);
@@ -83,7 +87,8 @@ void metric_stage(const struct metric *m, const char *const *names, json_t *rec)
 }
 
 /* name<k><suffix>: hits / all, left out when there was nothing to hit */
-static void set_share(json_t *rec, const char *name, int k, const char *suffix, double hits, double all)
+static void set_share(json_t *rec, const char *name, int k, const char *suffix, double hits,
+    double all)
 {
 	char key[40];
 
@@ -93,7 +98,8 @@ static void set_share(json_t *rec, const char *name, int k, const char *suffix, 
 	json_set_num(rec, key, hits / all);
 }
 
-void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load, json_t *rec)
+void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load,
+    json_t *rec)
 {
 	const struct route_stats *s = &m->stats;
 

@@ -1,9 +1,12 @@
 /*
- * metric: what a step or an evaluation measured, added up over micro-batches and written as fields of a record.
+ * metric: what a step or an evaluation measured, added up over micro-batches and written as
+ * fields of a record.
  *
- * Recall of offset k: of the experts that the router chose at t+k, the share that the lookahead head had named at t
- * (slots), and the share of layers whose whole set it had named; "repeat" is the same for the guess that the experts of
- * t will be chosen again; "recall_gate" is of one layer ahead, by the next router on this layer's input. Overlap: |A n B| / |A u B| of the sets of adjacent tokens. Load entropy: 1 is even use.
+ * Recall of offset k: of the experts that the router chose at t+k, the share that the lookahead
+ * head had named at t (slots), and the share of layers whose whole set it had named; "repeat" is
+ * the same for the guess that the experts of t will be chosen again; "recall_gate" is of one
+ * layer ahead, by the next router on this layer's input. Overlap: |A n B| / |A u B| of the sets
+ * of adjacent tokens. Load entropy: 1 is even use.
  */
 #ifndef CHR_METRIC_H
 #define CHR_METRIC_H
@@ -25,11 +28,15 @@ struct metric {
 };
 
 void metric_clear(struct metric *m);
-void metric_add(struct metric *m, double base, double route, const struct route_terms *t, double tokens);
+void metric_add(struct metric *m, double base, double route, const struct route_terms *t,
+    double tokens);
 /* Sums over ranks (comm.h). Tokens are counted as those of all from the start. */
 void metric_reduce(struct metric *m);
-void metric_losses(const struct metric *m, json_t *rec);		/* "loss", "base", "balance", ... */
-void metric_stage(const struct metric *m, const char *const *names, json_t *rec);	/* names NULL-terminated, or NULL */
-void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load, json_t *rec);
+/* "loss", "base", "balance", ... */
+void metric_losses(const struct metric *m, json_t *rec);
+/* names NULL-terminated, or NULL */
+void metric_stage(const struct metric *m, const char *const *names, json_t *rec);
+void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load,
+    json_t *rec);
 
 #endif

@@ -14,14 +14,18 @@
 #include "base/sig.h"
 #include "train/train_impl.h"
 
-/* They say where, how often and how loud, and cannot change a byte of the model. With --keep-best, evaluations can. */
+/* They say where, how often and how loud, and cannot change a byte of the model. With
+ * --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet", "profile",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram",
+	    "data-ram", "dump-bad", "dry-run", "quiet", "profile",
 	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
-	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every", "eval-batches", NULL
+	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every",
+	    "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram", "data-ram", "dump-bad", "dry-run", "quiet", "profile",
+	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram",
+	    "data-ram", "dump-bad", "dry-run", "quiet", "profile",
 	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
@@ -63,7 +67,8 @@ static int take(struct train *t, struct err *e)
 
 	if (s->midway == NULL || !s->midway(t->src))
 		corpus_forget(s->corpus(t->src));
-	if (t->streams) {		/* a stop signal may end the wait for records in the middle of this */
+	if (t->streams) {		/* a stop signal may end the wait for records in the
+					   middle of this */
 		json_decref(t->position);
 		t->position = t->s->source->position(t->src);
 	}
@@ -76,28 +81,35 @@ static int take(struct train *t, struct err *e)
 	return n;
 }
 
-static struct route_in route_view(const struct train *t, const struct micro *mb, int64_t total_tokens)
+static struct route_in route_view(const struct train *t, const struct micro *mb,
+    int64_t total_tokens)
 {
 	const struct config *c = &t->cfg;
 
 	return (struct route_in){
-		.cfg = c, .B = mb->b.B, .T = mb->b.T, .doc_start = mb->b.doc_start, .probs = t->m.probs, .topk = t->m.topk,
-		.look = c->lookahead_steps > 0 ? t->m.look : NULL, .ref_probs = t->has_ref ? t->ref.probs : NULL,
+		.cfg = c, .B = mb->b.B, .T = mb->b.T, .doc_start = mb->b.doc_start,
+		    .probs = t->m.probs, .topk = t->m.topk,
+		.look = c->lookahead_steps > 0 ? t->m.look : NULL, .ref_probs = t->has_ref
+		    ? t->ref.probs : NULL,
 		.ahead = t->m.ahead,
 		.total_tokens = total_tokens,
 	};
 }
 
 /* Forward and losses of one micro-batch of `all`; this rank's part of the sums goes to t->now. */
-static void run_micro(struct train *t, const struct micro *mb, int64_t number, const struct tally *all, bool train,
+static void run_micro(struct train *t, const struct micro *mb, int64_t number,
+    const struct tally *all, bool train,
     bool count)
 {
-	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed, .step = (uint64_t)number,
+	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed,
+	    .step = (uint64_t)number,
 	    .rank = comm_rank(),
-	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .neftune = t->o.neftune, .replay = mb->replay };
+	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .neftune = t->o.neftune,
+	    .replay = mb->replay };
 	const struct forward_opt plain = {0};
 	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb,
-	    .targets = all->targets, .units = all->units, .coef = train ? t->coef : NULL, .logp = t->logp,
+	    .targets = all->targets, .units = all->units, .coef = train ? t->coef : NULL,
+	    .logp = t->logp,
 	    .sum = t->now.sum, .weight = t->now.weight };
 	struct route_terms terms = {0};
 	struct route_in route;
@@ -123,7 +135,8 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number, c
 static void clear_step(struct train *t)
 {
 	metric_clear(&t->now);
-	memset(t->load.count, 0, (size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts * sizeof *t->load.count);
+	memset(t->load.count, 0, (size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts *
+	    sizeof *t->load.count);
 	t->load.tokens = 0;
 }
 
@@ -153,7 +166,8 @@ static void start_hooks(struct train *t)
 	t->m.hooks = comm_size() > 1 && t->o.lora_rank == 0 ? &t->hooks : NULL;
 }
 
-/* Gradients of n micro-batches: the sum over ranks, of which each has its part of the parameters. */
+/* Gradients of n micro-batches: the sum over ranks, of which each has its part of the
+ * parameters. */
 static int gradients(struct train *t, int n, bool count, struct err *e)
 {
 	struct tally all = {0};		/* of the whole step */
@@ -173,7 +187,8 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 		if (comm_any(!isfinite(t->now.loss))) {
 			t->bad_micro = i;
 			metric_reduce(&t->now);
-			return err_set(e, EX_DATAERR, "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
+			return err_set(e, EX_DATAERR,
+			    "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
 		}
 		t->last_micro = i == n - 1;
@@ -191,7 +206,8 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 static int put_step(struct train *t, double lr, double norm, struct err *e)
 {
 	double now = progress_clock(), dt = now - t->clock;
-	json_t *rec = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", t->s->name, "step", (json_int_t)t->step);
+	json_t *rec = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", t->s->name, "step",
+	    (json_int_t)t->step);
 	int rc;
 
 	metric_losses(&t->now, rec);
@@ -219,16 +235,20 @@ static int check_step(const struct train *t, int n, double norm, struct err *e)
 	double median;
 
 	if (!isfinite(norm))
-		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is not finite (loss %g)",
+		return err_set(e, EX_DATAERR, "step %" PRId64 ", %d micro-batches: the gradient is "
+		    "not finite (loss %g)",
 		    t->step + 1, n, t->now.loss);
-	return badstep_spikes(&t->bad, t->now.loss, &median) ? err_set(e, EX_DATAERR, "step %" PRId64 ": the loss is %g, and"
-	    " the median of the steps before %g (--max-spike)", t->step + 1, t->now.loss, median) : 0;
+	return badstep_spikes(&t->bad, t->now.loss, &median) ? err_set(e, EX_DATAERR,
+	    "step %" PRId64 ": the loss is %g, and"
+	    " the median of the steps before %g (--max-spike)", t->step + 1, t->now.loss, median)
+	    : 0;
 }
 
 /* A step that cannot be taken: the end, or it counts as a step that changed nothing. */
 static int refuse_step(struct train *t, int n, bool log, double lr, double norm, struct err *e)
 {
-	const struct badstep_step s = { t->step + 1, t->micro, n, t->bad_micro, t->s->source->corpus(t->src),
+	const struct badstep_step s = { t->step + 1, t->micro, n, t->bad_micro,
+	    t->s->source->corpus(t->src),
 	    comm_rank() * train_rows(t) / t->o.seq };
 	bool spike = isfinite(t->now.loss) && isfinite(norm);
 
@@ -256,7 +276,8 @@ static int train_step(struct train *t, int n, struct err *e)
 	if (rc < 0)
 		return refuse_step(t, n, log, lr, norm, e);
 	optim_step(&t->opt, t->trained.w, t->trained.g, lr, optim_clip(norm, t->o.clip));
-	if (t->m.hooks == NULL || t->s->generates)	/* else the next forward pass waits for each layer's weights */
+	if (t->m.hooks == NULL || t->s->generates)	/* else the next forward pass waits for
+							   each layer's weights */
 		optim_ready(&t->opt, INT_MAX);
 	if (t->o.lora_rank > 0)
 		lora_apply(&t->lora, t->m.w);
@@ -282,10 +303,12 @@ static void fill_batch(const struct train *t, struct batch *b)
 	}
 }
 
-/* Goes through the longest batch there can be and forgets it, so that what does not fit shows before the first step. */
+/* Goes through the longest batch there can be and forgets it, so that what does not fit shows
+ * before the first step. */
 static void rehearse(struct train *t)
 {
-	const struct forward_opt fo = { .train = true, .fallback_mask_prob = t->cfg.fallback_mask_prob }, plain = {0};
+	const struct forward_opt fo = { .train = true, .fallback_mask_prob =
+	    t->cfg.fallback_mask_prob }, plain = {0};
 	struct micro *mb = &t->micro[0];
 	struct route_terms terms;
 	struct route_in route;
@@ -298,14 +321,16 @@ static void rehearse(struct train *t)
 	loss_ce(&t->m, &mb->b, train_rows(t), t->coef, t->logp);
 	route = route_view(t, mb, train_rows(t));
 	if (t->cfg.num_sparse > 0)
-		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook, t->m.dahead, &t->scratch);
+		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook,
+		    t->m.dahead, &t->scratch);
 	t->last_micro = false;
 	model_backward(&t->m, &mb->b);
 }
 
 /* --- evaluation --- */
 
-/* Held-out loss: the mean over all targets (or what else the stage counts), each batch weighing by its own. */
+/* Held-out loss: the mean over all targets (or what else the stage counts), each batch weighing
+ * by its own. */
 static int evaluate(struct train *t, struct err *e)
 {
 	const struct source *src = t->s->source;
@@ -333,7 +358,8 @@ static int evaluate(struct train *t, struct err *e)
 	metric_reduce(&t->now);
 	comm_sum(&sum, 1);
 	t->now.base = t->now.loss = units > 0 ? sum / units : 0;
-	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step", (json_int_t)t->step);
+	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step",
+	    (json_int_t)t->step);
 	metric_losses(&t->now, rec);
 	if (t->s->units == NULL)
 		json_set_num(rec, "perplexity", exp(t->now.base));
@@ -353,9 +379,12 @@ static int evaluate(struct train *t, struct err *e)
 
 static json_t *state(const struct train *t)
 {
-	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "chronos_version", CHR_VERSION, "stage", t->s->name,
-	    "step", (json_int_t)t->step, "total", (json_int_t)t->schedule.total, "tokens", (json_int_t)t->tokens,
-	    "position", t->position != NULL ? json_incref(t->position) : t->s->source->position(t->src), "settings", train_settings(t),
+	return json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "chronos_version",
+	    CHR_VERSION, "stage", t->s->name,
+	    "step", (json_int_t)t->step, "total", (json_int_t)t->schedule.total, "tokens",
+	    (json_int_t)t->tokens,
+	    "position", t->position != NULL ? json_incref(t->position)
+	    : t->s->source->position(t->src), "settings", train_settings(t),
 	    "best", best_eval_state(&t->best), "bad", badstep_state(&t->bad));
 }
 
@@ -364,7 +393,8 @@ static int save(struct train *t, bool final, struct err *e)
 	const uint64_t seed = (uint64_t)t->o.seed;
 	struct ckpt c = { .w = t->trained, .cfg = &t->cfg, .opt = &t->opt, .tok = t->tok,
 	    .dtype = t->o.dtype == 1 ? DT_BF16 : DT_F32, .shard_size = t->o.shard_size };
-	struct prov p = { .program = err_prog, .command = t->command, .seed = &seed, .parent_metadata = t->metadata,
+	struct prov p = { .program = err_prog, .command = t->command, .seed = &seed,
+	    .parent_metadata = t->metadata,
 	    .parent = t->parent[0] != '\0' ? t->parent : NULL };
 	json_t *config = config_to_json(&t->cfg), *data = t->s->source->inputs(t->src);
 	json_t *adapter = t->o.lora_rank > 0 ? lora_config(&t->lora, t->o.model) : NULL;
@@ -420,7 +450,8 @@ static bool told_to_stop(struct train *t)
 static int after_step(struct train *t, struct err *e)
 {
 	const struct source *src = t->s->source;
-	bool last = t->step == t->schedule.total, whole = src->midway == NULL || !src->midway(t->src);
+	bool last = t->step == t->schedule.total, whole = src->midway == NULL ||
+	    !src->midway(t->src);
 
 	t->stopping |= told_to_stop(t) || t->step - t->first_step == t->o.stop_after;
 	t->due |= comm_any(sig_save) || every(t->step, t->o.save_every);
@@ -442,7 +473,8 @@ static bool given_up(const struct train *t)
 	return t->o.patience > 0 && t->best.since >= t->o.patience;
 }
 
-/* The result is this step's model, or the best. The last checkpoint then stays, so that --resume finds the end. */
+/* The result is this step's model, or the best. The last checkpoint then stays, so that --resume
+ * finds the end. */
 static int finish(struct train *t, struct err *e)
 {
 	if (t->step == 0)
@@ -454,7 +486,8 @@ static int finish(struct train *t, struct err *e)
 	if (save(t, false, e) < 0)
 		return -1;
 	if (!opt_quiet)
-		err_warn("the result is the model of step %" PRId64 ", with %s %g", t->best.step, t->best.metric, t->best.value);
+		err_warn("the result is the model of step %" PRId64 ", with %s %g", t->best.step,
+		    t->best.metric, t->best.value);
 	if (comm_rank() > 0 || !ckpt_exists(t->o.out, t->best.step))
 		return comm_agree(0, e);
 	return comm_agree(ckpt_publish(t->o.out, t->best.step, e), e);
@@ -524,8 +557,10 @@ static int dump_gradients(struct train *t, struct err *e)
 
 static int put_profile(struct train *t, struct err *e)
 {
-	json_t *rec = json_pack("{s:s, s:s, s:I, s:I}", "type", "profile", "stage", t->s->name, "steps",
-	    (json_int_t)(t->step - t->first_step), "tokens", (json_int_t)(t->tokens - t->first_tokens));
+	json_t *rec = json_pack("{s:s, s:s, s:I, s:I}", "type", "profile", "stage", t->s->name,
+	    "steps",
+	    (json_int_t)(t->step - t->first_step), "tokens",
+	    (json_int_t)(t->tokens - t->first_tokens));
 	json_t *parts = profile_json(&t->profile);
 	int rc;
 
@@ -551,7 +586,8 @@ static int print_plan(struct train *t, struct err *e)
 	return rc;
 }
 
-int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts, int nfiles,
+int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts,
+    int nfiles,
     char *const files[], struct err *e)
 {
 	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1 };
@@ -559,9 +595,11 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 
 	if (comm_open(e) < 0)
 		return -1;
-	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best : not_recorded);
+	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best
+	    : not_recorded);
 	best_eval_open(&t.best, t.o.keep_best);
-	t.bad = (struct badstep){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite, .spike = t.o.max_spike };
+	t.bad = (struct badstep){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite,
+	    .spike = t.o.max_spike };
 	rc = comm_agree(train_setup(&t, e), e);
 	if (rc == 0 && t.o.dry_run) {
 		rc = print_plan(&t, e);
@@ -569,10 +607,12 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 		progress_start(&t.progress, s->name, "steps", (double)t.schedule.total);
 		rc = t.o.grad_dump != NULL ? dump_gradients(&t, e) : loop(&t, e);
 		progress_end(&t.progress);
-		if (t.o.profile && t.step > t.first_step && (rc == 0 || rc == EX_TEMPFAIL) && put_profile(&t, e) < 0)
+		if (t.o.profile && t.step > t.first_step && (rc == 0 || rc == EX_TEMPFAIL) &&
+		    put_profile(&t, e) < 0)
 			rc = -1;
 		if (rc == EX_TEMPFAIL && !opt_quiet)
-			err_warn("stopped after step %" PRId64 " with a checkpoint; --resume goes on", t.step);
+			err_warn("stopped after step %"
+			    PRId64 " with a checkpoint; --resume goes on", t.step);
 	}
 	train_teardown(&t);
 	return comm_close(rc, e);
@@ -617,14 +657,17 @@ static int measure_steps(struct train *t, struct train_cost *c, struct err *e)
 	return 0;
 }
 
-int train_measure(const struct stage *s, int nfiles, char *const files[], struct train_cost *c, struct err *e)
+int train_measure(const struct stage *s, int nfiles, char *const files[], struct train_cost *c,
+    struct err *e)
 {
-	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1, .measured = true };
+	struct train t = { .o = train_flags, .s = s, .nfiles = nfiles, .files = files, .lock = -1,
+	    .measured = true };
 	double began = progress_clock();
 	int rc;
 
 	t.o.steps = 0;
-	t.o.epochs = 0;			/* without end, so no step is the last, which is always recorded */
+	t.o.epochs = 0;			/* without end, so no step is the last, which is always
+					   recorded */
 	t.o.log_every = INT64_MAX;
 	t.o.profile = true;
 	rc = train_setup(&t, e);

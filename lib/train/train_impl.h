@@ -1,5 +1,6 @@
 /*
- * train_impl: the state of a run, shared by train.c (the loop) and train_setup.c (what must be there before it starts).
+ * train_impl: the state of a run, shared by train.c (the loop) and train_setup.c (what must be
+ * there before it starts).
  */
 #ifndef CHR_TRAIN_IMPL_H
 #define CHR_TRAIN_IMPL_H
@@ -17,7 +18,8 @@
 #include "train/train.h"
 
 struct train {
-	struct train_opt o;		/* as given, with what follows from other options filled in */
+	struct train_opt o;		/* as given, with what follows from other options filled
+					   in */
 	const struct stage *s;
 	int nfiles;
 	char *const *files;
@@ -30,7 +32,8 @@ struct train {
 	struct model_hooks hooks;	/* of m, when its own weights are trained */
 	bool last_micro;		/* of a step: its gradients are complete after this one */
 	bool has_ref;
-	bool *picked;			/* (parameters) that --freeze or --lora-target names; NULL: neither was given */
+	bool *picked;			/* (parameters) that --freeze or --lora-target names;
+					   NULL: neither was given */
 	struct lora lora;		/* open when o.lora_rank > 0 */
 	struct weights trained;		/* of m, or of lora */
 	struct optim opt;
@@ -40,8 +43,10 @@ struct train {
 
 	void *src, *eval_src;
 	bool streams;			/* the data come through a pipe */
-	json_t *position;		/* of a stream: where the step being taken began; NULL between steps */
-	struct micro *micro;		/* (accum), and with several ranks one for what is not this one's */
+	json_t *position;		/* of a stream: where the step being taken began; NULL
+					   between steps */
+	struct micro *micro;		/* (accum), and with several ranks one for what is not
+					   this one's */
 	real *coef, *logp;		/* (R) */
 	struct route_lambda lambda;
 	struct route_load load;
@@ -50,7 +55,8 @@ struct train {
 	int64_t parameters;
 
 	bool measured;			/* by train_measure(): nothing is written */
-	bool stopping, due, look_due;	/* stop, save, evaluate as soon as the source is not midway */
+	bool stopping, due, look_due;	/* stop, save, evaluate as soon as the source is not
+					   midway */
 	struct guard *guard;		/* NULL: none */
 	int lock;			/* on OUT; -1: none */
 	char *resume;			/* directory of the checkpoint to go on from, or NULL */
@@ -59,7 +65,8 @@ struct train {
 	struct metric now;		/* of the step */
 	struct best_eval best;
 	struct badstep bad;
-	int bad_micro;			/* of the step: the micro-batch whose loss is not finite, -1: not known */
+	int bad_micro;			/* of the step: the micro-batch whose loss is not finite,
+					   -1: not known */
 	struct progress progress;
 	struct profile profile;		/* the models point to it under --profile */
 	double clock;			/* time of the last record, */
@@ -71,6 +78,7 @@ int train_setup(struct train *t, struct err *e);
 void train_teardown(struct train *t);
 
 int64_t train_rows(const struct train *t);	/* of a micro-batch at most, on this rank */
-json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with the one before */
+json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with
+						   the one before */
 
 #endif

@@ -3,7 +3,8 @@
 #include "train/train.h"
 
 struct train_opt train_flags = {
-	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01, .batch = 8,
+	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01,
+	    .batch = 8,
 	.accum = 1, .seq = 512, .shard_size = (int64_t)4 << 30, .keep = 2, .shuffle = true,
 	.guard_warn = 85, .guard_stop = 95, .expert_parallel = 1,
 	.data_ram = (int64_t)1 << 30,
@@ -23,7 +24,8 @@ const struct opt train_opts[] = {
 	{ 0, "shuffle-window", OPT_COUNT, &train_flags.shuffle_window, 0, 1e9, "N",
 	    "draw each record of a pipe from the next N; 0: in its order" },
 	{ 0, "data-ram", OPT_BYTES, &train_flags.data_ram, 0, 0, "BYTES",
-	    "tokens of files to keep in memory; other records are read again when their turn comes" },
+	    "tokens of files to keep in memory; other records are read again when their turn comes"
+	    },
 	{ 0, "skip-bad", OPT_FLAG, &train_flags.skip_bad, 0, 0, NULL,
 	    "count bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "Training" },
@@ -44,7 +46,8 @@ const struct opt train_opts[] = {
 	    "limit on the norm of the gradient; 0: none" },
 	{ 0, "dropout", OPT_FLOAT, &train_flags.dropout, 0, 0.99, "X", "unless -c or --set says" },
 	{ 0, "fallback-mask-prob", OPT_FLOAT, &train_flags.mask_prob, 0, 1, "X",
-	    "chance that an expert is missing and the shared one stands in, unless -c or --set says" },
+	    "chance that an expert is missing and the shared one stands in, unless -c or --set says"
+	    },
 	{ 0, "anchor-lambda", OPT_FLOAT, &train_flags.anchor, 0, 1e6, "X",
 	    "weight of the router anchor to the model under -m, unless -c or --set says" },
 	{ 0, "freeze", OPT_LIST, &train_flags.freeze, 0, 0, "PATTERN",
@@ -85,7 +88,8 @@ const struct opt train_opts[] = {
 	{ 0, "eval-batches", OPT_COUNT, &train_flags.eval_batches, 0, 1e12, "N",
 	    "micro-batches of them; 0: all" },
 	{ 0, "keep-best", OPT_STR, &train_flags.keep_best, 0, 0, "METRIC",
-	    "the result is the model whose evaluation has the best METRIC; +METRIC: the highest, -METRIC: the lowest" },
+	    "the result is the model whose evaluation has the best METRIC; +METRIC: the highest, "
+	    "-METRIC: the lowest" },
 	{ 0, "patience", OPT_COUNT, &train_flags.patience, 0, 1e12, "N",
 	    "stop when N evaluations have brought no better one; 0: do not" },
 	{ 0, "grad-dump", OPT_STR, &train_flags.grad_dump, 0, 0, "FILE",

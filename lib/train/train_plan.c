@@ -5,7 +5,8 @@
 #include "model/model.h"
 #include "model/optim.h"
 
-int train_plan_pick(bool **picked, const struct params *ps, int lora_rank, const struct opt_list *target,
+int train_plan_pick(bool **picked, const struct params *ps, int lora_rank,
+    const struct opt_list *target,
     const struct opt_list *freeze, struct err *e)
 {
 	static const char *const attention[] = { "*.self_attn.*_proj.weight" };
@@ -15,7 +16,8 @@ int train_plan_pick(bool **picked, const struct params *ps, int lora_rank, const
 	if (lora_rank == 0 && l->n == 0)
 		return 0;
 	*picked = mem_alloc((size_t)ps->n * sizeof **picked);
-	return l->n > 0 ? params_match(ps, l->n, l->v, *picked, e) : params_match(ps, 1, attention, *picked, e);
+	return l->n > 0 ? params_match(ps, l->n, l->v, *picked, e) : params_match(ps, 1, attention,
+	    *picked, e);
 }
 
 /* What route_loss() takes with format 1: the mean over layers, its gradient, its choices. */
@@ -23,25 +25,29 @@ static int64_t router_bytes(const struct config *c, int64_t rows)
 {
 	if (c->format != 1 || c->num_sparse == 0)
 		return 0;
-	return rows * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok * (int64_t)sizeof(int32_t));
+	return rows * (2 * c->num_experts * (int64_t)sizeof(real) + c->num_experts_per_tok *
+	    (int64_t)sizeof(int32_t));
 }
 
 /* Tokens, targets and documents of every micro-batch; coefficients and log-probs of one. */
 static int64_t batch_bytes(const struct train_plan_run *r, int64_t rows)
 {
-	return r->accum * (rows * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) + r->batch * (int64_t)r->extra) +
+	return r->accum * (rows * (int64_t)(sizeof(uint32_t) + 3 * sizeof(int32_t)) + r->batch *
+	    (int64_t)r->extra) +
 	    2 * rows * (int64_t)sizeof(real) + router_bytes(r->cfg, rows);
 }
 
 /* What is written: parameters, or the two parts of each one's adapter. */
-static int64_t checkpoint_bytes(const struct train_plan_run *r, const struct params *ps, const struct backend *be)
+static int64_t checkpoint_bytes(const struct train_plan_run *r, const struct params *ps,
+    const struct backend *be)
 {
 	int64_t largest = 0;
 	int n = 0;
 
 	for (int i = 0; i < ps->n; i++) {
 		const struct param *x = &ps->p[i];
-		int64_t size = r->lora_rank > 0 ? (int64_t)r->lora_rank * (x->rows > x->cols ? x->rows : x->cols) : param_size(x);
+		int64_t size = r->lora_rank > 0 ? (int64_t)r->lora_rank * (x->rows > x->cols
+		    ? x->rows : x->cols) : param_size(x);
 
 		if (r->lora_rank > 0 && !r->picked[i])
 			continue;
@@ -51,11 +57,14 @@ static int64_t checkpoint_bytes(const struct train_plan_run *r, const struct par
 	return ckpt_bytes(n, largest, be);
 }
 
-void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const struct params *ps, const struct backend *be)
+void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const struct params *ps,
+    const struct backend *be)
 {
-	const struct model_opt train = { .max_b = r->batch * r->group, .max_t = r->seq, .train = true, .recompute = r->recompute,
+	const struct model_opt train = { .max_b = r->batch * r->group, .max_t = r->seq,
+	    .train = true, .recompute = r->recompute,
 	    .divided = r->divided };
-	const struct model_opt frozen = { .max_b = r->batch * r->group, .max_t = r->seq, .divided = r->divided };
+	const struct model_opt frozen = { .max_b = r->batch * r->group, .max_t = r->seq,
+	    .divided = r->divided };
 
 	model_plan(p, r->cfg, &train);
 	if (r->ref)

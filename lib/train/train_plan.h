@@ -1,7 +1,7 @@
 /*
- * train_plan: the memory of a training run, from its configuration alone: no data, no tokenizer, and nothing of it is taken. The
- * trainers and chr-fit add up the same items here; what a stage holds besides (plan of struct stage), its data and the
- * program are the caller's to add.
+ * train_plan: the memory of a training run, from its configuration alone: no data, no tokenizer,
+ * and nothing of it is taken. The trainers and chr-fit add up the same items here; what a stage
+ * holds besides (plan of struct stage), its data and the program are the caller's to add.
  *
  *	struct train_plan_run r = { .cfg = &cfg, .batch = 8, .accum = 1, .group = 1, .seq = 512 };
  *	train_plan_run(&plan, &r, &ps, be);
@@ -23,15 +23,18 @@ struct train_plan_run {
 	bool recompute;		/* as of model_opt */
 	int divided;		/* the same */
 	int lora_rank;		/* 0: the model itself is trained */
-	const bool *picked;	/* (parameters) that get an adapter or, without one, stay as they are; NULL: none */
+	const bool *picked;	/* (parameters) that get an adapter or, without one, stay as they
+				   are; NULL: none */
 };
 
 /* ps: of r->cfg. */
-void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const struct params *ps, const struct backend *be);
+void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const struct params *ps,
+    const struct backend *be);
 
-/* Which parameters --lora-target (with an adapter) or --freeze name: *picked, mem_free()d by the caller, stays NULL when
- * there is nothing to pick. EX_USAGE when a pattern names none. */
-int train_plan_pick(bool **picked, const struct params *ps, int lora_rank, const struct opt_list *target,
+/* Which parameters --lora-target (with an adapter) or --freeze name: *picked, mem_free()d by the
+ * caller, stays NULL when there is nothing to pick. EX_USAGE when a pattern names none. */
+int train_plan_pick(bool **picked, const struct params *ps, int lora_rank,
+    const struct opt_list *target,
     const struct opt_list *freeze, struct err *e);
 
 #endif

@@ -17,10 +17,12 @@
 
 /* --- documents, packed: the source of stages that learn from every token --- */
 
-static void *packed_open(const struct train_opt *o, const struct config *c, struct tok *t, int nfiles,
+static void *packed_open(const struct train_opt *o, const struct config *c, struct tok *t,
+    int nfiles,
     char *const files[], bool eval, struct err *e)
 {
-	const struct docpack_opt d = { .tok = t, .vocab = c->vocab_size, .T = o->seq, .shuffle = o->shuffle && !eval,
+	const struct docpack_opt d = { .tok = t, .vocab = c->vocab_size, .T = o->seq,
+	    .shuffle = o->shuffle && !eval,
 	    .window = eval ? 0 : o->shuffle_window, .ram = o->data_ram, .skip_bad = o->skip_bad,
 	    .seed = (uint64_t)o->seed, .epochs = eval ? 1 : o->epochs };
 
@@ -89,7 +91,8 @@ static struct corpus *packed_corpus(void *self)
 
 const struct source packed_source = {
 	.open = packed_open, .close = packed_close, .streams = packed_streams, .rows = packed_rows,
-	.bytes = packed_bytes, .identity = packed_identity, .next = packed_next, .position = packed_position, .seek = packed_seek,
+	.bytes = packed_bytes, .identity = packed_identity, .next = packed_next,
+	    .position = packed_position, .seek = packed_seek,
 	.inputs = packed_inputs, .corpus = packed_corpus,
 };
 
@@ -114,7 +117,8 @@ static int check_options(struct train *t, struct err *e)
 	struct train_opt *o = &t->o;
 
 	if (o->config == NULL && o->model == NULL && !o->resume)
-		return err_set(e, EX_USAGE, "a new model needs a configuration: -c FILE (or -m DIR to go on from a model)");
+		return err_set(e, EX_USAGE, "a new model needs a configuration: -c FILE (or -m DIR "
+		    "to go on from a model)");
 	if (o->out == NULL && o->grad_dump == NULL && !o->dry_run && !t->measured)
 		return err_set(e, EX_USAGE, "where should the model go? -o DIR");
 	if (o->resume && o->out == NULL)
@@ -123,12 +127,14 @@ static int check_options(struct train *t, struct err *e)
 		return err_set(e, EX_USAGE, "--resume and --force contradict each other");
 	if (t->s->no_noise && ((given(t, "dropout") && o->dropout > 0) ||
 	    (given(t, "fallback-mask-prob") && o->mask_prob > 0)))
-		return err_set(e, EX_USAGE, "%s compares log-probabilities, so it has neither dropout nor missing experts",
+		return err_set(e, EX_USAGE, "%s compares log-probabilities, so it has neither "
+		    "dropout nor missing experts",
 		    t->s->name);
 	if (o->lora_rank > 0 && o->model == NULL)
 		return err_set(e, EX_USAGE, "--lora-rank makes an adapter for a model: -m DIR");
 	if (o->lora_rank > 0 && o->freeze.n > 0)
-		return err_set(e, EX_USAGE, "--lora-rank freezes the whole model, so it goes without --freeze");
+		return err_set(e, EX_USAGE, "--lora-rank freezes the whole model, so it goes "
+		    "without --freeze");
 	if (o->lora_rank == 0 && (o->lora_target.n > 0 || o->lora_alpha > 0))
 		return err_set(e, EX_USAGE, "an adapter needs --lora-rank R");
 	if (o->lora_alpha == 0)
@@ -138,7 +144,8 @@ static int check_options(struct train *t, struct err *e)
 	if (o->patience > 0 && (o->keep_best == NULL || o->eval_every == 0))
 		return err_set(e, EX_USAGE, "--patience needs --keep-best and --eval-every");
 	if (o->expert_parallel > 1 && t->s->generates)
-		return err_set(e, EX_USAGE, "%s generates with the model in training, so each rank needs all experts: no "
+		return err_set(e, EX_USAGE, "%s generates with the model in training, so each rank "
+		    "needs all experts: no "
 		    "--expert-parallel", t->s->name);
 	if (given(t, "steps") && o->steps > 0 && !given(t, "epochs"))
 		o->epochs = 0;
@@ -159,7 +166,8 @@ static int look_at_out(struct train *t, struct err *e)
 	if (t->o.resume && t->resume == NULL && !opt_quiet)
 		err_warn("%s: no checkpoint yet, starting from the beginning", out);
 	if (t->resume == NULL && !t->o.force && ckpt_occupied(out))
-		return err_set(e, EX_CANTCREAT, "%s: holds a model already (--resume goes on, --force replaces it)", out);
+		return err_set(e, EX_CANTCREAT, "%s: holds a model already (--resume goes on, "
+		    "--force replaces it)", out);
 	if (t->resume == NULL && t->o.config == NULL && t->o.model == NULL)
 		return err_set(e, EX_USAGE, "nothing to resume, and a new model needs -c FILE");
 	return 0;
@@ -191,7 +199,8 @@ static bool configured(const struct train *t, const char *key)
 	for (int i = 0; i < t->o.sets.n; i++)
 		if (strncmp(t->o.sets.v[i], key, n) == 0 && t->o.sets.v[i][n] == '=')
 			return true;
-	return (t->o.config != NULL || t->o.model == NULL) && json_object_get(t->cfg.raw, key) != NULL;
+	return (t->o.config != NULL || t->o.model == NULL) && json_object_get(t->cfg.raw, key) !=
+	    NULL;
 }
 
 /* Options first, then config.json, then the stage's defaults. What is used goes into the new
@@ -205,13 +214,16 @@ static void settle(struct train *t)
 	if (given(t, "fallback-mask-prob") || !configured(t, "fallback_mask_prob"))
 		c->fallback_mask_prob = c->num_shared_experts > 0 ? t->o.mask_prob : 0;
 	if (given(t, "anchor-lambda") || !configured(t, "lambda_router_anchor"))
-		c->lambda_router_anchor = t->o.model != NULL || given(t, "anchor-lambda") ? t->o.anchor : 0;
+		c->lambda_router_anchor = t->o.model != NULL || given(t, "anchor-lambda")
+		    ? t->o.anchor : 0;
 	if (t->s->no_noise)
 		c->dropout = c->fallback_mask_prob = 0;
 	if (!given(t, "seq") && t->o.seq > c->max_position_embeddings)
 		t->o.seq = c->max_position_embeddings;
-	t->lambda = (struct route_lambda){ c->lambda_balance, c->lambda_temporal, c->lambda_router_locality,
-	    c->lambda_lookahead, c->lambda_lookahead_topk, c->lambda_lookahead_union, c->lambda_router_anchor,
+	t->lambda = (struct route_lambda){ c->lambda_balance, c->lambda_temporal,
+	    c->lambda_router_locality,
+	    c->lambda_lookahead, c->lambda_lookahead_topk, c->lambda_lookahead_union,
+	    c->lambda_router_anchor,
 	    c->lambda_ahead };
 }
 
@@ -224,7 +236,8 @@ static int open_config(struct train *t, struct err *e)
 		return -1;
 	settle(t);
 	if (o->seq > t->cfg.max_position_embeddings)
-		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings %d", o->seq,
+		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings "
+		    "%d", o->seq,
 		    t->cfg.max_position_embeddings);
 	t->has_ref = t->s->needs_ref || t->lambda.anchor > 0;
 	if (t->has_ref && o->model == NULL)
@@ -257,7 +270,8 @@ static int open_tokenizer(struct train *t, struct err *e)
 	if ((t->tok = tok_load(path, e)) == NULL)
 		return -1;
 	if (tok_vocab(t->tok) > t->cfg.vocab_size)
-		return err_set(e, EX_DATAERR, "%s: has %d tokens, the model's vocab_size is only %d", path,
+		return err_set(e, EX_DATAERR, "%s: has %d tokens, the model's vocab_size is only "
+		    "%d", path,
 		    tok_vocab(t->tok), t->cfg.vocab_size);
 	t->cfg.bos_token_id = tok_bos(t->tok);
 	t->cfg.eos_token_id = tok_eos(t->tok);
@@ -280,7 +294,8 @@ static int open_data(struct train *t, struct err *e)
 	if (t->eval_src == NULL)
 		return -1;
 	if (s->streams(t->eval_src))
-		return err_set(e, EX_USAGE, "--eval %s: must be a regular file, it is read more than once", eval);
+		return err_set(e, EX_USAGE, "--eval %s: must be a regular file, it is read more "
+		    "than once", eval);
 	return 0;
 }
 
@@ -292,7 +307,8 @@ static int64_t ceil_div(int64_t a, int64_t b)
 static void plan_steps(struct train *t)
 {
 	int64_t rows = t->s->source->rows(t->src);
-	int64_t total = rows < 0 ? 0 : ceil_div(ceil_div(rows, (int64_t)t->o.batch * comm_size()), t->o.accum);
+	int64_t total = rows < 0 ? 0 : ceil_div(ceil_div(rows, (int64_t)t->o.batch * comm_size()),
+	    t->o.accum);
 
 	if (t->o.steps > 0 && (total == 0 || t->o.steps < total))
 		total = t->o.steps;
@@ -315,7 +331,8 @@ int64_t train_rows(const struct train *t)
 static struct stage_env stage_env(const struct train *t, bool planning)
 {
 	return (struct stage_env){ .o = &t->o, .cfg = &t->cfg, .tok = t->tok, .be = t->be,
-	    .m = planning ? NULL : &t->m, .sequences = sequences(t), .src = t->src, .eval_src = t->eval_src,
+	    .m = planning ? NULL : &t->m, .sequences = sequences(t), .src = t->src,
+	    .eval_src = t->eval_src,
 	    .parent = t->parent };
 }
 
@@ -324,7 +341,8 @@ static int check_adapter(const struct train *t, const struct params *ps, struct 
 {
 	for (int i = 0; t->o.lora_rank > 0 && i < ps->n; i++)
 		if (t->picked[i] && ps->p[i].owner >= 0)
-			return err_set(e, EX_USAGE, "%s: experts that --expert-parallel divides cannot have an adapter",
+			return err_set(e, EX_USAGE,
+			    "%s: experts that --expert-parallel divides cannot have an adapter",
 			    ps->p[i].name);
 	return 0;
 }
@@ -336,11 +354,13 @@ static int plan_memory(struct train *t, struct err *e)
 	const int64_t data = t->s->source->bytes(t->src) +
 	    (t->eval_src != NULL ? t->s->source->bytes(t->eval_src) : 0),
 	    program = mem_program(pool_threads()) + (o->dry_run ? MEM_JITTER : 0);
-	struct train_plan_run r = { .cfg = &t->cfg, .batch = o->batch, .accum = o->accum, .seq = o->seq, .group = sequences(t) / o->batch,
+	struct train_plan_run r = { .cfg = &t->cfg, .batch = o->batch, .accum = o->accum,
+	    .seq = o->seq, .group = sequences(t) / o->batch,
 	    .extra = t->s->source->extra, .ref = t->has_ref, .lora_rank = o->lora_rank,
 	    .recompute = o->recompute, .divided = o->expert_parallel };
 	const int ranks = comm_local();		/* each takes as much */
-	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100, ranks * mem_peak_rss()) / ranks : 0;
+	int64_t limit = o->ram, room = o->guard ? guard_room("", o->guard_stop / 100,
+	    ranks * mem_peak_rss()) / ranks : 0;
 	struct params ps;
 	int rc;
 
@@ -362,8 +382,10 @@ static int plan_memory(struct train *t, struct err *e)
 	mem_plan_add(&t->plan, "program and tokenizer", program - data);
 	if (rc < 0 || (t->s->plan != NULL && t->s->plan(&env, &t->plan, e) < 0))
 		return -1;
-	if (mem_plan_total(&t->plan) < mem_peak_rss())		/* a small model, and large blocks of records */
-		mem_plan_add(&t->plan, "reading records", mem_peak_rss() - mem_plan_total(&t->plan));
+	/* a small model, and large blocks of records */
+	if (mem_plan_total(&t->plan) < mem_peak_rss())
+		mem_plan_add(&t->plan, "reading records",
+		    mem_peak_rss() - mem_plan_total(&t->plan));
 	return mem_plan_check(&t->plan, limit, t->o.recompute ?
 	    "a smaller --batch or --seq (and more --accum) needs less" :
 	    "--recompute needs less, and so does a smaller --batch or --seq (and more --accum)", e);
@@ -384,7 +406,8 @@ static void open_batches(struct train *t)
 	}
 	t->coef = mem_alloc(n * sizeof *t->coef);
 	t->logp = mem_alloc(n * sizeof *t->logp);
-	t->load.count = mem_alloc(((size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts + 1) * sizeof *t->load.count);
+	t->load.count = mem_alloc(((size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts + 1) *
+	    sizeof *t->load.count);
 }
 
 /* --- weights --- */
@@ -423,12 +446,14 @@ static int open_trained(struct train *t, struct err *e)
 
 	t->trained = (struct weights){ &t->m.par, t->be, t->m.w, t->m.g };
 	if (adapter) {
-		if (lora_open(&t->lora, &t->m.par, t->picked, t->o.lora_rank, t->o.lora_alpha, t->be, e) < 0)
+		if (lora_open(&t->lora, &t->m.par, t->picked, t->o.lora_rank, t->o.lora_alpha,
+		    t->be, e) < 0)
 			return -1;
 		lora_start(&t->lora, t->m.w, (uint64_t)t->o.seed);
 		t->trained = (struct weights){ &t->lora.par, t->be, t->lora.w, t->lora.g };
 	}
-	if (optim_open(&t->opt, t->trained.par, adapter ? NULL : t->picked, t->be, t->o.weight_decay, e) < 0)
+	if (optim_open(&t->opt, t->trained.par, adapter ? NULL : t->picked, t->be,
+	    t->o.weight_decay, e) < 0)
 		return -1;
 	if (t->resume != NULL && ckpt_load(t->resume, &t->trained, adapter, &t->opt, e) < 0)
 		return -1;
@@ -439,9 +464,11 @@ static int open_trained(struct train *t, struct err *e)
 
 static int open_models(struct train *t, struct err *e)
 {
-	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true, .bf16 = t->o.compute,
+	const struct model_opt train = { .max_b = sequences(t), .max_t = t->o.seq, .train = true,
+	    .bf16 = t->o.compute,
 	    .recompute = t->o.recompute, .divided = t->o.expert_parallel };
-	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq, .bf16 = t->o.compute,
+	const struct model_opt frozen = { .max_b = sequences(t), .max_t = t->o.seq,
+	    .bf16 = t->o.compute,
 	    .divided = t->o.expert_parallel };
 
 	if (model_open(&t->m, &t->cfg, &train, t->be, e) < 0)
@@ -466,9 +493,12 @@ static json_t *list_of(const struct opt_list *l)
 json_t *train_settings(const struct train *t)
 {
 	const struct train_opt *o = &t->o;
-	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:b, s:b}", "seed", (json_int_t)o->seed,
-	    "batch", o->batch * comm_size(), "accum", o->accum, "seq", o->seq, "lr", o->lr, "warmup", (json_int_t)o->warmup,
-	    "weight-decay", o->weight_decay, "clip", o->clip, "shuffle", o->shuffle, "skip-bad", o->skip_bad);
+	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:b, s:b}", "seed",
+	    (json_int_t)o->seed,
+	    "batch", o->batch * comm_size(), "accum", o->accum, "seq", o->seq, "lr", o->lr,
+	    "warmup", (json_int_t)o->warmup,
+	    "weight-decay", o->weight_decay, "clip", o->clip, "shuffle", o->shuffle, "skip-bad",
+	    o->skip_bad);
 	json_t *data = t->s->source->identity(t->src), *config = config_to_json(&t->cfg);
 	json_t *own = t->s->settings != NULL ? t->s->settings() : NULL;
 
@@ -478,10 +508,14 @@ json_t *train_settings(const struct train *t)
 		json_object_update(s, own);
 	json_object_set_new(s, "config.json", config);
 	json_object_set_new(s, "freeze", list_of(&o->freeze));
-	json_object_set_new(s, "lora", o->lora_rank == 0 ? json_null() : json_pack("{s:i, s:f, s:o, s:s}", "rank",
-	    o->lora_rank, "alpha", o->lora_alpha, "target", list_of(&o->lora_target), "of", t->parent));
-	json_object_set_new(s, "keep-best", o->keep_best == NULL ? json_null() : json_pack("[s, s, I, I, I]", o->keep_best,
-	    o->eval, (json_int_t)o->eval_every, (json_int_t)o->eval_batches, (json_int_t)o->patience));
+	json_object_set_new(s, "lora", o->lora_rank == 0 ? json_null()
+	    : json_pack("{s:i, s:f, s:o, s:s}", "rank",
+	    o->lora_rank, "alpha", o->lora_alpha, "target", list_of(&o->lora_target), "of",
+	    t->parent));
+	json_object_set_new(s, "keep-best", o->keep_best == NULL ? json_null()
+	    : json_pack("[s, s, I, I, I]", o->keep_best,
+	    o->eval, (json_int_t)o->eval_every, (json_int_t)o->eval_batches,
+	    (json_int_t)o->patience));
 	json_decref(data);
 	json_decref(own);
 	return s;
@@ -504,7 +538,8 @@ static int compare_settings(const struct train *t, const json_t *old, struct err
 		if (json_is_object(v))
 			rc = err_set(e, EX_USAGE, "--resume: %s is not that of %s", key, t->resume);
 		else
-			rc = err_set(e, EX_USAGE, "--resume: %s is %s, but was %s when %s was written", key, b,
+			rc = err_set(e, EX_USAGE, "--resume: %s is %s, but was %s when %s was "
+			    "written", key, b,
 			    a != NULL ? a : "absent", t->resume);
 		free(a);
 		free(b);
@@ -522,9 +557,11 @@ static int restore(struct train *t, struct err *e)
 
 	if (rc < 0)
 		return -1;
-	if (json_unpack(state, "{s:s, s:I, s:I, s:o, s:o, s:o}", "stage", &stage, "step", &step, "tokens", &tokens,
+	if (json_unpack(state, "{s:s, s:I, s:I, s:o, s:o, s:o}", "stage", &stage, "step", &step,
+	    "tokens", &tokens,
 	    "position", &position, "settings", &settings, "best", &best) < 0 || step < 0)
-		rc = err_set(e, EX_DATAERR, "%s/train_state.json: not the state of a run", t->resume);
+		rc = err_set(e, EX_DATAERR, "%s/train_state.json: not the state of a run",
+		    t->resume);
 	else if (strcmp(stage, t->s->name) != 0)
 		rc = err_set(e, EX_USAGE, "--resume: %s is of the stage %s", t->resume, stage);
 	else
@@ -571,12 +608,14 @@ static int open_stage(struct train *t, struct err *e)
 static int open_inputs(struct train *t, struct err *e)
 {
 	t->be = backend_open(t->o.backend, e);
-	return t->be == NULL || open_config(t, e) < 0 || open_tokenizer(t, e) < 0 || open_data(t, e) < 0 ? -1 : 0;
+	return t->be == NULL || open_config(t, e) < 0 || open_tokenizer(t, e) < 0 ||
+	    open_data(t, e) < 0 ? -1 : 0;
 }
 
 int train_setup(struct train *t, struct err *e)
 {
-	if (check_options(t, e) < 0 || comm_divide(t->o.expert_parallel, e) < 0 || check_out(t, e) < 0)
+	if (check_options(t, e) < 0 || comm_divide(t->o.expert_parallel, e) < 0 ||
+	    check_out(t, e) < 0)
 		return -1;
 	pool_init(comm_threads(t->o.threads));
 	sig_install();
@@ -587,10 +626,12 @@ int train_setup(struct train *t, struct err *e)
 		return -1;
 	if (t->o.dry_run)
 		return 0;
-	if (t->o.guard && (t->guard = guard_open("", t->o.guard_warn / 100, t->o.guard_stop / 100, e)) == NULL)
+	if (t->o.guard && (t->guard = guard_open("", t->o.guard_warn / 100, t->o.guard_stop / 100,
+	    e)) == NULL)
 		return -1;
 	open_batches(t);
-	if (comm_agree(open_parent(t, e), e) < 0 || comm_agree(prepare_stage(t, e), e) < 0 || open_models(t, e) < 0 ||
+	if (comm_agree(open_parent(t, e), e) < 0 || comm_agree(prepare_stage(t, e), e) < 0 ||
+	    open_models(t, e) < 0 ||
 	    (t->resume != NULL && restore(t, e) < 0) || open_stage(t, e) < 0)
 		return -1;
 	return take_out(t, e);

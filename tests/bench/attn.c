@@ -1,6 +1,7 @@
 /*
- * attn: attention of decode over caches of each type, beside the memory bandwidth of a plain sum, same run, interleaved.
- * JSON records: microseconds of one layer (median), gigabytes of cache a second, and the fraction of that bandwidth.
+ * attn: attention of decode over caches of each type, beside the memory bandwidth of a plain
+ * sum, same run, interleaved. JSON records: microseconds of one layer (median), gigabytes of
+ * cache a second, and the fraction of that bandwidth.
  *
  *	build/bench/attn [CONTEXT [THREADS [SHAPE]]]	a shape by its number, from 0
  */
@@ -18,8 +19,10 @@
 #define LAYERS 16	/* caches taken in turn, so that none stays in the last cache */
 
 static const struct { const char *name; int n, H, G, dk, G2, dk2; } shapes[] = {
-	{ "gqa 16:4", 1, 16, 4, 64, 0, 0 }, { "gqa 32:8", 1, 32, 8, 128, 0, 0 }, { "heads 16:16", 1, 16, 16, 64, 0, 0 },
-	{ "mla 16", 1, 16, 1, 128, 4, 32 }, { "mla 16, wide", 1, 16, 1, 512, 1, 64 }, { "gqa 16:4, batch of 8", 8, 16, 4, 64, 0, 0 },
+	{ "gqa 16:4", 1, 16, 4, 64, 0, 0 }, { "gqa 32:8", 1, 32, 8, 128, 0, 0 },
+	    { "heads 16:16", 1, 16, 16, 64, 0, 0 },
+	{ "mla 16", 1, 16, 1, 128, 4, 32 }, { "mla 16, wide", 1, 16, 1, 512, 1, 64 },
+	    { "gqa 16:4, batch of 8", 8, 16, 4, 64, 0, 0 },
 };
 
 static double now(void)
@@ -64,10 +67,13 @@ struct caches {
 
 static struct caches fill(int shape, enum kv_type t, int T)
 {
-	int G = shapes[shape].G, w = shapes[shape].dk, g2 = shapes[shape].G2, w2 = shapes[shape].dk2;
-	struct caches c = { .kb = kv_cache_bytes(t, G, T, w), .vb = g2 ? kv_cache_bytes(t, g2, T, w2) : kv_cache_bytes(t, G, T, w) };
+	int G = shapes[shape].G, w = shapes[shape].dk, g2 = shapes[shape].G2,
+	    w2 = shapes[shape].dk2;
+	struct caches c = { .kb = kv_cache_bytes(t, G, T, w), .vb = g2 ? kv_cache_bytes(t, g2, T,
+	    w2) : kv_cache_bytes(t, G, T, w) };
 	size_t n = (size_t)shapes[shape].n * LAYERS;
-	real *x = malloc(sizeof(*x) * (size_t)G * (size_t)w * 2 + sizeof(*x) * (size_t)g2 * (size_t)w2);
+	real *x = malloc(sizeof(*x) * (size_t)G * (size_t)w * 2 + sizeof(*x) * (size_t)g2 *
+	    (size_t)w2);
 
 	c.k = backend_cpu.alloc(n * c.kb);
 	c.v = backend_cpu.alloc(n * c.vb);
@@ -75,7 +81,8 @@ static struct caches fill(int shape, enum kv_type t, int T)
 		x[i] = (real)rng_normal(1, (uint64_t)i, 0);
 	for (size_t i = 0; i < n; i++)
 		for (int p = 0; p < T; p++) {
-			struct kv_put_args a = { t, (char *)c.k + i * c.kb, T, G, w, p, x + p % (G * w), 1 };
+			struct kv_put_args a = { t, (char *)c.k + i * c.kb, T, G, w, p,
+			    x + p % (G * w), 1 };
 
 			backend_cpu.kv_put(&a);
 			a.cache = (char *)c.v + i * c.vb;
@@ -88,11 +95,13 @@ static struct caches fill(int shape, enum kv_type t, int T)
 }
 
 /* Seconds of one layer, and what a plain sum reads in a second beside it. */
-static double measure(int shape, struct caches *c, enum kv_type t, int T, const void *sum, double *bandwidth)
+static double measure(int shape, struct caches *c, enum kv_type t, int T, const void *sum,
+    double *bandwidth)
 {
 	int n = shapes[shape].n, H = shapes[shape].H, w = shapes[shape].dk, w2 = shapes[shape].dk2;
 	bool mla = w2 > 0;
-	real *q = calloc((size_t)n * H * (w + w2), sizeof(*q)), *o = calloc((size_t)n * H * w, sizeof(*o));
+	real *q = calloc((size_t)n * H * (w + w2), sizeof(*q)), *o = calloc((size_t)n * H * w,
+	    sizeof(*o));
 	const void *k[8], *v[8];
 	int32_t lo[8] = { 0 }, hi[8];
 	double took[REPS], gb[REPS];
@@ -111,9 +120,12 @@ static double measure(int shape, struct caches *c, enum kv_type t, int T, const 
 				v[i] = (char *)c->v + (size_t)(l * n + i) * c->vb;
 				hi[i] = T - 1;
 			}
-			backend_cpu.attn_cached(&(struct attn_cached_args){ .n = n, .H = H, .G = shapes[shape].G, .dk = w, .dv = w,
-			    .scale = (real)(1 / sqrt(w + w2)), .q = q, .ldq = (int64_t)H * w, .o = o, .ldo = (int64_t)H * w, .type = t,
-			    .slots = T, .kcache = k, .vcache = mla ? k : v, .lo = lo, .hi = hi, .G2 = shapes[shape].G2, .dk2 = w2,
+			backend_cpu.attn_cached(&(struct attn_cached_args){ .n = n, .H = H,
+			    .G = shapes[shape].G, .dk = w, .dv = w,
+			    .scale = (real)(1 / sqrt(w + w2)), .q = q, .ldq = (int64_t)H * w,
+			    .o = o, .ldo = (int64_t)H * w, .type = t,
+			    .slots = T, .kcache = k, .vcache = mla ? k : v, .lo = lo, .hi = hi,
+			    .G2 = shapes[shape].G2, .dk2 = w2,
 			    .q2 = q + n * H * w, .ldq2 = (int64_t)H * w2, .k2cache = v });
 		}
 		took[r] = (now() - t0) / LAYERS;
@@ -137,9 +149,12 @@ int main(int argc, char **argv)
 			double peak, sec = measure((int)s, &c, (enum kv_type)t, T, sum, &peak);
 			double gb = (double)((c.kb + c.vb) * (size_t)shapes[s].n) / sec * 1e-9;
 
-			printf("{\"type\":\"bench\",\"what\":\"attn_cached\",\"shape\":\"%s\",\"kv\":\"%s\",\"context\":%d,\"threads\":%d,"
-			    "\"us\":%.1f,\"mb\":%.3f,\"gb_s\":%.2f,\"sum_gb_s\":%.2f,\"fraction\":%.3f}\n", shapes[s].name, type[t], T,
-			    pool_threads(), sec * 1e6, (double)((c.kb + c.vb) * (size_t)shapes[s].n) * 1e-6, gb, peak, gb / peak);
+			printf("{\"type\":\"bench\",\"what\":\"attn_cached\",\"shape\":\"%s\","
+			    "\"kv\":\"%s\",\"context\":%d,\"threads\":%d,"
+			    "\"us\":%.1f,\"mb\":%.3f,\"gb_s\":%.2f,\"sum_gb_s\":%.2f,"
+			    "\"fraction\":%.3f}\n", shapes[s].name, type[t], T,
+			    pool_threads(), sec * 1e6, (double)((c.kb + c.vb) * (size_t)shapes[s].n)
+			    * 1e-6, gb, peak, gb / peak);
 			fflush(stdout);
 			backend_cpu.free(c.k);
 			backend_cpu.free(c.v);

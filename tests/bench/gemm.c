@@ -1,12 +1,15 @@
 /*
- * gemm: matrix products of the cpu backend, of FP32 and of BF16 values, beside OpenBLAS (when built with it) and the
- * machine's multiply-add rate, same run, interleaved. JSON records, GFLOP/s, best and median of the repetitions, and the median
- * by processor time of all threads, which others on the machine change less.
+ * gemm: matrix products of the cpu backend, of FP32 and of BF16 values, beside OpenBLAS (when
+ * built with it) and the machine's multiply-add rate, same run, interleaved. JSON records,
+ * GFLOP/s, best and median of the repetitions, and the median by processor time of all threads,
+ * which others on the machine change less.
  *
- * Whoever computed last may have threads that spin for a while before they sleep (OpenBLAS's for tens of milliseconds) and
- * take a CPU from the next. So each repetition begins when nobody in this process uses one, with a product that is not timed.
+ * Whoever computed last may have threads that spin for a while before they sleep (OpenBLAS's for
+ * tens of milliseconds) and take a CPU from the next. So each repetition begins when nobody in
+ * this process uses one, with a product that is not timed.
  *
- *	build/bench/gemm [THREADS [ROWS COLUMNS DEPTH]]		the threads are ours; without a shape: several
+ *	build/bench/gemm [THREADS [ROWS COLUMNS DEPTH]]		the threads are ours; without a
+ *	shape: several
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -45,8 +48,10 @@ static double blas(const struct kernel_rate_gemm *g)
 	double t = progress_clock();
 
 	for (int i = 0; i < g->calls; i++)
-		cblas_sgemm(CblasRowMajor, g->kind == GEMM_TN ? CblasTrans : CblasNoTrans, g->kind == GEMM_NT ? CblasTrans : CblasNoTrans,
-		    (int)j->m, (int)j->n, (int)j->k, 1, j->a, (int)j->lda, j->b, (int)j->ldb, 0, j->c, (int)j->ldc);
+		cblas_sgemm(CblasRowMajor, g->kind == GEMM_TN ? CblasTrans : CblasNoTrans,
+		    g->kind == GEMM_NT ? CblasTrans : CblasNoTrans,
+		    (int)j->m, (int)j->n, (int)j->k, 1, j->a, (int)j->lda, j->b, (int)j->ldb, 0,
+		    j->c, (int)j->ldc);
 	return 2.0 * (double)j->m * (double)j->n * (double)j->k * g->calls / (progress_clock() - t);
 }
 #endif
@@ -89,12 +94,15 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void record(const char *what, const char *kind, int m, int n, int k, double *g, double *by_cpu)
+static void record(const char *what, const char *kind, int m, int n, int k, double *g,
+    double *by_cpu)
 {
 	qsort(g, REPS, sizeof(*g), by_value);
 	qsort(by_cpu, REPS, sizeof(*by_cpu), by_value);
-	printf("{\"type\":\"bench\",\"what\":\"%s\",\"kind\":\"%s\",\"m\":%d,\"n\":%d,\"k\":%d,\"threads\":%d,"
-	    "\"gflops_median\":%.1f,\"gflops_best\":%.1f,\"gflop_per_cpu_s\":%.1f}\n", what, kind, m, n, k, pool_threads(), g[REPS / 2],
+	printf("{\"type\":\"bench\",\"what\":\"%s\",\"kind\":\"%s\",\"m\":%d,\"n\":%d,\"k\":%d,"
+	    "\"threads\":%d,"
+	    "\"gflops_median\":%.1f,\"gflops_best\":%.1f,\"gflop_per_cpu_s\":%.1f}\n", what, kind,
+	    m, n, k, pool_threads(), g[REPS / 2],
 	    g[REPS - 1], by_cpu[REPS / 2]);
 	fflush(stdout);
 }
@@ -141,8 +149,10 @@ static void bench_shape(enum gemm_kind kind, int m, int n, int k)
 
 int main(int argc, char **argv)
 {
-	static const int shape[][3] = { { 1, 1024, 768 }, { 4, 1024, 768 }, { 16, 1024, 768 }, { 64, 1024, 768 },
-		{ 256, 256, 128 }, { 2048, 256, 256 }, { 2048, 128, 256 }, { 480, 6400, 256 }, { 1024, 1024, 1024 } };
+	static const int shape[][3] = { { 1, 1024, 768 }, { 4, 1024, 768 }, { 16, 1024, 768 },
+	    { 64, 1024, 768 },
+		{ 256, 256, 128 }, { 2048, 256, 256 }, { 2048, 128, 256 }, { 480, 6400, 256 },
+		    { 1024, 1024, 1024 } };
 	bool one = argc > 4;
 
 	pool_init(argc > 1 ? atoi(argv[1]) : 0);

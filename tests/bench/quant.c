@@ -1,5 +1,6 @@
-/* What the kernels for experts in blocks and in floats reach: bytes of weights per second for one row (more memory than any cache holds),
- * operations for more rows. build/bench/quant [THREADS] */
+/* What the kernels for experts in blocks and in floats reach: bytes of weights per second for
+ * one row (more memory than any cache holds), operations for more rows. build/bench/quant
+ * [THREADS] */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -12,7 +13,10 @@
 #define D 1024
 #define F 768
 
-static int less(const void *a, const void *b) { return *(const double *)a > *(const double *)b ? 1 : -1; }
+static int less(const void *a, const void *b)
+{
+	return *(const double *)a > *(const double *)b ? 1 : -1;
+}
 
 /* Least, median, most of REPS passes over all experts with m rows each. */
 static void pass(const void *w, enum dtype t, int m)
@@ -28,7 +32,8 @@ static void pass(const void *w, enum dtype t, int m)
 	qsort(s, REPS, sizeof(*s), less);
 	bytes = kernel_rate_ffn_bytes(&f) / 1e9;
 	ops = kernel_rate_ffn_ops(&f) / 1e9;
-	printf("| %s | %d | %.1f [%.1f-%.1f] | %.0f [%.0f-%.0f] |\n", dtype_name(t), m, bytes / s[REPS / 2], bytes / s[REPS - 1], bytes / s[0],
+	printf("| %s | %d | %.1f [%.1f-%.1f] | %.0f [%.0f-%.0f] |\n", dtype_name(t), m,
+	    bytes / s[REPS / 2], bytes / s[REPS - 1], bytes / s[0],
 	    ops / s[REPS / 2], ops / s[REPS - 1], ops / s[0]);
 	kernel_rate_ffn_close(&f);
 }
@@ -47,7 +52,8 @@ int main(int argc, char **argv)
 
 		best = x > best ? x : best;
 	}
-	printf("%s, %d threads; reading memory: %.1f GB/s\n\n| type | rows | GB/s of weights | GOP/s |\n|---|---|---|---|\n",
+	printf("%s, %d threads; reading memory: %.1f GB/s\n\n| type | rows | GB/s of weights | "
+	    "GOP/s |\n|---|---|---|---|\n",
 	    isa_name(), pool_threads(), best / 1e9);
 	for (enum dtype t = DT_Q8; t <= DT_Q4A; t++)
 		for (int m = 1; m <= 128; m *= m == 1 ? 4 : m == 4 ? 4 : 8)

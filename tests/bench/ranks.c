@@ -1,6 +1,6 @@
 /*
- * What a step of several ranks exchanges: the gradients of N million parameters to their owners, the weights back, and a
- * small sum. Bytes are those that a rank sends.
+ * What a step of several ranks exchanges: the gradients of N million parameters to their owners,
+ * the weights back, and a small sum. Bytes are those that a rank sends.
  *
  *	mpirun -n 2 build/bench/ranks [N]
  */
@@ -56,9 +56,11 @@ int main(int argc, char **argv)
 		err_die(EX_OSERR, "out of memory");
 	comm_exchange_open(scratch, comm_scratch(n, COMM_ALL), 1);
 	for (int kind = 0; kind < KINDS && ranks > 1; kind++) {
-		double s = seconds(kind, x, n), bytes = kind == SUM ? 0 : (double)(n * (ranks - 1) / ranks) * sizeof *x;
+		double s = seconds(kind, x, n), bytes = kind == SUM ? 0
+		    : (double)(n * (ranks - 1) / ranks) * sizeof *x;
 
-		printf("ranks: %d of %lld M parameters, %-9s %9.3f ms  %6.2f GB/s a rank\n", ranks, (long long)(n / 1000000),
+		printf("ranks: %d of %lld M parameters, %-9s %9.3f ms  %6.2f GB/s a rank\n", ranks,
+		    (long long)(n / 1000000),
 		    name[kind], s * 1e3, bytes / s / 1e9);
 	}
 	if (ranks == 1)

@@ -1,6 +1,7 @@
 /*
- * Demand-only reads through the store against plain preads of the same places: what the queue, the threads and the
- * CRC cost. One record per sample; every read is cold (O_DIRECT, file dropped from the cache before).
+ * Demand-only reads through the store against plain preads of the same places: what the queue,
+ * the threads and the CRC cost. One record per sample; every read is cold (O_DIRECT, file
+ * dropped from the cache before).
  *
  *	build/bench/store [DIR [MiB]]		the file goes to DIR (default .) and is removed
  */
@@ -101,7 +102,8 @@ static void plain_sweep(struct sweep *w, int threads)
 		pthread_join(t[i], NULL);
 }
 
-/* TOPK experts of one layer at once, as a decoder would, but with nothing computed; every expert once. */
+/* TOPK experts of one layer at once, as a decoder would, but with nothing computed; every expert
+ * once. */
 static void store_sweep(struct sweep *w, struct store *s)
 {
 	int layer, first, ids[TOPK], j;
@@ -126,7 +128,8 @@ static void store_sweep(struct sweep *w, struct store *s)
 	}
 }
 
-static void put_record(const struct sweep *w, const char *what, int threads, bool direct, double wall, double cpu,
+static void put_record(const struct sweep *w, const char *what, int threads, bool direct,
+    double wall, double cpu,
     double stall, int64_t bytes)
 {
 	json_t *o = json_object();
@@ -155,13 +158,16 @@ static void bench_plain(struct sweep *w, int threads)
 	wall = now(CLOCK_MONOTONIC);
 	cpu = now(CLOCK_PROCESS_CPUTIME_ID);
 	plain_sweep(w, threads);
-	put_record(w, "pread", threads, true, now(CLOCK_MONOTONIC) - wall, now(CLOCK_PROCESS_CPUTIME_ID) - cpu, 0,
+	put_record(w, "pread", threads, true, now(CLOCK_MONOTONIC) - wall,
+	    now(CLOCK_PROCESS_CPUTIME_ID) - cpu, 0,
 	    (int64_t)w->n * w->slot);
 }
 
-static void bench_store(struct sweep *w, const struct config *c, const struct manifest *m, int threads)
+static void bench_store(struct sweep *w, const struct config *c, const struct manifest *m,
+    int threads)
 {
-	struct store_opt o = { .bytes = 2 * TOPK * w->slot, .reader = { .io = threads > 0 ? READER_THREADS : READER_URING, .threads = threads },
+	struct store_opt o = { .bytes = 2 * TOPK * w->slot, .reader = { .io = threads > 0
+	    ? READER_THREADS : READER_URING, .threads = threads },
 		.waste = -1, .force = true };
 	struct store_stats before, after;
 	struct err e = {0};
@@ -181,13 +187,15 @@ static void bench_store(struct sweep *w, const struct config *c, const struct ma
 		wall = now(CLOCK_MONOTONIC) - wall;
 		cpu = now(CLOCK_PROCESS_CPUTIME_ID) - cpu;
 		store_stats(s, &after);
-		put_record(w, pass ? "store" : "store first read", threads, store_direct(s), wall, cpu,
+		put_record(w, pass ? "store" : "store first read", threads, store_direct(s), wall,
+		    cpu,
 		    after.stall - before.stall, (int64_t)(after.read_bytes - before.read_bytes));
 	}
 	store_close(s);
 }
 
-/* Says that the file holds BF16 experts of this size, one after the other; layer and expert in file order. */
+/* Says that the file holds BF16 experts of this size, one after the other; layer and expert in
+ * file order. */
 static void describe(struct config *c, struct manifest *m, int64_t slot, int64_t n)
 {
 	static char *file[] = { name };
@@ -199,11 +207,14 @@ static void describe(struct config *c, struct manifest *m, int64_t slot, int64_t
 		err_die(EX_IOERR, "%s:", path);
 	close(fd);
 
-	*c = (struct config){ .hidden_size = D, .moe_intermediate_size = F, .num_hidden_layers = (int)(n / EXPERTS),
-		.num_experts = EXPERTS, .num_experts_per_tok = TOPK, .num_sparse = (int)(n / EXPERTS) };
+	*c = (struct config){ .hidden_size = D, .moe_intermediate_size = F, .num_hidden_layers =
+	    (int)(n / EXPERTS),
+		.num_experts = EXPERTS, .num_experts_per_tok = TOPK, .num_sparse =
+		    (int)(n / EXPERTS) };
 	for (l = 0; l < c->num_hidden_layers && l < CFG_MAX_LAYERS; l++)
 		c->sparse[l] = true;
-	*m = (struct manifest){ .layers = c->num_hidden_layers, .experts = EXPERTS, .nclusters = 1, .file = file,
+	*m = (struct manifest){ .layers = c->num_hidden_layers, .experts = EXPERTS, .nclusters = 1,
+	    .file = file,
 		.dt = { DT_BF16, DT_BF16, DT_BF16 }, .place = calloc((size_t)n, sizeof *m->place) };
 	m->gate_bytes = m->up_bytes = m->down_bytes = (int64_t)2 * D * F;
 	for (k = 0; k < n; k++)
@@ -229,7 +240,8 @@ static void bench_size(int64_t slot)
 		w.order[i] = i;
 	rng_shuffle(3, 4, w.order, w.n);
 	for (threads = 0; threads <= 4; threads += threads + (threads == 0))
-		for (round = 0; round < ROUNDS; round++) {	/* in turns, since the drive has other guests */
+		/* in turns, since the drive has other guests */
+		for (round = 0; round < ROUNDS; round++) {
 			if (threads > 0)
 				bench_plain(&w, threads);
 			bench_store(&w, &c, &m, threads);

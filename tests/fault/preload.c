@@ -1,11 +1,13 @@
 /*
- * A drive that fails: preloaded (LD_PRELOAD) into a program it stands before preadv(), and with HAVE_URING before io_uring_submit(),
- * for files whose name ends in ".ctsr".
+ * A drive that fails: preloaded (LD_PRELOAD) into a program it stands before preadv(), and with
+ * HAVE_URING before io_uring_submit(), for files whose name ends in ".ctsr".
  *
- *	FAULT=eio|end|short|slow	the read fails; brings nothing; brings a part; takes ten times as long (io_uring: 1 ms longer)
+ *	FAULT=eio|end|short|slow	the read fails; brings nothing; brings a part; takes ten
+ *					times as long (io_uring: 1 ms longer)
  *	FAULT_AFTER=N			the first N reads are as they should be (default 0)
  *	FAULT_TIMES=N			and those after the N bad ones again (default: none)
- *	FAULT_LOG=FILE			gets a byte for each bad read, so that a test knows there were some
+ *	FAULT_LOG=FILE			gets a byte for each bad read, so that a test knows there
+ *					were some
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -59,7 +61,8 @@ static void note(void)
 
 static void rest(double seconds)
 {
-	nanosleep(&(struct timespec){ (time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9) }, NULL);
+	nanosleep(&(struct timespec){ (time_t)seconds,
+	    (long)((seconds - (double)(time_t)seconds) * 1e9) }, NULL);
 }
 
 static double now(void)
@@ -90,7 +93,8 @@ static int strikes(int fd)
 /* Half of the first part. */
 static struct iovec part_of(const struct iovec *v)
 {
-	return (struct iovec){ v->iov_base, v->iov_len > 2 * BLOCK ? v->iov_len / 2 / BLOCK * BLOCK : BLOCK };
+	return (struct iovec){ v->iov_base, v->iov_len > 2 * BLOCK ? v->iov_len / 2 / BLOCK * BLOCK
+	    : BLOCK };
 }
 
 static ssize_t bad_read(preadv_fn real, int fd, const struct iovec *v, int n, off_t at)
@@ -119,8 +123,14 @@ static ssize_t read_at(const char *name, int fd, const struct iovec *v, int n, o
 	return strikes(fd) ? bad_read(real, fd, v, n, at) : real(fd, v, n, at);
 }
 
-ssize_t preadv(int fd, const struct iovec *v, int n, off_t at) { return read_at("preadv", fd, v, n, at); }
-ssize_t preadv64(int fd, const struct iovec *v, int n, off_t at) { return read_at("preadv64", fd, v, n, at); }
+ssize_t preadv(int fd, const struct iovec *v, int n, off_t at)
+{
+	return read_at("preadv", fd, v, n, at);
+}
+ssize_t preadv64(int fd, const struct iovec *v, int n, off_t at)
+{
+	return read_at("preadv64", fd, v, n, at);
+}
 
 #ifdef HAVE_URING
 /* Turns an entry of the queue into one that goes wrong. */
@@ -148,7 +158,8 @@ static void spoil(struct io_uring_sqe *q)
 
 int io_uring_submit(struct io_uring *ring)
 {
-	int (*real)(struct io_uring *) = (int (*)(struct io_uring *))dlsym(RTLD_NEXT, "io_uring_submit");
+	int (*real)(struct io_uring *) = (int (*)(struct io_uring *))dlsym(RTLD_NEXT,
+	    "io_uring_submit");
 	unsigned i;
 
 	for (i = ring->sq.sqe_head; i != ring->sq.sqe_tail; i++) {

@@ -1,4 +1,5 @@
-/* Any JSON as config.json: refused, or a list of parameters that can be found by name and by place. */
+/* Any JSON as config.json: refused, or a list of parameters that can be found by name and by
+ * place. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* cluster_manifest.json and activation records from anywhere: refused with a message, or consistent. The first byte
- * says which: 'a' is a log of lines, anything else a manifest. */
+/* cluster_manifest.json and activation records from anywhere: refused with a message, or
+ * consistent. The first byte says which: 'a' is a log of lines, anything else a manifest. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,10 +27,13 @@ static void walk(const struct manifest *m)
 	check(n == start[m->nclusters]);
 	for (int k = 0; k < m->nclusters; k++)
 		for (int i = start[k]; i < start[k + 1]; i++) {
-			const struct place *p = &m->place[order[i]], *q = i > start[k] ? &m->place[order[i - 1]] : NULL;
+			const struct place *p = &m->place[order[i]], *q = i > start[k]
+			    ? &m->place[order[i - 1]] : NULL;
 
-			check(p->cluster == k && p->rank == i - start[k] && p->offset % MANIFEST_ALIGN == 0);
-			check(!m->packed || p->bytes == m->gate_bytes + m->up_bytes + m->down_bytes);
+			check(p->cluster == k && p->rank == i - start[k] &&
+			    p->offset % MANIFEST_ALIGN == 0);
+			check(!m->packed || p->bytes == m->gate_bytes + m->up_bytes +
+			    m->down_bytes);
 			check(!m->packed || !q || p->offset >= q->offset + q->bytes);
 		}
 	check(o && manifest_parse(&again, o, "again", &e) == 0);
@@ -62,7 +65,8 @@ static void try_manifest(const char *text, size_t len)
 
 static void use(struct coact *c, struct act *a)
 {
-	struct cluster_opt o = { .w_token = 1, .w_next = 1, .resolution = 1, .tries = 1, .expert_bytes = 100, .max_bytes = 12288 };
+	struct cluster_opt o = { .w_token = 1, .w_next = 1, .resolution = 1, .tries = 1,
+	    .expert_bytes = 100, .max_bytes = 12288 };
 	struct cluster_plan p;
 	struct err e = {0};
 
@@ -86,7 +90,8 @@ static void try_log(const char *text, size_t len)
 		size_t k = nl ? (size_t)(nl - text) : len;
 		json_t *o = json_loadb(text, k, 0, NULL);
 
-		if (o && !m.layers && (actlog_parse_model(o, &m, &why) < 0 || m.layers > 4 || m.top_k > 16 || m.experts > 64
+		if (o && !m.layers && (actlog_parse_model(o, &m, &why) < 0 || m.layers > 4 ||
+		    m.top_k > 16 || m.experts > 64
 		    || coact_init(&c, &m, 0, &e) < 0))
 			m.layers = 0;
 		else if (o && m.layers && actlog_parse(o, &m, &a, &why) == 0)

@@ -1,4 +1,5 @@
-/* Whatever st_open_mem() accepts must be as the header promises: every byte readable, everything found by name. */
+/* Whatever st_open_mem() accepts must be as the header promises: every byte readable, everything
+ * found by name. */
 #include <stdlib.h>
 #include <string.h>
 

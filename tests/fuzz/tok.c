@@ -1,5 +1,6 @@
-/* What begins with '{' is a tokenizer.json, which is refused with a message or encodes and decodes without a
- * slip; the rest is text, which must come back from tokenizers as it was, at once and token by token. */
+/* What begins with '{' is a tokenizer.json, which is refused with a message or encodes and
+ * decodes without a slip; the rest is text, which must come back from tokenizers as it was, at
+ * once and token by token. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,7 +32,8 @@ static void check_text(struct tok *t, const char *s, size_t len, bool exact)
 
 static void check_file(const uint8_t *buf, size_t len)
 {
-	static const char text[] = "It's 12 o'clock,\n\n  \xe4\xb8\xad\xe6\x96\x87 \xff\xfe<|im_end|><think>\0x";
+	static const char text[] = "It's 12 o'clock,\n\n  \xe4\xb8\xad\xe6\x96\x87 "
+	    "\xff\xfe<|im_end|><think>\0x";
 	struct err e = { 0 };
 	char *copy = malloc(len + 1);
 	struct tok *t = tok_parse(memcpy(copy, buf, len), len, "input", &e);

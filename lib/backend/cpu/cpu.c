@@ -1,6 +1,6 @@
 /*
- * cpu: the CPU backend: spreads the kernels of cpu_template.h over the pool. Tasks are cut by problem size alone, so
- * results do not depend on the number of threads.
+ * cpu: the CPU backend: spreads the kernels of cpu_template.h over the pool. Tasks are cut by
+ * problem size alone, so results do not depend on the number of threads.
  */
 #include "backend/cpu/cpu.h"
 
@@ -67,7 +67,8 @@ static void copy(void *dst, const void *src, size_t n)
 	pool_for((int64_t)n, 1 << 19, copy_range, &(struct bytes){ dst, src });
 }
 
-/* Matrices are read in strides of rows: with small pages, looking up where they are costs more than reading them. */
+/* Matrices are read in strides of rows: with small pages, looking up where they are costs more
+ * than reading them. */
 static void *alloc(size_t n)
 {
 	bool large = n >= 2 * HUGE_PAGE;
@@ -85,7 +86,8 @@ static void put(void *dst, const void *src, size_t n) { memcpy(dst, src, n); }
 
 /* ---- matrices ---- */
 
-#define GEMM_MB 96	/* rows (or twice that, of many) and columns of C in one task; multiples of every register tile */
+#define GEMM_MB 96	/* rows (or twice that, of many) and columns of C in one task; multiples
+			   of every register tile */
 #define GEMM_NB 192
 #define GEMM_NB1 64	/* columns in one task when A has few rows */
 #define GEMM_KB 512	/* rows of A copied together for A^T B */
@@ -134,7 +136,10 @@ static void widen_plain(real *dst, const void *src, enum dtype t, int64_t n)
 	tensor_to_f32(dst, src, t, (size_t)n);
 }
 
-static const char *narrow_row(const struct gemm_job *j, int64_t r) { return (const char *)j->b + (size_t)(r * j->ldb) * 2; }
+static const char *narrow_row(const struct gemm_job *j, int64_t r)
+{
+	return (const char *)j->b + (size_t)(r * j->ldb) * 2;
+}
 #endif
 
 static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
@@ -143,7 +148,8 @@ static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t 
 	float *w = cpu_thread_buffer(GEMM_CONV * (size_t)j->k * sizeof(float));
 
 	if (m == 1 && cpu_kernels()->narrow) {
-		cpu_kernels()->narrow((int)(n / 8 * 8), (int)j->k, j->a + i0 * j->lda, narrow_row(j, c0), j->ldb, j->bt,
+		cpu_kernels()->narrow((int)(n / 8 * 8), (int)j->k, j->a + i0 * j->lda,
+		    narrow_row(j, c0), j->ldb, j->bt,
 		    j->c + i0 * j->ldc + c0, j->beta);
 		c0 += n / 8 * 8;
 		n %= 8;
@@ -152,8 +158,10 @@ static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t 
 		int64_t nc = c0 + n - c < GEMM_CONV ? c0 + n - c : GEMM_CONV;
 
 		for (int64_t r = 0; r < nc; r++)
-			(cpu_kernels()->widen ? cpu_kernels()->widen : widen_plain)(w + r * j->k, narrow_row(j, c + r), j->bt, j->k);
-		cpu_kernels()->nt((int)m, (int)nc, (int)j->k, j->a + i0 * j->lda, j->lda, w, j->k, j->c + i0 * j->ldc + c,
+			(cpu_kernels()->widen ? cpu_kernels()->widen : widen_plain)(w + r * j->k,
+			    narrow_row(j, c + r), j->bt, j->k);
+		cpu_kernels()->nt((int)m, (int)nc, (int)j->k, j->a + i0 * j->lda, j->lda, w, j->k,
+		    j->c + i0 * j->ldc + c,
 		    j->ldc, j->beta);
 	}
 #else
@@ -162,17 +170,20 @@ static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t 
 #endif
 }
 
-/* Columns of A lie lda apart, which at powers of two is one set of the cache: a block of them is copied together. */
+/* Columns of A lie lda apart, which at powers of two is one set of the cache: a block of them is
+ * copied together. */
 static void tn_block(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
 {
-	real *a = cpu_thread_buffer((size_t)(GEMM_KB * m) * sizeof(real)), *c = j->c + i0 * j->ldc + c0;
+	real *a = cpu_thread_buffer((size_t)(GEMM_KB * m) * sizeof(real)), *c = j->c + i0 * j->ldc +
+	    c0;
 
 	for (int64_t p = 0; p < j->k || p == 0; p += GEMM_KB) {
 		int64_t k = j->k - p < GEMM_KB ? j->k - p : GEMM_KB;
 
 		for (int64_t q = 0; q < k; q++)
 			memcpy(a + q * m, j->a + (p + q) * j->lda + i0, (size_t)m * sizeof(real));
-		cpu_kernels()->nn((int)m, (int)n, (int)k, a, 1, m, (const real *)j->b + p * j->ldb + c0, j->ldb, c, j->ldc,
+		cpu_kernels()->nn((int)m, (int)n, (int)k, a, 1, m, (const real *)j->b + p * j->ldb +
+		    c0, j->ldb, c, j->ldc,
 		    p == 0 ? j->beta : 1);
 	}
 }
@@ -187,10 +198,12 @@ static void gemm_task(const struct gemm_ctx *x, const struct gemm_job *j, int64_
 	if (x->kind == GEMM_NT && j->bt != DT_REAL)
 		nt_convert(j, i0, m, c0, n);
 	else if (x->kind == GEMM_NT)
-		cpu_kernels()->nt((int)m, (int)n, (int)j->k, j->a + i0 * j->lda, j->lda, (const real *)j->b + c0 * j->ldb,
+		cpu_kernels()->nt((int)m, (int)n, (int)j->k, j->a + i0 * j->lda, j->lda,
+		    (const real *)j->b + c0 * j->ldb,
 		    j->ldb, c, j->ldc, j->beta);
 	else if (x->kind == GEMM_NN)
-		cpu_kernels()->nn((int)m, (int)n, (int)j->k, j->a + i0 * j->lda, j->lda, 1, (const real *)j->b + c0, j->ldb, c,
+		cpu_kernels()->nn((int)m, (int)n, (int)j->k, j->a + i0 * j->lda, j->lda, 1,
+		    (const real *)j->b + c0, j->ldb, c,
 		    j->ldc, j->beta);
 	else
 		tn_block(j, i0, m, c0, n);
@@ -239,7 +252,8 @@ int64_t *cpu_first_tasks(int n)
 static int64_t count_tasks(struct gemm_ctx *x)
 {
 	for (int i = 0; i < x->n; i++)
-		x->first[i + 1] = x->first[i] + blocks(x->jobs[i].m, x->rows) * blocks(x->jobs[i].n, col_block(&x->jobs[i]));
+		x->first[i + 1] = x->first[i] + blocks(x->jobs[i].m, x->rows) * blocks(x->jobs[i].n,
+		    col_block(&x->jobs[i]));
 	return x->first[x->n];
 }
 
@@ -249,7 +263,8 @@ static void gemm(enum gemm_kind kind, const struct gemm_job *jobs, int n)
 	int64_t tasks = count_tasks(&x);
 
 	cpu_kernels();
-	if (tasks < 8 * pool_threads()) {	/* every thread should have a few; no result depends on it */
+	if (tasks < 8 * pool_threads()) {	/* every thread should have a few; no result
+						   depends on it */
 		x.rows = GEMM_MB;
 		tasks = count_tasks(&x);
 	}
@@ -280,7 +295,8 @@ static int64_t grain(int w) { return w >= 16384 ? 1 : 16384 / (w > 0 ? w : 1); }
 ROWS(rmsnorm_rows)
 {
 	CTX;
-	cpu_kernels()->rmsnorm(c->y + i0 * c->w, c->y2 ? c->y2 + i0 : NULL, c->x + i0 * c->w, c->x2, i1 - i0, c->w, c->a);
+	cpu_kernels()->rmsnorm(c->y + i0 * c->w, c->y2 ? c->y2 + i0 : NULL, c->x + i0 * c->w, c->x2,
+	    i1 - i0, c->w, c->a);
 }
 
 static void rmsnorm(real *y, real *rstd, const real *x, const real *g, int64_t n, int w, double eps)
@@ -294,10 +310,12 @@ static void rmsnorm(real *y, real *rstd, const real *x, const real *g, int64_t n
 ROWS(rmsnorm_dx_rows)
 {
 	CTX;
-	cpu_kernels()->rmsnorm_dx(c->y + i0 * c->w, c->x + i0 * c->w, c->x2 + i0 * c->w, c->x3, c->x4 + i0, i1 - i0, c->w, c->flag);
+	cpu_kernels()->rmsnorm_dx(c->y + i0 * c->w, c->x + i0 * c->w, c->x2 + i0 * c->w, c->x3,
+	    c->x4 + i0, i1 - i0, c->w, c->flag);
 }
 
-/* The gradient of the gain is a sum over rows: fixed slices, each into its own row of a small table, added in order. */
+/* The gradient of the gain is a sum over rows: fixed slices, each into its own row of a small
+ * table, added in order. */
 #define DG_SLICES 16
 ROWS(rmsnorm_dg_slice)
 {
@@ -305,15 +323,18 @@ ROWS(rmsnorm_dg_slice)
 	for (int64_t s = i0; s < i1; s++) {
 		int64_t r0 = c->ld * s / DG_SLICES, r1 = c->ld * (s + 1) / DG_SLICES;
 
-		cpu_kernels()->rmsnorm_dg(c->y + s * c->w, c->x + r0 * c->w, c->x2 + r0 * c->w, c->x4 + r0, r1 - r0, c->w);
+		cpu_kernels()->rmsnorm_dg(c->y + s * c->w, c->x + r0 * c->w, c->x2 + r0 * c->w,
+		    c->x4 + r0, r1 - r0, c->w);
 	}
 }
 
-static void rmsnorm_back(real *dx, real *dg, const real *dy, const real *x, const real *g, const real *rstd, int64_t n,
+static void rmsnorm_back(real *dx, real *dg, const real *dy, const real *x, const real *g,
+    const real *rstd, int64_t n,
     int w, bool add_dx)
 {
 	real *part = cpu_thread_buffer((size_t)DG_SLICES * (size_t)w * sizeof(real));
-	struct rows_ctx c = { .y = part, .x = dy, .x2 = x, .x3 = g, .x4 = rstd, .w = w, .ld = n, .flag = add_dx };
+	struct rows_ctx c = { .y = part, .x = dy, .x2 = x, .x3 = g, .x4 = rstd, .w = w, .ld = n,
+	    .flag = add_dx };
 
 	cpu_kernels();
 	memset(part, 0, (size_t)DG_SLICES * (size_t)w * sizeof(real));
@@ -328,7 +349,8 @@ static void rmsnorm_back(real *dx, real *dg, const real *dy, const real *x, cons
 static void rope_head(real *x, const real *cs, int w, bool back)
 {
 	const real *co = cs, *si = cs + w;
-	int lo = w / 2, hi = w - lo;	/* odd widths: the reference rotates by (-x[lo..], x[..lo]) */
+	int lo = w / 2, hi = w - lo;	/* odd widths: the reference rotates by (-x[lo..],
+					   x[..lo]) */
 
 	if (lo == hi) {
 		for (int j = 0; j < lo; j++) {
@@ -351,7 +373,8 @@ static void rope_head(real *x, const real *cs, int w, bool back)
 		if (!back)
 			x[j] = t[j] * co[j] + (j < hi ? -t[lo + j] : t[j - hi]) * si[j];
 		else
-			x[j] = t[j] * co[j] + (j < lo ? t[hi + j] * si[hi + j] : -t[j - lo] * si[j - lo]);
+			x[j] = t[j] * co[j] + (j < lo ? t[hi + j] * si[hi + j]
+			    : -t[j - lo] * si[j - lo]);
 	}
 }
 
@@ -360,13 +383,16 @@ ROWS(rope_rows)
 	CTX;
 	for (int64_t i = i0; i < i1; i++)
 		for (int h = 0; h < c->k; h++)
-			rope_head(c->y + i * c->ld + h * c->ld2, c->table + (int64_t)c->in[i] * 2 * c->w, c->w, c->flag);
+			rope_head(c->y + i * c->ld + h * c->ld2, c->table + (int64_t)c->in[i] * 2 *
+			    c->w, c->w, c->flag);
 }
 
-static void rope(real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w, const real *table, const int32_t *pos,
+static void rope(real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w, const real *table,
+    const int32_t *pos,
     bool back)
 {
-	struct rows_ctx c = { .y = x, .ld = ld, .ld2 = hs, .k = heads, .w = w, .table = table, .in = pos, .flag = back };
+	struct rows_ctx c = { .y = x, .ld = ld, .ld2 = hs, .k = heads, .w = w, .table = table,
+	    .in = pos, .flag = back };
 
 	pool_for(n, grain(w * heads), rope_rows, &c);
 }
@@ -398,7 +424,8 @@ static void swiglu(real *y, const real *g, const real *u, int64_t n)
 ROWS(swiglu_back_rows)
 {
 	CTX;
-	cpu_kernels()->swiglu_back(c->y + i0, c->y2 + i0, c->x + i0, c->x2 + i0, c->x3 + i0, i1 - i0);
+	cpu_kernels()->swiglu_back(c->y + i0, c->y2 + i0, c->x + i0, c->x2 + i0, c->x3 + i0,
+	    i1 - i0);
 }
 
 static void swiglu_back(real *dg, real *du, const real *dy, const real *g, const real *u, int64_t n)
@@ -433,7 +460,8 @@ ROWS(route_rows)
 
 static void route(real *logits, int32_t *ids, real *weights, int64_t n, int E, int K, bool norm)
 {
-	struct rows_ctx c = { .y = logits, .y2 = weights, .ids = ids, .w = E, .k = K, .flag = norm };
+	struct rows_ctx c = { .y = logits, .y2 = weights, .ids = ids, .w = E, .k = K,
+	    .flag = norm };
 
 	cpu_kernels();
 	pool_for(n, grain(E * 8), route_rows, &c);
@@ -446,7 +474,8 @@ ROWS(route_weights_rows)
 		weigh(c->y + i * c->k, c->x + i * c->w, c->in + i * c->k, c->k, c->flag);
 }
 
-static void route_weights(real *weights, const real *probs, const int32_t *ids, int64_t n, int E, int K, bool norm)
+static void route_weights(real *weights, const real *probs, const int32_t *ids, int64_t n, int E,
+    int K, bool norm)
 {
 	struct rows_ctx c = { .y = weights, .x = probs, .in = ids, .w = E, .k = K, .flag = norm };
 
@@ -482,10 +511,12 @@ ROWS(route_back_rows)
 	}
 }
 
-static void route_back(real *dlogits, const real *dweights, const real *dprobs, const real *probs, const int32_t *ids,
+static void route_back(real *dlogits, const real *dweights, const real *dprobs, const real *probs,
+    const int32_t *ids,
     const real *weights, int64_t n, int E, int K, bool norm)
 {
-	struct rows_ctx c = { .y = dlogits, .x = dweights, .x2 = dprobs, .x3 = probs, .x4 = weights, .in = ids, .w = E,
+	struct rows_ctx c = { .y = dlogits, .x = dweights, .x2 = dprobs, .x3 = probs, .x4 = weights,
+	    .in = ids, .w = E,
 		.k = K, .flag = norm };
 
 	pool_for(n, grain(E * 8), route_back_rows, &c);
@@ -495,7 +526,8 @@ ROWS(gather_rows)
 {
 	CTX;
 	for (int64_t i = i0; i < i1; i++)
-		memcpy(c->y + i * c->w, c->x + (int64_t)c->in[i] * c->w, (size_t)c->w * sizeof(real));
+		memcpy(c->y + i * c->w, c->x + (int64_t)c->in[i] * c->w,
+		    (size_t)c->w * sizeof(real));
 }
 
 static void gather(real *dst, const real *src, const int32_t *rows, int64_t n, int w)
@@ -513,11 +545,13 @@ ROWS(combine_rows)
 			int32_t s = c->in[i * c->k + j];
 
 			if (s >= 0)
-				cpu_kernels()->axpy(c->y + i * c->w, c->x + (int64_t)s * c->w, c->x2 ? c->x2[i * c->k + j] : 1, c->w);
+				cpu_kernels()->axpy(c->y + i * c->w, c->x + (int64_t)s * c->w, c->x2
+				    ? c->x2[i * c->k + j] : 1, c->w);
 		}
 }
 
-static void combine(real *dst, const real *src, const int32_t *slot, const real *coef, int64_t n, int k, int w)
+static void combine(real *dst, const real *src, const int32_t *slot, const real *coef, int64_t n,
+    int k, int w)
 {
 	struct rows_ctx c = { .y = dst, .x = src, .in = slot, .x2 = coef, .k = k, .w = w };
 
@@ -529,12 +563,15 @@ ROWS(dot_rows_rows)
 {
 	CTX;
 	for (int64_t i = i0; i < i1; i++)
-		c->y[i] = cpu_kernels()->dot(c->x + (int64_t)c->in[i] * c->w, c->x2 + (int64_t)c->ids[i] * c->w, c->w);
+		c->y[i] = cpu_kernels()->dot(c->x + (int64_t)c->in[i] * c->w,
+		    c->x2 + (int64_t)c->ids[i] * c->w, c->w);
 }
 
-static void dot_rows(real *out, const real *a, const int32_t *arow, const real *b, const int32_t *brow, int64_t n, int w)
+static void dot_rows(real *out, const real *a, const int32_t *arow, const real *b,
+    const int32_t *brow, int64_t n, int w)
 {
-	struct rows_ctx c = { .y = out, .x = a, .in = arow, .x2 = b, .ids = (int32_t *)(uintptr_t)brow, .w = w };
+	struct rows_ctx c = { .y = out, .x = a, .in = arow, .x2 = b,
+	    .ids = (int32_t *)(uintptr_t)brow, .w = w };
 
 	cpu_kernels();
 	pool_for(n, grain(w), dot_rows_rows, &c);
@@ -549,7 +586,8 @@ static void scatter_cols(void *ctx, int64_t c0, int64_t c1, int worker)
 
 	(void)worker;
 	for (int64_t i = 0; i < c->n; i++)
-		cpu_kernels()->axpy(c->table + (int64_t)c->ids[i] * c->w + c0, c->src + i * c->w + c0, 1, c1 - c0);
+		cpu_kernels()->axpy(c->table + (int64_t)c->ids[i] * c->w + c0,
+		    c->src + i * c->w + c0, 1, c1 - c0);
 }
 
 static void scatter_add(real *table, const real *src, const uint32_t *ids, int64_t n, int w)
@@ -664,7 +702,8 @@ ROWS(noise_rows)
 	CTX;
 
 	for (int64_t i = i0 * c->w; i < i1 * c->w; i++)
-		c->y[i] += c->x[i / c->w] * (real)((rng_hash(c->key, (uint64_t)i) + 0.5) * 0x1p-31 - 1);
+		c->y[i] += c->x[i / c->w] * (real)((rng_hash(c->key, (uint64_t)i) + 0.5) * 0x1p-31 -
+		    1);
 }
 
 static void noise(real *x, const real *s, int64_t n, int w, uint64_t key)
@@ -704,7 +743,8 @@ ROWS(logprob_rows)
 	}
 }
 
-static void logprob(real *logits, real *logp, const int32_t *target, const real *coef, int64_t n, int V)
+static void logprob(real *logits, real *logp, const int32_t *target, const real *coef, int64_t n,
+    int V)
 {
 	struct rows_ctx c = { .y = logits, .y2 = logp, .in = target, .x = coef, .w = V };
 
@@ -755,8 +795,10 @@ static void adamw_range(void *ctx, int64_t i0, int64_t i1, int worker)
 static void adamw(const struct adamw_args *a)
 {
 	double t = (double)a->step;
-	struct adamw_ctx c = { a, { (real)(a->lr / (1 - pow(a->beta1, t))), (real)a->beta1, (real)a->beta2,
-	    (real)(1 / (1 - pow(a->beta2, t))), (real)a->eps, (real)(a->lr * a->weight_decay), (real)a->grad_scale, 0 } };
+	struct adamw_ctx c = { a, { (real)(a->lr / (1 - pow(a->beta1, t))), (real)a->beta1,
+	    (real)a->beta2,
+	    (real)(1 / (1 - pow(a->beta2, t))), (real)a->eps, (real)(a->lr * a->weight_decay),
+	    (real)a->grad_scale, 0 } };
 
 	cpu_kernels();
 	pool_for(a->n, 65536, adamw_range, &c);
@@ -765,11 +807,17 @@ static void adamw(const struct adamw_args *a)
 const struct backend backend_cpu = {
 	.name = "cpu", .describe = describe,
 	.alloc = alloc, .free = free, .put = put, .get = put, .copy = copy, .zero = zero,
-	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm, .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .copy2d = copy2d,
-	.attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put, .attn_cached = cpu_attn_cached,
-	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights = route_weights, .route_back = route_back,
+	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm,
+	    .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope,
+	    .copy2d = copy2d,
+	.attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put, .attn_cached =
+	    cpu_attn_cached,
+	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights =
+	    route_weights, .route_back = route_back,
 	.gather = gather, .combine = combine, .dot_rows = dot_rows, .scatter_add = scatter_add,
-	.axpy = axpy, .scale = scale, .scale_rows = scale_rows, .silu = silu, .silu_back = silu_back,
-	.softmax = softmax, .dropout = dropout, .noise = noise, .logprob = logprob, .diverge = cpu_diverge,
+	.axpy = axpy, .scale = scale, .scale_rows = scale_rows, .silu = silu, .silu_back =
+	    silu_back,
+	.softmax = softmax, .dropout = dropout, .noise = noise, .logprob = logprob,
+	    .diverge = cpu_diverge,
 	.sumsq = sumsq, .adamw = adamw,
 };

@@ -17,8 +17,9 @@ void cpu_qgemm(const struct qgemm_job *jobs, int n);
 void cpu_qffn(const struct qffn_job *jobs, int n);
 void cpu_diverge(const struct diverge_args *a);			/* cpu_diverge.c */
 
-/* Scratch of the calling thread, one per thread: the next call may move it. Grows, never shrinks: steady state allocates
- * nothing. Freed when the thread ends. Not thread-local storage, which would lie in every thread's stack. */
+/* Scratch of the calling thread, one per thread: the next call may move it. Grows, never
+ * shrinks: steady state allocates nothing. Freed when the thread ends. Not thread-local storage,
+ * which would lie in every thread's stack. */
 void *cpu_thread_buffer(size_t bytes);
 
 #endif

@@ -16,7 +16,8 @@ static inline TARGET __m256i lanes(int n)
 typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* Sums of four vectors: within 128-bit halves first, then across. */
-static inline __attribute__((always_inline)) TARGET vreal4 sum4(__m256 a, __m256 b, __m256 c, __m256 d)
+static inline __attribute__((always_inline)) TARGET vreal4 sum4(__m256 a, __m256 b, __m256 c,
+    __m256 d)
 {
 	__m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
 	__m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
@@ -36,7 +37,8 @@ static inline TARGET vreal4 fold(__m256 a, __m256 b)
 
 static inline __attribute__((always_inline)) TARGET __m256 widened(__m128i h, enum dtype t)
 {
-	return t == DT_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+	return t == DT_F16 ? _mm256_cvtph_ps(h)
+	    : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 
 static inline TARGET __m128i load16(const uint16_t *p, int n)

@@ -4,7 +4,8 @@
 #if defined(__x86_64__) && !defined(CHR_DOUBLE)
 #include <immintrin.h>
 
-/* clang ignores a whole target string that has prefer-vector-width, and needs it less: the vectors are explicit. */
+/* clang ignores a whole target string that has prefer-vector-width, and needs it less: the
+ * vectors are explicit. */
 #ifdef __clang__
 #define WIDTH ""
 #else
@@ -15,7 +16,8 @@
 typedef float vreal4 __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* Sums of four vectors: within 128-bit quarters, then across. */
-static inline __attribute__((always_inline)) TARGET vreal4 sum4(__m512 a, __m512 b, __m512 c, __m512 d)
+static inline __attribute__((always_inline)) TARGET vreal4 sum4(__m512 a, __m512 b, __m512 c,
+    __m512 d)
 {
 	__m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
 	__m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -36,7 +38,8 @@ static inline TARGET vreal4 fold(__m512 a)
 
 static inline __attribute__((always_inline)) TARGET __m512 widened(__m256i h, enum dtype t)
 {
-	return t == DT_F16 ? _mm512_cvtph_ps(h) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+	return t == DT_F16 ? _mm512_cvtph_ps(h)
+	    : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
 #define LANES(n) ((__mmask16)((1u << (n)) - 1))

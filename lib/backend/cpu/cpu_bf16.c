@@ -18,7 +18,8 @@ static uint32_t round_bf16(real x)
 	return (v.u + 0x7fff + (v.u >> 16 & 1)) >> 16;
 }
 
-static void pack_portable(uint32_t *tile, const real *x, int64_t ld, int rows, int k, bool k_major, bool pair_major)
+static void pack_portable(uint32_t *tile, const real *x, int64_t ld, int rows, int k, bool k_major,
+    bool pair_major)
 {
 	int64_t rs = k_major ? 1 : ld, ks = k_major ? ld : 1;
 
@@ -26,10 +27,13 @@ static void pack_portable(uint32_t *tile, const real *x, int64_t ld, int rows, i
 		for (int r = 0; r < BF16_TILE; r++)
 			for (int q = 0; q < BF16_TILE; q++) {
 				int p = p0 + 2 * q;
-				uint32_t lo = r < rows && p < k ? round_bf16(x[r * rs + p * ks]) : 0;
-				uint32_t hi = r < rows && p + 1 < k ? round_bf16(x[r * rs + (p + 1) * ks]) : 0;
+				uint32_t lo = r < rows && p < k ? round_bf16(x[r * rs + p * ks])
+				    : 0;
+				uint32_t hi = r < rows && p + 1 < k
+				    ? round_bf16(x[r * rs + (p + 1) * ks]) : 0;
 
-				tile[pair_major ? q * BF16_TILE + r : r * BF16_TILE + q] = hi << 16 | lo;
+				tile[pair_major ? q * BF16_TILE + r : r * BF16_TILE + q] =
+				    hi << 16 | lo;
 			}
 }
 
@@ -40,14 +44,15 @@ static real half(uint32_t bits)
 	return v.f;
 }
 
-/* The product of two BF16 values is exact in FP32, so whether multiply and add are fused makes no difference. The odd k
- * comes first, as in vdpbf16ps. */
+/* The product of two BF16 values is exact in FP32, so whether multiply and add are fused makes
+ * no difference. The odd k comes first, as in vdpbf16ps. */
 static void mul_row(real *c, int n, int tiles, const uint32_t *a, const uint32_t *b)
 {
 	for (int t = 0; t < tiles; t++, a += BF16_TILE_WORDS)
 		for (int q = 0; q < BF16_TILE; q++)
 			for (int j0 = 0; j0 < n; j0 += BF16_TILE) {
-				const uint32_t *bq = b + ((int64_t)(j0 / BF16_TILE) * tiles + t) * BF16_TILE_WORDS + q * BF16_TILE;
+				const uint32_t *bq = b + ((int64_t)(j0 / BF16_TILE) * tiles + t) *
+				    BF16_TILE_WORDS + q * BF16_TILE;
 				real lo = half(a[q] << 16), hi = half(a[q] & 0xffff0000);
 
 				for (int j = 0; j < BF16_TILE; j++)
@@ -57,18 +62,21 @@ static void mul_row(real *c, int n, int tiles, const uint32_t *a, const uint32_t
 			}
 }
 
-static void mul_portable(int m, int n, int tiles, const uint32_t *a, const uint32_t *b, real *c, int64_t ldc, bool add)
+static void mul_portable(int m, int n, int tiles, const uint32_t *a, const uint32_t *b, real *c,
+    int64_t ldc, bool add)
 {
 	int width = (n + BF16_TILE - 1) / BF16_TILE * BF16_TILE;
 
 	for (int i = 0; i < m; i++) {
 		if (!add)
 			memset(c + i * ldc, 0, (size_t)width * sizeof(real));
-		mul_row(c + i * ldc, n, tiles, a + (int64_t)(i / BF16_TILE) * tiles * BF16_TILE_WORDS + i % BF16_TILE * BF16_TILE, b);
+		mul_row(c + i * ldc, n, tiles, a + (int64_t)(i / BF16_TILE) * tiles *
+		    BF16_TILE_WORDS + i % BF16_TILE * BF16_TILE, b);
 	}
 }
 
-const struct bf16_kernels bf16_kernels_portable = { .isa = "portable", .pack = pack_portable, .mul = mul_portable };
+const struct bf16_kernels bf16_kernels_portable = { .isa = "portable", .pack = pack_portable,
+    .mul = mul_portable };
 
 /* ---- the choice ---- */
 
@@ -82,7 +90,8 @@ const struct bf16_kernels *cpu_bf16_kernels(void)
 	static const struct bf16_kernels *best;
 
 	if (!best)
-		best = bf16_have_amx() ? &bf16_kernels_amx : bf16_have_avx512() ? &bf16_kernels_avx512 : &bf16_kernels_portable;
+		best = bf16_have_amx() ? &bf16_kernels_amx : bf16_have_avx512()
+		    ? &bf16_kernels_avx512 : &bf16_kernels_portable;
 	if (!forced && cpu_kernels() == &cpu_kernels_avx512)
 		return best;
 #endif
@@ -111,7 +120,8 @@ struct bf16_ctx {
 static int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 /* Panels of rows r0.. of the operand that is A, or columns of B, for k values from p. */
-static void pack_panels(const struct bf16_kernels *kern, uint32_t *to, const real *from, int64_t ld, bool k_major, bool is_b,
+static void pack_panels(const struct bf16_kernels *kern, uint32_t *to, const real *from, int64_t ld,
+    bool k_major, bool is_b,
     int64_t r0, int64_t rows, int64_t p, int k)
 {
 	int64_t words = blocks(k, BF16_TILE_K) * BF16_TILE_WORDS;
@@ -121,8 +131,10 @@ static void pack_panels(const struct bf16_kernels *kern, uint32_t *to, const rea
 		    (int)(rows - r < BF16_TILE ? rows - r : BF16_TILE), k, k_major, is_b);
 }
 
-/* A block of C that is not whole goes through a whole one. Sums begin with what is in C either way. */
-static void mul_edge(const struct bf16_kernels *kern, int m, int n, int tiles, const uint32_t *a, const uint32_t *b, real *c,
+/* A block of C that is not whole goes through a whole one. Sums begin with what is in C either
+ * way. */
+static void mul_edge(const struct bf16_kernels *kern, int m, int n, int tiles, const uint32_t *a,
+    const uint32_t *b, real *c,
     int64_t ldc, bool add)
 {
 	_Alignas(64) real t[BLOCK_M * BLOCK_M];
@@ -139,7 +151,8 @@ static void mul_edge(const struct bf16_kernels *kern, int m, int n, int tiles, c
 
 struct soon { const real *x; int64_t ld; int rows, w; };	/* what is packed next (cpu_ask) */
 
-static void mul_rows(const struct bf16_kernels *kern, int m, int64_t n, int tiles, const uint32_t *a, const uint32_t *b,
+static void mul_rows(const struct bf16_kernels *kern, int m, int64_t n, int tiles,
+    const uint32_t *a, const uint32_t *b,
     real *c, int64_t ldc, bool add, struct soon s)
 {
 	for (int64_t j = 0; j < n; j += BLOCK_M, b += (int64_t)2 * tiles * BF16_TILE_WORDS) {
@@ -153,7 +166,8 @@ static void mul_rows(const struct bf16_kernels *kern, int m, int64_t n, int tile
 	}
 }
 
-void cpu_bf16_mul(uint32_t *scratch, int m, int n, int k, const real *a, int64_t lda, bool a_k_major, const real *b,
+void cpu_bf16_mul(uint32_t *scratch, int m, int n, int k, const real *a, int64_t lda,
+    bool a_k_major, const real *b,
     int64_t ldb, bool b_k_major, real *c, int64_t ldc, bool add)
 {
 	const struct bf16_kernels *kern = cpu_bf16_kernels();
@@ -163,10 +177,12 @@ void cpu_bf16_mul(uint32_t *scratch, int m, int n, int k, const real *a, int64_t
 	pack_panels(kern, pa, a, lda, a_k_major, false, 0, m, 0, k);
 	pack_panels(kern, pb, b, ldb, b_k_major, true, 0, n, 0, k);
 	for (int i = 0; i < m; i += BLOCK_M, pa += 2 * tiles * BF16_TILE_WORDS)
-		mul_rows(kern, m - i < BLOCK_M ? m - i : BLOCK_M, n, tiles, pa, pb, c + i * ldc, ldc, add, (struct soon){0});
+		mul_rows(kern, m - i < BLOCK_M ? m - i : BLOCK_M, n, tiles, pa, pb, c + i * ldc,
+		    ldc, add, (struct soon){0});
 }
 
-static struct soon panels_at(const real *from, int64_t ld, bool k_major, int64_t r0, int64_t rows, int64_t p, int64_t k)
+static struct soon panels_at(const real *from, int64_t ld, bool k_major, int64_t r0, int64_t rows,
+    int64_t p, int64_t k)
 {
 	k = k < p + BLOCK_K ? k - p : BLOCK_K;
 	if (k_major)
@@ -180,14 +196,17 @@ static struct soon b_at(const struct bf16_ctx *x, const struct bf16_task *t, int
 }
 
 /* next: the task that this thread is likely to get. */
-static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t, const struct bf16_task *next)
+static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t,
+    const struct bf16_task *next)
 {
 	const struct gemm_job *j = t->j;
 	bool cols = x->kind == GEMM_TN;
-	uint32_t *b = cpu_thread_buffer((size_t)(BLOCK_N + BLOCK_M) * BLOCK_K * 2), *a = b + BLOCK_N * BLOCK_K / 2;
+	uint32_t *b = cpu_thread_buffer((size_t)(BLOCK_N + BLOCK_M) * BLOCK_K * 2),
+	    *a = b + BLOCK_N * BLOCK_K / 2;
 
 	for (int64_t p = 0; p < j->k; p += BLOCK_K) {
-		int k = (int)(j->k - p < BLOCK_K ? j->k - p : BLOCK_K), tiles = (int)blocks(k, BF16_TILE_K);
+		int k = (int)(j->k - p < BLOCK_K ? j->k - p : BLOCK_K),
+		    tiles = (int)blocks(k, BF16_TILE_K);
 		struct soon other = p + k < j->k ? b_at(x, t, p + k) : b_at(x, next, 0);
 
 		pack_panels(x->kern, b, j->b, j->ldb, x->kind != GEMM_NT, true, t->c0, t->n, p, k);
@@ -195,8 +214,10 @@ static void bf16_task(const struct bf16_ctx *x, const struct bf16_task *t, const
 			int m = (int)(left < BLOCK_M ? left : BLOCK_M);
 
 			pack_panels(x->kern, a, j->a, j->lda, cols, false, i, m, p, k);
-			mul_rows(x->kern, m, t->n, tiles, a, b, j->c + i * j->ldc + t->c0, j->ldc, p > 0 || j->beta != 0,
-			    left > BLOCK_M ? panels_at(j->a, j->lda, cols, i + BLOCK_M, BLOCK_M, p, j->k) : other);
+			mul_rows(x->kern, m, t->n, tiles, a, b, j->c + i * j->ldc + t->c0, j->ldc,
+			    p > 0 || j->beta != 0,
+			    left > BLOCK_M ? panels_at(j->a, j->lda, cols, i + BLOCK_M, BLOCK_M, p,
+			    j->k) : other);
 		}
 	}
 	for (int64_t i = t->i0; j->k == 0 && j->beta == 0 && i < t->i0 + t->m; i++)
@@ -227,7 +248,8 @@ static void bf16_range(void *ctx, int64_t t0, int64_t t1, int worker)
 		x->kern->begin();
 	for (int64_t t = t0; t < t1; t++) {
 		int64_t after = t + pool_threads() < x->first[x->n] ? t + pool_threads() : t;
-		struct bf16_task task = task_at(x, t, &job), next = task_at(x, after, &(int){ job });
+		struct bf16_task task = task_at(x, t, &job),
+		    next = task_at(x, after, &(int){ job });
 
 		bf16_task(x, &task, &next);
 	}
@@ -235,8 +257,8 @@ static void bf16_range(void *ctx, int64_t t0, int64_t t1, int worker)
 		x->kern->end();
 }
 
-/* A task packs its part of B for itself: the more rows it has, the less often that is done. But every thread should have
- * a few tasks. No result depends on it. */
+/* A task packs its part of B for itself: the more rows it has, the less often that is done. But
+ * every thread should have a few tasks. No result depends on it. */
 static int64_t task_rows(const struct gemm_job *jobs, int n)
 {
 	int64_t rows = 1024;

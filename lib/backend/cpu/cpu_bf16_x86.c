@@ -1,4 +1,5 @@
-/* BF16 tiles with AVX512-BF16, and with AMX (Intel 64 and IA-32 Architectures SDM, volume 1, chapter 18). */
+/* BF16 tiles with AVX512-BF16, and with AMX (Intel 64 and IA-32 Architectures SDM, volume 1,
+ * chapter 18). */
 #include "backend/cpu/cpu_bf16.h"
 
 #if defined(__x86_64__) && !defined(CHR_DOUBLE)
@@ -8,7 +9,8 @@
 #include <unistd.h>
 
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
-#define TARGET_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,amx-tile,amx-bf16")))
+#define TARGET_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma," \
+	"amx-tile,amx-bf16")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 #define XFEATURE_TILE_DATA 18
@@ -27,8 +29,10 @@ INLINE void transpose(__m512i v[16])
 	__m512i t[16];
 
 	for (int i = 0; i < 16; i += 4) {
-		__m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]), b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-		__m512i c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]), d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+		__m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]), b = _mm512_unpackhi_epi32(v[i],
+		    v[i + 1]);
+		__m512i c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]),
+		    d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
 
 		t[i] = _mm512_unpacklo_epi64(a, c);
 		t[i + 1] = _mm512_unpackhi_epi64(a, c);
@@ -36,8 +40,10 @@ INLINE void transpose(__m512i v[16])
 		t[i + 3] = _mm512_unpackhi_epi64(b, d);
 	}
 	for (int i = 0; i < 4; i++) {
-		__m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
-		__m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
+		__m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88),
+		    b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
+		__m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88),
+		    d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
 
 		v[i] = _mm512_shuffle_i32x4(a, c, 0x88);
 		v[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
@@ -54,7 +60,8 @@ INLINE void store(uint32_t *tile, __m512i v[16], bool transposed)
 		_mm512_store_si512(tile + i * 16, v[i]);
 }
 
-/* Asks for the same place in the next panel: 16 rows are too many streams for the hardware's own prefetch. */
+/* Asks for the same place in the next panel: 16 rows are too many streams for the hardware's own
+ * prefetch. */
 INLINE __m512i whole_row(const float *x, int64_t ld)
 {
 	_mm_prefetch((const char *)(x + 16 * ld), _MM_HINT_T0);
@@ -80,15 +87,18 @@ INLINE void pack_rows(uint32_t *tile, const float *x, int64_t ld, int rows, int 
 				v[r] = whole_row(x + r * ld + p, ld);
 		else
 			for (int r = 0; r < 16; r++)
-				v[r] = r < rows ? part_row(x + r * ld + p, k - p) : _mm512_setzero_si512();
+				v[r] = r < rows ? part_row(x + r * ld + p, k - p)
+				    : _mm512_setzero_si512();
 		store(tile, v, pair_major);
 	}
 }
 
 /* Rows side by side: two neighbours along k become the halves of words. */
-INLINE void pack_columns(uint32_t *tile, const float *x, int64_t ld, int rows, int k, bool pair_major)
+INLINE void pack_columns(uint32_t *tile, const float *x, int64_t ld, int rows, int k,
+    bool pair_major)
 {
-	const __m512i halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+	const __m512i halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25,
+	    9, 24, 8, 23, 7, 22, 6, 21, 5,
 	    20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
 	__mmask16 in = lanes(rows);
 
@@ -97,16 +107,20 @@ INLINE void pack_columns(uint32_t *tile, const float *x, int64_t ld, int rows, i
 
 		for (int q = 0; q < 16; q++) {
 			int at = p + 2 * q;
-			__m512 lo = at < k ? _mm512_maskz_loadu_ps(in, x + at * ld) : _mm512_setzero_ps();
-			__m512 hi = at + 1 < k ? _mm512_maskz_loadu_ps(in, x + (at + 1) * ld) : _mm512_setzero_ps();
+			__m512 lo = at < k ? _mm512_maskz_loadu_ps(in, x + at * ld)
+			    : _mm512_setzero_ps();
+			__m512 hi = at + 1 < k ? _mm512_maskz_loadu_ps(in, x + (at + 1) * ld)
+			    : _mm512_setzero_ps();
 
-			v[q] = _mm512_permutexvar_epi16(halves, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+			v[q] = _mm512_permutexvar_epi16(halves, (__m512i)_mm512_cvtne2ps_pbh(hi,
+			    lo));
 		}
 		store(tile, v, !pair_major);
 	}
 }
 
-static TARGET void pack(uint32_t *tile, const float *x, int64_t ld, int rows, int k, bool k_major, bool pair_major)
+static TARGET void pack(uint32_t *tile, const float *x, int64_t ld, int rows, int k, bool k_major,
+    bool pair_major)
 {
 	if (k_major && pair_major)
 		pack_columns(tile, x, ld, rows, k, true);
@@ -121,7 +135,8 @@ static TARGET void pack(uint32_t *tile, const float *x, int64_t ld, int rows, in
 /* ---- AVX512-BF16 ---- */
 
 /* Rows of C (m of them, all in one panel of A) against v (1 or 2) panels of B. */
-INLINE void mul_part(const int m, const int v, int tiles, const uint32_t *a, const uint32_t *b, float *c, int64_t ldc,
+INLINE void mul_part(const int m, const int v, int tiles, const uint32_t *a, const uint32_t *b,
+    float *c, int64_t ldc,
     bool add)
 {
 	__m512 acc[8][2];
@@ -131,18 +146,21 @@ INLINE void mul_part(const int m, const int v, int tiles, const uint32_t *a, con
 			__builtin_prefetch(c + i * ldc + (v + j) * 16, 1);
 	for (int i = 0; i < m; i++)
 		for (int j = 0; j < v; j++)
-			acc[i][j] = add ? _mm512_loadu_ps(c + i * ldc + j * 16) : _mm512_setzero_ps();
+			acc[i][j] = add ? _mm512_loadu_ps(c + i * ldc + j * 16)
+			    : _mm512_setzero_ps();
 	for (int t = 0; t < tiles; t++, a += BF16_TILE_WORDS, b += BF16_TILE_WORDS)
 		for (int q = 0; q < 16; q++) {
 			__m512i bv[2];
 
 			for (int j = 0; j < v; j++)
-				bv[j] = _mm512_load_si512(b + (int64_t)j * tiles * BF16_TILE_WORDS + q * 16);
+				bv[j] = _mm512_load_si512(b + (int64_t)j * tiles * BF16_TILE_WORDS +
+				    q * 16);
 			for (int i = 0; i < m; i++) {
 				__m512i av = _mm512_set1_epi32((int)a[i * 16 + q]);
 
 				for (int j = 0; j < v; j++)
-					acc[i][j] = _mm512_dpbf16_ps(acc[i][j], (__m512bh)av, (__m512bh)bv[j]);
+					acc[i][j] = _mm512_dpbf16_ps(acc[i][j], (__m512bh)av,
+					    (__m512bh)bv[j]);
 			}
 		}
 	for (int i = 0; i < m; i++)
@@ -150,7 +168,8 @@ INLINE void mul_part(const int m, const int v, int tiles, const uint32_t *a, con
 			_mm512_storeu_ps(c + i * ldc + j * 16, acc[i][j]);
 }
 
-static TARGET void mul_avx512(int m, int n, int tiles, const uint32_t *a, const uint32_t *b, float *c, int64_t ldc, bool add)
+static TARGET void mul_avx512(int m, int n, int tiles, const uint32_t *a, const uint32_t *b,
+    float *c, int64_t ldc, bool add)
 {
 	for (int i = 0; i < m; ) {
 		const uint32_t *ai = a + (int64_t)(i / 16) * tiles * BF16_TILE_WORDS + i % 16 * 16;
@@ -168,15 +187,18 @@ static TARGET void mul_avx512(int m, int n, int tiles, const uint32_t *a, const 
 	}
 }
 
-const struct bf16_kernels bf16_kernels_avx512 = { .isa = "avx512-bf16", .pack = pack, .mul = mul_avx512 };
+const struct bf16_kernels bf16_kernels_avx512 = { .isa = "avx512-bf16", .pack = pack,
+    .mul = mul_avx512 };
 
 /* ---- AMX: tiles 0 to 3 are C, 4 and 5 A, 6 and 7 B ---- */
 
 static TARGET_AMX void amx_begin(void)
 {
 	/* palette 1, all eight tiles of 16 rows of 64 bytes */
-	static const struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
-		.palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 } };
+	static const struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16];
+	    uint8_t rows[16]; } config = {
+		.palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16,
+		    16, 16, 16, 16 } };
 
 	_tile_loadconfig(&config);
 }
@@ -184,10 +206,12 @@ static TARGET_AMX void amx_begin(void)
 static TARGET_AMX void amx_end(void) { _tile_release(); }
 
 /* The conditions are constants where this is inlined. */
-static inline __attribute__((always_inline)) TARGET_AMX void amx_block(const bool two_m, const bool two_n, int tiles,
+static inline __attribute__((always_inline)) TARGET_AMX void amx_block(const bool two_m,
+    const bool two_n, int tiles,
     const uint32_t *a, const uint32_t *b, float *c, int64_t ldc, bool add)
 {
-	const uint32_t *a1 = a + (int64_t)tiles * BF16_TILE_WORDS, *b1 = b + (int64_t)tiles * BF16_TILE_WORDS;
+	const uint32_t *a1 = a + (int64_t)tiles * BF16_TILE_WORDS, *b1 = b + (int64_t)tiles *
+	    BF16_TILE_WORDS;
 	int64_t bytes = ldc * (int64_t)sizeof(*c);
 
 	if (add) {
@@ -228,7 +252,8 @@ static inline __attribute__((always_inline)) TARGET_AMX void amx_block(const boo
 		_tile_stored(3, c + 16 * ldc + 16, bytes);
 }
 
-static TARGET_AMX void mul_amx(int m, int n, int tiles, const uint32_t *a, const uint32_t *b, float *c, int64_t ldc, bool add)
+static TARGET_AMX void mul_amx(int m, int n, int tiles, const uint32_t *a, const uint32_t *b,
+    float *c, int64_t ldc, bool add)
 {
 	if (m > 16 && n > 16)
 		amx_block(true, true, tiles, a, b, c, ldc, add);
@@ -240,7 +265,8 @@ static TARGET_AMX void mul_amx(int m, int n, int tiles, const uint32_t *a, const
 		amx_block(false, false, tiles, a, b, c, ldc, add);
 }
 
-const struct bf16_kernels bf16_kernels_amx = { .isa = "amx-bf16", .pack = pack, .mul = mul_amx, .begin = amx_begin,
+const struct bf16_kernels bf16_kernels_amx = { .isa = "amx-bf16", .pack = pack, .mul = mul_amx,
+    .begin = amx_begin,
 	.end = amx_end };
 
 /* ---- what there is: by feature bits, since model numbers are wrong in virtual machines ---- */
@@ -256,7 +282,8 @@ bool bf16_have_amx(void)
 {
 	unsigned a, b, c, d;
 
-	if (!bf16_have_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1))
+	if (!bf16_have_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) ||
+	    !(d >> 24 & 1))
 		return false;
 	return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
 }

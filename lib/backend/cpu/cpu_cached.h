@@ -1,9 +1,11 @@
 /*
- * cpu_cached: inner loops of attn_cached, a part of cpu_template.h. Sums of products run in GROUP fixed lanes whatever the
- * width of the machine, and nothing is contracted, so every instruction set gives the same bytes. The including file defines
+ * cpu_cached: inner loops of attn_cached, a part of cpu_template.h. Sums of products run in
+ * GROUP fixed lanes whatever the width of the machine, and nothing is contracted, so every
+ * instruction set gives the same bytes. The including file defines
  *	SCORE_M			heads done together in scores
  *	VALUE_M, VALUE_V	heads and groups of GROUP values done together in values
- *	FOLD(a)			vreal4: the sums of 4 lanes each of the SUB vectors of a group, half on half: with lanes 0..15,
+ *	FOLD(a)			vreal4: the sums of 4 lanes each of the SUB vectors of a group,
+ *				half on half: with lanes 0..15,
  *				(0..3 + 8..11) + (4..7 + 12..15)
  */
 #define GROUP 16
@@ -15,16 +17,19 @@
 	*(out) += (q_[0] + q_[2]) + (q_[1] + q_[3]); \
 } while (0)
 
-#define PAIRS(q, r) (__builtin_shufflevector(q, r, 0, 4, 1, 5) + __builtin_shufflevector(q, r, 2, 6, 3, 7))
+#define PAIRS(q, r) (__builtin_shufflevector(q, r, 0, 4, 1, 5) + __builtin_shufflevector(q, r, 2, \
+	6, 3, 7))
 
 #define ADD_SUM4(out, a) do { \
 	vreal4 q0_ = FOLD((a)[0]), q1_ = FOLD((a)[1]), q2_ = FOLD((a)[2]), q3_ = FOLD((a)[3]); \
 	vreal4 x_ = PAIRS(q0_, q1_), y_ = PAIRS(q2_, q3_); \
-	*(vreal4 *)(out) += __builtin_shufflevector(x_, y_, 0, 1, 4, 5) + __builtin_shufflevector(x_, y_, 2, 3, 6, 7); \
+	*(vreal4 *)(out) += __builtin_shufflevector(x_, y_, 0, 1, 4, 5) + \
+	    __builtin_shufflevector(x_, y_, 2, 3, 6, 7); \
 } while (0)
 
 /* m (<= SCORE_M) heads against n (1 or 4) keys; whole groups only. */
-INLINE TARGET void score_tile(const int m, const int n, real *s, int64_t lds, const real *q, int64_t ldq, const real *k,
+INLINE TARGET void score_tile(const int m, const int n, real *s, int64_t lds, const real *q,
+    int64_t ldq, const real *k,
     int w)
 {
 	V acc[SCORE_M][4][SUB];
@@ -55,7 +60,8 @@ INLINE TARGET void score_tile(const int m, const int n, real *s, int64_t lds, co
 			ADD_SUM(s + h * lds, acc[h][0]);
 }
 
-static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int heads, const real *k, int n, int w)
+static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int heads,
+    const real *k, int n, int w)
 {
 	int whole = w / GROUP * GROUP;
 
@@ -64,14 +70,17 @@ static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int 
 		int i = 0;
 
 		for (; i + 4 <= n && full; i += 4)
-			score_tile(SCORE_M, 4, s + h * lds + i, lds, q + h * ldq, ldq, k + (int64_t)i * w, w);
+			score_tile(SCORE_M, 4, s + h * lds + i, lds, q + h * ldq, ldq,
+			    k + (int64_t)i * w, w);
 		for (int g = h; g < heads && g < h + SCORE_M; g++) {
 			int r = i;
 
 			for (; r + 4 <= n; r += 4)
-				score_tile(1, 4, s + g * lds + r, lds, q + g * ldq, ldq, k + (int64_t)r * w, w);
+				score_tile(1, 4, s + g * lds + r, lds, q + g * ldq, ldq,
+				    k + (int64_t)r * w, w);
 			for (; r < n; r++)
-				score_tile(1, 1, s + g * lds + r, lds, q + g * ldq, ldq, k + (int64_t)r * w, w);
+				score_tile(1, 1, s + g * lds + r, lds, q + g * ldq, ldq,
+				    k + (int64_t)r * w, w);
 		}
 	}
 	for (int h = 0; h < heads && whole < w; h++)
@@ -85,7 +94,8 @@ static TARGET void scores(real *s, int64_t lds, const real *q, int64_t ldq, int 
 }
 
 /* m (<= VALUE_M) heads, v (<= VALUE_V) groups of all n values. */
-INLINE TARGET void value_tile(const int m, const int v, real *o, int64_t ldo, const real *p, int64_t ldp, const real *x,
+INLINE TARGET void value_tile(const int m, const int v, real *o, int64_t ldo, const real *p,
+    int64_t ldp, const real *x,
     int n, int w)
 {
 	V acc[VALUE_M][VALUE_V * SUB];
@@ -112,7 +122,8 @@ INLINE TARGET void value_tile(const int m, const int v, real *o, int64_t ldo, co
 			V_STORE(o + h * ldo + j * VL, acc[h][j]);
 }
 
-INLINE TARGET void value_heads(const int m, real *o, int64_t ldo, const real *p, int64_t ldp, const real *x, int n, int w)
+INLINE TARGET void value_heads(const int m, real *o, int64_t ldo, const real *p, int64_t ldp,
+    const real *x, int n, int w)
 {
 	int j = 0;
 
@@ -126,7 +137,8 @@ INLINE TARGET void value_heads(const int m, real *o, int64_t ldo, const real *p,
 				o[h * ldo + c] += p[h * ldp + i] * x[(int64_t)i * w + c];
 }
 
-static TARGET void values(real *o, int64_t ldo, const real *p, int64_t ldp, int heads, const real *x, int n, int w)
+static TARGET void values(real *o, int64_t ldo, const real *p, int64_t ldp, int heads,
+    const real *x, int n, int w)
 {
 	int h = 0;
 
@@ -160,7 +172,8 @@ static TARGET real scale_max(real *s, int n, real scale, real max)
 
 static TARGET void soften(struct softmax *h, real *s, int n, real scale, real *o, int w)
 {
-	real max = scale_max(s, n, scale, h->max), back = h->max < max - 87 ? 0 : kexp(h->max - max);
+	real max = scale_max(s, n, scale, h->max), back = h->max < max - 87 ? 0
+	    : kexp(h->max - max);
 
 	h->sum = h->sum * back + exp_sum(s, n, max);
 	h->max = max;
@@ -196,5 +209,6 @@ static TARGET void unpack(real *x, const void *rows, enum kv_type t, int n, int 
 		unpack_bf16(x, rows, (int64_t)n * w);
 	else
 		for (int i = 0; i < n; i++)
-			unpack_q8(x + (int64_t)i * w, (const char *)rows + (size_t)i * kv_head_bytes(t, w), w);
+			unpack_q8(x + (int64_t)i * w, (const char *)rows + (size_t)i *
+			    kv_head_bytes(t, w), w);
 }

@@ -1,9 +1,10 @@
 /*
- * Rows kv_put and attn_cached of the cpu backend: caches of keys and values, and queries against them. Keys are taken in
- * blocks of BLOCK counted from the first key a row sees, oldest first, with a running maximum (Milakov, Gimelshein 2018),
- * so neither the size of a cache nor the place of the window in it enters the arithmetic. Within a block keys come in
- * pieces, short enough to stay in the first cache while every head of the task takes them, and unpacked there if need be;
- * a ring's end is one more cut.
+ * Rows kv_put and attn_cached of the cpu backend: caches of keys and values, and queries against
+ * them. Keys are taken in blocks of BLOCK counted from the first key a row sees, oldest first,
+ * with a running maximum (Milakov, Gimelshein 2018), so neither the size of a cache nor the
+ * place of the window in it enters the arithmetic. Within a block keys come in pieces, short
+ * enough to stay in the first cache while every head of the task takes them, and unpacked there
+ * if need be; a ring's end is one more cut.
  */
 #include <math.h>
 #include <string.h>
@@ -14,7 +15,8 @@
 #include "backend/tensor.h"
 
 #define BLOCK 64
-#define HEADS 8		/* heads done together when they share a key head, so that a key is fetched once */
+#define HEADS 8		/* heads done together when they share a key head, so that a key is
+			   fetched once */
 #define PIECE 4096	/* values in a piece, about */
 
 /* ---- storing ---- */
@@ -62,7 +64,8 @@ static void put_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 	for (int64_t i = i0; i < i1; i++)
 		for (int h = 0; h < a->heads; h++) {
 			const real *x = a->x + (i * a->heads + h) * a->w;
-			char *to = (char *)a->cache + ((size_t)h * (size_t)a->slots + (size_t)((a->pos + i) % a->slots)) * bytes;
+			char *to = (char *)a->cache + ((size_t)h * (size_t)a->slots +
+			    (size_t)((a->pos + i) % a->slots)) * bytes;
 
 			if (a->type == KV_F32)
 				memcpy(to, x, bytes);
@@ -121,19 +124,22 @@ static const real *floats(const struct work *k, const struct view *v, int p, int
 	return v->room;
 }
 
-/* s(heads, BLOCK) += scores of n keys from position p on, of query row i and the heads h0.. of the task */
+/* s(heads, BLOCK) += scores of n keys from position p on, of query row i and the heads h0.. of
+ * the task */
 static void piece_scores(const struct work *k, int i, int h0, int p, int n, real *s, real *room)
 {
 	const struct attn_cached_args *a = k->a;
 	struct view keys = view_of(k, a->kcache[i], h0 * a->G / a->H, a->dk, room);
 	int per = a->dk2 > 0 ? a->H / a->G2 : 1, h1 = h0 + k->heads, next;
 
-	k->kern->scores(s, BLOCK, a->q + i * a->ldq + (int64_t)h0 * a->dk, a->dk, k->heads, floats(k, &keys, p, n), n, a->dk);
+	k->kern->scores(s, BLOCK, a->q + i * a->ldq + (int64_t)h0 * a->dk, a->dk, k->heads,
+	    floats(k, &keys, p, n), n, a->dk);
 	for (int h = h0; h < h1 && a->dk2 > 0; h = next) {
 		struct view keys2 = view_of(k, a->k2cache[i], h / per, a->dk2, room);
 
 		next = h / per * per + per < h1 ? h / per * per + per : h1;
-		k->kern->scores(s + (h - h0) * BLOCK, BLOCK, a->q2 + i * a->ldq2 + (int64_t)h * a->dk2, a->dk2, next - h,
+		k->kern->scores(s + (h - h0) * BLOCK, BLOCK, a->q2 + i * a->ldq2 + (int64_t)h *
+		    a->dk2, a->dk2, next - h,
 		    floats(k, &keys2, p, n), n, a->dk2);
 	}
 }
@@ -157,10 +163,12 @@ static void attend(const struct work *k, int i, int h0, real *room)
 			piece_scores(k, i, h0, p + j, m, s + j, room);
 		}
 		for (int h = 0; h < k->heads; h++)
-			k->kern->soften(&soft[h], s + h * BLOCK, n, a->scale, o + (int64_t)h * a->dv, a->dv);
+			k->kern->soften(&soft[h], s + h * BLOCK, n, a->scale,
+			    o + (int64_t)h * a->dv, a->dv);
 		for (int j = 0, m; j < n; j += m) {
 			m = piece(k, p + j, n - j);
-			k->kern->values(o, a->dv, s + j, BLOCK, k->heads, floats(k, &v, p + j, m), m, a->dv);
+			k->kern->values(o, a->dv, s + j, BLOCK, k->heads, floats(k, &v, p + j, m),
+			    m, a->dv);
 		}
 	}
 	for (int h = 0; h < k->heads; h++) {
@@ -199,7 +207,8 @@ static void attend_range(void *ctx, int64_t i0, int64_t i1, int worker)
 
 void cpu_attn_cached(const struct attn_cached_args *a)
 {
-	struct work k = { a, cpu_kernels(), heads_together(a), max_int(max_int(a->dk, a->dv), a->dk2) };
+	struct work k = { a, cpu_kernels(), heads_together(a), max_int(max_int(a->dk, a->dv),
+	    a->dk2) };
 
 	pool_for((int64_t)a->n * (a->H / k.heads), 1, attend_range, &k);
 }

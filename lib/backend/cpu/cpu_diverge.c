@@ -1,8 +1,10 @@
 /*
- * cpu_diverge: how far a student's next-token distribution is from a teacher's, with gradient: the row diverge.
+ * cpu_diverge: how far a student's next-token distribution is from a teacher's, with gradient:
+ * the row diverge.
  *
- * Sums are of terms whose first order in an error of the normalisation cancels: q ln(q/p) - q + p instead of q ln(q/p).
- * So a divergence of 1e-6 comes out right although the float32 probabilities sum to 1 only within 1e-6.
+ * Sums are of terms whose first order in an error of the normalisation cancels: q ln(q/p) - q +
+ * p instead of q ln(q/p). So a divergence of 1e-6 comes out right although the float32
+ * probabilities sum to 1 only within 1e-6.
  */
 #include <math.h>
 #include <string.h>
@@ -93,14 +95,17 @@ static double jensen_shannon(const struct pair *x, real *d, double coef)
 	return sum;
 }
 
-static double diverge_row(const struct cpu_kernels *kern, const struct diverge_args *a, int64_t i, real *scratch)
+static double diverge_row(const struct cpu_kernels *kern, const struct diverge_args *a, int64_t i,
+    real *scratch)
 {
 	int V = a->V;
 	real *d = a->dstudent != NULL ? a->dstudent + i * V : NULL;
-	struct pair x = { a->student + i * V, a->teacher + i * V, scratch, scratch + V, 1 / a->temperature, 0, V };
+	struct pair x = { a->student + i * V, a->teacher + i * V, scratch, scratch + V,
+	    1 / a->temperature, 0, V };
 	double coef = a->coef / a->temperature;
 
-	x.c = log_softmax_sum(kern, x.q, x.zq, (real)x.s, V) - log_softmax_sum(kern, x.p, x.zp, (real)x.s, V);
+	x.c = log_softmax_sum(kern, x.q, x.zq, (real)x.s, V) - log_softmax_sum(kern, x.p, x.zp,
+	    (real)x.s, V);
 	switch (a->kind) {
 	case DIVERGE_FORWARD:
 		return forward_kl(&x, d, coef);

@@ -1,5 +1,5 @@
-/* Inner loops in plain C with the compiler's generic vectors: the specification, and the path of every machine
- * without AVX2. */
+/* Inner loops in plain C with the compiler's generic vectors: the specification, and the path of
+ * every machine without AVX2. */
 #include "backend/cpu/cpu_kernels.h"
 
 typedef real vreal __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));

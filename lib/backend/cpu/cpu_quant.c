@@ -12,7 +12,10 @@
 
 #ifdef CHR_DOUBLE		/* double precision has no narrow weights */
 
-void cpu_quantize(void *rows, const real *x, int64_t n, int w) { (void)rows, (void)x, (void)n, (void)w; abort(); }
+void cpu_quantize(void *rows, const real *x, int64_t n, int w)
+{
+	(void)rows, (void)x, (void)n, (void)w; abort();
+}
 void cpu_qgemm(const struct qgemm_job *jobs, int n) { (void)jobs, (void)n; abort(); }
 void cpu_qffn(const struct qffn_job *jobs, int n) { (void)jobs, (void)n; abort(); }
 
@@ -26,7 +29,8 @@ static void block_values(int8_t q[QUANT_BLOCK], const uint8_t *v, enum dtype t)	
 		if (t == DT_Q8)
 			q[k] = (int8_t)(v[k / 4 * 64 + k % 4] - 128);
 		else
-			q[k] = (int8_t)((v[k % 16 / 4 * 64 + k % 4] >> (k < 16 ? 0 : 4) & 15) - (t == DT_Q4 ? 8 : 0));
+			q[k] = (int8_t)((v[k % 16 / 4 * 64 + k % 4] >> (k < 16 ? 0 : 4) & 15) -
+			    (t == DT_Q4 ? 8 : 0));
 }
 
 static void mul(float *out, const void *panel, enum dtype t, int cols, const void *rows, int m)
@@ -53,7 +57,8 @@ static void mul(float *out, const void *panel, enum dtype t, int cols, const voi
 					sum += q[k] * a.q[b * QUANT_BLOCK + k];
 				x = (float)sum * (d[r] * a.d[b]);
 				if (t == DT_Q4A)
-					x += (float)(a.off[b] / -128) * (d[QUANT_PANEL + r] * a.d[b]);
+					x += (float)(a.off[b] / -128) *
+					    (d[QUANT_PANEL + r] * a.d[b]);
 				out[i * QUANT_PANEL + r] += x;
 			}
 		}
@@ -171,15 +176,18 @@ static void gemm_range(void *ctx, int64_t t0, int64_t t1, int worker)
 	(void)worker;
 	for (; t0 < t1; t0++) {
 		int64_t t = t0;
-		const struct qgemm_job *j = (const struct qgemm_job *)c->jobs + find_job(c, &t, gemm_tasks);
-		size_t bytes = quant_panel_bytes(j->w.dt, j->w.cols), row = quant_row_bytes(j->w.cols);
+		const struct qgemm_job *j = (const struct qgemm_job *)c->jobs + find_job(c, &t,
+		    gemm_tasks);
+		size_t bytes = quant_panel_bytes(j->w.dt, j->w.cols),
+		    row = quant_row_bytes(j->w.cols);
 		int last = quant_panels(j->w.rows);
 
 		for (int p = (int)t * GROUP; p < last && p < ((int)t + 1) * GROUP; p++)
 			for (int64_t i = 0; i < j->m; i += QUANT_ROWS) {
 				int m = j->m - i < QUANT_ROWS ? (int)(j->m - i) : QUANT_ROWS;
 
-				c->k->mul(out, (const char *)j->w.p + (size_t)p * bytes, j->w.dt, j->w.cols,
+				c->k->mul(out, (const char *)j->w.p + (size_t)p * bytes, j->w.dt,
+				    j->w.cols,
 				    (const char *)j->a + (size_t)i * row, m);
 				for (int r = 0; r < m; r++)
 					store(j, i + r, p * QUANT_PANEL, out + r * QUANT_PANEL);
@@ -194,7 +202,8 @@ void cpu_qgemm(const struct qgemm_job *jobs, int n)
 	pool_for(total_tasks(&c, gemm_tasks), 1, gemm_range, &c);
 }
 
-#define PAIR (QUANT_BLOCK / QUANT_PANEL)	/* panels that make one block of the hidden row: one task */
+#define PAIR (QUANT_BLOCK / QUANT_PANEL)	/* panels that make one block of the hidden row:
+						   one task */
 
 static int64_t ffn_tasks(const void *jobs, int i)
 {
@@ -206,17 +215,23 @@ static int64_t ffn_tasks(const void *jobs, int i)
 /* Values b*32.. of the hidden rows i..i+m-1 */
 static void ffn_block(const struct ctx *c, const struct qffn_job *j, int b, int64_t i, int m)
 {
-	float g[QUANT_ROWS * QUANT_PANEL], u[QUANT_ROWS * QUANT_PANEL], h[QUANT_ROWS][QUANT_BLOCK] = { { 0 } };
+	float g[QUANT_ROWS * QUANT_PANEL], u[QUANT_ROWS * QUANT_PANEL], h[QUANT_ROWS][QUANT_BLOCK] =
+	    { { 0 } };
 	const char *a = (const char *)j->a + (size_t)i * quant_row_bytes(j->gate.cols);
-	int F = j->gate.rows, n = F - b * QUANT_BLOCK < QUANT_BLOCK ? F - b * QUANT_BLOCK : QUANT_BLOCK;
-	size_t gate = quant_panel_bytes(j->gate.dt, j->gate.cols), up = quant_panel_bytes(j->up.dt, j->up.cols);
+	int F = j->gate.rows, n = F - b * QUANT_BLOCK < QUANT_BLOCK ? F - b * QUANT_BLOCK
+	    : QUANT_BLOCK;
+	size_t gate = quant_panel_bytes(j->gate.dt, j->gate.cols), up = quant_panel_bytes(j->up.dt,
+	    j->up.cols);
 
 	for (int p = 0; p * QUANT_PANEL < n; p++) {
-		c->k->mul(g, (const char *)j->gate.p + (size_t)(b * PAIR + p) * gate, j->gate.dt, j->gate.cols, a, m);
-		c->k->mul(u, (const char *)j->up.p + (size_t)(b * PAIR + p) * up, j->up.dt, j->up.cols, a, m);
+		c->k->mul(g, (const char *)j->gate.p + (size_t)(b * PAIR + p) * gate, j->gate.dt,
+		    j->gate.cols, a, m);
+		c->k->mul(u, (const char *)j->up.p + (size_t)(b * PAIR + p) * up, j->up.dt,
+		    j->up.cols, a, m);
 		cpu_kernels()->swiglu(g, g, u, (int64_t)m * QUANT_PANEL);
 		for (int r = 0; r < m; r++)
-			memcpy(h[r] + p * QUANT_PANEL, g + r * QUANT_PANEL, QUANT_PANEL * sizeof(*g));
+			memcpy(h[r] + p * QUANT_PANEL, g + r * QUANT_PANEL,
+			    QUANT_PANEL * sizeof(*g));
 	}
 	for (int r = 0; r < m; r++) {
 		struct quant_row to = quant_row_at(j->h, i + r, F);
@@ -235,10 +250,12 @@ static void ffn_range(void *ctx, int64_t t0, int64_t t1, int worker)
 	(void)worker;
 	for (; t0 < t1; t0++) {
 		int64_t t = t0;
-		const struct qffn_job *j = (const struct qffn_job *)c->jobs + find_job(c, &t, ffn_tasks);
+		const struct qffn_job *j = (const struct qffn_job *)c->jobs + find_job(c, &t,
+		    ffn_tasks);
 
 		for (int64_t i = 0; i < j->m; i += QUANT_ROWS)
-			ffn_block(c, j, (int)t, i, j->m - i < QUANT_ROWS ? (int)(j->m - i) : QUANT_ROWS);
+			ffn_block(c, j, (int)t, i, j->m - i < QUANT_ROWS ? (int)(j->m - i)
+			    : QUANT_ROWS);
 	}
 }
 

@@ -1,6 +1,6 @@
 /*
- * cpu_quant: the inner loops for matrices in blocks, one set per instruction set; all give the same bytes. cpu_quant.c
- * picks one at run time and spreads the work over threads.
+ * cpu_quant: the inner loops for matrices in blocks, one set per instruction set; all give the
+ * same bytes. cpu_quant.c picks one at run time and spreads the work over threads.
  */
 #ifndef CHR_CPU_QUANT_H
 #define CHR_CPU_QUANT_H

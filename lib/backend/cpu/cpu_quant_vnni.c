@@ -1,5 +1,6 @@
-/* Matrices in blocks with AVX-512 VNNI: a vector is one quad of values of 16 rows of weights, as bytes from 0 on; the product
- * with signed activations is too large by 128 (or 8) times their sum, with which the sums therefore begin. */
+/* Matrices in blocks with AVX-512 VNNI: a vector is one quad of values of 16 rows of weights, as
+ * bytes from 0 on; the product with signed activations is too large by 128 (or 8) times their
+ * sum, with which the sums therefore begin. */
 #include "backend/cpu/cpu_quant.h"
 
 #if defined(__x86_64__) && !defined(CHR_DOUBLE)
@@ -17,8 +18,10 @@ INLINE __m512i quad(const int8_t *q, int j)
 	return _mm512_set1_epi32(x);
 }
 
-/* One block of Q8 (values (8, 16, 4)) or of 4 bits (values (4, 16, 4)) into the integer sums of m rows. */
-INLINE void block(__m512i *sum, const uint8_t *v, const int8_t *const *q, const int m, const int four)
+/* One block of Q8 (values (8, 16, 4)) or of 4 bits (values (4, 16, 4)) into the integer sums of
+ * m rows. */
+INLINE void block(__m512i *sum, const uint8_t *v, const int8_t *const *q, const int m,
+    const int four)
 {
 	const __m512i low = _mm512_set1_epi8(15);
 
@@ -38,7 +41,8 @@ INLINE void block(__m512i *sum, const uint8_t *v, const int8_t *const *q, const 
 	}
 }
 
-INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v, const struct quant_row *a, int nb, const int m,
+INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v,
+    const struct quant_row *a, int nb, const int m,
     const enum dtype t)
 {
 	__m512 acc[QUANT_ROWS];
@@ -51,10 +55,12 @@ INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v, const
 		__m512i sum[QUANT_ROWS];
 
 		if (t == DT_Q4A)
-			min = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(scale + QUANT_PANEL)));
+			min = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(scale +
+			    QUANT_PANEL)));
 		for (int i = 0; i < m; i++) {
 			q[i] = a[i].q + b * QUANT_BLOCK;
-			sum[i] = t == DT_Q4A ? _mm512_setzero_si512() : _mm512_set1_epi32(a[i].off[b]);
+			sum[i] = t == DT_Q4A ? _mm512_setzero_si512()
+			    : _mm512_set1_epi32(a[i].off[b]);
 			if (t == DT_Q4)
 				sum[i] = _mm512_srai_epi32(sum[i], 4);
 		}
@@ -64,7 +70,9 @@ INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v, const
 			__m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[i]), _mm512_mul_ps(d, s));
 
 			if (t == DT_Q4A)
-				x = _mm512_add_ps(x, _mm512_mul_ps(_mm512_set1_ps((float)(a[i].off[b] / -128)), _mm512_mul_ps(min, s)));
+				x = _mm512_add_ps(x,
+				    _mm512_mul_ps(_mm512_set1_ps((float)(a[i].off[b] / -128)),
+				    _mm512_mul_ps(min, s)));
 			acc[i] = _mm512_add_ps(acc[i], x);
 		}
 		scale += QUANT_PANEL * (t == DT_Q4A ? 2 : 1);
@@ -76,7 +84,8 @@ INLINE void panel_mul(float *out, const uint16_t *scale, const uint8_t *v, const
 
 #define CASE(M) case M: panel_mul(out, scale, v, a, nb, M, t); break
 #define ROWS_OF(name, type) \
-static TARGET void name(float *out, const uint16_t *scale, const uint8_t *v, const struct quant_row *a, int nb, int m) \
+static TARGET void name(float *out, const uint16_t *scale, const uint8_t *v, \
+    const struct quant_row *a, int nb, int m) \
 { \
 	const enum dtype t = type; \
 \
@@ -96,7 +105,8 @@ static void mul(float *out, const void *panel, enum dtype t, int cols, const voi
 
 	for (int i = 0; i < m; i++)
 		a[i] = quant_row_at(rows, i, cols);
-	(t == DT_Q8 ? mul_q8 : t == DT_Q4 ? mul_q4 : mul_q4a)(out, panel, v, a, quant_blocks(cols), m);
+	(t == DT_Q8 ? mul_q8 : t == DT_Q4 ? mul_q4 : mul_q4a)(out, panel, v, a, quant_blocks(cols),
+	    m);
 }
 
 static TARGET void row(struct quant_row to, const float *x, int cols)
@@ -106,9 +116,11 @@ static TARGET void row(struct quant_row to, const float *x, int cols)
 		uint32_t mask = n == 32 ? 0xffffffffu : (1u << n) - 1;
 		__m512 lo = _mm512_maskz_loadu_ps((__mmask16)mask, x);
 		__m512 hi = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + 16);
-		float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
+		float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo),
+		    _mm512_abs_ps(hi)));
 		__m512 inv = _mm512_set1_ps(max > 0 ? 127 / max : 0);
-		__m512i ql = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inv)), qh = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inv));
+		__m512i ql = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inv)),
+		    qh = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inv));
 
 		to.d[b] = max / 127;
 		to.off[b] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(ql, qh));

@@ -4,12 +4,15 @@
  *	TARGET		function attribute
  *	V, VL		vector type and its lanes
  *	V_ZERO V_LOAD(p) V_LOADN(p,n) V_STORE(p,v) V_STOREN(p,n,v) V_SET1(x) V_FMA(a,b,c)
- *	V_KEEP(v)	keeps a loaded vector in its register: a second load per multiply-add would be the bottleneck
+ *	V_KEEP(v)	keeps a loaded vector in its register: a second load per multiply-add
+ *			would be the bottleneck
  *	V_SUM4(a,b,c,d)	vreal4 (as V, of four lanes): sums of lanes, same tree for each
  *	SCORE_M VALUE_M VALUE_V	register tiles of cpu_cached.h
- *	V_LOAD16(p,t) V_LOAD16N(p,n,t)	BF16 or F16 values as floats; when not defined, narrow and widen are NULL
+ *	V_LOAD16(p,t) V_LOAD16N(p,n,t)	BF16 or F16 values as floats; when not defined, narrow
+ *					and widen are NULL
  *	NT_M NN_M NN_V	register tiles: NT is NT_M x 4 dot products, NN is NN_M rows x NN_V vectors
- * V_LOADN, V_LOAD16N and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as zero.
+ * V_LOADN, V_LOAD16N and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as
+ * zero.
  */
 
 #include <math.h>
@@ -27,7 +30,8 @@ INLINE TARGET void put4(real *c, vreal4 s, real beta)
 }
 
 /* NT: m (<= NT_M) rows against n (<= 4) columns. */
-INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64_t lda, const real *b, int64_t ldb,
+INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64_t lda,
+    const real *b, int64_t ldb,
     real *c, int64_t ldc, real beta)
 {
 	V acc[NT_M][4];
@@ -79,7 +83,8 @@ INLINE TARGET void nt_tile(const int m, const int n, int k, const real *a, int64
 #define NT_CASE(M) case M: nt_tile(M, 4, k, a, lda, b, ldb, c, ldc, beta); break
 #define NT_CASE_EDGE(M) case M: nt_tile(M, n, k, a, lda, b, ldb, c, ldc, beta); break
 
-static TARGET void nt_rows(int m, int n, int k, const real *a, int64_t lda, const real *b, int64_t ldb,
+static TARGET void nt_rows(int m, int n, int k, const real *a, int64_t lda, const real *b,
+    int64_t ldb,
     real *c, int64_t ldc, real beta)
 {
 	if (n == 4)
@@ -98,7 +103,8 @@ static TARGET void nt_rows(int m, int n, int k, const real *a, int64_t lda, cons
 		}
 }
 
-/* One row of A against many rows of B: eight columns in flight hide the latency of the multiply-add. */
+/* One row of A against many rows of B: eight columns in flight hide the latency of the
+ * multiply-add. */
 INLINE TARGET void nt_single8(int k, const real *a, const real *b, int64_t ldb, real *c, real beta)
 {
 	V acc[8];
@@ -133,22 +139,27 @@ static TARGET void nt(int m, int n, int k, const real *a, int64_t lda, const rea
 	if (m == 1)
 		for (; j + 8 <= n; j += 8)
 			nt_single8(k, a, b + j * ldb, ldb, c + j, beta);
-	/* Rows of A stay in the first cache while columns stream by, and the next are on their way. */
+	/* Rows of A stay in the first cache while columns stream by, and the next are on their
+	 * way. */
 	for (int i = 0, j0 = j; i < m; i += NT_M)
 		for (j = j0; j < n; j += 4) {
 			if (i == 0)
 				cpu_ask(b + (j + 4) * ldb, ldb, 4, k, 0, 1);
 			if (i + NT_M < m)
-				cpu_ask(a + (i + NT_M) * lda, lda, NT_M, k, (j - j0) / 4, (n - j0 + 3) / 4);
-			nt_rows(m - i < NT_M ? m - i : NT_M, n - j < 4 ? n - j : 4, k, a + i * lda, lda, b + j * ldb,
+				cpu_ask(a + (i + NT_M) * lda, lda, NT_M, k, (j - j0) / 4,
+				    (n - j0 + 3) / 4);
+			nt_rows(m - i < NT_M ? m - i : NT_M, n - j < 4 ? n - j : 4, k, a + i * lda,
+			    lda, b + j * ldb,
 			    ldb, c + i * ldc + j, ldc, beta);
 		}
 }
 
 #ifdef V_LOAD16
-/* nt_single8 of a B that is widened on its way: a copy in floats would go through the cache. The next eight rows are asked for
- * ahead: narrow rows are too short for the machine to see where they go. */
-INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint16_t *b, int64_t ldb, real *c, real beta)
+/* nt_single8 of a B that is widened on its way: a copy in floats would go through the cache. The
+ * next eight rows are asked for ahead: narrow rows are too short for the machine to see where
+ * they go. */
+INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint16_t *b, int64_t ldb,
+    real *c, real beta)
 {
 	V acc[8];
 	vreal4 s[2];
@@ -176,7 +187,8 @@ INLINE TARGET void narrow8(const enum dtype t, int k, const real *a, const uint1
 		put4(c + 4 * j, s[j], beta);
 }
 
-static TARGET void narrow(int n, int k, const real *a, const void *b, int64_t ldb, enum dtype t, real *c, real beta)
+static TARGET void narrow(int n, int k, const real *a, const void *b, int64_t ldb, enum dtype t,
+    real *c, real beta)
 {
 	const uint16_t *w = b;
 
@@ -202,8 +214,10 @@ static TARGET void widen(real *dst, const void *src, enum dtype t, int64_t n)
 #define NARROW
 #endif
 
-/* NN: m (<= NN_M) rows, v (<= NN_V) vectors of columns, the last of which holds `last` lanes (VL = full). */
-INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, int k, const real *a, int64_t ars,
+/* NN: m (<= NN_M) rows, v (<= NN_V) vectors of columns, the last of which holds `last` lanes (VL
+ * = full). */
+INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, int k, const real *a,
+    int64_t ars,
     int64_t acs, const real *b, int64_t ldb, real *c, int64_t ldc, real beta)
 {
 	V acc[NN_M][NN_V];
@@ -214,7 +228,8 @@ INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, i
 	for (int i = 0; i < m; i++)
 		for (int j = 0; j < v; j++)
 			acc[i][j] = beta == 0 ? V_ZERO :
-			    full || j < v - 1 ? V_LOAD(c + i * ldc + j * VL) : V_LOADN(c + i * ldc + j * VL, last);
+			    full || j < v - 1 ? V_LOAD(c + i * ldc + j * VL)
+			    : V_LOADN(c + i * ldc + j * VL, last);
 	for (int p = 0; p < k; p++) {
 		V bv[NN_V];
 
@@ -246,7 +261,8 @@ INLINE TARGET void nn_tile(const int m, const int v, const int full, int last, i
 	else nn_tile(M, 2, 0, last, NN_ARGS); \
 	break
 
-static TARGET void nn_rows(int m, int v, int last, int k, const real *a, int64_t ars, int64_t acs, const real *b,
+static TARGET void nn_rows(int m, int v, int last, int k, const real *a, int64_t ars, int64_t acs,
+    const real *b,
     int64_t ldb, real *c, int64_t ldc, real beta)
 {
 	switch (m) {
@@ -257,16 +273,19 @@ static TARGET void nn_rows(int m, int v, int last, int k, const real *a, int64_t
 	}
 }
 
-/* Columns are taken in panels; with enough rows to pay for it a panel of B is first copied to consecutive memory. */
+/* Columns are taken in panels; with enough rows to pay for it a panel of B is first copied to
+ * consecutive memory. */
 #define NN_KC 256
 INLINE TARGET void nn_pack(real *pack, const real *b, int64_t ldb, int kc, const int v, int last)
 {
 	for (int q = 0; q < kc; q++, b += ldb, pack += v * VL)
 		for (int j = 0; j < v; j++)
-			V_STORE(pack + j * VL, j < v - 1 ? V_LOAD(b + j * VL) : V_LOADN(b + j * VL, last));
+			V_STORE(pack + j * VL, j < v - 1 ? V_LOAD(b + j * VL) : V_LOADN(b + j * VL,
+			    last));
 }
 
-static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_t ars, int64_t acs, const real *b,
+static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_t ars, int64_t acs,
+    const real *b,
     int64_t ldb, real *c, int64_t ldc, real beta)
 {
 	static _Thread_local real pack[NN_KC * NN_V * VL] __attribute__((aligned(64)));
@@ -283,13 +302,15 @@ static TARGET void nn_panel(int m, int v, int last, int k, const real *a, int64_
 		for (int i = 0; i < m; i += NN_M) {
 			if (packs)
 				cpu_ask(next, ldb, kc, v * VL, i / NN_M, (m + NN_M - 1) / NN_M);
-			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs, ars, acs, packs ? pack : bp,
+			nn_rows(m - i < NN_M ? m - i : NN_M, v, last, kc, a + i * ars + p * acs,
+			    ars, acs, packs ? pack : bp,
 			    packs ? v * VL : ldb, c + i * ldc, ldc, p == 0 ? beta : 1);
 		}
 	}
 }
 
-static TARGET void nn(int m, int n, int k, const real *a, int64_t ars, int64_t acs, const real *b, int64_t ldb,
+static TARGET void nn(int m, int n, int k, const real *a, int64_t ars, int64_t acs, const real *b,
+    int64_t ldb,
     real *c, int64_t ldc, real beta)
 {
 	if (k == 0 && beta == 0)
@@ -392,7 +413,8 @@ static TARGET void swiglu(real *y, const real *g, const real *u, int64_t n)
 		y[i] = g[i] / (1 + kexp(-g[i])) * u[i];
 }
 
-static TARGET void swiglu_back(real *dg, real *du, const real *dy, const real *g, const real *u, int64_t n)
+static TARGET void swiglu_back(real *dg, real *du, const real *dy, const real *g, const real *u,
+    int64_t n)
 {
 	for (int64_t i = 0; i < n; i++) {
 		real s = 1 / (1 + kexp(-g[i])), silu = g[i] * s, d = dy[i];
@@ -414,7 +436,8 @@ static TARGET real kdot(const real *a, const real *b, int n)
 	return V_SUM4(acc, acc, acc, acc)[0];
 }
 
-static TARGET void rmsnorm(real *y, real *rstd, const real *x, const real *g, int64_t n, int w, double eps)
+static TARGET void rmsnorm(real *y, real *rstd, const real *x, const real *g, int64_t n, int w,
+    double eps)
 {
 	for (int64_t i = 0; i < n; i++, x += w, y += w) {
 		real r = 1 / (real)sqrt((double)kdot(x, x, w) / w + eps);
@@ -426,7 +449,8 @@ static TARGET void rmsnorm(real *y, real *rstd, const real *x, const real *g, in
 	}
 }
 
-static TARGET void rmsnorm_dx(real *dx, const real *dy, const real *x, const real *g, const real *rstd, int64_t n,
+static TARGET void rmsnorm_dx(real *dx, const real *dy, const real *x, const real *g,
+    const real *rstd, int64_t n,
     int w, int add)
 {
 	for (int64_t i = 0; i < n; i++, dx += w, dy += w, x += w) {
@@ -450,7 +474,8 @@ static TARGET void rmsnorm_dx(real *dx, const real *dy, const real *x, const rea
 	}
 }
 
-static TARGET void rmsnorm_dg(real *dg, const real *dy, const real *x, const real *rstd, int64_t n, int w)
+static TARGET void rmsnorm_dg(real *dg, const real *dy, const real *x, const real *rstd, int64_t n,
+    int w)
 {
 	for (int64_t i = 0; i < n; i++, dy += w, x += w)
 		for (int j = 0; j < w; j++)
@@ -499,8 +524,10 @@ static TARGET double sumsq(const real *x, int64_t n)
 #include "backend/cpu/cpu_cached.h"
 
 const struct cpu_kernels KERNELS = {
-	.isa = ISA, .nt = nt, NARROW .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax, .swiglu = swiglu,
-	.swiglu_back = swiglu_back, .rmsnorm = rmsnorm, .rmsnorm_dx = rmsnorm_dx, .rmsnorm_dg = rmsnorm_dg,
+	.isa = ISA, .nt = nt, NARROW .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax,
+	    .swiglu = swiglu,
+	.swiglu_back = swiglu_back, .rmsnorm = rmsnorm, .rmsnorm_dx = rmsnorm_dx, .rmsnorm_dg =
+	    rmsnorm_dg,
 	.dot = kdot, .axpy = axpy, .adamw = adamw, .sumsq = sumsq,
 	.scores = scores, .soften = soften, .values = values, .unpack = unpack,
 };

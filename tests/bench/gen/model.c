@@ -1,11 +1,13 @@
 /*
- * A model of random weights, of any shape, to measure with: build/bench/gen/model DIR LOCALITY SEED [KEY=VALUE...]
- * Writes config.json, BF16 shards, manifest.json (experts in layer order, for chr-pack) and prompts.jsonl.
+ * A model of random weights, of any shape, to measure with: build/bench/gen/model DIR LOCALITY
+ * SEED [KEY=VALUE...] Writes config.json, BF16 shards, manifest.json (experts in layer order,
+ * for chr-pack) and prompts.jsonl.
  *
- * Weights are normal and scaled so that activations neither grow nor die: routing is then nearly uniform, the worst case for any
- * cache. LOCALITY, 0 to 1, is a dial built into the weights. Every token belongs to a topic (few topics are common, most are rare:
- * Zipf); embeddings of a topic share a direction, to which routers answer, so that a topic prefers experts of its own; and the
- * head prefers tokens of the topic of the last one.
+ * Weights are normal and scaled so that activations neither grow nor die: routing is then nearly
+ * uniform, the worst case for any cache. LOCALITY, 0 to 1, is a dial built into the weights.
+ * Every token belongs to a topic (few topics are common, most are rare: Zipf); embeddings of a
+ * topic share a direction, to which routers answer, so that a topic prefers experts of its own;
+ * and the head prefers tokens of the topic of the last one.
  */
 #include <math.h>
 #include <stdio.h>
@@ -27,9 +29,12 @@
 #define PROMPTS 16
 #define PROMPT_TOKENS 128
 
-static const char shape[] = "{\"chronos_format\":2,\"vocab_size\":32000,\"hidden_size\":1024,\"num_hidden_layers\":16,"
-    "\"num_attention_heads\":16,\"num_key_value_heads\":4,\"head_dim\":64,\"moe_intermediate_size\":768,\"num_experts\":64,"
-    "\"num_experts_per_tok\":8,\"num_shared_experts\":0,\"norm_topk_prob\":true,\"lookahead_steps\":0,\"use_hybrid_attention\":false,"
+static const char shape[] = "{\"chronos_format\":2,\"vocab_size\":32000,\"hidden_size\":1024,"
+    "\"num_hidden_layers\":16,"
+    "\"num_attention_heads\":16,\"num_key_value_heads\":4,\"head_dim\":64,"
+    "\"moe_intermediate_size\":768,\"num_experts\":64,"
+    "\"num_experts_per_tok\":8,\"num_shared_experts\":0,\"norm_topk_prob\":true,"
+    "\"lookahead_steps\":0,\"use_hybrid_attention\":false,"
     "\"tie_word_embeddings\":false,\"max_position_embeddings\":8192}";
 
 static struct config cfg;
@@ -57,7 +62,8 @@ static float noise(uint64_t key, uint64_t i)
 {
 	uint32_t x = rng_hash(key, i);
 
-	return ((float)((x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24)) - 510) * (1 / 147.8f);
+	return ((float)((x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24)) - 510) *
+	    (1 / 147.8f);
 }
 
 static float direction(int topic, int64_t d)	/* of length sqrt(D) */
@@ -67,7 +73,8 @@ static float direction(int topic, int64_t d)	/* of length sqrt(D) */
 
 static bool prefers(int topic, int layer, int expert)
 {
-	return (int64_t)(rng_hash(seed * 31 + (uint64_t)(topic * 1000 + layer), (uint64_t)expert) % (uint32_t)cfg.num_experts)
+	return (int64_t)(rng_hash(seed * 31 + (uint64_t)(topic * 1000 + layer), (uint64_t)expert) %
+	    (uint32_t)cfg.num_experts)
 	    < cfg.num_experts_per_tok;
 }
 
@@ -94,16 +101,20 @@ static void fill_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 		int64_t row = f->row0 + i;
 
 		for (int k = 0; k < p->cols; k++) {
-			float x = p->ndim == 1 ? 1 : noise(f->key, (uint64_t)(row * p->cols + k)) * scale;
+			float x = p->ndim == 1 ? 1 : noise(f->key, (uint64_t)(row * p->cols + k)) *
+			    scale;
 
 			if (p->kind == P_EMBED)
-				x = x * keep + (float)(locality * 0.7) * direction(token_topic[row], k);
+				x = x * keep + (float)(locality * 0.7) * direction(token_topic[row],
+				    k);
 			else if (p->kind == P_HEAD)
-				x += (float)(locality * 12 / p->cols) * direction(token_topic[row], k);
+				x += (float)(locality * 12 / p->cols) * direction(token_topic[row],
+				    k);
 			else if (p->kind == P_GATE)
 				for (int t = 0; locality > 0 && t < TOPICS; t++)
 					if (prefers(t, p->layer, (int)row))
-						x += (float)(locality * 4 / p->cols) * direction(t, k);
+						x += (float)(locality * 4 / p->cols) * direction(t,
+						    k);
 			tensor_from_f32(&f->out[i * p->cols + k], DT_BF16, &x, 1);
 		}
 	}
@@ -114,7 +125,8 @@ static void fail(const char *what, const struct st_error *se)
 	err_die(EX_CANTCREAT, "%s: %s", what, se->msg);
 }
 
-static void write_tensor(struct st_writer *w, const struct param *p, uint16_t *buf, const char *path)
+static void write_tensor(struct st_writer *w, const struct param *p, uint16_t *buf,
+    const char *path)
 {
 	int rows = p->cols > (1 << 22) ? 1 : (1 << 22) / p->cols;
 	struct st_error se;
@@ -130,7 +142,8 @@ static void write_tensor(struct st_writer *w, const struct param *p, uint16_t *b
 }
 
 /* Parameters i0..i1-1 in one file. */
-static void write_shard(const char *dir, const struct params *ps, int i0, int i1, const char *name, uint16_t *buf)
+static void write_shard(const char *dir, const struct params *ps, int i0, int i1, const char *name,
+    uint16_t *buf)
 {
 	char *path = file_join(dir, name);
 	struct st_error se;
@@ -153,7 +166,8 @@ static void write_shard(const char *dir, const struct params *ps, int i0, int i1
 	free(path);
 }
 
-static int shard_of(const struct params *ps, int i, int64_t *bytes)	/* where the shard that begins at i ends */
+/* where the shard that begins at i ends */
+static int shard_of(const struct params *ps, int i, int64_t *bytes)
 {
 	for (*bytes = 0; i < ps->n; i++) {
 		if (*bytes > 0 && *bytes + param_size(&ps->p[i]) * 2 > SHARD)
@@ -197,7 +211,8 @@ static void write_weights(const char *dir, const struct params *ps)
 			json_object_set_new(map, ps->p[j].name, json_string(name));
 	}
 	if (n > 1)
-		put_json(dir, "model.safetensors.index.json", json_pack("{s:{s:I}, s:O}", "metadata", "total_size",
+		put_json(dir, "model.safetensors.index.json", json_pack("{s:{s:I}, s:O}",
+		    "metadata", "total_size",
 		    (json_int_t)total, "weight_map", map));
 	json_decref(map);
 	free(buf);
@@ -229,14 +244,16 @@ static void write_prompts(const char *dir)
 	if (!f)
 		err_die(EX_CANTCREAT, "cannot write %s:", path);
 	for (int i = 0; i < PROMPTS; i++) {
-		int topic = token_topic[3 + (int)rng_below(seed, 3, n++, (uint64_t)cfg.vocab_size - 3)];
+		int topic = token_topic[3 + (int)rng_below(seed, 3, n++, (uint64_t)cfg.vocab_size -
+		    3)];
 
 		fprintf(f, "{\"tokens\":[");
 		for (int t = 0; t < PROMPT_TOKENS; t++) {
 			int id;
 
 			if (rng_uniform(seed, 4, n++) > locality)
-				topic = token_topic[3 + (int)rng_below(seed, 3, n++, (uint64_t)cfg.vocab_size - 3)];
+				topic = token_topic[3 + (int)rng_below(seed, 3, n++,
+				    (uint64_t)cfg.vocab_size - 3)];
 			do
 				id = 3 + (int)rng_below(seed, 5, n++, (uint64_t)cfg.vocab_size - 3);
 			while (locality > 0 && token_topic[id] != topic);
@@ -264,7 +281,8 @@ int main(int argc, char **argv)
 	seed = (uint64_t)atoll(argv[3]);
 	mkdir(argv[1], 0777);
 	path = file_join(argv[1], "config.json");
-	if (file_put(path, shape, strlen(shape), &e) < 0 || config_load(&cfg, path, argc - 4, (const char *const *)argv + 4, &e) < 0
+	if (file_put(path, shape, strlen(shape), &e) < 0 || config_load(&cfg, path, argc - 4,
+	    (const char *const *)argv + 4, &e) < 0
 	    || params_build(&ps, &cfg, &e) < 0)
 		err_exit(&e);
 	put_json(argv[1], "config.json", config_to_json(&cfg));
