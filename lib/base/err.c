@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/plain.h"
+
 const char *err_prog = "chronos";
 int err_rank;
 void (*err_leave)(int status);
@@ -20,7 +22,8 @@ void err_init(const char *argv0)
 		err_prog = slash ? slash + 1 : argv0;
 }
 
-/* Formats, and appends strerror(saved) when the format asks for it with a final colon. */
+/* Formats, and appends strerror(saved) when the format asks for it with a final colon. Names and
+ * words in messages come from files of strangers: the one place where they are made plain. */
 static void err_format(char *out, size_t size, int saved, const char *fmt, va_list ap)
 {
 	size_t n = strlen(fmt), used;
@@ -29,6 +32,7 @@ static void err_format(char *out, size_t size, int saved, const char *fmt, va_li
 	used = strlen(out);
 	if (n && fmt[n - 1] == ':')
 		snprintf(out + used, size - used, " %s", strerror(saved));
+	plain_text(out);
 }
 
 int err_set(struct err *e, int status, const char *fmt, ...)

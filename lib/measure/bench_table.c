@@ -4,6 +4,7 @@
 
 #include "measure/bench.h"
 #include "base/json.h"
+#include "base/plain.h"
 
 #define MAX_COLUMNS 32
 
@@ -354,9 +355,9 @@ static void put_caption(const char *work, const json_t *group, FILE *f)
 	    bench_word(one, NULL, "commit"));
 }
 
-void bench_markdown(const json_t *capsules, FILE *f)
+void bench_markdown(const json_t *records, FILE *f)
 {
-	json_t *groups = bench_group(capsules), *group;
+	json_t *capsules = plain_json(records), *groups = bench_group(capsules), *group;
 	const char *work;
 	bool more = false;
 
@@ -369,6 +370,7 @@ void bench_markdown(const json_t *capsules, FILE *f)
 		more = true;
 	}
 	json_decref(groups);
+	json_decref(capsules);
 }
 
 void bench_table(int n, char **files)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/opt.h"
+#include "base/plain.h"
 
 static const char *bytes_text(double n, char out[32])
 {
@@ -15,17 +16,6 @@ static const char *bytes_text(double n, char out[32])
 		n /= 1024;
 	snprintf(out, 32, u ? "%.1f %s" : "%.0f %s", n, unit[u]);
 	return out;
-}
-
-/* Text of the file for a terminal: nothing that it would act on. */
-static void put_safe(const char *s, int width)
-{
-	int n = 0;
-
-	for (; *s; s++, n++)
-		putchar((unsigned char)*s < 0x20 || *s == 0x7f ? '?' : *s);
-	for (; n < width; n++)
-		putchar(' ');
 }
 
 static const char *str(const json_t *r, const char *key)
@@ -42,13 +32,13 @@ static void put_value(const char *s)
 	char head[104];
 
 	if (n <= max || opt_verbose) {
-		put_safe(s, 0);
+		fputs(s, stdout);
 		return;
 	}
 	while ((s[max] & 0xc0) == 0x80)		/* not inside a character */
 		max--;
 	snprintf(head, sizeof head, "%.*s", (int)max, s);
-	put_safe(head, 0);
+	fputs(head, stdout);
 	printf("... (%zu bytes)", n);
 }
 
@@ -61,9 +51,8 @@ static void show_tensor(const json_t *r)
 {
 	char *shape = json_dumps(json_object_get(r, "shape"), JSON_COMPACT), b[32];
 
-	printf("  ");
-	put_safe(str(r, "name"), 56);
-	printf(" %-8s %-16s %12s\n", str(r, "dtype"), shape, bytes_text(num(r, "bytes"), b));
+	printf("  %-56s %-8s %-16s %12s\n", str(r, "name"), str(r, "dtype"), shape,
+	    bytes_text(num(r, "bytes"), b));
 	free(shape);
 }
 
@@ -76,7 +65,7 @@ static void show_metadata(const json_t *r)
 		if (strcmp(key, "chronos.ancestry") == 0)
 			continue;		/* has records of its own */
 		printf("  ");
-		put_safe(key, 0);
+		fputs(key, stdout);
 		printf(": ");
 		put_value(json_string_value(v));
 		putchar('\n');
@@ -94,7 +83,7 @@ static void show_ancestry(const json_t *r)
 		const char *s = json_string_value(json_array_get(command, i));
 
 		putchar(' ');
-		put_safe(s ? s : "?", 0);
+		fputs(s ? s : "?", stdout);
 	}
 	printf(strcmp(str(r, "parent"), "-") ? " (from %.8s)\n" : "\n", str(r, "parent"));
 }
@@ -120,29 +109,29 @@ static void show_model(const json_t *r)
 static void show_bad(const json_t *r)
 {
 	printf("BAD ");
-	put_safe(str(r, "file"), 0);
+	fputs(str(r, "file"), stdout);
 	if (json_object_get(r, "name")) {
 		putchar(' ');
-		put_safe(str(r, "name"), 0);
+		fputs(str(r, "name"), stdout);
 	}
 	if (json_object_get(r, "layer"))
 		printf(" layer %.0f expert %.0f", num(r, "layer"), num(r, "expert"));
 	printf(": ");
 	if (json_object_get(r, "error"))
-		put_safe(str(r, "error"), 0);
+		fputs(str(r, "error"), stdout);
 	else
 		printf("%.0f NaN, %.0f infinite, the first at %.0f", num(r, "nan"), num(r, "inf"),
 		    num(r, "first"));
 	putchar('\n');
 }
 
-void lsview_put(const json_t *r)
+static void show(const json_t *r)
 {
 	const char *type = str(r, "type");
 	char b[32];
 
 	if (strcmp(type, "file") == 0) {
-		put_safe(str(r, "file"), 0);
+		fputs(str(r, "file"), stdout);
 		printf(": %.0f tensors, %s\n", num(r, "tensors"), bytes_text(num(r, "bytes"), b));
 	} else if (strcmp(type, "tensor") == 0)
 		show_tensor(r);
@@ -151,15 +140,23 @@ void lsview_put(const json_t *r)
 	else if (strcmp(type, "ancestry") == 0)
 		show_ancestry(r);
 	else if (strcmp(type, "model") == 0) {
-		put_safe(str(r, "path"), 0);
+		fputs(str(r, "path"), stdout);
 		putchar('\n');
 		show_model(r);
 	} else if (strcmp(type, "bad") == 0)
 		show_bad(r);
 	else if (strcmp(type, "check") == 0) {
-		put_safe(str(r, "path"), 0);
+		fputs(str(r, "path"), stdout);
 		printf(": %s: %.0f tensors, %s read, %.0f bad\n", num(r, "bad") == 0 ? "ok"
 		    : "NOT OK", num(r, "tensors"),
 		    bytes_text(num(r, "bytes"), b), num(r, "bad"));
 	}
+}
+
+void lsview_put(const json_t *record)
+{
+	json_t *r = plain_json(record);
+
+	show(r);
+	json_decref(r);
 }

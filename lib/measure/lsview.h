@@ -1,6 +1,6 @@
 /*
- * lsview: records of chr-ls as lines for people, on stdout. Names come from files: control
- * characters are shown as '?'.
+ * lsview: records of chr-ls as lines for people, on stdout. Names and values come from
+ * files of strangers, so all of them pass through plain.h.
  */
 #ifndef CHR_LSVIEW_H
 #define CHR_LSVIEW_H
