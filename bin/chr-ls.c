@@ -190,11 +190,9 @@ static int list_clusters(const struct modeldir *md, const struct manifest *m, st
 
 static int list_model(const struct modeldir *md, struct err *e)
 {
-	char *name = file_join(md->path, MANIFEST_NAME);
 	struct manifest m;
-	int r = md->packed ? manifest_load(&m, name, e) : 0;
+	int r = md->packed ? manifest_load_dir(&m, md->path, e) : 0;
 
-	free(name);
 	if (r < 0)
 		return -1;
 	put_model(md, md->packed ? &m : NULL);

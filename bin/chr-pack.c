@@ -148,7 +148,6 @@ int main(int argc, char **argv)
 	struct err e = {0};
 	json_t *meta;
 	int first, rc;
-	char *path;
 
 	err_init(argv[0]);
 	first = opt_parse(argc, argv, opts, &prog);
@@ -165,8 +164,8 @@ int main(int argc, char **argv)
 	pool_init(o.threads);
 	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0)
 		err_exit(&e);
-	path = o.unpack ? file_join(o.model, MANIFEST_NAME) : NULL;
-	if (manifest_load(&m, path ? path : first < argc ? argv[first] : "-", &e) < 0)
+	if ((o.unpack ? manifest_load_dir(&m, o.model, &e) :
+	    manifest_load(&m, first < argc ? argv[first] : "-", &e)) < 0)
 		err_exit(&e);
 	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force,
 	    .rule = rules(), .nrules = o.rule.n,
@@ -180,7 +179,6 @@ int main(int argc, char **argv)
 		err_exit(&e);
 	report(&p, progress_clock() - began);
 	json_decref(meta);
-	free(path);
 	manifest_free(&m);
 	modeldir_close(&md);
 	err_close_stdout();

@@ -13,7 +13,9 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/opt.h"
+#include "base/plain.h"
 #include "base/sig.h"
+#include "base/sniff.h"
 #include "tap.h"
 
 static char dir[] = "/tmp/chr-base-XXXXXX";
@@ -267,6 +269,153 @@ static void test_put(void)
 	free(path); free(link); free(sub);
 }
 
+/* Whoever shares the directory can guess the temporary name. */
+static void test_put_planted(void)
+{
+	char *path = file_join(dir, "shared"), *victim = file_join(dir, "victim"), link[200];
+	struct err e = {0};
+
+	file_put(victim, "precious", 8, &e);
+	for (int i = 0; i < 3; i++) {
+		snprintf(link, sizeof link, "%s.%ld.%d.tmp", path, (long)getpid(), i);
+		if (symlink("victim", link))
+			break;
+	}
+	snprintf(link, sizeof link, "%s.%ld.tmp", path, (long)getpid());
+	ok(symlink("victim", link) == 0 && !file_put(path, "mine", 4, &e) && holds(path, "mine"),
+	    "with links under the temporary names: %s", e.msg);
+	ok(holds(victim, "precious"), "what they lead to is not written");
+	ok(!file_copy(victim, path, &e) && holds(path, "precious"), "nor copied over");
+	free(path); free(victim);
+}
+
+static void test_within(void)
+{
+	char *repo = file_join(dir, "models--x"), *snap = file_join(repo, "snapshots/1"),
+	    *blobs = file_join(repo, "blobs"), *blob = file_join(blobs, "b"),
+	    *link = file_join(snap, "link"), *out = file_join(snap, "out"),
+	    *own = file_join(snap, "own"), *loop = file_join(snap, "inner");
+	struct err e = {0};
+
+	ok(!file_mkdirs(snap, &e) && !file_mkdirs(blobs, &e) && !file_put(blob, "b", 1, &e) &&
+	    !file_put(own, "o", 1, &e) && !symlink("../../blobs/b", link) &&
+	    !symlink("/etc/passwd", out) && !symlink("own", loop), "a snapshot of a cache");
+	ok(file_within(snap, own) && file_within(snap, loop), "its own file, and a link to it");
+	ok(file_within(snap, link), "a link to a blob beside it");
+	ok(!file_within(snap, out), "not one that leads elsewhere");
+	ok(file_within(blobs, link) && !file_within(blobs, own), "a blob is in the blobs");
+	ok(!file_within(snap, "/nonexistent"), "nor what is not there");
+	free(repo); free(snap); free(blobs); free(blob); free(link); free(out); free(own);
+	free(loop);
+}
+
+static void test_kinds(void)
+{
+	char *fifo = file_join(dir, "fifo"), *zero = file_join(dir, "zero"), *buf;
+	struct err e = {0};
+	size_t len;
+
+	ok(mkfifo(fifo, 0666) == 0 && file_get_regular(fifo, &buf, &len, &e) == -1 &&
+	    e.status == EX_NOINPUT && strstr(e.msg, "named pipe"), "a pipe does not hang: %s", e.msg);
+	ok(symlink("/dev/zero", zero) == 0 && file_get_regular(zero, &buf, &len, &e) == -1 &&
+	    strstr(e.msg, "a device"), "nor a device: %s", e.msg);
+	ok(file_get(zero, &buf, &len, &e) == -1 && e.status == EX_DATAERR &&
+	    strstr(e.msg, "larger than"), "one without an end is too large: %s", e.msg);
+	ok(file_get_regular(dir, &buf, &len, &e) == -1 && strstr(e.msg, "a directory"), "%s", e.msg);
+	unlink(fifo), unlink(zero);
+	free(fifo); free(zero);
+}
+
+/* The wait for somebody at the other end of a pipe is one that a signal ends. */
+static void test_waits(void)
+{
+	char *fifo = file_join(dir, "fifo"), *buf;
+	struct err e = {0};
+	size_t len;
+	int status;
+	pid_t pid;
+
+	ok(mkfifo(fifo, 0666) == 0, "a pipe that nobody opens");
+	for (int writing = 0; writing < 2; writing++) {
+		pid = fork();
+		if (pid == 0) {
+			sig_install();
+			_exit(writing ? file_create(fifo, &e) < 0 && e.status == EX_TEMPFAIL :
+			    file_get(fifo, &buf, &len, &e) < 0 && e.status == EX_TEMPFAIL);
+		}
+		usleep(100000);
+		kill(pid, SIGTERM);
+		waitpid(pid, &status, 0);
+		ok(WIFEXITED(status) && WEXITSTATUS(status) == 1, "%s it stops on SIGTERM",
+		    writing ? "writing" : "reading");
+	}
+	pid = fork();
+	if (pid == 0)
+		_exit(file_put(fifo, "through", 7, &e) != 0);
+	ok(file_get(fifo, &buf, &len, &e) == 0 && len == 7 && memcmp(buf, "through", 7) == 0,
+	    "and from one to the other: %s", e.msg);
+	waitpid(pid, &status, 0);
+	free(buf);
+	unlink(fifo);
+	free(fifo);
+}
+
+static void plain(const char *in, const char *want)
+{
+	char s[64];
+
+	snprintf(s, sizeof s, "%s", in);
+	ok(plain_text(s) == strlen(want) && strcmp(s, want) == 0, "plain: %s", s);
+}
+
+static void test_plain(void)
+{
+	struct err e = {0};
+	json_t *in = json_pack("{s:[s,i]}", "a\x1b", "\xe2\x80\xaegpj", 5), *p = plain_json(in);
+	char *text = json_dumps(p, JSON_COMPACT);
+
+	plain("Größe 東京 \xf0\x9f\x98\x80", "Größe 東京 \xf0\x9f\x98\x80");
+	plain("\x1b[31mred\x07\r\n\t\x7f", "?[31mred?????");
+	plain("\xc2\x9b" "31m C1", "?31m C1");
+	plain("\x9b" "31m raw", "?31m raw");
+	plain("\xe2\x80\xae" "a\xe2\x80\xa8" "b\xe2\x81\xa6" "c\xd8\x9c" "d", "?a?b?c?d");
+	plain("cut \xe6\x9d", "cut ??");
+	plain("\xc0\x9b\xed\xa0\x80\xf4\x90\x80\x80", "?????????");
+	err_set(&e, EX_DATAERR, "%s: near '%s'", "\x1b]0;title\x07", "\xe2\x80\xae");
+	ok(strcmp(e.msg, "?]0;title?: near '?'") == 0, "messages: %s", e.msg);
+	ok(strcmp(text, "{\"a?\":[\"?gpj\",5]}") == 0, "keys and strings of JSON: %s", text);
+	free(text);
+	json_decref(in);
+	json_decref(p);
+}
+
+static void is_what(const char *head, size_t n, const char *want)
+{
+	const char *what = sniff(head, n);
+
+	ok(want ? what && strstr(what, want) : !what, "sniffed: %s", what ? what : "nothing");
+}
+
+static void test_sniff(void)
+{
+	static const char lfs[] = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n";
+
+	is_what(lfs, sizeof lfs - 1, "Git LFS");
+	is_what("", 0, "empty");
+	is_what(" \n<!doctype HTML>", 17, "web page");
+	is_what("<html lang=en>", 14, "web page");
+	is_what("GGUF\3\0\0\0", 8, "GGUF");
+	is_what("PK\3\4\24\0\0\0", 8, "ZIP");
+	is_what("\x80\2}q\0", 5, "pickle");
+	is_what("\xff\xfe{\0\"\0", 6, "UTF-16");
+	is_what("{\0\"\0a\0", 6, "UTF-16");
+	is_what("\0{\0\"\0a", 6, "UTF-16");
+	is_what("{\"a\": 1}", 8, NULL);
+	is_what("\xef\xbb\xbf{}", 5, NULL);
+	is_what("\x80\2\0\0\0\0\0\0{\"a\"", 12, NULL);
+	is_what("\x1f\x8b\0\0\0\0\0\0{\"a\"", 12, NULL);
+}
+
 /* A file size limit stands in for a full disk: write() fails half-way. */
 static void test_put_full(void)
 {
@@ -372,6 +521,12 @@ int main(void)
 	test_options();
 	test_err();
 	test_put();
+	test_put_planted();
+	test_within();
+	test_kinds();
+	test_waits();
+	test_plain();
+	test_sniff();
 	test_put_full();
 	test_trees();
 	test_mem();

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 
 /* What the checks need to name the culprit: the file, or the --set that brought the value. */
 struct source {
@@ -555,24 +556,14 @@ int config_load(struct config *c, const char *path, int nsets, const char *const
     struct err *e)
 {
 	struct stat st;
-	char *file = stat(path, &st) == 0 && S_ISDIR(st.st_mode) ? file_join(path, "config.json")
-	    : strdup(path);
-	json_error_t je;
-	json_t *o;
-	char *text;
-	size_t len;
-	int r = -1;
+	bool dir = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+	char *file = dir ? file_join(path, "config.json") : strdup(path);
+	json_t *o = dir ? jsonfile_load(file, e) : jsonfile_input(file, e);
+	int r;
 
 	memset(c, 0, sizeof *c);
-	if (file_get(file, &text, &len, e) == 0) {
-		o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
-		if (o)
-			r = config_read(c, o, file, nsets, sets, e);
-		else
-			err_set(e, EX_DATAERR, "%s:%d: %s", file, je.line, je.text);
-		json_decref(o);
-		free(text);
-	}
+	r = o ? config_read(c, o, file, nsets, sets, e) : -1;
+	json_decref(o);
 	free(file);
 	return r;
 }

@@ -3,14 +3,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <stdbool.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "base/mem.h"
+#include "base/sig.h"
 
 static char *file_strdup(const char *s)
 {
@@ -21,6 +22,177 @@ static char *file_strdup(const char *s)
 		err_die(EX_OSERR, "out of memory");
 	return memcpy(p, s, n);
 }
+
+static int stopped(const char *name, struct err *e)
+{
+	return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", name, (int)sig_stop);
+}
+
+/* ---- reading ---- */
+
+ssize_t file_read(int fd, void *buf, size_t size, const char *name, struct err *e)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	int ready;
+	ssize_t n;
+
+	for (;;) {
+		if (sig_stop)
+			return stopped(name, e);
+		/* poll() is interrupted even by signals that restart read(); half a second later it
+		 * notices one that came just before it. */
+		ready = poll(&p, 1, 500);
+		if (ready == 0 || (ready < 0 && errno == EINTR))
+			continue;
+		n = read(fd, buf, size);
+		if (n >= 0)
+			return n;
+		if (errno != EINTR && errno != EAGAIN)
+			return err_set(e, errno == EISDIR ? EX_NOINPUT : EX_IOERR, "%s:", name);
+	}
+}
+
+/* Opening a pipe with O_NONBLOCK does not wait for a writer, and poll() then does: without a writer
+ * that ever was there is nothing to read, and no end either. */
+static int wait_writer(int fd, const char *path, struct err *e)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	while (!sig_stop && poll(&p, 1, 500) <= 0)
+		continue;
+	return sig_stop ? stopped(path, e) : 0;
+}
+
+int file_open(const char *path, struct err *e)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), flags;
+	struct stat st;
+
+	if (fd < 0)
+		return err_set(e, EX_NOINPUT, "%s:", path);
+	flags = fcntl(fd, F_GETFL);
+	if (fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+		err_set(e, EX_IOERR, "%s:", path);
+	else if (!S_ISFIFO(st.st_mode) || wait_writer(fd, path, e) == 0)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+static const char *kind(mode_t mode)
+{
+	return S_ISDIR(mode) ? "a directory" : S_ISFIFO(mode) ? "a named pipe" :
+	    S_ISSOCK(mode) ? "a socket" : "a device";
+}
+
+int file_open_regular(const char *path, struct err *e)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+
+	if (fd < 0)
+		return err_set(e, EX_NOINPUT, "%s:", path);
+	if (fstat(fd, &st) < 0)
+		err_set(e, EX_IOERR, "%s:", path);
+	else if (!S_ISREG(st.st_mode))
+		err_set(e, EX_NOINPUT, "%s: is %s, not a regular file", path, kind(st.st_mode));
+	else
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* Reads to the end, whatever stat() says about the size: the file may be a pipe. */
+static int read_all(int fd, const char *path, char **buf, size_t *len, struct err *e)
+{
+	size_t cap = 1 << 16, used = 0;
+	struct stat st;
+	ssize_t n = 1;
+	char *p;
+
+	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0)
+		cap = st.st_size > (off_t)FILE_MOST ? FILE_MOST + 2 :
+		    (size_t)st.st_size + 2;	/* one for the NUL, one so that the end is seen */
+	*buf = malloc(cap);
+	while (*buf && n > 0) {
+		if (used + 1 == cap) {
+			p = realloc(*buf, cap *= 2);
+			if (!p)
+				break;
+			*buf = p;
+		}
+		n = file_read(fd, *buf + used, cap - used - 1, path, e);
+		used += n > 0 ? (size_t)n : 0;
+		if (used > FILE_MOST)
+			n = err_set(e, EX_DATAERR, "%s: is larger than %zu MiB", path,
+			    FILE_MOST >> 20);
+	}
+	if (*buf && n == 0) {
+		(*buf)[used] = '\0';
+		*len = used;
+		return 0;
+	}
+	free(*buf);
+	*buf = NULL;
+	return n < 0 ? -1 : err_set(e, EX_OSERR, "%s: out of memory", path);
+}
+
+static int get(int fd, const char *path, char **buf, size_t *len, struct err *e)
+{
+	int rc;
+
+	*buf = NULL;
+	*len = 0;
+	if (fd < 0)
+		return -1;
+	rc = read_all(fd, path, buf, len, e);
+	close(fd);
+	return rc;
+}
+
+int file_get(const char *path, char **buf, size_t *len, struct err *e)
+{
+	return get(file_open(path, e), path, buf, len, e);
+}
+
+int file_get_regular(const char *path, char **buf, size_t *len, struct err *e)
+{
+	return get(file_open_regular(path, e), path, buf, len, e);
+}
+
+static bool below(const char *dir, const char *path)
+{
+	size_t n = strlen(dir);
+
+	return strncmp(path, dir, n) == 0 && path[n] == '/';
+}
+
+/* dir is REPO/snapshots/REVISION and path in REPO/blobs. */
+static bool in_blobs(char *dir, const char *path)
+{
+	static const char parent[] = "/snapshots";
+	char *slash = strrchr(dir, '/');
+	size_t n;
+
+	*slash = '\0';
+	n = strlen(dir);
+	if (n < sizeof parent || strcmp(dir + n - (sizeof parent - 1), parent) != 0)
+		return false;
+	n -= sizeof parent - 1;
+	return strncmp(path, dir, n) == 0 && strncmp(path + n, "/blobs/", 7) == 0;
+}
+
+bool file_within(const char *dir, const char *path)
+{
+	char *d = realpath(dir, NULL), *p = realpath(path, NULL);
+	bool in = d && p && (below(d, p) || in_blobs(d, p));
+
+	free(d);
+	free(p);
+	return in;
+}
+
+/* ---- writing ---- */
 
 static int write_all(int fd, const char *buf, size_t len)
 {
@@ -48,13 +220,35 @@ static char *dir_of(const char *path)
 	return d;
 }
 
+int file_create(const char *path, struct err *e)
+{
+	const struct timespec pause = { .tv_nsec = 50000000 };
+	int flags = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, fd;
+	struct stat st;
+
+	/* A pipe that nobody reads cannot be opened without waiting, and that wait no signal ends. */
+	while ((fd = open(path, flags | O_NONBLOCK, 0666)) < 0 && errno == ENXIO &&
+	    stat(path, &st) == 0 && S_ISFIFO(st.st_mode)) {
+		if (sig_stop)
+			return stopped(path, e);
+		nanosleep(&pause, NULL);
+	}
+	if (fd < 0)
+		return err_set(e, EX_CANTCREAT, "%s:", path);
+	if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) == 0)
+		return fd;
+	err_set(e, EX_CANTCREAT, "%s:", path);
+	close(fd);
+	return -1;
+}
+
 /* A device or a pipe is written in place: renaming over /dev/stdout would be a disaster. */
 static int put_in_place(const char *path, const void *buf, size_t len, struct err *e)
 {
-	int fd = open(path, O_WRONLY | O_CLOEXEC), bad;
+	int fd = file_create(path, e), bad;
 
 	if (fd < 0)
-		return err_set(e, EX_CANTCREAT, "%s:", path);
+		return -1;
 	bad = write_all(fd, buf, len);
 	if (bad)
 		err_set(e, EX_IOERR, "%s:", path);
@@ -63,102 +257,111 @@ static int put_in_place(const char *path, const void *buf, size_t len, struct er
 	return bad;
 }
 
-static int put_and_rename(const char *path, const char *tmp, const void *buf, size_t len,
-    struct err *e)
-{
-	int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-	char *dir;
-	int rc;
+/* A file being written beside the one that it will be. */
+struct file_tmp {
+	char *path, *tmp;
+	int fd;
+};
 
-	if (fd < 0)
-		return err_set(e, EX_CANTCREAT, "%s:", tmp);
-	rc = write_all(fd, buf, len) || fsync(fd) ? err_set(e, EX_IOERR, "%s:", tmp) : 0;
-	if (close(fd) && !rc)
-		rc = err_set(e, EX_IOERR, "%s:", tmp);
-	if (!rc && rename(tmp, path))
-		rc = err_set(e, EX_CANTCREAT, "%s:", path);
-	if (rc) {
-		unlink(tmp);
-		return rc;
+/* The name can be guessed and the directory may be shared: a file or a link that somebody put there
+ * is never opened (O_EXCL), another name is taken. */
+static int tmp_open(struct file_tmp *t, const char *path, struct err *e)
+{
+	char *real = realpath(path, NULL);	/* a symbolic link stays one */
+	size_t size;
+
+	t->path = real ? real : file_strdup(path);
+	size = strlen(t->path) + 48;
+	t->tmp = malloc(size);
+	if (!t->tmp)
+		err_die(EX_OSERR, "out of memory");
+	t->fd = -1;
+	for (int i = 0; i < 100 && t->fd < 0; i++) {
+		snprintf(t->tmp, size, "%s.%ld.%d.tmp", t->path, (long)getpid(), i);
+		t->fd = open(t->tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+		if (t->fd < 0 && errno != EEXIST)
+			break;
 	}
-	dir = dir_of(path);
-	rc = file_sync_dir(dir, e);
-	free(dir);
+	if (t->fd >= 0)
+		return 0;
+	err_set(e, EX_CANTCREAT, "%s:", t->path);
+	free(t->path);
+	free(t->tmp);
+	return -1;
+}
+
+/* rc 0: the file gets its name, complete and synced; else it vanishes. */
+static int tmp_close(struct file_tmp *t, int rc, struct err *e)
+{
+	char *dir;
+
+	if (!rc && fsync(t->fd))
+		rc = err_set(e, EX_IOERR, "%s:", t->path);
+	if (close(t->fd) && !rc)
+		rc = err_set(e, EX_IOERR, "%s:", t->path);
+	if (!rc && rename(t->tmp, t->path))
+		rc = err_set(e, EX_CANTCREAT, "%s:", t->path);
+	if (rc) {
+		unlink(t->tmp);
+	} else {
+		dir = dir_of(t->path);
+		rc = file_sync_dir(dir, e);
+		free(dir);
+	}
+	free(t->path);
+	free(t->tmp);
 	return rc;
 }
 
 int file_put(const char *path, const void *buf, size_t len, struct err *e)
 {
-	char *real = realpath(path, NULL), *tmp;	/* a symbolic link stays one */
+	struct file_tmp t;
 	struct stat st;
-	size_t size;
 	int rc;
 
-	if (real)
-		path = real;
-	if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
-		rc = put_in_place(path, buf, len, e);
-	} else {
-		size = strlen(path) + 32;
-		tmp = mem_alloc(size);
-		snprintf(tmp, size, "%s.%ld.tmp", path, (long)getpid());
-		rc = put_and_rename(path, tmp, buf, len, e);
-		mem_free(tmp);
-	}
-	free(real);
-	return rc;
-}
-
-/* Reads to the end, whatever stat() says about the size: the file may be a pipe. */
-static int read_all(int fd, char **buf, size_t *len)
-{
-	size_t cap = 1 << 16, used = 0;
-	struct stat st;
-	char *p;
-	ssize_t n = 1;
-
-	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0)
-		cap = (size_t)st.st_size + 2;	/* one for the NUL, one so that the end is seen */
-	*buf = malloc(cap);
-	while (*buf && n) {
-		if (used + 1 == cap) {
-			p = realloc(*buf, cap *= 2);
-			if (!p)
-				break;
-			*buf = p;
-		}
-		n = read(fd, *buf + used, cap - used - 1);
-		if (n < 0 && errno != EINTR)
-			break;
-		used += n > 0 ? (size_t)n : 0;
-	}
-	if (!*buf || n) {
-		free(*buf);
-		*buf = NULL;
+	if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+		return put_in_place(path, buf, len, e);
+	if (tmp_open(&t, path, e) < 0)
 		return -1;
-	}
-	(*buf)[used] = '\0';
-	*len = used;
-	return 0;
+	rc = write_all(t.fd, buf, len) ? err_set(e, EX_IOERR, "%s:", t.path) : 0;
+	return tmp_close(&t, rc, e);
 }
 
-int file_get(const char *path, char **buf, size_t *len, struct err *e)
+static int copy_bytes(int from, const char *name, const struct file_tmp *to, struct err *e)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC), rc;
+	size_t size = 1 << 20;
+	char *buf = malloc(size);
+	ssize_t n;
 
-	*buf = NULL;
-	*len = 0;
+	if (!buf)
+		err_die(EX_OSERR, "out of memory");
+	while ((n = file_read(from, buf, size, name, e)) > 0)
+		if (write_all(to->fd, buf, (size_t)n)) {
+			n = err_set(e, EX_IOERR, "%s:", to->path);
+			break;
+		}
+	free(buf);
+	return (int)n;
+}
+
+int file_copy(const char *from, const char *to, struct err *e)
+{
+	int fd = file_open_regular(from, e), rc;
+	struct file_tmp t;
+
 	if (fd < 0)
-		return err_set(e, EX_NOINPUT, "%s:", path);
-	rc = read_all(fd, buf, len);
-	if (rc)
-		err_set(e, errno == EISDIR ? EX_NOINPUT : errno == ENOMEM ? EX_OSERR : EX_IOERR,
-		    "%s:", path);
+		return -1;
+	rc = tmp_open(&t, to, e);
+	if (!rc)
+		rc = tmp_close(&t, copy_bytes(fd, from, &t, e), e);
 	close(fd);
 	return rc;
 }
 
-int file_mkdirs(const char *path, struct err *e)
+/* ---- directories ---- */
+
+/* All that path goes through, and path itself where `last` asks for it. */
+static int make_dirs(const char *path, bool last, struct err *e)
 {
 	char *p = file_strdup(path), *s = p;
 	struct stat st;
@@ -169,14 +372,27 @@ int file_mkdirs(const char *path, struct err *e)
 		s += strcspn(s, "/");
 		char c = *s;
 
+		if (!last && s[strspn(s, "/")] == '\0')
+			break;
 		*s = '\0';
-		if (mkdir(p, 0777) && !(errno == EEXIST && stat(p, &st) == 0 &&
-		    S_ISDIR(st.st_mode)))
+		if (mkdir(p, 0777) && !(errno == EEXIST && stat(p, &st) == 0 && S_ISDIR(st.st_mode)))
 			rc = err_set(e, EX_CANTCREAT, "%s:", p);
 		*s = c;
 	}
 	free(p);
 	return rc;
+}
+
+int file_mkdirs(const char *path, struct err *e)
+{
+	return make_dirs(path, true, e);
+}
+
+int file_mkdir_new(const char *path, struct err *e)
+{
+	if (make_dirs(path, false, e))
+		return -1;
+	return mkdir(path, 0777) ? err_set(e, EX_CANTCREAT, "%s:", path) : 0;
 }
 
 int file_sync_dir(const char *path, struct err *e)
@@ -214,16 +430,4 @@ char *file_join(const char *dir, const char *name)
 		err_die(EX_OSERR, "out of memory");
 	snprintf(p, size, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
 	return p;
-}
-
-int file_copy(const char *from, const char *to, struct err *e)
-{
-	char *buf;
-	size_t len;
-	int rc = file_get(from, &buf, &len, e);
-
-	if (!rc)
-		rc = file_put(to, buf, len, e);
-	free(buf);
-	return rc;
 }

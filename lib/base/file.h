@@ -1,28 +1,55 @@
 /*
  * file: whole files in and out, never half written.
+ *
+ * Files of a model directory come from strangers. What is read from one is a regular file of bounded
+ * size (file_get_regular()); a link to one is followed, because the cache of Hugging Face is made of
+ * links. What is copied from one into another directory lies within it (file_within()): a link that
+ * leads out of the directory could publish any file of the user's.
+ *
+ * What the user names may be a pipe or a device. Opening and reading one can wait for ever for
+ * somebody at the other end, so a stop signal (sig.h) ends the wait: EX_TEMPFAIL.
  */
 #ifndef CHR_FILE_H
 #define CHR_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #include "base/err.h"
+
+#define FILE_MOST ((size_t)256 << 20)	/* bytes of a file that file_get() reads */
 
 /* Writes a temporary name in the same directory, fsyncs, renames over path, fsyncs the directory.
  * 0, or -1 (EX_CANTCREAT when it cannot be created, EX_IOERR when the write failed; the old file
  * is then intact). */
 int file_put(const char *path, const void *buf, size_t len, struct err *e);
 
-/* Reads a whole file; *buf is malloc'ed, NUL-terminated, and the caller frees. EX_NOINPUT when
- * it cannot be opened. */
+/* Reads a whole file; *buf is malloc'ed, NUL-terminated, and the caller frees. EX_NOINPUT when it
+ * cannot be opened, EX_DATAERR when it is above FILE_MOST. */
 int file_get(const char *path, char **buf, size_t *len, struct err *e);
+/* The same of a file that is part of a directory: EX_NOINPUT unless it is a regular one. */
+int file_get_regular(const char *path, char **buf, size_t *len, struct err *e);
+
+/* A descriptor for reading, or -1. Of a pipe there is something to read then, or its end. */
+int file_open(const char *path, struct err *e);
+int file_open_regular(const char *path, struct err *e);		/* never waits */
+/* A descriptor for writing in place, of a new or emptied file, or -1; a pipe then has a reader. */
+int file_create(const char *path, struct err *e);
+/* read(2) that a stop signal ends: bytes, 0 at the end, -1. */
+ssize_t file_read(int fd, void *buf, size_t size, const char *name, struct err *e);
+
+/* Is the file in the directory, wherever links lead? In a snapshot of a Hugging Face cache, the blobs
+ * beside it count as in it. */
+bool file_within(const char *dir, const char *path);
 
 int file_mkdirs(const char *path, struct err *e);		/* like mkdir -p */
+int file_mkdir_new(const char *path, struct err *e);		/* the last one must not be there yet */
 int file_sync_dir(const char *path, struct err *e);
-/* a directory of plain files, one level deep or more */
+/* A directory of plain files, one level deep or more. */
 int file_remove_tree(const char *path, struct err *e);
 char *file_join(const char *dir, const char *name);		/* malloc'ed "dir/name" */
-/* through file_put: whole or not at all */
+/* A regular file, whole or not at all, as file_put() writes it. */
 int file_copy(const char *from, const char *to, struct err *e);
 
 #endif

@@ -11,6 +11,8 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "base/file.h"
+#include "base/plain.h"
 #include "base/sig.h"
 
 #define JSONL_CHUNK ((size_t)64 << 10)
@@ -93,9 +95,9 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 	bool std = !strcmp(path, "-");
 
 	in->name = std ? "<stdin>" : path;
-	in->fd = std ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+	in->fd = std ? STDIN_FILENO : file_open(path, e);
 	if (in->fd < 0)
-		return err_set(e, EX_NOINPUT, "%s:", path);
+		return -1;
 	in->lineno = in->at = in->behind = 0;
 	in->line = in->scan = in->end = 0;
 	in->format = JSONL_UNKNOWN;
@@ -105,29 +107,11 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 	return 0;
 }
 
-/* read(2) that a stop signal ends. Bytes read, 0 at the end, -1 with *e. */
 static ssize_t jsonl_read_here(void *self, void *buf, size_t size, struct err *e)
 {
 	struct jsonl *in = self;
-	struct pollfd p = { .fd = in->fd, .events = POLLIN };
-	int ready;
-	ssize_t n;
 
-	for (;;) {
-		if (sig_stop)
-			return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", in->name,
-			    (int)sig_stop);
-		/* poll() is interrupted even by signals that restart read(); half a second later
-		 * it notices one that came just before it. */
-		ready = poll(&p, 1, 500);
-		if (ready == 0 || (ready < 0 && errno == EINTR))
-			continue;
-		n = read(in->fd, buf, size);
-		if (n >= 0)
-			return n;
-		if (errno != EINTR && errno != EAGAIN)
-			return err_set(e, errno == EISDIR ? EX_NOINPUT : EX_IOERR, "%s:", in->name);
-	}
+	return file_read(in->fd, buf, size, in->name, e);
 }
 
 static ssize_t jsonl_read(struct jsonl *in, void *buf, size_t size, struct err *e)
@@ -454,37 +438,17 @@ void json_set_str(json_t *o, const char *key, const char *v)
 	json_object_set_new(o, key, v ? json_string(v) : json_null());
 }
 
-/* Length of the UTF-8 character at s, 0 when there is none. */
-static size_t utf8_length(const unsigned char *s, size_t left)
-{
-	static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };
-	size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : s[0] >> 3 == 30 ? 4
-	    : 0;
-	uint32_t c;
-
-	if (n < 2)
-		return n;
-	if (n > left)
-		return 0;
-	c = s[0] & (0x7fu >> n);
-	for (size_t i = 1; i < n; i++) {
-		if (s[i] >> 6 != 2)
-			return 0;
-		c = c << 6 | (s[i] & 63);
-	}
-	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
-}
-
 json_t *json_text(const char *s, size_t len)
 {
 	char *out = malloc(3 * len + 1);
+	uint32_t code;
 	size_t n = 0;
 	json_t *v;
 
 	if (!out)
 		err_die(EX_OSERR, "out of memory");
 	for (size_t i = 0; i < len;) {
-		size_t c = utf8_length((const unsigned char *)s + i, len - i);
+		size_t c = plain_utf8(s + i, len - i, &code);
 
 		memcpy(out + n, c ? s + i : "\xef\xbf\xbd", c ? c : 3);
 		n += c ? c : 3;

@@ -51,19 +51,6 @@ static int may_replace(const char *path, bool force, struct err *e)
 	return 0;
 }
 
-static int make_parent(const char *path, struct err *e)
-{
-	char *dir = strdup(path), *slash = dir ? strrchr(dir, '/') : NULL;
-	int rc = 0;
-
-	if (slash && slash != dir) {
-		*slash = '\0';
-		rc = file_mkdirs(dir, e);
-	}
-	free(dir);
-	return rc;
-}
-
 int outdir_begin(struct outdir *d, const char *path, const char *source, bool force, struct err *e)
 {
 	size_t n = strlen(path), size = n + 32;
@@ -80,11 +67,8 @@ int outdir_begin(struct outdir *d, const char *path, const char *source, bool fo
 		err_set(e, EX_USAGE, "%s is the model itself", path);
 		goto fail;
 	}
-	if (may_replace(d->path, force, e) < 0 || make_parent(d->path, e) < 0)
-		goto fail;
-	if (mkdir(d->tmp, 0777) == 0)
+	if (may_replace(d->path, force, e) == 0 && file_mkdir_new(d->tmp, e) == 0)
 		return 0;
-	err_set(e, EX_CANTCREAT, "cannot create %s:", d->tmp);
 fail:
 	free(d->path);
 	free(d->tmp);

@@ -159,7 +159,7 @@ static int plan_experts(struct engine *g, struct mem_plan *plan, struct err *e)
 static int load_manifest(struct engine *g, struct err *e)
 {
 	char *path = file_join(g->md.path, MANIFEST_NAME);
-	int status = manifest_load(&g->man, path, e);
+	int status = manifest_load_dir(&g->man, g->md.path, e);
 	const char *mine = modeldir_meta(&g->md, "chronos.fingerprint");
 
 	if (status == 0 && !g->man.packed)

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "decode/report.h"
@@ -35,6 +36,8 @@ void report_io(int64_t *rchar, int64_t *disk)
 
 int report_open(struct report *r, const char *spec, struct engine *g, struct err *e)
 {
+	int fd;
+
 	*r = (struct report){ .g = g, .majflt = report_majflt(), .began = progress_clock() };
 	store_stats(engine_store(g), &r->last);
 	r->first = r->last;
@@ -43,8 +46,10 @@ int report_open(struct report *r, const char *spec, struct engine *g, struct err
 		return 0;
 	if (*spec && strspn(spec, "0123456789") == strlen(spec) && strlen(spec) < 6)
 		r->f = fdopen(atoi(spec), "w");
+	else if ((fd = file_create(spec, e)) < 0)
+		return -1;
 	else
-		r->f = fopen(spec, "we");
+		r->f = fdopen(fd, "w");
 	return r->f ? 0 : err_set(e, EX_CANTCREAT, "--stats %s:", spec);
 }
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "base/json.h"
 
 #define MOST 1e6		/* uses, halved with time, cannot be more */
@@ -63,20 +64,13 @@ int64_t usage_bytes(const struct config *c)
 int usage_load(const char *path, const struct config *c, const char *fingerprint, float *heat,
     struct err *e)
 {
-	json_error_t why;
 	json_t *o;
-	char *text;
-	size_t n;
 	int status;
 
 	if (access(path, F_OK) != 0 && errno == ENOENT)
 		return 0;
-	if (file_get(path, &text, &n, e) < 0)
+	if ((o = jsonfile_input(path, e)) == NULL)
 		return -1;
-	o = json_loadb(text, n, 0, &why);
-	free(text);
-	if (o == NULL)
-		return err_set(e, EX_DATAERR, "%s:%d: %s", path, why.line, why.text);
 	status = check(path, o, c, fingerprint, e);
 	if (status == 0)
 		status = read_layers(path, json_object_get(o, "heat"), c, heat, e);

@@ -3,9 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include "arch/config.h"
+#include "base/file.h"
+#include "base/jsonfile.h"
 
 struct parse {			/* what the functions below share */
 	struct manifest *m;
@@ -19,17 +20,7 @@ struct parse {			/* what the functions below share */
 static int get_int(const struct parse *p, const json_t *o, const char *key, int64_t lo, int64_t hi,
     int64_t *v)
 {
-	const json_t *j = json_object_get(o, key);
-
-	*v = json_integer_value(j);	/* 0 when it is none */
-	if (!json_is_integer(j))
-		return err_set(p->e, EX_DATAERR, "%s: %s \"%s\"", p->name, j ? "not an integer:"
-		    : "missing", key);
-	if (*v < lo || *v > hi)
-		return err_set(p->e, EX_DATAERR, "%s: \"%s\" is %lld, not in %lld..%lld", p->name,
-		    key, (long long)*v,
-		    (long long)lo, (long long)hi);
-	return 0;
+	return jsonfile_int(o, key, lo, hi, v, p->name, p->e);
 }
 
 int manifest_init(struct manifest *m, int layers, int experts, int nclusters, struct err *e)
@@ -294,49 +285,30 @@ int manifest_parse(struct manifest *m, const json_t *o, const char *name, struct
 	return rc;
 }
 
-static size_t from_gz(void *buf, size_t n, void *gz)
-{
-	int got = gzread(gz, buf, (unsigned)n);
-
-	return got < 0 ? (size_t)-1 : (size_t)got;
-}
-
-static json_t *load_gz(gzFile gz, const char *name, struct err *e)
-{
-	json_error_t je;
-	json_t *o = json_load_callback(from_gz, gz, JSON_REJECT_DUPLICATES, &je);
-	const char *why;
-	int z;
-
-	if (o)
-		return o;
-	why = gzerror(gz, &z);
-	if (z == Z_ERRNO)
-		err_set(e, EX_IOERR, "cannot read %s:", name);
-	else if (z != Z_OK && z != Z_STREAM_END)
-		err_set(e, EX_DATAERR, "%s: gzip data is damaged: %s", name, why);
-	else
-		err_set(e, EX_DATAERR, "%s:%d: %s", name, je.line, je.text);
-	return NULL;
-}
-
 int manifest_load(struct manifest *m, const char *path, struct err *e)
 {
-	bool in = strcmp(path, "-") == 0;
-	const char *name = in ? "<stdin>" : path;
-	gzFile gz = in ? gzdopen(dup(0), "r") : gzopen(path, "r");
-	json_t *o;
+	json_t *o = jsonfile_input(path, e);
 	int rc;
 
 	*m = (struct manifest){0};
-	if (!gz)
-		return err_set(e, EX_NOINPUT, "cannot open %s:", name);
-	o = load_gz(gz, name, e);
-	gzclose(gz);
 	if (!o)
 		return -1;
-	rc = manifest_parse(m, o, name, e);
+	rc = manifest_parse(m, o, strcmp(path, "-") == 0 ? "<stdin>" : path, e);
 	json_decref(o);
+	return rc;
+}
+
+int manifest_load_dir(struct manifest *m, const char *dir, struct err *e)
+{
+	char *path = file_join(dir, MANIFEST_NAME);
+	json_t *o = jsonfile_load(path, e);
+	int rc = -1;
+
+	*m = (struct manifest){0};
+	if (o)
+		rc = manifest_parse(m, o, path, e);
+	json_decref(o);
+	free(path);
 	return rc;
 }
 

@@ -4,7 +4,7 @@
  * (clusters only), chr-pack completes it.
  *
  *	struct manifest m;
- *	if (manifest_load(&m, "out/packed/cluster_manifest.json", &e) < 0)
+ *	if (manifest_load_dir(&m, "out/packed", &e) < 0)
  *		err_exit(&e);
  *	const struct place *p = manifest_at(&m, layer, expert);		(p->cluster < 0: a dense
  *	layer)
@@ -69,7 +69,9 @@ int manifest_init(struct manifest *m, int layers, int experts, int nclusters, st
 
 /* EX_DATAERR; messages start with name. On error *m holds nothing to free. */
 int manifest_parse(struct manifest *m, const json_t *o, const char *name, struct err *e);
-int manifest_load(struct manifest *m, const char *path, struct err *e);		/* "-" is stdin */
+/* Of what the user names: "-" is stdin, and it may be gzip; and that of a packed directory. */
+int manifest_load(struct manifest *m, const char *path, struct err *e);
+int manifest_load_dir(struct manifest *m, const char *dir, struct err *e);
 void manifest_free(struct manifest *m);
 
 /* The object to write: everything the struct says, then the keys of raw that it does not know.

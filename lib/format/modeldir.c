@@ -9,8 +9,10 @@
 #include <zlib.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "backend/quant.h"
 #include "base/sha256.h"
+#include "base/sniff.h"
 
 #define CHUNK ((size_t)64 << 10)	/* elements converted at a time */
 #define INDEX "model.safetensors.index.json"
@@ -19,7 +21,11 @@ int modeldir_st_err(struct err *e, const char *file, const struct st_error *se)
 {
 	int status = se->code == ST_EOPEN ? EX_NOINPUT : se->code == ST_EIO ? EX_IOERR :
 	    se->code == ST_ENOMEM ? EX_OSERR : se->code == ST_EUSE ? EX_SOFTWARE : EX_DATAERR;
+	const char *what = se->code == ST_ESHORT || se->code == ST_EJSON || se->code == ST_EUTF8
+	    ? sniff_file(file) : NULL;
 
+	if (what)
+		return err_set(e, status, "%s: is %s, where safetensors should be", file, what);
 	if (se->pos)
 		return err_set(e, status, "%s: %s (byte %llu)", file, se->msg,
 		    (unsigned long long)se->pos);
@@ -77,7 +83,9 @@ static int open_shards(struct modeldir *md, const char *index, const json_t *map
 	json_object_foreach((json_t *)map, name, value) {
 		file = json_string_value(value);
 		if (!file || !*file || *file == '.' || strchr(file, '/'))
-			return err_set(e, EX_DATAERR, "%s: \"%s\": not a file name", index, name);
+			return err_set(e, EX_DATAERR, "%s: \"%.100s\" is said to be in \"%.100s\", "
+			    "which is not the name of a file beside it", index, name,
+			    file ? file : "");
 		if (!is_open(md, file) && add_file(md, file, e) < 0)
 			return -1;
 	}
@@ -90,20 +98,10 @@ static int open_shards(struct modeldir *md, const char *index, const json_t *map
 
 static int open_index(struct modeldir *md, struct err *e)
 {
-	char *index = file_join(md->path, INDEX), *text;
-	json_error_t je;
-	json_t *o = NULL;
-	size_t len;
-	int r = -1;
+	char *index = file_join(md->path, INDEX);
+	json_t *o = jsonfile_load(index, e);
+	int r = o ? open_shards(md, index, json_object_get(o, "weight_map"), e) : -1;
 
-	if (file_get(index, &text, &len, e) == 0) {
-		o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
-		if (o)
-			r = open_shards(md, index, json_object_get(o, "weight_map"), e);
-		else
-			err_set(e, EX_DATAERR, "%s:%d: %s", index, je.line, je.text);
-		free(text);
-	}
 	json_decref(o);
 	free(index);
 	return r;

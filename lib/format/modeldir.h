@@ -108,7 +108,7 @@ int modeldir_save(const char *dir, const struct config *c, const struct params *
     const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e);
 
-/* Fills e from a safetensors error: the status that fits, and "file: message (byte N)". Returns
+/* Fills e from a safetensors error: the status that fits, what else the file is if that can be told, or "file: message (byte N)". Returns
  * -1. */
 int modeldir_st_err(struct err *e, const char *file, const struct st_error *se);
 

@@ -198,6 +198,7 @@ struct st_file {
 	struct st__pair *meta;
 	size_t nmeta, cap_meta;
 	size_t *hash, hash_size;	/* index + 1 into t, 0 empty */
+	uint64_t end;			/* of the tensor that ends last, from data_start on */
 	uint64_t seed;
 };
 
@@ -620,19 +621,19 @@ static int st__offsets(struct st__json *j, uint64_t *begin, uint64_t *end)
 }
 
 /* What the fields of one entry say must agree with each other and with the file. */
-static int st__check(const struct st_file *f, struct st_tensor *t, uint64_t begin, uint64_t end,
+static int st__check(struct st_file *f, struct st_tensor *t, uint64_t begin, uint64_t end,
     size_t at,
     struct st_error *e)
 {
-	uint64_t pos = 8 + (uint64_t)at, want, room = f->size - f->data_start;
+	uint64_t pos = 8 + (uint64_t)at, want;
 
 	if (begin > end)
 		return st__fail(e, ST_ERANGE, pos, "tensor \"%.80s\" ends before it begins",
 		    t->name);
-	if (end > room)
-		return st__fail(e, ST_ERANGE, pos,
-		    "tensor \"%.80s\" ends at %llu, past the end of the data at %llu", t->name,
-		    (unsigned long long)end, (unsigned long long)room);
+	if (end > (uint64_t)INT64_MAX - f->data_start)
+		return st__fail(e, ST_ERANGE, pos, "tensor \"%.80s\" ends at %llu, beyond what a "
+		    "file can have", t->name, (unsigned long long)end);
+	f->end = end > f->end ? end : f->end;
 	if (st__bytes(t->dtype, t->ndim, t->shape, &want) < 0)
 		return st__fail(e, ST_EOVERFLOW, pos,
 		    "tensor \"%.80s\": size of its shape is above 64 bits", t->name);
@@ -642,7 +643,7 @@ static int st__check(const struct st_file *f, struct st_tensor *t, uint64_t begi
 		    (unsigned long long)want, (unsigned long long)(end - begin));
 	t->offset = f->data_start + begin;
 	t->nbytes = end - begin;
-	t->data = f->base ? f->base + t->offset : NULL;
+	t->data = f->base && end <= f->size - f->data_start ? f->base + t->offset : NULL;
 	return 0;
 }
 
@@ -742,6 +743,10 @@ static int st__check_cover(struct st_file *f, struct st_error *e)
 	uint64_t at = f->data_start;
 	size_t i;
 
+	if (f->end > f->size - at)
+		return st__fail(e, ST_ERANGE, 0, "cut short: the header describes a file of %llu bytes, "
+		    "this one has %llu", (unsigned long long)(at + f->end),
+		    (unsigned long long)f->size);
 	if (f->n)
 		qsort(f->t, f->n, sizeof *f->t, st__by_place);
 	for (i = 0; i < f->n; at = f->t[i].offset + f->t[i].nbytes, i++) {
@@ -843,8 +848,9 @@ static int st__parse(struct st_file *f, struct st_error *e)
 		    (unsigned long long)n,
 		    ST_MAX_HEADER);
 	if (n > f->size - 8)
-		return st__fail(e, ST_ESHORT, 0, "header of %llu bytes is longer than the file",
-		    (unsigned long long)n);
+		return st__fail(e, ST_ESHORT, 0, "header of %llu bytes is longer than the file "
+		    "of %llu: cut short, or no safetensors file", (unsigned long long)n,
+		    (unsigned long long)f->size);
 	f->data_start = 8 + n;
 	f->header = (char *)malloc((size_t)n + 1);
 	if (!f->header)

@@ -143,6 +143,14 @@ void verify_tell(struct verify *v, const char *file, const char *why)
 	tell(v, &(struct verify_bad){ .file = file, .layer = -1, .expert = -1, .why = why });
 }
 
+static void tell_unopened(struct verify *v, const char *file, const struct st_error *se)
+{
+	struct err e = { 0 };
+
+	modeldir_st_err(&e, file, se);
+	verify_tell(v, file, e.msg);
+}
+
 /* Pieces of one tensor follow each other: their sum is told once. */
 static void tell_pieces(struct verify *v, const struct scan *s, const char *name)
 {
@@ -310,7 +318,7 @@ static int verify_packed(struct verify *v, struct modeldir *md, struct err *e)
 	struct err why = { 0 };
 	int r = 0;
 
-	if (manifest_load(&m, name, &why) < 0) {
+	if (manifest_load_dir(&m, md->path, &why) < 0) {
 		verify_tell(v, name, why.msg);
 		free(name);
 		return 0;
@@ -327,7 +335,7 @@ static int verify_packed(struct verify *v, struct modeldir *md, struct err *e)
 		if (file[i])
 			r = verify_file(v, file[i], path, e);
 		else
-			verify_tell(v, path, se.msg);
+			tell_unopened(v, path, &se);
 		free(path);
 	}
 	if (r == 0 && m.packed)
@@ -354,7 +362,7 @@ static int verify_optimizer(struct verify *v, const struct modeldir *md, struct 
 		if (f)
 			r = verify_file(v, f, path, e);
 		else
-			verify_tell(v, path, se.msg);
+			tell_unopened(v, path, &se);
 		st_close(f);
 	}
 	free(path);

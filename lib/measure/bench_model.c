@@ -75,16 +75,14 @@ static char *largest(const char *dir, const char *suffix)
 static void read_manifest(struct side *x, char fingerprint[33], struct err *e)
 {
 	struct manifest m;
-	char *path = file_join(x->infer.model, MANIFEST_NAME);
 
-	if (manifest_load(&m, path, e) < 0)
+	if (manifest_load_dir(&m, x->infer.model, e) < 0)
 		err_exit(e);
 	x->dt = m.dt[0];
 	x->block = manifest_align(m.gate_bytes + m.up_bytes + m.down_bytes);
 	if (m.fingerprint)
 		snprintf(fingerprint, 33, "%s", m.fingerprint);
 	manifest_free(&m);
-	free(path);
 }
 
 static void describe(struct side *x)

@@ -118,9 +118,6 @@ static bool has_file(const char *dir, const char *name)
 
 static int open_packed(struct fit *f, struct err *e)
 {
-	char *path;
-	int rc;
-
 	f->packed = f->o->model != NULL ? has_file(f->o->model, MANIFEST_NAME) : f->o->packed;
 	if (f->o->stage != FIT_GENERATE || !f->packed)
 		return 0;
@@ -134,10 +131,7 @@ static int open_packed(struct fit *f, struct err *e)
 		    D, F) };
 		return 0;
 	}
-	path = file_join(f->o->model, MANIFEST_NAME);
-	rc = manifest_load(&f->man, path, e);
-	free(path);
-	return rc;
+	return manifest_load_dir(&f->man, f->o->model, e);
 }
 
 /* What the program to be run holds besides its plan: as much as this one, which has opened the

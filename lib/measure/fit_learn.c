@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "measure/fit.h"
 #include "base/json.h"
 
@@ -99,15 +100,11 @@ json_t *fit_learn(int n, char *const logs[], struct err *e)
 
 int fit_calibration(const char *file, const char *stage, double *factor, struct err *e)
 {
-	json_t *o = NULL, *r;
-	char *text;
-	size_t len;
+	json_t *o = jsonfile_input(file, e), *r;
 	int rc = 0;
 
-	if (file_get(file, &text, &len, e) < 0)
+	if (o == NULL)
 		return -1;
-	o = json_loadb(text, len, 0, NULL);
-	free(text);
 	if (!json_is_object(json_object_get(o, "stages"))) {
 		json_decref(o);
 		return err_set(e, EX_DATAERR, "%s: not a calibration of chr-fit -l", file);

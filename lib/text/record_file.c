@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/sig.h"
 
 #define CHUNK ((size_t)64 << 10)
@@ -77,9 +78,10 @@ static int open_lines(struct record_file *f, int parts, struct err *e)
 
 	if ((f->in = jsonl_open(1, (char *const *)&f->path, false, e)) == NULL)
 		return -1;
-	f->fd = open(f->path, O_RDONLY | O_CLOEXEC);
-	if (f->fd < 0 || fstat(f->fd, &f->was) < 0)
-		return err_set(e, EX_NOINPUT, "%s:", f->path);
+	if ((f->fd = file_open(f->path, e)) < 0)
+		return -1;
+	if (fstat(f->fd, &f->was) < 0)
+		return err_set(e, EX_IOERR, "%s:", f->path);
 	f->block = block_size(f->was.st_size, parts, BLOCK_LEAST, BLOCK_MOST);
 	f->seeks = pread(f->fd, magic, sizeof magic, 0) < 2 || magic[0] != 0x1f || magic[1] != 0x8b;
 	if (f->seeks) {

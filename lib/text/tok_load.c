@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "base/sha256.h"
 #include "text/tok_impl.h"
 
@@ -461,16 +462,6 @@ static int take_root(struct loader *l, const json_t *root)
 	return 0;
 }
 
-static json_t *parse(const char *text, size_t len, const char *name, struct err *e)
-{
-	json_error_t why;
-	json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
-
-	if (!root)
-		err_set(e, EX_DATAERR, "%s:%d: %s", name, why.line, why.text);
-	return root;
-}
-
 /* bos_token and the like: "x", or {"content": "x"}. A token that the tokenizer lacks is none. */
 static int named_token(const struct tok *t, const json_t *config, const char *key)
 {
@@ -509,9 +500,9 @@ static int read_config(struct tok *t, const char *path, struct err *e)
 {
 	json_t *config;
 
-	if (file_get(path, &t->config_json, &t->config_len, e))
+	if (file_get_regular(path, &t->config_json, &t->config_len, e))
 		return -1;
-	config = parse(t->config_json, t->config_len, path, e);
+	config = jsonfile_parse(t->config_json, t->config_len, path, e);
 	if (!config)
 		return -1;
 	t->bos = named_token(t, config, "bos_token");
@@ -534,7 +525,7 @@ struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e)
 	memset(l.char_byte, 0xff, sizeof l.char_byte);
 	for (unsigned b = 0; b < 256; b++)
 		l.char_byte[tok_byte_char(b)] = b;
-	root = parse(json, len, name, e);
+	root = jsonfile_parse(json, len, name, e);
 	rc = root ? take_root(&l, root) : -1;
 	json_decref(root);
 	if (rc) {
@@ -570,14 +561,15 @@ static char *config_path(const char *path)
 
 struct tok *tok_load(const char *path, struct err *e)
 {
-	char *file = is_dir(path) ? file_join(path, "tokenizer.json") : strdup(path),
+	bool dir = is_dir(path);
+	char *file = dir ? file_join(path, "tokenizer.json") : strdup(path),
 	    *side = config_path(file);
 	struct tok *t = NULL;
 	struct stat st;
 	char *json;
 	size_t len;
 
-	if (!file_get(file, &json, &len, e))
+	if (!(dir ? file_get_regular : file_get)(file, &json, &len, e))
 		t = tok_parse(json, len, file, e);
 	if (t && side && !stat(side, &st) && read_config(t, side, e)) {
 		tok_free(t);

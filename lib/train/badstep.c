@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/comm.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
 
@@ -161,6 +162,14 @@ static int write_all(FILE *f, struct text own)
 	return good && (f == NULL || fflush(f) == 0) ? 0 : -1;
 }
 
+static int open_dump(struct badstep *b, struct err *e)
+{
+	int fd = file_create(b->path, e);
+
+	b->f = fd >= 0 ? fdopen(fd, "w") : NULL;
+	return b->f != NULL ? 0 : fd < 0 ? -1 : err_set(e, EX_OSERR, "out of memory");
+}
+
 static int dump(struct badstep *b, const struct badstep_step *s, char *const *name, int records,
     struct err *e)
 {
@@ -168,8 +177,8 @@ static int dump(struct badstep *b, const struct badstep_step *s, char *const *na
 
 	if (b->path == NULL)
 		return 0;
-	if (comm_rank() == 0 && b->f == NULL && (b->f = fopen(b->path, "we")) == NULL)
-		rc = err_set(e, EX_CANTCREAT, "%s:", b->path);
+	if (comm_rank() == 0 && b->f == NULL)
+		rc = open_dump(b, e);
 	for (int i = 0; i < s->n; i++) {
 		struct text own;
 		FILE *f;

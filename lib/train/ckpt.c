@@ -14,6 +14,7 @@
 
 #include "base/comm.h"
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "format/modeldir.h"
 #include "format/safetensors.h"
 
@@ -292,7 +293,7 @@ static int put_weights(struct saver *s, const char *dir, const struct ckpt *c, s
 
 static int fill(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
-	int rc = file_mkdirs(dir, e);
+	int rc = file_mkdir_new(dir, e);
 
 	if (rc == 0 && c->tok != NULL)
 		rc = tok_save(c->tok, dir, e);
@@ -560,17 +561,14 @@ bool ckpt_occupied(const char *out)
 
 int ckpt_state(const char *dir, json_t **state, struct err *e)
 {
-	char *path = file_join(dir, "train_state.json"), *text = NULL;
-	json_error_t je;
-	size_t len;
-	int rc = file_get(path, &text, &len, e);
+	char *path = file_join(dir, "train_state.json");
+	int rc = 0;
 
-	*state = rc == 0 ? json_loadb(text, len, 0, &je) : NULL;
-	if (rc == 0 && !json_is_object(*state)) {
+	*state = jsonfile_load(path, e);
+	if (!json_is_object(*state)) {
+		rc = *state ? err_set(e, EX_DATAERR, "%s: not a JSON object", path) : -1;
 		json_decref(*state);
-		rc = err_set(e, EX_DATAERR, "%s: not a JSON object", path);
 	}
-	free(text);
 	free(path);
 	return rc;
 }

@@ -7,7 +7,7 @@
 
 #include "text/corpus.h"
 #include "text/record.h"
-#include "format/safetensors.h"
+#include "format/modeldir.h"
 
 struct docpack {
 	struct docpack_opt o;
@@ -130,7 +130,7 @@ static int open_shard(void *self, const char *path, void **shard, int64_t *docs,
 	if ((s = calloc(1, sizeof *s)) == NULL || (s->path = strdup(path)) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	if ((s->f = st_open(path, ST_READ, &se)) == NULL)
-		err_set(e, se.code == ST_EOPEN ? EX_NOINPUT : EX_DATAERR, "%s: %s", path, se.msg);
+		modeldir_st_err(e, path, &se);
 	if (s->f == NULL || check_shard(s, e) < 0) {
 		close_shard(s);
 		return -1;

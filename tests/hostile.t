@@ -1,0 +1,138 @@
+#!/bin/sh
+# Files of strangers: bytes that are something else, kinds of files that hang or never end, names that leave the
+# directory, text that a terminal would act on.
+. "$(dirname "$0")/lib.sh"
+[ -x "$bld/chr-pack" ] || skip_all "the programs are not built"
+world "$tmp/w"
+cd "$tmp/w" || exit 1
+
+# fresh: $m is a copy of the model
+fresh()
+{
+	rm -rf m && cp -r "${1:-model}" m
+}
+# says NAME STATUS PATTERN COMMAND...: it ends within ten seconds, so, and its message has the pattern
+says()
+{
+	says_name=$1 says_want=$2 says_pattern=$3
+	shift 3
+	timeout 10 "$@" > out 2> "$tmp/log"
+	says_got=$?
+	[ "$says_got" = "$says_want" ] && grep -q "$says_pattern" "$tmp/log"
+	says_rc=$?
+	[ "$says_rc" = 0 ] || echo "status $says_got, want $says_want and '$says_pattern': $*" >> "$tmp/log"
+	result "$says_name" "$says_rc"
+}
+
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n' > lfs
+printf '<!DOCTYPE html>\n<html><body>404</body></html>\n' > page
+printf 'PK\003\004\024\000\000\000archive/data.pkl and more of a checkpoint' > zip
+printf 'GGUF\003\000\000\000and more of a file for llama.cpp' > gguf
+: > empty
+for kind in "lfs Git LFS pointer" "page web page" "zip ZIP archive" "gguf GGUF" "empty empty"; do
+	file=${kind%% *} what=${kind#* }
+	for to in model.safetensors config.json tokenizer.json tokenizer_config.json; do
+		fresh
+		cp "$file" m/$to
+		says "$file as $to" 65 "m/$to: is .*$what" chr-generate -q -m m -p x -n 1
+	done
+	fresh packed
+	cp "$file" m/cluster_manifest.json
+	says "$file as manifest" 65 "cluster_manifest.json: is .*$what" chr-ls m
+	fresh packed
+	cp "$file" m/cluster_000.ctsr
+	is "$file as experts" "$(chr-ls --check m | grep -c "cluster_000.ctsr: is .*$what")" 1
+done
+fresh
+{ printf '\377\376'; sed 's/./&\n/g' config.json | tr '\n' '\0'; } > m/config.json
+says "config.json in UTF-16" 65 "UTF-16" chr-ls m
+fresh
+{ printf '\357\273\277'; cat model/config.json; } > m/config.json
+status "config.json with a byte order mark" 0 chr-ls m
+
+fresh
+size=$(wc -c < model/model.safetensors)
+head -c $((size - 100)) model/model.safetensors > m/model.safetensors
+says "weights cut short" 65 "describes a file of $size bytes, this one has $((size - 100))" chr-ls m
+head -c 100 model/model.safetensors > m/model.safetensors
+says "header cut short" 65 "longer than the file of 100: cut short" chr-ls m
+
+chr-pretrain -q -c config.json -t tokenizer.json -n 1 -b 1 --seq 16 --shard-size 100K -o shards datasets/pretrain.jsonl > noise
+for name in '../model/x' '/etc/passwd' '..' 'a/b'; do
+	fresh shards
+	sed 's|"model-00002-of-[0-9]*.safetensors"|"'"$name"'"|' shards/model.safetensors.index.json > m/model.safetensors.index.json
+	says "a shard named $name" 65 "model.safetensors.index.json: .*$name" chr-ls m
+done
+fresh shards
+rm m/model-00002-of-*.safetensors
+says "a shard that is missing" 66 "m/model-00002-of-.*No such file" chr-ls m
+
+for to in config.json tokenizer.json tokenizer_config.json; do
+	fresh
+	rm m/$to && mkfifo m/$to
+	says "a pipe as $to" 66 "m/$to: is a named pipe" chr-score -q -m m in.jsonl
+	rm m/$to && ln -s /dev/zero m/$to
+	says "/dev/zero as $to" 66 "m/$to: is a device" chr-score -q -m m in.jsonl
+	rm m/$to && mkdir m/$to
+	says "a directory as $to" 66 "m/$to: is a directory" chr-score -q -m m in.jsonl
+done
+fresh packed
+rm m/cluster_manifest.json && mkfifo m/cluster_manifest.json
+says "a pipe as manifest" 66 "is a named pipe" chr-ls m
+fresh shards
+rm m/model.safetensors.index.json && mkfifo m/model.safetensors.index.json
+says "a pipe as index" 66 "is a named pipe" chr-ls m
+says "a device as what the user names" 65 "larger than" chr-pretrain -q -c /dev/zero -t tokenizer.json -o no in.jsonl
+says "and as a manifest" 65 "larger than" chr-pack -q -m model -o no /dev/zero
+is "what the user names may be a pipe" \
+	"$(chr-pretrain -q -n 1 -b 1 --seq 16 -t tokenizer.json -c /dev/stdin -o piped datasets/pretrain.jsonl < config.json | grep -c '"type":"step"')" 1
+
+# The first signal ends a wait for somebody at the other end of a pipe.
+mkfifo pipe
+for command in "chr-pack -q -m model -o no pipe" "chr-score -q -m model pipe" "chr-actlog -q -m model pipe" \
+	"chr-generate -q -m model --stats pipe -p x" "chr-sft -q -m model -o no pipe" "chr-diff -q model model pipe"; do
+	$command > noise 2>&1 &
+	pid=$!
+	sleep 0.7
+	kill -TERM $pid 2> noise
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+		kill -0 $pid 2> /dev/null || break
+		sleep 0.1
+	done
+	kill -KILL $pid 2> /dev/null
+	wait $pid
+	got=$?
+	ok "one SIGTERM is enough: $command" [ $got != 137 ]
+	is "and the status says so" $got 75
+done
+
+# What a terminal would act on: ESC, C1, a mark that turns text round.
+bad=$(printf '\033]0;title\007\302\233\342\200\256')
+# clean NAME COMMAND...: what it prints, on both, has none of these
+clean()
+{
+	clean_name=$1
+	shift
+	timeout 10 "$@" > both 2>&1
+	cp both "$tmp/log"
+	LC_ALL=C grep -q "$(printf '[\033\007]\\|\302\233\\|\342\200\256')" both
+	result "$clean_name" $(($? == 0))
+	ok "and something: $clean_name" [ -s both ]
+}
+esc='\\u001b]0;title\\u0007\\u009b\\u202e'
+fresh shards
+sed 's|"model-00002-of-|"'"$esc"'&|; s|'"$esc"'"|"'"$esc"'|' shards/model.safetensors.index.json > m/model.safetensors.index.json
+clean "shard names" chr-ls m
+fresh
+sed 's/"model_type": *"[^"]*"/"model_type": "'"$esc"'"/' model/config.json > m/config.json
+clean "model_type in the table" chr-ls -H m
+fresh
+printf '{"vocab_size": %s 3}' "$bad" > m/config.json
+clean "near ..." chr-ls m
+printf '{"type":"bench","bench":"decode","metric":{"name":"%s","samples":[1],"median":1,"least":1,"most":1},"config":{"%s":"%s"},"machine":{"cpu":"%s"},"commit":"%s","model":{"directory":"%s"}}\n' \
+	"$esc" "$esc" "$esc" "$esc" "$esc" "$esc" | sed 's/\\\\u/\\u/g' > capsule
+clean "records in the table of chr-bench" chr-bench table capsule
+clean "a file name" chr-ls "no$bad"
+clean "an option" chr-ls "--x$bad"
+clean "a value" chr-score -n "$bad"
+done_testing
