@@ -126,7 +126,7 @@ static void put_act(int pos, uint32_t token, const char *mark, const int32_t *to
 	    mark);
 	for (int l = 0; l < infer.cfg.num_hidden_layers; l++) {
 		*p++ = '[';
-		if (infer.cfg.sparse[l]) {
+		if (infer.cfg.block[l].sparse) {
 			for (int k = 0; k < K; k++)
 				p += sprintf(p, k ? ",%d" : "%d", topk[k]);
 			topk += K;

@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "arch/arch.h"
 #include "base/err.h"
 #include "measure/fit.h"
 #include "base/json.h"
@@ -93,6 +94,7 @@ static const struct opt opts[] = {
 	    "FILEs are step records: write how measured peaks compare with plans" },
 	{ 0, "calibration", OPT_STR, &a.calibration, 0, 0, "FILE",
 	    "what --learn wrote: multiply plans by it" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ .kind = OPT_END }
 };
 

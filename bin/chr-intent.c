@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/arch.h"
 #include "experts/actlog.h"
 #include "experts/intent_pairs.h"
 #include "experts/coverage.h"
@@ -50,6 +51,7 @@ static struct opt opts[] = {
 	    "steps between records, and comparisons of weights" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of "
 	    "stopping" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 0 }
 };
 

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -28,6 +29,7 @@ static struct opt opts[] = {
 	{ 'a', "all", OPT_FLAG, &o.all, .help = "list padding too" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N",
 	    "threads of --check; 0: one per CPU" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 0 }
 };
 
@@ -121,18 +123,18 @@ static void list_file(const struct st_file *f, const char *file)
 /* Bytes of one expert: those of the first sparse layer stand for all. */
 static int64_t expert_bytes(const struct modeldir *md, const struct manifest *m)
 {
+	const struct params *ps = &md->par;
 	int64_t n = 0;
-	int l = 0;
+	int first = -1;
+	struct view v;
 
 	if (m)
 		return m->gate_bytes + m->up_bytes + m->down_bytes;
-	while (l < md->cfg.num_hidden_layers && !md->cfg.sparse[l])
-		l++;
-	for (int k = P_EXP_GATE; k <= P_EXP_DOWN; k++) {
-		const struct param *p = params_get(&md->par, (enum param_kind)k, l, 0);
-		struct view v;
-
-		if (p && modeldir_find(md, p->name, &v) == 0)
+	for (int i = 0; i < ps->n; i++) {
+		if (!param_routed(&ps->p[i]))
+			continue;
+		first = first < 0 ? i : first;
+		if (i < first + 3 && modeldir_find(md, ps->p[i].name, &v) == 0)
 			n += (int64_t)v.t->nbytes;
 	}
 	return n;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/arch.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -29,6 +30,7 @@ static struct opt opts[] = {
 	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there; take "
 	    "an adapter of another model" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N", "threads; 0: one per CPU" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 0 }
 };
 

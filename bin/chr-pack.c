@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/arch.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -39,6 +40,7 @@ static struct opt opts[] = {
 	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one for each processor" },
 	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
 	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 0 }
 };
 

@@ -40,8 +40,8 @@ static void test_defaults(void)
 	    2432 &&
 	    c.moe_intermediate_size == 2432 && c.rope_dim == 32 && c.num_sparse == 8,
 	    "default sizes");
-	ok(c.layer_type[0] == LAYER_MLA && c.layer_type[1] == LAYER_SLIDING &&
-	    c.layer_type[7] == LAYER_SLIDING,
+	ok(c.block[0].attn == ATTN_MLA && c.block[1].attn == ATTN_SLIDING &&
+	    c.block[7].attn == ATTN_SLIDING,
 	    "even layers MLA, odd sliding");
 	ok(!c.lookahead_per_layer && config_lookahead_rows(&c) == 12,
 	    "format 1 predicts the layer mean");
@@ -68,7 +68,7 @@ static void test_formats(void)
 	    "format 2: even rope_dim, head per layer");
 	config_free(&c);
 	ok(load(&c, "{\"use_hybrid_attention\":false,\"use_moe\":false}", &e) == 0 &&
-	    c.layer_type[0] == LAYER_FULL &&
+	    c.block[0].attn == ATTN_FULL &&
 	    c.num_sparse == 0 && config_lookahead_rows(&c) == 0, "dense model with full attention");
 	config_free(&c);
 	ok(load(&c, "{\"vocab_size\":2}", &e) == 0 && c.bos_token_id == 1 && c.eos_token_id == -1,
@@ -96,14 +96,14 @@ static void test_qwen(void)
 
 	if (!ok(load(&c, text, &e) == 0, "a Qwen3-MoE config loads"))
 		printf("# %s\n", e.msg);
-	ok(c.layer_type[0] == LAYER_FULL && !c.sparse[0] && !c.sparse[1] && c.sparse[3] &&
+	ok(c.block[0].attn == ATTN_FULL && !c.block[0].sparse && !c.block[1].sparse && c.block[3].sparse &&
 	    c.num_sparse == 2,
 	    "decoder_sparse_step and mlp_only_layers");
 	ok(c.num_shared_experts == 0 && c.lookahead_steps == 0 && !c.norm_topk_prob &&
 	    c.eos_token_id == 151645 &&
 	    c.pad_token_id == -1, "its own meaning of absent keys");
-	ok(c.yarn && c.yarn_factor == 4 && c.yarn_original_max == 32768 &&
-	    fabs(c.yarn_attention_factor - 1.1386294) < 1e-6,
+	ok(c.rope.kind == ROPE_YARN && c.rope.factor == 4 && c.rope.original_max == 32768 &&
+	    fabs(c.rope.magnitude - 1.1386294) < 1e-6,
 	    "yarn");
 	ok(params_build(&ps, &c, &e) == 0 && params_find(&ps, "lm_head.weight") &&
 	    params_find(&ps, "model.layers.0.mlp.gate_proj.weight") &&
@@ -144,9 +144,9 @@ static void test_refusals(void)
 	    "linear_attention");
 	refused("{\"mlp_layer_types\":3}", "must be a list");
 	refused("{\"mlp_only_layers\":[300]}", "mlp_only_layers");
-	refused("{\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "yarn");
+	refused("{\"rope_scaling\":{\"type\":\"longrope\",\"factor\":2}}", "yarn");
 	refused("{\"hidden_act\":\"gelu\"}", "silu");
-	refused("{\"attention_bias\":true}", "biases");
+	refused("{\"attention_bias\":true}", "only false");
 	refused("{\"dropout\":1}", "dropout");
 	refused("{\"lookahead_scope\":\"all\"}", "lookahead_scope");
 	refused("{\"lookahead_scope\":\"per_layer\"}", "format 1");
@@ -163,13 +163,13 @@ static void test_sets(void)
 	    { "num_experts=many" };
 	struct err e = { 0 };
 	struct config c;
-	json_t *o = json_pack("{s:i, s:s}", "num_experts", 8, "my_note", "kept"), *back;
+	json_t *o = json_pack("{s:i, s:s}", "num_experts", 8, "_my_note", "kept"), *back;
 
 	ok(config_from_json(&c, o, 3, good, &e) == 0 && c.num_experts == 16 &&
 	    c.lookahead_per_layer && c.dropout == 0.25,
 	    "--set is applied");
 	back = config_to_json(&c);
-	ok(json_is_string(json_object_get(back, "my_note")) &&
+	ok(json_is_string(json_object_get(back, "_my_note")) &&
 	    json_integer_value(json_object_get(back, "num_experts")) == 16 &&
 	    json_array_size(json_object_get(back, "layer_types")) == 8,
 	    "written back whole, unknown keys kept");
@@ -178,7 +178,7 @@ static void test_sets(void)
 	    c.rope_dim == 32 && c.num_sparse == 8,
 	    "what was written loads again");
 	config_free(&c);
-	ok(config_from_json(&c, back, 2, general, &e) == 0 && c.layer_type[0] == LAYER_FULL &&
+	ok(config_from_json(&c, back, 2, general, &e) == 0 && c.block[0].attn == ATTN_FULL &&
 	    c.sliding_window_size == 7,
 	    "--set of a general key goes before a special one of the file");
 	config_free(&c);

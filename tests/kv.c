@@ -374,8 +374,8 @@ static void test_plan(const char *model, enum kv_type t)
 	int64_t want = 0, got = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
-		bool is_mla = c->layer_type[l] == LAYER_MLA, ring = c->layer_type[l] ==
-		    LAYER_SLIDING;
+		bool is_mla = c->block[l].attn == ATTN_MLA, ring = c->block[l].attn ==
+		    ATTN_SLIDING;
 		int slots = ring && c->sliding_window_size + 8 < T ? c->sliding_window_size + 8 : T,
 		    G = c->num_key_value_heads;
 		int w[2] = { is_mla ? c->kv_latent_dim : c->head_dim, is_mla ? c->rope_dim

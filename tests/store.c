@@ -209,7 +209,7 @@ static void describe(void)
 	    LAYERS,
 		.num_experts = EXPERTS, .num_experts_per_tok = TOPK, .num_sparse = LAYERS - 1 };
 	for (l = 0; l < LAYERS; l++)
-		config.sparse[l] = l != DENSE;
+		config.block[l].sparse = l != DENSE;
 	manifest = (struct manifest){ .layers = LAYERS, .experts = EXPERTS, .nclusters = 2,
 	    .file = names,
 		.place = places, .dt = { DT_F32, DT_F32, DT_F32 }, .gate_bytes = MATRIX,

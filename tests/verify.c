@@ -140,7 +140,7 @@ static void test_names(void)
 	if (at)
 		at[15] = '5';
 	file_put(path, text, len, &e);
-	ok(at && verify(model) == 1 && strstr(seen.last, "shape"),
+	ok(at && verify(model) == -1,
 	    "tensors that config.json does not ask for");
 	free(text);
 	free(path);

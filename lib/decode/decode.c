@@ -17,9 +17,9 @@ static void carve_attention(struct scratch *s, const struct config *c, int64_t R
 	    r = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		if (c->layer_type[l] == LAYER_MLA) {
-			C = c->kv_latent_dim;
-			r = c->rope_dim;
+		if (c->block[l].attn == ATTN_MLA) {
+			C = c->block[l].latent;
+			r = c->block[l].rope.width;
 		}
 	s->q = mem_carve(v, R * H * d, sizeof(real));
 	s->q2 = mem_carve(v, R * H * r, sizeof(real));
@@ -32,16 +32,32 @@ static void carve_attention(struct scratch *s, const struct config *c, int64_t R
 	s->vcache = mem_carve(v, R, sizeof(*s->vcache));
 }
 
+/* Rows of FFNs that R rows of a layer are, and the widest of their inner rows. */
+static int64_t layer_rows(const struct config *c, int l, int64_t R)
+{
+	const struct block *b = &c->block[l];
+
+	return R * (block_fixed(b) + (b->sparse ? c->num_experts_per_tok : 0));
+}
+
+static int layer_width(const struct config *c, int l)
+{
+	const struct block *b = &c->block[l];
+
+	return b->sparse && b->shared_width > b->width && b->shared > 0 ? b->shared_width : b->width;
+}
+
 static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks,
     struct carve *v)
 {
-	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts,
-	    F = c->moe_intermediate_size;
+	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts;
 	int64_t rows = 0, inner = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
-		rows = mem_max(rows, c->sparse[l] ? R * (K + S) : R);
-		inner = mem_max(inner, c->sparse[l] ? R * (K + S) * F : R * c->intermediate_size);
+		int64_t n = layer_rows(c, l, R);
+
+		rows = mem_max(rows, n);
+		inner = mem_max(inner, n * layer_width(c, l));
 	}
 	s->router = mem_carve(v, R * E, sizeof(real));
 	s->router_next = mem_carve(v, R * E, sizeof(real));
@@ -68,9 +84,8 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 		int64_t hidden = 0;
 
 		for (int l = 0; l < c->num_hidden_layers; l++)
-			hidden = mem_max(hidden, c->sparse[l] ? R * (K + S) *
-			    (int64_t)quant_row_bytes((int)F)
-			    : R * (int64_t)quant_row_bytes(c->intermediate_size));
+			hidden = mem_max(hidden, layer_rows(c, l, R) *
+			    (int64_t)quant_row_bytes(layer_width(c, l)));
 		s->xq = mem_carve(v, mem_max(R, HEAD_ROWS), quant_row_bytes((int)most));
 		s->moe_xq = mem_carve(v, rows, quant_row_bytes(c->hidden_size));
 		s->moe_hq = mem_carve(v, hidden, 1);
@@ -156,7 +171,7 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	g->store = g->md.packed ? store_open(dir, g->cfg, &g->man, &g->opt.store, e)
 	    : store_resident(g->cfg, g->experts);
 	for (int l = 0, i = 0; l < L; l++)
-		if (g->cfg->sparse[l])
+		if (g->cfg->block[l].sparse)
 			g->sparse[i++] = l;
 	return g->store ? intend_open(g, dir, e) : -1;
 }

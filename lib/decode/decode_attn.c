@@ -25,8 +25,8 @@ static struct shape kv_shape(const struct config *c, int l)
 {
 	int G = c->num_key_value_heads, d = c->head_dim;
 
-	if (c->layer_type[l] == LAYER_MLA)
-		return (struct shape){ { 1, G }, { c->kv_latent_dim, c->rope_dim } };
+	if (c->block[l].attn == ATTN_MLA)
+		return (struct shape){ { 1, G }, { c->block[l].latent, c->block[l].rope.width } };
 	return (struct shape){ { G, G }, { d, d } };
 }
 
@@ -38,9 +38,8 @@ int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, str
 	struct shape s = kv_shape(c, l);
 	int64_t slots = o->max_tokens, bytes;
 
-	if (c->layer_type[l] == LAYER_SLIDING && (int64_t)c->sliding_window_size - 1 + o->max_rows <
-	    slots)
-		slots = (int64_t)c->sliding_window_size - 1 + o->max_rows;
+	if (c->block[l].window > 0 && (int64_t)c->block[l].window - 1 + o->max_rows < slots)
+		slots = (int64_t)c->block[l].window - 1 + o->max_rows;
 	bytes = mem_align64((int64_t)kv_cache_bytes(o->kv, s.heads[0], (int)slots, s.w[0]));
 	*kv = (struct kv){ base, base + bytes, (int)slots };
 	return bytes + mem_align64((int64_t)kv_cache_bytes(o->kv, s.heads[1], (int)slots, s.w[1]));
@@ -67,7 +66,7 @@ static void kv_append(struct engine *g, int l, const real *a, const real *b)
 {
 	struct scratch *s = &g->s;
 	struct shape sh = kv_shape(g->cfg, l);
-	int window = g->layer[l].type == LAYER_SLIDING ? g->cfg->sliding_window_size : 0;
+	int window = g->cfg->block[l].window;
 
 	for (int i = 0; i < g->nseg; i++) {
 		struct seg *seg = &s->seg[i];
@@ -127,13 +126,14 @@ static void gqa(struct engine *g, int l)
 
 /* Queries and the new cache rows: q_abs (R, H*C), q2 (R, H*r), k latent (R, C), k2 rotated keys
  * (R, G*r). */
-static void mla_project(struct engine *g, const struct layer *w)
+static void mla_project(struct engine *g, int l)
 {
 	const struct backend *be = g->be;
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
-	int C = c->kv_latent_dim, r = c->rope_dim, N = c->head_dim - r;
+	int C = c->block[l].latent, r = c->block[l].rope.width, N = c->block[l].nope;
+	const struct layer *w = &g->layer[l];
 	struct linear down[3] = { { s->q, s->x, w->q_nope, 0 }, { s->q2, s->x, w->q_rope, 0 },
 	    { s->k, s->x, w->kv_down, 0 } };
 
@@ -157,9 +157,9 @@ static void mla(struct engine *g, int l)
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
-	int C = c->kv_latent_dim, r = c->rope_dim, d = c->head_dim;
+	int C = c->block[l].latent, r = c->block[l].rope.width, d = c->head_dim;
 
-	mla_project(g, w);
+	mla_project(g, l);
 	kv_append(g, l, s->k, s->k2);
 	g->be->attn_cached(&(struct attn_cached_args){
 	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)(1 / sqrt(d)),
@@ -183,7 +183,7 @@ void attn_layer(struct engine *g, int l)
 	struct linear out = { s->h, s->att, w->o, 1 };
 
 	g->be->rmsnorm(s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size, c->rms_norm_eps);
-	if (w->type == LAYER_MLA)
+	if (c->block[l].attn == ATTN_MLA)
 		mla(g, l);
 	else
 		gqa(g, l);

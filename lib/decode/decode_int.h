@@ -17,7 +17,6 @@
 #define HEAD_ROWS 16	/* rows of logits computed at a time */
 
 struct layer {
-	enum layer_type type;
 	int sparse;				/* index among sparse layers, -1: dense */
 	const real *in_norm, *post_norm;	/* (D) */
 	struct mat q, k, v;			/* (H*d, D), (G*d, D), (G*d, D) */
@@ -33,7 +32,6 @@ struct layer {
 	const real *gate;			/* (E, D) router */
 	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense
 						   layer */
-	int n_ffn, width;			/* F or I: width of all FFNs here */
 };
 
 /* Caches of one layer of one sequence (kv.h); of a sliding layer rings. */
@@ -159,7 +157,6 @@ int load_layers(struct engine *g, struct err *e);	/* what the config says of the
 void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t);
 /* where k_nope's element i goes */
 int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);
-bool load_is_expert(const struct param *p);
 /* where the view of an expert's matrix belongs */
 struct mat *load_expert_mat(struct engine *g, const struct param *p);
 
@@ -195,7 +192,7 @@ void bias_route(struct engine *g, int l);
 /* decode_moe.c */
 int ffn_layer(struct engine *g, int l, struct err *e);
 /* rows rowidx of s.x (and s.xq) */
-void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width);
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n);
 void look_rows(struct engine *g);
 
 static inline int look_mode(const struct engine *g)

@@ -7,8 +7,6 @@
 
 #include "decode/decode_int.h"
 #include "base/file.h"
-#include "model/model.h"
-#include "format/pack.h"
 #include "base/pool.h"
 #include "backend/quant.h"
 
@@ -16,11 +14,6 @@
 #define THREAD_BYTES (32 << 10)	/* of a compute thread: unlike in training, no matrix is copied */
 
 #define PLAIN_HINT "a plain directory holds all experts in memory: pack it with chr-pack"
-
-bool load_is_expert(const struct param *p)
-{
-	return p->kind == P_EXP_GATE || p->kind == P_EXP_UP || p->kind == P_EXP_DOWN;
-}
 
 /* The type of a dense parameter in memory, and its bytes. */
 static int dense_type(const struct engine *g, const struct param *p, enum dtype *t, int64_t *bytes,
@@ -45,7 +38,7 @@ static int64_t dense_bytes(struct engine *g, struct err *e)
 	g->opt.blocks = g->md.packed && (dtype_blocks(g->man.dt[0]) || dtype_blocks(g->man.dt[1]) ||
 	    dtype_blocks(g->man.dt[2]));
 	for (int i = 0; i < ps->n; i++) {
-		if (load_is_expert(&ps->p[i]))
+		if (param_routed(&ps->p[i]))
 			continue;
 		if (dense_type(g, &ps->p[i], &t, &bytes, e) < 0)
 			return -1;
@@ -57,10 +50,9 @@ static int64_t dense_bytes(struct engine *g, struct err *e)
 
 static int64_t rope_elements(const struct config *c, const struct engine_opt *o, bool mla)
 {
-	for (int l = 0; l < c->num_hidden_layers; l++)
-		if ((c->layer_type[l] == LAYER_MLA) == mla)
-			return (int64_t)o->max_tokens * 2 * (mla ? c->rope_dim : c->head_dim);
-	return 0;
+	const struct rope *r = config_rope(c, mla);
+
+	return r ? (int64_t)o->max_tokens * 2 * r->width : 0;
 }
 
 static int st_to_dtype(enum st_dtype t)
@@ -94,7 +86,7 @@ static int64_t expert_total(struct engine *g, struct err *e)
 		const struct param *p = &g->par->p[i];
 		struct view v;
 
-		if (!load_is_expert(p))
+		if (!param_routed(p))
 			continue;
 		if (expert_view(g, p, &v, e) < 0)
 			return -1;
@@ -225,7 +217,7 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 /* Bytes of one parameter, in type t where it is a matrix that may have one. */
 static int64_t planned_bytes(const struct param *p, enum dtype t)
 {
-	bool floats = dtype_blocks(t) ? !pack_quantisable(p) : !load_is_expert(p);
+	bool floats = dtype_blocks(t) ? !param_is(p, PARAM_QUANTISES) : !param_routed(p);
 
 	return mem_align64((int64_t)(floats ? (size_t)param_size(p) * sizeof(real)
 	    : mat_bytes(t, p->rows, p->cols)));
@@ -262,7 +254,7 @@ int engine_plan_config(const struct config *c, const struct params *ps, enum dty
 	g->md.path = "the model";
 	g->md.packed = packed;
 	for (int i = 0; i < ps->n; i++)
-		if (load_is_expert(&ps->p[i]))
+		if (param_routed(&ps->p[i]))
 			experts += planned_bytes(&ps->p[i], expert);
 		else
 			weights += planned_bytes(&ps->p[i], dense);
@@ -296,70 +288,71 @@ static int read_dense(struct engine *g, const struct param *p, float *host, real
 
 	/* Without a copy where there is nothing to rearrange: an embedding may be most of the
 	 * dense part. */
-	if (sizeof(real) == sizeof(float) && p->kind != P_KNOPE)
+	if (sizeof(real) == sizeof(float) && !param_is(p, PARAM_TURNED))
 		return modeldir_read_f32(&g->md, p, (float *)w, e);
 	if (modeldir_read_f32(&g->md, p, host, e) < 0)
 		return -1;
 	if ((out = malloc(sizeof(*out) * (size_t)n)) == NULL)
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int64_t i = 0; i < n; i++)
-		out[p->kind == P_KNOPE ? load_knope_at(g->cfg, p, i) : i] = (real)host[i];
+		out[param_is(p, PARAM_TURNED) ? load_knope_at(g->cfg, p, i) : i] = (real)host[i];
 	g->be->put(w, out, sizeof(*out) * (size_t)n);
 	free(out);
 	return 0;
 }
 
-static void place_ffn(struct layer *l, enum param_kind kind, int i, struct mat m)
+/* Where decode keeps a kind: a matrix or a vector of struct layer; the rest has cases of its own. */
+static const struct where {
+	size_t mat, vec;		/* offset + 1; 0: not there */
+} places[P_KINDS] = {
+#define MAT(x) { offsetof(struct layer, x) + 1, 0 }
+#define VEC(x) { 0, offsetof(struct layer, x) + 1 }
+	[P_IN_NORM] = VEC(in_norm), [P_POST_NORM] = VEC(post_norm),
+	[P_Q] = MAT(q), [P_K] = MAT(k), [P_V] = MAT(v), [P_O] = MAT(o),
+	[P_QNORM] = VEC(q_norm), [P_KNORM] = VEC(k_norm),
+	[P_QNOPE] = MAT(q_nope), [P_QROPE] = MAT(q_rope),
+	[P_QNOPE_NORM] = VEC(q_nope_norm), [P_QROPE_NORM] = VEC(q_rope_norm),
+	[P_KVDOWN] = MAT(kv_down), [P_KVDOWN_NORM] = VEC(kv_down_norm),
+	[P_KNOPE] = VEC(k_nope_t), [P_KROPE] = VEC(k_rope), [P_MLA_V] = VEC(mla_v),
+	[P_GATE] = VEC(gate),
+#undef MAT
+#undef VEC
+};
+
+static struct mat *expert_mat(struct expert *x, const struct param *p)
 {
-	if (kind == P_SH_GATE || kind == P_MLP_GATE)
-		l->ffn[i].gate = m;
-	else if (kind == P_SH_UP || kind == P_MLP_UP)
-		l->ffn[i].up = m;
+	int part = param_part(p);
+
+	return part == 0 ? &x->gate : part == 1 ? &x->up : &x->down;
+}
+
+static void place_in_layer(struct layer *l, const struct param *p, const void *w, struct mat m)
+{
+	const struct where *at = &places[p->kind];
+
+	if (param_is(p, PARAM_FFN))
+		*expert_mat(&l->ffn[p->expert < 0 ? 0 : p->expert], p) = m;
+	else if (at->mat)
+		memcpy((char *)l + at->mat - 1, &m, sizeof(m));
 	else
-		l->ffn[i].down = m;
+		memcpy((char *)l + at->vec - 1, &w, sizeof(w));
 }
 
 void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t)
 {
-	struct layer *l = p->layer >= 0 ? &g->layer[p->layer] : NULL;
 	struct mat m = { w, t, p->rows, p->cols };
 
 	switch (p->kind) {
 	case P_EMBED:
 		g->embed = m;
-		if (!params_get(g->par, P_HEAD, -1, -1))
+		if (g->cfg->tie_word_embeddings)
 			g->head = m;
 		break;
 	case P_HEAD: g->head = m; break;
 	case P_NORM: g->norm = w; break;
 	case P_LOOK0: g->look0 = w; break;
 	case P_LOOK2: g->look2 = w; break;
-	case P_IN_NORM: l->in_norm = w; break;
-	case P_POST_NORM: l->post_norm = w; break;
-	case P_Q: l->q = m; break;
-	case P_K: l->k = m; break;
-	case P_V: l->v = m; break;
-	case P_O: l->o = m; break;
-	case P_QNORM: l->q_norm = w; break;
-	case P_KNORM: l->k_norm = w; break;
-	case P_QNOPE: l->q_nope = m; break;
-	case P_QROPE: l->q_rope = m; break;
-	case P_QNOPE_NORM: l->q_nope_norm = w; break;
-	case P_QROPE_NORM: l->q_rope_norm = w; break;
-	case P_KVDOWN: l->kv_down = m; break;
-	case P_KVDOWN_NORM: l->kv_down_norm = w; break;
-	case P_KNOPE: l->k_nope_t = w; break;
-	case P_KROPE: l->k_rope = w; break;
-	case P_MLA_V: l->mla_v = w; break;
-	case P_GATE: l->gate = w; break;
-	case P_SH_GATE: case P_SH_UP: case P_SH_DOWN:
-		place_ffn(l, p->kind, p->expert, m);
-		break;
-	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
-		place_ffn(l, p->kind, 0, m);
-		break;
-	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_KINDS:
-		break;
+	default: place_in_layer(&g->layer[p->layer], p, w, m);
 	}
 }
 
@@ -373,7 +366,7 @@ static int load_dense(struct engine *g, struct err *e)
 	int status = 0;
 
 	for (int i = 0; i < ps->n; i++)
-		if (!load_is_expert(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
+		if (!param_routed(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
 			biggest = param_size(&ps->p[i]);
 	w = g->be->alloc((size_t)dense_bytes(g, e));
 	g->w = (real *)w;
@@ -381,7 +374,7 @@ static int load_dense(struct engine *g, struct err *e)
 	if (!w || !host)
 		status = err_set(e, EX_OSERR, "%s: out of memory for dense weights", g->md.path);
 	for (int i = 0; i < ps->n && status == 0; i++)
-		if (!load_is_expert(&ps->p[i])) {
+		if (!param_routed(&ps->p[i])) {
 			status = dense_type(g, &ps->p[i], &t, &bytes, e);
 			if (status == 0)
 				status = dtype_blocks(t) ? modeldir_read(&g->md, &ps->p[i], w, e)
@@ -391,7 +384,7 @@ static int load_dense(struct engine *g, struct err *e)
 		}
 	free(host);
 	for (int l = 0; l < g->cfg->num_hidden_layers && status == 0; l++)
-		for (int f = 0; f < g->layer[l].n_ffn && status == 0; f++) {
+		for (int f = 0; f < block_fixed(&g->cfg->block[l]) && status == 0; f++) {
 			const struct expert *x = &g->layer[l].ffn[f];
 
 			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) ||
@@ -408,7 +401,7 @@ struct mat *load_expert_mat(struct engine *g, const struct param *p)
 {
 	struct expert *x = &g->experts[(int64_t)p->layer * g->cfg->num_experts + p->expert];
 
-	return p->kind == P_EXP_GATE ? &x->gate : p->kind == P_EXP_UP ? &x->up : &x->down;
+	return expert_mat(x, p);
 }
 
 static int load_experts(struct engine *g, struct err *e)
@@ -427,7 +420,7 @@ static int load_experts(struct engine *g, struct err *e)
 		struct view v;
 		struct st_error se;
 
-		if (!load_is_expert(p))
+		if (!param_routed(p))
 			continue;
 		if (expert_view(g, p, &v, e) < 0)
 			return -1;
@@ -453,7 +446,7 @@ static int load_tables(struct engine *g, struct err *e)
 			return err_set(e, EX_OSERR, "out of memory for position tables");
 		}
 		if (n > 0) {
-			model_rope_table(g->cfg, mla, g->opt.max_tokens, host);
+			rope_table(config_rope(g->cfg, mla), g->opt.max_tokens, host);
 			g->be->put(*table, host, sizeof(*host) * (size_t)n);
 		}
 		free(host);
@@ -473,11 +466,8 @@ int load_layers(struct engine *g, struct err *e)
 	if (!g->ffn_views || !(g->experts || g->md.packed))
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int l = 0; l < c->num_hidden_layers; l++) {
-		g->layer[l].type = c->layer_type[l];
-		g->layer[l].sparse = c->sparse[l] ? sparse++ : -1;
+		g->layer[l].sparse = c->block[l].sparse ? sparse++ : -1;
 		g->layer[l].ffn = g->ffn_views + (int64_t)l * (S + 1);
-		g->layer[l].n_ffn = c->sparse[l] ? S : 1;
-		g->layer[l].width = c->sparse[l] ? c->moe_intermediate_size : c->intermediate_size;
 	}
 	return load_tables(g, e);
 }
@@ -499,7 +489,7 @@ static int64_t knope_elements(const struct params *ps, int64_t *most)
 
 	*most = 0;
 	for (int i = 0; i < ps->n; i++)
-		if (ps->p[i].kind == P_KNOPE) {
+		if (param_is(&ps->p[i], PARAM_TURNED)) {
 			n += (param_size(&ps->p[i]) + 15) & ~(int64_t)15;
 			if (param_size(&ps->p[i]) > *most)
 				*most = param_size(&ps->p[i]);
@@ -538,7 +528,7 @@ void engine_refresh(struct engine *g)
 		int64_t n = param_size(p);
 		real *in = g->host, *out = g->host + most;
 
-		if (p->kind != P_KNOPE)
+		if (!param_is(p, PARAM_TURNED))
 			continue;
 		g->be->get(in, g->flat + p->off, sizeof(*in) * (size_t)n);
 		for (int64_t j = 0; j < n; j++)
@@ -565,7 +555,7 @@ int over_weights(struct engine *g, struct err *e)
 	for (int i = 0; i < ps->n; i++) {
 		const struct param *p = &ps->p[i];
 
-		if (load_is_expert(p))
+		if (param_routed(p))
 			*load_expert_mat(g, p) = (struct mat){ g->flat + p->off, DT_REAL, p->rows,
 			    p->cols };
 		else

@@ -18,16 +18,23 @@ static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, in
 
 static bool part_blocks(const struct ffn_part *p) { return dtype_blocks(p->x.gate.dt); }
 
+static int part_width(const struct ffn_part *p) { return p->x.gate.rows; }
+
+static bool parts_alike(const struct ffn_part *p, const struct ffn_part *q)
+{
+	return part_blocks(p) == part_blocks(q) && part_width(p) == part_width(q);
+}
+
 /*
  * FFNs of n parts whose rows follow each other in moe_x, in two steps, for floats and for
  * blocks: SwiGLU of gate and up, then down; the result replaces the input in moe_x. s->xq has
  * the rows of s->x as blocks.
  */
 
-static void up_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
+static void up_blocks(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
-	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(width);
+	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(part_width(p));
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
 	g->be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows,
@@ -39,11 +46,11 @@ static void up_blocks(struct engine *g, const struct ffn_part *p, int n, int wid
 	g->be->qffn(s->qffn, n);
 }
 
-static void down_blocks(struct engine *g, const struct ffn_part *p, int n, int width)
+static void down_blocks(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
 	int D = g->cfg->hidden_size;
-	size_t hidden = quant_row_bytes(width);
+	size_t hidden = quant_row_bytes(part_width(p));
 
 	for (int i = 0; i < n; i++)
 		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D,
@@ -52,10 +59,10 @@ static void down_blocks(struct engine *g, const struct ffn_part *p, int n, int w
 	g->be->qgemm(s->qgemm, n);
 }
 
-static void up_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
-	int D = g->cfg->hidden_size;
+	int D = g->cfg->hidden_size, width = part_width(p);
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
 	g->be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
@@ -72,10 +79,10 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n, int wid
 	    rows * width);
 }
 
-static void down_floats(struct engine *g, const struct ffn_part *p, int n, int width)
+static void down_floats(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
-	int D = g->cfg->hidden_size;
+	int D = g->cfg->hidden_size, width = part_width(p);
 
 	for (int i = 0; i < n; i++)
 		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D,
@@ -84,35 +91,37 @@ static void down_floats(struct engine *g, const struct ffn_part *p, int n, int w
 	g->be->gemm(GEMM_NT, s->job, n);
 }
 
-static void ffn_up(struct engine *g, const struct ffn_part *p, int n, int width)
+static void ffn_up(struct engine *g, const struct ffn_part *p, int n)
 {
-	(part_blocks(p) ? up_blocks : up_floats)(g, p, n, width);
+	(part_blocks(p) ? up_blocks : up_floats)(g, p, n);
 }
 
-static void ffn_down(struct engine *g, const struct ffn_part *p, int n, int width)
+static void ffn_down(struct engine *g, const struct ffn_part *p, int n)
 {
-	(part_blocks(p) ? down_blocks : down_floats)(g, p, n, width);
+	(part_blocks(p) ? down_blocks : down_floats)(g, p, n);
 }
 
-void ffn_parts(struct engine *g, const struct ffn_part *p, int n, int width)
+void ffn_parts(struct engine *g, const struct ffn_part *p, int n)
 {
 	for (int i = 0, m; i < n; i += m) {
-		for (m = 1; i + m < n && part_blocks(&p[i + m]) == part_blocks(&p[i]); m++)
+		for (m = 1; i + m < n && parts_alike(&p[i + m], &p[i]); m++)
 			continue;
-		ffn_up(g, p + i, m, width);
-		ffn_down(g, p + i, m, width);
+		ffn_up(g, p + i, m);
+		ffn_down(g, p + i, m);
 	}
 }
 
 /* Shared experts (or the MLP of a dense layer) take all rows and the first places of moe_x. */
-static int fixed_parts(struct engine *g, const struct layer *w, struct ffn_part *p)
+static int fixed_parts(struct engine *g, int l, struct ffn_part *p)
 {
-	for (int f = 0; f < w->n_ffn; f++) {
-		p[f] = (struct ffn_part){ w->ffn[f], f * g->rows, g->rows };
+	int n = block_fixed(&g->cfg->block[l]);
+
+	for (int f = 0; f < n; f++) {
+		p[f] = (struct ffn_part){ g->layer[l].ffn[f], f * g->rows, g->rows };
 		for (int r = 0; r < g->rows; r++)
 			g->s.rowidx[f * g->rows + r] = r;
 	}
-	return w->n_ffn;
+	return n;
 }
 
 static int next_sparse(const struct engine *g, int l)
@@ -148,7 +157,7 @@ static void choose(struct engine *g, int l)
 		predict_hear(g->predict, SRC_CONTROL, g->layer[l].sparse, s->router_next, g->rows);
 	}
 	g->be->route(s->router, s->ids, s->weight, g->rows, c->num_experts, c->num_experts_per_tok,
-	    c->norm_topk_prob);
+	    c->block[l].renormalised);
 }
 
 /* The next router's input, if the routed experts of layer l added nothing: computes the shared
@@ -157,12 +166,13 @@ static void look_past_shared(struct engine *g, int l, int next)
 {
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
-	int S = g->layer[l].n_ffn, D = c->hidden_size;
+	const struct block *b = &c->block[l];
+	int S = b->shared, D = c->hidden_size;
 
 	g->be->copy(s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
 	for (int i = 0; i < g->rows * S; i++) {
 		s->slot[i] = i % S * g->rows + i / S;
-		s->coef[i] = (real)1 / S;
+		s->coef[i] = (real)block_shared_weight(b, 1);
 	}
 	if (S > 0)
 		g->be->combine(s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
@@ -187,7 +197,7 @@ static void foresee(struct engine *g, int l, int *fixed)
 		predict_hear(g->predict, SRC_GATE, g->layer[next].sparse, s->router_next, g->rows);
 	}
 	if (asked(g, SRC_SHARED)) {
-		ffn_parts(g, s->part, *fixed, g->layer[l].width);
+		ffn_parts(g, s->part, *fixed);
 		*fixed = 0;
 		look_past_shared(g, l, next);
 	}
@@ -243,7 +253,7 @@ static int sort_slots(struct engine *g, int l)
 static void place_rows(struct engine *g, int l, int x, int row, struct ffn_part *p)
 {
 	struct scratch *s = &g->s;
-	int K = g->cfg->num_experts_per_tok, width = K + g->layer[l].n_ffn;
+	int K = g->cfg->num_experts_per_tok, width = K + g->cfg->block[l].shared;
 
 	p->row0 = row;
 	p->n = s->count[x];
@@ -266,18 +276,17 @@ static int take(struct engine *g, int l, int x, int row, struct ffn_part *p, str
 /* Waits for expert x, computing with gate and up as soon as they are there. */
 static int await(struct engine *g, int l, int x, int row, struct ffn_part *p, struct err *e)
 {
-	int width = g->layer[l].width;
 	bool early = store_get_half(g->store, l, x, &p->x);
 
 	if (early) {
 		place_rows(g, l, x, row, p);
-		ffn_up(g, p, 1, width);
+		ffn_up(g, p, 1);
 	}
 	if (take(g, l, x, row, p, e) < 0)
 		return -1;
 	if (!early)
-		ffn_up(g, p, 1, width);
-	ffn_down(g, p, 1, width);
+		ffn_up(g, p, 1);
+	ffn_down(g, p, 1);
 	return 0;
 }
 
@@ -315,7 +324,7 @@ static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed
 		ids[i] = ids[taken];
 		ids[taken++] = x;
 	}
-	ffn_parts(g, p, fixed + taken, g->layer[l].width);
+	ffn_parts(g, p, fixed + taken);
 	return taken;
 }
 
@@ -352,21 +361,22 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 
 /* Weights of a row's slots; shared experts are averaged, and take the weight of what is missing
  * once more. */
-static void coefficients(struct engine *g, int K, int n_ffn)
+static void coefficients(struct engine *g, const struct block *b)
 {
 	struct scratch *s = &g->s;
+	int K = b->sparse ? g->cfg->num_experts_per_tok : 0, n = block_fixed(b);
 
 	for (int r = 0; r < g->rows; r++) {
-		real *coef = s->coef + (int64_t)r * (K + n_ffn), missing = 0;
-		int32_t *slot = s->slot + (int64_t)r * (K + n_ffn);
+		real *coef = s->coef + (int64_t)r * (K + n), missing = 0;
+		int32_t *slot = s->slot + (int64_t)r * (K + n);
 
 		for (int k = 0; k < K; k++) {
 			coef[k] = s->weight[(int64_t)r * K + k];
 			if (slot[k] < 0)
 				missing += coef[k];
 		}
-		for (int f = 0; f < n_ffn; f++) {
-			coef[K + f] = (1 + missing) / n_ffn;
+		for (int f = 0; f < n; f++) {
+			coef[K + f] = b->sparse ? (real)block_shared_weight(b, 1 + missing) : 1;
 			slot[K + f] = f * g->rows + r;
 		}
 		g->replaced += (double)missing;
@@ -390,7 +400,7 @@ static int routed(struct engine *g, int l, struct err *e)
 {
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int n, most = store_room(g->store), fixed = fixed_parts(g, w, s->part),
+	int n, most = store_room(g->store), fixed = fixed_parts(g, l, s->part),
 	    row = fixed * g->rows;
 
 	choose(g, l);
@@ -409,7 +419,7 @@ static int routed(struct engine *g, int l, struct err *e)
 		if (i == 0) {
 			foresee(g, l, &fixed);
 			memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows *
-			    (g->cfg->num_experts_per_tok + w->n_ffn));
+			    (g->cfg->num_experts_per_tok + g->cfg->block[l].shared));
 		}
 		if (compute(g, l, s->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
 			return -1;
@@ -422,18 +432,19 @@ static int routed(struct engine *g, int l, struct err *e)
 int ffn_layer(struct engine *g, int l, struct err *e)
 {
 	struct layer *w = &g->layer[l];
+	const struct block *b = &g->cfg->block[l];
 	struct scratch *s = &g->s;
-	int D = g->cfg->hidden_size, K = w->sparse < 0 ? 0 : g->cfg->num_experts_per_tok;
+	int D = g->cfg->hidden_size, K = b->sparse ? g->cfg->num_experts_per_tok : 0;
 
 	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
 	if (g->opt.blocks)
 		g->be->quantize(s->xq, s->x, g->rows, D);
-	if (w->sparse < 0)
-		ffn_parts(g, s->part, fixed_parts(g, w, s->part), w->width);
+	if (!b->sparse)
+		ffn_parts(g, s->part, fixed_parts(g, l, s->part));
 	else if (routed(g, l, e) < 0)
 		return -1;
-	coefficients(g, K, w->n_ffn);
-	g->be->combine(s->h, s->moe_x, s->slot, s->coef, g->rows, K + w->n_ffn, D);
+	coefficients(g, b);
+	g->be->combine(s->h, s->moe_x, s->slot, s->coef, g->rows, K + block_fixed(b), D);
 	return 0;
 }
 

@@ -12,11 +12,11 @@
 /* Only a row of the embedding is read, unless it is the head as well. */
 static bool read_by_token(const struct engine *g, const struct param *p)
 {
-	if (p->kind == P_EMBED)
-		return params_get(g->par, P_HEAD, -1, -1) == NULL;
-	if (p->kind == P_LOOK0 || p->kind == P_LOOK2)
+	if (param_is(p, PARAM_ROW))
+		return g->cfg->tie_word_embeddings;
+	if (param_is(p, PARAM_LOOK))
 		return look_mode(g) != 0;
-	return !load_is_expert(p);
+	return !param_routed(p);
 }
 
 void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products)
@@ -81,7 +81,7 @@ static int probe_drive(struct engine *g, int l, struct expert *x, double *second
 static double probe_compute(struct engine *g, int l, const struct expert *x)
 {
 	struct ffn_part p = { *x, 0, g->opt.max_rows < PROBE_ROWS ? g->opt.max_rows : PROBE_ROWS };
-	int D = g->cfg->hidden_size, F = g->layer[l].width;
+	int D = g->cfg->hidden_size, F = g->cfg->block[l].width;
 	double t = 0;
 
 	for (int r = 0; r < p.n; r++)
@@ -91,7 +91,7 @@ static double probe_compute(struct engine *g, int l, const struct expert *x)
 		g->be->quantize(g->s.xq, g->s.x, p.n, D);
 	for (int i = 0; i < 2; i++) {		/* the first time is for the caches */
 		t = progress_clock();
-		ffn_parts(g, &p, 1, F);
+		ffn_parts(g, &p, 1);
 	}
 	return 3.0 * p.n * D * F / (progress_clock() - t);
 }
@@ -115,8 +115,7 @@ static double attention(const struct engine *g, double n)
 	double span = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		span += g->layer[l].type == LAYER_SLIDING && c->sliding_window_size < n
-		    ? c->sliding_window_size : n / 2;
+		span += c->block[l].window > 0 && c->block[l].window < n ? c->block[l].window : n / 2;
 	return 2 * n * span * c->num_attention_heads * c->head_dim;
 }
 
@@ -127,7 +126,7 @@ static double work(const struct engine *g)
 	double dense = 0, expert = 3.0 * c->hidden_size * c->moe_intermediate_size;
 
 	for (int i = 0; i < g->par->n; i++)
-		if (!load_is_expert(&g->par->p[i]))
+		if (!param_routed(&g->par->p[i]))
 			dense += (double)param_size(&g->par->p[i]);
 	return dense - 2.0 * c->vocab_size * c->hidden_size + c->num_sparse *
 	    c->num_experts_per_tok * expert;

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "base/comm.h"
 #include "base/file.h"
 #include "experts/usage.h"
@@ -18,6 +19,7 @@ struct infer infer = { .backend = "auto", .readers = 4,
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
 	{ 'm', "model", OPT_STR, &infer.model, 0, 0, "DIR", "model directory, plain or packed" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE",
 	    "tokenizer, when not that of the model" },
 	{ 'j', "threads", OPT_INT, &infer.threads, 0, POOL_MAX, "N",

@@ -53,14 +53,14 @@ int intent_pairs_add(struct intent_pairs *a, const struct act *act, struct err *
 		return err_set(e, EX_DATAERR, act->token < 0 ? "no \"token\""
 		    : "\"token\" is outside the model's vocabulary");
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		if ((act->n[l] > 0) != c->sparse[l])
+		if ((act->n[l] > 0) != c->block[l].sparse)
 			return err_set(e, EX_DATAERR, "layer %d has %s experts in the model", l,
-			    c->sparse[l] ? "" : "no ");
+			    c->block[l].sparse ? "" : "no ");
 	if (p->n == p->cap && grow_pending(a, e) < 0)
 		return -1;
 	id = p->id + p->n * per_token(a);
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		if (c->sparse[l]) {
+		if (c->block[l].sparse) {
 			memcpy(id, act->id + (int64_t)l * c->num_experts_per_tok,
 			    sizeof *id * (size_t)act->n[l]);
 			id += act->n[l];

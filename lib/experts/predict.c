@@ -124,7 +124,7 @@ struct predict *predict_new(const struct config *c, int max_rows, int sources)
 		return NULL;
 	}
 	for (int l = 0, i = 0; l < c->num_hidden_layers; l++)
-		if (c->sparse[l])
+		if (c->block[l].sparse)
 			p->layer[i++] = l;
 	for (size_t i = 0; i < (size_t)c->num_sparse * E; i++)
 		p->popular[i] = (float)c->num_experts_per_tok / (float)E;

@@ -219,7 +219,7 @@ static int check_places(const struct store *s, const struct config *c, const str
 	int l, i;
 
 	for (l = 0; l < m->layers; l++)
-		for (i = 0; c->sparse[l] && i < m->experts; i++)
+		for (i = 0; c->block[l].sparse && i < m->experts; i++)
 			if (check_place(s, m, l, i, e) < 0)
 				return -1;
 	return 0;
@@ -515,7 +515,7 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	}
 	memcpy(s->place, m->place, (size_t)p->keys * sizeof *s->place);
 	for (i = 0; i < p->keys; i++)
-		if (!c->sparse[i / m->experts])
+		if (!c->block[i / m->experts].sparse)
 			s->place[i].cluster = -1;
 	return true;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "arch/arch.h"
 #include "base/file.h"
 #include "base/jsonfile.h"
 #include "backend/quant.h"
@@ -122,7 +123,7 @@ static int check_unique(const struct modeldir *md, struct err *e)
 	return 0;
 }
 
-int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
+static int open_files(struct modeldir *md, const char *path, int nsets, const char *const sets[],
     struct err *e)
 {
 	int r;
@@ -319,32 +320,96 @@ static int check_tied_head(const struct modeldir *md, const struct view *head, s
 	    head->file);
 }
 
-static bool is_expert(const struct param *p)
+/* Tensors that nobody here needs. */
+struct skipped {
+	int n;
+	const char *example, *why;	/* of the first */
+};
+
+static bool passed_over(const struct modeldir *md, const char *name, const char **why)
 {
-	return p->kind >= P_EXP_GATE && p->kind <= P_EXP_DOWN;
+	char mark[64];
+	struct view v;
+	int layer;
+
+	*why = arch_harmless(&md->cfg, name, &layer);
+	if (!*why || layer < 0)
+		return *why != NULL;
+	arch_mtp_mark(layer, mark);
+	return modeldir_find(md, mark, &v) == 0;
 }
 
-int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
+/* Tensors of file i that are no parameters. */
+static int check_extra(const struct modeldir *md, int i, const struct params *ps,
+    struct skipped *s, struct err *e)
 {
 	const struct st_tensor *t;
+	const char *why;
+
+	for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
+		struct view v = { t, md->st[i], md->file[i] };
+
+		if (strncmp(t->name, "__pad.", 6) == 0 || params_find(ps, t->name))
+			continue;
+		if (passed_over(md, t->name, &why)) {
+			*s = s->n ? (struct skipped){ s->n + 1, s->example, s->why }
+			    : (struct skipped){ 1, t->name, why };
+		} else if (!md->cfg.tie_word_embeddings || strcmp(t->name, "lm_head.weight") != 0)
+			return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"", md->file[i], t->name);
+		else if (check_tied_head(md, &v, e) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int check(const struct modeldir *md, const struct params *ps, struct skipped *s,
+    struct err *e)
+{
 	enum dtype dt;
 	struct view v;
 
 	for (int i = 0; i < ps->n; i++)
-		if (!(md->packed && is_expert(&ps->p[i])) && locate(md, &ps->p[i], &v, &dt, e) < 0)
+		if (!(md->packed && param_routed(&ps->p[i])) && locate(md, &ps->p[i], &v, &dt, e) < 0)
 			return -1;
 	for (int i = 0; i < md->nfiles; i++)
-		for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
-			if (strncmp(t->name, "__pad.", 6) == 0 || params_find(ps, t->name))
-				continue;
-			if (!md->cfg.tie_word_embeddings || strcmp(t->name, "lm_head.weight") != 0)
-				return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"",
-				    md->file[i], t->name);
-			v = (struct view){ t, md->st[i], md->file[i] };
-			if (check_tied_head(md, &v, e) < 0)
-				return -1;
-		}
+		if (check_extra(md, i, ps, s, e) < 0)
+			return -1;
 	return 0;
+}
+
+int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
+{
+	struct skipped s = { 0 };
+
+	return check(md, ps, &s, e);
+}
+
+/* Once a directory: programs open the same one several times. */
+static void say_skipped(const struct modeldir *md, const struct skipped *s)
+{
+	static char last[1024];
+
+	if (s->n == 0 || strcmp(last, md->path) == 0)
+		return;
+	snprintf(last, sizeof last, "%s", md->path);
+	err_warn("%s: %d tensors are not used: %s%s (%s)", md->path, s->n, s->example,
+	    s->n > 1 ? ", ..." : "", s->why);
+}
+
+int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
+    struct err *e)
+{
+	struct skipped s = { 0 };
+	int r;
+
+	if (open_files(md, path, nsets, sets, e) < 0)
+		return -1;
+	r = check(md, &md->par, &s, e);
+	if (r == 0)
+		say_skipped(md, &s);
+	else
+		modeldir_close(md);
+	return r;
 }
 
 int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e)

@@ -45,8 +45,9 @@ struct view {
 	const char *file;
 };
 
-/* Opens config (with overrides as in config_load) and files; reads no weights. EX_NOINPUT,
- * EX_DATAERR. */
+/* Opens config (with overrides as in config_load) and files; reads no weights, but checks that
+ * every tensor is there and none is too many, as modeldir_check() does. Tensors that are known to
+ * be harmless are said once on stderr. EX_NOINPUT, EX_DATAERR. */
 int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
     struct err *e);
 void modeldir_close(struct modeldir *md);

@@ -31,11 +31,6 @@ static const char *const side_files[] = { INTENT_NAME, "config.json", "generatio
 	    "merges.txt",
 	"chat_template.jinja", "chat_template.json" };
 
-static bool is_expert(const struct param *p)
-{
-	return p->kind == P_EXP_GATE || p->kind == P_EXP_UP || p->kind == P_EXP_DOWN;
-}
-
 static enum st_dtype st_of(enum dtype t)
 {
 	return (enum st_dtype)st_dtype_parse(dtype_name(t));
@@ -50,7 +45,7 @@ static void ctsr_key(char key[64], int layer, int expert, int i)
 
 static int check_layer(const struct pack *p, int l, struct err *e)
 {
-	bool sparse = p->md->cfg.sparse[l], has = manifest_at(p->manifest, l, 0)->cluster >= 0;
+	bool sparse = p->md->cfg.block[l].sparse, has = manifest_at(p->manifest, l, 0)->cluster >= 0;
 
 	if (sparse == has)
 		return 0;
@@ -59,28 +54,14 @@ static int check_layer(const struct pack *p, int l, struct err *e)
 	    has ? "experts" : "none", sparse ? "experts" : "none", p->md->path);
 }
 
-bool pack_quantisable(const struct param *p)
-{
-	switch (p->kind) {
-	case P_EMBED: case P_HEAD: case P_Q: case P_K: case P_V: case P_O: case P_QNOPE: case
-	    P_QROPE: case P_KVDOWN:
-	case P_EXP_GATE: case P_EXP_UP: case P_EXP_DOWN: case P_SH_GATE: case P_SH_UP: case
-	    P_SH_DOWN:
-	case P_MLP_GATE: case P_MLP_UP: case P_MLP_DOWN:
-		return true;
-	default:
-		return false;
-	}
-}
-
 /* The type to write a parameter in. */
 static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, struct err *e)
 {
-	int want = is_expert(pa) ? p->dtype : pack_quantisable(pa) && p->dense ? p->dense : -1;
+	int want = param_routed(pa) ? p->dtype : param_is(pa, PARAM_QUANTISES) && p->dense ? p->dense : -1;
 
 	for (int i = 0; i < p->nrules; i++)
 		if (fnmatch(p->rule[i].pattern, pa->name, 0) == 0 &&
-		    (pack_quantisable(pa) || !dtype_blocks(p->rule[i].t)))
+		    (param_is(pa, PARAM_QUANTISES) || !dtype_blocks(p->rule[i].t)))
 			want = (int)p->rule[i].t;
 	if (modeldir_type(p->md, pa, t, e) < 0)
 		return -1;
@@ -98,7 +79,7 @@ static int check_rule(const struct pack *p, const struct pack_rule *r, struct er
 	for (int i = 0; i < ps->n; i++) {
 		if (fnmatch(r->pattern, ps->p[i].name, 0) != 0)
 			continue;
-		if (pack_quantisable(&ps->p[i]) || !dtype_blocks(r->t))
+		if (param_is(&ps->p[i], PARAM_QUANTISES) || !dtype_blocks(r->t))
 			return 0;
 		kept = ps->p[i].name;
 	}
@@ -118,7 +99,7 @@ static int check_fixed(const struct pack *p, struct err *e)
 		const struct param *pa = &ps->p[i];
 		enum dtype t[3];
 
-		if (pa->kind != P_SH_GATE && pa->kind != P_MLP_GATE)
+		if (!param_is(pa, PARAM_FFN) || param_routed(pa) || param_part(pa) != 0)
 			continue;
 		for (int k = 0; k < 3; k++)
 			if (type_of(p, params_get(ps, (enum param_kind)(pa->kind + k), pa->layer,
@@ -143,10 +124,10 @@ static int expert_types(struct pack *p, struct err *e)
 
 	p->model_dtype = -2;
 	for (int i = 0; i < ps->n; i++) {
-		int k = (int)ps->p[i].kind - (int)P_EXP_GATE;
+		int k = param_part(&ps->p[i]);
 		enum dtype t, was;
 
-		if (!is_expert(&ps->p[i]))
+		if (!param_routed(&ps->p[i]))
 			continue;
 		if (type_of(p, &ps->p[i], &t, e) < 0 || modeldir_type(p->md, &ps->p[i], &was, e) <
 		    0)
@@ -192,7 +173,7 @@ int pack_check(struct pack *p, struct err *e)
 	for (int l = 0; l < m->layers; l++)
 		if (check_layer(p, l, e) < 0)
 			return -1;
-	if (modeldir_check(p->md, &p->md->par, e) < 0 || !(fp = modeldir_fingerprint(p->md, e)))
+	if (!(fp = modeldir_fingerprint(p->md, e)))
 		return -1;
 	if (m->fingerprint && strcmp(m->fingerprint, fp) != 0)
 		return err_set(e, EX_DATAERR, "manifest is not of this model: fingerprint %s there,"
@@ -551,14 +532,14 @@ static int write_model(struct job *j, int (*declare)(struct job *, const struct 
 		return -1;
 	put_meta(j, &se);
 	for (int i = 0; i < ps->n; i++) {
-		if (is_expert(&ps->p[i]) ? declare && declare(j, &ps->p[i]) < 0
+		if (param_routed(&ps->p[i]) ? declare && declare(j, &ps->p[i]) < 0
 		    : declare_dense(j, &ps->p[i]) < 0)
 			return -1;
 	}
 	if (st_writer_begin(j->w, &se) < 0)
 		return writer_failed(j, &se);
 	for (int i = 0; i < ps->n; i++) {
-		if (is_expert(&ps->p[i]) ? put_it && put_it(j, &ps->p[i]) < 0
+		if (param_routed(&ps->p[i]) ? put_it && put_it(j, &ps->p[i]) < 0
 		    : put_dense(j, &ps->p[i]) < 0)
 			return -1;
 	}
@@ -665,8 +646,8 @@ static int64_t total_bytes(const struct pack *p, bool experts)
 		const struct param *pa = &ps->p[i];
 		enum dtype t = DT_F32;
 
-		if (is_expert(pa))
-			sum += experts ? (int64_t)mat_bytes(p->dt[pa->kind - P_EXP_GATE], pa->rows,
+		if (param_routed(pa))
+			sum += experts ? (int64_t)mat_bytes(p->dt[param_part(pa)], pa->rows,
 			    pa->cols) : 0;
 		else if (type_of(p, pa, &t, &none) == 0)
 			sum += (int64_t)mat_bytes(t, pa->rows, pa->cols);
@@ -683,7 +664,7 @@ static int dense_converted(const struct pack *p)
 	int n = 0;
 
 	for (int i = 0; i < ps->n; i++)
-		n += !is_expert(&ps->p[i]) && type_of(p, &ps->p[i], &t, &none) == 0
+		n += !param_routed(&ps->p[i]) && type_of(p, &ps->p[i], &t, &none) == 0
 		    && modeldir_type(p->md, &ps->p[i], &was, &none) == 0 && t != was;
 	return n;
 }
@@ -732,7 +713,7 @@ static int declare_packed(struct job *j, const struct param *pa)
 	uint64_t shape[2] = { (uint64_t)pa->rows, (uint64_t)pa->cols };
 	struct st_error se;
 
-	if (st_writer_add(j->w, pa->name, st_of(j->p->dt[pa->kind - P_EXP_GATE]), 2, shape, 0, &se)
+	if (st_writer_add(j->w, pa->name, st_of(j->p->dt[param_part(pa)]), 2, shape, 0, &se)
 	    < 0)
 		return writer_failed(j, &se);
 	return 0;
@@ -808,7 +789,7 @@ static int check_crc(struct job *j, const struct param *pa)
 
 static int put_packed(struct job *j, const struct param *pa)
 {
-	int i = pa->kind == P_EXP_GATE ? 0 : pa->kind == P_EXP_UP ? 1 : 2;
+	int i = param_part(pa);
 	struct view v;
 
 	if (i == 0 && check_crc(j, pa) < 0)
@@ -833,7 +814,7 @@ static const char *quantised(const struct pack *p)
 	enum dtype t;
 
 	for (int i = 0; i < ps->n; i++)
-		if (is_expert(&ps->p[i]) ? dtype_blocks(p->manifest->dt[ps->p[i].kind - P_EXP_GATE])
+		if (param_routed(&ps->p[i]) ? dtype_blocks(p->manifest->dt[param_part(&ps->p[i])])
 		    : modeldir_type(p->md, &ps->p[i], &t, &e) == 0 && dtype_blocks(t))
 			return ps->p[i].name;
 	return NULL;

@@ -38,7 +38,7 @@ struct pack {
 	const char *out;
 	bool force;			/* replace a model directory at out */
 	int dtype;			/* enum dtype of the experts written; -1: as they are */
-	int dense;			/* of other matrices that pack_quantisable() allows; 0:
+	int dense;			/* of other matrices with PARAM_QUANTISES; 0:
 					   as they are */
 	const struct pack_rule *rule;	/* (nrules) go before both; the last that matches holds */
 	int nrules;
@@ -55,14 +55,10 @@ struct pack {
 	char fingerprint[33];		/* of md; after pack_undo() of what was written */
 };
 
-/* May it be stored in blocks: not the router, which decides, nor norms, nor what the engine
- * keeps transposed. */
-bool pack_quantisable(const struct param *p);
-
 /* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it
  * has one? EX_DATAERR says what differs. Fills dt (EX_DATAERR when it is not the same in all
  * experts) and fingerprint. EX_USAGE: a rule that matches no tensor, or asks for blocks of
- * nothing but what pack_quantisable() excludes. */
+ * nothing but what has no PARAM_QUANTISES. */
 int pack_check(struct pack *p, struct err *e);
 
 /* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer,

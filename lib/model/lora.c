@@ -24,7 +24,7 @@ static void part_name(char *out, size_t size, const char *name, char part)
 
 static bool can_adapt(const struct param *p)
 {
-	return p->ndim == 2 && p->kind != P_EMBED && p->kind != P_HEAD;
+	return param_is(p, PARAM_ADAPTS);
 }
 
 static void add_part(struct params *ps, const struct param *of, char part, int rows, int cols)

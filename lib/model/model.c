@@ -38,18 +38,18 @@ static real *take_real(struct layout *x, const char *name, int64_t n)
 static void layout_attn(struct layout *x, struct layer_act *a, const struct config *c, int l,
     int64_t R)
 {
-	bool mla = c->layer_type[l] == LAYER_MLA;
-	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim,
-	    r = c->rope_dim;
+	const struct block *b = &c->block[l];
+	bool mla = b->attn == ATTN_MLA;
+	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
 
-	a->qa = take_real(x, "attention", R * H * (mla ? d - r : d));
+	a->qa = take_real(x, "attention", R * H * (mla ? b->nope : d));
 	a->rqa = take_real(x, "attention", R * H);
 	if (mla) {
-		a->qb = take_real(x, "attention", R * H * r);
+		a->qb = take_real(x, "attention", R * H * b->rope.width);
 		a->rqb = take_real(x, "attention", R * H);
-		a->c = take_real(x, "attention", R * c->kv_latent_dim);
+		a->c = take_real(x, "attention", R * b->latent);
 	}
-	a->ka = take_real(x, "attention", mla ? R * c->kv_latent_dim : R * G * d);
+	a->ka = take_real(x, "attention", mla ? R * b->latent : R * G * d);
 	a->rka = take_real(x, "attention", mla ? R : R * G);
 	a->q = take_real(x, "attention", R * H * d);
 	a->k = take_real(x, "attention", R * G * d);
@@ -61,11 +61,12 @@ static void layout_attn(struct layout *x, struct layer_act *a, const struct conf
 static void layout_mlp(struct layout *x, struct layer_act *a, const struct config *c, int l,
     int64_t R, bool divided)
 {
-	int64_t K = c->num_experts_per_tok, F = c->moe_intermediate_size, S = c->num_shared_experts;
+	const struct block *b = &c->block[l];
+	int64_t K = c->num_experts_per_tok, F = b->width, S = b->shared;
 
-	if (!c->sparse[l]) {
-		a->sg = take_real(x, "mlp", R * c->intermediate_size);
-		a->su = take_real(x, "mlp", R * c->intermediate_size);
+	if (!b->sparse) {
+		a->sg = take_real(x, "mlp", R * F);
+		a->su = take_real(x, "mlp", R * F);
 		return;
 	}
 	a->weights = take_real(x, "router", R * K);
@@ -111,7 +112,7 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 
 	layout_layer(x, &a[0], c, 0, R, divided);
 	for (int l = 0; l < c->num_hidden_layers; l++) {
-		int t = c->layer_type[l] == LAYER_MLA, s = c->sparse[l];
+		int t = c->block[l].attn == ATTN_MLA, s = c->block[l].sparse;
 		struct layer_act *b = &a[l];
 
 		if (l > 0) {
@@ -207,20 +208,48 @@ static void layout_dispatch(struct layout *x, struct dispatch *d, const struct m
 	}
 }
 
+static int64_t rope_size(const struct config *c, const struct model_opt *o, bool mla)
+{
+	const struct rope *r = config_rope(c, mla);
+
+	return r ? (int64_t)o->max_t * 2 * r->width : 0;
+}
+
+/* The widest row of scratch that a layer needs. */
+static int64_t widest(const struct config *c)
+{
+	int64_t wide = mem_max((int64_t)c->num_attention_heads * c->head_dim, c->hidden_size);
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		wide = mem_max(wide, c->block[l].latent);
+	return mem_max(wide, c->num_experts);
+}
+
+/* Elements of the inner rows of FFNs: of all slots together, of all shared experts, or of a dense MLP. */
+static int64_t inner_size(const struct config *c, int64_t slots, int64_t R)
+{
+	int64_t n = 0;
+
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		const struct block *b = &c->block[l];
+
+		n = mem_max(n, b->sparse ? slots * b->width : 0);
+		n = mem_max(n, R * block_fixed(b) * block_fixed_width(b));
+	}
+	return n;
+}
+
 static void layout_scratch(struct layout *x, struct model *m, const struct model_opt *o, int64_t R)
 {
 	struct model_act *a = m->act;
 	const struct config *c = &m->cfg;
-	int64_t D = c->hidden_size, K = c->num_experts_per_tok, F = c->moe_intermediate_size;
-	int64_t wide = mem_max(mem_max((int64_t)c->num_attention_heads * c->head_dim, D),
-	    mem_max(c->kv_latent_dim, c->num_experts));
+	int64_t D = c->hidden_size, K = c->num_experts_per_tok, wide = widest(c);
 	int64_t slots, inner;
 	bool sparse = c->num_sparse > 0;
 
 	layout_dispatch(x, &a->dispatch, o, c, R);
 	slots = mem_max(R * K, a->dispatch.room);
-	inner = mem_max(mem_max(slots * F, c->num_shared_experts * R * F),
-	    R * c->intermediate_size);
+	inner = inner_size(c, slots, R);
 
 	a->xlast = take_real(x, "residual stream", R * D);
 	a->rlast = take_real(x, "norms", R);
@@ -237,8 +266,8 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 	a->horder = take(x, "router", (size_t)(R * K), 4);
 	a->hmiss = take(x, "router", (size_t)(R * K), 4);
 	a->scoef_h = take_real(x, "router", R);
-	a->rope = take_real(x, "tables", (int64_t)o->max_t * 2 * c->head_dim);
-	a->rope_mla = take_real(x, "tables", (int64_t)o->max_t * 2 * c->rope_dim);
+	a->rope = take_real(x, "tables", rope_size(c, o, false));
+	a->rope_mla = take_real(x, "tables", rope_size(c, o, true));
 	a->logits = take_real(x, "logits", (int64_t)a->head_rows * c->vocab_size);
 	a->t1 = take_real(x, "scratch", R * wide);
 	a->t2 = take_real(x, "scratch", R * wide);
@@ -353,12 +382,14 @@ static void tables(struct model *m)
 
 	if (!t || !iota)
 		err_die(EX_OSERR, "out of memory");
-	model_rope_table(c, false, a->max_t, t);
-	m->be->put(a->rope, t, (size_t)a->max_t * 2 * (size_t)c->head_dim * sizeof(real));
-	if (c->rope_dim <= c->head_dim) {
-		model_rope_table(c, true, a->max_t, t);
-		m->be->put(a->rope_mla, t, (size_t)a->max_t * 2 * (size_t)c->rope_dim *
-		    sizeof(real));
+	for (int mla = 0; mla < 2; mla++) {
+		const struct rope *r = config_rope(c, mla);
+
+		if (!r)
+			continue;
+		rope_table(r, a->max_t, t);
+		m->be->put(mla ? a->rope_mla : a->rope, t, (size_t)a->max_t * 2 *
+		    (size_t)r->width * sizeof(real));
 	}
 	for (int i = 0; i < niota; i++)
 		iota[i] = i;
@@ -448,43 +479,6 @@ void model_init_weights(struct model *m, uint64_t seed)
 	free(buf);
 }
 
-/* YaRN (arXiv:2309.00071) in the reference's form: a ramp between interpolated and kept
- * frequencies. */
-static double yarn_frequency(const struct config *c, double freq, int i, int d)
-{
-	double lo, hi, ramp;
-
-	if (!c->yarn || (double)c->max_position_embeddings / c->yarn_original_max <= 1)
-		return freq;
-	lo = floor(d * log(c->yarn_original_max / (2 * M_PI * c->yarn_beta_fast)) /
-	    (2 * log(c->rope_theta)));
-	hi = ceil(d * log(c->yarn_original_max / (2 * M_PI * c->yarn_beta_slow)) /
-	    (2 * log(c->rope_theta)));
-	lo = lo < 0 ? 0 : lo;
-	hi = hi > d / 2 - 1 ? d / 2 - 1 : hi;
-	ramp = (i - lo) / (hi - lo > 0.001 ? hi - lo : 0.001);
-	ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
-	return freq * (1 - ramp + ramp / c->yarn_factor);
-}
-
-/* Format 1 cuts the MLA table from the full-width one, so its two halves turn at different rates
- * (not a rotation); format 2 builds it for rope_dim. */
-void model_rope_table(const struct config *c, bool mla, int n, real *table)
-{
-	int w = mla ? c->rope_dim : c->head_dim, base = mla && c->format == 2 ? c->rope_dim
-	    : c->head_dim;
-	double scale = c->yarn ? c->yarn_attention_factor : 1;
-
-	for (int p = 0; p < n; p++)
-		for (int j = 0; j < w; j++) {
-			int i = j % (base / 2);
-			double f = yarn_frequency(c, pow(c->rope_theta, -2.0 * i / base), i, base);
-
-			table[((int64_t)p * 2 + 0) * w + j] = (real)(cos(p * f) * scale);
-			table[((int64_t)p * 2 + 1) * w + j] = (real)(sin(p * f) * scale);
-		}
-}
-
 static void count_flop(const struct model *m, const struct gemm_job *jobs, int n)
 {
 	for (int i = 0; m->profile && i < n; i++)
@@ -541,7 +535,7 @@ int model_sparse_index(const struct config *c, int layer)
 	int n = 0;
 
 	for (int l = 0; l < layer; l++)
-		n += c->sparse[l];
+		n += c->block[l].sparse;
 	return n;
 }
 
@@ -603,7 +597,7 @@ static void need_layer(const struct model *m, int l)
 {
 	int next = l + 1;
 
-	while (m->ahead && next < m->cfg.num_hidden_layers && !m->cfg.sparse[next])
+	while (m->ahead && next < m->cfg.num_hidden_layers && !m->cfg.block[next].sparse)
 		next++;
 	need(m, m->ahead ? next : l);
 }
@@ -614,7 +608,7 @@ static void idle_forward(struct model *m)
 	m->act->R = 0;
 	for (int l = 0; m->act->dispatch.n > 1 && l < m->cfg.num_hidden_layers; l++) {
 		need_layer(m, l);
-		if (m->cfg.sparse[l])
+		if (m->cfg.block[l].sparse)
 			model_dispatch_forward(m, l, m->act->dispatch.none);
 	}
 	need(m, m->cfg.num_hidden_layers);
@@ -679,9 +673,9 @@ static void tell_complete(struct model *m, int l, int *next)
 	while (*next > l) {
 		int before = *next - 2;
 
-		while (before >= l && !c->sparse[before])
+		while (before >= l && !c->block[before].sparse)
 			before--;
-		if (m->ahead && c->sparse[*next - 1] && before < l && l > 0)
+		if (m->ahead && c->block[*next - 1].sparse && before < l && l > 0)
 			break;
 		m->hooks->complete(m->hooks->ctx, --*next);
 	}
@@ -718,7 +712,7 @@ void model_backward(struct model *m, const struct batch *b)
 	for (int l = c->num_hidden_layers - 1; l >= 0; l--) {
 		if (!idle)
 			layer_back(m, l);
-		else if (a->dispatch.n > 1 && c->sparse[l])
+		else if (a->dispatch.n > 1 && c->block[l].sparse)
 			model_dispatch_back(m, l, a->dispatch.none);
 		if (m->hooks)
 			tell_complete(m, l, &complete);

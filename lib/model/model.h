@@ -136,8 +136,4 @@ void model_backward(struct model *m, const struct batch *b);
 void model_logits(struct model *m, real *logits);	/* (R, V) of the last forward: tests and
 							   dumps only */
 
-/* cos/sin table (n positions, 2, w) for heads of width w; mla selects the MLA table of the
- * config's format. */
-void model_rope_table(const struct config *c, bool mla, int n, real *table);
-
 #endif

@@ -10,11 +10,13 @@
 
 struct dims { int D, H, G, d, r, n, C; };
 
-static struct dims dims(const struct config *c)
+/* r, n and C are of MLA. */
+static struct dims dims(const struct config *c, int l)
 {
+	const struct block *b = &c->block[l];
+
 	return (struct dims){ c->hidden_size, c->num_attention_heads, c->num_key_value_heads,
-	    c->head_dim, c->rope_dim,
-		c->head_dim - c->rope_dim, c->kv_latent_dim };
+	    c->head_dim, b->rope.width, b->nope, b->latent };
 }
 
 static struct gemm_job nt_job(real *y, int64_t ldy, const real *x, const real *w, int64_t rows,
@@ -27,7 +29,7 @@ static void gqa_project(struct model *m, int l)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	double eps = m->cfg.rms_norm_eps;
 	struct gemm_job j[3] = {
 		nt_job(x->qa, s.H * s.d, x->n1, model_w(m, P_Q, l, -1), a->R, s.H * s.d, s.D),
@@ -51,7 +53,7 @@ static void mla_query(struct model *m, int l, const real *raw, real *rstd, enum 
     int at, int w)
 {
 	struct model_act *a = m->act;
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	int64_t heads = (int64_t)a->R * s.H;
 
 	m->be->rmsnorm(a->t1, rstd, raw, model_w(m, norm, l, -1), heads, w, m->cfg.rms_norm_eps);
@@ -62,7 +64,7 @@ static void mla_keys(struct model *m, int l)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	int n = 0;
 
 	for (int g = 0; g < s.G; g++) {
@@ -83,7 +85,7 @@ static void mla_project(struct model *m, int l)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	struct gemm_job j[3] = {
 		nt_job(x->qa, s.H * s.n, x->n1, model_w(m, P_QNOPE, l, -1), a->R, s.H * s.n, s.D),
 		nt_job(x->qb, s.H * s.r, x->n1, model_w(m, P_QROPE, l, -1), a->R, s.H * s.r, s.D),
@@ -114,7 +116,7 @@ static struct attn_args attn_args(const struct model *m, int l)
 	return (struct attn_args){
 		.B = a->B, .T = a->T, .H = c->num_attention_heads, .G = c->num_key_value_heads,
 		.dq = c->head_dim, .dv = c->head_dim,
-		.window = c->layer_type[l] == LAYER_SLIDING ? c->sliding_window_size : 0,
+		.window = c->block[l].window,
 		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc,
 		    .bf16 = m->bf16,
 		.dropout = drop ? c->dropout : 0, .drop_key = drop ? model_key(m, l, 1) : 0,
@@ -138,14 +140,14 @@ void model_attn_forward(struct model *m, int l)
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(c);
+	struct dims s = dims(c, l);
 	struct attn_args at;
 	bool drop = a->fo.train && c->dropout > 0;
 
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D,
 	    c->rms_norm_eps);
-	if (c->layer_type[l] == LAYER_MLA)
+	if (c->block[l].attn == ATTN_MLA)
 		mla_project(m, l);
 	else
 		gqa_project(m, l);
@@ -168,7 +170,7 @@ static void gqa_project_back(struct model *m, int l)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	int64_t R = a->R;
 
 	m->be->rope(a->t1, s.H * s.d, s.d, R, s.H, s.d, a->rope, a->pos, true);
@@ -193,7 +195,7 @@ static void mla_query_back(struct model *m, int l, const real *raw, const real *
     enum param_kind proj, int at, int w, real beta, real *tmp, real *tmp2)
 {
 	struct model_act *a = m->act;
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	int64_t heads = (int64_t)a->R * s.H;
 
 	m->be->copy2d(tmp, w, a->t1 + at, s.d, heads, w);
@@ -207,7 +209,7 @@ static void mla_project_back(struct model *m, int l)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(&m->cfg);
+	struct dims s = dims(&m->cfg, l);
 	int64_t R = a->R, kv = R * s.G;
 	real *dc = a->t4, *tmp = a->t5, *tmp2 = a->t6;
 
@@ -235,7 +237,7 @@ void model_attn_back(struct model *m, int l)
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
-	struct dims s = dims(c);
+	struct dims s = dims(c, l);
 	struct attn_args at = attn_args(m, l);
 	const real *dout = a->dh;
 
@@ -252,7 +254,7 @@ void model_attn_back(struct model *m, int l)
 	profile_flop(m->profile, 2.5 * attn_flop(m, &at));
 	m->be->attn_back(&at);
 	profile_begin(m->profile, PROFILE_PROJECT_BACK);
-	if (c->layer_type[l] == LAYER_MLA)
+	if (c->block[l].attn == ATTN_MLA)
 		mla_project_back(m, l);
 	else
 		gqa_project_back(m, l);

@@ -69,7 +69,7 @@ static void draw_available(const struct model *m, int l, uint8_t *avail)
 		memcpy(avail, o->available, (size_t)E);
 	else
 		memset(avail, 1, (size_t)E);
-	if (!o->train || o->fallback_mask_prob <= 0 || m->cfg.num_shared_experts == 0)
+	if (!o->train || o->fallback_mask_prob <= 0 || m->cfg.block[l].shared == 0)
 		return;
 	key = model_key(m, l, MODEL_MISSES);
 	for (int e = 0; e < E; e++) {
@@ -135,12 +135,12 @@ static void shared_coef(struct model *m, struct layer_act *x)
 /* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The
  * gradient goes through the weights as always. (R3, arXiv:2510.11370: training must use the
  * experts that sampling used.) */
-static void replay(struct model *m, int s, struct layer_act *x, const real *probs, int32_t *ids)
+static void replay(struct model *m, int l, struct layer_act *x, const real *probs, int32_t *ids)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
 	int K = c->num_experts_per_tok;
-	const int32_t *given = a->fo.replay + (int64_t)s * a->R * K;
+	const int32_t *given = a->fo.replay + (int64_t)model_sparse_index(c, l) * a->R * K;
 
 	for (int r = 0; r < a->R; r++, given += K) {
 		if (given[0] < 0)
@@ -150,7 +150,8 @@ static void replay(struct model *m, int s, struct layer_act *x, const real *prob
 		memcpy(a->hid + r * K, given, (size_t)K * sizeof(*given));
 	}
 	m->be->put(ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));
-	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K, c->norm_topk_prob);
+	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K,
+	    c->block[l].renormalised);
 }
 
 /* The router of the next sparse layer, or NULL where none is to be foreseen from this one. *at:
@@ -162,7 +163,7 @@ static const struct param *foreseen(const struct model *m, int l, int64_t *at)
 
 	if (!m->ahead || s >= config_ahead_pairs(c))
 		return NULL;
-	while (!c->sparse[next])
+	while (!c->block[next].sparse)
 		next++;
 	*at = (int64_t)s * m->act->R * c->num_experts;
 	return params_get(&m->par, P_GATE, next, -1);
@@ -188,10 +189,10 @@ static void route(struct model *m, int l, struct layer_act *x)
 	/* In FP32 always: a rounded score can change the choice (Switch Transformers,
 	 * arXiv:2101.03961, section 2.4). */
 	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
-	m->be->route(probs, ids, x->weights, a->R, E, K, c->norm_topk_prob);
+	m->be->route(probs, ids, x->weights, a->R, E, K, c->block[l].renormalised);
 	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
-		replay(m, s, x, probs, ids);
+		replay(m, l, x, probs, ids);
 	draw_available(m, l, avail);
 	place_slots(m, x, a->hid, avail);
 	shared_coef(m, x);
@@ -202,7 +203,7 @@ static void route(struct model *m, int l, struct layer_act *x)
 static void experts_up(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
-	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width, n = 0;
 
 	for (int e = 0; e < E; e++) {
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
@@ -222,7 +223,7 @@ static void experts_up(struct model *m, int l, const struct rows *s)
 static void experts_down(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
-	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size, n = 0;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width, n = 0;
 
 	m->be->swiglu(a->a1, s->g, s->u, (int64_t)s->first[E] * F);
 	for (int e = 0; e < E; e++) {
@@ -245,7 +246,8 @@ void model_experts_forward(struct model *m, int l, const struct rows *s)
 static void shared_forward(struct model *m, int l, struct layer_act *x, real *out)
 {
 	struct model_act *a = m->act;
-	int S = m->cfg.num_shared_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	const struct block *b = &m->cfg.block[l];
+	int S = b->shared, D = m->cfg.hidden_size, F = b->shared_width;
 
 	if (S == 0)
 		return;
@@ -254,7 +256,7 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, real *ou
 		    x->su + (int64_t)s * a->R * F,
 		    out || x->any_miss ? x->shared : NULL, F, s > 0);
 	if (S > 1 && (out || x->any_miss))
-		m->be->scale(x->shared, 1.0 / S, (int64_t)a->R * D);
+		m->be->scale(x->shared, block_shared_weight(b, 1), (int64_t)a->R * D);
 	if (out)
 		m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
 }
@@ -296,11 +298,11 @@ void model_mlp_forward(struct model *m, int l, real *out)
 	if (out)
 		m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
 	profile_begin(m->profile, PROFILE_DENSE);
-	if (c->sparse[l])
+	if (c->block[l].sparse)
 		moe_forward(m, l, out);
 	else
 		ffn_forward(m, ffn_w(m, P_MLP_GATE, l, -1), x->n2, x->sg, x->su, out,
-		    c->intermediate_size, 1);
+		    c->block[l].width, 1);
 }
 
 /* ---- backward ---- */
@@ -310,7 +312,7 @@ void model_mlp_forward(struct model *m, int l, real *out)
 static void experts_back_down(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
-	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width;
 	int64_t slots = s->first[E];
 	int n = 0;
 
@@ -342,7 +344,7 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 static void experts_back_up(struct model *m, int l, const struct rows *s)
 {
 	struct model_act *a = m->act;
-	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width;
 
 	m->be->swiglu_back(a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F);
 	for (int pass = 0; pass < 3; pass++) {
@@ -401,7 +403,8 @@ static void experts_back(struct model *m, int l, struct layer_act *x)
 static void shared_back(struct model *m, int l, struct layer_act *x)
 {
 	struct model_act *a = m->act;
-	int S = m->cfg.num_shared_experts, D = m->cfg.hidden_size, F = m->cfg.moe_intermediate_size;
+	const struct block *b = &m->cfg.block[l];
+	int S = b->shared, D = m->cfg.hidden_size, F = b->shared_width;
 	int K = m->cfg.num_experts_per_tok;
 
 	if (S == 0)
@@ -413,7 +416,7 @@ static void shared_back(struct model *m, int l, struct layer_act *x)
 	m->be->copy(a->t1, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
 	m->be->scale_rows(a->t1, x->scoef, a->R, D);
 	if (S > 1)
-		m->be->scale(a->t1, 1.0 / S, (int64_t)a->R * D);
+		m->be->scale(a->t1, block_shared_weight(b, 1), (int64_t)a->R * D);
 	for (int s = 0; s < S; s++)
 		ffn_back(m, P_SH_GATE, l, s, a->t1, x->n2, x->sg + (int64_t)s * a->R * F,
 		    x->su + (int64_t)s * a->R * F, F);
@@ -428,7 +431,7 @@ static void router_back(struct model *m, int l, struct layer_act *x)
 
 	m->be->route_back(a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E,
 	    m->topk + s * a->R * K, x->weights,
-	    a->R, (int)E, (int)K, c->norm_topk_prob);
+	    a->R, (int)E, (int)K, c->block[l].renormalised);
 	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2,
 	    model_w(m, P_GATE, l, -1), (int)E,
 	    c->hidden_size);
@@ -446,14 +449,14 @@ void model_mlp_back(struct model *m, int l)
 
 	profile_begin(m->profile, PROFILE_SORT);
 	m->be->zero(a->dn, (size_t)a->R * (size_t)D * sizeof(real));
-	if (c->sparse[l]) {
+	if (c->block[l].sparse) {
 		experts_back(m, l, x);
 		profile_begin(m->profile, PROFILE_DENSE_BACK);
 		shared_back(m, l, x);
 		profile_begin(m->profile, PROFILE_ROUTER);
 		router_back(m, l, x);
 	} else
-		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->intermediate_size);
+		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->block[l].width);
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm_back(a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid,
 	    model_w(m, P_POST_NORM, l, -1), x->rstd2,

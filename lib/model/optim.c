@@ -7,7 +7,7 @@
 
 static bool decays(const struct param *p)
 {
-	return p->ndim >= 2 && p->kind != P_EMBED;
+	return param_is(p, PARAM_DECAYS);
 }
 
 /* --- buckets --- */
@@ -16,7 +16,7 @@ static bool decays(const struct param *p)
  * be the head too. */
 static int complete_after(const struct params *ps, const struct param *p)
 {
-	return p->kind == P_HEAD || p->kind == P_NORM ? ps->layers : p->layer;
+	return param_is(p, PARAM_LATE) ? ps->layers : p->layer;
 }
 
 static enum comm_set set_of(const struct param *p)

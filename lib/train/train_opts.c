@@ -1,4 +1,5 @@
 /* The options of all trainers. */
+#include "arch/arch.h"
 #include "model/lora.h"
 #include "train/train.h"
 
@@ -17,6 +18,7 @@ const struct opt train_opts[] = {
 	{ 'c', "config", OPT_STR, &train_flags.config, 0, 0, "FILE", "config.json of a new model" },
 	{ 0, "set", OPT_LIST, &train_flags.sets, 0, 0, "KEY=VALUE",
 	    "override a value of config.json; may be repeated" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 't', "tokenizer", OPT_STR, &train_flags.tokenizer, 0, 0, "FILE",
 	    "tokenizer.json, or a directory that has one" },
 	{ 0, "shuffle", OPT_FLAG, &train_flags.shuffle, 0, 0, NULL,

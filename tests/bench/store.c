@@ -212,7 +212,7 @@ static void describe(struct config *c, struct manifest *m, int64_t slot, int64_t
 		.num_experts = EXPERTS, .num_experts_per_tok = TOPK, .num_sparse =
 		    (int)(n / EXPERTS) };
 	for (l = 0; l < c->num_hidden_layers && l < CFG_MAX_LAYERS; l++)
-		c->sparse[l] = true;
+		c->block[l].sparse = true;
 	*m = (struct manifest){ .layers = c->num_hidden_layers, .experts = EXPERTS, .nclusters = 1,
 	    .file = file,
 		.dt = { DT_BF16, DT_BF16, DT_BF16 }, .place = calloc((size_t)n, sizeof *m->place) };

@@ -225,8 +225,8 @@ static void write_manifest(const char *dir)
 
 	if (manifest_init(&m, cfg.num_hidden_layers, cfg.num_experts, cfg.num_sparse, &e) < 0)
 		err_exit(&e);
-	for (int l = 0, s = 0; l < cfg.num_hidden_layers; s += cfg.sparse[l], l++)
-		for (int x = 0; cfg.sparse[l] && x < cfg.num_experts; x++) {
+	for (int l = 0, s = 0; l < cfg.num_hidden_layers; s += cfg.block[l].sparse, l++)
+		for (int x = 0; cfg.block[l].sparse && x < cfg.num_experts; x++) {
 			manifest_at(&m, l, x)->cluster = s;
 			manifest_at(&m, l, x)->rank = x;
 		}

@@ -1,0 +1,52 @@
+/*
+ * block: what one layer of a network computes, in terms that training, decoding, planning and packing all read. A
+ * family (arch.h) fills one per layer from its config.json; maths that a block cannot say is refused by name there.
+ *
+ * Letters as in config.h. What is the same in every layer (D, H, G, d, E, K, epsilon) stays in struct config.
+ */
+#ifndef CHR_BLOCK_H
+#define CHR_BLOCK_H
+
+#include <stdbool.h>
+
+#include "arch/rope.h"
+
+enum attn_kind {
+	ATTN_FULL,		/* grouped queries, all positions before */
+	ATTN_SLIDING,		/* grouped queries, the last `window` positions */
+	ATTN_MLA		/* keys and values from a latent, in the reference's form */
+};
+
+enum qk_norm {
+	QK_NORM_NONE,
+	QK_NORM_HEAD,		/* RMSNorm on each head of q and k, before the rotation */
+	QK_NORM_WIDTH		/* RMSNorm on all heads of q together, and on those of k */
+};
+
+struct block {
+	enum attn_kind attn;
+	int window;		/* ATTN_SLIDING: positions that a token sees, itself included */
+	enum qk_norm qk_norm;
+	bool qkv_bias;		/* q, k and v have a bias each */
+	struct rope rope;	/* of its width: d, or r of MLA */
+	int latent, nope;	/* MLA: C, and the part of a head without positions */
+
+	bool sparse;		/* routed experts; else one dense MLP */
+	int width;		/* F of a routed expert, or that of the dense MLP */
+	bool renormalised;	/* the weights of the chosen experts are divided by their sum */
+	int shared;		/* shared experts, that every token passes */
+	int shared_width;	/* F of one of them */
+	bool shared_gate;	/* their output is multiplied by sigmoid(x . gate) */
+};
+
+/* The weight of each shared expert where their output counts `times`: they are averaged. */
+static inline double block_shared_weight(const struct block *b, double times)
+{
+	return times / b->shared;
+}
+
+/* FFNs that every row passes: the shared experts, or the one MLP of a dense layer. */
+static inline int block_fixed(const struct block *b) { return b->sparse ? b->shared : 1; }
+static inline int block_fixed_width(const struct block *b) { return b->sparse ? b->shared_width : b->width; }
+
+#endif

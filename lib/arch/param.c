@@ -1,0 +1,352 @@
+#include "arch/param.h"
+
+#include <fnmatch.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arch/config.h"
+
+#define LAYER "model.layers.%d."
+#define ATTN LAYER "self_attn."
+#define MLP LAYER "mlp."
+
+enum {
+	MATRIX = PARAM_DECAYS | PARAM_ADAPTS,
+	PRODUCT = MATRIX | PARAM_QUANTISES,
+	EXPERT = PRODUCT | PARAM_FFN | PARAM_ROUTED,
+	SHARED = PRODUCT | PARAM_FFN | PARAM_SHARED,
+	DENSE = PRODUCT | PARAM_FFN
+};
+
+const struct param_class param_class[P_KINDS] = {
+	[P_EMBED] = { "model.embed_tokens.weight", WHEN_ALWAYS, DIM_V, DIM_D,
+	    PARAM_QUANTISES | PARAM_ROW },
+	[P_HEAD] = { "lm_head.weight", WHEN_UNTIED, DIM_V, DIM_D,
+	    PARAM_DECAYS | PARAM_QUANTISES | PARAM_LATE },
+	[P_NORM] = { "model.norm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, PARAM_LATE },
+	[P_IN_NORM] = { LAYER "input_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, 0 },
+	[P_POST_NORM] = { LAYER "post_attention_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, 0 },
+	[P_Q] = { ATTN "q_proj.weight", WHEN_GQA, DIM_Q, DIM_D, PRODUCT },
+	[P_K] = { ATTN "k_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
+	[P_V] = { ATTN "v_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
+	[P_Q_BIAS] = { ATTN "q_proj.bias", WHEN_QKV_BIAS, DIM_Q, DIM_NONE, PARAM_BIAS },
+	[P_K_BIAS] = { ATTN "k_proj.bias", WHEN_QKV_BIAS, DIM_KV, DIM_NONE, PARAM_BIAS },
+	[P_V_BIAS] = { ATTN "v_proj.bias", WHEN_QKV_BIAS, DIM_KV, DIM_NONE, PARAM_BIAS },
+	[P_QNORM] = { ATTN "q_norm.weight", WHEN_QK_NORM, DIM_QNORM, DIM_NONE, 0 },
+	[P_KNORM] = { ATTN "k_norm.weight", WHEN_QK_NORM, DIM_KNORM, DIM_NONE, 0 },
+	[P_QNOPE] = { ATTN "q_nope_proj.weight", WHEN_MLA, DIM_HN, DIM_D, PRODUCT },
+	[P_QROPE] = { ATTN "q_rope_proj.weight", WHEN_MLA, DIM_HR, DIM_D, PRODUCT },
+	[P_QNOPE_NORM] = { ATTN "q_nope_norm.weight", WHEN_MLA, DIM_N, DIM_NONE, 0 },
+	[P_QROPE_NORM] = { ATTN "q_rope_norm.weight", WHEN_MLA, DIM_R, DIM_NONE, 0 },
+	[P_KVDOWN] = { ATTN "kv_down_proj.weight", WHEN_MLA, DIM_C, DIM_D, PRODUCT },
+	[P_KVDOWN_NORM] = { ATTN "kv_down_norm.weight", WHEN_MLA, DIM_C, DIM_NONE, 0 },
+	[P_KNOPE] = { ATTN "k_nope_proj.weight", WHEN_MLA, DIM_GN, DIM_C, MATRIX | PARAM_TURNED },
+	[P_KROPE] = { ATTN "k_rope_proj.weight", WHEN_MLA, DIM_GR, DIM_C, MATRIX },
+	[P_MLA_V] = { ATTN "v_proj.weight", WHEN_MLA, DIM_KV, DIM_C, MATRIX },
+	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_Q, PRODUCT },
+	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
+	[P_EXP_GATE] = { MLP "experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
+	[P_EXP_UP] = { MLP "experts.%d.up_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
+	[P_EXP_DOWN] = { MLP "experts.%d.down_proj.weight", WHEN_SPARSE, DIM_D, DIM_F, EXPERT },
+	[P_SH_GATE] = { MLP "shared_experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_SF, DIM_D, SHARED },
+	[P_SH_UP] = { MLP "shared_experts.%d.up_proj.weight", WHEN_SPARSE, DIM_SF, DIM_D, SHARED },
+	[P_SH_DOWN] = { MLP "shared_experts.%d.down_proj.weight", WHEN_SPARSE, DIM_D, DIM_SF, SHARED },
+	[P_SH_SIGMOID] = { MLP "shared_expert_gate.weight", WHEN_SHARED_GATE, DIM_ONE, DIM_D, MATRIX },
+	[P_MLP_GATE] = { MLP "gate_proj.weight", WHEN_DENSE, DIM_F, DIM_D, DENSE },
+	[P_MLP_UP] = { MLP "up_proj.weight", WHEN_DENSE, DIM_F, DIM_D, DENSE },
+	[P_MLP_DOWN] = { MLP "down_proj.weight", WHEN_DENSE, DIM_D, DIM_F, DENSE },
+	[P_LOOK0] = { "model.lookahead_router.proj.0.weight", WHEN_LOOK, DIM_QUARTER, DIM_D,
+	    MATRIX | PARAM_LOOK },
+	[P_LOOK2] = { "model.lookahead_router.proj.2.weight", WHEN_LOOK, DIM_LOOK, DIM_QUARTER,
+	    MATRIX | PARAM_LOOK },
+};
+
+static int dim(const struct config *c, const struct block *b, enum param_dim d)
+{
+	int H = c->num_attention_heads, G = c->num_key_value_heads, D = c->hidden_size;
+
+	switch (d) {
+	case DIM_NONE: return 0;
+	case DIM_ONE: return 1;
+	case DIM_V: return c->vocab_size;
+	case DIM_D: return D;
+	case DIM_QUARTER: return D / 4;
+	case DIM_LOOK: return config_lookahead_rows(c);
+	case DIM_Q: return H * c->head_dim;
+	case DIM_KV: return G * c->head_dim;
+	case DIM_QNORM: return b->qk_norm == QK_NORM_WIDTH ? H * c->head_dim : c->head_dim;
+	case DIM_KNORM: return b->qk_norm == QK_NORM_WIDTH ? G * c->head_dim : c->head_dim;
+	case DIM_N: return b->nope;
+	case DIM_R: return b->rope.width;
+	case DIM_C: return b->latent;
+	case DIM_HN: return H * b->nope;
+	case DIM_HR: return H * b->rope.width;
+	case DIM_GN: return G * b->nope;
+	case DIM_GR: return G * b->rope.width;
+	case DIM_E: return c->num_experts;
+	case DIM_F: return b->width;
+	case DIM_SF: return b->shared_width;
+	}
+	return 0;
+}
+
+static bool present(const struct config *c, const struct block *b, enum param_when when)
+{
+	bool mla = b && b->attn == ATTN_MLA;
+
+	switch (when) {
+	case WHEN_ALWAYS: return true;
+	case WHEN_UNTIED: return !c->tie_word_embeddings;
+	case WHEN_LOOK: return config_lookahead_rows(c) > 0;
+	case WHEN_GQA: return !mla;
+	case WHEN_QKV_BIAS: return !mla && b->qkv_bias;
+	case WHEN_QK_NORM: return !mla && b->qk_norm != QK_NORM_NONE;
+	case WHEN_MLA: return mla;
+	case WHEN_SPARSE: return b->sparse;
+	case WHEN_SHARED_GATE: return b->sparse && b->shared_gate;
+	case WHEN_DENSE: return !b->sparse;
+	}
+	return false;
+}
+
+static const char *format_of(const struct config *c, enum param_kind k)
+{
+	for (const struct param_name *n = c->names; n && n->name; n++)
+		if (n->kind == k)
+			return n->name;
+	return param_class[k].name;
+}
+
+/* How many of this kind a layer has (b), or the model (NULL). */
+static int copies(const struct config *c, const struct block *b, enum param_kind k)
+{
+	if (!present(c, b, param_class[k].when))
+		return 0;
+	if (param_class[k].traits & PARAM_ROUTED)
+		return c->num_experts;
+	return param_class[k].traits & PARAM_SHARED ? b->shared : 1;
+}
+
+static bool is_expert_kind(enum param_kind k)
+{
+	return param_class[k].traits & (PARAM_ROUTED | PARAM_SHARED);
+}
+
+/* The list of parameters; room for all was made. */
+struct build {
+	struct params *ps;
+	const struct config *c;
+	bool overflow;
+};
+
+static void add(struct build *b, enum param_kind kind, int layer, int expert)
+{
+	struct params *ps = b->ps;
+	const struct block *block = layer >= 0 ? &b->c->block[layer] : NULL;
+	int at = kind * (ps->layers + 1) + layer + 1, cols = dim(b->c, block, param_class[kind].cols);
+	struct param *p = &ps->p[ps->n];
+
+	memset(p, 0, sizeof *p);
+	snprintf(p->name, sizeof p->name, format_of(b->c, kind), layer, expert);
+	p->kind = kind;
+	p->layer = layer;
+	p->expert = expert;
+	p->ndim = cols ? 2 : 1;
+	p->rows = dim(b->c, block, param_class[kind].rows);
+	p->cols = cols ? cols : 1;
+	p->off = ps->total;
+	p->owner = -1;
+	if (ps->first[at] < 0)
+		ps->first[at] = ps->n;
+	ps->count += param_size(p);
+	ps->total += param_span(p);
+	b->overflow |= ps->total > INT64_MAX / 16;
+	ps->n++;
+}
+
+/* All experts of a kind: the three matrices of one, then those of the next. */
+static void add_experts(struct build *b, enum param_kind gate, int l)
+{
+	for (int e = 0; e < copies(b->c, &b->c->block[l], gate); e++)
+		for (int i = 0; i < 3; i++)
+			add(b, (enum param_kind)(gate + i), l, e);
+}
+
+static void add_layer(struct build *b, int l)
+{
+	for (int k = P_IN_NORM; k < P_LOOK0; k++)
+		if (k == P_EXP_GATE || k == P_SH_GATE)
+			add_experts(b, (enum param_kind)k, l);
+		else if (!is_expert_kind((enum param_kind)k) && copies(b->c, &b->c->block[l], (enum param_kind)k))
+			add(b, (enum param_kind)k, l, -1);
+}
+
+static void add_all(struct build *b)
+{
+	static const enum param_kind last[] = { P_NORM, P_LOOK0, P_LOOK2 };
+
+	add(b, P_EMBED, -1, -1);
+	if (copies(b->c, NULL, P_HEAD))
+		add(b, P_HEAD, -1, -1);
+	for (int l = 0; l < b->c->num_hidden_layers; l++)
+		add_layer(b, l);
+	for (int i = 0; i < 3; i++)
+		if (copies(b->c, NULL, last[i]))
+			add(b, last[i], -1, -1);
+}
+
+static int64_t count_all(const struct config *c)
+{
+	int64_t n = 5;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		for (int k = P_IN_NORM; k < P_LOOK0; k++)
+			n += copies(c, &c->block[l], (enum param_kind)k);
+	return n;
+}
+
+static uint32_t hash_name(const char *s)		/* FNV-1a */
+{
+	uint32_t h = 2166136261u;
+
+	while (*s)
+		h = (h ^ (unsigned char)*s++) * 16777619u;
+	return h;
+}
+
+static int build_hash(struct params *ps)
+{
+	ps->hash_size = 16;
+	while (ps->hash_size < 2 * ps->n)
+		ps->hash_size *= 2;
+	ps->hash = malloc((size_t)ps->hash_size * sizeof *ps->hash);
+	if (!ps->hash)
+		return -1;
+	memset(ps->hash, -1, (size_t)ps->hash_size * sizeof *ps->hash);
+	for (int i = 0; i < ps->n; i++) {
+		uint32_t at = hash_name(ps->p[i].name) & (uint32_t)(ps->hash_size - 1);
+
+		while (ps->hash[at] >= 0)
+			at = (at + 1) & (uint32_t)(ps->hash_size - 1);
+		ps->hash[at] = i;
+	}
+	return 0;
+}
+
+static int no_room(struct params *ps, struct err *e)
+{
+	params_free(ps);
+	return err_set(e, EX_OSERR, "model is too large: its parameters cannot be listed");
+}
+
+int params_build(struct params *ps, const struct config *c, struct err *e)
+{
+	struct build b = { ps, c, false };
+	size_t nfirst = (size_t)P_KINDS * ((size_t)c->num_hidden_layers + 1);
+	int64_t room = count_all(c);
+
+	memset(ps, 0, sizeof *ps);
+	if (room > PARAMS_MAX)
+		return err_set(e, EX_DATAERR, "config asks for %lld tensors (%d layers, %d experts); at most %d "
+		    "are supported", (long long)room, c->num_hidden_layers, c->num_experts, PARAMS_MAX);
+	ps->layers = c->num_hidden_layers;
+	ps->first = malloc(nfirst * sizeof *ps->first);
+	ps->p = malloc((size_t)room * sizeof *ps->p);
+	if (!ps->first || !ps->p)
+		return no_room(ps, e);
+	memset(ps->first, -1, nfirst * sizeof *ps->first);
+	add_all(&b);
+	return b.overflow || build_hash(ps) < 0 ? no_room(ps, e) : 0;
+}
+
+int params_divide(struct params *ps, int n, int here, struct err *e)
+{
+	int experts = 0;
+
+	for (int i = 0; i < ps->n; i++)
+		if (param_routed(&ps->p[i]) && ps->p[i].expert >= experts)
+			experts = ps->p[i].expert + 1;
+	if (n == 1)
+		return 0;
+	if (experts == 0 || experts % n != 0)
+		return err_set(e, EX_USAGE, "%d experts cannot be divided over %d ranks", experts,
+		    n);
+	ps->here = here;
+	ps->total = 0;
+	for (int i = 0; i < ps->n; i++) {
+		struct param *p = &ps->p[i];
+
+		if (param_routed(p))
+			p->owner = p->expert / (experts / n);
+		if (p->owner > 0) {
+			p->off = params_get(ps, p->kind, p->layer, p->expert % (experts / n))->off;
+			continue;
+		}
+		p->off = ps->total;
+		ps->total += param_span(p);
+	}
+	return 0;
+}
+
+const struct param *params_find(const struct params *ps, const char *name)
+{
+	uint32_t mask = (uint32_t)ps->hash_size - 1;
+
+	for (uint32_t at = hash_name(name) & mask; ps->hash[at] >= 0; at = (at + 1) & mask)
+		if (strcmp(ps->p[ps->hash[at]].name, name) == 0)
+			return &ps->p[ps->hash[at]];
+	return NULL;
+}
+
+const struct param *params_get(const struct params *ps, enum param_kind k, int layer, int expert)
+{
+	bool ffn = is_expert_kind(k);
+	int at;
+
+	if (layer < -1 || layer >= ps->layers || (expert >= 0) != ffn)
+		return NULL;
+	at = ps->first[k * (ps->layers + 1) + layer + 1];
+	if (at < 0)
+		return NULL;
+	if (ffn)
+		at = expert < (ps->n - at + 2) / 3 ? at + 3 * expert : ps->n;
+	if (at >= ps->n || ps->p[at].kind != k || ps->p[at].layer != layer ||
+	    ps->p[at].expert != expert)
+		return NULL;
+	return &ps->p[at];
+}
+
+int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit,
+    struct err *e)
+{
+	for (int i = 0; i < npatterns; i++) {
+		bool any = false;
+
+		for (int j = 0; j < ps->n; j++)
+			if (fnmatch(patterns[i], ps->p[j].name, 0) == 0)
+				hit[j] = any = true;
+		if (!any)
+			return err_set(e, EX_USAGE,
+			    "no parameter has a name like \"%s\" (chr-ls lists them)", patterns[i]);
+	}
+	return 0;
+}
+
+int64_t params_active(const struct params *ps, const struct config *c)
+{
+	int64_t n = ps->count;
+
+	for (int i = 0; i < ps->n; i++)
+		if (param_routed(&ps->p[i]) && ps->p[i].expert >= c->num_experts_per_tok)
+			n -= param_size(&ps->p[i]);
+	return n;
+}
+
+void params_free(struct params *ps)
+{
+	free(ps->p);
+	free(ps->hash);
+	free(ps->first);
+	memset(ps, 0, sizeof *ps);
+}

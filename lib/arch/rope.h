@@ -1,0 +1,35 @@
+/*
+ * rope: rotary positions (Su et al., arXiv:2104.09864) and the ways in which models stretch them.
+ *
+ *	real *table = malloc(sizeof(real) * n * 2 * r.width);
+ *	rope_table(&r, n, table);		row p: width cosines, then width sines
+ */
+#ifndef CHR_ROPE_H
+#define CHR_ROPE_H
+
+#include <stdbool.h>
+
+#include "base/real.h"
+
+enum rope_kind {
+	ROPE_DEFAULT,
+	ROPE_LINEAR,		/* every frequency divided by factor */
+	ROPE_LLAMA3,		/* long waves divided by factor, short ones kept, a blend between */
+	ROPE_YARN		/* Peng et al., arXiv:2309.00071: a ramp over the frequencies */
+};
+
+struct rope {
+	enum rope_kind kind;
+	int width;		/* elements of a head that turn: pairs (i, i + width/2) */
+	int dims;		/* the i-th frequency is theta^(-2i/dims); it is width but in format 1 */
+	double theta, factor;
+	double magnitude;	/* cosines and sines are multiplied by it (YaRN's attention factor), 1 otherwise */
+	int original_max;	/* positions of the model before it was stretched */
+	double slow, fast;	/* YaRN: beta_slow and beta_fast; llama3: low_freq_factor and high_freq_factor */
+	bool truncate;		/* YaRN: the ends of the ramp are whole numbers, */
+	int last;		/* and at most this */
+};
+
+void rope_table(const struct rope *r, int n, real *table);	/* (n, 2, width) */
+
+#endif
