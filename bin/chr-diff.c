@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/arch.h"
 #include "measure/fidelity.h"
 #include "decode/infer.h"
 #include "base/json.h"
@@ -31,6 +32,7 @@ static const struct opt opts[] = {
 	    "options of chr-generate that the second model runs with, token by token" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
+	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE",
 	    "tokenizer, when not that of the first model" },
 	{ 'j', "threads", OPT_INT, &infer.threads, 0, 256, "N", "compute threads; 0: one per CPU" },

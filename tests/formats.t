@@ -79,12 +79,12 @@ ok "config.json, tensors and metadata are in chr-model.5" perl -MJSON::PP -0777 
 	}
 	print "$_\n" for sort keys %bad;
 	exit(%bad > 0)' "$page/chr-model.5" model/config.json 12
-sed 's/{/{"model_type": "qwen3_moe", "my_note": [1, 2],/' config.json > noted.json
+sed 's/{/{"model_type": "qwen3_moe", "_my_note": [1, 2],/' config.json > noted.json
 ok "what config.json says besides is kept, in packed directories too" sh -e -c '
 	chr-pretrain -q -c noted.json -t tokenizer.json -n 1 -b 1 --seq 32 -o noted in.jsonl
 	chr-actlog -q -m noted in.jsonl | chr-cluster -q | chr-pack -q -m noted -o notedpack
 	for d in noted notedpack; do
-		tr -d " \n" < $d/config.json | grep "\"my_note\":\[1,2\]"
+		tr -d " \n" < $d/config.json | grep "\"_my_note\":\[1,2\]"
 		tr -d " \n" < $d/config.json | grep "\"model_type\":\"qwen3_moe\""
 	done'
 done_testing

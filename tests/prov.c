@@ -38,7 +38,7 @@ static void gives(const char *want, int argc, char *const argv[])
 	json_decref(list);
 }
 #define GIVES(want, ...) \
-	gives(want, (int)(sizeof((char *[]){ "p", __VA_ARGS__ }) / sizeof(char *)),
+	gives(want, (int)(sizeof((char *[]){ "p", __VA_ARGS__ }) / sizeof(char *)), \
 	    (char *[]){ "p", __VA_ARGS__, NULL })
 
 static void test_ancestry(void)
