@@ -18,8 +18,10 @@ SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -f
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
 DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"'
 ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
-LIBS = $(DEP_LIBS) $(MPI_LIBS) -lm -lpthread
-COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
+LIBS = $(DEP_LIBS) $(MPI_LIBS) -ldl -lm -lpthread
+# Sources that may read and write memory of a device: those of a backend, and tests of the one whose memory is the host's.
+BACKEND_SIDE = $(if $(filter lib/backend/% tests/%,$<),-DCHR_BACKEND_SIDE)
+COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(BACKEND_SIDE) $(EXTRA) -MMD -MP -c -o $@ $<
 LINK = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(EXTRA)
 define newline
 

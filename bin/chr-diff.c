@@ -164,7 +164,8 @@ static void side_eval(struct side *d, const uint32_t *tok, int at, int n)
 /* After the logits were compared: this overwrites them. */
 static void side_score(struct side *d, int n)
 {
-	infer.be->logprob(d->logits, s.logp, s.target, NULL, n, d->c->vocab_size);
+	infer.be->logprob(infer.be, d->logits, s.logp, s.target, NULL, n,
+	    d->c->vocab_size);
 	for (int i = 0; i < n; i++)
 		d->logprob += s.target[i] >= 0 ? (double)s.logp[i] : 0;
 }

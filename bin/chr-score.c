@@ -145,7 +145,8 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 		topk_rows(tok, n);
 	if (!wanted)
 		return;
-	infer.be->logprob(s.logits, s.logp, s.target, NULL, n, infer.cfg.vocab_size);
+	infer.be->logprob(infer.be, s.logits, s.logp, s.target, NULL, n,
+	    infer.cfg.vocab_size);
 	for (int i = 0; i < n; i++)
 		if (s.target[i] >= 0) {
 			(*count)++;

@@ -53,7 +53,7 @@ static void multiply(const struct product *p, float *c, float beta)
 	struct gemm_job j = { c, p->n, p->a, p->lda, p->b, p->ldb, DT_F32, p->m, p->n, p->k, beta };
 
 	memcpy(c, p->c, (size_t)p->m * (size_t)p->n * sizeof(float));
-	backend_cpu.gemm_bf16(p->kind, &j, 1);
+	backend_cpu.gemm_bf16(&backend_cpu, p->kind, &j, 1);
 }
 
 /* The largest error in units of the sum of the products' magnitudes. */
@@ -118,7 +118,7 @@ static bool row_alone(const struct product *p, const float *c, int r)
 	bool same;
 
 	memcpy(one, p->c + r * p->n, (size_t)p->n * sizeof(float));
-	backend_cpu.gemm_bf16(p->kind, &j, 1);
+	backend_cpu.gemm_bf16(&backend_cpu, p->kind, &j, 1);
 	same = memcmp(one, c + r * p->n, (size_t)p->n * sizeof(float)) == 0;
 	free(one);
 	return same;
@@ -165,7 +165,7 @@ static void test_values(const char *isa)
 			struct gemm_job j = { &c, 1, swap ? &one : &in[i], 1, swap ? &in[i] : &one,
 			    1, DT_F32, 1, 1, 1, 0 };
 
-			backend_cpu.gemm_bf16(GEMM_NT, &j, 1);
+			backend_cpu.gemm_bf16(&backend_cpu, GEMM_NT, &j, 1);
 			good &= isnan(out[i]) ? isnan(c) : c == out[i];
 		}
 	ok(good, "%s: rounding", isa);
@@ -209,8 +209,8 @@ static void attention(bool bf16, float *out[4])
 
 	for (int t = 0; t < AT; t++)
 		doc[t] = t < 30 ? 0 : 30;
-	backend_cpu.attn(&a);
-	backend_cpu.attn_back(&a);
+	backend_cpu.attn(&backend_cpu, &a);
+	backend_cpu.attn_back(&backend_cpu, &a);
 	free(q), free(k), free(v), free(d), free(lse);
 }
 

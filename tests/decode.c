@@ -192,7 +192,7 @@ static void against_training(const real *logits, uint32_t *tok)
 			    m.probs + ((int64_t)i * T + t) * E, E));
 	is_close(router, 0, 1e-5, "and so are router probabilities");
 	if (W) {
-		backend_cpu.softmax(m.look, (int64_t)T * (W / E), E);
+		backend_cpu.softmax(&backend_cpu, m.look, (int64_t)T * (W / E), E);
 		head = worst(look, m.look, (int64_t)T * W);
 		is_close(head, 0, 1e-5, "and lookahead probabilities");
 	}

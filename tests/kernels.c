@@ -53,10 +53,10 @@ static void test_products(const char *isa)
 			double w;
 
 			isa_force(isa);
-			backend_cpu.gemm(kind, &j, 1);
+			backend_cpu.gemm(&backend_cpu, kind, &j, 1);
 			j.c = d;
 			isa_force("portable");
-			backend_cpu.gemm(kind, &j, 1);
+			backend_cpu.gemm(&backend_cpu, kind, &j, 1);
 			w = worst_rel(c, d, (int64_t)m * n);
 			worst = w > worst ? w : worst;
 			free(a), free(b), free(c), free(d);
@@ -150,21 +150,21 @@ static void test_invariance(const char *isa, enum dtype dt)
 	for (int i = 0; i < N * K; i += 50)		/* among them subnormal halves */
 		w[i] *= ldexpf(1, -(i % 24));
 	tensor_from_f32(b, dt, w, N * K);
-	backend_cpu.gemm(GEMM_NT, &j, 1);
+	backend_cpu.gemm(&backend_cpu, GEMM_NT, &j, 1);
 	for (size_t s = 0; s < sizeof(step) / sizeof(step[0]); s++) {
 		memset(one, 0, M * N * 4);
 		for (int i = 0; i < M; i += step[s]) {
 			struct gemm_job r = { one + i * N, N, a + i * K, K, b, K, dt,
 			    M - i < step[s] ? M - i : step[s], N, K, 0 };
 
-			backend_cpu.gemm(GEMM_NT, &r, 1);
+			backend_cpu.gemm(&backend_cpu, GEMM_NT, &r, 1);
 		}
 		same &= memcmp(one, all, M * N * 4) == 0;
 	}
 	ok(same, "%s: rows of GEMM_NT do not depend on batching, %s weights", isa, dtype_name(dt));
 	tensor_to_f32(w, b, dt, N * K);
 	j = (struct gemm_job){ one, N, a, K, w, K, DT_F32, M, N, K, 0 };
-	backend_cpu.gemm(GEMM_NT, &j, 1);
+	backend_cpu.gemm(&backend_cpu, GEMM_NT, &j, 1);
 	ok(memcmp(one, all, M * N * 4) == 0, "%s: %s weights are what they are as floats", isa,
 	    dtype_name(dt));
 	free(a), free(w), free(one), free(all), free(b);
@@ -187,7 +187,7 @@ static void test_threads(const char *isa)
 			pool_quit();
 			pool_init(threads);
 			j.c = threads == 1 ? one : c;
-			backend_cpu.gemm(kind, &j, 1);
+			backend_cpu.gemm(&backend_cpu, kind, &j, 1);
 		}
 		same &= memcmp(one, c, M * N * 4) == 0;
 	}

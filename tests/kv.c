@@ -74,14 +74,17 @@ struct cache {
 
 static struct cache cache_of(enum kv_type t, const real *x, int T, int heads, int w, int slots)
 {
-	struct cache c = { t, heads, w, slots, backend_cpu.alloc(kv_cache_bytes(t, heads, slots, w))
+	struct cache c = { t, heads, w, slots, backend_cpu.alloc(&backend_cpu,
+	    kv_cache_bytes(t,
+	    heads, slots, w))
 	    };
 
 	/* In uneven pieces, across the ring's end. */
 	for (int p = 0, n; p < T; p += n) {
 		n = 1 + p % 7 < T - p ? 1 + p % 7 : T - p;
 		n = n < slots ? n : slots;
-		backend_cpu.kv_put(&(struct kv_put_args){ t, c.p, slots, heads, w, p,
+		backend_cpu.kv_put(&backend_cpu, &(struct kv_put_args){ t, c.p,
+		    slots, heads, w, p,
 		    x + (int64_t)p * heads * w, n });
 	}
 	return c;
@@ -102,7 +105,9 @@ static void attend(const struct problem *p, const struct cache *k, const struct 
 		vp[i] = v->p;
 		k2p[i] = k2->p;
 	}
-	backend_cpu.attn_cached(&(struct attn_cached_args){ .n = p->n, .H = p->H, .G = p->G,
+	backend_cpu.attn_cached(&backend_cpu, &(struct attn_cached_args){ .n = p->n,
+	    .H = p->H,
+	    .G = p->G,
 	    .dk = p->dk, .dv = p->dv,
 	    .scale = 0.2f, .q = q, .ldq = p->H * p->dk, .o = o, .ldo = p->H * p->dv, .type = k->t,
 	    .slots = k->slots,
@@ -167,9 +172,9 @@ static void solve(const struct problem *p, enum kv_type t, const struct docpack 
 
 	memset(o, 0xff, sizeof(*o) * (size_t)p->n * (size_t)p->H * (size_t)p->dv);
 	attend(p, &k, &v, &k2, d->q, d->q2, o);
-	backend_cpu.free(k.p);
-	backend_cpu.free(v.p);
-	backend_cpu.free(k2.p);
+	backend_cpu.free(&backend_cpu, k.p);
+	backend_cpu.free(&backend_cpu, v.p);
+	backend_cpu.free(&backend_cpu, k2.p);
 }
 
 static void test_problem(const struct problem *p, enum kv_type t)
@@ -235,7 +240,9 @@ static void test_odd_values(void)
 			for (int j = 0; j < 64; j++)
 				x[j] = 1;
 			x[40] = bad[i];
-			backend_cpu.kv_put(&(struct kv_put_args){ (enum kv_type)t, row, 1, 1, 64, 0,
+			backend_cpu.kv_put(&backend_cpu,
+			    &(struct kv_put_args){ (enum kv_type)t,
+			    row, 1, 1, 64, 0,
 			    x, 1 });
 			cpu_kernels()->unpack(y, row, (enum kv_type)t, 1, 64);
 			shown = shown && !isfinite(y[40]) && y[0] == 1 && y[31] == 1;
@@ -243,7 +250,8 @@ static void test_odd_values(void)
 	ok(shown, "what is not finite stays so, and the block beside it is itself");
 	memset(x, 0, sizeof(x));
 	x[1] = 1e-38f;
-	backend_cpu.kv_put(&(struct kv_put_args){ KV_Q8, row, 1, 1, 64, 0, x, 1 });
+	backend_cpu.kv_put(&backend_cpu, &(struct kv_put_args){ KV_Q8, row, 1, 1, 64,
+	    0, x, 1 });
 	cpu_kernels()->unpack(y, row, KV_Q8, 1, 64);
 	ok(fabsf(y[1]) <= 1e-38f && y[0] == 0 && y[63] == 0,
 	    "blocks of zeros and of next to nothing");

@@ -97,7 +97,7 @@ static void gemm_case(enum gemm_kind kind, int m, int n, int k, real beta)
 	double worst = 0;
 
 	memcpy(was, c, (size_t)(m * ldc) * sizeof(real));
-	be->gemm(kind, &j, 1);
+	be->gemm(be, kind, &j, 1);
 	for (int i = 0; i < m; i++)
 		for (int q = 0; q < ldc; q++) {
 			double want = q < n ? beta * was[i * ldc + q] : was[i * ldc + q];
@@ -132,7 +132,7 @@ static void test_gemm(void)
 struct rms { real *x, *g, *y, *rstd; int n, w; };
 static void rms_f(void *c)
 {
-	struct rms *r = c; be->rmsnorm(r->y, r->rstd, r->x, r->g, r->n, r->w, 1e-6);
+	struct rms *r = c; be->rmsnorm(be, r->y, r->rstd, r->x, r->g, r->n, r->w, 1e-6);
 }
 
 static void test_rmsnorm(void)
@@ -143,7 +143,7 @@ static void test_rmsnorm(void)
 	struct op o = { rms_f, &r, r.y, seed, n * w };
 
 	rms_f(&r);
-	be->rmsnorm_back(dx, dg, seed, r.x, r.g, r.rstd, n, w, true);
+	be->rmsnorm_back(be, dx, dg, seed, r.x, r.g, r.rstd, n, w, true);
 	check(&o, "rmsnorm: input", r.x, dx, n * w);
 	check(&o, "rmsnorm: gain", r.g, dg, w);
 }
@@ -154,7 +154,7 @@ static void rope_f(void *c)
 	struct rope *r = c;
 
 	memcpy(r->x, r->in, (size_t)(3 * 2 * (r->w + 1)) * sizeof(real));
-	be->rope(r->x, 2 * (r->w + 1), r->w + 1, 3, 2, r->w, r->table, r->pos, false);
+	be->rope(be, r->x, 2 * (r->w + 1), r->w + 1, 3, 2, r->w, r->table, r->pos, false);
 }
 
 static void test_rope(int w)
@@ -165,11 +165,11 @@ static void test_rope(int w)
 	struct op o = { rope_f, &r, r.x, seed, n };
 
 	memcpy(g, seed, (size_t)n * sizeof(real));
-	be->rope(g, 2 * (w + 1), w + 1, 3, 2, w, r.table, r.pos, true);
+	be->rope(be, g, 2 * (w + 1), w + 1, 3, 2, w, r.table, r.pos, true);
 	check(&o, w % 2 ? "rope: odd width" : "rope", r.in, g, n);
 }
 
-static void attn_f(void *c) { be->attn(c); }
+static void attn_f(void *c) { be->attn(be, c); }
 
 static void test_attn(const char *name, int T, int window, double drop)
 {
@@ -190,8 +190,8 @@ static void test_attn(const char *name, int T, int window, double drop)
 	    a.d_o = seed;
 	a.dq_ = randoms(R * NH * DQ), a.dk = randoms(R * G * DQ), a.dv_ = randoms(R * G * DV);
 	o.out = a.o;
-	be->attn(&a);
-	be->attn_back(&a);
+	be->attn(be, &a);
+	be->attn_back(be, &a);
 	snprintf(what, sizeof(what), "attention, %s: queries", name);
 	check(&o, what, q, a.dq_, R * NH * DQ);
 	snprintf(what, sizeof(what), "attention, %s: keys", name);
@@ -208,8 +208,8 @@ static void test_attn(const char *name, int T, int window, double drop)
 }
 
 struct glu { real *g, *u, *y; int n; };
-static void glu_f(void *c) { struct glu *x = c; be->swiglu(x->y, x->g, x->u, x->n); }
-static void silu_f(void *c) { struct glu *x = c; be->silu(x->y, x->g, x->n); }
+static void glu_f(void *c) { struct glu *x = c; be->swiglu(be, x->y, x->g, x->u, x->n); }
+static void silu_f(void *c) { struct glu *x = c; be->silu(be, x->y, x->g, x->n); }
 
 static void test_swiglu(void)
 {
@@ -218,10 +218,10 @@ static void test_swiglu(void)
 	real *seed = randoms(n), *dg = randoms(n), *du = randoms(n);
 	struct op o = { glu_f, &x, x.y, seed, n }, s = { silu_f, &x, x.y, seed, n };
 
-	be->swiglu_back(dg, du, seed, x.g, x.u, n);
+	be->swiglu_back(be, dg, du, seed, x.g, x.u, n);
 	check(&o, "swiglu: gate", x.g, dg, n);
 	check(&o, "swiglu: up", x.u, du, n);
-	be->silu_back(dg, seed, x.g, n);
+	be->silu_back(be, dg, seed, x.g, n);
 	check(&s, "silu", x.g, dg, n);
 }
 
@@ -232,7 +232,7 @@ static void route_f(void *c)
 	struct route *x = c;
 
 	memcpy(x->p, x->z, (size_t)(x->n * x->E) * sizeof(real));
-	be->route(x->p, x->ids, x->w, x->n, x->E, x->K, x->norm);
+	be->route(be, x->p, x->ids, x->w, x->n, x->E, x->K, x->norm);
 	memcpy(x->both, x->p, (size_t)(x->n * x->E) * sizeof(real));
 	memcpy(x->both + x->n * x->E, x->w, (size_t)(x->n * x->K) * sizeof(real));
 }
@@ -247,7 +247,7 @@ static void test_route(bool norm)
 	int good = 1;
 
 	route_f(&x);
-	be->route_back(dz, seed + n * E, seed, x.p, x.ids, x.w, n, E, K, norm);
+	be->route_back(be, dz, seed + n * E, seed, x.p, x.ids, x.w, n, E, K, norm);
 	check(&o, norm ? "routing, normalised weights" : "routing, plain weights", x.z, dz, n * E);
 	for (int i = 0; i < n * E; i++)
 		x.z[i] = i % 2;		/* ties: lowest ids first, chosen ones descending */
@@ -267,7 +267,7 @@ static void lp_f(void *c)
 	struct lp *x = c;
 
 	memcpy(x->tmp, x->z, (size_t)(x->n * x->V) * sizeof(real));
-	be->logprob(x->tmp, x->logp, x->target, NULL, x->n, x->V);
+	be->logprob(be, x->tmp, x->logp, x->target, NULL, x->n, x->V);
 }
 
 static void test_logprob(void)
@@ -280,12 +280,12 @@ static void test_logprob(void)
 	real *g = zeros(n * V, sizeof(real));
 
 	memcpy(g, x.z, (size_t)(n * V) * sizeof(real));
-	be->logprob(g, x.logp, target, seed, n, V);
+	be->logprob(be, g, x.logp, target, seed, n, V);
 	check(&o, "log-probability of targets", x.z, g, n * V);
 	ok(x.logp[2] == 0, "no target: log-probability 0");
 }
 
-static void diverge_f(void *c) { be->diverge(c); }
+static void diverge_f(void *c) { be->diverge(be, c); }
 
 /* Logits far enough apart that some probabilities are next to nothing. */
 static void test_diverge(enum diverge_kind kind, const char *name)
@@ -309,14 +309,14 @@ static void test_diverge(enum diverge_kind kind, const char *name)
 		seed[i] = 0.6;
 	back.dstudent = g;
 	back.coef = 0.6;
-	be->diverge(&back);
+	be->diverge(be, &back);
 	for (int i = 0; i < n * V; i++)
 		g[i] -= 1;
 	check(&o, name, z, g, n * V);
 	ok(a.value[2] == 0 && a.value[0] > 0, "%s: positive, and 0 without a target", name);
 	memcpy(z, teacher, (size_t)(n * V) * sizeof(real));
 	memset(g, 0, (size_t)(n * V) * sizeof(real));
-	be->diverge(&back);
+	be->diverge(be, &back);
 	for (int i = 0; i < n * V; i++)
 		worst = fmax(worst, fabs(g[i]));
 	for (int i = 0; i < n; i++)
@@ -335,7 +335,7 @@ static void test_moves(void)
 	    *got = zeros(5 * 3, sizeof(real));
 	double worst = 0;
 
-	be->combine(dst, src, slot, coef, 5, 2, 3);
+	be->combine(be, dst, src, slot, coef, 5, 2, 3);
 	for (int i = 0; i < 5; i++)
 		for (int j = 0; j < 3; j++) {
 			double want = 0;
@@ -346,8 +346,8 @@ static void test_moves(void)
 			worst = fmax(worst, fabs(want - dst[i * 3 + j]));
 		}
 	ok(worst < 1e-14, "combine");
-	be->gather(got, src, rows, 5, 3);
-	be->dot_rows(dot, got, (int32_t[]){ 0, 1, 2, 3, 4 }, src, rows, 5, 3);
+	be->gather(be, got, src, rows, 5, 3);
+	be->dot_rows(be, dot, got, (int32_t[]){ 0, 1, 2, 3, 4 }, src, rows, 5, 3);
 	worst = 0;
 	for (int i = 0; i < 5; i++) {
 		double want = 0;
@@ -357,7 +357,7 @@ static void test_moves(void)
 		worst = fmax(worst, fabs(want - dot[i]));
 	}
 	ok(worst < 1e-14, "gather and dot_rows");
-	be->scatter_add(tab, got, ids, 5, 3);
+	be->scatter_add(be, tab, got, (const int32_t *)ids, 5, 3);
 	worst = 0;
 	for (int j = 0; j < 3; j++)
 		worst = fmax(worst, fabs(tab[3 + j] - (got[j] + got[3 + j] + got[12 + j])));
@@ -373,8 +373,8 @@ static void test_dropout(void)
 
 	for (int i = 0; i < n; i++)
 		x[i] = y[i] = 1;
-	be->dropout(x, n, 0.25, 9);
-	be->dropout(y, n, 0.25, 9);
+	be->dropout(be, x, n, 0.25, 9);
+	be->dropout(be, y, n, 0.25, 9);
 	for (int i = 0; i < n; i++) {
 		kept += x[i] != 0;
 		same &= x[i] == y[i] && (x[i] == 0 || fabs(x[i] - 1 / 0.75) < 1e-12);
@@ -391,7 +391,7 @@ static void test_noise(void)
 
 	for (int i = 0; i < N; i++)
 		s[i] = i % 2 ? 2 : 0;
-	be->noise(x, s, N, W, 9);
+	be->noise(be, x, s, N, W, 9);
 	for (int i = 0; i < N * W; i++) {
 		largest = fmax(largest, i / W % 2 ? 0 : fabs(x[i]));
 		sum += x[i];

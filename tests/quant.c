@@ -276,13 +276,13 @@ static float *product(const char *isa, enum dtype t, const void *q, const float 
 	float *c = calloc((size_t)m * rows, sizeof(*c));
 
 	isa_force(isa);
-	backend_cpu.quantize(a, x, m, cols);
+	backend_cpu.quantize(&backend_cpu, a, x, m, cols);
 	for (int i = 0; i < m; i += at) {
 		struct qgemm_job j = { c + (int64_t)i * rows, rows, a + quant_row_bytes(cols) *
 		    (size_t)i, { q, t, rows, cols },
 			m - i < at ? m - i : at, 0 };
 
-		backend_cpu.qgemm(&j, 1);
+		backend_cpu.qgemm(&backend_cpu, &j, 1);
 	}
 	free(a);
 	return c;
@@ -340,10 +340,10 @@ static void test_ffn(const char *isa, enum dtype t)
 	memset(h, 0, bytes);
 	memset(want, 0, bytes);
 	isa_force(isa);
-	backend_cpu.quantize(a, x, m, D);
-	backend_cpu.qffn(&j, 1);
-	backend_cpu.swiglu(g, g, u, (int64_t)m * F);
-	backend_cpu.quantize(want, g, m, F);
+	backend_cpu.quantize(&backend_cpu, a, x, m, D);
+	backend_cpu.qffn(&backend_cpu, &j, 1);
+	backend_cpu.swiglu(&backend_cpu, g, g, u, (int64_t)m * F);
+	backend_cpu.quantize(&backend_cpu, want, g, m, F);
 	ok(memcmp(h, want, bytes) == 0, "%s, %s: fused gate, up and SwiGLU", isa, dtype_name(t));
 	free(wg), free(wu), free(x), free(gate), free(up), free(g), free(u), free(a), free(h),
 	    free(want);

@@ -1,5 +1,11 @@
 /*
  * tensor: data types and a view of a matrix: where it lives and how it is stored. No arithmetic.
+ *
+ * Memory of a device has types of its own. Elsewhere than in a backend a dev_real * may be moved
+ * on by so many values and handed to a row, to put and to get, and that is all: what it points to
+ * is no number there, so the compiler refuses a read, a write, and a host array in its place.
+ * The sources of a backend (lib/backend, and those of a third party) are compiled with
+ * CHR_BACKEND_SIDE, and for them it is the number it holds.
  */
 #ifndef CHR_TENSOR_H
 #define CHR_TENSOR_H
@@ -7,6 +13,18 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "base/real.h"
+
+#ifdef CHR_BACKEND_SIDE
+typedef real dev_real;
+typedef int32_t dev_i32;
+typedef char dev_byte;
+#else
+typedef real dev_real;
+typedef int32_t dev_i32;
+typedef char dev_byte;
+#endif
 
 enum dtype {			/* of weights; files may hold more (safetensors.h) */
 	DT_F64, DT_F32, DT_BF16, DT_F16,

@@ -44,7 +44,8 @@ static int layer_width(const struct config *c, int l)
 {
 	const struct block *b = &c->block[l];
 
-	return b->sparse && b->shared_width > b->width && b->shared > 0 ? b->shared_width : b->width;
+	return b->sparse && b->shared_width > b->width &&
+	    b->shared > 0 ? b->shared_width : b->width;
 }
 
 static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks,
@@ -145,8 +146,10 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	size_t each = (size_t)g->cfg->num_sparse * (size_t)g->cfg->num_experts + 1;
 	int64_t per_seq = kv_bytes(g);
 
-	g->scratch_mem = g->be->alloc((size_t)scratch_layout(&g->s, g->cfg, g->par, &g->opt, NULL));
-	g->kv_mem = g->be->alloc((size_t)(per_seq * g->opt.max_seqs));
+	g->scratch_mem = g->be->alloc(g->be, (size_t)scratch_layout(&g->s, g->cfg, g->par,
+	    &g->opt,
+	    NULL));
+	g->kv_mem = g->be->alloc(g->be, (size_t)(per_seq * g->opt.max_seqs));
 	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
 	g->predict = predict_new(g->cfg, g->opt.max_rows, g->opt.predict);
 	if (!g->scratch_mem || !g->kv_mem || !g->seqs || !g->predict)
@@ -267,12 +270,12 @@ void engine_close(struct engine *g)
 	}
 	free(g->seqs);
 	if (g->be) {
-		g->be->free(g->kv_mem);
-		g->be->free(g->scratch_mem);
-		g->be->free(g->w);
-		g->be->free(g->rope);
-		g->be->free(g->rope_mla);
-		g->be->free(g->expert_mem);
+		g->be->free(g->be, g->kv_mem);
+		g->be->free(g->be, g->scratch_mem);
+		g->be->free(g->be, g->w);
+		g->be->free(g->be, g->rope);
+		g->be->free(g->be, g->rope_mla);
+		g->be->free(g->be, g->expert_mem);
 	}
 	free(g->host);
 	free(g->experts);
@@ -403,11 +406,13 @@ static void head_block(struct engine *g, const int32_t *rows, real *const *out, 
 	int D = g->cfg->hidden_size, V = g->cfg->vocab_size;
 	struct linear l = { s->logits, s->head_x, g->head, 0 };
 
-	g->be->gather(s->head_x, s->h, rows, n, D);
-	g->be->rmsnorm(s->head_x, NULL, s->head_x, g->norm, n, D, g->cfg->rms_norm_eps);
+	g->be->gather(g->be, s->head_x, s->h, rows, n, D);
+	g->be->rmsnorm(g->be, s->head_x, NULL, s->head_x, g->norm, n, D,
+	    g->cfg->rms_norm_eps);
 	linear(g, &l, 1, n);
 	for (int i = 0; i < n; i++)
-		g->be->get(out[i], s->logits + (int64_t)i * V, sizeof(real) * (size_t)V);
+		g->be->get(g->be, out[i], s->logits + (int64_t)i * V,
+		    sizeof(real) * (size_t)V);
 }
 
 static void head(struct engine *g)
@@ -501,22 +506,22 @@ void linear(struct engine *g, const struct linear *l, int n, int rows)
 			    .n = l[i].w.rows, .k = l[i].w.cols,
 			    .beta = l[i].beta };
 	if (nd > 0)
-		g->be->gemm(GEMM_NT, dense, nd);
+		g->be->gemm(g->be, GEMM_NT, dense, nd);
 	for (int i = 0; i < n; i++) {
 		if (!dtype_blocks(l[i].w.dt))
 			continue;
 		if (quantised && quantised != l[i].x) {
-			g->be->qgemm(blocks, nb);
+			g->be->qgemm(g->be, blocks, nb);
 			nb = 0;
 		}
 		if (quantised != l[i].x)
-			g->be->quantize(g->s.xq, l[i].x, rows, l[i].w.cols);
+			g->be->quantize(g->be, g->s.xq, l[i].x, rows, l[i].w.cols);
 		quantised = l[i].x;
 		blocks[nb++] = (struct qgemm_job){ l[i].y, l[i].w.rows, g->s.xq, l[i].w, rows,
 		    l[i].beta };
 	}
 	if (nb > 0)
-		g->be->qgemm(blocks, nb);
+		g->be->qgemm(g->be, blocks, nb);
 }
 
 void embed_rows(struct engine *g)
@@ -525,7 +530,7 @@ void embed_rows(struct engine *g)
 	int D = g->cfg->hidden_size;
 
 	if (!dtype_blocks(w->dt)) {
-		g->be->gather(g->s.h, w->p, (const int32_t *)g->s.tok, g->rows, D);
+		g->be->gather(g->be, g->s.h, w->p, (const int32_t *)g->s.tok, g->rows, D);
 		return;
 	}
 #ifndef CHR_DOUBLE

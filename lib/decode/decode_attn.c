@@ -56,7 +56,7 @@ void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from
 		    s.w[i]);
 
 		for (int h = 0; h < s.heads[i]; h++)
-			g->be->copy((i ? to->b : to->a) + (size_t)h * head,
+			g->be->copy(g->be, (i ? to->b : to->a) + (size_t)h * head,
 			    (i ? from->b : from->a) + (size_t)h * head, used);
 	}
 }
@@ -74,7 +74,8 @@ static void kv_append(struct engine *g, int l, const real *a, const real *b)
 		int pos = seg->it->s->len;
 
 		for (int j = 0; j < 2; j++)
-			g->be->kv_put(&(struct kv_put_args){ .type = g->opt.kv, .cache = j ? kv->b
+			g->be->kv_put(g->be, &(struct kv_put_args){ .type = g->opt.kv,
+			    .cache = j ? kv->b
 			    : kv->a, .slots = kv->slots,
 			    .heads = sh.heads[j], .w = sh.w[j], .pos = pos, .n = seg->n,
 			    .x = (j ? b : a) + (int64_t)seg->row0 * sh.heads[j] * sh.w[j] });
@@ -110,14 +111,14 @@ static void gqa(struct engine *g, int l)
 	    { s->k2, s->x, w->v, 0 } };
 
 	linear(g, qkv, 3, R);
-	be->rmsnorm(s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d,
+	be->rmsnorm(be, s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d,
 	    c->rms_norm_eps);
-	be->rmsnorm(s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d,
+	be->rmsnorm(be, s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d,
 	    c->rms_norm_eps);
-	be->rope(s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
-	be->rope(s->k, Gd, d, R, c->num_key_value_heads, d, g->rope, s->pos, false);
+	be->rope(be, s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
+	be->rope(be, s->k, Gd, d, R, c->num_key_value_heads, d, g->rope, s->pos, false);
 	kv_append(g, l, s->k, s->k2);
-	be->attn_cached(&(struct attn_cached_args){
+	be->attn_cached(be, &(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
 	    .scale = (real)(1 / sqrt(d)), .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
 	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->vcache,
@@ -138,17 +139,17 @@ static void mla_project(struct engine *g, int l)
 	    { s->k, s->x, w->kv_down, 0 } };
 
 	linear(g, down, 3, R);
-	be->rmsnorm(s->q, NULL, s->q, w->q_nope_norm, (int64_t)R * H, N, c->rms_norm_eps);
-	be->rmsnorm(s->q2, NULL, s->q2, w->q_rope_norm, (int64_t)R * H, r, c->rms_norm_eps);
-	be->rmsnorm(s->k, NULL, s->k, w->kv_down_norm, R, C, c->rms_norm_eps);
+	be->rmsnorm(be, s->q, NULL, s->q, w->q_nope_norm, (int64_t)R * H, N, c->rms_norm_eps);
+	be->rmsnorm(be, s->q2, NULL, s->q2, w->q_rope_norm, (int64_t)R * H, r, c->rms_norm_eps);
+	be->rmsnorm(be, s->k, NULL, s->k, w->kv_down_norm, R, C, c->rms_norm_eps);
 	for (int h = 0; h < H; h++)
 		s->job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C,
 		    s->q + (int64_t)h * N, (int64_t)H * N,
 		    w->k_nope_t + (int64_t)(h * G / H) * C * N, R, C, N);
 	s->job[H] = product(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
-	be->gemm(GEMM_NT, s->job, H + 1);
-	be->rope(s->q2, (int64_t)H * r, r, R, H, r, g->rope_mla, s->pos, false);
-	be->rope(s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
+	be->gemm(be, GEMM_NT, s->job, H + 1);
+	be->rope(be, s->q2, (int64_t)H * r, r, R, H, r, g->rope_mla, s->pos, false);
+	be->rope(be, s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
 }
 
 static void mla(struct engine *g, int l)
@@ -161,7 +162,7 @@ static void mla(struct engine *g, int l)
 
 	mla_project(g, l);
 	kv_append(g, l, s->k, s->k2);
-	g->be->attn_cached(&(struct attn_cached_args){
+	g->be->attn_cached(g->be, &(struct attn_cached_args){
 	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)(1 / sqrt(d)),
 	    .q = s->q_abs, .ldq = (int64_t)H * C, .o = s->ctx, .ldo = (int64_t)H * C,
 	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->kcache,
@@ -171,7 +172,7 @@ static void mla(struct engine *g, int l)
 		s->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h *
 		    C, (int64_t)H * C,
 		    w->mla_v + (int64_t)(h * G / H) * d * C, R, d, C);
-	g->be->gemm(GEMM_NT, s->job, H);
+	g->be->gemm(g->be, GEMM_NT, s->job, H);
 }
 
 /* h += Attn(RMSNorm(h)) */
@@ -182,7 +183,8 @@ void attn_layer(struct engine *g, int l)
 	struct scratch *s = &g->s;
 	struct linear out = { s->h, s->att, w->o, 1 };
 
-	g->be->rmsnorm(s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size, c->rms_norm_eps);
+	g->be->rmsnorm(g->be, s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size,
+	    c->rms_norm_eps);
 	if (c->block[l].attn == ATTN_MLA)
 		mla(g, l);
 	else

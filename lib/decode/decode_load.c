@@ -296,7 +296,7 @@ static int read_dense(struct engine *g, const struct param *p, float *host, real
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int64_t i = 0; i < n; i++)
 		out[param_is(p, PARAM_TURNED) ? load_knope_at(g->cfg, p, i) : i] = (real)host[i];
-	g->be->put(w, out, sizeof(*out) * (size_t)n);
+	g->be->put(g->be, w, out, sizeof(*out) * (size_t)n);
 	free(out);
 	return 0;
 }
@@ -368,7 +368,7 @@ static int load_dense(struct engine *g, struct err *e)
 	for (int i = 0; i < ps->n; i++)
 		if (!param_routed(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
 			biggest = param_size(&ps->p[i]);
-	w = g->be->alloc((size_t)dense_bytes(g, e));
+	w = g->be->alloc(g->be, (size_t)dense_bytes(g, e));
 	g->w = (real *)w;
 	host = malloc(sizeof(*host) * (size_t)biggest);
 	if (!w || !host)
@@ -412,7 +412,7 @@ static int load_experts(struct engine *g, struct err *e)
 
 	if (total < 0)
 		return -1;
-	at = g->expert_mem = g->be->alloc((size_t)total + 64);
+	at = g->expert_mem = g->be->alloc(g->be, (size_t)total + 64);
 	if (!at)
 		return err_set(e, EX_OSERR, "%s: out of memory for experts", g->md.path);
 	for (int i = 0; i < ps->n; i++) {
@@ -440,14 +440,14 @@ static int load_tables(struct engine *g, struct err *e)
 		real *host = malloc(sizeof(*host) * (size_t)(n + 1));
 		real **table = mla ? &g->rope_mla : &g->rope;
 
-		*table = g->be->alloc(sizeof(real) * (size_t)(n + 1));
+		*table = g->be->alloc(g->be, sizeof(real) * (size_t)(n + 1));
 		if (!host || !*table) {
 			free(host);
 			return err_set(e, EX_OSERR, "out of memory for position tables");
 		}
 		if (n > 0) {
 			rope_table(config_rope(g->cfg, mla), g->opt.max_tokens, host);
-			g->be->put(*table, host, sizeof(*host) * (size_t)n);
+			g->be->put(g->be, *table, host, sizeof(*host) * (size_t)n);
 		}
 		free(host);
 	}
@@ -530,10 +530,10 @@ void engine_refresh(struct engine *g)
 
 		if (!param_is(p, PARAM_TURNED))
 			continue;
-		g->be->get(in, g->flat + p->off, sizeof(*in) * (size_t)n);
+		g->be->get(g->be, in, g->flat + p->off, sizeof(*in) * (size_t)n);
 		for (int64_t j = 0; j < n; j++)
 			out[load_knope_at(g->cfg, p, j)] = in[j];
-		g->be->put(w, out, sizeof(*out) * (size_t)n);
+		g->be->put(g->be, w, out, sizeof(*out) * (size_t)n);
 		load_place(g, p, w, DT_REAL);
 		w += (n + 15) & ~(int64_t)15;
 	}
@@ -548,7 +548,7 @@ int over_weights(struct engine *g, struct err *e)
 	g->look_width = look0 ? look0->rows : 0;
 	if (load_layers(g, e) < 0)
 		return -1;
-	g->w = g->be->alloc(sizeof(real) * (size_t)(n + 1));
+	g->w = g->be->alloc(g->be, sizeof(real) * (size_t)(n + 1));
 	g->host = malloc(sizeof(real) * (size_t)(2 * most + 1));
 	if (!g->w || !g->host)
 		return err_set(e, EX_OSERR, "out of memory for the engine of a model in training");

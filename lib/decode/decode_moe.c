@@ -37,13 +37,14 @@ static void up_blocks(struct engine *g, const struct ffn_part *p, int n)
 	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(part_width(p));
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	g->be->gather((real *)(s->moe_xq + row0 * row), (const real *)s->xq, s->rowidx + row0, rows,
+	g->be->gather(g->be, (real *)(s->moe_xq + row0 * row), (const real *)s->xq,
+	    s->rowidx + row0, rows,
 	    (int)(row / sizeof(real)));
 	for (int i = 0; i < n; i++)
 		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 *
 		    hidden, p[i].x.gate, p[i].x.up,
 		    p[i].n };
-	g->be->qffn(s->qffn, n);
+	g->be->qffn(g->be, s->qffn, n);
 }
 
 static void down_blocks(struct engine *g, const struct ffn_part *p, int n)
@@ -56,7 +57,7 @@ static void down_blocks(struct engine *g, const struct ffn_part *p, int n)
 		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D,
 		    s->moe_hq + p[i].row0 * hidden, p[i].x.down,
 		    p[i].n, 0 };
-	g->be->qgemm(s->qgemm, n);
+	g->be->qgemm(g->be, s->qgemm, n);
 }
 
 static void up_floats(struct engine *g, const struct ffn_part *p, int n)
@@ -65,7 +66,7 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 	int D = g->cfg->hidden_size, width = part_width(p);
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	g->be->gather(s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
+	g->be->gather(g->be, s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
 	for (int i = 0; i < n; i++) {
 		const real *x = s->moe_x + (int64_t)p[i].row0 * D;
 
@@ -74,8 +75,9 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up,
 		    p[i].n);
 	}
-	g->be->gemm(GEMM_NT, s->job, 2 * n);
-	g->be->swiglu(s->moe_g + row0 * width, s->moe_g + row0 * width, s->moe_u + row0 * width,
+	g->be->gemm(g->be, GEMM_NT, s->job, 2 * n);
+	g->be->swiglu(g->be, s->moe_g + row0 * width, s->moe_g + row0 * width,
+	    s->moe_u + row0 * width,
 	    rows * width);
 }
 
@@ -88,7 +90,7 @@ static void down_floats(struct engine *g, const struct ffn_part *p, int n)
 		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D,
 		    s->moe_g + (int64_t)p[i].row0 * width,
 		    &p[i].x.down, p[i].n);
-	g->be->gemm(GEMM_NT, s->job, n);
+	g->be->gemm(g->be, GEMM_NT, s->job, n);
 }
 
 static void ffn_up(struct engine *g, const struct ffn_part *p, int n)
@@ -137,7 +139,7 @@ static void router(struct engine *g, int l, const real *x, real *logits)
 	struct mat gate = { g->layer[l].gate, DT_REAL, g->cfg->num_experts, g->cfg->hidden_size };
 	struct gemm_job job = times_mat(logits, x, &gate, g->rows);
 
-	g->be->gemm(GEMM_NT, &job, 1);
+	g->be->gemm(g->be, GEMM_NT, &job, 1);
 }
 
 static bool asked(const struct engine *g, enum predictor s)
@@ -156,7 +158,8 @@ static void choose(struct engine *g, int l)
 		router(g, l, s->x, s->router_next);
 		predict_hear(g->predict, SRC_CONTROL, g->layer[l].sparse, s->router_next, g->rows);
 	}
-	g->be->route(s->router, s->ids, s->weight, g->rows, c->num_experts, c->num_experts_per_tok,
+	g->be->route(g->be, s->router, s->ids, s->weight, g->rows, c->num_experts,
+	    c->num_experts_per_tok,
 	    c->block[l].renormalised);
 }
 
@@ -169,14 +172,14 @@ static void look_past_shared(struct engine *g, int l, int next)
 	const struct block *b = &c->block[l];
 	int S = b->shared, D = c->hidden_size;
 
-	g->be->copy(s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
+	g->be->copy(g->be, s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
 	for (int i = 0; i < g->rows * S; i++) {
 		s->slot[i] = i % S * g->rows + i / S;
 		s->coef[i] = (real)block_shared_weight(b, 1);
 	}
 	if (S > 0)
-		g->be->combine(s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
-	g->be->rmsnorm(s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D,
+		g->be->combine(g->be, s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
+	g->be->rmsnorm(g->be, s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D,
 	    c->rms_norm_eps);
 	router(g, next, s->ahead, s->router_next);
 	predict_hear(g->predict, SRC_SHARED, g->layer[next].sparse, s->router_next, g->rows);
@@ -436,15 +439,15 @@ int ffn_layer(struct engine *g, int l, struct err *e)
 	struct scratch *s = &g->s;
 	int D = g->cfg->hidden_size, K = b->sparse ? g->cfg->num_experts_per_tok : 0;
 
-	g->be->rmsnorm(s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
+	g->be->rmsnorm(g->be, s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
 	if (g->opt.blocks)
-		g->be->quantize(s->xq, s->x, g->rows, D);
+		g->be->quantize(g->be, s->xq, s->x, g->rows, D);
 	if (!b->sparse)
 		ffn_parts(g, s->part, fixed_parts(g, l, s->part));
 	else if (routed(g, l, e) < 0)
 		return -1;
 	coefficients(g, b);
-	g->be->combine(s->h, s->moe_x, s->slot, s->coef, g->rows, K + block_fixed(b), D);
+	g->be->combine(g->be, s->h, s->moe_x, s->slot, s->coef, g->rows, K + block_fixed(b), D);
 	return 0;
 }
 
@@ -467,12 +470,12 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 	    g->look_width };
 	struct gemm_job job;
 
-	be->gather(s->head_x, s->h, rows, n, D);
+	be->gather(be, s->head_x, s->h, rows, n, D);
 	job = times_mat(s->look_h, s->head_x, &m0, n);
-	be->gemm(GEMM_NT, &job, 1);
-	be->silu(s->look_h, s->look_h, (int64_t)n * g->look_width);
+	be->gemm(be, GEMM_NT, &job, 1);
+	be->silu(be, s->look_h, s->look_h, (int64_t)n * g->look_width);
 	job = times_mat(s->look, s->look_h, &m2, n);
-	be->gemm(GEMM_NT, &job, 1);
+	be->gemm(be, GEMM_NT, &job, 1);
 	for (int i = 0; i < n; i++) {
 		const struct seg *seg = seg_of(g, rows[i]);
 		struct seq *q = seg->it->s;
@@ -484,7 +487,7 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 		    q->coming))
 			s->about[rows[i]].same = q->same;
 		if (seg->it->look) {
-			be->softmax(look, W / E, E);
+			be->softmax(be, look, W / E, E);
 			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look,
 			    sizeof(real) * W);
 		}

@@ -88,7 +88,7 @@ static double probe_compute(struct engine *g, int l, const struct expert *x)
 		g->s.rowidx[r] = r;
 	memset(g->s.x, 0, sizeof(real) * (size_t)p.n * (size_t)D);
 	if (g->opt.blocks)
-		g->be->quantize(g->s.xq, g->s.x, p.n, D);
+		g->be->quantize(g->be, g->s.xq, g->s.x, p.n, D);
 	for (int i = 0; i < 2; i++) {		/* the first time is for the caches */
 		t = progress_clock();
 		ffn_parts(g, &p, 1);
@@ -115,7 +115,8 @@ static double attention(const struct engine *g, double n)
 	double span = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		span += c->block[l].window > 0 && c->block[l].window < n ? c->block[l].window : n / 2;
+		span += c->block[l].window > 0 &&
+		    c->block[l].window < n ? c->block[l].window : n / 2;
 	return 2 * n * span * c->num_attention_heads * c->head_dim;
 }
 

@@ -109,19 +109,23 @@ static double flop(const struct gemm_job *j)
 	return 2.0 * (double)j->m * (double)j->n * (double)j->k;
 }
 
-static real *numbers(int64_t n, int period)
+static dev_real *numbers(int64_t n, int period)
 {
-	real *p = backend_cpu.alloc((size_t)n * sizeof *p);
+	dev_real *p = backend_cpu.alloc(&backend_cpu, (size_t)n * sizeof *p);
+	real *host = malloc((size_t)n * sizeof *host);
 
-	for (int64_t i = 0; p && i < n; i++)
-		p[i] = (real)(i % period) * (real)0.1;
+	for (int64_t i = 0; host && i < n; i++)
+		host[i] = (real)(i % period) * (real)0.1;
+	if (p && host)
+		backend_cpu.put(&backend_cpu, p, host, (size_t)n * sizeof *host);
+	free(host);
 	return p;
 }
 
 int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m, int n, int k,
     struct err *e)
 {
-	real *a = numbers((int64_t)m * k, 13), *b = numbers((int64_t)n * k, 11),
+	dev_real *a = numbers((int64_t)m * k, 13), *b = numbers((int64_t)n * k, 11),
 	    *c = numbers((int64_t)m * n, 1);
 
 	*g = (struct kernel_rate_gemm){ .kind = kind, .job = { c, n, a, kind == GEMM_TN ? m : k, b,
@@ -134,21 +138,21 @@ int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m
 	return err_set(e, EX_OSERR, "out of memory for a product of matrices");
 }
 
-double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, void (*gemm)(enum gemm_kind,
-    const struct gemm_job *, int))
+double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, bool bf16)
 {
+	const struct backend *be = &backend_cpu;
 	double t = progress_clock();
 
 	for (int i = 0; i < g->calls; i++)
-		gemm(g->kind, &g->job, 1);
+		(bf16 ? be->gemm_bf16 : be->gemm)(be, g->kind, &g->job, 1);
 	return flop(&g->job) * g->calls / (progress_clock() - t);
 }
 
 void kernel_rate_gemm_close(struct kernel_rate_gemm *g)
 {
-	backend_cpu.free((void *)g->job.a);
-	backend_cpu.free((void *)g->job.b);
-	backend_cpu.free(g->job.c);
+	backend_cpu.free(&backend_cpu, (void *)g->job.a);
+	backend_cpu.free(&backend_cpu, (void *)g->job.b);
+	backend_cpu.free(&backend_cpu, g->job.c);
 }
 
 /* ---- blocks ---- */
@@ -158,29 +162,36 @@ size_t kernel_rate_expert_bytes(enum dtype t, int D, int F)
 	return 2 * mat_bytes(t, F, D) + mat_bytes(t, D, F);
 }
 
+static void *take(size_t bytes) { return backend_cpu.alloc(&backend_cpu, bytes); }
+
 int kernel_rate_ffn_open(struct kernel_rate_ffn *f, enum dtype t, int D, int F, int rows,
     int experts, const void *w, struct err *e)
 {
 	size_t n = (size_t)rows;
+	real *x = malloc(n * (size_t)D * sizeof *x);
 
 	*f = (struct kernel_rate_ffn){ .t = t, .D = D, .F = F, .rows = rows, .experts = experts,
 	    .w = w, .one = mat_bytes(t, F, D),
-	    .all = kernel_rate_expert_bytes(t, D, F), .x = calloc(n * (size_t)D, sizeof *f->x),
-	    .y = calloc(n * (size_t)D * AT_ONCE, sizeof *f->y),
-	    .a = aligned_alloc(64, quant_row_bytes(D) * n),
-	    .h = aligned_alloc(64, quant_row_bytes(F) * n * AT_ONCE),
-	    .gate = calloc(n * (size_t)F * AT_ONCE, sizeof *f->gate),
-	    .up = calloc(n * (size_t)F * AT_ONCE, sizeof *f->up) };
-	if (!f->x || !f->y || !f->a || !f->h || !f->gate || !f->up) {
+	    .all = kernel_rate_expert_bytes(t, D, F),
+	    .x = take(n * (size_t)D * sizeof *f->x),
+	    .y = take(n * (size_t)D * AT_ONCE * sizeof *f->y),
+	    .a = take(quant_row_bytes(D) * n),
+	    .h = take(quant_row_bytes(F) * n * AT_ONCE),
+	    .gate = take(n * (size_t)F * AT_ONCE * sizeof *f->gate),
+	    .up = take(n * (size_t)F * AT_ONCE * sizeof *f->up) };
+	if (!x || !f->x || !f->y || !f->a || !f->h || !f->gate || !f->up) {
+		free(x);
 		kernel_rate_ffn_close(f);
 		return err_set(e, EX_OSERR, "out of memory for rows of activations");
 	}
 	for (int i = 0; i < rows * D; i++)
-		f->x[i] = (real)rng_normal(1, 2, (uint64_t)i);
+		x[i] = (real)rng_normal(1, 2, (uint64_t)i);
+	backend_cpu.put(&backend_cpu, f->x, x, n * (size_t)D * sizeof *x);
+	free(x);
 	return 0;
 }
 
-static struct gemm_job product(const struct kernel_rate_ffn *f, real *y, const real *x,
+static struct gemm_job product(const struct kernel_rate_ffn *f, dev_real *y, const dev_real *x,
     const char *w, int out, int in)
 {
 	return (struct gemm_job){ .c = y, .ldc = out, .a = x, .lda = in, .b = w, .ldb = in,
@@ -198,12 +209,12 @@ static void floats(const struct kernel_rate_ffn *f, const char *w, int n)
 		job[2 * i + 1] = product(f, f->up + hidden * i, f->x, w + i * f->all + f->one, f->F,
 		    f->D);
 	}
-	backend_cpu.gemm(GEMM_NT, job, 2 * n);
-	backend_cpu.swiglu(f->gate, f->gate, f->up, hidden * n);
+	backend_cpu.gemm(&backend_cpu, GEMM_NT, job, 2 * n);
+	backend_cpu.swiglu(&backend_cpu, f->gate, f->gate, f->up, hidden * n);
 	for (int i = 0; i < n; i++)
 		job[i] = product(f, f->y + (int64_t)f->rows * f->D * i, f->gate + hidden * i,
 		    w + i * f->all + 2 * f->one, f->D, f->F);
-	backend_cpu.gemm(GEMM_NT, job, n);
+	backend_cpu.gemm(&backend_cpu, GEMM_NT, job, n);
 }
 
 double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
@@ -220,7 +231,7 @@ double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
 			floats(f, f->w + (size_t)x * f->all, n);
 			continue;
 		}
-		backend_cpu.quantize(f->a, f->x, f->rows, f->D);
+		backend_cpu.quantize(&backend_cpu, f->a, f->x, f->rows, f->D);
 		for (int i = 0; i < n; i++) {
 			const char *p = f->w + (size_t)(x + i) * f->all;
 
@@ -230,8 +241,8 @@ double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
 			    up[i].h,
 			    { p + 2 * f->one, f->t, f->D, f->F }, f->rows, 0 };
 		}
-		backend_cpu.qffn(up, n);
-		backend_cpu.qgemm(down, n);
+		backend_cpu.qffn(&backend_cpu, up, n);
+		backend_cpu.qgemm(&backend_cpu, down, n);
 	}
 	return progress_clock() - t;
 }
@@ -247,10 +258,10 @@ double kernel_rate_ffn_bytes(const struct kernel_rate_ffn *f)
 
 void kernel_rate_ffn_close(struct kernel_rate_ffn *f)
 {
-	free(f->x);
-	free(f->y);
-	free(f->a);
-	free(f->h);
-	free(f->gate);
-	free(f->up);
+	backend_cpu.free(&backend_cpu, f->x);
+	backend_cpu.free(&backend_cpu, f->y);
+	backend_cpu.free(&backend_cpu, f->a);
+	backend_cpu.free(&backend_cpu, f->h);
+	backend_cpu.free(&backend_cpu, f->gate);
+	backend_cpu.free(&backend_cpu, f->up);
 }

@@ -31,9 +31,8 @@ struct kernel_rate_gemm {			/* a product of floats: (m, k) by (n, k)
 /* EX_OSERR */
 int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m, int n, int k,
     struct err *e);
-/* FLOP/s of a backend's row: gemm or gemm_bf16. */
-double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, void (*gemm)(enum gemm_kind,
-    const struct gemm_job *, int));
+/* FLOP/s of the CPU's row gemm, or gemm_bf16 */
+double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, bool bf16);
 void kernel_rate_gemm_close(struct kernel_rate_gemm *g);
 
 struct kernel_rate_ffn {			/* experts in blocks or floats, each on the same
@@ -42,9 +41,9 @@ struct kernel_rate_ffn {			/* experts in blocks or floats, each on the same
 	int D, F, rows, experts;
 	const char *w;			/* borrowed */
 	size_t one, all;		/* bytes of gate or up, and of an expert */
-	real *x, *y;
-	char *a, *h;
-	real *gate, *up;		/* (AT_ONCE, rows, F), of floats */
+	dev_real *x, *y;
+	dev_byte *a, *h;
+	dev_real *gate, *up;		/* (AT_ONCE, rows, F), of floats */
 };
 
 size_t kernel_rate_expert_bytes(enum dtype t, int D, int F);

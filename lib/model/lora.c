@@ -108,10 +108,10 @@ int lora_open(struct lora *l, const struct params *model, const bool *hit, int r
 		return -1;
 	}
 	sizes(model, hit, rank, &copies, &largest);
-	l->w = be->alloc((size_t)l->par.total * sizeof *l->w);
-	l->g = be->alloc((size_t)l->par.total * sizeof *l->g);
-	l->w0 = be->alloc((size_t)copies * sizeof *l->w0);
-	l->scaled = be->alloc((size_t)largest * sizeof *l->scaled);
+	l->w = be->alloc(be, (size_t)l->par.total * sizeof *l->w);
+	l->g = be->alloc(be, (size_t)l->par.total * sizeof *l->g);
+	l->w0 = be->alloc(be, (size_t)copies * sizeof *l->w0);
+	l->scaled = be->alloc(be, (size_t)largest * sizeof *l->scaled);
 	if (l->w == NULL || l->g == NULL || l->w0 == NULL || l->scaled == NULL) {
 		lora_close(l);
 		return err_set(e, EX_OSERR, "no memory for the adapter");
@@ -125,7 +125,7 @@ void lora_close(struct lora *l)
 
 	for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
 		if (mine[i] != NULL)
-			l->be->free(mine[i]);
+			l->be->free(l->be, mine[i]);
 	free(l->target);
 	free(l->par.p);
 	memset(l, 0, sizeof *l);
@@ -141,7 +141,7 @@ static void random_a(struct lora *l, int i, uint64_t seed)
 	for (int64_t j = 0; j < param_size(p); j++)
 		a[j] = (real)((2 * rng_uniform(seed, STREAM_LORA + (uint64_t)i, (uint64_t)j) - 1) *
 		    bound);
-	l->be->put(l->w + p->off, a, (size_t)param_size(p) * sizeof *a);
+	l->be->put(l->be, l->w + p->off, a, (size_t)param_size(p) * sizeof *a);
 	mem_free(a);
 }
 
@@ -149,11 +149,12 @@ void lora_start(struct lora *l, const real *w, uint64_t seed)
 {
 	int64_t at = 0;
 
-	l->be->zero(l->w, (size_t)l->par.total * sizeof *l->w);
+	l->be->zero(l->be, l->w, (size_t)l->par.total * sizeof *l->w);
 	for (int i = 0; i < l->n; i++) {
 		const struct param *p = &l->model->p[l->target[i]];
 
-		l->be->copy(l->w0 + at, w + p->off, (size_t)param_size(p) * sizeof *w);
+		l->be->copy(l->be, l->w0 + at, w + p->off,
+		    (size_t)param_size(p) * sizeof *w);
 		at += param_span(p);
 		random_a(l, i, seed);
 	}
@@ -162,8 +163,8 @@ void lora_start(struct lora *l, const real *w, uint64_t seed)
 /* alpha/rank * part, in l->scaled */
 static const real *scale_part(const struct lora *l, const struct param *p)
 {
-	l->be->copy(l->scaled, l->w + p->off, (size_t)param_size(p) * sizeof *l->w);
-	l->be->scale(l->scaled, l->alpha / l->rank, param_size(p));
+	l->be->copy(l->be, l->scaled, l->w + p->off, (size_t)param_size(p) * sizeof *l->w);
+	l->be->scale(l->be, l->scaled, l->alpha / l->rank, param_size(p));
 	return l->scaled;
 }
 
@@ -177,8 +178,9 @@ void lora_apply(const struct lora *l, real *w)
 		    l->w + a->off, p->cols, DT_REAL,
 		    p->rows, p->cols, l->rank, 1 };
 
-		l->be->copy(w + p->off, l->w0 + at, (size_t)param_size(p) * sizeof *w);
-		l->be->gemm(GEMM_NN, &j, 1);
+		l->be->copy(l->be, w + p->off, l->w0 + at,
+		    (size_t)param_size(p) * sizeof *w);
+		l->be->gemm(l->be, GEMM_NN, &j, 1);
 		at += param_span(p);
 	}
 }
@@ -195,9 +197,9 @@ void lora_gradients(struct lora *l, const real *g)
 		    l->rank, p->cols, p->rows, 0 };
 
 		db.b = scale_part(l, a);
-		l->be->gemm(GEMM_NT, &db, 1);
+		l->be->gemm(l->be, GEMM_NT, &db, 1);
 		da.a = scale_part(l, b);
-		l->be->gemm(GEMM_TN, &da, 1);
+		l->be->gemm(l->be, GEMM_TN, &da, 1);
 	}
 }
 

@@ -388,16 +388,16 @@ static void tables(struct model *m)
 		if (!r)
 			continue;
 		rope_table(r, a->max_t, t);
-		m->be->put(mla ? a->rope_mla : a->rope, t, (size_t)a->max_t * 2 *
+		m->be->put(m->be, mla ? a->rope_mla : a->rope, t, (size_t)a->max_t * 2 *
 		    (size_t)r->width * sizeof(real));
 	}
 	for (int i = 0; i < niota; i++)
 		iota[i] = i;
-	m->be->put(a->iota, iota, (size_t)niota * sizeof(*iota));
+	m->be->put(m->be, a->iota, iota, (size_t)niota * sizeof(*iota));
 	for (int i = 0; a->ones && i < a->head_rows; i++) {
 		const real one = 1;
 
-		m->be->put(a->ones + i, &one, sizeof(one));
+		m->be->put(m->be, a->ones + i, &one, sizeof(one));
 	}
 	free(t);
 	free(iota);
@@ -427,7 +427,7 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 		return err_set(e, EX_OSERR, "out of memory");
 	}
 	lay_out(&x, m, o);
-	x.mem.base = be->alloc((size_t)x.mem.used);
+	x.mem.base = be->alloc(be, (size_t)x.mem.used);
 	if (!x.mem.base) {
 		size_t need = (size_t)x.mem.used;
 
@@ -446,7 +446,7 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 void model_close(struct model *m)
 {
 	if (m->act && m->act->base)
-		m->be->free(m->act->base);
+		m->be->free(m->be, m->act->base);
 	act_close(m);
 	params_free(&m->par);
 	m->w = m->g = NULL;
@@ -461,7 +461,7 @@ static void init_param(struct model *m, int i, uint64_t seed, real *buf)
 	for (int64_t j = 0; j < param_size(p); j++)
 		buf[j] = p->ndim == 1 ? 1
 		    : (real)((2 * rng_uniform(seed, (uint64_t)i + 1, (uint64_t)j) - 1) * bound);
-	m->be->put(m->w + p->off, buf, (size_t)param_size(p) * sizeof(real));
+	m->be->put(m->be, m->w + p->off, buf, (size_t)param_size(p) * sizeof(real));
 }
 
 void model_init_weights(struct model *m, uint64_t seed)
@@ -489,14 +489,14 @@ static void count_flop(const struct model *m, const struct gemm_job *jobs, int n
 void model_gemm_f32(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
 	count_flop(m, jobs, n);
-	m->be->gemm(kind, jobs, n);
+	m->be->gemm(m->be, kind, jobs, n);
 }
 
 void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
 	count_flop(m, jobs, n);
 	comm_poll();
-	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(kind, jobs, n);
+	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(m->be, kind, jobs, n);
 }
 
 void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k,
@@ -548,9 +548,9 @@ static void load_batch(struct model *m, const struct batch *b)
 	a->R = b->B * b->T;
 	for (int i = 0; i < a->R; i++)
 		a->hid[i] = b->doc_start[i] < 0 ? 0 : i % b->T - b->doc_start[i];
-	m->be->put(a->pos, a->hid, (size_t)a->R * 4);
-	m->be->put(a->doc, b->doc_start, (size_t)a->R * 4);
-	m->be->put(a->tok, b->tok, (size_t)a->R * 4);
+	m->be->put(m->be, a->pos, a->hid, (size_t)a->R * 4);
+	m->be->put(m->be, a->doc, b->doc_start, (size_t)a->R * 4);
+	m->be->put(m->be, a->tok, b->tok, (size_t)a->R * 4);
 }
 
 static void clear_gradients(struct model *m)
@@ -559,11 +559,11 @@ static void clear_gradients(struct model *m)
 
 	if (!m->g)
 		return;
-	m->be->zero(m->dprobs, (size_t)m->cfg.num_sparse * R * (size_t)m->cfg.num_experts *
+	m->be->zero(m->be, m->dprobs, (size_t)m->cfg.num_sparse * R * (size_t)m->cfg.num_experts *
 	    sizeof(real));
-	m->be->zero(m->dlook, R * (size_t)config_lookahead_rows(&m->cfg) * sizeof(real));
+	m->be->zero(m->be, m->dlook, R * (size_t)config_lookahead_rows(&m->cfg) * sizeof(real));
 	if (m->dahead)
-		m->be->zero(m->dahead, (size_t)config_ahead_pairs(&m->cfg) * R *
+		m->be->zero(m->be, m->dahead, (size_t)config_ahead_pairs(&m->cfg) * R *
 		    (size_t)m->cfg.num_experts * sizeof(real));
 }
 
@@ -582,8 +582,8 @@ static void embedding_noise(struct model *m, const struct batch *b, double alpha
 			a->scoef_h[i] = b->doc_start[r] < 0 ? 0
 			    : (real)(alpha / sqrt((double)(end - r) * D));
 	}
-	m->be->put(a->drow, a->scoef_h, (size_t)a->R * sizeof(real));
-	m->be->noise(a->layer[0].x, a->drow, a->R, D, model_key(m, 0, 4));
+	m->be->put(m->be, a->drow, a->scoef_h, (size_t)a->R * sizeof(real));
+	m->be->noise(m->be, a->layer[0].x, a->drow, a->R, D, model_key(m, 0, 4));
 }
 
 static void need(const struct model *m, int layer)
@@ -630,11 +630,12 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	m->replayed = m->moved = 0;
 	clear_gradients(m);
 	need(m, -1);
-	m->be->gather(a->layer[0].x, model_w(m, P_EMBED, -1, -1), (const int32_t *)a->tok, a->R, D);
+	m->be->gather(m->be, a->layer[0].x, model_w(m, P_EMBED, -1, -1), a->tok, a->R, D);
 	if (o->train && o->neftune > 0)
 		embedding_noise(m, b, o->neftune);
 	if (o->train && c->dropout > 0)
-		m->be->dropout(a->layer[0].x, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
+		m->be->dropout(m->be, a->layer[0].x, (int64_t)a->R * D, c->dropout, model_key(m, 0,
+		    0));
 	for (int l = 0; l < L; l++) {
 		real *out = l + 1 < L ? a->layer[l + 1].x : a->xlast;
 
@@ -647,7 +648,7 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	}
 	need(m, L);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D,
+	m->be->rmsnorm(m->be, m->hidden, a->rlast, a->xlast, model_w(m, P_NORM, -1, -1), a->R, D,
 	    c->rms_norm_eps);
 	profile_begin(m->profile, PROFILE_OTHER);
 }
@@ -704,7 +705,7 @@ void model_backward(struct model *m, const struct batch *b)
 
 	profile_begin(m->profile, PROFILE_NORM);
 	if (!idle)
-		m->be->rmsnorm_back(a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast,
+		m->be->rmsnorm_back(m->be, a->dh, model_g(m, P_NORM, -1, -1), m->dhidden, a->xlast,
 		    model_w(m, P_NORM, -1, -1), a->rlast,
 		    a->R, D, false);
 	if (m->hooks)
@@ -721,7 +722,7 @@ void model_backward(struct model *m, const struct batch *b)
 		return;
 	profile_begin(m->profile, PROFILE_EMBED);
 	if (a->fo.train && c->dropout > 0)
-		m->be->dropout(a->dh, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
-	m->be->scatter_add(model_g(m, P_EMBED, -1, -1), a->dh, a->tok, a->R, D);
+		m->be->dropout(m->be, a->dh, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
+	m->be->scatter_add(m->be, model_g(m, P_EMBED, -1, -1), a->dh, a->tok, a->R, D);
 	profile_begin(m->profile, PROFILE_OTHER);
 }

@@ -40,12 +40,16 @@ static void gqa_project(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_PROJECT);
 	model_gemm(m, GEMM_NT, j, 3);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(x->q, x->rqa, x->qa, model_w(m, P_QNORM, l, -1), (int64_t)a->R * s.H, s.d,
+	m->be->rmsnorm(m->be, x->q, x->rqa, x->qa, model_w(m, P_QNORM, l, -1),
+	    (int64_t)a->R * s.H,
+	    s.d,
 	    eps);
-	m->be->rmsnorm(x->k, x->rka, x->ka, model_w(m, P_KNORM, l, -1), (int64_t)a->R * s.G, s.d,
+	m->be->rmsnorm(m->be, x->k, x->rka, x->ka, model_w(m, P_KNORM, l, -1),
+	    (int64_t)a->R * s.G,
+	    s.d,
 	    eps);
-	m->be->rope(x->q, s.H * s.d, s.d, a->R, s.H, s.d, a->rope, a->pos, false);
-	m->be->rope(x->k, s.G * s.d, s.d, a->R, s.G, s.d, a->rope, a->pos, false);
+	m->be->rope(m->be, x->q, s.H * s.d, s.d, a->R, s.H, s.d, a->rope, a->pos, false);
+	m->be->rope(m->be, x->k, s.G * s.d, s.d, a->R, s.G, s.d, a->rope, a->pos, false);
 }
 
 /* One part of the MLA query: norm per head, then into its columns of q. */
@@ -56,8 +60,9 @@ static void mla_query(struct model *m, int l, const real *raw, real *rstd, enum 
 	struct dims s = dims(&m->cfg, l);
 	int64_t heads = (int64_t)a->R * s.H;
 
-	m->be->rmsnorm(a->t1, rstd, raw, model_w(m, norm, l, -1), heads, w, m->cfg.rms_norm_eps);
-	m->be->copy2d(a->layer[l].q + at, s.d, a->t1, w, heads, w);
+	m->be->rmsnorm(m->be, a->t1, rstd, raw, model_w(m, norm, l, -1), heads, w,
+	    m->cfg.rms_norm_eps);
+	m->be->copy2d(m->be, a->layer[l].q + at, s.d, a->t1, w, heads, w);
 }
 
 static void mla_keys(struct model *m, int l)
@@ -97,13 +102,16 @@ static void mla_project(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_NORM);
 	mla_query(m, l, x->qa, x->rqa, P_QNOPE_NORM, 0, s.n);
 	mla_query(m, l, x->qb, x->rqb, P_QROPE_NORM, s.n, s.r);
-	m->be->rmsnorm(x->c, x->rka, x->ka, model_w(m, P_KVDOWN_NORM, l, -1), a->R, s.C,
+	m->be->rmsnorm(m->be, x->c, x->rka, x->ka, model_w(m, P_KVDOWN_NORM, l, -1), a->R,
+	    s.C,
 	    m->cfg.rms_norm_eps);
 	profile_begin(m->profile, PROFILE_PROJECT);
 	mla_keys(m, l);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rope(x->q + s.n, s.H * s.d, s.d, a->R, s.H, s.r, a->rope_mla, a->pos, false);
-	m->be->rope(x->k + s.n, s.G * s.d, s.d, a->R, s.G, s.r, a->rope_mla, a->pos, false);
+	m->be->rope(m->be, x->q + s.n, s.H * s.d, s.d, a->R, s.H, s.r, a->rope_mla, a->pos,
+	    false);
+	m->be->rope(m->be, x->k + s.n, s.G * s.d, s.d, a->R, s.G, s.r, a->rope_mla, a->pos,
+	    false);
 }
 
 static struct attn_args attn_args(const struct model *m, int l)
@@ -145,7 +153,7 @@ void model_attn_forward(struct model *m, int l)
 	bool drop = a->fo.train && c->dropout > 0;
 
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D,
+	m->be->rmsnorm(m->be, x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D,
 	    c->rms_norm_eps);
 	if (c->block[l].attn == ATTN_MLA)
 		mla_project(m, l);
@@ -154,13 +162,14 @@ void model_attn_forward(struct model *m, int l)
 	at = attn_args(m, l);
 	profile_begin(m->profile, PROFILE_ATTN);
 	profile_flop(m->profile, attn_flop(m, &at));
-	m->be->attn(&at);
+	m->be->attn(m->be, &at);
 	profile_begin(m->profile, PROFILE_PROJECT);
-	m->be->copy(x->mid, x->x, (size_t)a->R * (size_t)s.D * sizeof(real));
+	m->be->copy(m->be, x->mid, x->x, (size_t)a->R * (size_t)s.D * sizeof(real));
 	if (drop) {
 		model_linear(m, a->t1, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 0);
-		m->be->dropout(a->t1, (int64_t)a->R * s.D, c->dropout, model_key(m, l, 2));
-		m->be->axpy(x->mid, a->t1, 1, (int64_t)a->R * s.D);
+		m->be->dropout(m->be, a->t1, (int64_t)a->R * s.D, c->dropout, model_key(m,
+		    l, 2));
+		m->be->axpy(m->be, x->mid, a->t1, 1, (int64_t)a->R * s.D);
 	} else
 		model_linear(m, x->mid, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 1);
 }
@@ -173,16 +182,16 @@ static void gqa_project_back(struct model *m, int l)
 	struct dims s = dims(&m->cfg, l);
 	int64_t R = a->R;
 
-	m->be->rope(a->t1, s.H * s.d, s.d, R, s.H, s.d, a->rope, a->pos, true);
-	m->be->rope(a->t2, s.G * s.d, s.d, R, s.G, s.d, a->rope, a->pos, true);
+	m->be->rope(m->be, a->t1, s.H * s.d, s.d, R, s.H, s.d, a->rope, a->pos, true);
+	m->be->rope(m->be, a->t2, s.G * s.d, s.d, R, s.G, s.d, a->rope, a->pos, true);
 	model_linear_back(m, a->dn, 0, model_g(m, P_V, l, -1), a->t3, x->n1, model_w(m, P_V, l, -1),
 	    s.G * s.d, s.D);
-	m->be->rmsnorm_back(a->t3, model_g(m, P_QNORM, l, -1), a->t1, x->qa,
+	m->be->rmsnorm_back(m->be, a->t3, model_g(m, P_QNORM, l, -1), a->t1, x->qa,
 	    model_w(m, P_QNORM, l, -1), x->rqa, R * s.H, s.d,
 	    false);
 	model_linear_back(m, a->dn, 1, model_g(m, P_Q, l, -1), a->t3, x->n1, model_w(m, P_Q, l, -1),
 	    s.H * s.d, s.D);
-	m->be->rmsnorm_back(a->t3, model_g(m, P_KNORM, l, -1), a->t2, x->ka,
+	m->be->rmsnorm_back(m->be, a->t3, model_g(m, P_KNORM, l, -1), a->t2, x->ka,
 	    model_w(m, P_KNORM, l, -1), x->rka, R * s.G, s.d,
 	    false);
 	model_linear_back(m, a->dn, 1, model_g(m, P_K, l, -1), a->t3, x->n1, model_w(m, P_K, l, -1),
@@ -198,8 +207,10 @@ static void mla_query_back(struct model *m, int l, const real *raw, const real *
 	struct dims s = dims(&m->cfg, l);
 	int64_t heads = (int64_t)a->R * s.H;
 
-	m->be->copy2d(tmp, w, a->t1 + at, s.d, heads, w);
-	m->be->rmsnorm_back(tmp2, model_g(m, norm, l, -1), tmp, raw, model_w(m, norm, l, -1), rstd,
+	m->be->copy2d(m->be, tmp, w, a->t1 + at, s.d, heads, w);
+	m->be->rmsnorm_back(m->be, tmp2, model_g(m, norm, l, -1), tmp, raw, model_w(m, norm,
+	    l,
+	    -1), rstd,
 	    heads, w, false);
 	model_linear_back(m, a->dn, beta, model_g(m, proj, l, -1), tmp2, a->layer[l].n1,
 	    model_w(m, proj, l, -1), s.H * w, s.D);
@@ -213,19 +224,21 @@ static void mla_project_back(struct model *m, int l)
 	int64_t R = a->R, kv = R * s.G;
 	real *dc = a->t4, *tmp = a->t5, *tmp2 = a->t6;
 
-	m->be->rope(a->t1 + s.n, s.H * s.d, s.d, R, s.H, s.r, a->rope_mla, a->pos, true);
-	m->be->rope(a->t2 + s.n, s.G * s.d, s.d, R, s.G, s.r, a->rope_mla, a->pos, true);
+	m->be->rope(m->be, a->t1 + s.n, s.H * s.d, s.d, R, s.H, s.r, a->rope_mla, a->pos,
+	    true);
+	m->be->rope(m->be, a->t2 + s.n, s.G * s.d, s.d, R, s.G, s.r, a->rope_mla, a->pos,
+	    true);
 	mla_query_back(m, l, x->qa, x->rqa, P_QNOPE_NORM, P_QNOPE, 0, s.n, 0, tmp, tmp2);
 	mla_query_back(m, l, x->qb, x->rqb, P_QROPE_NORM, P_QROPE, s.n, s.r, 1, tmp, tmp2);
 	model_linear_back(m, dc, 0, model_g(m, P_MLA_V, l, -1), a->t3, x->c,
 	    model_w(m, P_MLA_V, l, -1), s.G * s.d, s.C);
-	m->be->copy2d(tmp, s.n, a->t2, s.d, kv, s.n);
+	m->be->copy2d(m->be, tmp, s.n, a->t2, s.d, kv, s.n);
 	model_linear_back(m, dc, 1, model_g(m, P_KNOPE, l, -1), tmp, x->c,
 	    model_w(m, P_KNOPE, l, -1), s.G * s.n, s.C);
-	m->be->copy2d(tmp, s.r, a->t2 + s.n, s.d, kv, s.r);
+	m->be->copy2d(m->be, tmp, s.r, a->t2 + s.n, s.d, kv, s.r);
 	model_linear_back(m, dc, 1, model_g(m, P_KROPE, l, -1), tmp, x->c,
 	    model_w(m, P_KROPE, l, -1), s.G * s.r, s.C);
-	m->be->rmsnorm_back(tmp, model_g(m, P_KVDOWN_NORM, l, -1), dc, x->ka,
+	m->be->rmsnorm_back(m->be, tmp, model_g(m, P_KVDOWN_NORM, l, -1), dc, x->ka,
 	    model_w(m, P_KVDOWN_NORM, l, -1), x->rka, R, s.C,
 	    false);
 	model_linear_back(m, a->dn, 1, model_g(m, P_KVDOWN, l, -1), tmp, x->n1,
@@ -243,8 +256,9 @@ void model_attn_back(struct model *m, int l)
 
 	profile_begin(m->profile, PROFILE_PROJECT_BACK);
 	if (a->fo.train && c->dropout > 0) {
-		m->be->copy(a->dn, a->dh, (size_t)a->R * (size_t)s.D * sizeof(real));
-		m->be->dropout(a->dn, (int64_t)a->R * s.D, c->dropout, model_key(m, l, 2));
+		m->be->copy(m->be, a->dn, a->dh, (size_t)a->R * (size_t)s.D * sizeof(real));
+		m->be->dropout(m->be, a->dn, (int64_t)a->R * s.D, c->dropout, model_key(m,
+		    l, 2));
 		dout = a->dn;
 	}
 	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1),
@@ -252,14 +266,14 @@ void model_attn_back(struct model *m, int l)
 	at.d_o = a->t4, at.dq_ = a->t1, at.dk = a->t2, at.dv_ = a->t3;
 	profile_begin(m->profile, PROFILE_ATTN_BACK);
 	profile_flop(m->profile, 2.5 * attn_flop(m, &at));
-	m->be->attn_back(&at);
+	m->be->attn_back(m->be, &at);
 	profile_begin(m->profile, PROFILE_PROJECT_BACK);
 	if (c->block[l].attn == ATTN_MLA)
 		mla_project_back(m, l);
 	else
 		gqa_project_back(m, l);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm_back(a->dh, model_g(m, P_IN_NORM, l, -1), a->dn, x->x,
+	m->be->rmsnorm_back(m->be, a->dh, model_g(m, P_IN_NORM, l, -1), a->dn, x->x,
 	    model_w(m, P_IN_NORM, l, -1), x->rstd1, a->R, s.D,
 	    true);
 }

@@ -123,7 +123,7 @@ static void send(struct model *m, real *sorted, const real *slots, int w)
 	profile_begin(m->profile, PROFILE_EXCHANGE);
 	comm_rows(slots, d->raw, w, &r);
 	profile_begin(m->profile, PROFILE_SORT);
-	m->be->gather(sorted, d->raw, d->sort, d->first[m->cfg.num_experts], w);
+	m->be->gather(m->be, sorted, d->raw, d->sort, d->first[m->cfg.num_experts], w);
 }
 
 /* And back. */
@@ -133,7 +133,7 @@ static void back(struct model *m, real *slots, const real *sorted, int w)
 	const struct comm_rows r = { d->in_at, d->in_n, d->out_at, d->out_n };
 
 	profile_begin(m->profile, PROFILE_SORT);
-	m->be->gather(d->raw, sorted, d->unsort, d->first[m->cfg.num_experts], w);
+	m->be->gather(m->be, d->raw, sorted, d->unsort, d->first[m->cfg.num_experts], w);
 	profile_begin(m->profile, PROFILE_EXCHANGE);
 	comm_rows(d->raw, slots, w, &r);
 }

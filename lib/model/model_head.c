@@ -47,18 +47,20 @@ void model_head(struct model *m, const struct batch *b, const real *coef, real *
 
 		chunk_logits(m, a->logits, r0, n);
 		if (hook && hook->fn) {
-			m->be->zero(a->dlogits, (size_t)(n * V) * sizeof(real));
+			m->be->zero(m->be, a->dlogits, (size_t)(n * V) * sizeof(real));
 			hook->fn(hook->ctx, a->logits, a->dlogits, r0, n, V);
 		}
 		if (hook && hook->weigh && coef) {
-			m->be->logprob(a->logits, logp + r0, b->target + r0, a->ones, n, V);
+			m->be->logprob(m->be, a->logits, logp + r0, b->target + r0, a->ones,
+			    n, V);
 			hook->weigh(hook->ctx, r0, n);
-			m->be->scale_rows(a->logits, coef + r0, n, V);
+			m->be->scale_rows(m->be, a->logits, coef + r0, n, V);
 		} else
-			m->be->logprob(a->logits, logp + r0, b->target + r0, coef ? coef + r0
+			m->be->logprob(m->be, a->logits, logp + r0, b->target + r0,
+			    coef ? coef + r0
 			    : NULL, n, V);
 		if (hook && hook->fn && coef)
-			m->be->axpy(a->logits, a->dlogits, 1, n * V);
+			m->be->axpy(m->be, a->logits, a->dlogits, 1, n * V);
 		if (coef)
 			chunk_back(m, a->logits, r0, n);
 	}
@@ -75,7 +77,7 @@ void model_look_forward(struct model *m, const real *h)
 	int D = m->cfg.hidden_size, W = D / 4;
 
 	model_linear(m, a->look_a, h, model_w(m, P_LOOK0, -1, -1), W, D, 0);
-	m->be->silu(a->look_h, a->look_a, (int64_t)a->R * W);
+	m->be->silu(m->be, a->look_h, a->look_a, (int64_t)a->R * W);
 	model_linear(m, m->look, a->look_h, model_w(m, P_LOOK2, -1, -1),
 	    config_lookahead_rows(&m->cfg), W, 0);
 }
@@ -88,7 +90,7 @@ void model_look_back(struct model *m, const real *h)
 	model_linear_back(m, a->t1, 0, model_g(m, P_LOOK2, -1, -1), m->dlook, a->look_h,
 	    model_w(m, P_LOOK2, -1, -1),
 	    config_lookahead_rows(&m->cfg), W);
-	m->be->silu_back(a->t1, a->t1, a->look_a, (int64_t)a->R * W);
+	m->be->silu_back(m->be, a->t1, a->t1, a->look_a, (int64_t)a->R * W);
 	model_linear_back(m, a->dh, 1, model_g(m, P_LOOK0, -1, -1), a->t1, h,
 	    model_w(m, P_LOOK0, -1, -1), W, D);
 }

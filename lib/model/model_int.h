@@ -68,7 +68,7 @@ struct model_act {
 	real *look_a, *look_h;	/* (R, D/4) before and after SiLU */
 	int32_t *pos;		/* (R) */
 	int32_t *iota;		/* (R*K, or room of dispatch) 0, 1, 2, ... */
-	uint32_t *tok;		/* (R) */
+	int32_t *tok;		/* (R) */
 	int32_t *doc;		/* (R) */
 	int32_t *hid, *hslot, *horder, *hmiss;	/* host copies while slots are built */
 	real *scoef_h;

@@ -34,7 +34,7 @@ static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, r
 	model_gemm(m, GEMM_NT, j, 2);
 	if (!y)
 		return;
-	m->be->swiglu(a->a1, g, u, (int64_t)a->R * F);
+	m->be->swiglu(m->be, a->a1, g, u, (int64_t)a->R * F);
 	model_linear(m, y, a->a1, f.down, D, F, beta);
 }
 
@@ -48,9 +48,9 @@ static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const 
 	int D = m->cfg.hidden_size;
 	int64_t n = (int64_t)a->R * F;
 
-	m->be->swiglu(a->a1, g, u, n);
+	m->be->swiglu(m->be, a->a1, g, u, n);
 	model_linear_back(m, a->a2, 0, model_g(m, gate + 2, l, e), dy, a->a1, f.down, D, F);
-	m->be->swiglu_back(a->a3, a->a4, a->a2, g, u, n);
+	m->be->swiglu_back(m->be, a->a3, a->a4, a->a2, g, u, n);
 	model_linear_back(m, a->dn, 1, model_g(m, gate, l, e), a->a3, x, f.gate, F, D);
 	model_linear_back(m, a->dn, 1, model_g(m, gate + 1, l, e), a->a4, x, f.up, F, D);
 }
@@ -109,15 +109,15 @@ static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids
 	}
 	memmove(x->first + 1, x->first, (size_t)E * sizeof(*x->first));
 	x->first[0] = 0;
-	m->be->put(x->slot, a->hslot, (size_t)n * 4);
-	m->be->put(x->miss, a->hmiss, (size_t)n * 4);
-	m->be->put(x->order, a->horder, (size_t)n * 4);
+	m->be->put(m->be, x->slot, a->hslot, (size_t)n * 4);
+	m->be->put(m->be, x->miss, a->hmiss, (size_t)n * 4);
+	m->be->put(m->be, x->order, a->horder, (size_t)n * 4);
 	for (int i = 0; i < n; i++) {
 		a->hmiss[i] = a->hmiss[i] < 0 ? -1 : i / K;
 		a->horder[i] /= K;	/* entries past the last slot are never read */
 	}
-	m->be->put(x->miss_row, a->hmiss, (size_t)n * 4);
-	m->be->put(x->rows, a->horder, (size_t)n * 4);
+	m->be->put(m->be, x->miss_row, a->hmiss, (size_t)n * 4);
+	m->be->put(m->be, x->rows, a->horder, (size_t)n * 4);
 }
 
 /* How often the shared output is added to each row: once, plus the weight of its missing
@@ -127,9 +127,9 @@ static void shared_coef(struct model *m, struct layer_act *x)
 	struct model_act *a = m->act;
 	int K = m->cfg.num_experts_per_tok;
 
-	m->be->put(x->scoef, a->scoef_h, (size_t)a->R * sizeof(real));
+	m->be->put(m->be, x->scoef, a->scoef_h, (size_t)a->R * sizeof(real));
 	if (x->any_miss)
-		m->be->combine(x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
+		m->be->combine(m->be, x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
 }
 
 /* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The
@@ -149,8 +149,8 @@ static void replay(struct model *m, int l, struct layer_act *x, const real *prob
 		m->moved += !route_same_set(given, a->hid + r * K, K);
 		memcpy(a->hid + r * K, given, (size_t)K * sizeof(*given));
 	}
-	m->be->put(ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));
-	m->be->route_weights(x->weights, probs, ids, a->R, c->num_experts, K,
+	m->be->put(m->be, ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));
+	m->be->route_weights(m->be, x->weights, probs, ids, a->R, c->num_experts, K,
 	    c->block[l].renormalised);
 }
 
@@ -189,8 +189,8 @@ static void route(struct model *m, int l, struct layer_act *x)
 	/* In FP32 always: a rounded score can change the choice (Switch Transformers,
 	 * arXiv:2101.03961, section 2.4). */
 	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
-	m->be->route(probs, ids, x->weights, a->R, E, K, c->block[l].renormalised);
-	m->be->get(a->hid, ids, (size_t)(a->R * K) * 4);
+	m->be->route(m->be, probs, ids, x->weights, a->R, E, K, c->block[l].renormalised);
+	m->be->get(m->be, a->hid, ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
 		replay(m, l, x, probs, ids);
 	draw_available(m, l, avail);
@@ -225,7 +225,7 @@ static void experts_down(struct model *m, int l, const struct rows *s)
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width, n = 0;
 
-	m->be->swiglu(a->a1, s->g, s->u, (int64_t)s->first[E] * F);
+	m->be->swiglu(m->be, a->a1, s->g, s->u, (int64_t)s->first[E] * F);
 	for (int e = 0; e < E; e++) {
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
@@ -256,9 +256,9 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, real *ou
 		    x->su + (int64_t)s * a->R * F,
 		    out || x->any_miss ? x->shared : NULL, F, s > 0);
 	if (S > 1 && (out || x->any_miss))
-		m->be->scale(x->shared, block_shared_weight(b, 1), (int64_t)a->R * D);
+		m->be->scale(m->be, x->shared, block_shared_weight(b, 1), (int64_t)a->R * D);
 	if (out)
-		m->be->combine(out, x->shared, a->iota, x->scoef, a->R, 1, D);
+		m->be->combine(m->be, out, x->shared, a->iota, x->scoef, a->R, 1, D);
 }
 
 static void moe_forward(struct model *m, int l, real *out)
@@ -270,7 +270,7 @@ static void moe_forward(struct model *m, int l, real *out)
 	profile_begin(m->profile, PROFILE_ROUTER);
 	route(m, l, x);
 	profile_begin(m->profile, PROFILE_SORT);
-	m->be->gather(a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
+	m->be->gather(m->be, a->xs, x->n2, x->rows, x->first[m->cfg.num_experts], D);
 	profile_begin(m->profile, PROFILE_EXPERTS);
 	if (a->dispatch.n == 1)
 		model_experts_forward(m, l, &(struct rows){ .first = x->first, .x = a->xs,
@@ -280,7 +280,8 @@ static void moe_forward(struct model *m, int l, real *out)
 		model_dispatch_forward(m, l, x->first);
 	profile_begin(m->profile, PROFILE_SORT);
 	if (out)
-		m->be->combine(out, a->ys, x->slot, x->weights, a->R, m->cfg.num_experts_per_tok,
+		m->be->combine(m->be, out, a->ys, x->slot, x->weights, a->R,
+		    m->cfg.num_experts_per_tok,
 		    D);
 	profile_begin(m->profile, PROFILE_DENSE);
 	shared_forward(m, l, x, out);
@@ -293,10 +294,11 @@ void model_mlp_forward(struct model *m, int l, real *out)
 	struct layer_act *x = &a->layer[l];
 
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R,
+	m->be->rmsnorm(m->be, x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R,
 	    c->hidden_size, c->rms_norm_eps);
 	if (out)
-		m->be->copy(out, x->mid, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
+		m->be->copy(m->be, out, x->mid,
+		    (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
 	profile_begin(m->profile, PROFILE_DENSE);
 	if (c->block[l].sparse)
 		moe_forward(m, l, out);
@@ -316,7 +318,7 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 	int64_t slots = s->first[E];
 	int n = 0;
 
-	m->be->swiglu(a->a1, s->g, s->u, slots * F);
+	m->be->swiglu(m->be, a->a1, s->g, s->u, slots * F);
 	for (int e = 0; e < E; e++) {
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
@@ -325,9 +327,9 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, F, D, 0 };
 	}
 	model_gemm(m, GEMM_NN, a->jobs, n);
-	m->be->dot_rows(s->dw, a->a2, a->iota, a->a1, a->iota, slots, F);
-	m->be->scale_rows(a->a2, s->w, slots, F);
-	m->be->scale_rows(a->a1, s->w, slots, F);
+	m->be->dot_rows(m->be, s->dw, a->a2, a->iota, a->a1, a->iota, slots, F);
+	m->be->scale_rows(m->be, a->a2, s->w, slots, F);
+	m->be->scale_rows(m->be, a->a1, s->w, slots, F);
 	n = 0;
 	for (int e = 0; e < E; e++) {
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
@@ -346,7 +348,7 @@ static void experts_back_up(struct model *m, int l, const struct rows *s)
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width;
 
-	m->be->swiglu_back(a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F);
+	m->be->swiglu_back(m->be, a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F);
 	for (int pass = 0; pass < 3; pass++) {
 		int n = 0;
 
@@ -385,9 +387,9 @@ static void experts_back(struct model *m, int l, struct layer_act *x)
 	int D = m->cfg.hidden_size, K = m->cfg.num_experts_per_tok;
 	int64_t slots = x->first[m->cfg.num_experts];
 
-	m->be->gather(a->ys, a->dh, x->rows, slots, D);
-	m->be->gather(a->xs, x->n2, x->rows, slots, D);
-	m->be->gather(a->wslot, x->weights, x->order, slots, 1);
+	m->be->gather(m->be, a->ys, a->dh, x->rows, slots, D);
+	m->be->gather(m->be, a->xs, x->n2, x->rows, slots, D);
+	m->be->gather(m->be, a->wslot, x->weights, x->order, slots, 1);
 	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
 	if (a->dispatch.n == 1)
 		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->eg, x->eu, a->ys,
@@ -395,9 +397,9 @@ static void experts_back(struct model *m, int l, struct layer_act *x)
 	else
 		model_dispatch_back(m, l, x->first);
 	profile_begin(m->profile, PROFILE_SORT);
-	m->be->zero(a->dw, (size_t)(a->R * K) * sizeof(real));
-	m->be->combine(a->dw, a->dwslot, x->slot, NULL, (int64_t)a->R * K, 1, 1);
-	m->be->combine(a->dn, a->ys, x->slot, NULL, a->R, K, D);
+	m->be->zero(m->be, a->dw, (size_t)(a->R * K) * sizeof(real));
+	m->be->combine(m->be, a->dw, a->dwslot, x->slot, NULL, (int64_t)a->R * K, 1, 1);
+	m->be->combine(m->be, a->dn, a->ys, x->slot, NULL, a->R, K, D);
 }
 
 static void shared_back(struct model *m, int l, struct layer_act *x)
@@ -410,13 +412,13 @@ static void shared_back(struct model *m, int l, struct layer_act *x)
 	if (S == 0)
 		return;
 	if (x->any_miss) {	/* weight of a missing expert scales the shared output */
-		m->be->dot_rows(a->drow, a->dh, a->iota, x->shared, a->iota, a->R, D);
-		m->be->combine(a->dw, a->drow, x->miss_row, NULL, (int64_t)a->R * K, 1, 1);
+		m->be->dot_rows(m->be, a->drow, a->dh, a->iota, x->shared, a->iota, a->R, D);
+		m->be->combine(m->be, a->dw, a->drow, x->miss_row, NULL, (int64_t)a->R * K, 1, 1);
 	}
-	m->be->copy(a->t1, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
-	m->be->scale_rows(a->t1, x->scoef, a->R, D);
+	m->be->copy(m->be, a->t1, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
+	m->be->scale_rows(m->be, a->t1, x->scoef, a->R, D);
 	if (S > 1)
-		m->be->scale(a->t1, block_shared_weight(b, 1), (int64_t)a->R * D);
+		m->be->scale(m->be, a->t1, block_shared_weight(b, 1), (int64_t)a->R * D);
 	for (int s = 0; s < S; s++)
 		ffn_back(m, P_SH_GATE, l, s, a->t1, x->n2, x->sg + (int64_t)s * a->R * F,
 		    x->su + (int64_t)s * a->R * F, F);
@@ -429,7 +431,7 @@ static void router_back(struct model *m, int l, struct layer_act *x)
 	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, at;
 	const struct param *next = foreseen(m, l, &at);
 
-	m->be->route_back(a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E,
+	m->be->route_back(m->be, a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E,
 	    m->topk + s * a->R * K, x->weights,
 	    a->R, (int)E, (int)K, c->block[l].renormalised);
 	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2,
@@ -448,7 +450,7 @@ void model_mlp_back(struct model *m, int l)
 	int D = c->hidden_size;
 
 	profile_begin(m->profile, PROFILE_SORT);
-	m->be->zero(a->dn, (size_t)a->R * (size_t)D * sizeof(real));
+	m->be->zero(m->be, a->dn, (size_t)a->R * (size_t)D * sizeof(real));
 	if (c->block[l].sparse) {
 		experts_back(m, l, x);
 		profile_begin(m->profile, PROFILE_DENSE_BACK);
@@ -458,7 +460,7 @@ void model_mlp_back(struct model *m, int l)
 	} else
 		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->block[l].width);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm_back(a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid,
+	m->be->rmsnorm_back(m->be, a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid,
 	    model_w(m, P_POST_NORM, l, -1), x->rstd2,
 	    a->R, D, true);
 }

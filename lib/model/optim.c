@@ -218,8 +218,8 @@ int optim_open(struct optim *o, const struct params *ps, const bool *frozen,
 		return err_set(e, EX_USAGE, "everything is frozen: nothing to train");
 	}
 	own = own > 0 ? own : 1;	/* of a small model, many ranks have nothing */
-	o->m = be->alloc((size_t)own * sizeof *o->m);
-	o->v = be->alloc((size_t)own * sizeof *o->v);
+	o->m = be->alloc(be, (size_t)own * sizeof *o->m);
+	o->v = be->alloc(be, (size_t)own * sizeof *o->v);
 	if (o->m != NULL && o->v != NULL && open_exchange(o, ps, e) == 0)
 		return 0;
 	if (o->m == NULL || o->v == NULL)
@@ -235,9 +235,9 @@ void optim_close(struct optim *o)
 		comm_exchange_close();
 	}
 	if (o->m != NULL)
-		o->be->free(o->m);
+		o->be->free(o->be, o->m);
 	if (o->v != NULL)
-		o->be->free(o->v);
+		o->be->free(o->be, o->v);
 	free(o->bucket);
 	free(o->of);
 	free(o->run);
@@ -344,7 +344,7 @@ void optim_take(const struct optim *o, real *moments, const struct params *ps, i
 	if (n == 0)
 		return;
 	part(b, comm_rank(), &own);
-	o->be->put(moments + b->at + (begin - own), whole + (begin - p->off),
+	o->be->put(o->be, moments + b->at + (begin - own), whole + (begin - p->off),
 	    (size_t)n * sizeof *whole);
 }
 
@@ -360,7 +360,7 @@ double optim_norm(const struct optim *o, const real *g)
 	double sum = 0;
 
 	for (int i = 0; i < o->nruns; i++)
-		sum += o->be->sumsq(g + o->run[i].off, o->run[i].n);
+		sum += o->be->sumsq(o->be, g + o->run[i].off, o->run[i].n);
 	comm_sum(&sum, 1);
 	return sqrt(sum);
 }
@@ -383,7 +383,7 @@ void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
 			.grad_scale = grad_scale, .step = o->updates,
 		};
 
-		o->be->adamw(&a);
+		o->be->adamw(o->be, &a);
 	}
 	begin_gathers(o, w);
 }

@@ -33,7 +33,7 @@ int distill_open(struct distill *d, const struct backend *be, int V, struct err 
 	d->be = be;
 	d->cap = capacity(V);
 	n = (size_t)(d->cap * V) * sizeof(real);
-	if ((d->logits = be->alloc(n)) == NULL)
+	if ((d->logits = be->alloc(be, n)) == NULL)
 		return err_set(e, EX_OSERR, "out of memory for the teacher's logits");
 	d->value = mem_alloc((size_t)d->cap * sizeof(real));
 	d->kl = mem_alloc((size_t)d->cap * sizeof(real));
@@ -47,7 +47,7 @@ int distill_open(struct distill *d, const struct backend *be, int V, struct err 
 void distill_close(struct distill *d)
 {
 	if (d->be != NULL)
-		d->be->free(d->logits);
+		d->be->free(d->be, d->logits);
 	mem_free(d->value);
 	mem_free(d->kl);
 	mem_free(d->student);
@@ -79,7 +79,8 @@ static void bring(struct pass *p, const struct rows *r, double temperature, cons
 	if (partial(d))
 		d->teacher.complete(d->teacher.self, p->in->mb, r->first, r->n, r->V, temperature,
 		    d->student, d->full);
-	d->be->put(d->logits, partial(d) ? d->full : known, (size_t)(r->n * r->V) * sizeof(real));
+	d->be->put(d->be, d->logits, partial(d) ? d->full : known,
+	    (size_t)(r->n * r->V) * sizeof(real));
 }
 
 /* known: the teacher's logits, unless it has them only in part. */
@@ -93,16 +94,17 @@ static void compare(struct pass *p, const struct rows *r, const real *known)
 	    .dstudent = r->dstudent, .coef = p->coef };
 
 	if (partial(d))
-		d->be->get(d->student, r->student, (size_t)(r->n * r->V) * sizeof(real));
+		d->be->get(d->be, d->student, r->student,
+		    (size_t)(r->n * r->V) * sizeof(real));
 	bring(p, r, a.temperature, known);
-	d->be->diverge(&a);
+	d->be->diverge(d->be, &a);
 	if (partial(d) && a.temperature != 1)
 		bring(p, r, 1, known);
 	a.kind = DIVERGE_FORWARD;
 	a.temperature = 1;
 	a.value = d->kl;
 	a.dstudent = NULL;
-	d->be->diverge(&a);
+	d->be->diverge(d->be, &a);
 	for (int64_t i = 0; i < r->n; i++) {
 		p->kd += (double)d->value[i];
 		p->kl += (double)d->kl[i];

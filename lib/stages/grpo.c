@@ -116,7 +116,8 @@ static void count_routing(const struct stage_in *in, const struct grpo_slice *s)
 	int64_t R = (int64_t)in->mb->b.B * in->mb->b.T;
 
 	for (int l = 0; l < m->cfg.num_sparse; l++) {
-		m->be->get(s->used, m->topk + l * R * K, (size_t)(R * K) * sizeof *s->used);
+		m->be->get(m->be, s->used, m->topk + l * R * K,
+		    (size_t)(R * K) * sizeof *s->used);
 		for (int64_t r = 0; r < R; r++) {
 			const int32_t *sampled = s->replay + (l * R + r) * K;
 

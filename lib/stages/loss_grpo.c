@@ -78,7 +78,8 @@ static void weigh(void *ctx, int64_t row0, int64_t n)
 static void heat(struct model *m, real *x, double temperature)
 {
 	if (temperature != 1)
-		m->be->scale(x, 1 / temperature, (int64_t)m->act->R * m->cfg.hidden_size);
+		m->be->scale(m->be, x, 1 / temperature,
+		    (int64_t)m->act->R * m->cfg.hidden_size);
 }
 
 void grpo_logp(struct model *m, const struct batch *b, double temperature, real *logp)

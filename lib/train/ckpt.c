@@ -101,7 +101,7 @@ static const float *to_file(const struct transit *t, const real *dev, int64_t n)
 {
 	if (t->file == NULL)
 		return (const float *)dev;
-	t->be->get(t->host, dev, (size_t)n * sizeof *dev);
+	t->be->get(t->be, t->host, dev, (size_t)n * sizeof *dev);
 	for (int64_t i = 0; (void *)t->host != (void *)t->file && i < n; i++)
 		t->file[i] = (float)t->host[i];
 	return t->file;
@@ -621,7 +621,7 @@ static int get_values(const struct st_file *f, const char *path, const char *pre
 		optim_take(moments, array, w->par, i, t->file != NULL ? from_file(t, param_size(p))
 		    : moments->whole);
 	else if (t->file != NULL)
-		w->be->put(place, from_file(t, param_size(p)), (size_t)param_size(p) *
+		w->be->put(w->be, place, from_file(t, param_size(p)), (size_t)param_size(p) *
 		    sizeof(real));
 	return 0;
 }
@@ -660,7 +660,7 @@ static int load_weights(const char *dir, const struct weights *w, struct err *e)
 		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : (float *)(w->w + p->off),
 		    e);
 		if (rc == 0 && t.file != NULL)
-			w->be->put(w->w + p->off, from_file(&t, param_size(p)),
+			w->be->put(w->be, w->w + p->off, from_file(&t, param_size(p)),
 			    (size_t)param_size(p) * sizeof(real));
 	}
 	transit_close(&t);

@@ -179,7 +179,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	}
 	clear_step(t);
 	profile_begin(t->m.profile, PROFILE_OPTIM);
-	t->be->zero(t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
+	t->be->zero(t->be, t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
 	t->tokens += all.tokens;
 	t->bad_micro = -1;
 	for (int i = 0; i < n; i++) {

@@ -75,8 +75,8 @@ static struct caches fill(int shape, enum kv_type t, int T)
 	real *x = malloc(sizeof(*x) * (size_t)G * (size_t)w * 2 + sizeof(*x) * (size_t)g2 *
 	    (size_t)w2);
 
-	c.k = backend_cpu.alloc(n * c.kb);
-	c.v = backend_cpu.alloc(n * c.vb);
+	c.k = backend_cpu.alloc(&backend_cpu, n * c.kb);
+	c.v = backend_cpu.alloc(&backend_cpu, n * c.vb);
 	for (int i = 0; i < G * w * 2 || i < g2 * w2; i++)
 		x[i] = (real)rng_normal(1, (uint64_t)i, 0);
 	for (size_t i = 0; i < n; i++)
@@ -84,11 +84,11 @@ static struct caches fill(int shape, enum kv_type t, int T)
 			struct kv_put_args a = { t, (char *)c.k + i * c.kb, T, G, w, p,
 			    x + p % (G * w), 1 };
 
-			backend_cpu.kv_put(&a);
+			backend_cpu.kv_put(&backend_cpu, &a);
 			a.cache = (char *)c.v + i * c.vb;
 			if (g2)
 				a.heads = g2, a.w = w2, a.x = x;
-			backend_cpu.kv_put(&a);
+			backend_cpu.kv_put(&backend_cpu, &a);
 		}
 	free(x);
 	return c;
@@ -120,7 +120,9 @@ static double measure(int shape, struct caches *c, enum kv_type t, int T, const 
 				v[i] = (char *)c->v + (size_t)(l * n + i) * c->vb;
 				hi[i] = T - 1;
 			}
-			backend_cpu.attn_cached(&(struct attn_cached_args){ .n = n, .H = H,
+			backend_cpu.attn_cached(&backend_cpu,
+			    &(struct attn_cached_args){ .n = n,
+			    .H = H,
 			    .G = shapes[shape].G, .dk = w, .dv = w,
 			    .scale = (real)(1 / sqrt(w + w2)), .q = q, .ldq = (int64_t)H * w,
 			    .o = o, .ldo = (int64_t)H * w, .type = t,
@@ -140,7 +142,7 @@ int main(int argc, char **argv)
 {
 	static const char *const type[] = { "f32", "bf16", "q8" };
 	int T = argc > 1 ? atoi(argv[1]) : 4000;
-	void *sum = backend_cpu.alloc(SUM_BYTES);
+	void *sum = backend_cpu.alloc(&backend_cpu, SUM_BYTES);
 
 	pool_init(argc > 2 ? atoi(argv[2]) : 0);
 	for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++)
@@ -156,10 +158,10 @@ int main(int argc, char **argv)
 			    pool_threads(), sec * 1e6, (double)((c.kb + c.vb) * (size_t)shapes[s].n)
 			    * 1e-6, gb, peak, gb / peak);
 			fflush(stdout);
-			backend_cpu.free(c.k);
-			backend_cpu.free(c.v);
+			backend_cpu.free(&backend_cpu, c.k);
+			backend_cpu.free(&backend_cpu, c.v);
 		}
-	backend_cpu.free(sum);
+	backend_cpu.free(&backend_cpu, sum);
 	pool_quit();
 	return 0;
 }

@@ -29,7 +29,7 @@ const struct cpu_kernels *cpu_kernels(void)
 #endif
 }
 
-static const char *describe(void)
+static const char *describe(CPU)
 {
 	static char s[64];
 
@@ -49,7 +49,7 @@ static void zero_range(void *ctx, int64_t i0, int64_t i1, int worker)
 	memset(((struct bytes *)ctx)->to + i0, 0, (size_t)(i1 - i0));
 }
 
-static void zero(void *p, size_t n)
+static void zero(CPU, void *p, size_t n)
 {
 	pool_for((int64_t)n, 1 << 19, zero_range, &(struct bytes){ p, NULL });
 }
@@ -62,14 +62,14 @@ static void copy_range(void *ctx, int64_t i0, int64_t i1, int worker)
 	memcpy(b->to + i0, b->from + i0, (size_t)(i1 - i0));
 }
 
-static void copy(void *dst, const void *src, size_t n)
+static void copy(CPU, void *dst, const void *src, size_t n)
 {
 	pool_for((int64_t)n, 1 << 19, copy_range, &(struct bytes){ dst, src });
 }
 
 /* Matrices are read in strides of rows: with small pages, looking up where they are costs more
  * than reading them. */
-static void *alloc(size_t n)
+static void *alloc(CPU, size_t n)
 {
 	bool large = n >= 2 * HUGE_PAGE;
 	size_t align = large ? HUGE_PAGE : 64;
@@ -78,11 +78,41 @@ static void *alloc(size_t n)
 	if (p && large)
 		madvise(p, n & ~(HUGE_PAGE - 1), MADV_HUGEPAGE);
 	if (p)
-		zero(p, n);
+		zero(cpu, p, n);
 	return p;
 }
 
-static void put(void *dst, const void *src, size_t n) { memcpy(dst, src, n); }
+static void release(CPU, void *p) { free(p); }
+
+static void put(CPU, void *dst, const void *src, size_t n) { memcpy(dst, src, n); }
+
+/* Reads of files go straight to where the rows find them: there is nothing to copy or wait for. */
+static void *alloc_pinned(CPU, size_t n, void **dev)
+{
+	size_t align = n >= HUGE_PAGE ? HUGE_PAGE : 4096, off;
+	char *p = mmap(NULL, n + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		return NULL;
+	off = (align - (uintptr_t)p % align) % align;
+	if (off > 0)
+		munmap(p, off);
+	if (off < align)
+		munmap(p + off + n, align - off);
+	if (align == HUGE_PAGE)
+		madvise(p + off, n, MADV_HUGEPAGE);
+	return *dev = p + off;
+}
+
+static void free_pinned(CPU, void *host, size_t n) { munmap(host, n); }
+
+static void put_async(CPU, CPU_ANY(void *, dev), CPU_ANY(const void *, host), CPU_ANY(size_t, n))
+{
+}
+
+
+static uint64_t event_record(CPU) { return 0; }
+static void event_wait(CPU, CPU_ANY(uint64_t, event)) { }
 
 /* ---- matrices ---- */
 
@@ -257,7 +287,7 @@ static int64_t count_tasks(struct gemm_ctx *x)
 	return x->first[x->n];
 }
 
-static void gemm(enum gemm_kind kind, const struct gemm_job *jobs, int n)
+static void gemm(CPU, enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
 	struct gemm_ctx x = { kind, jobs, n, 2 * GEMM_MB, cpu_first_tasks(n) };
 	int64_t tasks = count_tasks(&x);
@@ -299,7 +329,8 @@ ROWS(rmsnorm_rows)
 	    i1 - i0, c->w, c->a);
 }
 
-static void rmsnorm(real *y, real *rstd, const real *x, const real *g, int64_t n, int w, double eps)
+static void rmsnorm(CPU, real *y, real *rstd, const real *x, const real *g, int64_t n, int w,
+    double eps)
 {
 	struct rows_ctx c = { .y = y, .y2 = rstd, .x = x, .x2 = g, .w = w, .a = eps };
 
@@ -328,7 +359,7 @@ ROWS(rmsnorm_dg_slice)
 	}
 }
 
-static void rmsnorm_back(real *dx, real *dg, const real *dy, const real *x, const real *g,
+static void rmsnorm_back(CPU, real *dx, real *dg, const real *dy, const real *x, const real *g,
     const real *rstd, int64_t n,
     int w, bool add_dx)
 {
@@ -387,7 +418,8 @@ ROWS(rope_rows)
 			    c->w, c->w, c->flag);
 }
 
-static void rope(real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w, const real *table,
+static void rope(CPU, real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w,
+    const real *table,
     const int32_t *pos,
     bool back)
 {
@@ -404,7 +436,7 @@ ROWS(copy2d_rows)
 		memcpy(c->y + i * c->ld, c->x + i * c->ld2, (size_t)c->w * sizeof(real));
 }
 
-static void copy2d(real *dst, int64_t ldd, const real *src, int64_t lds, int64_t n, int w)
+static void copy2d(CPU, real *dst, int64_t ldd, const real *src, int64_t lds, int64_t n, int w)
 {
 	struct rows_ctx c = { .y = dst, .ld = ldd, .x = src, .ld2 = lds, .w = w };
 
@@ -413,7 +445,7 @@ static void copy2d(real *dst, int64_t ldd, const real *src, int64_t lds, int64_t
 
 ROWS(swiglu_rows) { CTX; cpu_kernels()->swiglu(c->y + i0, c->x + i0, c->x2 + i0, i1 - i0); }
 
-static void swiglu(real *y, const real *g, const real *u, int64_t n)
+static void swiglu(CPU, real *y, const real *g, const real *u, int64_t n)
 {
 	struct rows_ctx c = { .y = y, .x = g, .x2 = u };
 
@@ -428,7 +460,8 @@ ROWS(swiglu_back_rows)
 	    i1 - i0);
 }
 
-static void swiglu_back(real *dg, real *du, const real *dy, const real *g, const real *u, int64_t n)
+static void swiglu_back(CPU, real *dg, real *du, const real *dy, const real *g, const real *u,
+    int64_t n)
 {
 	struct rows_ctx c = { .y = dg, .y2 = du, .x = dy, .x2 = g, .x3 = u };
 
@@ -458,7 +491,8 @@ ROWS(route_rows)
 	}
 }
 
-static void route(real *logits, int32_t *ids, real *weights, int64_t n, int E, int K, bool norm)
+static void route(CPU, real *logits, int32_t *ids, real *weights, int64_t n, int E, int K,
+    bool norm)
 {
 	struct rows_ctx c = { .y = logits, .y2 = weights, .ids = ids, .w = E, .k = K,
 	    .flag = norm };
@@ -474,7 +508,8 @@ ROWS(route_weights_rows)
 		weigh(c->y + i * c->k, c->x + i * c->w, c->in + i * c->k, c->k, c->flag);
 }
 
-static void route_weights(real *weights, const real *probs, const int32_t *ids, int64_t n, int E,
+static void route_weights(CPU, real *weights, const real *probs, const int32_t *ids, int64_t n,
+    int E,
     int K, bool norm)
 {
 	struct rows_ctx c = { .y = weights, .x = probs, .in = ids, .w = E, .k = K, .flag = norm };
@@ -511,7 +546,8 @@ ROWS(route_back_rows)
 	}
 }
 
-static void route_back(real *dlogits, const real *dweights, const real *dprobs, const real *probs,
+static void route_back(CPU, real *dlogits, const real *dweights, const real *dprobs,
+    const real *probs,
     const int32_t *ids,
     const real *weights, int64_t n, int E, int K, bool norm)
 {
@@ -530,7 +566,7 @@ ROWS(gather_rows)
 		    (size_t)c->w * sizeof(real));
 }
 
-static void gather(real *dst, const real *src, const int32_t *rows, int64_t n, int w)
+static void gather(CPU, real *dst, const real *src, const int32_t *rows, int64_t n, int w)
 {
 	struct rows_ctx c = { .y = dst, .x = src, .in = rows, .w = w };
 
@@ -550,7 +586,8 @@ ROWS(combine_rows)
 		}
 }
 
-static void combine(real *dst, const real *src, const int32_t *slot, const real *coef, int64_t n,
+static void combine(CPU, real *dst, const real *src, const int32_t *slot, const real *coef,
+    int64_t n,
     int k, int w)
 {
 	struct rows_ctx c = { .y = dst, .x = src, .in = slot, .x2 = coef, .k = k, .w = w };
@@ -567,7 +604,7 @@ ROWS(dot_rows_rows)
 		    c->x2 + (int64_t)c->ids[i] * c->w, c->w);
 }
 
-static void dot_rows(real *out, const real *a, const int32_t *arow, const real *b,
+static void dot_rows(CPU, real *out, const real *a, const int32_t *arow, const real *b,
     const int32_t *brow, int64_t n, int w)
 {
 	struct rows_ctx c = { .y = out, .x = a, .in = arow, .x2 = b,
@@ -578,7 +615,7 @@ static void dot_rows(real *out, const real *a, const int32_t *arow, const real *
 }
 
 /* One thread owns each stripe of columns, so rows are added in order. */
-struct scatter_ctx { real *table; const real *src; const uint32_t *ids; int64_t n; int w; };
+struct scatter_ctx { real *table; const real *src; const int32_t *ids; int64_t n; int w; };
 
 static void scatter_cols(void *ctx, int64_t c0, int64_t c1, int worker)
 {
@@ -590,7 +627,7 @@ static void scatter_cols(void *ctx, int64_t c0, int64_t c1, int worker)
 		    c->src + i * c->w + c0, 1, c1 - c0);
 }
 
-static void scatter_add(real *table, const real *src, const uint32_t *ids, int64_t n, int w)
+static void scatter_add(CPU, real *table, const real *src, const int32_t *ids, int64_t n, int w)
 {
 	struct scatter_ctx c = { table, src, ids, n, w };
 
@@ -600,7 +637,7 @@ static void scatter_add(real *table, const real *src, const uint32_t *ids, int64
 
 ROWS(axpy_rows) { CTX; cpu_kernels()->axpy(c->y + i0, c->x + i0, (real)c->a, i1 - i0); }
 
-static void axpy(real *y, const real *x, double a, int64_t n)
+static void axpy(CPU, real *y, const real *x, double a, int64_t n)
 {
 	struct rows_ctx c = { .y = y, .x = x, .a = a };
 
@@ -615,7 +652,7 @@ ROWS(scale_range)
 		c->y[i] *= (real)c->a;
 }
 
-static void scale(real *x, double a, int64_t n)
+static void scale(CPU, real *x, double a, int64_t n)
 {
 	struct rows_ctx c = { .y = x, .a = a };
 
@@ -630,7 +667,7 @@ ROWS(scale_rows_rows)
 			c->y[i * c->w + j] *= c->x[i];
 }
 
-static void scale_rows(real *x, const real *s, int64_t n, int w)
+static void scale_rows(CPU, real *x, const real *s, int64_t n, int w)
 {
 	struct rows_ctx c = { .y = x, .x = s, .w = w };
 
@@ -646,7 +683,7 @@ ROWS(silu_range)
 		c->y[i] = c->x[i] * sigmoid(c->x[i]);
 }
 
-static void silu(real *y, const real *x, int64_t n)
+static void silu(CPU, real *y, const real *x, int64_t n)
 {
 	struct rows_ctx c = { .y = y, .x = x };
 
@@ -663,7 +700,7 @@ ROWS(silu_back_range)
 	}
 }
 
-static void silu_back(real *dx, const real *dy, const real *x, int64_t n)
+static void silu_back(CPU, real *dx, const real *dy, const real *x, int64_t n)
 {
 	struct rows_ctx c = { .y = dx, .x = dy, .x2 = x };
 
@@ -672,7 +709,7 @@ static void silu_back(real *dx, const real *dy, const real *x, int64_t n)
 
 ROWS(softmax_rows) { CTX; cpu_kernels()->softmax(c->y + i0 * c->w, i1 - i0, c->w); }
 
-static void softmax(real *x, int64_t n, int w)
+static void softmax(CPU, real *x, int64_t n, int w)
 {
 	struct rows_ctx c = { .y = x, .w = w };
 
@@ -690,7 +727,7 @@ ROWS(dropout_range)
 		c->y[i] = rng_hash(c->key, (uint64_t)i) < drop ? 0 : c->y[i] * keep;
 }
 
-static void dropout(real *x, int64_t n, double p, uint64_t key)
+static void dropout(CPU, real *x, int64_t n, double p, uint64_t key)
 {
 	struct rows_ctx c = { .y = x, .a = p, .key = key };
 
@@ -706,7 +743,7 @@ ROWS(noise_rows)
 		    1);
 }
 
-static void noise(real *x, const real *s, int64_t n, int w, uint64_t key)
+static void noise(CPU, real *x, const real *s, int64_t n, int w, uint64_t key)
 {
 	struct rows_ctx c = { .y = x, .x = s, .w = w, .key = key };
 
@@ -743,7 +780,8 @@ ROWS(logprob_rows)
 	}
 }
 
-static void logprob(real *logits, real *logp, const int32_t *target, const real *coef, int64_t n,
+static void logprob(CPU, real *logits, real *logp, const int32_t *target, const real *coef,
+    int64_t n,
     int V)
 {
 	struct rows_ctx c = { .y = logits, .y2 = logp, .in = target, .x = coef, .w = V };
@@ -769,7 +807,7 @@ static void sumsq_blocks(void *ctx, int64_t b0, int64_t b1, int worker)
 	}
 }
 
-static double sumsq(const real *x, int64_t n)
+static double sumsq(CPU, const real *x, int64_t n)
 {
 	int64_t nb = blocks(n, SUMSQ_BLOCK);
 	struct sumsq_ctx c = { x, n, cpu_thread_buffer((size_t)nb * sizeof(double)) };
@@ -792,7 +830,7 @@ static void adamw_range(void *ctx, int64_t i0, int64_t i1, int worker)
 	cpu_kernels()->adamw(c->a->w + i0, c->a->m + i0, c->a->v + i0, c->a->g + i0, i1 - i0, c->c);
 }
 
-static void adamw(const struct adamw_args *a)
+static void adamw(CPU, const struct adamw_args *a)
 {
 	double t = (double)a->step;
 	struct adamw_ctx c = { a, { (real)(a->lr / (1 - pow(a->beta1, t))), (real)a->beta1,
@@ -805,19 +843,19 @@ static void adamw(const struct adamw_args *a)
 }
 
 const struct backend backend_cpu = {
-	.name = "cpu", .describe = describe,
-	.alloc = alloc, .free = free, .put = put, .get = put, .copy = copy, .zero = zero,
+	.name = "cpu", .size = sizeof(struct backend), .host_reads = true,
+	.describe = describe,
+	.alloc = alloc, .free = release, .put = put, .get = put, .copy = copy, .zero = zero,
+	.alloc_pinned = alloc_pinned, .free_pinned = free_pinned, .put_async = put_async,
+	.event_record = event_record, .event_wait = event_wait,
 	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm,
-	    .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope,
-	    .copy2d = copy2d,
-	.attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put, .attn_cached =
-	    cpu_attn_cached,
-	.swiglu = swiglu, .swiglu_back = swiglu_back, .route = route, .route_weights =
-	    route_weights, .route_back = route_back,
-	.gather = gather, .combine = combine, .dot_rows = dot_rows, .scatter_add = scatter_add,
-	.axpy = axpy, .scale = scale, .scale_rows = scale_rows, .silu = silu, .silu_back =
-	    silu_back,
-	.softmax = softmax, .dropout = dropout, .noise = noise, .logprob = logprob,
-	    .diverge = cpu_diverge,
+	.qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope,
+	.copy2d = copy2d, .attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put,
+	.attn_cached = cpu_attn_cached, .swiglu = swiglu, .swiglu_back = swiglu_back,
+	.route = route, .route_weights = route_weights, .route_back = route_back,
+	.gather = gather, .gather_blocks = cpu_gather_blocks, .combine = combine,
+	.dot_rows = dot_rows, .scatter_add = scatter_add, .axpy = axpy, .scale = scale,
+	.scale_rows = scale_rows, .silu = silu, .silu_back = silu_back, .softmax = softmax,
+	.dropout = dropout, .noise = noise, .logprob = logprob, .diverge = cpu_diverge,
 	.sumsq = sumsq, .adamw = adamw,
 };

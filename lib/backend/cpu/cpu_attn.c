@@ -210,7 +210,7 @@ static void forward_tasks(void *ctx, int64_t i0, int64_t i1, int worker)
 	bf16_end(a);
 }
 
-void cpu_attn(const struct attn_args *a)
+void cpu_attn(CPU, const struct attn_args *a)
 {
 	cpu_kernels();
 	pool_for((int64_t)a->B * a->H * ((a->T + TILE - 1) / TILE), 1, forward_tasks,
@@ -302,13 +302,13 @@ static void backward_tasks(void *ctx, int64_t i0, int64_t i1, int worker)
 	bf16_end(a);
 }
 
-void cpu_attn_back(const struct attn_args *a)
+void cpu_attn_back(CPU, const struct attn_args *a)
 {
 	size_t rows = (size_t)a->B * (size_t)a->T;
 
 	cpu_kernels();
-	backend_cpu.zero(a->dq_, rows * (size_t)(a->H * a->dq) * sizeof(real));
-	backend_cpu.zero(a->dk, rows * (size_t)(a->G * a->dq) * sizeof(real));
-	backend_cpu.zero(a->dv_, rows * (size_t)(a->G * a->dv) * sizeof(real));
+	backend_cpu.zero(&backend_cpu, a->dq_, rows * (size_t)(a->H * a->dq) * sizeof(real));
+	backend_cpu.zero(&backend_cpu, a->dk, rows * (size_t)(a->G * a->dq) * sizeof(real));
+	backend_cpu.zero(&backend_cpu, a->dv_, rows * (size_t)(a->G * a->dv) * sizeof(real));
 	pool_for((int64_t)a->B * a->G, 1, backward_tasks, (void *)(uintptr_t)a);
 }

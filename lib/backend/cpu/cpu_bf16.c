@@ -274,7 +274,7 @@ static int64_t task_rows(const struct gemm_job *jobs, int n)
 	return rows;
 }
 
-void cpu_gemm_bf16(enum gemm_kind kind, const struct gemm_job *jobs, int n)
+void cpu_gemm_bf16(CPU, enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
 	int64_t *first = cpu_first_tasks(n);
 	struct bf16_ctx x = { cpu_bf16_kernels(), kind, jobs, n, task_rows(jobs, n), NULL };

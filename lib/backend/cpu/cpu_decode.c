@@ -76,7 +76,7 @@ static void put_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 		}
 }
 
-void cpu_kv_put(const struct kv_put_args *a)
+void cpu_kv_put(CPU, const struct kv_put_args *a)
 {
 	pool_for(a->n, 16, put_rows, (void *)(uintptr_t)a);
 }
@@ -205,7 +205,7 @@ static void attend_range(void *ctx, int64_t i0, int64_t i1, int worker)
 		attend(k, (int)(i / per_row), (int)(i % per_row) * k->heads, room);
 }
 
-void cpu_attn_cached(const struct attn_cached_args *a)
+void cpu_attn_cached(CPU, const struct attn_cached_args *a)
 {
 	struct work k = { a, cpu_kernels(), heads_together(a), max_int(max_int(a->dk, a->dv),
 	    a->dk2) };

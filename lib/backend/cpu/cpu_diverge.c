@@ -127,7 +127,7 @@ static void diverge_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 		a->value[i] = a->target[i] < 0 ? 0 : (real)diverge_row(kern, a, i, scratch);
 }
 
-void cpu_diverge(const struct diverge_args *a)
+void cpu_diverge(CPU, const struct diverge_args *a)
 {
 	struct diverge_args args = *a;
 

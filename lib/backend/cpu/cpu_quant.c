@@ -12,12 +12,17 @@
 
 #ifdef CHR_DOUBLE		/* double precision has no narrow weights */
 
-void cpu_quantize(void *rows, const real *x, int64_t n, int w)
+void cpu_quantize(CPU, dev_byte *rows, const real *x, int64_t n, int w)
 {
 	(void)rows, (void)x, (void)n, (void)w; abort();
 }
-void cpu_qgemm(const struct qgemm_job *jobs, int n) { (void)jobs, (void)n; abort(); }
-void cpu_qffn(const struct qffn_job *jobs, int n) { (void)jobs, (void)n; abort(); }
+void cpu_qgemm(CPU, const struct qgemm_job *jobs, int n) { (void)jobs, (void)n; abort(); }
+void cpu_qffn(CPU, const struct qffn_job *jobs, int n) { (void)jobs, (void)n; abort(); }
+void cpu_gather_blocks(CPU, real *dst, const struct mat *w, const int32_t *rows, int64_t n)
+{
+	(void)dst, (void)w, (void)rows, (void)n;
+	abort();
+}
 
 #else
 
@@ -120,7 +125,7 @@ static void quantize_range(void *ctx, int64_t i0, int64_t i1, int worker)
 		c->k->row(quant_row_at(c->rows, i, c->w), c->x + i * c->w, c->w);
 }
 
-void cpu_quantize(void *rows, const real *x, int64_t n, int w)
+void cpu_quantize(CPU, dev_byte *rows, const real *x, int64_t n, int w)
 {
 	struct ctx c = { .k = quant_kernels(), .rows = rows, .x = x, .w = w };
 
@@ -195,7 +200,7 @@ static void gemm_range(void *ctx, int64_t t0, int64_t t1, int worker)
 	}
 }
 
-void cpu_qgemm(const struct qgemm_job *jobs, int n)
+void cpu_qgemm(CPU, const struct qgemm_job *jobs, int n)
 {
 	struct ctx c = { .k = quant_kernels(), .jobs = jobs, .n = n };
 
@@ -259,11 +264,17 @@ static void ffn_range(void *ctx, int64_t t0, int64_t t1, int worker)
 	}
 }
 
-void cpu_qffn(const struct qffn_job *jobs, int n)
+void cpu_qffn(CPU, const struct qffn_job *jobs, int n)
 {
 	struct ctx c = { .k = quant_kernels(), .jobs = jobs, .n = n };
 
 	pool_for(total_tasks(&c, ffn_tasks), 1, ffn_range, &c);
+}
+
+void cpu_gather_blocks(CPU, real *dst, const struct mat *w, const int32_t *rows, int64_t n)
+{
+	for (int64_t i = 0; i < n; i++)
+		quant_unpack_row(dst + i * w->cols, w->p, w->dt, rows[i], w->cols);
 }
 
 #endif
