@@ -19,11 +19,12 @@ static struct {
 	int64_t seed;
 	double temperature;
 	bool gzip, skip_bad;
-} o = { .seq = 512, .chunk = 256, .temperature = 0.8 };
+} o = { .chunk = 256, .temperature = 0.8 };
 
 static const struct opt opts[] = {
-	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N",
-	    "longer texts are cut into sequences of N tokens" },
+	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N",
+	    "longer texts are cut into sequences of N tokens; "
+	    "0: 512, or what the model was made for where that is less" },
 	{ 'z', "gzip", OPT_FLAG, &o.gzip, 0, 0, NULL, "write gzip" },
 	{ 0, "generate", OPT_INT, &o.generate, 0, 1 << 24, "N",
 	    "take records as prompts; log N tokens generated after each too" },
@@ -251,6 +252,7 @@ int main(int argc, char **argv)
 	rank_deal_open(write_result);
 	sig_install();
 	infer_begin(false);
+	o.seq = infer_seq(infer.model, &infer.cfg, o.seq, o.generate);
 	if (infer.cfg.num_sparse == 0)
 		err_die(EX_DATAERR, "%s: no layer has experts", infer.model);
 	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) ==

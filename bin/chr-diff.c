@@ -19,15 +19,16 @@ static struct {
 	double tol;
 	bool skip_bad;
 	const char *with;
-} o = { .seq = 512 };
+} o;
 
 static const struct opt opts[] = {
 	{ 0, "tol", OPT_FLOAT, &o.tol, 0, 1e30, "X",
 	    "logits that differ by no more count as the same" },
 	{ 0, "kv-type", OPT_CHOICE, &infer.kv, 0, 0, "f32|bf16|q8",
 	    "caches of the second model: exact, or smaller and lossy" },
-	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N",
-	    "longer texts are cut into sequences of N tokens" },
+	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N",
+	    "longer texts are cut into sequences of N tokens; "
+	    "0: 512, or what the model was made for where that is less" },
 	{ 0, "with", OPT_STR, &o.with, 0, 0, "FLAGS",
 	    "options of chr-generate that the second model runs with, token by token" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
@@ -274,10 +275,17 @@ static void put_result(bool same)
 
 static void setup(const char *a, const char *b)
 {
+	struct config other;
 	int64_t rows;
+	int most;
 
 	infer.model = a;
 	infer_begin(false);
+	must(config_load(&other, b, 0, NULL, &s.e) < 0);
+	most = infer_seq(b, &other, o.seq, 0);
+	o.seq = infer_seq(a, &infer.cfg, o.seq, 0);
+	o.seq = o.seq < most ? o.seq : most;
+	config_free(&other);
 	rows = LOGITS / ((int64_t)infer.cfg.vocab_size * 4);
 	s.rows = rows < 16 ? 16 : rows > 256 ? 256 : (int)rows;
 	s.rows = s.rows > o.seq ? o.seq : s.rows;

@@ -20,11 +20,12 @@ static struct {
 	double temperature;
 	const char *dump;
 	bool skip_bad;
-} o = { .seq = 512, .temperature = 4 };
+} o = { .temperature = 4 };
 
 static const struct opt opts[] = {
-	{ 0, "seq", OPT_INT, &o.seq, 2, 1 << 24, "N",
-	    "longer texts are scored in windows of N tokens" },
+	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N",
+	    "longer texts are scored in windows of N tokens; "
+	    "0: 512, or what the model was made for where that is less" },
 	{ 0, "dump", OPT_STR, &o.dump, 0, 0, "FILE",
 	    "write logits, router and lookahead probabilities (safetensors)" },
 	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K",
@@ -312,6 +313,7 @@ static void setup(void)
 	int V = infer.cfg.vocab_size;
 	int64_t rows = LOGITS / ((int64_t)V * 4);
 
+	o.seq = infer_seq(infer.model, &infer.cfg, o.seq, 0);
 	s.rows = rows < 16 ? 16 : rows > 256 ? 256 : (int)rows;
 	if (s.rows > o.seq)
 		s.rows = o.seq;

@@ -84,7 +84,7 @@ ok "a known key with a value that is not done" all_refuse "$fit"
 key m quantization_config '{"quant_method": "fp8"}'; word='quantization_config'
 ok "weights of another kind" all_refuse "$fit"
 tensor m model.layers.0.mlp.gate.e_score_correction_bias; word=e_score_correction_bias
-ok "a tensor too many" all_refuse
+ok "a tensor too many" all_refuse "$fit"
 tensor m model.layers.2.self_attn.q_proj.weight; word=model.layers.2.self_attn.q_proj.weight
 ok "a layer too many, which is not of multi-token prediction" all_refuse
 
@@ -126,6 +126,21 @@ ok "harmless tensors are passed over, and said once" sh -e -c '
 	cmp a b
 	chr-sft -q -m m -n 1 -b 1 --seq 64 -o s datasets/chat.jsonl > /dev/null
 	chr-ls --check s | grep "\"ok\":true"'
+
+# Positions that the model was not made for.
+sed 's/"max_position_embeddings": 1024/"max_position_embeddings": 24/' model/config.json > short.json
+rm -rf short; cp -r model short; cp short.json short/config.json
+for c in "chr-score -q -m short" "chr-actlog -q -m short" "chr-diff -q model short" "chr-diff -q short model"; do
+	status "${c% *}: not beyond max_position_embeddings" 64 sh -c "$c --seq 25 two.jsonl 2> why || {
+		rc=\$?; grep -q '24 positions' why || rc=1; exit \$rc; }"
+done
+status "chr-actlog: not with what is generated either" 64 chr-actlog -q -m short --seq 20 --generate 5 two.jsonl
+# shellcheck disable=SC2016
+ok "without --seq, sequences are as long as the model was made for" sh -e -c '
+	chr-actlog -q -m short two.jsonl > a
+	chr-actlog -q -m model --seq 24 two.jsonl | sed 1d > b
+	sed 1d a | cmp - b
+	chr-score -q -m short two.jsonl > /dev/null'
 
 ok "a config of absurd size is refused at once" sh -c '
 	echo "{\"num_hidden_layers\": 256, \"num_experts\": 4096, \"chronos_format\": 2}" > big.json

@@ -176,6 +176,18 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	warm_up();
 }
 
+int infer_seq(const char *dir, const struct config *c, int asked, int more)
+{
+	int most = c->max_position_embeddings - more;
+
+	if (asked == 1)
+		opt_usage("--seq 1: a sequence has 2 tokens at least");
+	if (asked > most || most < 2)
+		opt_usage("%s was made for %d positions: --seq %d%s is beyond that", dir,
+		    c->max_position_embeddings, asked, more ? " with what is generated" : "");
+	return asked ? asked : most < 512 ? most : 512;
+}
+
 void infer_close(void)
 {
 	if (heat)

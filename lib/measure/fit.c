@@ -9,6 +9,7 @@
 #include "decode/decode.h"
 #include "stages/distill.h"
 #include "base/file.h"
+#include "format/modeldir.h"
 #include "decode/gentext.h"
 #include "stages/grpo_int.h"
 #include "experts/usage.h"
@@ -149,6 +150,22 @@ static int64_t program_bytes(struct fit *f)
 	return engine_program() + MEM_JITTER + tok;
 }
 
+static bool has_weights(const char *dir)
+{
+	return has_file(dir, "model.safetensors") || has_file(dir, "model.safetensors.index.json");
+}
+
+/* Are the tensors those of the config? */
+static int check_weights(const char *dir, struct err *e)
+{
+	struct modeldir md;
+
+	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
+		return -1;
+	modeldir_close(&md);
+	return 0;
+}
+
 int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 {
 	const char *path = o->config != NULL ? o->config : o->model, *tok = o->tokenizer;
@@ -156,6 +173,8 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 	*f = (struct fit){ .o = o };
 	if ((f->be = backend_open("cpu", e)) == NULL ||
 	    config_load(&f->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
+		return -1;
+	if (has_weights(o->model) && check_weights(o->model, e) < 0)
 		return -1;
 	settle(f);
 	if (f->asked.seq > f->cfg.max_position_embeddings && o->stage != FIT_GENERATE)
