@@ -268,6 +268,30 @@ static void test_bad(enum dtype t)
 	    "%s: a scale beyond half precision is refused", dtype_name(t));
 }
 
+/* An outlier either comes back, or is refused: 65504 is the largest half. */
+static void test_outlier(enum dtype t)
+{
+	double steps = t == DT_Q8 ? 127 : t == DT_Q4 ? 8 : 15, top = 65504 * steps;
+	char q[4096];
+
+	for (int sign = 1; sign >= (t == DT_Q4A ? 1 : -1); sign -= 2)
+		for (int i = 0; i < 5; i++) {
+			static const double of[] = { 0.1, 0.999, 1.001, 1.19, 3 };
+			float w[QUANT_BLOCK] = { 1, -1 }, back[QUANT_BLOCK];
+			int rc;
+
+			w[7] = (float)(sign * of[i] * top);
+			rc = quant_pack(q, t, w, 1, QUANT_BLOCK);
+			if (of[i] > 1) {
+				ok(rc < 0, "%s: %g is refused", dtype_name(t), (double)w[7]);
+				continue;
+			}
+			quant_unpack(back, q, t, 1, QUANT_BLOCK);
+			ok(rc == 0 && fabsf(back[7] / w[7] - 1) < 0.001f, "%s: %g comes back as %g",
+			    dtype_name(t), (double)w[7], (double)back[7]);
+		}
+}
+
 /* m rows through a product, `at` rows at a time */
 static float *product(const char *isa, enum dtype t, const void *q, const float *x, int m, int rows,
     int cols, int at)
@@ -357,6 +381,7 @@ int main(void)
 	for (size_t i = 0; i < 3; i++) {
 		test_round_trip(types[i]);
 		test_bad(types[i]);
+		test_outlier(types[i]);
 		test_slow(types[i]);
 		if (types[i] != DT_Q8)
 			for (int heavy = 0; heavy < 2; heavy++)

@@ -47,7 +47,8 @@ size_t mat_bytes(enum dtype t, int rows, int cols);
 
 /* (rows, cols) floats to blocks of type t and back. The scale of a block is searched for
  * (quant_fit.h); the bytes are the same on every machine. dst must be all of mat_bytes(). -1: a
- * value is not finite, or too large for a half-precision scale. Threads of the pool. */
+ * value is not finite, or a block spans more than a half-precision scale can, so that its largest
+ * would be cut off. Threads of the pool. */
 int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols);
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols);
 void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols);

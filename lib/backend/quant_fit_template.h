@@ -111,13 +111,21 @@ INLINE void N(try)(struct N(state) *best, const struct N(block) *b, V d, V m, in
 	}
 }
 
+/* The scale at which no value of the block is cut off; min counts from base. */
+INLINE V N(span)(V min, V max, enum dtype t)
+{
+	V far = N(select)(-min > max, min, max);
+
+	return t == DT_Q8 ? N(select)(far < 0, -far, far) / 127 : t == DT_Q4 ? far / -8 : max / 15;
+}
+
 /* The scales to begin with. min counts from base too. */
 INLINE void N(search)(struct N(state) *best, const struct N(block) *b, V min, V max, enum dtype t)
 {
 	V zero = N(set)(0), far = N(select)(-min > max, min, max);
 
 	if (t == DT_Q8)		/* what a finer search could gain is lost in the last bit */
-		N(try)(best, b, N(half)(N(select)(far < 0, -far, far) / 127), zero, 3);
+		N(try)(best, b, N(half)(N(span)(min, max, t)), zero, 3);
 	else if (t == DT_Q4)	/* the end of the range with one value more is on the side of the
 				   largest */
 		for (int i = -TRIES; i <= TRIES; i++)
@@ -140,7 +148,7 @@ INLINE bool N(lanes)(struct quant_fit *f, enum dtype t, int r)
 	struct N(block) b = { x[0], N(set)(0), N(set)(0), t == DT_Q8 ? -127 : t == DT_Q4 ? -8 : 0,
 		t == DT_Q8 ? 127 : t == DT_Q4 ? 7 : 15, t == DT_Q4A };
 	struct N(state) best = { .error = N(set)(INFINITY) };
-	V min = N(load)(&f->x[0][r]), max = min, inv;
+	V min = N(load)(&f->x[0][r]), max = min, widest, inv;
 
 	for (int k = 1; k < QUANT_BLOCK; k++) {
 		min = V_MIN(N(load)(&f->x[k][r]), min);
@@ -157,6 +165,8 @@ INLINE bool N(lanes)(struct quant_fit *f, enum dtype t, int r)
 		N(store)(x[k], y);
 		b.sum += y;
 	}
+	/* Where the scale that spans the block is too large, smaller ones would cut off the ends. */
+	widest = N(half)(N(span)(min, max, t));
 	N(search)(&best, &b, min, max, t);
 	inv = N(inverse)(best.d);
 	for (int k = 0; k < QUANT_BLOCK; k++) {
@@ -168,7 +178,8 @@ INLINE bool N(lanes)(struct quant_fit *f, enum dtype t, int r)
 	N(store)(&f->d[r], best.d);
 	N(store)(&f->m[r], N(half)(best.m + b.base));
 	for (int i = 0; i < VL; i++)
-		if (!isfinite(best.error[i]) || !isfinite(best.d[i]) || !isfinite(f->m[r + i]))
+		if (!isfinite(best.error[i]) || !isfinite(best.d[i]) || !isfinite(f->m[r + i]) ||
+		    !isfinite(widest[i]))
 			return false;
 	return true;
 }

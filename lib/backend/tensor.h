@@ -49,4 +49,7 @@ struct mat {
 void tensor_to_f32(float *dst, const void *src, enum dtype from, size_t n);
 void tensor_from_f32(void *dst, enum dtype to, const float *src, size_t n);
 
+/* Are all n values numbers, neither NaN nor infinite? Not of blocks: quant_unpack() tells. */
+bool tensor_finite(const void *src, enum dtype t, size_t n);
+
 #endif
