@@ -59,6 +59,19 @@ static int check_base(const char *adapter, const json_t *metadata, const char *f
 	return rc;
 }
 
+/* What is wrong with the model is not to be blamed on an adapter. */
+static int check_finite(const struct modeldir *md, const float *w, struct err *e)
+{
+	for (int i = 0; i < md->par.n; i++) {
+		const struct param *p = &md->par.p[i];
+
+		if (!tensor_finite(w + p->off, DT_F32, (size_t)param_size(p)))
+			return err_set(e, EX_DATAERR, "%s: %s has a value that is not finite", md->path,
+			    p->name);
+	}
+	return 0;
+}
+
 /* Adds all adapters to w; *metadata becomes that of the last. */
 static int merge(const struct modeldir *md, const char *fingerprint, int n, char *const adapter[],
     float *w,
@@ -150,7 +163,7 @@ int main(int argc, char **argv)
 	    == NULL)
 		err_exit(&e);
 	w = mem_alloc((size_t)md.par.total * sizeof *w);
-	if (modeldir_load_f32(&md, &md.par, w, &e) < 0 ||
+	if (modeldir_load_f32(&md, &md.par, w, &e) < 0 || check_finite(&md, w, &e) < 0 ||
 	    merge(&md, base, argc - first, argv + first, w, &had, &e) < 0)
 		err_exit(&e);
 	meta = provenance(argc, argv, &md, had, base);

@@ -94,6 +94,15 @@ static void report_types(json_t *r, const struct pack *p)
 		json_set_num(r, "relative_error", sqrt(error / square));
 }
 
+/* Where more than half is lost, little is left of what the tensor did: as a rule its values are too
+ * small for the scale's type, or for the largest among them. */
+static void warn_of_loss(const struct pack *p)
+{
+	if (p->worst > 0.5)
+		err_warn("%s keeps little of itself as %s: relative error %.3g (--quant-for or --dtype "
+		    "with another type)", p->worst_name, dtype_name(p->worst_type), p->worst);
+}
+
 static void report(const struct pack *p, double seconds)
 {
 	json_t *r = json_pack("{s:s}", "type", o.unpack ? "unpack" : "pack");
@@ -179,6 +188,7 @@ int main(int argc, char **argv)
 	rc = o.unpack ? pack_undo(&p, &e) : pack_write(&p, &e);
 	if (rc < 0)
 		err_exit(&e);
+	warn_of_loss(&p);
 	report(&p, progress_clock() - began);
 	json_decref(meta);
 	manifest_free(&m);

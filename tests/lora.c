@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "model/lora.h"
+#include "model/peft.h"
 #include "base/pool.h"
 #include "base/rng.h"
 #include "format/safetensors.h"
@@ -148,12 +149,102 @@ static void refused(const char *what, const char *config, const struct lora *l, 
 	mem_free(y);
 }
 
+/* rest: what follows r and lora_alpha */
+static bool takes(const char *rest, struct err *e)
+{
+	char text[256];
+	struct peft p;
+	json_t *o;
+	int rc;
+
+	snprintf(text, sizeof text, "{\"r\":8,\"lora_alpha\":16,%s}", rest);
+	o = json_loads(text, 0, NULL);
+	rc = peft_parse(&p, o, "c", e);
+	json_decref(o);
+	return rc == 0 && p.rank == 8 && p.alpha == 16;
+}
+
+static void asks(const char *rest, const char *key)
+{
+	char want[64];
+	struct err e = {0};
+	bool took = takes(rest, &e);
+
+	snprintf(want, sizeof want, "c: \"%s\" is ", key);
+	ok(!took && e.status == EX_DATAERR && strncmp(e.msg, want, strlen(want)) == 0,
+	    "refused: %s: %s", rest, e.msg);
+}
+
+static void test_variants(void)
+{
+	static const char *const fine[] = { "\"use_dora\":false", "\"use_rslora\":null",
+	    "\"rank_pattern\":{}", "\"modules_to_save\":[]", "\"init_lora_weights\":true",
+	    "\"init_lora_weights\":false", "\"init_lora_weights\":\"gaussian\"",
+	    "\"init_lora_weights\":\"eva\"", "\"init_lora_weights\":\"orthogonal\"",
+	    "\"peft_type\":\"LORA\"", "\"bias\":\"none\"", "\"target_modules\":[\"q_proj\"]",
+	    "\"auto_mapping\":{\"unsloth_fixed\":true}", "\"some_new_key\":null",
+	    "\"megatron_core\":\"megatron.core\"", "\"qalora_group_size\":16" };
+	static const char *const on[] = { "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias",
+	    "use_qalora", "some_new_key" };
+	static const char *const value[] = { "1", "\"true\"", "true", "0", "1.5", "{\"a\":1}" };
+	static const char *const init[] = { "pissa", "pissa_niter_16", "olora", "corda", "loftq",
+	    "lora_ga", "unheard_of" };
+	char text[128];
+	struct err e = {0};
+
+	for (size_t i = 0; i < sizeof fine / sizeof *fine; i++)
+		ok(takes(fine[i], &e), "taken: %s %s", fine[i], e.msg);
+	for (size_t i = 0; i < sizeof on / sizeof *on; i++)
+		for (size_t k = 0; k < sizeof value / sizeof *value; k++) {
+			snprintf(text, sizeof text, "\"%s\":%s", on[i], value[k]);
+			asks(text, on[i]);
+		}
+	for (size_t i = 0; i < sizeof init / sizeof *init; i++) {
+		snprintf(text, sizeof text, "\"init_lora_weights\":\"%s\"", init[i]);
+		asks(text, "init_lora_weights");
+	}
+	asks("\"init_lora_weights\":1", "init_lora_weights");
+	asks("\"peft_type\":\"ADALORA\"", "peft_type");
+	asks("\"bias\":\"all\"", "bias");
+	asks("\"bias\":\"lora_only\"", "bias");
+	asks("\"rank_pattern\":{\"q_proj\":4}", "rank_pattern");
+	asks("\"alpha_pattern\":{\"q_proj\":4}", "alpha_pattern");
+	asks("\"modules_to_save\":[\"lm_head\"]", "modules_to_save");
+	asks("\"target_parameters\":[\"experts\"]", "target_parameters");
+	asks("\"layer_replication\":[[0,2]]", "layer_replication");
+	asks("\"trainable_token_indices\":[1]", "trainable_token_indices");
+}
+
+/* A number is one, there and in range. */
+static void test_numbers(void)
+{
+	static const char *const bad[] = { "null", "false", "true", "\"8\"", "[8]", "{}" };
+	static const char *const key[] = { "r", "lora_alpha" };
+	char text[128];
+	struct err e = {0};
+	struct peft p;
+
+	for (int k = 0; k < 2; k++)
+		for (size_t i = 0; i <= sizeof bad / sizeof *bad; i++) {
+			bool missing = i == sizeof bad / sizeof *bad;
+			json_t *o;
+
+			snprintf(text, sizeof text, "{\"%s\":8%s%s%s%s}", key[!k], missing ? "" : ",\"",
+			    missing ? "" : key[k], missing ? "" : "\":", missing ? "" : bad[i]);
+			o = json_loads(text, 0, NULL);
+			ok(peft_parse(&p, o, "c", &e) < 0 && e.status == EX_DATAERR &&
+			    strstr(e.msg, key[k]), "refused: %s: %s", text, e.msg);
+			json_decref(o);
+		}
+}
+
 static void test_merge(const struct lora *l, const real *x)
 {
 	real *y = mem_alloc((size_t)ps.total * sizeof *y);
 	struct err e = {0};
 	json_t *o = lora_config(l, "somewhere"), *metadata = NULL;
 	char *text = json_dumps(o, 0);
+	real at;
 
 	ok(strcmp(l->par.p[0].name,
 	    "base_model.model.model.layers.0.self_attn.q_nope_proj.lora_A.weight") == 0,
@@ -168,6 +259,11 @@ static void test_merge(const struct lora *l, const real *x)
 	refused("a huge rank", "{\"r\": 99999999999, \"lora_alpha\": 1}", l, 0);
 	refused("DoRA", "{\"r\": 3, \"lora_alpha\": 1, \"use_dora\": true}", l, 0);
 	refused("no JSON", "{", l, 0);
+	refused("a huge factor", "{\"r\": 3, \"lora_alpha\": 1e300}", l, 0);
+	at = l->w[l->par.p[1].off];
+	l->w[l->par.p[1].off] = NAN;
+	refused("NaN in the adapter", text, l, 0);
+	l->w[l->par.p[1].off] = at;
 	json_decref(metadata);
 	json_decref(o);
 	free(text);
@@ -193,6 +289,8 @@ int main(void)
 	test_gradients(&l, x);
 	test_sum(&l, x);
 	test_merge(&l, x);
+	test_variants();
+	test_numbers();
 	lora_close(&l);
 	hit[0] = true;
 	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) < 0 && e.status == EX_USAGE,

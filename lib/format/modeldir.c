@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -561,24 +562,50 @@ static size_t stored_chunk(const struct save *s, const struct param *p, const fl
 	return n * dtype_size(s->o->dtype);
 }
 
+/* Is there a number among n values that is none as stored, in s->buf? */
+static bool overflows(const struct save *s, const float *x, size_t n)
+{
+	size_t size = dtype_size(s->o->dtype);
+
+	if (tensor_finite(s->buf, s->o->dtype, n))
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (isfinite(x[i]) && !tensor_finite(s->buf + i * size, s->o->dtype, 1))
+			return true;
+	return false;
+}
+
+/* CRC of a parameter x as stored. What is too large for the type is found here, before anything is
+ * written. */
+static int crc_values(const struct save *s, const struct param *p, const float *x, uint32_t *crc)
+{
+	enum dtype t = s->o->dtype;
+
+	*crc = (uint32_t)crc32(0, NULL, 0);
+	for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK) {
+		size_t n = stored_chunk(s, p, x, k);
+
+		if (overflows(s, x + k, n / dtype_size(t)))
+			return err_set(s->e, EX_DATAERR, "%s has a value that is too large for %s: "
+			    "the model is not written", p->name, dtype_name(t));
+		*crc = (uint32_t)crc32(*crc, (Bytef *)s->buf, (uInt)n);
+	}
+	return 0;
+}
+
 static int save_fingerprint(const struct save *s, char out[33])
 {
 	struct print *pr = malloc((size_t)s->ps->n * sizeof *pr);
+	int rc = pr ? 0 : err_set(s->e, EX_OSERR, "out of memory");
 
-	if (!pr)
-		return err_set(s->e, EX_OSERR, "out of memory");
-	for (int i = 0; i < s->ps->n; i++) {
-		const struct param *p = &s->ps->p[i];
-		const float *x = values(s, i);
-
-		pr[i] = (struct print){ p, dtype_name(s->o->dtype), (uint32_t)crc32(0, NULL, 0) };
-		for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK)
-			pr[i].crc = (uint32_t)crc32(pr[i].crc, (Bytef *)s->buf,
-			    (uInt)stored_chunk(s, p, x, k));
+	for (int i = 0; i < s->ps->n && rc == 0; i++) {
+		pr[i] = (struct print){ .p = &s->ps->p[i], .dtype = dtype_name(s->o->dtype) };
+		rc = crc_values(s, pr[i].p, values(s, i), &pr[i].crc);
 	}
-	hash_prints(pr, s->ps->n, out);
+	if (rc == 0)
+		hash_prints(pr, s->ps->n, out);
 	free(pr);
-	return 0;
+	return rc;
 }
 
 static void plan_shards(struct save *s)

@@ -104,7 +104,8 @@ struct modeldir_out {
 /* Writes model.safetensors (or shards and index), then config.json, into an existing directory;
  * each file is whole or absent, files of a model that was there before are replaced. Adds
  * "format" and "chronos.fingerprint" to the metadata; fingerprint (33 bytes, may be NULL)
- * receives the latter. */
+ * receives the latter. A number that is too large for o->dtype: EX_DATAERR with the tensor's name,
+ * and nothing is written. */
 int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
     const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e);

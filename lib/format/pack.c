@@ -236,21 +236,43 @@ static int put(struct job *j, const void *data, size_t len, uint32_t *crc)
 	return 0;
 }
 
+static int not_finite(struct job *j, const char *file, const char *name)
+{
+	return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite", file, name);
+}
+
 /* A tensor as it is. Read, not mapped, so that a model larger than memory leaves no pages
  * behind. */
 static int put_view(struct job *j, const struct view *v, uint32_t *crc)
 {
 	struct st_error se;
+	enum dtype t;
+	bool floats = dtype_parse(st_dtype_name(v->t->dtype), &t) == 0;
 
 	for (uint64_t at = 0; at < v->t->nbytes; at += CHUNK) {
 		size_t n = v->t->nbytes - at < CHUNK ? (size_t)(v->t->nbytes - at) : CHUNK;
 
 		if (st_read(v->st, v->t, at, j->buf, n, &se) < 0)
 			return modeldir_st_err(j->e, v->file, &se);
+		if (floats && !tensor_finite(j->buf, t, n / dtype_size(t)))
+			return not_finite(j, v->file, v->t->name);
 		if (put(j, j->buf, n, crc) < 0)
 			return -1;
 	}
 	return 0;
+}
+
+static int too_large(struct job *j, const struct param *pa, enum dtype to)
+{
+	float most = 0;
+
+	if (!tensor_finite(j->x, DT_F32, (size_t)param_size(pa)))
+		return not_finite(j, j->p->md->path, pa->name);
+	for (int64_t i = 0; i < param_size(pa); i++)
+		most = fabsf(j->x[i]) > most ? fabsf(j->x[i]) : most;
+	return err_set(j->e, EX_DATAERR, "%s: %s has values up to %g, too large for %s%s",
+	    j->p->md->path, pa->name, (double)most, dtype_name(to), dtype_blocks(to) ?
+	    ", whose scales end at 65504" : "");
 }
 
 /* The values in j->x, in type `to`, to j->y. What j->y then gives must be numbers: F16 and
@@ -260,6 +282,7 @@ static int convert(struct job *j, const struct param *pa, enum dtype to)
 	size_t n = (size_t)param_size(pa);
 	bool blocks = dtype_blocks(to), good = true;
 	struct pack_sum *sum = &j->p->by[to];
+	double error = 0, square = 0;
 
 	if (blocks)
 		good = quant_pack(j->y, to, j->x, pa->rows, pa->cols) == 0;
@@ -272,16 +295,21 @@ static int convert(struct job *j, const struct param *pa, enum dtype to)
 	for (size_t i = 0; good && i < n; i++)
 		good = isfinite(j->back[i]);
 	if (!good)
-		return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite or too "
-		    "large for %s", j->p->md->path,
-		    pa->name, dtype_name(to));
+		return too_large(j, pa, to);
 	for (size_t i = 0; i < n; i++) {
 		double d = (double)j->back[i] - (double)j->x[i];
 
-		sum->error += d * d;
-		sum->square += (double)j->x[i] * (double)j->x[i];
+		error += d * d;
+		square += (double)j->x[i] * (double)j->x[i];
 	}
+	sum->error += error;
+	sum->square += square;
 	sum->converted++;
+	if (square > 0 && sqrt(error / square) > j->p->worst) {
+		j->p->worst = sqrt(error / square);
+		j->p->worst_name = pa->name;
+		j->p->worst_type = to;
+	}
 	return 0;
 }
 
@@ -294,9 +322,14 @@ static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
 		return -1;
 	j->p->by[to].tensors++;
 	j->p->by[to].bytes += (int64_t)mat_bytes(to, pa->rows, pa->cols);
-	if (v.t->dtype == st_of(to) || v.t->dtype == ST_U8)
+	if (v.t->dtype == st_of(to))
 		return put_view(j, &v, crc);
-	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0 || convert(j, pa, to) < 0)
+	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0)
+		return -1;
+	if (v.t->dtype == ST_U8)		/* in blocks already, of which the scales may be no numbers */
+		return tensor_finite(j->x, DT_F32, (size_t)param_size(pa)) ? put_view(j, &v, crc) :
+		    not_finite(j, v.file, pa->name);
+	if (convert(j, pa, to) < 0)
 		return -1;
 	return put(j, j->y, mat_bytes(to, pa->rows, pa->cols), crc);
 }

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "format/modeldir.h"
+#include "model/peft.h"
 #include "model/optim.h"
 #include "base/rng.h"
 #include "format/safetensors.h"
@@ -224,41 +225,6 @@ json_t *lora_config(const struct lora *l, const char *base)
 
 /* --- merging --- */
 
-static json_t *read_config(const char *dir, struct err *e)
-{
-	char *path = file_join(dir, "adapter_config.json"), *text;
-	json_t *o = NULL;
-	size_t len;
-
-	if (file_get(path, &text, &len, e) == 0) {
-		o = json_loadb(text, len, 0, NULL);
-		if (!json_is_object(o)) {
-			err_set(e, EX_DATAERR, "%s: not a JSON object", path);
-			json_decref(o);
-			o = NULL;
-		}
-		free(text);
-	}
-	free(path);
-	return o;
-}
-
-/* A switch of PEFT that is on: more than W0 + alpha/rank * B A, or another factor. */
-static const char *variant(const json_t *o)
-{
-	static const char *const refused[] = { "use_rslora", "use_dora", "fan_in_fan_out",
-	    "modules_to_save", "rank_pattern",
-	    "alpha_pattern", "layer_replication", "lora_bias" };
-
-	for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-		const json_t *v = json_object_get(o, refused[i]);
-
-		if (json_is_true(v) || json_object_size(v) > 0 || json_array_size(v) > 0)
-			return refused[i];
-	}
-	return NULL;
-}
-
 /* Which parameters of the model the file has parts of; each of its tensors must be one. */
 static int find_targets(const struct st_file *f, const char *path, const struct params *model,
     bool *hit, int rank,
@@ -309,6 +275,8 @@ static int read_part(const struct st_file *f, const char *path, const struct par
 	rc = st_read(f, t, 0, raw, (size_t)t->nbytes, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
 	if (rc == 0)
 		tensor_to_f32(x, raw, dt, (size_t)param_size(p));
+	if (rc == 0 && !tensor_finite(x, DT_F32, (size_t)param_size(p)))
+		rc = err_set(e, EX_DATAERR, "%s: %s: has a value that is not finite", path, p->name);
 	for (int64_t i = 0; rc == 0 && i < param_size(p); i++)
 		dst[i] = (real)x[i];
 	mem_free(raw);
@@ -326,22 +294,37 @@ static json_t *file_metadata(const struct st_file *f)
 	return o;
 }
 
+/* The sum of finite numbers may be none: lora_alpha alone can make it so. */
+static int check_sum(const struct lora *l, const char *path, const real *w, struct err *e)
+{
+	for (int i = 0; i < l->n; i++) {
+		const struct param *p = &l->model->p[l->target[i]];
+
+		for (int64_t j = 0; j < param_size(p); j++)
+			if (!isfinite(w[p->off + j]))
+				return err_set(e, EX_DATAERR, "%s: %s is not finite with this adapter "
+				    "(lora_alpha %g, r %d)", path, p->name, l->alpha, l->rank);
+	}
+	return 0;
+}
+
 static int merge_file(const struct st_file *f, const char *path, const struct params *model,
-    real *w, int rank,
-    double alpha, struct err *e)
+    real *w, const struct peft *c, struct err *e)
 {
 	bool *hit = mem_alloc((size_t)model->n * sizeof *hit);
 	struct lora l = {0};
-	int rc = find_targets(f, path, model, hit, rank, e);
+	int rc = find_targets(f, path, model, hit, c->rank, e);
 
 	if (rc == 0)
-		rc = lora_open(&l, model, hit, rank, alpha, &backend_cpu, e);
+		rc = lora_open(&l, model, hit, c->rank, c->alpha, &backend_cpu, e);
 	if (rc == 0) {
 		lora_start(&l, w, 0);
 		for (int i = 0; i < l.par.n && rc == 0; i++)
 			rc = read_part(f, path, &l.par.p[i], l.w + l.par.p[i].off, e);
 		if (rc == 0)
 			lora_apply(&l, w);
+		if (rc == 0)
+			rc = check_sum(&l, path, w, e);
 		lora_close(&l);
 	}
 	mem_free(hit);
@@ -351,31 +334,19 @@ static int merge_file(const struct st_file *f, const char *path, const struct pa
 int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
     struct err *e)
 {
-	json_t *o = read_config(dir, e);
-	int64_t rank = json_integer_value(json_object_get(o, "r"));
-	double alpha = json_number_value(json_object_get(o, "lora_alpha"));
-	char *path;
+	char *path = file_join(dir, "adapter_model.safetensors");
 	struct st_error se = {0};
 	struct st_file *f;
+	struct peft c;
 	int rc = -1;
 
-	if (o == NULL)
-		return -1;
-	path = file_join(dir, "adapter_model.safetensors");
-	if (rank < 1 || rank > LORA_MAX_RANK || !isfinite(alpha))
-		err_set(e, EX_DATAERR, "%s/adapter_config.json: no r or lora_alpha to go by", dir);
-	else if (variant(o) != NULL)
-		err_set(e, EX_DATAERR, "%s/adapter_config.json: %s is a kind of adapter that "
-		    "cannot be merged here", dir, variant(o));
-	else if ((f = st_open(path, ST_READ, &se)) == NULL)
-		modeldir_st_err(e, path, &se);
-	else {
-		rc = merge_file(f, path, model, w, (int)rank, alpha, e);
+	if (peft_load(&c, dir, e) == 0) {
+		f = st_open(path, ST_READ, &se);
+		rc = f != NULL ? merge_file(f, path, model, w, &c, e) : modeldir_st_err(e, path, &se);
 		if (rc == 0 && metadata != NULL)
 			*metadata = file_metadata(f);
 		st_close(f);
 	}
 	free(path);
-	json_decref(o);
 	return rc;
 }
