@@ -67,6 +67,17 @@ fresh shards
 rm m/model-00002-of-*.safetensors
 says "a shard that is missing" 66 "m/model-00002-of-.*No such file" chr-ls m
 
+# One bit of a tensor that is no expert, in a packed directory.
+fresh packed
+at=$(chr-ls m/model.safetensors | sed -n 's/.*"name":"model.norm.weight".*"offset":\([0-9]*\).*/\1/p')
+ok "a good packed directory" chr-ls --check m
+perl -e 'open(F, "+<", $ARGV[0]); seek(F, $ARGV[1], 0); read(F, $c, 1); seek(F, $ARGV[1], 0); print F chr(ord($c) ^ 1)' \
+	m/model.safetensors "$at"
+status "a flipped bit is found" 1 chr-ls --check m
+is "and named" "$(chr-ls --check m | grep -c '"name":"model.norm.weight","error":"CRC differs')" 1
+says "chr-pack --unpack refuses it" 65 "model.norm.weight is corrupt (CRC-32" chr-pack -q --unpack -m m -o no
+ok "and leaves nothing" [ ! -e no ]
+
 for to in config.json tokenizer.json tokenizer_config.json; do
 	fresh
 	rm m/$to && mkfifo m/$to

@@ -165,6 +165,46 @@ static void pack(void)
 	modeldir_close(&md);
 }
 
+/* Bits of the tensors that are no experts; of a manifest from before their CRCs were noted. */
+static void test_dense(const char *manifest)
+{
+	static const char *const tensor[] = { "model.embed_tokens.weight", "model.norm.weight" };
+	struct err e = { 0 };
+	struct modeldir md;
+	int64_t at[2] = { 0 };
+	char *text, *key;
+	struct view v;
+	size_t len;
+
+	if (modeldir_open(&md, packed, 0, NULL, &e) == 0) {
+		for (int i = 0; i < 2; i++)
+			at[i] = modeldir_find(&md, tensor[i], &v) == 0 ? (int64_t)v.t->offset : 0;
+		modeldir_close(&md);
+	}
+	for (int i = 0; i < 2; i++) {
+		flip(packed, "model.safetensors", at[i]);
+		ok(verify(packed) == 1 && strcmp(seen.name, tensor[i]) == 0 &&
+		    strstr(seen.last, "CRC"), "one bit of %s", tensor[i]);
+		flip(packed, "model.safetensors", at[i]);
+	}
+	flip(packed, "model.safetensors", at[0]);
+	flip(packed, "model.safetensors", at[1]);
+	ok(verify(packed) == 2, "two bits, in two tensors");
+	file_get(manifest, &text, &len, &e);
+	key = strstr(text, "\"dense_crc32\"");
+	if (key)
+		key[1] = '_';
+	file_put(manifest, text, len, &e);
+	ok(key && verify(packed) == 0, "a manifest without their CRCs cannot tell");
+	if (key)
+		key[1] = 'd';
+	file_put(manifest, text, len, &e);
+	flip(packed, "model.safetensors", at[0]);
+	flip(packed, "model.safetensors", at[1]);
+	ok(verify(packed) == 0, "and back");
+	free(text);
+}
+
 static void test_packed(void)
 {
 	struct err e = { 0 };
@@ -181,6 +221,7 @@ static void test_packed(void)
 	    "one bit of an expert");
 	flip(packed, m.file[1], manifest_at(&m, 1, 1)->offset + 2);
 	ok(verify(packed) == 0, "and back");
+	test_dense(name);
 	path = file_join(packed, m.file[0]);
 	stat(path, &st);
 	if (truncate(path, st.st_size - 1) < 0)

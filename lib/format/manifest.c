@@ -8,6 +8,8 @@
 #include "base/file.h"
 #include "base/jsonfile.h"
 
+#define DENSE "dense_crc32"
+
 struct parse {			/* what the functions below share */
 	struct manifest *m;
 	const char *name;
@@ -189,6 +191,22 @@ static int parse_types(const json_t *j, enum dtype t[3])
 	return json_is_array(j) && json_array_size(j) != 3 ? -1 : 0;
 }
 
+/* CRCs of the other tensors: kept in raw, where manifest_dense() finds them. */
+static int parse_dense(struct parse *p, const json_t *o)
+{
+	json_t *dense = json_object_get(o, DENSE);
+	const char *name;
+	int64_t crc;
+	json_t *v;
+
+	if (dense && !json_is_object(dense))
+		return err_set(p->e, EX_DATAERR, "%s: \"" DENSE "\" is not an object", p->name);
+	json_object_foreach(dense, name, v)
+		if (get_int(p, dense, name, 0, UINT32_MAX, &crc) < 0)
+			return -1;
+	return 0;
+}
+
 /* Keys only a packed manifest has: all of them or none. */
 static int parse_packed(struct parse *p, const json_t *o)
 {
@@ -267,7 +285,7 @@ static int parse_object(struct parse *p, const json_t *o)
 	/* shallow, so o may be freed but is not changed */
 	if (!(p->m->raw = json_copy((json_t *)(uintptr_t)o)))
 		return err_set(p->e, EX_OSERR, "out of memory");
-	if (parse_fingerprint(p, o) < 0 || parse_packed(p, o) < 0)
+	if (parse_fingerprint(p, o) < 0 || parse_packed(p, o) < 0 || parse_dense(p, o) < 0)
 		return -1;
 	return parse_clusters(p, clusters);
 }
@@ -310,6 +328,29 @@ int manifest_load_dir(struct manifest *m, const char *dir, struct err *e)
 	json_decref(o);
 	free(path);
 	return rc;
+}
+
+bool manifest_has_dense(const struct manifest *m)
+{
+	return json_object_get(m->raw, DENSE) != NULL;
+}
+
+bool manifest_dense(const struct manifest *m, const char *name, uint32_t *crc)
+{
+	const json_t *v = json_object_get(json_object_get(m->raw, DENSE), name);
+
+	*crc = (uint32_t)json_integer_value(v);
+	return v != NULL;
+}
+
+void manifest_clear_dense(struct manifest *m)
+{
+	json_object_set_new(m->raw, DENSE, json_object());
+}
+
+void manifest_set_dense(struct manifest *m, const char *name, uint32_t crc)
+{
+	json_object_set_new(json_object_get(m->raw, DENSE), name, json_integer(crc));
 }
 
 int manifest_order(const struct manifest *m, int **order, int **start, struct err *e)

@@ -74,6 +74,13 @@ int manifest_load(struct manifest *m, const char *path, struct err *e);
 int manifest_load_dir(struct manifest *m, const char *dir, struct err *e);
 void manifest_free(struct manifest *m);
 
+/* CRC-32 (zlib) of a tensor of model.safetensors of the packed directory, as stored. False: the
+ * manifest has none, because chr-pack did not write one before they were there, or of this name. */
+bool manifest_dense(const struct manifest *m, const char *name, uint32_t *crc);
+bool manifest_has_dense(const struct manifest *m);
+void manifest_set_dense(struct manifest *m, const char *name, uint32_t crc);
+void manifest_clear_dense(struct manifest *m);
+
 /* The object to write: everything the struct says, then the keys of raw that it does not know.
  * Caller decrefs. */
 json_t *manifest_json(const struct manifest *m);

@@ -479,6 +479,16 @@ static int crc_stored(const struct view *v, char *buf, size_t size, uint32_t *cr
 	return 0;
 }
 
+int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e)
+{
+	size_t size = CHUNK * sizeof(float);
+	char *buf = malloc(size);
+	int rc = buf ? crc_stored(v, buf, size, crc, e) : err_set(e, EX_OSERR, "out of memory");
+
+	free(buf);
+	return rc;
+}
+
 int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e)
 {
 	const struct params *ps = &md->par;

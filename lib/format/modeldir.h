@@ -89,6 +89,7 @@ json_t *modeldir_metadata(const struct modeldir *md);
  * do not count). Taken from metadata "chronos.fingerprint" when there, else computed by reading
  * everything. NULL on error. */
 const char *modeldir_fingerprint(struct modeldir *md, struct err *e);
+int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e);	/* CRC-32 of a tensor as stored */
 int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e);
 
 struct modeldir_out {

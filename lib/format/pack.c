@@ -549,9 +549,20 @@ static int declare_dense(struct job *j, const struct param *pa)
 	return declare_param(j, pa->name, pa, t, 0, &se) < 0 ? writer_failed(j, &se) : 0;
 }
 
+/* Packing notes what it wrote, unpacking compares with that. */
 static int put_dense(struct job *j, const struct param *pa)
 {
-	return put_param(j, pa, NULL) < 0 || stopped(j) ? -1 : 0;
+	struct manifest *m = j->p->manifest;
+	uint32_t crc = 0, noted;
+
+	if (put_param(j, pa, &crc) < 0 || stopped(j))
+		return -1;
+	if (!j->ctsr)
+		manifest_set_dense(m, pa->name, crc);
+	else if (manifest_dense(m, pa->name, &noted) && noted != crc)
+		return err_set(j->e, EX_DATAERR, "%s: %s is corrupt (CRC-32 %08x, not %08x)",
+		    j->p->md->path, pa->name, crc, noted);
+	return 0;
 }
 
 /* Every parameter in order; experts through the two functions given, NULL: left out. */
@@ -712,6 +723,7 @@ static int note_packed(struct pack *p, struct err *e)
 	free(m->fingerprint);
 	m->fingerprint = strdup(p->fingerprint);
 	m->packed = true;
+	manifest_clear_dense(m);
 	memcpy(m->dt, p->dt, sizeof m->dt);
 	m->gate_bytes = (int64_t)mat_bytes(m->dt[0], F, D);
 	m->up_bytes = (int64_t)mat_bytes(m->dt[1], F, D);
