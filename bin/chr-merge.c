@@ -14,6 +14,7 @@
 #include "base/outdir.h"
 #include "base/pool.h"
 #include "format/prov.h"
+#include "format/sidefiles.h"
 
 static struct {
 	const char *model, *out;
@@ -87,25 +88,6 @@ static int merge(const struct modeldir *md, const char *fingerprint, int n, char
 	return 0;
 }
 
-static int copy_tokenizer(const char *to, struct err *e)
-{
-	static const char *const name[] = { "tokenizer.json", "tokenizer_config.json" };
-	int rc = 0;
-
-	for (int i = 0; i < 2 && rc == 0; i++) {
-		char *from = file_join(o.model, name[i]), *dst = file_join(to, name[i]);
-		FILE *f = fopen(from, "r");
-
-		if (f != NULL) {
-			fclose(f);
-			rc = file_copy(from, dst, e);
-		}
-		free(from);
-		free(dst);
-	}
-	return rc;
-}
-
 static int write_model(const struct modeldir *md, const float *w, const json_t *metadata,
     char *fingerprint,
     struct err *e)
@@ -117,7 +99,7 @@ static int write_model(const struct modeldir *md, const float *w, const json_t *
 	if (outdir_begin(&d, o.out, o.model, o.force, e) < 0)
 		return -1;
 	if (modeldir_save(d.tmp, &md->cfg, &md->par, w, &out, fingerprint, e) < 0 ||
-	    copy_tokenizer(d.tmp, e) < 0) {
+	    sidefiles_copy(o.model, d.tmp, e) < 0) {
 		outdir_abort(&d);
 		return -1;
 	}

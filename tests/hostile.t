@@ -67,6 +67,47 @@ fresh shards
 rm m/model-00002-of-*.safetensors
 says "a shard that is missing" 66 "m/model-00002-of-.*No such file" chr-ls m
 
+# Links out of a directory that is copied.
+echo secret > secret
+for to in generation_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt chat_template.jinja \
+	chat_template.json tokenizer_config.json tokenizer.json config.json intent.safetensors; do
+	fresh
+	[ ! -e m/$to ] || cp m/$to "original-$to"
+	rm -f m/$to
+	ln -s "$tmp/w/$([ -e "original-$to" ] && echo "original-$to" || echo secret)" m/$to
+	says "chr-pack of a $to that leads out" 65 "m/$to: is a symbolic link that leads out" chr-pack -q -m m -o no manifest.json
+	ok "and nothing is there" [ ! -e no ]
+done
+fresh
+ln -s /etc/passwd m/vocab.json
+chr-sft -q -m model -o adapter -n 1 -b 1 --seq 32 --lora-rank 2 datasets/chat.jsonl > noise
+says "chr-merge" 65 "m/vocab.json: is a symbolic link that leads out" chr-merge -m m -o no adapter
+mv m/tokenizer_config.json original && ln -s "$tmp/w/original" m/tokenizer_config.json
+says "chr-sft" 65 "m/tokenizer_config.json: is a symbolic link that leads out" \
+	chr-sft -q -m m -o no -n 1 -b 1 --seq 32 datasets/chat.jsonl
+ok "to read a model, links are followed" chr-score -q -m m in.jsonl
+rm m/tokenizer_config.json && mv original m/tokenizer_config.json
+rm m/vocab.json && ln -s nowhere m/vocab.json
+says "a link to nowhere" 66 "m/vocab.json: No such file" chr-pack -q -m m -o no manifest.json
+rm m/vocab.json && mkfifo m/vocab.json
+says "a pipe" 66 "m/vocab.json: is a named pipe" chr-pack -q -m m -o no manifest.json
+fresh
+mv m/tokenizer.json m/t && ln -s t m/tokenizer.json
+ok "a link within the directory is copied" chr-pack -q -m m -o inside manifest.json
+ok "as the file" cmp inside/tokenizer.json model/tokenizer.json
+is "and is no link" "$(find inside -type l | wc -l)" 0
+mkdir -p hub/models--a--b/blobs hub/models--a--b/snapshots/0123
+for file in model/*; do
+	[ -f "$file" ] || continue
+	cp "$file" "hub/models--a--b/blobs/$(sha256sum < "$file" | cut -c 1-64)"
+	ln -s "../../blobs/$(sha256sum < "$file" | cut -c 1-64)" "hub/models--a--b/snapshots/0123/${file#model/}"
+done
+ok "a snapshot of a Hugging Face cache is read" chr-score -q -m hub/models--a--b/snapshots/0123 in.jsonl
+ok "and packed" chr-pack -q -m hub/models--a--b/snapshots/0123 -o cached manifest.json
+ok "with the files that its links lead to" cmp cached/tokenizer.json model/tokenizer.json
+ln -s hub/models--a--b/snapshots/0123 linked
+ok "through a link to the directory too" chr-pack -q -m linked -o cached2 manifest.json
+
 # One bit of a tensor that is no expert, in a packed directory.
 fresh packed
 at=$(chr-ls m/model.safetensors | sed -n 's/.*"name":"model.norm.weight".*"offset":\([0-9]*\).*/\1/p')

@@ -17,19 +17,12 @@
 #include "base/progress.h"
 #include "backend/quant.h"
 #include "base/sig.h"
+#include "format/sidefiles.h"
 
 #define CHUNK ((size_t)1 << 20)
 
 static const enum param_kind kinds[3] = { P_EXP_GATE, P_EXP_UP, P_EXP_DOWN };
 static const char *const part[3] = { "gate_proj", "up_proj", "down_proj" };
-
-/* What goes along when it is there; weights and training state do not. The first, only while the
- * model stays the same. */
-static const char *const side_files[] = { INTENT_NAME, "config.json", "generation_config.json",
-    "tokenizer.json",
-	"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-	    "merges.txt",
-	"chat_template.jinja", "chat_template.json" };
 
 static enum st_dtype st_of(enum dtype t)
 {
@@ -592,21 +585,15 @@ static int write_model(struct job *j, int (*declare)(struct job *, const struct 
 
 /* ---- the directory ---- */
 
+/* Intents are of these weights: where the model is another one now, they stay behind. */
 static int copy_side_files(struct job *j)
 {
-	int rc = 0;
+	const char *from = j->p->md->path;
 
-	for (size_t i = j->fingerprint ? 0 : 1; rc == 0 && i < sizeof side_files /
-	    sizeof *side_files; i++) {
-		char *from = file_join(j->p->md->path, side_files[i]),
-		    *to = file_join(j->dir, side_files[i]);
-
-		if (access(from, F_OK) == 0)
-			rc = file_copy(from, to, j->e);
-		free(from);
-		free(to);
-	}
-	return rc;
+	if (j->fingerprint && sidefiles_copy_one(from, j->dir, INTENT_NAME, j->e) < 0)
+		return -1;
+	return sidefiles_copy_one(from, j->dir, "config.json", j->e) < 0 ? -1 :
+	    sidefiles_copy(from, j->dir, j->e);
 }
 
 static int write_manifest(struct job *j)

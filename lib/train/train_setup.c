@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "format/modeldir.h"
+#include "format/sidefiles.h"
 #include "train/train_plan.h"
 #include "base/pool.h"
 #include "base/sig.h"
@@ -265,6 +266,9 @@ static int open_tokenizer(struct train *t, struct err *e)
 		path = t->resume;
 	if (path == NULL)
 		return 0;
+	/* It is written beside the weights again, whatever it says. */
+	if (t->o.tokenizer == NULL && sidefiles_own(path, "tokenizer_config.json", e) < 0)
+		return -1;
 	if ((t->tok = tok_load(path, e)) == NULL)
 		return -1;
 	if (tok_vocab(t->tok) > t->cfg.vocab_size)
