@@ -1,0 +1,117 @@
+/*
+ * Templates: what jinja2 3.1 gave for the cases of tests/data/jinja (in transformers' environment), where bytes come
+ * from, and bounds.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/json.h"
+#include "tap.h"
+#include "text/jinja.h"
+
+static const char *const messages = "{\"messages\":[{\"role\":\"user\",\"content\":\"héllo\",\"f\":1.10,"
+    "\"n\":1000000000000000},{\"role\":\"assistant\",\"content\":\"ok\"}]}";
+
+/* 0 and the text, or -1. */
+static int render(const char *source, const json_t *own, const json_t *given, struct jinja_text *t, struct err *e)
+{
+	struct jinja *j = jinja_open(source, strlen(source), "test", e);
+	int rc = j != NULL ? jinja_render(j, own, given, t, e) : -1;
+
+	jinja_close(j);
+	return rc;
+}
+
+static void test_cases(void)
+{
+	json_t *given = json_loads(messages, 0, NULL);
+	FILE *f = fopen("tests/data/jinja/cases.jsonl", "r");
+	char line[16384];
+
+	while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+		json_t *o = json_loads(line, 0, NULL);
+		const char *source = json_string_value(json_object_get(o, "source"));
+		const char *want = json_string_value(json_object_get(o, "text"));
+		struct err e = { 0 };
+		struct jinja_text t;
+		int rc = render(source, NULL, given, &t, &e);
+
+		if (want == NULL)
+			ok(rc < 0 && e.status == EX_DATAERR, "refused: %.60s", source);
+		else
+			ok(rc == 0 && strcmp(t.text, want) == 0, "%.60s", source);
+		if (rc == 0)
+			jinja_text_free(&t);
+		json_decref(o);
+	}
+	ok(f != NULL && feof(f), "all cases were read");
+	fclose(f);
+	json_decref(given);
+}
+
+/* What a user says never counts as the template's, through whatever it goes. */
+static void test_from(void)
+{
+	static const char source[] = "<s>{{ bos }}{% for m in messages %}{{ '[' + (m.content | trim)[:1] | upper + ']' }}"
+	    "{% generation %}{{ m.content | tojson }}!{% endgeneration %}{% endfor %}";
+	json_t *given = json_loads(messages, 0, NULL), *own = json_pack("{s:s}", "bos", "B");
+	/* <s>B [H] "héllo"! [O] "ok"! */
+	static const char want[] = "1111" "101" "44444444" "5" "121" "4664" "5";
+	struct err e = { 0 };
+	struct jinja_text t;
+	bool same = false;
+
+	if (render(source, own, given, &t, &e) == 0) {
+		same = t.len == strlen(want);
+		for (size_t i = 0; same && i < t.len; i++)
+			same = t.from[i] == want[i] - '0';
+		jinja_text_free(&t);
+	}
+	ok(same, "where each byte comes from");
+	json_decref(given);
+	json_decref(own);
+}
+
+static void test_bounds(void)
+{
+	static const char *const source[] = {
+		"{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+		"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 'x' * 1000000000 }}",
+		"{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+		"{% for i in range(99999) %}{{ 'y' * 100000 }}{% endfor %}", "{{ range(1000000000) }}", "{{ 2 ** 1000000000 }}",
+		"{{ '%99999999d' % 1 }}", "{{ 'a'.ljust(1000000000) }}",
+	};
+
+	for (size_t i = 0; i < sizeof source / sizeof *source; i++) {
+		struct err e = { 0 };
+		struct jinja_text t;
+		clock_t began = clock();
+
+		ok(render(source[i], NULL, NULL, &t, &e) < 0, "bounded: %.50s", source[i]);
+		ok((double)(clock() - began) / CLOCKS_PER_SEC < 10, "soon: %s", e.msg);
+	}
+}
+
+static void test_deep(void)
+{
+	static char source[100001];
+	struct err e = { 0 };
+	struct jinja_text t;
+
+	for (int i = 0; i < 5; i++) {
+		memset(source, "(-[{\""[i], sizeof source - 1);
+		memcpy(source, "{{", 2);
+		ok(render(source, NULL, NULL, &t, &e) < 0, "a hundred thousand of %c", "(-[{\""[i]);
+	}
+	ok(render("{{ x", NULL, NULL, &t, &e) < 0 && strstr(e.msg, "test:1: "), "an error has a line: %s", e.msg);
+}
+
+int main(void)
+{
+	test_cases();
+	test_from();
+	test_bounds();
+	test_deep();
+	return tap_done();
+}
