@@ -1,7 +1,7 @@
 #!/bin/sh
 # Finds the libraries and prints make variables (config.mk). Edit config.mk to overrule.
 set -eu
-need="zlib jansson libpcre2-8"
+need="zlib jansson libpcre2-8 libutf8proc"
 features=
 for p in $need; do
 	v=$(pkg-config --modversion "$p") || { echo "probe: $p not found by pkg-config (see INSTALL)" >&2; exit 1; }

@@ -55,6 +55,7 @@ struct word_work {
 	uint32_t *id, *next, *prev;	/* (cap); a symbol that was merged away has id TOK_NONE */
 	uint64_t *heap;
 	size_t heap_n, heap_cap;
+	struct ids symbols;
 };
 
 struct word_work *tok_work_new(void)
@@ -72,6 +73,7 @@ void tok_work_free(struct word_work *w)
 	free(w->next);
 	free(w->prev);
 	free(w->heap);
+	ids_free(&w->symbols);
 	free(w);
 }
 
@@ -123,23 +125,84 @@ static void offer(const struct tok *t, struct word_work *w, uint32_t i)
 		heap_push(w, (uint64_t)rank << 32 | i);
 }
 
-static void work_start(struct tok *t, struct word_work *w, const char *s, uint32_t len)
+void tok_unknown(const struct tok *t, const char *s, size_t n, struct ids *out)
 {
-	if (w->cap < len) {
-		w->cap = len < 256 ? 256 : 2 * (size_t)len;
+	bool bytes = t->byte_fallback;
+
+	for (size_t i = 0; bytes && i < n; i++)
+		bytes = t->byte_id[(unsigned char)s[i]] != TOK_NONE;
+	for (size_t i = 0; bytes && i < n; i++)
+		ids_push(out, t->byte_id[(unsigned char)s[i]]);
+	if (!bytes && t->unk != TOK_NONE)
+		ids_push(out, t->unk);
+}
+
+/* A piece as the vocabulary's characters; unknown neighbours are one where the file says so. */
+static void characters(struct tok *t, const char *s, size_t len, struct ids *out)
+{
+	bool after_unknown = false;
+
+	for (size_t i = 0, n; i < len; i += n) {
+		const uint64_t *id;
+		int had = out->n;
+
+		n = utf8_char(s + i, len - i);
+		n += n == 0;
+		if ((id = bytemap_get(&t->vocab, s + i, n)) != NULL)
+			ids_push(out, (uint32_t)*id);
+		else
+			tok_unknown(t, s + i, n, out);
+		if (out->n == had + 1 && out->v[had] == t->unk && id == NULL) {
+			out->n -= after_unknown && t->fuse_unk;
+			after_unknown = true;
+		} else
+			after_unknown = false;
+	}
+}
+
+/* Bytes that have no token, as those that UTF-8 never holds, become U+FFFD. */
+static void stand_ins(const struct tok *t, const char *s, size_t len, struct ids *out)
+{
+	for (size_t i = 0; i < len; i++) {
+		uint32_t id = t->byte_id[(unsigned char)s[i]];
+
+		if (id != TOK_NONE)
+			ids_push(out, id);
+		else
+			for (int k = 0; k < 3; k++)
+				ids_push(out, t->byte_id[(unsigned char)"\xef\xbf\xbd"[k]]);
+	}
+}
+
+/* 0: nothing of the piece has a token. */
+static uint32_t work_start(struct tok *t, struct word_work *w, const char *s, uint32_t len)
+{
+	uint32_t n;
+
+	w->symbols.n = 0;
+	if (t->chars)
+		characters(t, s, len, &w->symbols);
+	else
+		stand_ins(t, s, len, &w->symbols);
+	n = (uint32_t)w->symbols.n;
+	if (w->cap < n) {
+		w->cap = n < 256 ? 256 : 2 * (size_t)n;
 		w->id = bytemap_grow(w->id, w->cap, sizeof *w->id);
 		w->next = bytemap_grow(w->next, w->cap, sizeof *w->next);
 		w->prev = bytemap_grow(w->prev, w->cap, sizeof *w->prev);
 	}
-	for (uint32_t i = 0; i < len; i++) {
-		w->id[i] = t->byte_id[(unsigned char)s[i]];
+	for (uint32_t i = 0; i < n; i++) {
+		w->id[i] = w->symbols.v[i];
 		w->prev[i] = i - 1;		/* TOK_NONE for the first */
 		w->next[i] = i + 1;
 	}
-	w->next[len - 1] = TOK_NONE;
 	w->heap_n = 0;
-	for (uint32_t i = 0; i + 1 < len; i++)
+	if (n == 0)
+		return 0;
+	w->next[n - 1] = TOK_NONE;
+	for (uint32_t i = 0; i + 1 < n; i++)
 		offer(t, w, i);
+	return n;
 }
 
 static void merge_at(const struct tok *t, struct word_work *w, uint32_t i, uint32_t rank)
@@ -160,7 +223,8 @@ static void encode_long(struct tok *t, const char *s, uint32_t len, struct ids *
 {
 	struct word_work *w = t->work;
 
-	work_start(t, w, s, len);
+	if (work_start(t, w, s, len) == 0)
+		return;
 	while (w->heap_n) {
 		uint64_t top = heap_pop(w);
 		uint32_t i = (uint32_t)top, rank = (uint32_t)(top >> 32);
@@ -179,6 +243,8 @@ static void encode_piece(struct tok *t, const char *s, size_t len, struct ids *o
 
 	if (whole)
 		ids_push(out, (uint32_t)*whole);
+	else if (t->unigram)
+		unigram_encode(t, s, len, out);
 	else
 		encode_long(t, s, (uint32_t)len, out);
 }
@@ -189,7 +255,7 @@ struct encoding {
 };
 
 /* The cache remembers, per piece, where in cache_ids its ids are and how many (at most
- * CACHE_PIECE, 8 bits). */
+ * CACHE_PIECE times three, 8 bits). */
 static void take_piece(void *ctx, const char *s, size_t len)
 {
 	struct encoding *x = ctx;
@@ -222,21 +288,23 @@ static void take_piece(void *ctx, const char *s, size_t len)
 /* Added tokens are cut out of the text in two passes, as the Hugging Face library does: first
  * those that want the text as it is, then those that want it normalized. */
 static void encode_span(struct tok *t, const char *s, size_t len, bool normalized, bool special,
-    struct ids *out)
+    bool first, struct ids *out)
 {
 	struct encoding x = { t, out };
 	struct piece_sink sink = { take_piece, &x };
 	size_t from = 0, a = 0, b = 0;
 	const struct added *found;
 
+	if (normalized)
+		s = norm_run(&t->norm, s, &len);
 	do {
 		found = pre_find_added(t, s, len, from, normalized, special, &a, &b);
 		if (!found)
 			a = len;
 		if (a > from && !normalized)
-			encode_span(t, s + from, a - from, true, special, out);
+			encode_span(t, s + from, a - from, true, special, from == 0, out);
 		else if (a > from)
-			pre_split(&t->pre, s + from, a - from, &sink);
+			pre_split(&t->pre, s + from, a - from, first && from == 0, &sink);
 		if (found)
 			ids_push(out, found->id);
 		from = b;
@@ -246,7 +314,7 @@ static void encode_span(struct tok *t, const char *s, size_t len, bool normalize
 void tok_encode(struct tok *t, const char *text, size_t len, bool special, struct ids *out)
 {
 	if (len)
-		encode_span(t, text, len, false, special, out);
+		encode_span(t, text, len, false, special, true, out);
 }
 
 int tok_vocab(const struct tok *t)
@@ -318,9 +386,12 @@ char *tok_decode(const struct tok *t, const uint32_t *ids, int n, bool skip_spec
 		memcpy(p, s, k);
 		p += k;
 	}
-	*p = '\0';
+	for (k = 0; k < (size_t)t->strip && out + k < p && out[k] == ' '; k++)
+		;
+	memmove(out, out + k, total - k);
+	out[total - k] = '\0';
 	if (len)
-		*len = total;
+		*len = total - k;
 	return out;
 }
 
@@ -346,6 +417,13 @@ size_t tok_stream_put(const struct tok *t, struct tok_stream *s, uint32_t id, bo
 
 	if (!b || (skip_special && t->token[id].special))
 		return 0;
+	while (s->tail[6] < t->strip && k > 0 && *b == ' ') {	/* of the beginning of the text */
+		b++;
+		k--;
+		s->tail[6]++;
+	}
+	if (k > 0)
+		s->tail[6] = UINT8_MAX;
 	memcpy(out, s->tail, held);
 	memcpy(out + held, b, k);
 	k += held;
@@ -377,6 +455,10 @@ struct tok *tok_share(const struct tok *t)
 	own->cache_ids = (struct ids){ 0 };
 	own->work = tok_work_new();
 	pre_share(&t->pre, &own->pre);
+	norm_share(&t->norm, &own->norm);
+	for (int i = 0; i < 2; i++)
+		own->norm.text[i] = (struct norm_text){ 0 };
+	own->unigram = unigram_share(t->unigram);
 	return own;
 }
 
@@ -389,16 +471,27 @@ static void free_shared(struct tok *t)
 	bytemap_free(&t->vocab);
 	pairmap_free(&t->merges);
 	free(t->merge_id);
+	for (int i = 0; i < t->n_added; i++)
+		free(t->added[i].own);
 	free(t->added);
+	norm_free(&t->norm);
 }
 
 void tok_free(struct tok *t)
 {
+	char *texts[2];
+
 	if (!t)
 		return;
+	texts[0] = t->norm.text[0].s, texts[1] = t->norm.text[1].s;
 	if (!t->shared)
 		free_shared(t);
+	else
+		norm_unshare(&t->norm);
 	pre_free(&t->pre, t->shared);
+	for (int i = 0; i < 2; i++)
+		free(texts[i]);
+	unigram_free(t->unigram, t->shared);
 	bytemap_free(&t->cache);
 	ids_free(&t->cache_ids);
 	tok_work_free(t->work);

@@ -2,8 +2,10 @@
  * tok_impl: what the files of the tokenizer share and nobody else sees.
  *
  *	tok_load.c	tokenizer.json and tokenizer_config.json in and out
+ *	tok_norm.c	text as the vocabulary spells it: the normalizer
  *	tok_pre.c	text to pieces: the pre-tokenizer, and added tokens in the text
- *	tok.c		pieces to ids, ids to bytes
+ *	tok.c		pieces to ids by merges, ids to bytes
+ *	tok_unigram.c	pieces to ids by likelihood
  *	tok_train.c	merges from counts
  *	tok_chat.c	conversations
  */
@@ -25,20 +27,71 @@
 #define TOK_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| " \
 	"?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
+/* A compiled regular expression, and what a match of it writes to. */
+struct pattern {
+	pcre2_code *code;		/* NULL: none */
+	pcre2_match_data *match;
+	pcre2_match_context *context;
+	pcre2_jit_stack *stack;
+};
+
+int pattern_open(struct pattern *p, const char *text, size_t len, bool literal, struct err *e);
+void pattern_share(struct pattern *p);			/* p: a copy, for another thread */
+void pattern_close(struct pattern *p, bool shared);
+/* The next match at or after pos, as [a, b). A pattern that runs into PCRE2's limits matches
+ * nothing from there on. */
+bool pattern_find(const struct pattern *p, const char *s, size_t len, size_t pos, size_t *a,
+    size_t *b);
+
+enum norm_kind { NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD, NORM_LOWER, NORM_STRIP_LEFT,
+    NORM_STRIP_RIGHT, NORM_PREPEND,
+	NORM_REPLACE };
+
+struct norm_step {
+	enum norm_kind kind;
+	char *what;			/* of NORM_REPLACE, or its pattern */
+	size_t what_len;
+	struct pattern pattern;
+	char *to;			/* of NORM_PREPEND and NORM_REPLACE */
+	size_t to_len;
+};
+
+struct norm_text { char *s; size_t n, cap; };
+
+struct norm {
+	int n;
+	struct norm_step step[TOK_MAX_STEPS];
+	struct norm_text text[2];
+};
+
+int norm_add(struct norm *n, enum norm_kind kind, const char *text, size_t len, struct err *e);
+int norm_add_replace(struct norm *n, const char *pattern, size_t len, bool literal, const char *to,
+    size_t to_len,
+    struct err *e);
+/* s, or a text that the next call overwrites; any bytes. */
+const char *norm_run(struct norm *n, const char *s, size_t *len);
+/* the same steps for another thread */
+void norm_share(const struct norm *n, struct norm *own);
+void norm_free(struct norm *n);
+void norm_unshare(struct norm *own);
+
 enum pre_behavior { PRE_ISOLATED, PRE_REMOVED, PRE_PREVIOUS, PRE_NEXT, PRE_CONTIGUOUS };
+enum pre_kind { PRE_REGEX, PRE_SPACE, PRE_METASPACE };
+enum pre_scheme { PRE_NEVER, PRE_FIRST, PRE_ALWAYS };
 
 struct pre_step {
-	pcre2_code *code;		/* NULL: this step only adds a space in front */
-	pcre2_match_data *match;
+	enum pre_kind kind;
+	struct pattern pattern;		/* PRE_REGEX, and PRE_METASPACE that splits */
 	enum pre_behavior behavior;
-	bool invert, prefix_space;
+	bool invert;
+	enum pre_scheme scheme;		/* PRE_METASPACE: when the mark is put in front */
+	char mark[8];			/* what stands for a space */
 };
 
 struct pre {
 	int n;
+	const char *begin;		/* of the text, if the run in work begins it */
 	struct pre_step step[TOK_MAX_STEPS];
-	pcre2_match_context *context;
-	pcre2_jit_stack *stack;
 };
 
 /* Called with each piece, in order. */
@@ -51,8 +104,10 @@ int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
     enum pre_behavior behavior, bool invert,
     struct err *e);
 int pre_add_space(struct pre *p, struct err *e);
-/* any bytes */
-void pre_split(struct pre *p, const char *s, size_t len, const struct piece_sink *sink);
+int pre_add_metaspace(struct pre *p, const char *mark, enum pre_scheme scheme, bool split,
+    struct err *e);
+/* any bytes; first: they begin the text */
+void pre_split(struct pre *p, const char *s, size_t len, bool first, const struct piece_sink *sink);
 void pre_share(const struct pre *p, struct pre *own);	/* the same steps for another thread */
 void pre_free(struct pre *p, bool shared);
 
@@ -60,6 +115,7 @@ struct added {
 	const char *s;
 	uint32_t len, id;
 	bool special, lstrip, rstrip, single_word, normalized;
+	char *own;			/* s of one that the normalizer changed, else NULL */
 };
 
 /* The leftmost longest added token in s[from..len) among those that are not normalized (or are),
@@ -85,7 +141,14 @@ struct tok {
 	struct token *token;		/* (V) */
 	char *bytes;			/* of all tokens */
 	struct bytemap vocab;		/* bytes of a vocabulary entry to its id */
-	uint32_t byte_id[256];
+	bool chars;			/* entries are spelled in characters, not in stand-ins
+					   for bytes */
+	bool byte_fallback, fuse_unk;	/* only with chars */
+	uint32_t unk;			/* TOK_NONE: none */
+	uint32_t byte_id[256];		/* of a byte, or of its <0xXX>; TOK_NONE: none */
+	struct unigram *unigram;	/* NULL: BPE */
+	struct norm norm;
+	int strip;			/* spaces that decoding takes away from the start */
 	struct pairmap merges;		/* pair of ids to its rank */
 	uint32_t *merge_id;		/* rank to the id the pair becomes */
 	bool ignore_merges;
@@ -104,8 +167,22 @@ struct tok {
 /* Takes json over, on error too. name is for messages. Special tokens are guessed from their
  * names. */
 struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e);
+/* The ids of one character that is not in the vocabulary: its bytes, or the unknown token. */
+void tok_unknown(const struct tok *t, const char *s, size_t n, struct ids *out);
+
+/* Unigram (Kudo 2018, arXiv:1804.10959): the split of a piece whose tokens' log-probabilities
+ * add up to the most. */
+struct unigram;
+struct unigram *unigram_new(int V, uint32_t longest);
+void unigram_set(struct unigram *u, uint32_t id, double score);
+void unigram_encode(struct tok *t, const char *s, size_t len, struct ids *out);
+struct unigram *unigram_share(const struct unigram *u);
+void unigram_free(struct unigram *u, bool shared);
 struct word_work *tok_work_new(void);
 void tok_work_free(struct word_work *w);
+bool tok_blank_after(const char *s, size_t len, size_t *n);	/* a blank begins s; its bytes */
+bool tok_blank_before(const char *s, size_t len, size_t *n);	/* a blank ends it */
+size_t utf8_char(const char *s, size_t len);	/* bytes of the character at s; 0: not valid */
 size_t utf8_valid(const char *s, size_t len);	/* length of the valid UTF-8 that s begins with */
 unsigned utf8_put(char *out, uint32_t c);
 uint32_t tok_byte_char(unsigned b);		/* GPT-2's printable stand-in for a byte */

@@ -1,4 +1,5 @@
 /* tokenizer.json and tokenizer_config.json, the Hugging Face layout, in and out. */
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,10 @@ struct loader {
 	uint32_t char_byte[512];	/* GPT-2's stand-in characters to bytes; TOK_NONE for
 					   others */
 	size_t bytes_n;			/* used of t->bytes */
+	bool byte_level;
+	/* of the decoder, for tokens that are spelled in characters */
+	int replaces;
+	struct { const char *what, *to; } replace[4];
 };
 
 __attribute__((format(printf, 2, 3))) static int bad(const struct loader *l, const char *fmt, ...)
@@ -82,6 +87,46 @@ static bool spell(struct loader *l, const char *s, size_t len, struct token *k)
 	return true;
 }
 
+/* The byte that "<0x0A>" stands for, or -1. */
+static int byte_of(const char *s, size_t len)
+{
+	char *end;
+	long b;
+
+	if (len != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>')
+		return -1;
+	b = strtol(s + 3, &end, 16);
+	return end == s + 5 ? (int)b : -1;
+}
+
+/* What a token that is spelled in characters gives when it is decoded, appended to t->bytes. */
+static void spell_chars(struct loader *l, const char *s, size_t len, struct token *k)
+{
+	char *out = l->t->bytes + l->bytes_n;
+	size_t n = 0;
+
+	if (l->t->byte_fallback && byte_of(s, len) >= 0) {
+		out[n++] = (char)byte_of(s, len);
+		len = 0;
+	}
+	for (size_t i = 0; i < len;) {
+		int r = 0;
+
+		while (r < l->replaces && (strlen(l->replace[r].what) > len - i ||
+		    memcmp(s + i, l->replace[r].what, strlen(l->replace[r].what)) != 0))
+			r++;
+		if (r < l->replaces) {
+			memcpy(out + n, l->replace[r].to, strlen(l->replace[r].to));
+			n += strlen(l->replace[r].to);
+			i += strlen(l->replace[r].what);
+		} else
+			out[n++] = s[i++];
+	}
+	k->s = out;
+	k->len = (uint32_t)n;
+	l->bytes_n += n;
+}
+
 /* An id from the file, or -1. */
 static int64_t id_of(const struct loader *l, const json_t *v, const char *what, const char *token)
 {
@@ -129,6 +174,30 @@ static int measure(struct loader *l, const json_t *added)
 	return 0;
 }
 
+static int taken(const struct loader *l, const char *key, int64_t id)
+{
+	return bad(l, "vocab \"%.60s\": id %" PRId64 " is taken already", key, id);
+}
+
+/* Entries in characters are found by their spelling. */
+static int take_chars(struct loader *l)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach((json_t *)l->vocab, key, v) {
+		struct token *k = &l->t->token[json_integer_value(v)];
+		bool fresh;
+
+		if (k->s)
+			return taken(l, key, json_integer_value(v));
+		spell_chars(l, key, strlen(key), k);
+		*bytemap_put(&l->t->vocab, key, strlen(key), &fresh) =
+		    (uint64_t)json_integer_value(v);
+	}
+	return 0;
+}
+
 /* Entries that are bytes come first: when a spelling that is not has the same bytes, it is only
  * reached by its id. */
 static int take_vocab(struct loader *l)
@@ -148,9 +217,7 @@ static int take_vocab(struct loader *l)
 				continue;
 			}
 			if (k->s)
-				return bad(l, "vocab \"%.60s\": id %"
-				    JSON_INTEGER_FORMAT " is taken already", key,
-					json_integer_value(v));
+				return taken(l, key, json_integer_value(v));
 			*k = got;
 			id = bytemap_put(&l->t->vocab, k->s, k->len, &fresh);
 			if (fresh)
@@ -174,6 +241,21 @@ static int by_bytes(const void *a, const void *b)
 	return c ? c : (x->len > y->len) - (x->len < y->len);
 }
 
+/* In normalized text a token is looked for as it is when normalized. */
+static void normalize_added(struct tok *t, struct added *a)
+{
+	size_t n = a->len;
+	const char *s;
+
+	if (!a->normalized || t->norm.n == 0)
+		return;
+	s = norm_run(&t->norm, a->s, &n);
+	a->own = bytemap_grow(NULL, n + 1, 1);
+	memcpy(a->own, s, n);
+	a->s = a->own;
+	a->len = (uint32_t)n;
+}
+
 static int take_added_one(struct loader *l, const json_t *v, struct added *a)
 {
 	const char *s = string_of(v, "content");
@@ -194,8 +276,10 @@ static int take_added_one(struct loader *l, const json_t *v, struct added *a)
 	k->special = flag(v, "special", false);
 	*a = (struct added){ k->s, k->len, id, k->special, flag(v, "lstrip", false),
 	    flag(v, "rstrip", false),
-		flag(v, "single_word", false), flag(v, "normalized", !k->special) };
-	l->t->added_first[(unsigned char)*s] = true;
+		flag(v, "single_word", false), flag(v, "normalized", !k->special), NULL };
+	normalize_added(l->t, a);
+	if (a->len > 0)
+		l->t->added_first[(unsigned char)*a->s] = true;
 	return 0;
 }
 
@@ -292,36 +376,44 @@ static int take_merges(struct loader *l, const json_t *merges)
 	return 0;
 }
 
-/* Every byte must have a token, or text would be lost without a word. */
-static int take_bytes(struct loader *l, const char *unk)
+static int take_unknown(struct loader *l, const json_t *m)
 {
-	const json_t *u = *unk ? json_object_get(l->vocab, unk) : NULL;
+	const json_t *name = json_object_get(m, "unk_token"), *id = json_object_get(m, "unk_id"),
+	    *u;
 
-	if (*unk && !u)
-		return bad(l, "unk_token \"%.60s\" is not in the vocab", unk);
+	l->t->unk = TOK_NONE;
+	if (json_is_integer(id) && json_integer_value(id) < l->t->V && json_integer_value(id) >= 0)
+		l->t->unk = (uint32_t)json_integer_value(id);
+	if (!json_is_string(name) || *json_string_value(name) == '\0')
+		return 0;
+	if ((u = json_object_get(l->vocab, json_string_value(name))) == NULL)
+		return bad(l, "unk_token \"%.60s\" is not in the vocab", json_string_value(name));
+	l->t->unk = (uint32_t)json_integer_value(u);
+	return 0;
+}
+
+/* Every byte that text can hold must have a token, or text would be lost without a word. */
+static int take_bytes(struct loader *l)
+{
 	for (unsigned b = 0; b < 256; b++) {
-		char name[4];
-		const json_t *v = json_object_getn(l->vocab, name,
-		    utf8_put(name, tok_byte_char(b)));
+		bool in_utf8 = b < 0xf5 && b != 0xc0 && b != 0xc1;
+		char name[8];
+		size_t n = l->t->chars ? (size_t)snprintf(name, sizeof name, "<0x%02X>", b)
+		    : utf8_put(name, tok_byte_char(b));
+		const json_t *v = json_object_getn(l->vocab, name, n);
 
-		if (!v && !u)
+		l->t->byte_id[b] = v ? (uint32_t)json_integer_value(v) : l->t->chars ? TOK_NONE
+		    : l->t->unk;
+		if (l->t->byte_id[b] == TOK_NONE && !l->t->chars && in_utf8)
 			return bad(l, "no token for byte 0x%02x, and no unk_token", b);
-		l->t->byte_id[b] = (uint32_t)json_integer_value(v ? v : u);
 	}
 	return 0;
 }
 
-static int take_model(struct loader *l, const json_t *root)
+static int take_bpe(struct loader *l, const json_t *m)
 {
-	const json_t *m = json_object_get(root, "model"), *drop = json_object_get(m, "dropout");
-	const json_t *added = json_object_get(root, "added_tokens");
+	const json_t *drop = json_object_get(m, "dropout");
 
-	if (!json_is_object(m))
-		return bad(l, "no model");
-	if (*type_of(m) && strcmp(type_of(m), "BPE"))
-		return bad(l, "model type \"%.40s\" is not supported, only BPE", type_of(m));
-	if (json_is_true(json_object_get(m, "byte_fallback")))
-		return bad(l, "byte_fallback is not supported, only byte-level BPE");
 	if (*string_of(m, "continuing_subword_prefix") || *string_of(m, "end_of_word_suffix"))
 		return bad(l, "subword prefixes and suffixes are not supported");
 	if (json_is_number(drop) && json_number_value(drop) != 0)
@@ -330,10 +422,83 @@ static int take_model(struct loader *l, const json_t *root)
 	if (!json_is_object(l->vocab))
 		return bad(l, "model.vocab is not an object");
 	l->t->ignore_merges = flag(m, "ignore_merges", false);
-	if (measure(l, added) || take_vocab(l) || take_merges(l, json_object_get(m, "merges")) ||
-	    take_bytes(l, string_of(m, "unk_token")))
+	l->t->fuse_unk = flag(m, "fuse_unk", false);
+	return 0;
+}
+
+/* [["piece", log-probability], ..]: made into an object of ids, as other models have it. Its
+ * scores are set later. */
+static int take_pieces(struct loader *l, const json_t *m, json_t **vocab)
+{
+	const json_t *list = json_object_get(m, "vocab");
+	size_t i;
+	json_t *v;
+
+	if (!json_is_array(list))
+		return bad(l, "model.vocab is not a list");
+	*vocab = json_object();
+	json_array_foreach(list, i, v) {
+		const char *s = json_string_value(json_array_get(v, 0));
+
+		if (s == NULL || !json_is_number(json_array_get(v, 1)))
+			return bad(l, "vocab[%zu] is not a pair of a piece and its log-probability",
+			    i);
+		if (json_object_get(*vocab, s) == NULL)
+			json_object_set_new(*vocab, s, json_integer((json_int_t)i));
+	}
+	l->vocab = *vocab;
+	l->t->fuse_unk = true;
+	return 0;
+}
+
+static void take_scores(struct loader *l, const json_t *m)
+{
+	uint32_t longest = 1;
+	const char *key;
+	size_t i;
+	json_t *v;
+
+	json_object_foreach((json_t *)l->vocab, key, v)
+		longest = strlen(key) > longest ? (uint32_t)strlen(key) : longest;
+	l->t->unigram = unigram_new(l->t->V, longest);
+	json_array_foreach(json_object_get(m, "vocab"), i, v)
+		unigram_set(l->t->unigram, (uint32_t)i, json_number_value(json_array_get(v, 1)));
+}
+
+static int take_entries(struct loader *l, const json_t *m, const json_t *added, bool unigram)
+{
+	struct tok *t = l->t;
+
+	t->chars = !l->byte_level;
+	if (measure(l, added) || (t->chars ? take_chars(l) : take_vocab(l)) || take_unknown(l, m) ||
+	    take_bytes(l))
+		return -1;
+	if (unigram)
+		take_scores(l, m);
+	else if (take_merges(l, json_object_get(m, "merges")))
 		return -1;
 	return take_added(l, added);
+}
+
+static int take_model(struct loader *l, const json_t *root)
+{
+	const json_t *m = json_object_get(root, "model");
+	bool unigram = !strcmp(type_of(m), "Unigram") ||
+	    (!*type_of(m) && json_is_array(json_object_get(m, "vocab")));
+	json_t *pieces = NULL;
+	int rc;
+
+	if (!json_is_object(m))
+		return bad(l, "no model");
+	if (*type_of(m) && strcmp(type_of(m), "BPE") && !unigram)
+		return bad(l, "model type \"%.40s\" is not supported, only BPE and Unigram",
+		    type_of(m));
+	l->t->byte_fallback = flag(m, "byte_fallback", false) && !l->byte_level;
+	rc = unigram ? take_pieces(l, m, &pieces) : take_bpe(l, m);
+	if (rc == 0)
+		rc = take_entries(l, m, json_object_get(root, "added_tokens"), unigram);
+	json_decref(pieces);
+	return rc;
 }
 
 /* What this normalizer, pre-tokenizer or decoder is made of: the list in a Sequence. NULL when
@@ -343,36 +508,113 @@ static const json_t *parts_of(const json_t *o, const char *key)
 	return !strcmp(type_of(o), "Sequence") ? json_object_get(o, key) : NULL;
 }
 
-/* NFC is taken for done: text that is not composed keeps its own bytes. */
-static int check_normalizer(const struct loader *l, const json_t *o, int depth)
+/* A String or a Regex; *literal says which. NULL: neither. */
+static const json_t *pattern_of(const json_t *o, bool *literal)
+{
+	const json_t *p = json_object_get(o, "pattern"), *regex = json_object_get(p, "Regex");
+
+	*literal = !json_is_string(regex);
+	p = *literal ? json_object_get(p, "String") : regex;
+	return json_is_string(p) ? p : NULL;
+}
+
+static int take_replace(struct loader *l, const json_t *o, struct err *why)
+{
+	bool literal;
+	const json_t *p = pattern_of(o, &literal), *to = json_object_get(o, "content");
+
+	if (p == NULL || !json_is_string(to))
+		return err_set(why, EX_DATAERR, "Replace has no pattern or no content");
+	return norm_add_replace(&l->t->norm, json_string_value(p), json_string_length(p), literal,
+	    json_string_value(to), json_string_length(to), why);
+}
+
+static int take_norm(struct loader *l, const json_t *o, struct err *why)
+{
+	static const struct { const char *type; enum norm_kind kind; } plain[] =
+	    { { "NFC", NORM_NFC }, { "NFD", NORM_NFD },
+	    { "NFKC", NORM_NFKC }, { "NFKD", NORM_NFKD }, { "Lowercase", NORM_LOWER } };
+	const char *type = type_of(o), *text = string_of(o, "prepend");
+
+	for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+		if (!strcmp(type, plain[i].type))
+			return norm_add(&l->t->norm, plain[i].kind, "", 0, why);
+	if (!strcmp(type, "Prepend"))
+		return norm_add(&l->t->norm, NORM_PREPEND, text, strlen(text), why);
+	if (!strcmp(type, "Replace"))
+		return take_replace(l, o, why);
+	if (!strcmp(type, "Strip"))
+		return (flag(o, "strip_left", true) && norm_add(&l->t->norm, NORM_STRIP_LEFT, "", 0,
+		    why)) ||
+		    (flag(o, "strip_right", true) && norm_add(&l->t->norm, NORM_STRIP_RIGHT, "", 0,
+		    why)) ? -1 : 0;
+	return err_set(why, EX_DATAERR, "\"%.40s\" is not supported", type);
+}
+
+static int take_normalizer(struct loader *l, const json_t *o, int depth)
 {
 	const json_t *parts = parts_of(o, "normalizers");
+	struct err why = { 0 };
 	size_t i;
 	json_t *v;
 
-	if (!o || json_is_null(o) || !strcmp(type_of(o), "NFC"))
+	if (!o || json_is_null(o))
 		return 0;
-	if (!parts || depth > 4)
-		return bad(l, "normalizer \"%.40s\" is not supported, only NFC", type_of(o));
+	if (!parts && take_norm(l, o, &why))
+		return bad(l, "normalizer: %s", why.msg);
+	if (parts && depth > 4)
+		return bad(l, "normalizers nested more than four deep");
 	json_array_foreach(parts, i, v)
-		if (check_normalizer(l, v, depth + 1))
+		if (take_normalizer(l, v, depth + 1))
 			return -1;
 	return 0;
 }
 
-static int check_decoder(const struct loader *l, const json_t *o, int depth)
+static int add_decoded(struct loader *l, const char *what, const char *to)
+{
+	if (*what == '\0' || strlen(to) > strlen(what) || l->replaces == 4)
+		return bad(l, "decoder Replace of \"%.20s\" by \"%.20s\" is not supported", what,
+		    to);
+	l->replace[l->replaces].what = what;
+	l->replace[l->replaces++].to = to;
+	return 0;
+}
+
+static int take_decoder_one(struct loader *l, const json_t *o)
+{
+	const char *type = type_of(o);
+	bool literal;
+	const json_t *p;
+
+	if (!strcmp(type, "ByteLevel") || !strcmp(type, "Fuse") || !strcmp(type, "ByteFallback"))
+		return 0;
+	if (!strcmp(type, "Replace") && (p = pattern_of(o, &literal)) != NULL && literal)
+		return add_decoded(l, json_string_value(p), string_of(o, "content"));
+	if (!strcmp(type, "Metaspace")) {
+		l->t->strip = strcmp(string_of(o, "prepend_scheme"), "never") != 0 &&
+		    flag(o, "add_prefix_space", true);
+		return add_decoded(l, string_of(o, "replacement"), " ");
+	}
+	if (!strcmp(type, "Strip") && !strcmp(string_of(o, "content"), " ") &&
+	    json_integer_value(json_object_get(o, "stop")) == 0) {
+		l->t->strip = (int)(json_integer_value(json_object_get(o, "start")) & 15);
+		return 0;
+	}
+	return bad(l, "decoder \"%.40s\" is not supported", type);
+}
+
+static int take_decoder(struct loader *l, const json_t *o, int depth)
 {
 	const json_t *parts = parts_of(o, "decoders");
 	size_t i;
 	json_t *v;
 
-	if (!o || json_is_null(o) || !strcmp(type_of(o), "ByteLevel") ||
-	    !strcmp(type_of(o), "Fuse"))
+	if (!o || json_is_null(o))
 		return 0;
 	if (!parts || depth > 4)
-		return bad(l, "decoder \"%.40s\" is not supported, only ByteLevel", type_of(o));
+		return take_decoder_one(l, o);
 	json_array_foreach(parts, i, v)
-		if (check_decoder(l, v, depth + 1))
+		if (take_decoder(l, v, depth + 1))
 			return -1;
 	return 0;
 }
@@ -387,23 +629,32 @@ static int add_regex(struct loader *l, const char *pattern, size_t len, bool lit
 	return 0;
 }
 
-static int take_split(struct loader *l, const json_t *o)
+static int behavior_of(const struct loader *l, const json_t *o, enum pre_behavior *b)
 {
 	static const char *const names[] = { "Isolated", "Removed", "MergedWithPrevious",
 	    "MergedWithNext", "Contiguous" };
-	const json_t *p = json_object_get(o, "pattern"), *regex = json_object_get(p, "Regex");
-	const json_t *text = json_object_get(p, "String"), *v = json_is_string(regex) ? regex
-	    : text;
 
-	if (!json_is_string(v))
-		return bad(l, "pre_tokenizer Split has no pattern");
-	for (int b = 0; b < 5; b++)
-		if (!strcmp(string_of(o, "behavior"), names[b]))
-			return add_regex(l, json_string_value(v), json_string_length(v), v == text,
-			    b,
-				flag(o, "invert", false));
-	return bad(l, "pre_tokenizer Split: behavior \"%.40s\" is not known",
+	for (int i = 0; i < 5; i++)
+		if (!strcmp(string_of(o, "behavior"), names[i])) {
+			*b = (enum pre_behavior)i;
+			return 0;
+		}
+	return bad(l, "pre_tokenizer %.40s: behavior \"%.40s\" is not known", type_of(o),
 	    string_of(o, "behavior"));
+}
+
+static int take_split(struct loader *l, const json_t *o)
+{
+	bool literal;
+	const json_t *v = pattern_of(o, &literal);
+	enum pre_behavior b;
+
+	if (v == NULL)
+		return bad(l, "pre_tokenizer Split has no pattern");
+	if (behavior_of(l, o, &b) < 0)
+		return -1;
+	return add_regex(l, json_string_value(v), json_string_length(v), literal, b,
+	    flag(o, "invert", false));
 }
 
 static int take_byte_level(struct loader *l, const json_t *o)
@@ -416,50 +667,81 @@ static int take_byte_level(struct loader *l, const json_t *o)
 	    PRE_ISOLATED, false) : 0;
 }
 
-/* ByteLevel turns text into stand-ins for bytes, so it must be there, and last. */
-static int take_pre(struct loader *l, const json_t *o, bool *byte_level, int depth)
+static int take_metaspace(struct loader *l, const json_t *o)
+{
+	const char *scheme = string_of(o, "prepend_scheme");
+	enum pre_scheme s = !strcmp(scheme, "never") || !flag(o, "add_prefix_space", true)
+	    ? PRE_NEVER
+	    : !strcmp(scheme, "first") ? PRE_FIRST : PRE_ALWAYS;
+	struct err why = { 0 };
+
+	if (pre_add_metaspace(&l->t->pre, string_of(o, "replacement"), s, flag(o, "split", true),
+	    &why))
+		return bad(l, "pre_tokenizer: %s", why.msg);
+	return 0;
+}
+
+/* Those that are one pattern. 1: not of these. */
+static int take_pattern(struct loader *l, const json_t *o)
+{
+	static const char words[] = "\\w+|[^\\w\\s]+", punctuation[] = "[!-/:-@\\[-`{-~\\p{P}]";
+	const char *type = type_of(o), *digits = flag(o, "individual_digits", false) ? "\\p{N}"
+	    : "\\p{N}+";
+	enum pre_behavior b = PRE_ISOLATED;
+
+	if (!strcmp(type, "Digits"))
+		return add_regex(l, digits, strlen(digits), false, PRE_ISOLATED, false);
+	if (!strcmp(type, "Whitespace"))
+		return add_regex(l, words, strlen(words), false, PRE_REMOVED, true);
+	if (!strcmp(type, "WhitespaceSplit"))
+		return add_regex(l, "\\s", 2, false, PRE_REMOVED, false);
+	if (strcmp(type, "Punctuation") != 0)
+		return 1;
+	if (json_object_get(o, "behavior") && behavior_of(l, o, &b) < 0)
+		return -1;
+	return add_regex(l, punctuation, strlen(punctuation), false, b, false);
+}
+
+/* ByteLevel turns text into stand-ins for bytes, so it must be last. */
+static int take_pre(struct loader *l, const json_t *o, int depth)
 {
 	const json_t *parts = parts_of(o, "pretokenizers");
 	const char *type = type_of(o);
 	size_t i;
 	json_t *v;
+	int rc;
 
 	if (parts && depth <= 4) {
 		json_array_foreach(parts, i, v)
-			if (take_pre(l, v, byte_level, depth + 1))
+			if (take_pre(l, v, depth + 1))
 				return -1;
 		return 0;
 	}
-	if (*byte_level)
+	if (l->byte_level)
 		return bad(l, "pre_tokenizer \"%.40s\" after ByteLevel", type);
 	if (!strcmp(type, "ByteLevel")) {
-		*byte_level = true;
+		l->byte_level = true;
 		return take_byte_level(l, o);
 	}
 	if (!strcmp(type, "Split"))
 		return take_split(l, o);
-	if (!strcmp(type, "Digits"))
-		return flag(o, "individual_digits", false) ? add_regex(l, "\\p{N}", 5, false,
-		    PRE_ISOLATED, false) :
-			add_regex(l, "\\p{N}+", 6, false, PRE_ISOLATED, false);
-	return bad(l, "pre_tokenizer \"%.40s\" is not supported", type);
+	if (!strcmp(type, "Metaspace"))
+		return take_metaspace(l, o);
+	rc = take_pattern(l, o);
+	return rc <= 0 ? rc : bad(l, "pre_tokenizer \"%.40s\" is not supported", type);
 }
 
 static int take_root(struct loader *l, const json_t *root)
 {
-	bool byte_level = false;
 	const json_t *pre = json_object_get(root, "pre_tokenizer");
 
 	if (!json_is_object(root))
 		return bad(l, "not an object");
-	if (take_model(l, root) || check_normalizer(l, json_object_get(root, "normalizer"), 0) ||
-	    check_decoder(l, json_object_get(root, "decoder"), 0))
+	if (take_normalizer(l, json_object_get(root, "normalizer"), 0) ||
+	    (json_is_object(pre) && take_pre(l, pre, 0)) ||
+	    take_decoder(l, json_object_get(root, "decoder"), 0))
 		return -1;
-	if (json_is_object(pre) && take_pre(l, pre, &byte_level, 0))
-		return -1;
-	if (!byte_level)
-		return bad(l, "no ByteLevel pre_tokenizer: not a byte-level tokenizer");
-	return 0;
+	return take_model(l, root);
 }
 
 /* bos_token and the like: "x", or {"content": "x"}. A token that the tokenizer lacks is none. */

@@ -6,9 +6,10 @@
 
 /* Bytes of the character that begins at s, 0 when it is not valid there. What PCRE2 takes for
  * valid: no overlong forms, no surrogates, nothing above U+10FFFF. */
-static size_t utf8_char(const unsigned char *s, size_t len)
+size_t utf8_char(const char *text, size_t len)
 {
-	unsigned c = s[0];
+	const unsigned char *s = (const unsigned char *)text;
+	unsigned c = len > 0 ? s[0] : 0xff;
 	size_t n = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
 
 	if (n > len)
@@ -36,7 +37,7 @@ size_t utf8_valid(const char *s, size_t len)
 				continue;
 			}
 		}
-		n = utf8_char((const unsigned char *)s + i, len - i);
+		n = utf8_char(s + i, len - i);
 		if (!n)
 			break;
 		i += n;
@@ -93,87 +94,125 @@ int pre_add_space(struct pre *p, struct err *e)
 
 	if (!st)
 		return -1;
-	st->prefix_space = true;
+	st->kind = PRE_SPACE;
 	p->n++;
 	return 0;
 }
 
-/* Patterns may recurse deeply on long pieces: the machine stack's 32 KiB are too few. */
-static int add_context(struct pre *p, struct err *e)
+int pre_add_metaspace(struct pre *p, const char *mark, enum pre_scheme scheme, bool split,
+    struct err *e)
 {
-	if (p->context)
-		return 0;
-	p->context = pcre2_match_context_create(NULL);
-	p->stack = pcre2_jit_stack_create(32 << 10, 16 << 20, NULL);
-	if (!p->context)
-		return err_set(e, EX_OSERR, "out of memory for the tokenizer");
-	if (p->stack)
-		pcre2_jit_stack_assign(p->context, NULL, p->stack);
-	return 0;
+	struct pre_step *st = add_step(p, e);
+
+	if (!st)
+		return -1;
+	if (strlen(mark) >= sizeof st->mark || !*mark)
+		return err_set(e, EX_DATAERR, "Metaspace: replacement \"%.40s\" is not one "
+		    "character", mark);
+	st->kind = PRE_METASPACE;
+	st->scheme = scheme;
+	st->behavior = PRE_NEXT;
+	strcpy(st->mark, mark);
+	p->n++;
+	return split ? pattern_open(&st->pattern, mark, strlen(mark), true, e) : 0;
 }
 
 int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
     enum pre_behavior behavior, bool invert,
     struct err *e)
 {
+	struct pre_step *st = add_step(p, e);
+
+	if (!st)
+		return -1;
+	st->behavior = behavior;
+	st->invert = invert;
+	p->n++;		/* now pre_free() knows of the pattern */
+	return pattern_open(&st->pattern, pattern, len, literal, e);
+}
+
+/* --- patterns --- */
+
+/* Patterns may recurse deeply on long pieces: the machine stack's 32 KiB are too few. */
+static int own_match(struct pattern *p)
+{
+	p->match = pcre2_match_data_create_from_pattern(p->code, NULL);
+	p->context = pcre2_match_context_create(NULL);
+	p->stack = pcre2_jit_stack_create(32 << 10, 16 << 20, NULL);
+	if (p->context && p->stack)
+		pcre2_jit_stack_assign(p->context, NULL, p->stack);
+	return p->match && p->context ? 0 : -1;
+}
+
+int pattern_open(struct pattern *p, const char *text, size_t len, bool literal, struct err *e)
+{
 	uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL
 	    : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
-	struct pre_step *st = add_step(p, e);
 	PCRE2_UCHAR why[128];
 	PCRE2_SIZE at;
 	int code;
 
-	if (!st || add_context(p, e))
-		return -1;
 	/* The dialect of the Hugging Face library has set operations in classes; PCRE2 reads
 	 * them as plain characters. */
-	if (!literal && memmem(pattern, len, "&&[", 3))
+	if (!literal && memmem(text, len, "&&[", 3))
 		return err_set(e, EX_DATAERR, "pattern \"%.100s\": class intersection (&&) is not "
-		    "supported", pattern);
-	st->code = pcre2_compile((PCRE2_SPTR)pattern, len, options, &code, &at, NULL);
-	if (!st->code) {
+		    "supported", text);
+	p->code = pcre2_compile((PCRE2_SPTR)text, len, options, &code, &at, NULL);
+	if (!p->code) {
 		pcre2_get_error_message(code, why, sizeof why);
-		return err_set(e, EX_DATAERR, "pattern \"%.100s\": %s at offset %zu", pattern,
+		return err_set(e, EX_DATAERR, "pattern \"%.100s\": %s at offset %zu", text,
 		    (char *)why, at);
 	}
-	/* when it cannot, matching is slower */
-	pcre2_jit_compile(st->code, PCRE2_JIT_COMPLETE);
-	st->match = pcre2_match_data_create_from_pattern(st->code, NULL);
-	st->behavior = behavior;
-	st->invert = invert;
-	p->n++;		/* now pre_free() knows of the code */
-	if (!st->match)
-		return err_set(e, EX_OSERR, "out of memory for the tokenizer");
-	return 0;
+	pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);	/* when it cannot, matching is slower */
+	return own_match(p) == 0 ? 0 : err_set(e, EX_OSERR, "out of memory for the tokenizer");
+}
+
+void pattern_share(struct pattern *p)
+{
+	if (p->code && own_match(p) < 0)
+		err_die(EX_OSERR, "out of memory for the tokenizer");
+}
+
+void pattern_close(struct pattern *p, bool shared)
+{
+	pcre2_match_data_free(p->match);
+	pcre2_jit_stack_free(p->stack);
+	pcre2_match_context_free(p->context);
+	if (!shared)
+		pcre2_code_free(p->code);
+	memset(p, 0, sizeof *p);
+}
+
+bool pattern_find(const struct pattern *p, const char *s, size_t len, size_t pos, size_t *a,
+    size_t *b)
+{
+	int rc = pcre2_match(p->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK, p->match,
+	    p->context);
+	PCRE2_SIZE *ov;
+
+	if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
+		rc = pcre2_match(p->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK |
+		    PCRE2_NO_JIT, p->match, p->context);
+	if (rc < 0)
+		return false;
+	ov = pcre2_get_ovector_pointer(p->match);
+	*a = ov[0];
+	*b = ov[1];
+	return *a >= pos && *b >= *a && *b <= len;	/* \K in a lookaround breaks this */
 }
 
 /* Compiled patterns are only read; what a match writes to is not shared. */
 void pre_share(const struct pre *p, struct pre *own)
 {
-	struct err e = { 0 };
-
 	*own = *p;
-	own->context = NULL;
-	own->stack = NULL;
-	if (p->context && add_context(own, &e))
-		err_exit(&e);
-	for (int i = 0; i < own->n; i++) {
-		struct pre_step *st = &own->step[i];
-
-		if (st->code && !(st->match = pcre2_match_data_create_from_pattern(st->code, NULL)))
-			err_die(EX_OSERR, "out of memory for the tokenizer");
-	}
+	for (int i = 0; i < own->n; i++)
+		pattern_share(&own->step[i].pattern);
 }
 
 void pre_free(struct pre *p, bool shared)
 {
-	for (int i = 0; i < p->n; i++) {
-		pcre2_match_data_free(p->step[i].match);
-		if (!shared)
-			pcre2_code_free(p->step[i].code);
-	}
-	pcre2_jit_stack_free(p->stack);
-	pcre2_match_context_free(p->context);
+	for (int i = 0; i < p->n; i++)
+		pattern_close(&p->step[i].pattern, shared);
 	memset(p, 0, sizeof *p);
 }
 
@@ -229,28 +268,6 @@ static void span(struct splitter *x, size_t from, size_t to, bool match)
 	x->to = to;
 }
 
-/* Finds the next match at or after pos. A pattern that runs into PCRE2's limits matches nothing
- * from there on: the rest is one piece, and nothing of the text is lost. */
-static bool find_match(struct pre *p, int k, const char *s, size_t len, size_t pos, size_t *a,
-    size_t *b)
-{
-	struct pre_step *st = &p->step[k];
-	int rc = pcre2_match(st->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK, st->match,
-	    p->context);
-	PCRE2_SIZE *ov;
-
-	if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-		rc = pcre2_match(st->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK |
-		    PCRE2_NO_JIT, st->match,
-			p->context);
-	if (rc < 0)
-		return false;
-	ov = pcre2_get_ovector_pointer(st->match);
-	*a = ov[0];
-	*b = ov[1];
-	return *a >= pos && *b >= *a && *b <= len;	/* \K in a lookaround breaks this */
-}
-
 static void run_regex(struct pre *p, int k, const char *s, size_t len,
     const struct piece_sink *sink)
 {
@@ -258,9 +275,9 @@ static void run_regex(struct pre *p, int k, const char *s, size_t len,
 	size_t pos = 0, done = 0, a, b;
 	bool matched = false;
 
-	while (pos < len && find_match(p, k, s, len, pos, &a, &b)) {
+	while (pos < len && pattern_find(&p->step[k].pattern, s, len, pos, &a, &b)) {
 		if (a == b && a == done && matched) {	/* empty, right after a match */
-			pos = a < len ? a + utf8_char((const unsigned char *)s + a, len - a) : len;
+			pos = a < len ? a + utf8_char(s + a, len - a) : len;
 			continue;
 		}
 		if (a > done)
@@ -290,29 +307,57 @@ static void run_space(struct pre *p, int k, const char *s, size_t len,
 	free(t);
 }
 
+/* Spaces become marks, one is put in front as the scheme says, and pieces begin with them. */
+static void run_metaspace(struct pre *p, int k, const char *s, size_t len,
+    const struct piece_sink *sink)
+{
+	const struct pre_step *st = &p->step[k];
+	size_t m = strlen(st->mark), n = 0;
+	char *t = bytemap_grow(NULL, (len + 1) * m, 1);
+	bool begun = *s == ' ' || (len >= m && memcmp(s, st->mark, m) == 0);
+
+	if (!begun && (st->scheme == PRE_ALWAYS || (st->scheme == PRE_FIRST && s == p->begin))) {
+		memcpy(t, st->mark, m);
+		n = m;
+	}
+	for (size_t i = 0; i < len; i++)
+		if (s[i] == ' ') {
+			memcpy(t + n, st->mark, m);
+			n += m;
+		} else
+			t[n++] = s[i];
+	if (st->pattern.code)
+		run_regex(p, k, t, n, sink);
+	else
+		run_step(p, k + 1, t, n, sink);
+	free(t);
+}
+
 /* A run of text, through the steps from k on. len is above 0. */
 static void run_step(struct pre *p, int k, const char *s, size_t len, const struct piece_sink *sink)
 {
 	if (k == p->n)
 		sink->piece(sink->ctx, s, len);
-	else if (p->step[k].prefix_space)
+	else if (p->step[k].kind == PRE_SPACE)
 		run_space(p, k, s, len, sink);
+	else if (p->step[k].kind == PRE_METASPACE)
+		run_metaspace(p, k, s, len, sink);
 	else
 		run_regex(p, k, s, len, sink);
 }
 
 /* Patterns only see valid UTF-8. Each longest run of bytes that is not is a piece of its own. */
-void pre_split(struct pre *p, const char *s, size_t len, const struct piece_sink *sink)
+void pre_split(struct pre *p, const char *s, size_t len, bool first, const struct piece_sink *sink)
 {
 	size_t n;
 
-	while (len) {
+	for (p->begin = first ? s : NULL; len; p->begin = NULL) {
 		n = utf8_valid(s, len);
 		if (n)
 			run_step(p, 0, s, n, sink);
 		s += n;
 		len -= n;
-		for (n = 0; n < len && !utf8_char((const unsigned char *)s + n, len - n); n++)
+		for (n = 0; n < len && !utf8_char(s + n, len - n); n++)
 			;
 		if (n)
 			sink->piece(sink->ctx, s, n);
@@ -332,17 +377,27 @@ static bool is_blank(uint32_t c)	/* Unicode White_Space */
  * UTF-8. */
 static uint32_t char_after(const char *s, size_t len, size_t i, size_t *n)
 {
-	*n = i < len ? utf8_char((const unsigned char *)s + i, len - i) : 0;
+	*n = i < len ? utf8_char(s + i, len - i) : 0;
 	return *n ? utf8_get(s + i, *n) : 0;
 }
 
 static uint32_t char_before(const char *s, size_t from, size_t i, size_t *n)
 {
 	for (*n = 1; *n <= 4 && *n <= i - from; ++*n)
-		if (utf8_char((const unsigned char *)s + i - *n, *n) == *n)
+		if (utf8_char(s + i - *n, *n) == *n)
 			return utf8_get(s + i - *n, *n);
 	*n = 0;
 	return 0;
+}
+
+bool tok_blank_after(const char *s, size_t len, size_t *n)
+{
+	return is_blank(char_after(s, len, 0, n));
+}
+
+bool tok_blank_before(const char *s, size_t len, size_t *n)
+{
+	return is_blank(char_before(s, 0, len, n));
 }
 
 /* Letters, digits and underscore; outside ASCII all but blanks and the general punctuation

@@ -117,7 +117,7 @@ void tok_trainer_add(struct tok_trainer *r, const char *text, size_t len)
 {
 	struct piece_sink sink = { count_piece, r };
 
-	pre_split(&r->pre, text, len, &sink);
+	pre_split(&r->pre, text, len, true, &sink);
 }
 
 static bool before(const struct entry *x, const struct entry *y)
