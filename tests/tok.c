@@ -5,11 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <utf8proc.h>
 
 #include "base/file.h"
 #include "text/record.h"
 #include "base/rng.h"
-#include "text/tok.h"
+#include "text/tok_impl.h"
 
 #define DATA "tests/data/tok/"
 
@@ -143,6 +144,25 @@ static bool streams(struct tok *t, const char *s, size_t n, bool whole)
 	return good;
 }
 
+/* Does the text, but for what is no UTF-8, have the normal form NFC already? */
+static bool composed(const char *s, size_t n)
+{
+	for (size_t i = 0; i < n;) {
+		size_t k = utf8_valid(s + i, n - i);
+		utf8proc_uint8_t *form = NULL;
+		utf8proc_ssize_t len = utf8proc_map((const utf8proc_uint8_t *)s + i,
+		    (utf8proc_ssize_t)k, &form,
+		    UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+		bool same = len == (utf8proc_ssize_t)k && !memcmp(form, s + i, k);
+
+		free(form);
+		if (!same)
+			return false;
+		i += k + (k == 0);
+	}
+	return true;
+}
+
 static void round_trips(const char *name)
 {
 	struct tok *t = load(name);
@@ -154,6 +174,8 @@ static void round_trips(const char *name)
 	for (uint64_t seed = 0; seed < 2000; seed++) {
 		size_t n = noise(seed, buf, 16 + seed % 580);
 
+		if (!strcmp(name, "qwen.json") && !composed(buf, n))
+			continue;		/* comes back in its normal form */
 		bad[0] += !comes_back(t, buf, n, true);
 		bad[1] += !comes_back(t, buf, n, false);
 		bad[2] += !streams(t, buf, n, false);
@@ -398,10 +420,10 @@ static void refusals(void)
 	hostile("\"merges\":[", "\"merges\":[\"!\",", "not a pair");
 	hostile("\"merges\":[", "\"merges\":[[\"!\",\"!\",\"!\"],", "not a pair");
 	hostile("\"merges\":[", "\"merges\":3,\"x\":[", "not a list");
-	hostile("\"type\":\"BPE\"", "\"type\":\"Unigram\"", "Unigram");
-	hostile("\"byte_fallback\":false", "\"byte_fallback\":true", "byte_fallback");
+	hostile("\"type\":\"BPE\"", "\"type\":\"Unigram\"", "vocab is not a list");
 	hostile("\"dropout\":null", "\"dropout\":0.1", "dropout");
-	hostile("\"normalizer\":null", "\"normalizer\":{\"type\":\"Lowercase\"}", "Lowercase");
+	hostile("\"normalizer\":null", "\"normalizer\":{\"type\":\"BertNormalizer\"}",
+	    "BertNormalizer");
 	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"",
 	    "\"pre_tokenizer\":{\"type\":\"Metaspace\"", "Metaspace");
 	hostile("\"pre_tokenizer\":{", "\"pre_tokenizer\":null,\"x\":{", "ByteLevel");
@@ -429,15 +451,39 @@ static void refusals(void)
 	    "a missing file");
 }
 
+/* A tokenizer_config.json with the model_max_length that the Hugging Face library writes for
+ * "none". */
+static void long_number(void)
+{
+	static const char config[] = "{\"model_max_length\":1000000000000000019884624838656,"
+	    "\"eos_token\":\"<|endoftext|>\",\"note\":\"1000000000000000019884624838656\"}";
+	char path[96], *json;
+	struct err e = { 0 };
+	struct tok *t;
+	size_t len;
+
+	snprintf(path, sizeof path, "%s/tokenizer_config.json", tmp);
+	ok(!file_put(path, config, strlen(config), &e), "a configuration");
+	snprintf(path, sizeof path, "%s/tokenizer.json", tmp);
+	ok(!file_get(DATA "gpt2.json", &json, &len, &e) && !file_put(path, json, len, &e),
+	    "beside a tokenizer");
+	t = tok_load(tmp, &e);
+	ok(t && tok_eos(t) == tok_id(t, "<|endoftext|>"),
+	    "a number of thirty digits is no obstacle %s", e.msg);
+	tok_free(t);
+	free(json);
+}
+
 int main(void)
 {
 	static const char *const names[] = { "gpt2.json", "qwen.json", "llama3.json",
-	    "deepseek.json", "behaviors.json" };
+	    "deepseek.json", "behaviors.json", "llama2.json", "mistral.json", "gemma.json",
+	    "unigram.json", "unigram_bytes.json" };
 	struct err e = { 0 };
 
 	if (!mkdtemp(tmp))
 		return 1;
-	for (int i = 0; i < 5; i++)
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		golden(names[i]);
 	for (int i = 0; i < 3; i++)	/* the others strip or add blanks */
 		round_trips(names[i]);
@@ -445,6 +491,7 @@ int main(void)
 	conversations();
 	records();
 	refusals();
+	long_number();
 	ok(!file_remove_tree(tmp, &e), "cleaned up");
 	return tap_done();
 }

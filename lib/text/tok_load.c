@@ -292,6 +292,7 @@ static int take_added(struct loader *l, const json_t *added)
 	if (added && !json_is_array(added) && !json_is_null(added))
 		return bad(l, "added_tokens is not a list");
 	t->added = bytemap_grow(NULL, json_array_size(added), sizeof *t->added);
+	memset(t->added, 0, json_array_size(added) * sizeof *t->added);
 	json_array_foreach(added, i, v)
 		if (take_added_one(l, v, &t->added[t->n_added++]))
 			return -1;
@@ -473,6 +474,9 @@ static int take_entries(struct loader *l, const json_t *m, const json_t *added, 
 	if (measure(l, added) || (t->chars ? take_chars(l) : take_vocab(l)) || take_unknown(l, m) ||
 	    take_bytes(l))
 		return -1;
+	if (t->chars && !t->byte_fallback && t->unk == TOK_NONE)
+		return bad(l, "no ByteLevel pre_tokenizer, no byte_fallback and no unk_token: "
+		    "text outside the vocab would be lost");
 	if (unigram)
 		take_scores(l, m);
 	else if (take_merges(l, json_object_get(m, "merges")))
@@ -778,13 +782,36 @@ static void guess_config(struct tok *t)
 	t->pad = first_special(t, pad);
 }
 
+/* Numbers that are too long for 64 bits, as the model_max_length that many files have, become
+ * the largest of 18 digits: nothing here is about numbers. */
+static void shorten_numbers(char *s, size_t len)
+{
+	bool text = false;
+
+	for (size_t i = 0, n; i < len; i += n) {
+		n = strspn(s + i, "0123456789");
+		if (n == 0) {
+			n = 1 + (text && s[i] == '\\');
+			text ^= s[i] == '"';
+		} else if (n > 18 && !text) {
+			memset(s + i, '9', 18);
+			memset(s + i + 18, ' ', n - 18);
+		}
+	}
+}
+
 static int read_config(struct tok *t, const char *path, struct err *e)
 {
 	json_t *config;
+	char *text;
 
 	if (file_get_regular(path, &t->config_json, &t->config_len, e))
 		return -1;
-	config = jsonfile_parse(t->config_json, t->config_len, path, e);
+	text = bytemap_grow(NULL, t->config_len + 1, 1);
+	memcpy(text, t->config_json, t->config_len + 1);
+	shorten_numbers(text, t->config_len);
+	config = jsonfile_parse(text, t->config_len, path, e);
+	free(text);
 	if (!config)
 		return -1;
 	t->bos = named_token(t, config, "bos_token");

@@ -5,13 +5,14 @@ implementation that chr-tokenize is compared with (they were made with tokenizer
     python3 -m venv venv && venv/bin/pip install tokenizers && venv/bin/python tests/data/tok/make.py
 
 The tokenizers are tiny, trained on datasets/pretrain.jsonl and the lines below; their pre-tokenizers are those of GPT-2,
-Qwen, Llama 3 and DeepSeek type files, and some that exercise the rest. Texts that NFC would change are left out."""
+Qwen, Llama 3 and DeepSeek type files, and some that exercise the rest; those of characters are of the kinds that
+SentencePiece models are published as (Llama 2, Mistral, Gemma, T5)."""
 import json
 import os
 import random
-import unicodedata
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers,
+                        trainers)
 
 here = os.path.dirname(os.path.abspath(__file__))
 QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -108,14 +109,86 @@ def behaviors():
     return save(t, "behaviors.json")
 
 
+BYTES = ["<0x%02X>" % i for i in range(256)]
+
+
+def texts_to_train():
+    path = os.path.join(here, "../../../datasets/pretrain.jsonl")
+    text = [json.loads(line)["text"] for line in open(path)][:100]
+    return [word for s in text for word in s.split("\n")] + LINES[:8]
+
+
+def without_added_bytes(t):
+    o = json.loads(t.to_str())
+    o["added_tokens"] = [a for a in o["added_tokens"] if a["content"] not in BYTES]
+    return Tokenizer.from_str(json.dumps(o))
+
+
+def sentencepiece_bpe(fuse):
+    t = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=fuse))
+    t.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                   decoders.Strip(" ", 1, 0)])
+    return t
+
+
+def grow(t, vocab):
+    t.train_from_iterator(texts_to_train(), trainers.BpeTrainer(vocab_size=vocab, show_progress=False, max_token_length=12,
+                          limit_alphabet=60, special_tokens=["<unk>", "<s>", "</s>"] + BYTES))
+    t = without_added_bytes(t)
+    t.add_special_tokens(["<|im_end|>"])
+    t.add_tokens([AddedToken("say it", normalized=True), AddedToken("<think>", normalized=False, lstrip=True)])
+    return t
+
+
+def llama2():
+    t = sentencepiece_bpe(True)
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return save(grow(t, 560), "llama2.json")
+
+
+def mistral():
+    t = sentencepiece_bpe(True)
+    t.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    return save(grow(t, 560), "mistral.json")
+
+
+def gemma():
+    t = sentencepiece_bpe(False)
+    t.normalizer = normalizers.Replace(" ", "▁")
+    t.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    return save(grow(t, 560), "gemma.json")
+
+
+def unigram():
+    t = Tokenizer(models.Unigram())
+    t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()])
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.Punctuation(),
+                                               pre_tokenizers.Metaspace()])
+    t.decoder = decoders.Metaspace()
+    t.train_from_iterator(texts_to_train(), trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>",
+                          special_tokens=["<unk>"], show_progress=False))
+    return save(t, "unigram.json")
+
+
+def unigram_bytes():
+    t = Tokenizer(models.Unigram())
+    t.normalizer = normalizers.Lowercase()
+    t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    t.train_from_iterator(texts_to_train(), trainers.UnigramTrainer(vocab_size=520, unk_token="<unk>",
+                          special_tokens=["<unk>"] + BYTES, show_progress=False))
+    o = json.loads(without_added_bytes(t).to_str())
+    o["model"]["byte_fallback"] = True
+    o["decoder"] = json.loads(sentencepiece_bpe(True).to_str())["decoder"]
+    return save(Tokenizer.from_str(json.dumps(o)), "unigram_bytes.json")
+
+
 def main():
     texts = LINES + [soup(i, 4 + i) for i in range(60)]
     with open(os.path.join(here, "expected.jsonl"), "w") as f:
-        for make in (gpt2, qwen, llama3, deepseek, behaviors):
+        for make in (gpt2, qwen, llama3, deepseek, behaviors, llama2, mistral, gemma, unigram, unigram_bytes):
             t = make()
             for s in texts:
-                if unicodedata.normalize("NFC", s) == s:
-                    f.write(json.dumps({"tokenizer": make.__name__ + ".json", "text": s, "ids": t.encode(s).ids}) + "\n")
+                f.write(json.dumps({"tokenizer": make.__name__ + ".json", "text": s, "ids": t.encode(s).ids}) + "\n")
 
 
 main()
