@@ -9,8 +9,9 @@ B := build$(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(FUZZ),-fuzz)
 all:
 
 include config.mk
-config.mk: scripts/probe.sh
-	@sh scripts/probe.sh > $@.tmp && mv $@.tmp $@
+# Asked at each start: what was found before may have been installed or removed since.
+config.mk: FORCE
+	@sh scripts/probe.sh $@
 
 comma := ,
 SANITIZE := $(if $(SAN)$(FUZZ),address$(comma)undefined)$(if $(TSAN),thread)$(if $(FUZZ),$(comma)fuzzer-no-link)
@@ -81,16 +82,17 @@ $B/fuzz/%: private EXTRA := -fsanitize=fuzzer
 $B/fuzz/%: $B/tests/fuzz/%.o $B/libchronos.a
 	$(LINK)
 
+PROVE := PERL5LIB=tests prove --formatter Skips
 check: all $(TESTS)
-	BUILD=$B prove $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null
+	BUILD=$B $(PROVE) $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null
 
 # Ranks and jobs under a Slurm of its own; as root, where slurm-wlm and munge are installed.
 check-slurm: all
-	BUILD=$B prove $(if $(V),-v) -e sh tests/slurm.sh < /dev/null
+	BUILD=$B $(PROVE) $(if $(V),-v) -e sh tests/slurm.sh < /dev/null
 
 # kill -9 fifty times: tests/fire.t
 check-fire: all
-	CHR_KILLS=50 BUILD=$B prove -v tests/fire.t < /dev/null
+	CHR_KILLS=50 BUILD=$B $(PROVE) -v tests/fire.t < /dev/null
 
 # Minutes. scripts/bench-train without -q has the numbers of README.md on training; build/bench/ranks is for mpirun.
 bench: all $(BENCH)
@@ -136,7 +138,7 @@ dist:
 	git archive --format=tar.gz --prefix=chronos-$(VERSION)/ -o chronos-$(VERSION).tar.gz HEAD
 
 clean:
-	rm -rf build build-san build-tsan build-fuzz config.mk
+	rm -rf build build-san build-tsan build-fuzz config.mk config.mk.old
 
 .PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
