@@ -1,4 +1,5 @@
-/* Published families against the logits of transformers: shared/golden/families (see README there). */
+/* Published families against the logits of transformers: shared/golden/families (see README
+ * there). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +40,8 @@ static int gold_open(struct gold *g, const char *dir)
 		return -1;
 	g->V = (int)t->shape[2];
 	g->logits = malloc(t->nbytes);
-	return get(g, "tokens", g->tok, sizeof g->tok) < 0 || get(g, "greedy", g->greedy, sizeof g->greedy) < 0 ||
+	return get(g, "tokens", g->tok, sizeof g->tok) < 0 || get(g, "greedy", g->greedy,
+	    sizeof g->greedy) < 0 ||
 	    get(g, "logits", g->logits, t->nbytes) < 0 ? -1 : 0;
 }
 
@@ -61,7 +63,8 @@ static int eval(struct engine *g, const struct gold *x, int b, int chunk, real *
 
 	for (int i = 0; s && i < T && r == 0; i += chunk) {
 		struct eval_item it = { .s = s, .tok = (const uint32_t *)x->tok + b * T + i,
-		    .n = T - i < chunk ? T - i : chunk, .logits = logits + (int64_t)i * x->V, .all = true };
+		    .n = T - i < chunk ? T - i : chunk, .logits = logits + (int64_t)i * x->V,
+		    .all = true };
 
 		if ((r = engine_eval(g, &it, 1, NULL, &e)) < 0)
 			printf("# %s\n", e.msg);
@@ -88,7 +91,8 @@ static bool greedy_same(struct engine *g, const struct gold *x, real *logits)
 	bool same = true;
 
 	for (int i = 0; i + 1 < GREEDY; i++) {
-		struct eval_item it = { .s = s, .tok = (const uint32_t *)&x->greedy[i], .n = 1, .logits = logits };
+		struct eval_item it = { .s = s, .tok = (const uint32_t *)&x->greedy[i], .n = 1,
+		    .logits = logits };
 
 		if (engine_eval(g, &it, 1, NULL, &e) < 0)
 			return false;
@@ -127,7 +131,8 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 {
 	struct model_opt o = { .max_b = B, .max_t = T };
 	int32_t doc[B * T] = { 0 }, target[B * T];
-	struct batch b = { .B = B, .T = T, .tok = (uint32_t *)x->tok, .target = target, .doc_start = doc };
+	struct batch b = { .B = B, .T = T, .tok = (uint32_t *)x->tok, .target = target,
+	    .doc_start = doc };
 	struct forward_opt fo = { 0 };
 	struct modeldir md;
 	struct err e = { 0 };
@@ -137,7 +142,8 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 	double w;
 
 	memset(target, -1, sizeof target);
-	if (!ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && model_open(&m, &md.cfg, &o, &backend_cpu, &e) == 0 &&
+	if (!ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && model_open(&m, &md.cfg, &o,
+	    &backend_cpu, &e) == 0 &&
 	    modeldir_load_f32(&md, &m.par, m.w, &e) == 0, "%s: opens for training %s", name, e.msg))
 		return;
 	model_forward(&m, &b, &fo);
@@ -151,7 +157,8 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 
 int main(void)
 {
-	static const char *const families[] = { "qwen3_moe", "qwen3_moe-bf16-shards" };
+	static const char *const families[] = { "llama", "mixtral", "olmoe", "qwen2",
+	    "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_moe-bf16-shards" };
 	const char *shared = getenv("CHR_SHARED");
 	char dir[400];
 
@@ -159,7 +166,8 @@ int main(void)
 	for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
 		struct gold x = { 0 };
 
-		snprintf(dir, sizeof dir, "%s/golden/families/%s", shared ? shared : "../shared", families[i]);
+		snprintf(dir, sizeof dir, "%s/golden/families/%s", shared ? shared : "../shared",
+		    families[i]);
 		if (access(dir, F_OK) < 0) {
 			ok(1, "%s # SKIP no %s", families[i], dir);
 			continue;

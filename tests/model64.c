@@ -175,6 +175,34 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	    "\"kv_latent_dim\": 9," \
 	"\"sliding_window_size\": 3, \"max_position_embeddings\": 64, \"rope_theta\": 100.0"
 
+#define PUBLISHED "\"vocab_size\": 23, \"hidden_size\": 16, \"num_hidden_layers\": 3," \
+	"\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 6," \
+	"\"intermediate_size\": 14, \"max_position_embeddings\": 64, \"rope_theta\": 100.0"
+#define EXPERTS ", \"num_local_experts\": 5, \"num_experts_per_tok\": 2"
+
+static void check_families(void)
+{
+	check_config("llama, llama3 positions, biases", "{\"model_type\": \"llama\", " PUBLISHED
+	    ", \"attention_bias\": true, \"rope_scaling\": {"
+	    "\"rope_type\": \"llama3\", \"factor\": 8,"
+	    "\"low_freq_factor\": 1, \"high_freq_factor\": 4,"
+	    "\"original_max_position_embeddings\": 16}}", 0.2, 0, false);
+	check_config("qwen2, windows in the last layers", "{\"model_type\": \"qwen2\", " PUBLISHED
+	    ", \"use_sliding_window\": true, \"sliding_window\": 3, \"max_window_layers\": 1}",
+	    0, 0, false);
+	check_config("qwen3", "{\"model_type\": \"qwen3\", " PUBLISHED "}", 0, 0, false);
+	check_config("mixtral", "{\"model_type\": \"mixtral\", " PUBLISHED EXPERTS
+	    ", \"sliding_window\": 4}", 0, 0, false);
+	check_config("olmoe, lookahead head", "{\"model_type\": \"olmoe\", " PUBLISHED EXPERTS
+	    ", \"lookahead_steps\": 2, \"lambda_ahead\": 0.7}", 0, 0, false);
+	check_config("qwen2_moe", "{\"model_type\": \"qwen2_moe\", " PUBLISHED EXPERTS
+	    ", \"moe_intermediate_size\": 10, \"shared_expert_intermediate_size\": 9,"
+	    "\"decoder_sparse_step\": 2}", 0, 0, false);
+	check_config("qwen2_moe, misses", "{\"model_type\": \"qwen2_moe\", " PUBLISHED EXPERTS
+	    ", \"moe_intermediate_size\": 10, \"shared_expert_intermediate_size\": 9}", 0, 0.4,
+	    false);
+}
+
 int main(void)
 {
 	pool_init(2);
@@ -211,5 +239,6 @@ int main(void)
 	check_config("format 1, experts given, plain weights",
 	    "{" COMMON ", \"rope_dim\": 3, \"lookahead_steps\": 2,"
 	    "\"norm_topk_prob\": false}", 0, 0, true);
+	check_families();
 	return tap_done();
 }

@@ -209,6 +209,7 @@ static void test_attn(const char *name, int T, int window, double drop)
 
 struct glu { real *g, *u, *y; int n; };
 static void glu_f(void *c) { struct glu *x = c; be->swiglu(be, x->y, x->g, x->u, x->n); }
+static void sigmoid_f(void *c) { struct glu *x = c; be->sigmoid(be, x->y, x->g, x->n); }
 static void silu_f(void *c) { struct glu *x = c; be->silu(be, x->y, x->g, x->n); }
 
 static void test_swiglu(void)
@@ -223,6 +224,10 @@ static void test_swiglu(void)
 	check(&o, "swiglu: up", x.u, du, n);
 	be->silu_back(be, dg, seed, x.g, n);
 	check(&s, "silu", x.g, dg, n);
+	s.f = sigmoid_f;
+	be->sigmoid(be, x.y, x.g, n);
+	be->sigmoid_back(be, dg, seed, x.y, n);
+	check(&s, "sigmoid", x.g, dg, n);
 }
 
 /* Loss of routing: seed . probs + wseed . weights. */

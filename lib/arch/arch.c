@@ -7,7 +7,8 @@
 
 #include "arch/config.h"
 
-static const struct arch *const families[] = { &arch_chronos, &arch_qwen3_moe };
+static const struct arch *const families[] = { &arch_chronos, &arch_llama, &arch_mixtral,
+	&arch_olmoe, &arch_qwen2, &arch_qwen2_moe, &arch_qwen3, &arch_qwen3_moe };
 #define NFAMILIES (sizeof families / sizeof *families)
 
 static struct opt_list ignored;
@@ -20,19 +21,23 @@ struct opt arch_opts[] = {
 
 /* Keys of transformers that change no number of inference, whatever their value. */
 static const char *const harmless[] = {
-	"architectures", "auto_map", "aux_loss_alpha", "aux_loss_coef", "bad_words_ids", "begin_suppress_tokens",
-	"chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
-	"early_stopping", "encoder_no_repeat_ngram_size", "ep_size", "eod_token_id",
-	"exponential_decay_length_penalty", "finetuning_task", "flash_attn", "forced_bos_token_id",
-	"forced_eos_token_id", "id2label", "image_token_id", "initializer_range", "keys_to_ignore_at_inference",
-	"label2id", "length_penalty", "max_length", "min_length", "model_type", "no_repeat_ngram_size",
-	"num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
+	"architectures", "auto_map", "aux_loss_alpha", "aux_loss_coef", "bad_words_ids",
+	"begin_suppress_tokens", "chunk_size_feed_forward", "decoder_start_token_id",
+	"diversity_penalty", "do_sample", "dtype", "early_stopping",
+	"encoder_no_repeat_ngram_size", "eod_token_id", "ep_size",
+	"exponential_decay_length_penalty", "finetuning_task", "flash_attn",
+	"forced_bos_token_id", "forced_eos_token_id", "id2label", "image_token_id",
+	"initializer_range", "keys_to_ignore_at_inference", "label2id", "length_penalty",
+	"max_length", "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups",
+	"num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
 	"output_router_logits", "output_scores", "prefix", "pretraining_tp", "problem_type",
-	"remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
-	"router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef", "sep_token_id", "seq_aux",
-	"suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k",
-	"top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "unsloth_fixed",
-	"unsloth_version", "use_bfloat16", "use_cache", "vision_end_token_id", "vision_start_token_id",
+	"remove_invalid_values", "repetition_penalty", "return_dict",
+	"return_dict_in_generate", "router_aux_loss_coef", "router_jitter_noise",
+	"router_z_loss_coef", "sep_token_id", "seq_aux", "suppress_tokens",
+	"task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k",
+	"top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p",
+	"unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+	"vision_end_token_id", "vision_start_token_id",
 	"num_nextn_predict_layers",		/* its tensors are passed over: arch_harmless() */
 };
 
@@ -67,13 +72,15 @@ static int unknown(const char *name, const char *key, const char *value, struct 
 	for (size_t i = 0; i < NFAMILIES; i++)
 		snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
 		    families[i]->model_type);
-	return err_set(e, EX_DATAERR, "%s: %s \"%s\" is not supported; supported are %s", name, key, value, list);
+	return err_set(e, EX_DATAERR, "%s: %s \"%s\" is not supported; supported are %s", name, key,
+	    value, list);
 }
 
 const struct arch *arch_find(const json_t *o, const char *name, struct err *e)
 {
 	const json_t *type = json_object_get(o, "model_type");
-	const char *first = json_string_value(json_array_get(json_object_get(o, "architectures"), 0));
+	const char *first = json_string_value(json_array_get(json_object_get(o, "architectures"),
+	    0));
 	const struct arch *a;
 
 	if (type && !json_is_null(type)) {
@@ -134,7 +141,8 @@ int arch_read_keys(struct config *c, const struct keys *k)
 /* Does a value say "without this"? What nobody knows has no other default. */
 static bool is_off(const json_t *v)
 {
-	return json_is_null(v) || json_is_false(v) || (json_is_array(v) && json_array_size(v) == 0) ||
+	return json_is_null(v) || json_is_false(v) || (json_is_array(v) &&
+	    json_array_size(v) == 0) ||
 	    (json_is_object(v) && json_object_size(v) == 0) ||
 	    (json_is_string(v) && *json_string_value(v) == '\0');
 }
@@ -142,7 +150,8 @@ static bool is_off(const json_t *v)
 static bool same_value(const json_t *v, const char *text)
 {
 	json_t *o = json_loads(text, JSON_DECODE_ANY, NULL);
-	bool same = json_is_number(v) && json_is_number(o) ? json_number_value(v) == json_number_value(o) :
+	bool same = json_is_number(v) && json_is_number(o)
+	    ? json_number_value(v) == json_number_value(o) :
 	    json_equal(v, o);
 
 	json_decref(o);
@@ -155,7 +164,8 @@ static int refuse(const struct keys *k, const char *key, const json_t *v, const 
 
 	if (only)
 		snprintf(why, sizeof why, ", only %s", only);
-	err_set(k->e, EX_DATAERR, "%s: %s: %.80s%s is not supported for %s%s (--ignore-key %s goes on without it)",
+	err_set(k->e, EX_DATAERR,
+	    "%s: %s: %.80s%s is not supported for %s%s (--ignore-key %s goes on without it)",
 	    k->name, key, text, strlen(text) > 80 ? "..." : "", k->arch->model_type, why, key);
 	free(text);
 	return -1;
@@ -197,7 +207,8 @@ const char *arch_harmless(const struct config *c, const char *tensor, int *layer
 		return "multi-token prediction";
 	if (strncmp(tensor, "model.visual.", 13) == 0 || strncmp(tensor, "visual.", 7) == 0)
 		return "vision";
-	if (sscanf(tensor, "model.layers.%9d.%n", &l, &end) != 1 || end == 0 || l < c->num_hidden_layers)
+	if (sscanf(tensor, "model.layers.%9d.%n", &l, &end) != 1 || end == 0 ||
+	    l < c->num_hidden_layers)
 		return NULL;
 	*layer = l;
 	return "multi-token prediction";

@@ -1,7 +1,8 @@
 /*
- * arch: families of models. One file NAME.c per family turns its config.json into a struct config with a block per
- * layer, says how it calls its tensors, and lists the keys it reads and those it may ignore. What is in no list is
- * refused, because a key that is passed over in silence gives other numbers than the model's.
+ * arch: families of models. One file NAME.c per family turns its config.json into a struct config
+ * with a block per layer, says how it calls its tensors, and lists the keys it reads and those it
+ * may ignore. What is in no list is refused, because a key that is passed over in silence gives
+ * other numbers than the model's.
  */
 #ifndef CHR_ARCH_H
 #define CHR_ARCH_H
@@ -13,7 +14,8 @@
 #include "arch/param.h"
 #include "base/opt.h"
 
-struct key_fallback {		/* where a family means something else by an absent key; ends with NULL */
+/* where a family means something else by an absent key; ends with NULL */
+struct key_fallback {
 	const char *key;
 	double value;
 };
@@ -22,7 +24,8 @@ struct key_alias {		/* a key of struct key in the family's spelling; ends with N
 	const char *key, *theirs;
 };
 
-struct key_off {		/* a key that may be ignored with this value (JSON text), or any (NULL) */
+/* a key that may be ignored with this value (JSON text), or any (NULL) */
+struct key_off {
 	const char *key, *value;
 };
 
@@ -32,18 +35,23 @@ struct arch {
 	const struct key *const *keys;		/* tables of plain values; ends with NULL */
 	const struct key_fallback *fallbacks;	/* may be NULL, like all that follow */
 	const struct key_alias *aliases;
-	const char *const *reads;		/* keys that read() looks at, besides; ends with NULL */
+	/* keys that read() looks at, besides; ends with NULL */
+	const char *const *reads;
 	const struct key_off *ignores;		/* ends with a NULL key */
 	const struct param_name *names;
-	bool ours;				/* config_to_json() writes every key of chr-model(5) */
+	/* config_to_json() writes every key of chr-model(5) */
+	bool ours;
 	int (*read)(struct config *c, const struct keys *k);	/* after the plain values */
 };
 
-extern const struct arch arch_chronos, arch_qwen3_moe;
+extern const struct arch arch_chronos, arch_llama, arch_mixtral, arch_olmoe, arch_qwen2,
+    arch_qwen2_moe, arch_qwen3, arch_qwen3_moe;
 
-/* The family of a config, by model_type, else by architectures; NULL with EX_DATAERR when it is none of these. */
+/* The family of a config, by model_type, else by architectures; NULL with EX_DATAERR when it is
+ * none of these. */
 const struct arch *arch_find(const json_t *o, const char *name, struct err *e);
-const char *arch_spelling(const struct arch *a, const json_t *raw, const char *key);	/* of a key in this file */
+/* of a key in this file */
+const char *arch_spelling(const struct arch *a, const json_t *raw, const char *key);
 bool arch_knows(const struct arch *a, const char *key);		/* does it read the key? */
 /* Plain values of the tables. */
 int arch_read_keys(struct config *c, const struct keys *k);
@@ -51,11 +59,13 @@ int arch_read_keys(struct config *c, const struct keys *k);
 int arch_check_keys(const struct keys *k);
 int arch_check_key(const struct keys *k, const char *key, const json_t *v, const char *shown);
 
-/* A tensor that inference and training do without, whatever the family: why, or NULL. *layer: it is of a layer beyond
- * those of the config, and harmless only where that layer is one of multi-token prediction (arch_mtp_mark). */
+/* A tensor that inference and training do without, whatever the family: why, or NULL. *layer: it is
+ * of a layer beyond those of the config, and harmless only where that layer is one of multi-token
+ * prediction (arch_mtp_mark). */
 const char *arch_harmless(const struct config *c, const char *tensor, int *layer);
 void arch_mtp_mark(int layer, char name[64]);	/* the tensor by which such a layer is known */
 
-extern struct opt arch_opts[];			/* --ignore-key, of every program that opens models */
+/* --ignore-key, of every program that opens models */
+extern struct opt arch_opts[];
 
 #endif

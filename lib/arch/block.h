@@ -1,8 +1,10 @@
 /*
- * block: what one layer of a network computes, in terms that training, decoding, planning and packing all read. A
- * family (arch.h) fills one per layer from its config.json; maths that a block cannot say is refused by name there.
+ * block: what one layer of a network computes, in terms that training, decoding, planning and
+ * packing all read. A family (arch.h) fills one per layer from its config.json; maths that a block
+ * cannot say is refused by name there.
  *
- * Letters as in config.h. What is the same in every layer (D, H, G, d, E, K, epsilon) stays in struct config.
+ * Letters as in config.h. What is the same in every layer (D, H, G, d, E, K, epsilon) stays in
+ * struct config.
  */
 #ifndef CHR_BLOCK_H
 #define CHR_BLOCK_H
@@ -27,7 +29,7 @@ struct block {
 	enum attn_kind attn;
 	int window;		/* ATTN_SLIDING: positions that a token sees, itself included */
 	enum qk_norm qk_norm;
-	bool qkv_bias;		/* q, k and v have a bias each */
+	bool qkv_bias, o_bias;	/* q, k and v have a bias each; the output projection has one */
 	struct rope rope;	/* of its width: d, or r of MLA */
 	int latent, nope;	/* MLA: C, and the part of a head without positions */
 
@@ -47,6 +49,7 @@ static inline double block_shared_weight(const struct block *b, double times)
 
 /* FFNs that every row passes: the shared experts, or the one MLP of a dense layer. */
 static inline int block_fixed(const struct block *b) { return b->sparse ? b->shared : 1; }
-static inline int block_fixed_width(const struct block *b) { return b->sparse ? b->shared_width : b->width; }
+static inline int block_fixed_width(const struct block *b) { return b->sparse ? b->shared_width
+    : b->width; }
 
 #endif

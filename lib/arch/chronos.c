@@ -60,10 +60,12 @@ const char *const chronos_reads[] = {
 static const struct key_off ignores[] = {
 	{ "hidden_act", "\"silu\"" }, { "attention_bias", "false" }, { "mlp_bias", "false" },
 	{ "attention_dropout", NULL },
-	{ "vram_budget_gb", NULL }, { "prefetch_depth", NULL }, { "pinned_memory_max_fraction", NULL },
+	{ "vram_budget_gb", NULL }, { "prefetch_depth", NULL }, { "pinned_memory_max_fraction",
+	NULL },
 	{ "storage_format", NULL }, { "cluster_manifest_path", NULL },
 	{ "offload_miss_policy_default", NULL }, { "recommended_resident_experts", NULL },
-	{ "offload_working_set_experts", NULL }, { "max_seq_len", NULL }, { "max_window_layers", NULL },
+	{ "offload_working_set_experts", NULL }, { "max_seq_len", NULL }, { "max_window_layers",
+	NULL },
 	{ 0 }
 };
 
@@ -121,7 +123,8 @@ static bool absent(const json_t *o, const char *key)
 	return !v || json_is_null(v);
 }
 
-/* As the reference has it: an absent value is its own default, and the ramp ends within the pairs. */
+/* As the reference has it: an absent value is its own default, and the ramp ends within the
+ * pairs. */
 static int read_rope(struct config *c, const struct keys *k)
 {
 	const char *key = keys_get(k, "rope_scaling") ? "rope_scaling" : "rope_parameters";
@@ -158,7 +161,8 @@ static int read_scope(struct config *c, const struct keys *k)
 	if (!name || (strcmp(name, "layer_mean") != 0 && strcmp(name, "per_layer") != 0))
 		return keys_bad(k, "lookahead_scope", "must be layer_mean or per_layer");
 	if ((strcmp(name, "per_layer") == 0) != c->lookahead_per_layer)
-		return keys_bad(k, "lookahead_scope", c->format == 2 ? "must be per_layer in format 2" :
+		return keys_bad(k, "lookahead_scope", c->format == 2
+		    ? "must be per_layer in format 2" :
 		    "must be layer_mean in format 1");
 	return 0;
 }
@@ -182,7 +186,8 @@ static int resolve_rope_dim(struct config *c, const struct keys *k)
 	if (c->rope_dim == 0)
 		c->rope_dim = half > 32 ? 32 : half;
 	if (c->rope_dim < 2 || c->rope_dim % 2 || c->rope_dim >= d)
-		return keys_bad(k, "rope_dim", "%d must be even and below head_dim %d", c->rope_dim, d);
+		return keys_bad(k, "rope_dim", "%d must be even and below head_dim %d", c->rope_dim,
+		    d);
 	return 0;
 }
 

@@ -10,12 +10,14 @@
 #include "base/file.h"
 #include "base/jsonfile.h"
 
-/* A key given on the command line must count: it drops the key of the file that would go before it. */
+/* A key given on the command line must count: it drops the key of the file that would go before
+ * it. */
 static void drop_stronger(const struct arch *a, json_t *o, const char *key)
 {
 	static const struct { const char *key, *stronger; } pairs[] = {
 		{ "use_hybrid_attention", "layer_types" }, { "use_moe", "mlp_layer_types" },
-		{ "decoder_sparse_step", "mlp_layer_types" }, { "mlp_only_layers", "mlp_layer_types" },
+		{ "decoder_sparse_step", "mlp_layer_types" }, { "mlp_only_layers",
+		"mlp_layer_types" },
 		{ "rope_parameters", "rope_scaling" }, { "inference_rope_scaling", "rope_scaling" },
 		{ "sliding_window", "sliding_window_size" },
 	};
@@ -62,7 +64,8 @@ static json_t *respell(const struct keys *k)
 		if (!(theirs = json_object_get(o, x->theirs)))
 			continue;
 		if (own && !json_is_null(own) && !json_equal(own, theirs)) {
-			err_set(k->e, EX_DATAERR, "%s: %s and %s differ", k->name, x->key, x->theirs);
+			err_set(k->e, EX_DATAERR, "%s: %s and %s differ", k->name, x->key,
+			    x->theirs);
 			json_decref(o);
 			return NULL;
 		}
@@ -72,9 +75,9 @@ static json_t *respell(const struct keys *k)
 	return o;
 }
 
-/* The reference's weight is of a raw sum over layers and choices. On a term that is 1 at even load it lets routers
- * collapse: 8 layers of 16 experts, 150 steps of 1,024 tokens of shared text, load entropy 0.4-0.7 at 0.02, 0.94 at
- * 0.1. */
+/* The reference's weight is of a raw sum over layers and choices. On a term that is 1 at even load
+ * it lets routers collapse: 8 layers of 16 experts, 150 steps of 1,024 tokens of shared text, load
+ * entropy 0.4-0.7 at 0.02, 0.94 at 0.1. */
 static void balance_default(struct config *c, const struct keys *k)
 {
 	if (c->format == 2 && !keys_get(k, "lambda_balance"))
@@ -149,7 +152,8 @@ static json_t *layer_list(const struct config *c, bool mlp)
 	json_t *a = json_array();
 
 	for (int i = 0; i < c->num_hidden_layers; i++)
-		json_array_append_new(a, json_string(mlp ? (c->block[i].sparse ? "sparse" : "dense") :
+		json_array_append_new(a, json_string(mlp ? (c->block[i].sparse ? "sparse"
+		    : "dense") :
 		    chronos_attn_names[c->block[i].attn]));
 	return a;
 }
@@ -182,7 +186,8 @@ static json_t *rope_json(const struct rope *r)
 	if (r->kind == ROPE_LINEAR)
 		return json_pack("{s:s, s:f}", "type", "linear", "factor", r->factor);
 	if (r->kind == ROPE_LLAMA3)
-		return json_pack("{s:s, s:f, s:i, s:f, s:f}", "rope_type", "llama3", "factor", r->factor,
+		return json_pack("{s:s, s:f, s:i, s:f, s:f}", "rope_type", "llama3", "factor",
+		    r->factor,
 		    "original_max_position_embeddings", r->original_max, "low_freq_factor", r->slow,
 		    "high_freq_factor", r->fast);
 	if (r->kind == ROPE_DEFAULT)
@@ -234,6 +239,15 @@ void config_free(struct config *c)
 {
 	json_decref(c->raw);
 	c->raw = NULL;
+}
+
+bool config_biased(const struct config *c)
+{
+	bool any = false;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		any |= c->block[l].qkv_bias || c->block[l].o_bias;
+	return any;
 }
 
 const struct rope *config_rope(const struct config *c, bool mla)

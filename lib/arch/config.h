@@ -1,10 +1,11 @@
 /*
- * config: config.json of a model directory: the sizes of a network, and a block for each of its layers (block.h). Which
- * keys a file may have, and what they mean, is a matter of its family (arch.h).
+ * config: config.json of a model directory: the sizes of a network, and a block for each of its
+ * layers (block.h). Which keys a file may have, and what they mean, is a matter of its family
+ * (arch.h).
  *
- * Dimension letters used in all of lib/: B batch, T tokens of a sequence, R = B*T rows, D hidden_size, L layers, H
- * heads, G key/value heads, d head_dim, C latent, r rope_dim, E experts, K experts per token, S shared experts, F
- * moe_intermediate_size, V vocabulary.
+ * Dimension letters used in all of lib/: B batch, T tokens of a sequence, R = B*T rows, D
+ * hidden_size, L layers, H heads, G key/value heads, d head_dim, C latent, r rope_dim, E experts, K
+ * experts per token, S shared experts, F moe_intermediate_size, V vocabulary.
  */
 #ifndef CHR_CONFIG_H
 #define CHR_CONFIG_H
@@ -34,11 +35,12 @@ struct config {
 	int kv_latent_dim, rope_dim, sliding_window_size;
 	double rope_theta, rms_norm_eps;
 	int max_position_embeddings;
-	struct rope rope;		/* of full and sliding attention, before format 1 decides whether it counts */
+	/* of full and sliding attention, before format 1 decides whether it counts */
+	struct rope rope;
 	struct block block[CFG_MAX_LAYERS];
 	int num_sparse;			/* count of sparse layers */
-	int lookahead_steps;		/* 0: no lookahead head; else it has lookahead_steps+1 offsets, 0 = this
-					   token */
+	/* 0: no lookahead head; else it has lookahead_steps+1 offsets, 0 = this token */
+	int lookahead_steps;
 	bool lookahead_per_layer;	/* lookahead_scope */
 	double lambda_balance, lambda_temporal, lambda_lookahead, lambda_lookahead_topk,
 	       lambda_lookahead_union, lambda_router_locality, lambda_router_anchor, lambda_ahead;
@@ -47,8 +49,9 @@ struct config {
 	json_t *raw;			/* the object as read, with overrides; owned */
 };
 
-/* Reads a file (a config.json, or a directory that holds one). sets: n strings "key=value" applied before checking,
- * value parsed as JSON, else taken as a string; an unknown key is EX_USAGE. 0 or -1; messages name file and key. */
+/* Reads a file (a config.json, or a directory that holds one). sets: n strings "key=value" applied
+ * before checking, value parsed as JSON, else taken as a string; an unknown key is EX_USAGE. 0 or
+ * -1; messages name file and key. */
 int config_load(struct config *c, const char *path, int nsets, const char *const sets[],
     struct err *e);
 int config_from_json(struct config *c, const json_t *o, int nsets, const char *const sets[],
@@ -57,15 +60,19 @@ int config_from_json(struct config *c, const json_t *o, int nsets, const char *c
 json_t *config_to_json(const struct config *c);
 void config_free(struct config *c);
 
-/* Outputs of the lookahead head: (lookahead_steps+1) * E, times num_sparse when per layer. 0 without a head. Row
- * (k*num_sparse + i)*E + e is offset k, i-th sparse layer, expert e; step-major as in the reference. */
+/* Outputs of the lookahead head: (lookahead_steps+1) * E, times num_sparse when per layer. 0
+ * without a head. Row (k*num_sparse + i)*E + e is offset k, i-th sparse layer, expert e; step-major
+ * as in the reference. */
 int config_lookahead_rows(const struct config *c);
-/* Pairs of consecutive sparse layers whose later router is trained to be foreseen from the earlier one's input. */
+/* Pairs of consecutive sparse layers whose later router is trained to be foreseen from the earlier
+ * one's input. */
 static inline int config_ahead_pairs(const struct config *c)
 {
 	return c->lambda_ahead > 0 && c->num_sparse > 1 ? c->num_sparse - 1 : 0;
 }
-/* The positions of the layers with or without MLA, which are all alike; NULL: there is no such layer. */
+bool config_biased(const struct config *c);	/* has any layer a bias? */
+/* The positions of the layers with or without MLA, which are all alike; NULL: there is no such
+ * layer. */
 const struct rope *config_rope(const struct config *c, bool mla);
 static inline int config_kv_width(const struct config *c)
 {

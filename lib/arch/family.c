@@ -20,7 +20,8 @@ const struct key family_keys[] = {
 	{ "tie_word_embeddings", KEY_BOOL, AT(tie_word_embeddings), 0, 0, 0 },
 	{ "rope_theta", KEY_REAL, AT(rope_theta), 1e4, 1, 1e18 },
 	{ "rms_norm_eps", KEY_REAL, AT(rms_norm_eps), 1e-6, 0, 1 },
-	{ "max_position_embeddings", KEY_INT, AT(max_position_embeddings), KEY_REQUIRED, 1, 1 << 30 },
+	{ "max_position_embeddings", KEY_INT, AT(max_position_embeddings), KEY_REQUIRED, 1,
+	1 << 30 },
 	{ "bos_token_id", KEY_ID, AT(bos_token_id), -1, -1, INT_MAX },
 	{ "eos_token_id", KEY_ID, AT(eos_token_id), -1, -1, INT_MAX },
 	{ "pad_token_id", KEY_ID, AT(pad_token_id), -1, -1, INT_MAX },
@@ -28,9 +29,17 @@ const struct key family_keys[] = {
 };
 
 const struct key family_moe_keys[] = {
-	{ "moe_intermediate_size", KEY_INT, AT(moe_intermediate_size), KEY_REQUIRED, 0, 1 << 24 },
 	{ "num_experts", KEY_INT, AT(num_experts), KEY_REQUIRED, 0, 4096 },
 	{ "num_experts_per_tok", KEY_INT, AT(num_experts_per_tok), KEY_REQUIRED, 1, 4096 },
+	{ 0 }
+};
+
+const struct key family_moe_width_keys[] = {
+	{ "moe_intermediate_size", KEY_INT, AT(moe_intermediate_size), KEY_REQUIRED, 1, 1 << 24 },
+	{ 0 }
+};
+
+const struct key family_norm_topk_keys[] = {
 	{ "norm_topk_prob", KEY_BOOL, AT(norm_topk_prob), 0, 0, 0 },
 	{ 0 }
 };
@@ -56,7 +65,8 @@ int family_heads(struct config *c, const struct keys *k)
 	if (c->num_key_value_heads == 0)
 		c->num_key_value_heads = c->num_attention_heads;
 	if (c->num_attention_heads % c->num_key_value_heads)
-		return keys_bad(k, "num_key_value_heads", "%d does not divide num_attention_heads %d",
+		return keys_bad(k, "num_key_value_heads",
+		    "%d does not divide num_attention_heads %d",
 		    c->num_key_value_heads,
 		    c->num_attention_heads);
 	if (c->head_dim == 0) {
@@ -67,13 +77,15 @@ int family_heads(struct config *c, const struct keys *k)
 		c->head_dim = c->hidden_size / c->num_attention_heads;
 	}
 	if (c->head_dim % 2)
-		return keys_bad(k, "head_dim", "%d is odd: rotary positions need pairs", c->head_dim);
+		return keys_bad(k, "head_dim", "%d is odd: rotary positions need pairs",
+		    c->head_dim);
 	return 0;
 }
 
 int family_sparse_step(struct config *c, const struct keys *k)
 {
-	const json_t *dense = keys_get(k, "mlp_only_layers"), *v = keys_get(k, "decoder_sparse_step");
+	const json_t *dense = keys_get(k, "mlp_only_layers"), *v = keys_get(k,
+	    "decoder_sparse_step");
 	int step = 1, layer = 0;
 
 	if (v && keys_int(k, "decoder_sparse_step", v, 1, INT_MAX, &step) < 0)
@@ -196,7 +208,8 @@ static int rope_kind(struct rope *r, const char *key, const json_t *o, const str
 	while (type && i < n && strcmp(type, rope_names[i]) != 0)
 		i++;
 	if (i == n)
-		return keys_bad(k, key, "type %s is not supported, only default, linear, llama3 and yarn",
+		return keys_bad(k, key,
+		    "type %s is not supported, only default, linear, llama3 and yarn",
 		    type);
 	if (!type && json_object_get(o, "factor"))
 		return keys_bad(k, key, "has a factor and no type");
@@ -250,4 +263,82 @@ int family_ids(struct config *c, const struct keys *k)
 		*id = -1;
 	}
 	return 0;
+}
+
+int family_begin(struct config *c, const struct keys *k)
+{
+	c->num_experts_per_tok = c->num_experts_per_tok > 0 ? c->num_experts_per_tok : 1;
+	c->lookahead_per_layer = c->format == 2;
+	if (c->intermediate_size < 1)
+		return keys_bad(k, "intermediate_size", "must be at least 1");
+	if (family_heads(c, k) < 0 || family_rope(c, k, c->head_dim) < 0)
+		return -1;
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		c->block[l].rope = c->rope;
+		c->block[l].width = c->intermediate_size;
+	}
+	return family_sparse_done(c, k);
+}
+
+int family_attention_bias(struct config *c, const struct keys *k)
+{
+	bool bias = false;
+
+	if (keys_bool(k, "attention_bias", false, &bias) < 0)
+		return -1;
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		c->block[l].qkv_bias = c->block[l].o_bias = bias;
+	return 0;
+}
+
+int family_windows(struct config *c, const struct keys *k, const bool *wanted)
+{
+	static const char *const names[] = { "full_attention", "sliding_attention" };
+	const json_t *v = keys_get(k, "sliding_window");
+	int type[CFG_MAX_LAYERS], width = 0;
+	bool found, slides = false;
+
+	if (keys_list(k, "layer_types", c->num_hidden_layers, names, 2, type, &found) < 0)
+		return -1;
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		slides |= found ? type[l] == 1 : wanted[l];
+	if (!slides)
+		return 0;
+	if (!v)
+		return keys_bad(k, "sliding_window", "is missing, and layers slide");
+	if (keys_int(k, "sliding_window", v, 1, 1 << 30, &width) < 0)
+		return -1;
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if (found ? type[l] == 1 : wanted[l]) {
+			c->block[l].attn = ATTN_SLIDING;
+			c->block[l].window = width;
+		}
+	return 0;
+}
+
+int family_late_windows(struct config *c, const struct keys *k)
+{
+	const json_t *v = keys_get(k, "max_window_layers");
+	bool slide = false, wanted[CFG_MAX_LAYERS];
+	int from = 28;		/* as in transformers */
+
+	if (keys_bool(k, "use_sliding_window", false, &slide) < 0 ||
+	    (v && keys_int(k, "max_window_layers", v, 0, INT_MAX, &from) < 0))
+		return -1;
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		wanted[l] = slide && l >= from && keys_get(k, "sliding_window");
+	return family_windows(c, k, wanted);
+}
+
+int family_experts(struct config *c, const struct keys *k)
+{
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		struct block *b = &c->block[l];
+
+		if (!b->sparse)
+			continue;
+		b->width = c->moe_intermediate_size;
+		b->renormalised = c->norm_topk_prob;
+	}
+	return family_sparse_done(c, k);
 }

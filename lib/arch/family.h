@@ -9,24 +9,44 @@
 
 #define KEY_AT(x) offsetof(struct config, x)
 
-/* Tables of plain values: sizes and ids of any model; of routed experts; of training, ours. End with a NULL key. */
-extern const struct key family_keys[], family_moe_keys[], family_train_keys[];
+/* Tables of plain values: sizes and ids of any model; routed experts; the width of one and whether
+ * weights are renormalised, where a family has such keys; training, which is ours. End with a NULL
+ * key. */
+extern const struct key family_keys[], family_moe_keys[], family_moe_width_keys[],
+    family_norm_topk_keys[], family_train_keys[];
+
+/* What most published families have in common: heads, positions, and in every layer full attention
+ * and a dense MLP; the caller adds what it has besides. */
+int family_begin(struct config *c, const struct keys *k);
+/* attention_bias: q, k, v and o. */
+int family_attention_bias(struct config *c, const struct keys *k);
+/* The windows of layers: layer_types where it is there, else wanted[l]; `window` is their width,
+ * NULL where the config has none. */
+int family_windows(struct config *c, const struct keys *k, const bool *wanted);
+/* use_sliding_window, for the layers from max_window_layers on (Qwen). */
+int family_late_windows(struct config *c, const struct keys *k);
+/* All layers that are sparse get experts of moe_intermediate_size; ends the reading of a family
+ * with experts. */
+int family_experts(struct config *c, const struct keys *k);
 
 /* Keys of our own models, which also models have that were published and trained here. */
 extern const struct key chronos_keys[];
 extern const char *const chronos_reads[];
 extern const char *const chronos_attn_names[];		/* by enum attn_kind */
-/* Everything that follows from them, blocks too. published: absent keys mean what they mean in transformers. */
+/* Everything that follows from them, blocks too. published: absent keys mean what they mean in
+ * transformers. */
 int chronos_layers(struct config *c, const struct keys *k, bool published);
 
 /* head_dim where it is absent, and whether heads divide. */
 int family_heads(struct config *c, const struct keys *k);
 /* decoder_sparse_step and mlp_only_layers. */
 int family_sparse_step(struct config *c, const struct keys *k);
-int family_sparse_done(struct config *c, const struct keys *k);	/* counts sparse layers and checks experts */
-/* rope_scaling or rope_parameters as transformers understands them, into c->rope for heads of which `width` elements
- * turn. */
+/* counts sparse layers and checks experts */
+int family_sparse_done(struct config *c, const struct keys *k);
+/* rope_scaling or rope_parameters as transformers understands them, into c->rope for heads of which
+ * `width` elements turn. */
 int family_rope(struct config *c, const struct keys *k, int width);
-int family_ids(struct config *c, const struct keys *k);		/* token ids against the vocabulary */
+/* token ids against the vocabulary */
+int family_ids(struct config *c, const struct keys *k);
 
 #endif

@@ -52,7 +52,8 @@ int keys_int(const struct keys *k, const char *key, const json_t *v, double lo, 
 	if (!json_is_integer(v))
 		return keys_bad(k, key, "must be an integer");
 	if ((double)json_integer_value(v) < lo || (double)json_integer_value(v) > hi)
-		return keys_bad(k, key, "%lld is outside %.0f..%.0f", (long long)json_integer_value(v),
+		return keys_bad(k, key, "%lld is outside %.0f..%.0f",
+		    (long long)json_integer_value(v),
 		    lo, hi);
 	*out = (int)json_integer_value(v);
 	return 0;
@@ -110,7 +111,8 @@ int keys_list(const struct keys *k, const char *key, int layers, const char *con
 	if (!json_is_array(v))
 		return keys_bad(k, key, "must be a list");
 	if (json_array_size(v) != (size_t)layers)
-		return keys_bad(k, key, "has %zu entries, num_hidden_layers is %d", json_array_size(v),
+		return keys_bad(k, key, "has %zu entries, num_hidden_layers is %d",
+		    json_array_size(v),
 		    layers);
 	for (int i = 0; i < layers; i++) {
 		const char *name = json_string_value(json_array_get(v, (size_t)i));

@@ -1,6 +1,6 @@
 /*
- * keys: reading the keys of one config.json, for the files of families. Every failure names the file, or the --set
- * that brought the value, and the key.
+ * keys: reading the keys of one config.json, for the files of families. Every failure names the
+ * file, or the --set that brought the value, and the key.
  */
 #ifndef CHR_KEYS_H
 #define CHR_KEYS_H
@@ -28,7 +28,8 @@ enum key_kind { KEY_INT, KEY_ID, KEY_REAL, KEY_BOOL };
 
 #define KEY_REQUIRED (-1e300)		/* a fallback: the key must be there */
 
-/* A plain value of struct config, and the range that keeps every product of two of them inside int64_t. */
+/* A plain value of struct config, and the range that keeps every product of two of them inside
+ * int64_t. */
 struct key {
 	const char *key;
 	enum key_kind kind;
@@ -41,11 +42,15 @@ int keys_bad(const struct keys *k, const char *key, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 const json_t *keys_get(const struct keys *k, const char *key);	/* NULL: absent or null */
 int keys_bool(const struct keys *k, const char *key, bool fallback, bool *out);
-int keys_int(const struct keys *k, const char *key, const json_t *v, double lo, double hi, int *out);
-int keys_real(const struct keys *k, const char *key, const json_t *v, double lo, double hi, double *out);
+int keys_int(const struct keys *k, const char *key, const json_t *v, double lo, double hi,
+    int *out);
+int keys_real(const struct keys *k, const char *key, const json_t *v, double lo, double hi,
+    double *out);
 int keys_read(const struct keys *k, const struct key *f, double fallback, struct config *c);
-/* A list of n names, one a layer; out[i] is the index of entry i in names. *found: the key was there. */
-int keys_list(const struct keys *k, const char *key, int n, const char *const *names, int nnames, int *out,
+/* A list of n names, one a layer; out[i] is the index of entry i in names. *found: the key was
+ * there. */
+int keys_list(const struct keys *k, const char *key, int n, const char *const *names, int nnames,
+    int *out,
     bool *found);
 
 #endif

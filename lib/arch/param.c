@@ -26,7 +26,8 @@ const struct param_class param_class[P_KINDS] = {
 	    PARAM_DECAYS | PARAM_QUANTISES | PARAM_LATE },
 	[P_NORM] = { "model.norm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, PARAM_LATE },
 	[P_IN_NORM] = { LAYER "input_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, 0 },
-	[P_POST_NORM] = { LAYER "post_attention_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, 0 },
+	[P_POST_NORM] = { LAYER "post_attention_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
+	    0 },
 	[P_Q] = { ATTN "q_proj.weight", WHEN_GQA, DIM_Q, DIM_D, PRODUCT },
 	[P_K] = { ATTN "k_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
 	[P_V] = { ATTN "v_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
@@ -45,14 +46,18 @@ const struct param_class param_class[P_KINDS] = {
 	[P_KROPE] = { ATTN "k_rope_proj.weight", WHEN_MLA, DIM_GR, DIM_C, MATRIX },
 	[P_MLA_V] = { ATTN "v_proj.weight", WHEN_MLA, DIM_KV, DIM_C, MATRIX },
 	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_Q, PRODUCT },
+	[P_O_BIAS] = { ATTN "o_proj.bias", WHEN_O_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
 	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
 	[P_EXP_GATE] = { MLP "experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
 	[P_EXP_UP] = { MLP "experts.%d.up_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
 	[P_EXP_DOWN] = { MLP "experts.%d.down_proj.weight", WHEN_SPARSE, DIM_D, DIM_F, EXPERT },
-	[P_SH_GATE] = { MLP "shared_experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_SF, DIM_D, SHARED },
+	[P_SH_GATE] = { MLP "shared_experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_SF, DIM_D,
+	    SHARED },
 	[P_SH_UP] = { MLP "shared_experts.%d.up_proj.weight", WHEN_SPARSE, DIM_SF, DIM_D, SHARED },
-	[P_SH_DOWN] = { MLP "shared_experts.%d.down_proj.weight", WHEN_SPARSE, DIM_D, DIM_SF, SHARED },
-	[P_SH_SIGMOID] = { MLP "shared_expert_gate.weight", WHEN_SHARED_GATE, DIM_ONE, DIM_D, MATRIX },
+	[P_SH_DOWN] = { MLP "shared_experts.%d.down_proj.weight", WHEN_SPARSE, DIM_D, DIM_SF,
+	    SHARED },
+	[P_SH_SIGMOID] = { MLP "shared_expert_gate.weight", WHEN_SHARED_GATE, DIM_ONE, DIM_D,
+	    MATRIX },
 	[P_MLP_GATE] = { MLP "gate_proj.weight", WHEN_DENSE, DIM_F, DIM_D, DENSE },
 	[P_MLP_UP] = { MLP "up_proj.weight", WHEN_DENSE, DIM_F, DIM_D, DENSE },
 	[P_MLP_DOWN] = { MLP "down_proj.weight", WHEN_DENSE, DIM_D, DIM_F, DENSE },
@@ -101,6 +106,7 @@ static bool present(const struct config *c, const struct block *b, enum param_wh
 	case WHEN_LOOK: return config_lookahead_rows(c) > 0;
 	case WHEN_GQA: return !mla;
 	case WHEN_QKV_BIAS: return !mla && b->qkv_bias;
+	case WHEN_O_BIAS: return b->o_bias;
 	case WHEN_QK_NORM: return !mla && b->qk_norm != QK_NORM_NONE;
 	case WHEN_MLA: return mla;
 	case WHEN_SPARSE: return b->sparse;
@@ -144,7 +150,8 @@ static void add(struct build *b, enum param_kind kind, int layer, int expert)
 {
 	struct params *ps = b->ps;
 	const struct block *block = layer >= 0 ? &b->c->block[layer] : NULL;
-	int at = kind * (ps->layers + 1) + layer + 1, cols = dim(b->c, block, param_class[kind].cols);
+	int at = kind * (ps->layers + 1) + layer + 1, cols = dim(b->c, block,
+	    param_class[kind].cols);
 	struct param *p = &ps->p[ps->n];
 
 	memset(p, 0, sizeof *p);
@@ -178,7 +185,8 @@ static void add_layer(struct build *b, int l)
 	for (int k = P_IN_NORM; k < P_LOOK0; k++)
 		if (k == P_EXP_GATE || k == P_SH_GATE)
 			add_experts(b, (enum param_kind)k, l);
-		else if (!is_expert_kind((enum param_kind)k) && copies(b->c, &b->c->block[l], (enum param_kind)k))
+		else if (!is_expert_kind((enum param_kind)k) && copies(b->c, &b->c->block[l],
+		    (enum param_kind)k))
 			add(b, (enum param_kind)k, l, -1);
 }
 
@@ -248,8 +256,10 @@ int params_build(struct params *ps, const struct config *c, struct err *e)
 
 	memset(ps, 0, sizeof *ps);
 	if (room > PARAMS_MAX)
-		return err_set(e, EX_DATAERR, "config asks for %lld tensors (%d layers, %d experts); at most %d "
-		    "are supported", (long long)room, c->num_hidden_layers, c->num_experts, PARAMS_MAX);
+		return err_set(e, EX_DATAERR,
+		    "config asks for %lld tensors (%d layers, %d experts); at most %d "
+		    "are supported", (long long)room, c->num_hidden_layers, c->num_experts,
+		    PARAMS_MAX);
 	ps->layers = c->num_hidden_layers;
 	ps->first = malloc(nfirst * sizeof *ps->first);
 	ps->p = malloc((size_t)room * sizeof *ps->p);

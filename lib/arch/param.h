@@ -1,6 +1,7 @@
 /*
- * param: the parameters of a network. One table says of each kind what it is called, its shape, when a layer has it
- * and how it is treated; the list of a model's parameters follows from it and the blocks of its config.
+ * param: the parameters of a network. One table says of each kind what it is called, its shape,
+ * when a layer has it and how it is treated; the list of a model's parameters follows from it and
+ * the blocks of its config.
  */
 #ifndef CHR_PARAM_H
 #define CHR_PARAM_H
@@ -12,16 +13,20 @@
 
 struct config;
 
-/* In the order in which the parameters of a layer lie in a file. gate, up and down of an FFN follow each other. */
+/* In the order in which the parameters of a layer lie in a file. gate, up and down of an FFN follow
+ * each other. */
 enum param_kind {
 	P_EMBED, P_HEAD, P_NORM, P_IN_NORM, P_POST_NORM,
-	P_Q, P_K, P_V, P_Q_BIAS, P_K_BIAS, P_V_BIAS, P_QNORM, P_KNORM,	/* full and sliding attention */
-	P_QNOPE, P_QROPE, P_QNOPE_NORM, P_QROPE_NORM, P_KVDOWN, P_KVDOWN_NORM, P_KNOPE, P_KROPE, P_MLA_V,
-	P_O,							/* of any attention */
+	/* full and sliding attention */
+	P_Q, P_K, P_V, P_Q_BIAS, P_K_BIAS, P_V_BIAS, P_QNORM, P_KNORM,
+	P_QNOPE, P_QROPE, P_QNOPE_NORM, P_QROPE_NORM, P_KVDOWN, P_KVDOWN_NORM, P_KNOPE, P_KROPE,
+	P_MLA_V,
+	P_O, P_O_BIAS,						/* of any attention */
 	P_GATE,							/* router (E, D) */
 	P_EXP_GATE, P_EXP_UP, P_EXP_DOWN,			/* routed experts */
 	P_SH_GATE, P_SH_UP, P_SH_DOWN,				/* shared experts */
-	P_SH_SIGMOID,						/* gate of the shared expert (1, D) */
+	/* gate of the shared expert (1, D) */
+	P_SH_SIGMOID,
 	P_MLP_GATE, P_MLP_UP, P_MLP_DOWN,			/* dense layers */
 	P_LOOK0, P_LOOK2,
 	P_KINDS
@@ -29,7 +34,8 @@ enum param_kind {
 
 enum param_trait {
 	PARAM_DECAYS = 1 << 0,		/* weight decay applies */
-	PARAM_QUANTISES = 1 << 1,	/* may be stored in blocks: not the router, which decides, nor what
+	PARAM_QUANTISES = 1 << 1,	/* may be stored in blocks: not the router, which decides,
+	    nor what
 					   the engine keeps transposed */
 	PARAM_ADAPTS = 1 << 2,		/* may have an adapter (LoRA) */
 	PARAM_ROUTED = 1 << 3,		/* of a routed expert: streamed, divided over ranks */
@@ -44,15 +50,18 @@ enum param_trait {
 
 /* What a parameter's shape is made of. */
 enum param_dim {
-	DIM_NONE, DIM_ONE, DIM_V, DIM_D, DIM_QUARTER, DIM_LOOK,		/* D/4, outputs of the lookahead head */
+	/* D/4, outputs of the lookahead head */
+	DIM_NONE, DIM_ONE, DIM_V, DIM_D, DIM_QUARTER, DIM_LOOK,
 	DIM_Q, DIM_KV, DIM_QNORM, DIM_KNORM,				/* H*d, G*d; d or these */
 	DIM_N, DIM_R, DIM_C, DIM_HN, DIM_HR, DIM_GN, DIM_GR,		/* MLA */
-	DIM_E, DIM_F, DIM_SF						/* width of the block's FFN, of its shared */
+	/* width of the block's FFN, of its shared */
+	DIM_E, DIM_F, DIM_SF
 };
 
 /* Which layers have it, or whether the model does. */
 enum param_when {
-	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_GQA, WHEN_QKV_BIAS, WHEN_QK_NORM, WHEN_MLA, WHEN_SPARSE,
+	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_GQA, WHEN_QKV_BIAS, WHEN_O_BIAS, WHEN_QK_NORM,
+	WHEN_MLA, WHEN_SPARSE,
 	WHEN_SHARED_GATE, WHEN_DENSE
 };
 
@@ -74,14 +83,18 @@ struct param_name {
 struct param {
 	char name[104];			/* tensor name in model.safetensors */
 	enum param_kind kind;
-	int layer, expert;		/* -1 where meaningless; expert is also the index of a shared expert */
+	/* -1 where meaningless; expert is also the index of a shared expert */
+	int layer, expert;
 	int ndim;			/* 1 or 2 */
 	int rows, cols;			/* 1-D: rows = length, cols = 1 */
-	int64_t off;			/* element offset in one flat array of all parameters, a multiple of 16 */
-	int owner;			/* of several arrays, the one that it is in; -1: it is in all */
+	/* element offset in one flat array of all parameters, a multiple of 16 */
+	int64_t off;
+	/* of several arrays, the one that it is in; -1: it is in all */
+	int owner;
 };
 
-static inline bool param_is(const struct param *p, enum param_trait t) { return param_class[p->kind].traits & t; }
+static inline bool param_is(const struct param *p,
+    enum param_trait t) { return param_class[p->kind].traits & t; }
 static inline bool param_routed(const struct param *p) { return param_is(p, PARAM_ROUTED); }
 /* 0 gate, 1 up, 2 down of an FFN. */
 static inline int param_part(const struct param *p)
@@ -103,23 +116,31 @@ struct params {
 
 #define PARAMS_MAX (1 << 18)	/* tensors of one model; the largest published have 70,000 */
 
-/* Every parameter in file order. gate, up and down of one expert are adjacent. EX_DATAERR above PARAMS_MAX. */
+/* Every parameter in file order. gate, up and down of one expert are adjacent. EX_DATAERR above
+ * PARAMS_MAX. */
 int params_build(struct params *ps, const struct config *c, struct err *e);
-/* Divides routed experts over n arrays, neighbours together: off is then that in the owner's array, total is of any
- * of them (all are alike, an expert taking the place of the one as far from the owner's first), and params_here()
- * tells what is in the one at place `here`. EX_USAGE: the experts do not divide by n. */
+/* Divides routed experts over n arrays, neighbours together: off is then that in the owner's array,
+ * total is of any of them (all are alike, an expert taking the place of the one as far from the
+ * owner's first), and params_here() tells what is in the one at place `here`. EX_USAGE: the experts
+ * do not divide by n. */
 int params_divide(struct params *ps, int n, int here, struct err *e);
 static inline bool params_here(const struct params *ps, const struct param *p)
 {
 	return p->owner < 0 || p->owner == ps->here;
 }
-const struct param *params_find(const struct params *ps, const char *name);			/* O(1); NULL if absent */
-const struct param *params_get(const struct params *ps, enum param_kind k, int layer, int expert); /* O(1), NULL */
-/* hit[i] (n of ps): does the name of parameter i match one of the shell patterns? -1: one matches nothing (EX_USAGE). */
-int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit, struct err *e);
-int64_t params_active(const struct params *ps, const struct config *c);	/* those that a token meets */
+/* O(1); NULL if absent */
+const struct param *params_find(const struct params *ps, const char *name);
+/* O(1), NULL */
+const struct param *params_get(const struct params *ps, enum param_kind k, int layer, int expert);
+/* hit[i] (n of ps): does the name of parameter i match one of the shell patterns? -1: one matches
+ * nothing (EX_USAGE). */
+int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit,
+    struct err *e);
+/* those that a token meets */
+int64_t params_active(const struct params *ps, const struct config *c);
 void params_free(struct params *ps);
 static inline int64_t param_size(const struct param *p) { return (int64_t)p->rows * p->cols; }
-static inline int64_t param_span(const struct param *p) { return (param_size(p) + 15) / 16 * 16; }	/* with padding */
+/* with padding */
+static inline int64_t param_span(const struct param *p) { return (param_size(p) + 15) / 16 * 16; }
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * qwen3_moe: Qwen3-MoE as transformers has it, and models of that shape that were trained here, which keep our keys of
- * training and may have shared experts.
+ * qwen3_moe: Qwen3-MoE as transformers has it, and models of that shape that were trained here,
+ * which keep our keys of training and may have shared experts.
  */
 #include "arch/arch.h"
 #include "arch/family.h"

@@ -26,7 +26,8 @@ static double yarn(const struct rope *r, double freq, int i)
 
 static double llama3(const struct rope *r, double freq)
 {
-	double turns = r->original_max * freq / (2 * M_PI), blend = (turns - r->slow) / (r->fast - r->slow);
+	double turns = r->original_max * freq / (2 * M_PI),
+	    blend = (turns - r->slow) / (r->fast - r->slow);
 
 	if (turns < r->slow)
 		return freq / r->factor;
@@ -52,8 +53,10 @@ void rope_table(const struct rope *r, int n, real *table)
 		double f = frequency(r, j % (r->dims / 2));
 
 		for (int p = 0; p < n; p++) {
-			table[((int64_t)p * 2 + 0) * r->width + j] = (real)(cos(p * f) * r->magnitude);
-			table[((int64_t)p * 2 + 1) * r->width + j] = (real)(sin(p * f) * r->magnitude);
+			real *row = table + (int64_t)p * 2 * r->width;
+
+			row[j] = (real)(cos(p * f) * r->magnitude);
+			row[r->width + j] = (real)(sin(p * f) * r->magnitude);
 		}
 	}
 }

@@ -21,11 +21,14 @@ enum rope_kind {
 struct rope {
 	enum rope_kind kind;
 	int width;		/* elements of a head that turn: pairs (i, i + width/2) */
-	int dims;		/* the i-th frequency is theta^(-2i/dims); it is width but in format 1 */
+	/* the i-th frequency is theta^(-2i/dims); it is width but in format 1 */
+	int dims;
 	double theta, factor;
-	double magnitude;	/* cosines and sines are multiplied by it (YaRN's attention factor), 1 otherwise */
+	/* cosines and sines are multiplied by it (YaRN's attention factor), 1 otherwise */
+	double magnitude;
 	int original_max;	/* positions of the model before it was stretched */
-	double slow, fast;	/* YaRN: beta_slow and beta_fast; llama3: low_freq_factor and high_freq_factor */
+	/* YaRN: beta_slow and beta_fast; llama3: low_freq_factor and high_freq_factor */
+	double slow, fast;
 	bool truncate;		/* YaRN: the ends of the ramp are whole numbers, */
 	int last;		/* and at most this */
 };

@@ -103,6 +103,10 @@ ROW(void, scale, (const struct backend *be, dev_real *x, double a, int64_t n))
 ROW(void, scale_rows, (const struct backend *be, dev_real *x, const dev_real *s, int64_t n, int w))
 ROW(void, silu, (const struct backend *be, dev_real *y, const dev_real *x, int64_t n))
 /* dx may be dy */
+/* y = 1 / (1 + exp(-x)), y may be x; back, from y: dx may be dy */
+ROW(void, sigmoid, (const struct backend *be, dev_real *y, const dev_real *x, int64_t n))
+ROW(void, sigmoid_back, (const struct backend *be, dev_real *dx, const dev_real *dy,
+    const dev_real *y, int64_t n))
 ROW(void, silu_back, (const struct backend *be, dev_real *dx, const dev_real *dy,
     const dev_real *x, int64_t n))
 /* rows in place */

@@ -60,6 +60,7 @@ static void carve_experts(struct scratch *s, const struct config *c, int64_t R, 
 		rows = mem_max(rows, n);
 		inner = mem_max(inner, n * layer_width(c, l));
 	}
+	s->sgate = mem_carve(v, S > 0 ? R : 0, sizeof(real));
 	s->router = mem_carve(v, R * E, sizeof(real));
 	s->router_next = mem_carve(v, R * E, sizeof(real));
 	s->ahead = mem_carve(v, R * c->hidden_size, sizeof(real));
@@ -113,6 +114,7 @@ int64_t scratch_layout(struct scratch *s, const struct config *c, const struct p
 	s->look = mem_carve(&v, HEAD_ROWS * (int64_t)config_lookahead_rows(c), sizeof(real));
 	s->tok = mem_carve(&v, R, sizeof(*s->tok));
 	s->pos = mem_carve(&v, R, sizeof(*s->pos));
+	s->zeros = mem_carve(&v, config_biased(c) ? R : 0, sizeof(*s->zeros));
 	s->lo = mem_carve(&v, R, sizeof(*s->lo));
 	s->hi = mem_carve(&v, R, sizeof(*s->hi));
 	s->head_row = mem_carve(&v, R, sizeof(*s->head_row));

@@ -99,24 +99,55 @@ static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx,
 	    .m = rows, .n = out, .k = in };
 }
 
-static void gqa(struct engine *g, int l)
+/* y(R, w) += a bias(w) */
+static void add_bias(struct engine *g, real *y, const real *bias, int w)
 {
-	const struct backend *be = g->be;
+	g->be->combine(g->be, y, bias, g->s.zeros, NULL, g->rows, 1, w);
+}
+
+/* RMSNorm of the heads of q or k, each by itself or all of a row together. */
+static void qk_norm(struct engine *g, const struct block *b, real *x, const real *norm, int heads)
+{
+	int d = g->cfg->head_dim;
+	bool whole = b->qk_norm == QK_NORM_WIDTH;
+
+	g->be->rmsnorm(g->be, x, NULL, x, norm, (int64_t)g->rows * (whole ? 1 : heads),
+	    whole ? heads * d : d, g->cfg->rms_norm_eps);
+}
+
+/* q, k and v (in k2) of the rows of this pass, turned. */
+static void gqa_project(struct engine *g, int l)
+{
 	const struct config *c = g->cfg;
+	const struct block *b = &c->block[l];
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int R = g->rows, d = c->head_dim;
-	int Hd = c->num_attention_heads * d, Gd = config_kv_width(c);
+	int H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, R = g->rows;
 	struct linear qkv[3] = { { s->q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 },
 	    { s->k2, s->x, w->v, 0 } };
 
 	linear(g, qkv, 3, R);
-	be->rmsnorm(be, s->q, NULL, s->q, w->q_norm, (int64_t)R * c->num_attention_heads, d,
-	    c->rms_norm_eps);
-	be->rmsnorm(be, s->k, NULL, s->k, w->k_norm, (int64_t)R * c->num_key_value_heads, d,
-	    c->rms_norm_eps);
-	be->rope(be, s->q, Hd, d, R, c->num_attention_heads, d, g->rope, s->pos, false);
-	be->rope(be, s->k, Gd, d, R, c->num_key_value_heads, d, g->rope, s->pos, false);
+	if (b->qkv_bias) {
+		add_bias(g, s->q, w->q_bias, H * d);
+		add_bias(g, s->k, w->k_bias, G * d);
+		add_bias(g, s->k2, w->v_bias, G * d);
+	}
+	if (b->qk_norm != QK_NORM_NONE) {
+		qk_norm(g, b, s->q, w->q_norm, H);
+		qk_norm(g, b, s->k, w->k_norm, G);
+	}
+	g->be->rope(g->be, s->q, (int64_t)H * d, d, R, H, b->rope.width, g->rope, s->pos, false);
+	g->be->rope(g->be, s->k, (int64_t)G * d, d, R, G, b->rope.width, g->rope, s->pos, false);
+}
+
+static void gqa(struct engine *g, int l)
+{
+	const struct backend *be = g->be;
+	const struct config *c = g->cfg;
+	struct scratch *s = &g->s;
+	int R = g->rows, d = c->head_dim, Hd = c->num_attention_heads * d;
+
+	gqa_project(g, l);
 	kv_append(g, l, s->k, s->k2);
 	be->attn_cached(be, &(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
@@ -190,4 +221,6 @@ void attn_layer(struct engine *g, int l)
 	else
 		gqa(g, l);
 	linear(g, &out, 1, g->rows);
+	if (c->block[l].o_bias)
+		add_bias(g, s->h, w->o_bias, c->hidden_size);
 }

@@ -29,7 +29,9 @@ struct layer {
 	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to
 						   absorb it into queries */
 	const real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
+	const real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
 	const real *gate;			/* (E, D) router */
+	const real *shared_gate;		/* (D) */
 	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense
 						   layer */
 };
@@ -79,6 +81,8 @@ struct scratch {
 	real *look_h, *look;		/* (HEAD_ROWS, look_width), (HEAD_ROWS, rows) */
 	uint32_t *tok;			/* (R) */
 	int32_t *pos, *lo, *hi;		/* (R) */
+	int32_t *zeros;			/* (R) of models with biases */
+	real *sgate;			/* (R) gates of shared experts */
 	int32_t *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
 	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
 	int32_t *wanted;		/* (E) */

@@ -301,7 +301,8 @@ static int read_dense(struct engine *g, const struct param *p, float *host, real
 	return 0;
 }
 
-/* Where decode keeps a kind: a matrix or a vector of struct layer; the rest has cases of its own. */
+/* Where decode keeps a kind: a matrix or a vector of struct layer; the rest has cases of its
+ * own. */
 static const struct where {
 	size_t mat, vec;		/* offset + 1; 0: not there */
 } places[P_KINDS] = {
@@ -314,7 +315,8 @@ static const struct where {
 	[P_QNOPE_NORM] = VEC(q_nope_norm), [P_QROPE_NORM] = VEC(q_rope_norm),
 	[P_KVDOWN] = MAT(kv_down), [P_KVDOWN_NORM] = VEC(kv_down_norm),
 	[P_KNOPE] = VEC(k_nope_t), [P_KROPE] = VEC(k_rope), [P_MLA_V] = VEC(mla_v),
-	[P_GATE] = VEC(gate),
+	[P_Q_BIAS] = VEC(q_bias), [P_K_BIAS] = VEC(k_bias), [P_V_BIAS] = VEC(v_bias),
+	[P_O_BIAS] = VEC(o_bias), [P_GATE] = VEC(gate), [P_SH_SIGMOID] = VEC(shared_gate),
 #undef MAT
 #undef VEC
 };

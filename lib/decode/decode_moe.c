@@ -126,6 +126,23 @@ static int fixed_parts(struct engine *g, int l, struct ffn_part *p)
 	return n;
 }
 
+/* The shared experts of layer l have been computed: their rows times sigmoid(x . gate). */
+static void gate_shared(struct engine *g, int l)
+{
+	const struct block *b = &g->cfg->block[l];
+	struct scratch *s = &g->s;
+	int D = g->cfg->hidden_size;
+	struct mat gate = { g->layer[l].shared_gate, DT_REAL, 1, D };
+	struct gemm_job z = times_mat(s->sgate, s->x, &gate, g->rows);
+
+	if (!b->shared_gate)
+		return;
+	g->be->gemm(g->be, GEMM_NT, &z, 1);
+	g->be->sigmoid(g->be, s->sgate, s->sgate, g->rows);
+	for (int f = 0; f < b->shared; f++)
+		g->be->scale_rows(g->be, s->moe_x + (int64_t)f * g->rows * D, s->sgate, g->rows, D);
+}
+
 static int next_sparse(const struct engine *g, int l)
 {
 	for (l++; l < g->cfg->num_hidden_layers; l++)
@@ -201,6 +218,7 @@ static void foresee(struct engine *g, int l, int *fixed)
 	}
 	if (asked(g, SRC_SHARED)) {
 		ffn_parts(g, s->part, *fixed);
+		gate_shared(g, l);
 		*fixed = 0;
 		look_past_shared(g, l, next);
 	}
@@ -328,6 +346,8 @@ static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed
 		ids[taken++] = x;
 	}
 	ffn_parts(g, p, fixed + taken);
+	if (fixed > 0)
+		gate_shared(g, l);
 	return taken;
 }
 

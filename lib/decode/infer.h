@@ -42,8 +42,9 @@ void infer_begin(bool tok);
 void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other);
 void infer_close(void);
 
-/* Tokens of a sequence (asked by --seq; 0: 512, or what the model was made for where that is less), to which `more` will
- * come. Ends the program where the model of this config, called `dir`, was made for fewer. */
+/* Tokens of a sequence (asked by --seq; 0: 512, or what the model was made for where that is less),
+ * to which `more` will come. Ends the program where the model of this config, called `dir`, was
+ * made for fewer. */
 int infer_seq(const char *dir, const struct config *c, int asked, int more);
 
 /* Appends the ids of a record: "tokens" as they are, or its conversation through the chat

@@ -356,7 +356,8 @@ static int check_extra(const struct modeldir *md, int i, const struct params *ps
 			*s = s->n ? (struct skipped){ s->n + 1, s->example, s->why }
 			    : (struct skipped){ 1, t->name, why };
 		} else if (!md->cfg.tie_word_embeddings || strcmp(t->name, "lm_head.weight") != 0)
-			return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"", md->file[i], t->name);
+			return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"", md->file[i],
+			    t->name);
 		else if (check_tied_head(md, &v, e) < 0)
 			return -1;
 	}
@@ -370,7 +371,8 @@ static int check(const struct modeldir *md, const struct params *ps, struct skip
 	struct view v;
 
 	for (int i = 0; i < ps->n; i++)
-		if (!(md->packed && param_routed(&ps->p[i])) && locate(md, &ps->p[i], &v, &dt, e) < 0)
+		if (!(md->packed && param_routed(&ps->p[i])) && locate(md, &ps->p[i], &v, &dt,
+		    e) < 0)
 			return -1;
 	for (int i = 0; i < md->nfiles; i++)
 		if (check_extra(md, i, ps, s, e) < 0)

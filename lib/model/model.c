@@ -39,17 +39,17 @@ static void layout_attn(struct layout *x, struct layer_act *a, const struct conf
     int64_t R)
 {
 	const struct block *b = &c->block[l];
-	bool mla = b->attn == ATTN_MLA;
+	bool mla = b->attn == ATTN_MLA, raw = !mla && b->qk_norm != QK_NORM_NONE;
 	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
 
-	a->qa = take_real(x, "attention", R * H * (mla ? b->nope : d));
+	a->qa = take_real(x, "attention", R * H * (mla ? b->nope : raw ? d : 0));
 	a->rqa = take_real(x, "attention", R * H);
 	if (mla) {
 		a->qb = take_real(x, "attention", R * H * b->rope.width);
 		a->rqb = take_real(x, "attention", R * H);
 		a->c = take_real(x, "attention", R * b->latent);
 	}
-	a->ka = take_real(x, "attention", mla ? R * b->latent : R * G * d);
+	a->ka = take_real(x, "attention", mla ? R * b->latent : raw ? R * G * d : 0);
 	a->rka = take_real(x, "attention", mla ? R : R * G);
 	a->q = take_real(x, "attention", R * H * d);
 	a->k = take_real(x, "attention", R * G * d);
@@ -80,10 +80,14 @@ static void layout_mlp(struct layout *x, struct layer_act *a, const struct confi
 		a->eg = take_real(x, "experts", R * K * F);
 		a->eu = take_real(x, "experts", R * K * F);
 	}
-	a->sg = take_real(x, "shared experts", S * R * F);
-	a->su = take_real(x, "shared experts", S * R * F);
+	a->sg = take_real(x, "shared experts", S * R * b->shared_width);
+	a->su = take_real(x, "shared experts", S * R * b->shared_width);
 	a->shared = take_real(x, "shared experts", S ? R * c->hidden_size : 0);
 	a->scoef = take_real(x, "shared experts", R);
+	if (b->shared_gate) {
+		a->sgate = take_real(x, "shared experts", R);
+		a->sfull = take_real(x, "shared experts", R);
+	}
 }
 
 static void layout_layer(struct layout *x, struct layer_act *a, const struct config *c, int l,
@@ -142,6 +146,7 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 				b->first = f->first, b->eg = f->eg, b->eu = f->eu, b->sg = f->sg,
 				    b->su = f->su;
 				b->shared = f->shared, b->scoef = f->scoef;
+				b->sgate = f->sgate, b->sfull = f->sfull;
 			}
 		}
 		if (!have_attn[t])
@@ -225,7 +230,8 @@ static int64_t widest(const struct config *c)
 	return mem_max(wide, c->num_experts);
 }
 
-/* Elements of the inner rows of FFNs: of all slots together, of all shared experts, or of a dense MLP. */
+/* Elements of the inner rows of FFNs: of all slots together, of all shared experts, or of a dense
+ * MLP. */
 static int64_t inner_size(const struct config *c, int64_t slots, int64_t R)
 {
 	int64_t n = 0;
@@ -260,6 +266,7 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 	a->tok = take(x, "batch", (size_t)R, 4);
 	a->pos = take(x, "batch", (size_t)R, 4);
 	a->doc = take(x, "batch", (size_t)R, 4);
+	a->zeros = take(x, "batch", (size_t)(config_biased(c) ? R : 0), 4);
 	a->iota = take(x, "batch", (size_t)mem_max(slots, R), 4);
 	a->hid = take(x, "router", (size_t)(R * K), 4);
 	a->hslot = take(x, "router", (size_t)(R * K), 4);
@@ -459,7 +466,7 @@ static void init_param(struct model *m, int i, uint64_t seed, real *buf)
 							   norms are 1 */
 
 	for (int64_t j = 0; j < param_size(p); j++)
-		buf[j] = p->ndim == 1 ? 1
+		buf[j] = param_is(p, PARAM_BIAS) ? 0 : p->ndim == 1 ? 1
 		    : (real)((2 * rng_uniform(seed, (uint64_t)i + 1, (uint64_t)j) - 1) * bound);
 	m->be->put(m->be, m->w + p->off, buf, (size_t)param_size(p) * sizeof(real));
 }

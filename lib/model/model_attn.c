@@ -25,31 +25,77 @@ static struct gemm_job nt_job(real *y, int64_t ldy, const real *x, const real *w
 	return (struct gemm_job){ y, ldy, x, k, w, k, DT_REAL, rows, n, k, 0 };
 }
 
+/* y(R, w) += a bias(w) */
+static void add_bias(struct model *m, int l, enum param_kind bias, real *y, int w)
+{
+	m->be->combine(m->be, y, model_w(m, bias, l, -1), m->act->zeros, NULL, m->act->R, 1, w);
+}
+
+static void add_bias_back(struct model *m, int l, enum param_kind bias, const real *dy, int w)
+{
+	m->be->scatter_add(m->be, model_g(m, bias, l, -1), dy, m->act->zeros, m->act->R, w);
+}
+
+/* How a norm of q or k cuts the rows of its heads: n rows of w. */
+struct cut { int64_t n; int w; };
+
+static struct cut norm_cut(const struct model *m, int l, int heads)
+{
+	bool whole = m->cfg.block[l].qk_norm == QK_NORM_WIDTH;
+	int d = m->cfg.head_dim;
+
+	return (struct cut){ (int64_t)m->act->R * (whole ? 1 : heads), whole ? heads * d : d };
+}
+
+static void qk_norm(struct model *m, int l, real *y, real *rstd, const real *x,
+    enum param_kind norm, int heads)
+{
+	struct cut c = norm_cut(m, l, heads);
+
+	m->be->rmsnorm(m->be, y, rstd, x, model_w(m, norm, l, -1), c.n, c.w, m->cfg.rms_norm_eps);
+}
+
+/* From q's or k's gradient dy; without a norm it is that of the projection already. */
+static const real *qk_norm_back(struct model *m, int l, real *dx, const real *dy, const real *x,
+    const real *rstd, enum param_kind norm, int heads)
+{
+	struct cut c = norm_cut(m, l, heads);
+
+	if (m->cfg.block[l].qk_norm == QK_NORM_NONE)
+		return dy;
+	m->be->rmsnorm_back(m->be, dx, model_g(m, norm, l, -1), dy, x, model_w(m, norm, l, -1),
+	    rstd, c.n, c.w, false);
+	return dx;
+}
+
 static void gqa_project(struct model *m, int l)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
+	const struct block *b = &m->cfg.block[l];
 	struct dims s = dims(&m->cfg, l);
-	double eps = m->cfg.rms_norm_eps;
+	bool norm = b->qk_norm != QK_NORM_NONE;
+	real *q = norm ? x->qa : x->q, *k = norm ? x->ka : x->k;
 	struct gemm_job j[3] = {
-		nt_job(x->qa, s.H * s.d, x->n1, model_w(m, P_Q, l, -1), a->R, s.H * s.d, s.D),
-		nt_job(x->ka, s.G * s.d, x->n1, model_w(m, P_K, l, -1), a->R, s.G * s.d, s.D),
+		nt_job(q, s.H * s.d, x->n1, model_w(m, P_Q, l, -1), a->R, s.H * s.d, s.D),
+		nt_job(k, s.G * s.d, x->n1, model_w(m, P_K, l, -1), a->R, s.G * s.d, s.D),
 		nt_job(x->v, s.G * s.d, x->n1, model_w(m, P_V, l, -1), a->R, s.G * s.d, s.D),
 	};
 
 	profile_begin(m->profile, PROFILE_PROJECT);
 	model_gemm(m, GEMM_NT, j, 3);
 	profile_begin(m->profile, PROFILE_NORM);
-	m->be->rmsnorm(m->be, x->q, x->rqa, x->qa, model_w(m, P_QNORM, l, -1),
-	    (int64_t)a->R * s.H,
-	    s.d,
-	    eps);
-	m->be->rmsnorm(m->be, x->k, x->rka, x->ka, model_w(m, P_KNORM, l, -1),
-	    (int64_t)a->R * s.G,
-	    s.d,
-	    eps);
-	m->be->rope(m->be, x->q, s.H * s.d, s.d, a->R, s.H, s.d, a->rope, a->pos, false);
-	m->be->rope(m->be, x->k, s.G * s.d, s.d, a->R, s.G, s.d, a->rope, a->pos, false);
+	if (b->qkv_bias) {
+		add_bias(m, l, P_Q_BIAS, q, s.H * s.d);
+		add_bias(m, l, P_K_BIAS, k, s.G * s.d);
+		add_bias(m, l, P_V_BIAS, x->v, s.G * s.d);
+	}
+	if (norm) {
+		qk_norm(m, l, x->q, x->rqa, x->qa, P_QNORM, s.H);
+		qk_norm(m, l, x->k, x->rka, x->ka, P_KNORM, s.G);
+	}
+	m->be->rope(m->be, x->q, s.H * s.d, s.d, a->R, s.H, s.r, a->rope, a->pos, false);
+	m->be->rope(m->be, x->k, s.G * s.d, s.d, a->R, s.G, s.r, a->rope, a->pos, false);
 }
 
 /* One part of the MLA query: norm per head, then into its columns of q. */
@@ -167,11 +213,28 @@ void model_attn_forward(struct model *m, int l)
 	m->be->copy(m->be, x->mid, x->x, (size_t)a->R * (size_t)s.D * sizeof(real));
 	if (drop) {
 		model_linear(m, a->t1, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 0);
+		if (c->block[l].o_bias)
+			add_bias(m, l, P_O_BIAS, a->t1, s.D);
 		m->be->dropout(m->be, a->t1, (int64_t)a->R * s.D, c->dropout, model_key(m,
 		    l, 2));
 		m->be->axpy(m->be, x->mid, a->t1, 1, (int64_t)a->R * s.D);
-	} else
+	} else {
 		model_linear(m, x->mid, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 1);
+		if (c->block[l].o_bias)
+			add_bias(m, l, P_O_BIAS, x->mid, s.D);
+	}
+}
+
+/* One projection: its bias, its weights, and dn (+)= dx. */
+static void project_back(struct model *m, int l, enum param_kind w, enum param_kind bias,
+    const real *dy, int width, real beta)
+{
+	struct layer_act *x = &m->act->layer[l];
+
+	if (m->cfg.block[l].qkv_bias)
+		add_bias_back(m, l, bias, dy, width);
+	model_linear_back(m, m->act->dn, beta, model_g(m, w, l, -1), dy, x->n1,
+	    model_w(m, w, l, -1), width, m->cfg.hidden_size);
 }
 
 /* Gradients of q, k, v are in t1, t2, t3; each part goes through its projection into dn. */
@@ -181,21 +244,15 @@ static void gqa_project_back(struct model *m, int l)
 	struct layer_act *x = &a->layer[l];
 	struct dims s = dims(&m->cfg, l);
 	int64_t R = a->R;
+	const real *dy;
 
-	m->be->rope(m->be, a->t1, s.H * s.d, s.d, R, s.H, s.d, a->rope, a->pos, true);
-	m->be->rope(m->be, a->t2, s.G * s.d, s.d, R, s.G, s.d, a->rope, a->pos, true);
-	model_linear_back(m, a->dn, 0, model_g(m, P_V, l, -1), a->t3, x->n1, model_w(m, P_V, l, -1),
-	    s.G * s.d, s.D);
-	m->be->rmsnorm_back(m->be, a->t3, model_g(m, P_QNORM, l, -1), a->t1, x->qa,
-	    model_w(m, P_QNORM, l, -1), x->rqa, R * s.H, s.d,
-	    false);
-	model_linear_back(m, a->dn, 1, model_g(m, P_Q, l, -1), a->t3, x->n1, model_w(m, P_Q, l, -1),
-	    s.H * s.d, s.D);
-	m->be->rmsnorm_back(m->be, a->t3, model_g(m, P_KNORM, l, -1), a->t2, x->ka,
-	    model_w(m, P_KNORM, l, -1), x->rka, R * s.G, s.d,
-	    false);
-	model_linear_back(m, a->dn, 1, model_g(m, P_K, l, -1), a->t3, x->n1, model_w(m, P_K, l, -1),
-	    s.G * s.d, s.D);
+	m->be->rope(m->be, a->t1, s.H * s.d, s.d, R, s.H, s.r, a->rope, a->pos, true);
+	m->be->rope(m->be, a->t2, s.G * s.d, s.d, R, s.G, s.r, a->rope, a->pos, true);
+	project_back(m, l, P_V, P_V_BIAS, a->t3, s.G * s.d, 0);
+	dy = qk_norm_back(m, l, a->t3, a->t1, x->qa, x->rqa, P_QNORM, s.H);
+	project_back(m, l, P_Q, P_Q_BIAS, dy, s.H * s.d, 1);
+	dy = qk_norm_back(m, l, a->t3, a->t2, x->ka, x->rka, P_KNORM, s.G);
+	project_back(m, l, P_K, P_K_BIAS, dy, s.G * s.d, 1);
 }
 
 /* dq of one part: out of its columns, back through the norm and the projection. */
@@ -263,6 +320,8 @@ void model_attn_back(struct model *m, int l)
 	}
 	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1),
 	    s.D, s.H * s.d);
+	if (c->block[l].o_bias)
+		add_bias_back(m, l, P_O_BIAS, dout, s.D);
 	at.d_o = a->t4, at.dq_ = a->t1, at.dk = a->t2, at.dv_ = a->t3;
 	profile_begin(m->profile, PROFILE_ATTN_BACK);
 	profile_flop(m->profile, 2.5 * attn_flop(m, &at));

@@ -30,6 +30,7 @@ struct layer_act {
 	real *eg, *eu;		/* (R*K, F) gate and up projections in slot order; NULL where
 				   experts are divided */
 	real *sg, *su;		/* (S, R, F) of shared experts, or (R, I) of a dense MLP */
+	real *sgate, *sfull;	/* (R) gate of the shared expert; that times scoef. NULL: no gate */
 	real *shared, *scoef;	/* (R, D) mean of shared experts; (R) how often it is added */
 };
 
@@ -67,6 +68,7 @@ struct model_act {
 	real *xlast, *rlast;	/* (R, D) input of the final norm, (R) */
 	real *look_a, *look_h;	/* (R, D/4) before and after SiLU */
 	int32_t *pos;		/* (R) */
+	int32_t *zeros;		/* (R) of models with biases: row 0 of one, for every row */
 	int32_t *iota;		/* (R*K, or room of dispatch) 0, 1, 2, ... */
 	int32_t *tok;		/* (R) */
 	int32_t *doc;		/* (R) */

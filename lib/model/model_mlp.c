@@ -243,22 +243,39 @@ void model_experts_forward(struct model *m, int l, const struct rows *s)
 		experts_down(m, l, s);
 }
 
+/* sigmoid(x . gate) for each row, and the weight that the shared output has with it. */
+static void shared_gate(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	int D = m->cfg.hidden_size;
+	struct gemm_job z = { x->sgate, 1, x->n2, D, model_w(m, P_SH_SIGMOID, l, -1), D, DT_REAL,
+	    a->R, 1, D, 0 };
+
+	model_gemm_f32(m, GEMM_NT, &z, 1);
+	m->be->sigmoid(m->be, x->sgate, x->sgate, a->R);
+	m->be->copy(m->be, x->sfull, x->scoef, (size_t)a->R * sizeof(real));
+	m->be->scale_rows(m->be, x->sfull, x->sgate, a->R, 1);
+}
+
 static void shared_forward(struct model *m, int l, struct layer_act *x, real *out)
 {
 	struct model_act *a = m->act;
 	const struct block *b = &m->cfg.block[l];
 	int S = b->shared, D = m->cfg.hidden_size, F = b->shared_width;
+	bool wanted = out || x->any_miss || b->shared_gate;
 
 	if (S == 0)
 		return;
 	for (int s = 0; s < S; s++)
 		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F,
-		    x->su + (int64_t)s * a->R * F,
-		    out || x->any_miss ? x->shared : NULL, F, s > 0);
-	if (S > 1 && (out || x->any_miss))
+		    x->su + (int64_t)s * a->R * F, wanted ? x->shared : NULL, F, s > 0);
+	if (S > 1 && wanted)
 		m->be->scale(m->be, x->shared, block_shared_weight(b, 1), (int64_t)a->R * D);
+	if (b->shared_gate)
+		shared_gate(m, l, x);
 	if (out)
-		m->be->combine(m->be, out, x->shared, a->iota, x->scoef, a->R, 1, D);
+		m->be->combine(m->be, out, x->shared, a->iota, b->shared_gate ? x->sfull : x->scoef,
+		    a->R, 1, D);
 }
 
 static void moe_forward(struct model *m, int l, real *out)
@@ -402,21 +419,41 @@ static void experts_back(struct model *m, int l, struct layer_act *x)
 	m->be->combine(m->be, a->dn, a->ys, x->slot, NULL, a->R, K, D);
 }
 
+/* Of each row dh . shared is in drow: the gradients of the gate, and of what missing experts
+ * weigh. */
+static void shared_weights_back(struct model *m, int l, struct layer_act *x)
+{
+	struct model_act *a = m->act;
+	bool gate = m->cfg.block[l].shared_gate;
+	int64_t R = a->R;
+
+	if (gate) {
+		m->be->copy(m->be, a->t2, a->drow, (size_t)R * sizeof(real));
+		m->be->scale_rows(m->be, a->t2, x->scoef, R, 1);
+		m->be->sigmoid_back(m->be, a->t2, a->t2, x->sgate, R);
+		model_linear_back(m, a->dn, 1, model_g(m, P_SH_SIGMOID, l, -1), a->t2, x->n2,
+		    model_w(m, P_SH_SIGMOID, l, -1), 1, m->cfg.hidden_size);
+		m->be->scale_rows(m->be, a->drow, x->sgate, R, 1);
+	}
+	if (x->any_miss)	/* weight of a missing expert scales the shared output */
+		m->be->combine(m->be, a->dw, a->drow, x->miss_row, NULL,
+		    R * m->cfg.num_experts_per_tok, 1, 1);
+}
+
 static void shared_back(struct model *m, int l, struct layer_act *x)
 {
 	struct model_act *a = m->act;
 	const struct block *b = &m->cfg.block[l];
 	int S = b->shared, D = m->cfg.hidden_size, F = b->shared_width;
-	int K = m->cfg.num_experts_per_tok;
 
 	if (S == 0)
 		return;
-	if (x->any_miss) {	/* weight of a missing expert scales the shared output */
+	if (x->any_miss || b->shared_gate) {
 		m->be->dot_rows(m->be, a->drow, a->dh, a->iota, x->shared, a->iota, a->R, D);
-		m->be->combine(m->be, a->dw, a->drow, x->miss_row, NULL, (int64_t)a->R * K, 1, 1);
+		shared_weights_back(m, l, x);
 	}
 	m->be->copy(m->be, a->t1, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
-	m->be->scale_rows(m->be, a->t1, x->scoef, a->R, D);
+	m->be->scale_rows(m->be, a->t1, b->shared_gate ? x->sfull : x->scoef, a->R, D);
 	if (S > 1)
 		m->be->scale(m->be, a->t1, block_shared_weight(b, 1), (int64_t)a->R * D);
 	for (int s = 0; s < S; s++)

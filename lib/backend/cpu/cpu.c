@@ -674,13 +674,41 @@ static void scale_rows(CPU, real *x, const real *s, int64_t n, int w)
 	pool_for(n, grain(w), scale_rows_rows, &c);
 }
 
-static real sigmoid(real x) { return (real)(1 / (1 + exp(-(double)x))); }
+static real logistic(real x) { return (real)(1 / (1 + exp(-(double)x))); }
+
+ROWS(sigmoid_range)
+{
+	CTX;
+	for (int64_t i = i0; i < i1; i++)
+		c->y[i] = logistic(c->x[i]);
+}
+
+static void sigmoid(CPU, real *y, const real *x, int64_t n)
+{
+	struct rows_ctx c = { .y = y, .x = x };
+
+	pool_for(n, 4096, sigmoid_range, &c);
+}
+
+ROWS(sigmoid_back_range)
+{
+	CTX;
+	for (int64_t i = i0; i < i1; i++)
+		c->y[i] = c->x[i] * c->x2[i] * (1 - c->x2[i]);
+}
+
+static void sigmoid_back(CPU, real *dx, const real *dy, const real *y, int64_t n)
+{
+	struct rows_ctx c = { .y = dx, .x = dy, .x2 = y };
+
+	pool_for(n, 4096, sigmoid_back_range, &c);
+}
 
 ROWS(silu_range)
 {
 	CTX;
 	for (int64_t i = i0; i < i1; i++)
-		c->y[i] = c->x[i] * sigmoid(c->x[i]);
+		c->y[i] = c->x[i] * logistic(c->x[i]);
 }
 
 static void silu(CPU, real *y, const real *x, int64_t n)
@@ -694,7 +722,7 @@ ROWS(silu_back_range)
 {
 	CTX;
 	for (int64_t i = i0; i < i1; i++) {
-		real s = sigmoid(c->x2[i]);
+		real s = logistic(c->x2[i]);
 
 		c->y[i] = c->x[i] * (s + c->x2[i] * s * (1 - s));
 	}
@@ -855,7 +883,8 @@ const struct backend backend_cpu = {
 	.route = route, .route_weights = route_weights, .route_back = route_back,
 	.gather = gather, .gather_blocks = cpu_gather_blocks, .combine = combine,
 	.dot_rows = dot_rows, .scatter_add = scatter_add, .axpy = axpy, .scale = scale,
-	.scale_rows = scale_rows, .silu = silu, .silu_back = silu_back, .softmax = softmax,
+	.scale_rows = scale_rows, .silu = silu, .sigmoid = sigmoid, .sigmoid_back = sigmoid_back,
+	.silu_back = silu_back, .softmax = softmax,
 	.dropout = dropout, .noise = noise, .logprob = logprob, .diverge = cpu_diverge,
 	.sumsq = sumsq, .adamw = adamw,
 };

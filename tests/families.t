@@ -1,0 +1,55 @@
+#!/bin/sh
+# Published families through the programs: packed and streamed as resident, batch as single, and every trainer.
+. "$(dirname "$0")/lib.sh"
+families=$shared/golden/families
+if [ ! -d "$families" ]; then
+	skip "published families" "no $families"
+	done_testing
+	exit
+fi
+families=$(cd "$families" && pwd)
+world "$tmp/w"
+cd "$tmp/w" || exit 1
+head -n 3 in.jsonl > three.jsonl
+head -n 2 datasets/prefs.jsonl > prefs.jsonl
+head -n 2 datasets/prompts.jsonl > sums.jsonl
+head -n 2 datasets/chat.jsonl > chat.jsonl
+
+for f in mixtral olmoe qwen2_moe qwen3_moe; do
+	d=$families/$f
+	# shellcheck disable=SC2016
+	ok "$f: streamed as resident; q8 is near" sh -e -c '
+		numbers() { sed "s/,\"seconds.*//"; }
+		chr-score -q -m "$1" -t tokenizer.json three.jsonl | numbers > a
+		chr-actlog -q -m "$1" -t tokenizer.json three.jsonl > act.jsonl
+		chr-cluster -q act.jsonl > m.json
+		rm -rf p && chr-pack -q -m "$1" -o p m.json > /dev/null
+		chr-score -q -m p -t tokenizer.json --ram 64M three.jsonl | numbers > b
+		cmp a b
+		rm -rf q && chr-pack -q -m "$1" --quant q8 -o q m.json > /dev/null
+		chr-diff -q "$1" q -t tokenizer.json three.jsonl > d || [ $? = 1 ]
+		perl -ne "exit !(/\"kl\":([0-9.e-]+)/ && \$1 < 0.1)" d
+		chr-pack -q -m p --unpack -o u > /dev/null
+		chr-score -q -m u -t tokenizer.json three.jsonl | numbers > b
+		cmp a b; rm -rf u' sh "$d"
+done
+
+for f in llama qwen2 qwen3 mixtral olmoe qwen2_moe qwen3_moe; do
+	d=$families/$f
+	# shellcheck disable=SC2016
+	ok "$f: every trainer, full and with adapters" sh -e -c '
+		rm -rf o; t="-q -m $1 -t tokenizer.json -n 1 -b 1"
+		chr-pretrain $t --seq 32 -o o/p in.jsonl > /dev/null
+		chr-sft $t --seq 64 -o o/s chat.jsonl > /dev/null
+		chr-sft $t --seq 64 --lora-rank 2 -o o/l chat.jsonl > /dev/null
+		chr-dpo $t --seq 128 -o o/d prefs.jsonl > /dev/null
+		chr-orpo $t --seq 128 -o o/o prefs.jsonl > /dev/null
+		chr-grpo $t --seq 96 --new 2 --reward toy -o o/g sums.jsonl > /dev/null
+		chr-distill $t --seq 32 --teacher "$1" -o o/t in.jsonl > /dev/null
+		chr-merge -q -m "$1" -o o/m o/l > /dev/null
+		for m in p s d o g t m; do
+			chr-score -q -m o/$m -t tokenizer.json three.jsonl > /dev/null
+			[ "$(sed -n "s/.*\"model_type\": \"\(.*\)\".*/\1/p" o/$m/config.json)" = "$2" ]
+		done' sh "$d" "$f"
+done
+done_testing
