@@ -43,7 +43,7 @@ static const struct opt opts[] = {
 	{ 0, "raw", OPT_FLAG, &o.raw, 0, 0, NULL, "text out, not records (as with -p on a "
 	    "terminal)" },
 	{ 0, "stop", OPT_LIST, &o.stop, 0, 0, "TEXT", "end at TEXT, which is left out" },
-	{ 0, "stats", OPT_STR, &o.stats, 0, 0, "FD|FILE", "write a record for each step" },
+	{ 0, "stats", OPT_OUT, &o.stats, 0, 0, "FD|FILE", "write a record for each step" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_GROUP, .help = "sampling" },

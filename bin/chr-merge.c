@@ -67,8 +67,8 @@ static int check_finite(const struct modeldir *md, const float *w, struct err *e
 		const struct param *p = &md->par.p[i];
 
 		if (!tensor_finite(w + p->off, DT_F32, (size_t)param_size(p)))
-			return err_set(e, EX_DATAERR, "%s: %s has a value that is not finite", md->path,
-			    p->name);
+			return err_set(e, EX_DATAERR, "%s: %s has a value that is not finite",
+			    md->path, p->name);
 	}
 	return 0;
 }

@@ -26,7 +26,7 @@ static const struct opt opts[] = {
 	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N",
 	    "longer texts are scored in windows of N tokens; "
 	    "0: 512, or what the model was made for where that is less" },
-	{ 0, "dump", OPT_STR, &o.dump, 0, 0, "FILE",
+	{ 0, "dump", OPT_OUT, &o.dump, 0, 0, "FILE",
 	    "write logits, router and lookahead probabilities (safetensors)" },
 	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K",
 	    "instead of scores write the K best candidates for each token, as chr-distill reads "

@@ -316,12 +316,14 @@ static void test_kinds(void)
 	size_t len;
 
 	ok(mkfifo(fifo, 0666) == 0 && file_get_regular(fifo, &buf, &len, &e) == -1 &&
-	    e.status == EX_NOINPUT && strstr(e.msg, "named pipe"), "a pipe does not hang: %s", e.msg);
+	    e.status == EX_NOINPUT && strstr(e.msg, "named pipe"), "a pipe does not hang: %s",
+	    e.msg);
 	ok(symlink("/dev/zero", zero) == 0 && file_get_regular(zero, &buf, &len, &e) == -1 &&
 	    strstr(e.msg, "a device"), "nor a device: %s", e.msg);
 	ok(file_get(zero, &buf, &len, &e) == -1 && e.status == EX_DATAERR &&
 	    strstr(e.msg, "larger than"), "one without an end is too large: %s", e.msg);
-	ok(file_get_regular(dir, &buf, &len, &e) == -1 && strstr(e.msg, "a directory"), "%s", e.msg);
+	ok(file_get_regular(dir, &buf, &len, &e) == -1 && strstr(e.msg, "a directory"), "%s",
+	    e.msg);
 	unlink(fifo), unlink(zero);
 	free(fifo); free(zero);
 }

@@ -229,8 +229,11 @@ static void test_numbers(void)
 			bool missing = i == sizeof bad / sizeof *bad;
 			json_t *o;
 
-			snprintf(text, sizeof text, "{\"%s\":8%s%s%s%s}", key[!k], missing ? "" : ",\"",
-			    missing ? "" : key[k], missing ? "" : "\":", missing ? "" : bad[i]);
+			if (missing)
+				snprintf(text, sizeof text, "{\"%s\":8}", key[!k]);
+			else
+				snprintf(text, sizeof text, "{\"%s\":8,\"%s\":%s}", key[!k], key[k],
+				    bad[i]);
 			o = json_loads(text, 0, NULL);
 			ok(peft_parse(&p, o, "c", &e) < 0 && e.status == EX_DATAERR &&
 			    strstr(e.msg, key[k]), "refused: %s: %s", text, e.msg);

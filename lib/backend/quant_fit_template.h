@@ -165,7 +165,8 @@ INLINE bool N(lanes)(struct quant_fit *f, enum dtype t, int r)
 		N(store)(x[k], y);
 		b.sum += y;
 	}
-	/* Where the scale that spans the block is too large, smaller ones would cut off the ends. */
+	/* Where the scale that spans the block is too large, smaller ones would cut off the
+	 * ends. */
 	widest = N(half)(N(span)(min, max, t));
 	N(search)(&best, &b, min, max, t);
 	inv = N(inverse)(best.d);

@@ -148,7 +148,8 @@ void tensor_from_f32(void *dst, enum dtype to, const float *src, size_t n)
 	}
 }
 
-/* Exponents of all ones are those of no number. The loops have no way out, so that they are wide. */
+/* Exponents of all ones are those of no number. The loops have no way out, so that they are
+ * wide. */
 static bool finite16(const char *p, uint16_t exponent, size_t n)
 {
 	unsigned bad = 0;

@@ -1,6 +1,8 @@
 #include "base/err.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -14,10 +16,25 @@ const char *err_prog = "chronos";
 int err_rank;
 void (*err_leave)(int status);
 
+/* Where a standard stream is closed, the first file that is opened would take its place, and be
+ * read or written over as that. A descriptor that can be neither read nor written as asked says
+ * so. */
+static void hold_streams(void)
+{
+	int fd;
+
+	for (fd = 0; fd < 3; fd = fd < 0 ? 3 : fd + 1)
+		if (fcntl(fd, F_GETFD) < 0)
+			fd = open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
 void err_init(const char *argv0)
 {
 	const char *slash = argv0 ? strrchr(argv0, '/') : NULL;
 
+	hold_streams();
+	/* A file above the shell's limit on sizes is then a write that fails, as on a full disk. */
+	signal(SIGXFSZ, SIG_IGN);
 	if (argv0 && *argv0)
 		err_prog = slash ? slash + 1 : argv0;
 }

@@ -28,6 +28,27 @@ static int stopped(const char *name, struct err *e)
 	return err_set(e, EX_TEMPFAIL, "%s: stopped by signal %d", name, (int)sig_stop);
 }
 
+static bool same(const struct stat *a, const struct stat *b)
+{
+	return S_ISREG(a->st_mode) && a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+bool file_same(const char *a, const char *b)
+{
+	struct stat x, y;
+
+	return stat(a, &x) == 0 && stat(b, &y) == 0 && same(&x, &y);
+}
+
+int file_is_stdout(int fd, const char *name, struct err *e)
+{
+	struct stat x, y;
+
+	if (fstat(fd, &x) == 0 && fstat(STDOUT_FILENO, &y) == 0 && same(&x, &y))
+		return err_set(e, EX_USAGE, "%s: is also where the output goes", name);
+	return 0;
+}
+
 /* ---- reading ---- */
 
 ssize_t file_read(int fd, void *buf, size_t size, const char *name, struct err *e)
@@ -73,7 +94,8 @@ int file_open(const char *path, struct err *e)
 	flags = fcntl(fd, F_GETFL);
 	if (fstat(fd, &st) < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
 		err_set(e, EX_IOERR, "%s:", path);
-	else if (!S_ISFIFO(st.st_mode) || wait_writer(fd, path, e) == 0)
+	else if (S_ISFIFO(st.st_mode) ? wait_writer(fd, path, e) == 0 :
+	    file_is_stdout(fd, path, e) == 0)
 		return fd;
 	close(fd);
 	return -1;
@@ -226,7 +248,8 @@ int file_create(const char *path, struct err *e)
 	int flags = O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, fd;
 	struct stat st;
 
-	/* A pipe that nobody reads cannot be opened without waiting, and that wait no signal ends. */
+	/* A pipe that nobody reads cannot be opened without waiting, and that wait no signal
+	 * ends. */
 	while ((fd = open(path, flags | O_NONBLOCK, 0666)) < 0 && errno == ENXIO &&
 	    stat(path, &st) == 0 && S_ISFIFO(st.st_mode)) {
 		if (sig_stop)
@@ -375,7 +398,8 @@ static int make_dirs(const char *path, bool last, struct err *e)
 		if (!last && s[strspn(s, "/")] == '\0')
 			break;
 		*s = '\0';
-		if (mkdir(p, 0777) && !(errno == EEXIST && stat(p, &st) == 0 && S_ISDIR(st.st_mode)))
+		if (mkdir(p, 0777) &&
+		    !(errno == EEXIST && stat(p, &st) == 0 && S_ISDIR(st.st_mode)))
 			rc = err_set(e, EX_CANTCREAT, "%s:", p);
 		*s = c;
 	}

@@ -1,10 +1,10 @@
 /*
  * file: whole files in and out, never half written.
  *
- * Files of a model directory come from strangers. What is read from one is a regular file of bounded
- * size (file_get_regular()); a link to one is followed, because the cache of Hugging Face is made of
- * links. What is copied from one into another directory lies within it (file_within()): a link that
- * leads out of the directory could publish any file of the user's.
+ * Files of a model directory come from strangers. What is read from one is a regular file of
+ * bounded size (file_get_regular()); a link to one is followed, because the cache of Hugging
+ * Face is made of links. What is copied from one into another directory lies within it
+ * (file_within()): a link that leads out of the directory could publish any file of the user's.
  *
  * What the user names may be a pipe or a device. Opening and reading one can wait for ever for
  * somebody at the other end, so a stop signal (sig.h) ends the wait: EX_TEMPFAIL.
@@ -39,12 +39,18 @@ int file_create(const char *path, struct err *e);
 /* read(2) that a stop signal ends: bytes, 0 at the end, -1. */
 ssize_t file_read(int fd, void *buf, size_t size, const char *name, struct err *e);
 
-/* Is the file in the directory, wherever links lead? In a snapshot of a Hugging Face cache, the blobs
- * beside it count as in it. */
+/* Is the file in the directory, wherever links lead? In a snapshot of a Hugging Face cache, the
+ * blobs beside it count as in it. */
 bool file_within(const char *dir, const char *path);
 
+bool file_same(const char *a, const char *b);	/* one regular file, by whatever names */
+/* -1, EX_USAGE: standard output goes to the regular file that is open, so that reading it would
+ * read what is written. file_open() asks that itself. */
+int file_is_stdout(int fd, const char *name, struct err *e);
+
 int file_mkdirs(const char *path, struct err *e);		/* like mkdir -p */
-int file_mkdir_new(const char *path, struct err *e);		/* the last one must not be there yet */
+/* The same, but the last one must not be there yet. */
+int file_mkdir_new(const char *path, struct err *e);
 int file_sync_dir(const char *path, struct err *e);
 /* A directory of plain files, one level deep or more. */
 int file_remove_tree(const char *path, struct err *e);

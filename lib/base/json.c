@@ -98,6 +98,10 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 	in->fd = std ? STDIN_FILENO : file_open(path, e);
 	if (in->fd < 0)
 		return -1;
+	if (std && file_is_stdout(in->fd, in->name, e) < 0) {
+		jsonl_shut(in);
+		return -1;
+	}
 	in->lineno = in->at = in->behind = 0;
 	in->line = in->scan = in->end = 0;
 	in->format = JSONL_UNKNOWN;

@@ -22,8 +22,8 @@ json_t *jsonfile_load(const char *path, struct err *e);
 /* Of what the user names: also a pipe, "-" for standard input, gzip. */
 json_t *jsonfile_input(const char *path, struct err *e);
 
-/* Members of an object of the file `name`. A number must be one: 8 is neither "8" nor true, and what
- * is missing is not 0. -1: EX_DATAERR with the key and what it is instead. */
+/* Members of an object of the file `name`. A number must be one: 8 is neither "8" nor true, and
+ * what is missing is not 0. -1: EX_DATAERR with the key and what it is instead. */
 int jsonfile_int(const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t *v,
     const char *name, struct err *e);
 int jsonfile_number(const json_t *o, const char *key, double *v, const char *name,

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/file.h"
 #include "base/mem.h"
 
 #define OPT_MAX 128
@@ -218,7 +219,7 @@ static void default_text(const struct opt *o, char *buf, size_t size)
 	case OPT_BYTES: print_scaled(buf, size, *(int64_t *)o->value, bytes_units); break;
 	case OPT_FLOAT: snprintf(buf, size, "%g", *(double *)o->value); break;
 	case OPT_CHOICE: choice_name(o->arg, *(int *)o->value, buf, size); break;
-	case OPT_STR:
+	case OPT_STR: case OPT_OUT:
 		if (*(const char **)o->value && **(const char **)o->value)
 			snprintf(buf, size, "%s", *(const char **)o->value);
 		break;
@@ -249,6 +250,11 @@ static void print_wrapped(const char *text, int column)
 	putchar('\n');
 }
 
+static bool is_text(const struct opt *o)
+{
+	return o->kind == OPT_STR || o->kind == OPT_OUT || o->kind == OPT_LIST;
+}
+
 static void help_option(const struct opt *o)
 {
 	char def[128], text[768];
@@ -256,8 +262,7 @@ static void help_option(const struct opt *o)
 	    o->name);
 
 	if (takes_arg(o))
-		n += printf(" %s", o->arg ? o->arg : o->kind == OPT_STR || o->kind == OPT_LIST
-		    ? "TEXT" : "N");
+		n += printf(" %s", o->arg ? o->arg : is_text(o) ? "TEXT" : "N");
 	if (n + 2 > OPT_COLUMN) {
 		putchar('\n');
 		n = 0;
@@ -367,7 +372,7 @@ static void take_value(const struct opt *o, const char *arg)
 			opt_usage("--%s: %s is none of %s", o->name, arg, o->arg);
 		*(int *)o->value = i;
 		break;
-	case OPT_STR:
+	case OPT_STR: case OPT_OUT:
 		*(const char **)o->value = arg;
 		break;
 	case OPT_LIST:
@@ -440,6 +445,23 @@ _Noreturn static void complain(int c, char **argv)
 	opt_usage("unknown option %s", word);
 }
 
+/* Writing would destroy what is read. */
+static void check_output(const struct opt *out, int n, char *const operand[])
+{
+	const char *path = *(const char *const *)out->value;
+
+	for (int i = 0; path && i < n; i++)
+		if (file_same(path, operand[i]))
+			opt_usage("--%s %s is also read", out->name, path);
+	for (int i = 0; path && i < set.n; i++) {
+		const struct opt *o = &set.o[i];
+		const char *other = o->kind == OPT_STR ? *(const char **)o->value : NULL;
+
+		if (other && file_same(path, other))
+			opt_usage("--%s %s is also the file of --%s", out->name, path, o->name);
+	}
+}
+
 int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_prog *prog)
 {
 	static struct option l[2 * OPT_MAX + 1];
@@ -461,6 +483,9 @@ int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_pr
 	}
 	if (prog->reads_stdin && optind == argc && isatty(STDIN_FILENO))
 		opt_usage("usage: %s %s", prog->name, prog->operands);
+	for (int i = 0; i < set.n; i++)
+		if (set.o[i].kind == OPT_OUT)
+			check_output(&set.o[i], argc - optind, argv + optind);
 	return optind;
 }
 

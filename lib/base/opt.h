@@ -32,6 +32,8 @@ enum opt_kind {
 	OPT_BYTES,	/* int64_t *; K M G T powers of 1024, KB MB GB TB of 1000 */
 	OPT_FLOAT,	/* double * in lo..hi */
 	OPT_STR,	/* const char ** */
+	OPT_OUT,	/* const char **; a file that is written: it must not be one that is
+			   read, as an operand or by another option */
 	OPT_CHOICE,	/* int *; arg is "one|two|three", value becomes the index */
 	OPT_LIST,	/* struct opt_list *; may be given several times */
 	OPT_TABLE,	/* value is another struct opt[] to include */

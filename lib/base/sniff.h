@@ -16,6 +16,7 @@
 /* "a Git LFS pointer, ..." for the first n bytes of a file; NULL: none of those known here. Neither
  * JSON nor safetensors is ever taken for one. */
 const char *sniff(const void *head, size_t n);
-const char *sniff_file(const char *path);	/* of a regular file; NULL also when it cannot be read */
+/* Of a regular file; NULL also when it cannot be read. */
+const char *sniff_file(const char *path);
 
 #endif

@@ -89,7 +89,8 @@ json_t *modeldir_metadata(const struct modeldir *md);
  * do not count). Taken from metadata "chronos.fingerprint" when there, else computed by reading
  * everything. NULL on error. */
 const char *modeldir_fingerprint(struct modeldir *md, struct err *e);
-int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e);	/* CRC-32 of a tensor as stored */
+/* CRC-32 of a tensor as stored. */
+int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e);
 int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e);
 
 struct modeldir_out {
@@ -111,8 +112,8 @@ int modeldir_save(const char *dir, const struct config *c, const struct params *
     const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e);
 
-/* Fills e from a safetensors error: the status that fits, what else the file is if that can be told, or "file: message (byte N)". Returns
- * -1. */
+/* Fills e from a safetensors error: the status that fits, what else the file is if that can be
+ * told, or "file: message (byte N)". Returns -1. */
 int modeldir_st_err(struct err *e, const char *file, const struct st_error *se);
 
 #endif

@@ -319,7 +319,7 @@ static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
 		return put_view(j, &v, crc);
 	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0)
 		return -1;
-	if (v.t->dtype == ST_U8)		/* in blocks already, of which the scales may be no numbers */
+	if (v.t->dtype == ST_U8)	/* in blocks already, whose scales may be no numbers */
 		return tensor_finite(j->x, DT_F32, (size_t)param_size(pa)) ? put_view(j, &v, crc) :
 		    not_finite(j, v.file, pa->name);
 	if (convert(j, pa, to) < 0)

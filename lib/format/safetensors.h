@@ -744,8 +744,8 @@ static int st__check_cover(struct st_file *f, struct st_error *e)
 	size_t i;
 
 	if (f->end > f->size - at)
-		return st__fail(e, ST_ERANGE, 0, "cut short: the header describes a file of %llu bytes, "
-		    "this one has %llu", (unsigned long long)(at + f->end),
+		return st__fail(e, ST_ERANGE, 0, "cut short: the header describes a file of "
+		    "%llu bytes, this one has %llu", (unsigned long long)(at + f->end),
 		    (unsigned long long)f->size);
 	if (f->n)
 		qsort(f->t, f->n, sizeof *f->t, st__by_place);

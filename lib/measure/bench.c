@@ -69,7 +69,7 @@ struct opt bench_opts[] = {
 	{ .kind = OPT_GROUP, .help = "all" },
 	{ 'r', "repetitions", OPT_INT, &bench.reps, 1, 1000, "N", "of each measurement" },
 	{ 0, "table", OPT_FLAG, &bench.table, 0, 0, NULL, "Markdown instead of records" },
-	{ 0, "plot", OPT_STR, &bench.plot, 0, 0, "FILE", "draw them: an SVG picture" },
+	{ 0, "plot", OPT_OUT, &bench.plot, 0, 0, "FILE", "draw them: an SVG picture" },
 	{ 0, "compare", OPT_STR, &bench.compare, 0, 0, "FILE",
 	    "exit status 1 when something is slower than in FILE, beyond the spread" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
@@ -316,7 +316,7 @@ static json_t *value(const struct opt *o)
 	case OPT_COUNT: case OPT_BYTES: return json_integer(*(int64_t *)o->value);
 	case OPT_FLOAT: return json_real(*(double *)o->value);
 	case OPT_CHOICE: return choice(o->arg, *(int *)o->value);
-	case OPT_STR:
+	case OPT_STR: case OPT_OUT:
 		text = *(const char **)o->value;
 		return text ? json_string(text) : json_null();
 	default: return NULL;

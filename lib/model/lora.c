@@ -276,7 +276,8 @@ static int read_part(const struct st_file *f, const char *path, const struct par
 	if (rc == 0)
 		tensor_to_f32(x, raw, dt, (size_t)param_size(p));
 	if (rc == 0 && !tensor_finite(x, DT_F32, (size_t)param_size(p)))
-		rc = err_set(e, EX_DATAERR, "%s: %s: has a value that is not finite", path, p->name);
+		rc = err_set(e, EX_DATAERR, "%s: %s: has a value that is not finite", path,
+		    p->name);
 	for (int64_t i = 0; rc == 0 && i < param_size(p); i++)
 		dst[i] = (real)x[i];
 	mem_free(raw);
@@ -302,8 +303,8 @@ static int check_sum(const struct lora *l, const char *path, const real *w, stru
 
 		for (int64_t j = 0; j < param_size(p); j++)
 			if (!isfinite(w[p->off + j]))
-				return err_set(e, EX_DATAERR, "%s: %s is not finite with this adapter "
-				    "(lora_alpha %g, r %d)", path, p->name, l->alpha, l->rank);
+				return err_set(e, EX_DATAERR, "%s: %s is not finite with this "
+				    "adapter (lora_alpha %g, r %d)", path, p->name, l->alpha, l->rank);
 	}
 	return 0;
 }
@@ -342,7 +343,8 @@ int lora_merge(const char *dir, const struct params *model, real *w, json_t **me
 
 	if (peft_load(&c, dir, e) == 0) {
 		f = st_open(path, ST_READ, &se);
-		rc = f != NULL ? merge_file(f, path, model, w, &c, e) : modeldir_st_err(e, path, &se);
+		rc = f != NULL ? merge_file(f, path, model, w, &c, e) :
+		    modeldir_st_err(e, path, &se);
 		if (rc == 0 && metadata != NULL)
 			*metadata = file_metadata(f);
 		st_close(f);

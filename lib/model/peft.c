@@ -8,14 +8,16 @@
 #include "base/jsonfile.h"
 #include "model/lora.h"
 
-/* What cannot change the sum, whatever it says: where the adapter is from, which modules it was made
- * for (its tensors say that), how its training began (init_lora_weights says whether that matters). */
+/* What cannot change the sum, whatever it says: where the adapter is from, which modules it was
+ * made for (its tensors say that), how its training began (init_lora_weights says whether that
+ * matters). */
 static const char *const harmless[] = { "auto_mapping", "base_model_name_or_path", "revision",
 	"inference_mode", "lora_dropout", "lora_dtype", "lorap_lr_ratio", "target_modules",
 	"exclude_modules", "layers_to_transform", "layers_pattern", "task_type", "peft_version",
 	"eva_config", "loftq_config", "corda_config", "lora_ga_config", "megatron_core",
 	"qalora_group_size", "ensure_weight_tying", "runtime_config",
-	"r", "lora_alpha", "peft_type", "bias", "init_lora_weights" };	/* these are looked at apart */
+	/* and these are looked at apart */
+	"r", "lora_alpha", "peft_type", "bias", "init_lora_weights" };
 
 /* Known to be more than the sum when they are on. All others that are on are not known at all. */
 static const char *const variant[] = { "use_rslora", "use_dora", "use_qalora", "use_bdlora",
@@ -23,8 +25,9 @@ static const char *const variant[] = { "use_rslora", "use_dora", "use_qalora", "
 	"lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
 	"megatron_config", "arrow_config", "velora_config", "monteclora_config", "kasa_config" };
 
-/* Beginnings that leave the weights of the model as they are. The others (pissa, olora, corda, lora_ga,
- * loftq, ...) take from W what they put into B A: the sum with the original W would have it twice. */
+/* Beginnings that leave the weights of the model as they are. The others (pissa, olora, corda,
+ * lora_ga, loftq, ...) take from W what they put into B A: the sum with the original W would
+ * have it twice. */
 static const char *const beginning[] = { "gaussian", "eva", "orthogonal", "mica" };
 
 #define IN(list, s) is_in(list, sizeof list / sizeof *list, s)
@@ -83,7 +86,8 @@ static int check_words(const json_t *o, const char *name, struct err *e)
 		return refuse(name, "init_lora_weights", init, "such an adapter goes with changed "
 		    "weights of the model: have PEFT convert it to an ordinary one", e);
 	if (init && !s && !json_is_boolean(init) && !json_is_null(init))
-		return refuse(name, "init_lora_weights", init, "neither true nor false nor a name", e);
+		return refuse(name, "init_lora_weights", init, "neither true nor false nor a "
+		    "name", e);
 	return 0;
 }
 

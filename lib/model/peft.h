@@ -1,6 +1,7 @@
 /*
- * peft: adapter_config.json, as PEFT writes it. What it says decides whether an adapter is the sum W + lora_alpha/r * B A
- * and nothing else; a key that may make it more is refused by name, also one that is not known here.
+ * peft: adapter_config.json, as PEFT writes it. What it says decides whether an adapter is the
+ * sum W + lora_alpha/r * B A and nothing else; a key that may make it more is refused by name,
+ * also one that is not known here.
  *
  *	struct peft p;
  *	if (peft_load(&p, "adapter", &e) < 0)

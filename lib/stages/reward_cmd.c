@@ -44,10 +44,14 @@ static int start(struct command *c, struct err *e)
 	char *argv[] = { "sh", "-c", c->text, NULL };
 	posix_spawn_file_actions_t fa;
 	posix_spawnattr_t at;
+	sigset_t ours;
 
 	posix_spawn_file_actions_init(&fa);
 	posix_spawnattr_init(&at);
-	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETPGROUP);
+	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF);
+	sigemptyset(&ours);		/* ignored here (err.c), which a command need not expect */
+	sigaddset(&ours, SIGXFSZ);
+	posix_spawnattr_setsigdefault(&at, &ours);
 	if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0)
 		rc = errno;
 	if (rc == 0) {
