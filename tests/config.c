@@ -1,5 +1,6 @@
 /* config.json: defaults, checks, overrides; the list of parameters against the golden models'
  * own headers. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -96,7 +97,8 @@ static void test_qwen(void)
 
 	if (!ok(load(&c, text, &e) == 0, "a Qwen3-MoE config loads"))
 		printf("# %s\n", e.msg);
-	ok(c.block[0].attn == ATTN_FULL && !c.block[0].sparse && !c.block[1].sparse && c.block[3].sparse &&
+	ok(c.block[0].attn == ATTN_FULL && !c.block[0].sparse && !c.block[1].sparse &&
+	    c.block[3].sparse &&
 	    c.num_sparse == 2,
 	    "decoder_sparse_step and mlp_only_layers");
 	ok(c.num_shared_experts == 0 && c.lookahead_steps == 0 && !c.norm_topk_prob &&
@@ -119,6 +121,91 @@ static void test_qwen(void)
 	    "params_get of what is not there");
 	params_free(&ps);
 	config_free(&c);
+}
+
+/* Frequencies and magnitude of the positions of a head of 16, against those of the formulas of
+ * transformers (modeling_rope_utils), worked out by themselves. */
+static void positions(const char *more, const double want[8], double magnitude)
+{
+	char text[600];
+	struct err e = { 0 };
+	struct config c;
+	real table[2 * 2 * 16];
+	int bad = 0;
+
+	snprintf(text, sizeof text, "{\"model_type\":\"qwen3_moe\",\"hidden_size\":64,"
+	    "\"num_attention_heads\":4,\"head_dim\":16,\"num_hidden_layers\":2,%s}", more);
+	if (load(&c, text, &e) < 0) {
+		ok(0, "%s: %s", more, e.msg);
+		return;
+	}
+	rope_table(&c.block[1].rope, 2, table);
+	for (int i = 0; i < 16; i++) {
+		double cosine = table[32 + i], sine = table[48 + i], f = atan2(sine, cosine);
+
+		bad += !(fabs(f / want[i % 8] - 1) < 1e-5) ||
+		    !(fabs(hypot(cosine, sine) / magnitude - 1) < 1e-6);
+	}
+	ok(bad == 0, "positions of %s", more);
+	config_free(&c);
+}
+
+static void test_positions(void)
+{
+	positions("\"max_position_embeddings\":512,\"rope_scaling\":{\"rope_type\":\"yarn\","
+	    "\"factor\":8.0,\"original_max_position_embeddings\":1024}", (double[]){ 1, 0.316227766,
+	    0.078125, 0.0177878118, 0.0034375, 0.000395284708, 0.000125, 3.95284708e-05 },
+	    1.20794415);
+	positions("\"rope_parameters\":{\"rope_theta\":150000.0,\"rope_type\":\"yarn\","
+	    "\"factor\":32.0,\"original_max_position_embeddings\":64,\"truncate\":false}",
+	    (double[]){ 1, 0.0852490992, 0.00158791484, 0.000357944587, 8.0687153e-05,
+	    1.81883367e-05, 4.09997848e-06, 9.2420895e-07 }, 1.34657359);
+	positions("\"max_position_embeddings\":4096,\"rope_scaling\":{\"type\":\"yarn\","
+	    "\"factor\":40,\"original_max_position_embeddings\":512,\"mscale\":0.7,"
+	    "\"mscale_all_dim\":1.0}", (double[]){ 1, 0.239147248, 0.05125, 0.00849862121, 0.00025,
+	    7.90569415e-05, 2.5e-05, 7.90569415e-06 }, 0.919155995);
+	positions("\"max_position_embeddings\":4096,\"rope_scaling\":{\"type\":\"yarn\","
+	    "\"original_max_position_embeddings\":512,\"attention_factor\":null}", (double[]){ 1,
+	    0.247052942, 0.05625, 0.0108703295, 0.00125, 0.000395284708, 0.000125,
+	    3.95284708e-05 }, 1.20794415);
+	positions("\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\","
+	    "\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+	    "\"original_max_position_embeddings\":8192}", (double[]){ 1, 0.193922745, 0.0376060309,
+	    0.00729266474, 0.000524846161, 3.4281022e-05, 6.64786987e-06, 1.28917317e-06 }, 1);
+	positions("\"rope_scaling\":{\"type\":\"linear\",\"factor\":4.0}", (double[]){ 0.25,
+	    0.0790569415, 0.025, 0.00790569415, 0.0025, 0.000790569415, 0.00025,
+	    7.90569415e-05 }, 1);
+}
+
+static void test_spellings(void)
+{
+	struct err e = { 0 };
+	struct config c;
+	json_t *o;
+
+	ok(load(&c,
+	    "{\"model_type\":\"qwen3_moe\",\"num_local_experts\":6,\"num_experts_per_tok\":2}",
+	    &e) == 0 && c.num_experts == 6, "num_local_experts is num_experts");
+	o = config_to_json(&c);
+	ok(json_integer_value(json_object_get(o, "num_local_experts")) == 6 &&
+	    !json_object_get(o, "num_experts"), "and is written back as it came");
+	json_decref(o);
+	config_free(&c);
+	refused("{\"model_type\":\"qwen3_moe\",\"num_local_experts\":16,\"num_experts\":8}",
+	    "differ");
+	refused("{\"model_type\":\"qwen3_moe\",\"num_local_experts\":\"8\"}", "num_local_experts");
+	refused("{\"architectures\":[\"GptOssForCausalLM\"]}", "GptOssForCausalLM");
+	ok(load(&c, "{\"architectures\":[\"Qwen3MoeForCausalLM\"]}", &e) == 0 &&
+	    c.num_experts == 128,
+	    "without model_type the architecture names the family");
+	config_free(&c);
+	refused("{\"model_type\":\"qwen3_moe\",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,"
+	    "\"short_factor\":[1.0]}}", "rope_scaling.short_factor");
+	refused("{\"model_type\":\"qwen3_moe\",\"rope_parameters\":{\"rope_type\":\"default\","
+	    "\"partial_rotary_factor\":0.5}}", "partial_rotary_factor");
+	refused("{\"model_type\":\"llama\",\"hidden_size\":64}", "is missing");
+	refused("{\"model_type\":\"qwen3_moe\",\"layer_types\":[\"linear_attention\"],"
+	    "\"num_hidden_layers\":1}", "linear_attention");
 }
 
 static void test_refusals(void)
@@ -327,6 +414,8 @@ int main(void)
 	test_dense();
 	test_divide();
 	test_refusals();
+	test_positions();
+	test_spellings();
 	test_sets();
 	test_files();
 	for (int i = 0; i < 2; i++) {
