@@ -36,6 +36,12 @@ for kind in "lfs Git LFS pointer" "page web page" "zip ZIP archive" "gguf GGUF" 
 		cp "$file" m/$to
 		says "$file as $to" 65 "m/$to: is .*$what" chr-generate -q -m m -p x -n 1
 	done
+	if [ "$file" != empty ]; then
+		cp "$file" data.jsonl.gz
+		says "$file as records" 65 "data.jsonl.gz:1: is .*$what" chr-score -q -m model data.jsonl.gz
+		says "$file as training data" 65 "data.jsonl.gz:1: is .*$what" \
+			chr-sft -q -m model -o none -n 1 --seq 32 data.jsonl.gz
+	fi
 	fresh packed
 	cp "$file" m/cluster_manifest.json
 	says "$file as manifest" 65 "cluster_manifest.json: is .*$what" chr-ls m

@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/plain.h"
 #include "base/sig.h"
+#include "base/sniff.h"
 
 #define JSONL_CHUNK ((size_t)64 << 10)
 
@@ -344,6 +345,7 @@ int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
 
 json_t *jsonl_parse(const char *line, size_t len, struct err *why)
 {
+	const char *what;
 	json_error_t je;
 	json_t *rec;
 
@@ -355,6 +357,8 @@ json_t *jsonl_parse(const char *line, size_t len, struct err *why)
 		return rec;
 	if (rec)
 		err_set(why, EX_DATAERR, "not an object");
+	else if ((what = sniff(line, len)) != NULL)
+		err_set(why, EX_DATAERR, "is %s, where a record should be", what);
 	else
 		err_set(why, EX_DATAERR, "%s", memchr(line, '\0', len) ? "NUL byte" : je.text);
 	json_decref(rec);
