@@ -223,6 +223,9 @@ is "both faster" "$(verdicts out)" " 2 faster "
 faster 1.000001 > spread.jsonl
 status "within the spread" 0 sh -c 'chr-bench table --compare spread.jsonl decode.jsonl > out'
 is "is the same" "$(verdicts out)" " 2 same "
+sed 's/"least":[0-9.e+]*/"least":"fast"/g; s/"most":[0-9.e+]*/"most":null/g' decode.jsonl > words.jsonl
+status "numbers that are none say nothing" 0 sh -c 'chr-bench table --compare words.jsonl decode.jsonl > out'
+ok "and that is said" grep -q 'unsure' out
 status "too few samples say nothing" 0 sh -c 'chr-bench table --compare resident.jsonl resident.jsonl > out'
 is "unsure" "$(verdicts out)" " 1 unsure "
 status "other work does not compare" 65 chr-bench table --compare resident.jsonl decode.jsonl

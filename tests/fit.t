@@ -165,6 +165,10 @@ chr-bench replay --budget 4,8 --drive 0.1,3GB --ram-bw 60GB act.jsonl > replay.j
 fit -m packed --stage generate --seq 256 --ram 64M --replay replay.jsonl
 is "speeds: of both budgets, four policies" "$(grep -c '"step":"speed"' fit)" 8
 is "their slots" "$(grep '"step":"speed"' fit | grep -o '"slots":[0-9]*' | sort -u | tr '\n' ' ')" '"slots":4 "slots":8 '
+for key in slots tok_per_s read_bytes_per_token; do
+	sed 's/"'$key'":\([0-9.e+-]*\)/"'$key'":"\1"/' replay.jsonl > words.jsonl
+	status "--replay, \"$key\" a string: 65" 65 chr-fit -q -m packed --stage generate --replay words.jsonl
+done
 status "--replay of another file: 65" 65 chr-fit -q -m packed --stage generate --replay act.jsonl
 status "--replay of a plain model: 64" 64 chr-fit -q -m model --stage generate --replay replay.jsonl
 

@@ -10,6 +10,7 @@
 
 #include "measure/bench.h"
 #include "base/json.h"
+#include "base/plain.h"
 
 #define ENOUGH 3
 #define ROUNDING 1e-8		/* records have nine digits */
@@ -73,6 +74,9 @@ static const char *verdict(const json_t *old, const json_t *new)
 	       old_best = sign * bench_number(old, more ? "metric.most" : "metric.least"),
 	       old_worst = sign * bench_number(old, more ? "metric.least" : "metric.most");
 
+	/* A record from elsewhere may lack a number: then nothing is known, which is not "same". */
+	if (!isfinite(new_best + new_worst + old_best + old_worst))
+		return "unsure";
 	if (!exact && (samples(old) < ENOUGH || samples(new) < ENOUGH))
 		return "unsure";
 	return old_worst - new_best > ROUNDING * fabs(old_worst) ? "slower" : new_worst - old_best >
@@ -108,10 +112,10 @@ static int put_record(const json_t *old, const json_t *new, const char *v, struc
 
 /* A row of the table that is shown instead of records; keys: the settings that tell these
  * capsules apart. */
-static void put_row(const json_t *old, const json_t *new, const json_t *keys, const char *v)
+static void put_row(const json_t *old, const json_t *record, const json_t *settings, const char *v)
 {
+	json_t *new = plain_json(record), *keys = plain_json(settings), *key;
 	char text[128];
-	json_t *key;
 	size_t i;
 
 	printf("| %s", bench_word(new, NULL, "workload"));
@@ -127,6 +131,8 @@ static void put_row(const json_t *old, const json_t *new, const json_t *keys, co
 	    bench_number(new, "metric.median"), bench_number(new, "metric.least"),
 	    bench_number(new, "metric.most"),
 	    bench_number(new, "metric.median") / bench_number(old, "metric.median"), v);
+	json_decref(new);
+	json_decref(keys);
 }
 
 static json_t *load(const char *path, struct err *e)

@@ -14,6 +14,7 @@
 #include "stages/grpo_int.h"
 #include "experts/usage.h"
 #include "base/json.h"
+#include "base/jsonfile.h"
 #include "stages/teacher_live.h"
 #include "stages/loss_pref.h"
 #include "train/train_plan.h"
@@ -588,6 +589,21 @@ int fit_reason(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
 
 /* --- speed --- */
 
+/* A speed may be missing, but what is there is a number. */
+static int check_numbers(const json_t *rec, struct err *e)
+{
+	static const char *const key[] = { "slots", "tok_per_s", "read_bytes_per_token" };
+
+	for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
+		const json_t *v = json_object_get(rec, key[i]);
+
+		if (v && !json_is_number(v) && !json_is_null(v))
+			return err_set(e, EX_DATAERR, "\"%s\" is %s, not a number", key[i],
+			    jsonfile_kind(v));
+	}
+	return 0;
+}
+
 static int put_speed(struct fit *f, const json_t *rec, FILE *out, struct err *e)
 {
 	const json_t *policy = json_object_get(rec, "policy");
@@ -596,6 +612,8 @@ static int put_speed(struct fit *f, const json_t *rec, FILE *out, struct err *e)
 	struct mem_plan plan = { 0 };
 	json_t *r;
 
+	if (check_numbers(rec, e) < 0)
+		return -1;
 	if (slots < 1 || slots > (json_int_t)f->cfg.num_sparse * f->cfg.num_experts)
 		return err_set(e, EX_DATAERR, "%lld slots: the model has %d experts",
 		    (long long)slots,
