@@ -83,7 +83,13 @@ $B/fuzz/%: $B/tests/fuzz/%.o $B/libchronos.a
 	$(LINK)
 
 PROVE := PERL5LIB=tests prove --formatter Skips
-check: all $(TESTS)
+# Backends of the tests: tests/trap/trap.c is -B trap.
+TRAP := $B/tests/trap.so
+$(TRAP): tests/trap/trap.c $B/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALLFLAGS) -DCHR_BACKEND_SIDE -fPIC -shared -MMD -MP -o $@ $<
+
+check: all $(TESTS) $(TRAP)
 	BUILD=$B $(PROVE) $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null
 
 # Ranks and jobs under a Slurm of its own; as root, where slurm-wlm and munge are installed.

@@ -162,11 +162,9 @@ static void side_eval(struct side *d, const uint32_t *tok, int at, int n)
 	must(engine_eval(d->g, &it, 1, NULL, &s.e) < 0);
 }
 
-/* After the logits were compared: this overwrites them. */
 static void side_score(struct side *d, int n)
 {
-	infer.be->logprob(infer.be, d->logits, s.logp, s.target, NULL, n,
-	    d->c->vocab_size);
+	engine_logprob(d->g, d->logits, s.target, n, s.logp);
 	for (int i = 0; i < n; i++)
 		d->logprob += s.target[i] >= 0 ? (double)s.logp[i] : 0;
 }

@@ -163,7 +163,7 @@ static void prepare(void)
 	intent_popular(s.m, s.popular);
 	s.g = take((size_t)s.m->par.total, sizeof *s.g);
 	s.best = take((size_t)s.m->par.total, sizeof *s.best);
-	must(optim_open(&s.opt, &s.m->par, NULL, backend_open("auto", &s.e), o.decay, &s.e) < 0);
+	must(optim_open(&s.opt, &s.m->par, NULL, backend_open("cpu", &s.e), o.decay, &s.e) < 0);
 }
 
 /* ---- training ---- */
@@ -242,12 +242,13 @@ static int64_t train(int64_t steps)
 			floor += coverage_entropy(x->used, s.m->Ls, s.m->E);
 			tokens += n;
 		}
-		norm = optim_norm(&s.opt, s.g);
+		norm = optim_norm(&s.opt, backend_cpu_memory(s.g));
 		if (!isfinite(loss) || !isfinite(norm))
 			err_die(EX_DATAERR, "step %lld: the loss is not finite: lower --lr",
 			    (long long)step);
 		lr = optim_lr(&schedule, step);
-		optim_step(&s.opt, s.m->w, s.g, lr, optim_clip(norm, 1));
+		optim_step(&s.opt, backend_cpu_memory(s.m->w), backend_cpu_memory(s.g), lr,
+		    optim_clip(norm, 1));
 		if (step % o.log_every == 0 || step == steps) {
 			dev = dev_kl();
 			put_step(step, loss / (double)since, floor / (double)since, dev, lr, norm,

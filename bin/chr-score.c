@@ -146,8 +146,7 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 		topk_rows(tok, n);
 	if (!wanted)
 		return;
-	infer.be->logprob(infer.be, s.logits, s.logp, s.target, NULL, n,
-	    infer.cfg.vocab_size);
+	engine_logprob(infer.g, s.logits, s.target, n, s.logp);
 	for (int i = 0; i < n; i++)
 		if (s.target[i] >= 0) {
 			(*count)++;

@@ -228,7 +228,7 @@ static struct store *open_slots(int slots, int readers, struct store_opt o)
 	o.force = true;
 	if (o.waste == 0)
 		o.waste = -1;
-	s = store_open(dir, &config, &manifest, &o, &e);
+	s = store_open(dir, &config, &manifest, &o, &backend_cpu, &e);
 	if (s == NULL)
 		err_exit(&e);
 	shim_reset();
@@ -547,7 +547,7 @@ static int open_error(struct err *e, const struct store_opt *o)
 	struct store *s;
 
 	*e = (struct err){0};
-	s = store_open(dir, &config, &manifest, o, e);
+	s = store_open(dir, &config, &manifest, o, &backend_cpu, e);
 	printf("# %s\n", s ? "opened" : e->msg);
 	store_close(s);
 	return s ? 0 : e->status;
@@ -615,7 +615,7 @@ static void budgets(void)
 	o = (struct store_opt){ .bytes = need };
 	ok(open_error(&e, &o) == 0, "one token is enough");
 	o.bytes = INT64_MAX;
-	s = store_open(dir, &config, &manifest, &o, &e);
+	s = store_open(dir, &config, &manifest, &o, &backend_cpu, &e);
 	ok(s != NULL && store_slots(s) == (LAYERS - 1) * EXPERTS, "no more slots than experts");
 	ok(store_plan_bytes(&config, &manifest, &o) > (int64_t)store_slots(s) * SLOT,
 	    "the plan has them and more");

@@ -40,6 +40,8 @@ static const struct backend *open_cpu(struct err *e)
 	return checked(&backend_cpu, e);
 }
 
+dev_real *backend_cpu_memory(real *host) { return host; }
+
 /* ---- of a third party ---- */
 
 static const struct backend *probe(void *object, const char *path, const char *device,
@@ -118,10 +120,16 @@ const void *backend_read(const struct backend *be, const void *dev, struct mirro
 	return m->p;
 }
 
-void backend_settle(const struct backend *be, void *dev, const struct mirror *m, size_t n)
+void backend_settle(const struct backend *be, void *dev, const void *draft, size_t n)
 {
 	if (!be->host_reads && n > 0)
-		be->put(be, dev, m->p, n);
+		be->put(be, dev, draft, n);
+}
+
+void backend_fetch(const struct backend *be, void *draft, const void *dev, size_t n)
+{
+	if (!be->host_reads && n > 0)
+		be->get(be, draft, dev, n);
 }
 
 void backend_mirror_free(struct mirror *m)

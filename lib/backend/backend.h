@@ -148,6 +148,9 @@ struct backend {
  * backend, the first row that it does not have. */
 const struct backend *backend_open(const char *name, struct err *e);
 extern const struct backend backend_cpu;
+/* For who computes on the host, and leaves some of it to rows of backend_cpu: they work on any
+ * memory of the host. */
+dev_real *backend_cpu_memory(real *host);
 
 /* Opens a device ("": the first) and returns its instance, which lasts as long as the process.
  * NULL, with e->status and e->msg set, when there is none. cpu: for what it leaves to it. */
@@ -160,10 +163,11 @@ struct mirror { void *p; size_t size; };
 
 /* n bytes of device memory to read: in place, or a copy made now. */
 const void *backend_read(const struct backend *be, const void *dev, struct mirror *m, size_t n);
-/* Where to write what they are to be, and the end of writing. A draft does not hold what is
- * there. */
+/* Where to write what n bytes are to be, which does not hold what is there; and, with any part of
+ * both, the end of writing. Between them, fetch makes it hold that. */
 void *backend_draft(const struct backend *be, void *dev, struct mirror *m, size_t n);
-void backend_settle(const struct backend *be, void *dev, const struct mirror *m, size_t n);
+void backend_settle(const struct backend *be, void *dev, const void *draft, size_t n);
+void backend_fetch(const struct backend *be, void *draft, const void *dev, size_t n);
 void backend_mirror_free(struct mirror *m);
 
 #endif

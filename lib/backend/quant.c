@@ -7,34 +7,6 @@
 #include "base/pool.h"
 #include "backend/quant_fit.h"
 
-size_t quant_scale_bytes(enum dtype t, int cols)
-{
-	return ((size_t)quant_blocks(cols) * QUANT_PANEL * 2 * (t == DT_Q4A ? 2 : 1) + 63) &
-	    ~(size_t)63;
-}
-
-static size_t block_bytes(enum dtype t)	/* values of 16 rows */
-{
-	return QUANT_PANEL * QUANT_BLOCK / (t == DT_Q8 ? 1 : 2);
-}
-
-size_t quant_panel_bytes(enum dtype t, int cols)
-{
-	return quant_scale_bytes(t, cols) + (size_t)quant_blocks(cols) * block_bytes(t);
-}
-
-size_t mat_bytes(enum dtype t, int rows, int cols)
-{
-	size_t n;
-
-	if (rows <= 0 || cols <= 0 || cols > INT32_MAX - QUANT_BLOCK)
-		return 0;
-	if (dtype_blocks(t))
-		return __builtin_mul_overflow((size_t)quant_panels(rows),
-		    quant_panel_bytes(t, cols), &n) ? 0 : n;
-	return __builtin_mul_overflow((size_t)rows * (size_t)cols, dtype_size(t), &n) ? 0 : n;
-}
-
 struct pack {
 	char *dst;
 	const float *src;
@@ -50,7 +22,7 @@ static void put_block(char *panel, const struct pack *p, int b, const struct qua
 	bool affine = p->t == DT_Q4A;
 	uint16_t *scale = (uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1);
 	uint8_t *v = (uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b *
-	    block_bytes(p->t);
+	    quant_block_bytes(p->t);
 
 	tensor_from_f32(scale, DT_F16, f->d, (size_t)n);
 	if (affine)
@@ -114,7 +86,7 @@ static float value_at(const struct pack *p, const char *panel, int r, int k)
 	const uint16_t *scale = (const uint16_t *)panel + (size_t)b * QUANT_PANEL * (affine ? 2 : 1)
 	    + r;
 	const uint8_t *v = (const uint8_t *)panel + quant_scale_bytes(p->t, p->cols) + (size_t)b *
-	    block_bytes(p->t) + r * 4;
+	    quant_block_bytes(p->t) + r * 4;
 	float d, m = 0;
 
 	tensor_to_f32(&d, scale, DT_F16, 1);

@@ -38,12 +38,35 @@
 static inline int quant_blocks(int cols) { return (cols + QUANT_BLOCK - 1) / QUANT_BLOCK; }
 static inline int quant_panels(int rows) { return (rows + QUANT_PANEL - 1) / QUANT_PANEL; }
 
-size_t quant_scale_bytes(enum dtype t, int cols);		/* of one panel's scales, */
+static inline size_t quant_scale_bytes(enum dtype t, int cols)	/* of one panel's scales, */
+{
+	return ((size_t)quant_blocks(cols) * QUANT_PANEL * 2 * (t == DT_Q4A ? 2 : 1) + 63) &
+	    ~(size_t)63;
+}
+
+static inline size_t quant_block_bytes(enum dtype t)	/* of a block of its 16 rows, */
+{
+	return QUANT_PANEL * QUANT_BLOCK / (t == DT_Q8 ? 1 : 2);
+}
+
 /* and of all of it: a multiple of 64 */
-size_t quant_panel_bytes(enum dtype t, int cols);
+static inline size_t quant_panel_bytes(enum dtype t, int cols)
+{
+	return quant_scale_bytes(t, cols) + (size_t)quant_blocks(cols) * quant_block_bytes(t);
+}
 
 /* Of a matrix in any type. 0 when that does not fit a size_t or rows or cols is not positive. */
-size_t mat_bytes(enum dtype t, int rows, int cols);
+static inline size_t mat_bytes(enum dtype t, int rows, int cols)
+{
+	size_t n;
+
+	if (rows <= 0 || cols <= 0 || cols > INT32_MAX - QUANT_BLOCK)
+		return 0;
+	if (dtype_blocks(t))
+		return __builtin_mul_overflow((size_t)quant_panels(rows),
+		    quant_panel_bytes(t, cols), &n) ? 0 : n;
+	return __builtin_mul_overflow((size_t)rows * (size_t)cols, dtype_size(t), &n) ? 0 : n;
+}
 
 /* (rows, cols) floats to blocks of type t and back. The scale of a block is searched for
  * (quant_fit.h); the bytes are the same on every machine. dst must be all of mat_bytes(). -1: a

@@ -18,12 +18,13 @@ ROW(void, zero, (const struct backend *be, void *p, size_t bytes))
 /* Memory that reads of files go to, whole pages, untouched, and as much of the device in *dev: the
  * same memory where the host reads the device's. NULL when out of memory. put_async copies from
  * the first to the second after all rows that were called before it; an event is past when all
- * that was begun before event_record is done, and rows called after event_wait come after it. */
+ * that was begun before event_record is done: rows called after event_wait come after that, and
+ * host waits for it too. Event 0 is past. */
 ROW(void *, alloc_pinned, (const struct backend *be, size_t bytes, void **dev))
 ROW(void, free_pinned, (const struct backend *be, void *host, size_t bytes))
 ROW(void, put_async, (const struct backend *be, void *dev, const void *host, size_t bytes))
 ROW(uint64_t, event_record, (const struct backend *be))
-ROW(void, event_wait, (const struct backend *be, uint64_t event))
+ROW(void, event_wait, (const struct backend *be, uint64_t event, bool host))
 
 /* independent jobs, one parallel region */
 ROW(void, gemm, (const struct backend *be, enum gemm_kind kind, const struct gemm_job *jobs, int n))

@@ -4,26 +4,18 @@
 #include <string.h>
 #include <strings.h>
 
-static const struct { const char *name; size_t size; } types[] = {
-	[DT_F64] = { "F64", 8 }, [DT_F32] = { "F32", 4 }, [DT_BF16] = { "BF16", 2 },
-	    [DT_F16] = { "F16", 2 },
-	[DT_Q8] = { "Q8", 0 }, [DT_Q4] = { "Q4", 0 }, [DT_Q4A] = { "Q4A", 0 },
-};
-
-size_t dtype_size(enum dtype t)
-{
-	return types[t].size;
-}
+static const char *const names[] = { [DT_F64] = "F64", [DT_F32] = "F32", [DT_BF16] = "BF16",
+	[DT_F16] = "F16", [DT_Q8] = "Q8", [DT_Q4] = "Q4", [DT_Q4A] = "Q4A" };
 
 const char *dtype_name(enum dtype t)
 {
-	return types[t].name;
+	return names[t];
 }
 
 int dtype_parse(const char *name, enum dtype *t)
 {
-	for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-		if (strcasecmp(name, types[i].name) == 0) {
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		if (strcasecmp(name, names[i]) == 0) {
 			*t = (enum dtype)i;
 			return 0;
 		}

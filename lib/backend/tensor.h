@@ -21,9 +21,9 @@ typedef real dev_real;
 typedef int32_t dev_i32;
 typedef char dev_byte;
 #else
-typedef real dev_real;
-typedef int32_t dev_i32;
-typedef char dev_byte;
+typedef struct { real of_device; } dev_real;
+typedef struct { int32_t of_device; } dev_i32;
+typedef struct { char of_device; } dev_byte;
 #endif
 
 enum dtype {			/* of weights; files may hold more (safetensors.h) */
@@ -31,11 +31,15 @@ enum dtype {			/* of weights; files may hold more (safetensors.h) */
 	DT_Q8, DT_Q4, DT_Q4A	/* matrices in blocks of 32 values (quant.h) */
 };
 
-size_t dtype_size(enum dtype t);			/* of one value; 0 for blocks */
 const char *dtype_name(enum dtype t);			/* "F32", as in safetensors; "Q8" */
 int dtype_parse(const char *name, enum dtype *t);	/* "f32", "BF16", "q4a"; -1 unknown */
 
 static inline bool dtype_blocks(enum dtype t) { return t >= DT_Q8; }
+
+static inline size_t dtype_size(enum dtype t)		/* of one value; 0 for blocks */
+{
+	return dtype_blocks(t) ? 0 : t == DT_F64 ? 8 : t == DT_F32 ? 4 : 2;
+}
 
 /* (rows, cols) row-major weight: y = x W^T has rows outputs and cols inputs. */
 struct mat {

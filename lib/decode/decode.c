@@ -11,7 +11,32 @@
 #include "base/mem.h"
 #include "base/progress.h"
 
-static void carve_attention(struct scratch *s, const struct config *c, int64_t R, struct carve *v)
+/* Where the arrays go: with bases NULL, nowhere, and only their bytes count. */
+struct room {
+	struct carve dev, host;
+	bool apart;		/* the host does not read device memory */
+};
+
+static dev_real *reals(struct room *r, int64_t n) { return mem_carve(&r->dev, n, sizeof(dev_real));
+    }
+
+static dev_i32 *ints(struct room *r, int64_t n) { return mem_carve(&r->dev, n, sizeof(dev_i32)); }
+
+static dev_byte *rows_of(struct room *r, int64_t n, size_t size)
+{
+	return mem_carve(&r->dev, n, size);
+}
+
+static void *hosts(struct room *r, int64_t n, size_t size) { return mem_carve(&r->host, n, size); }
+
+/* The host's of n values of 4 or 8 bytes that the device has at dev. */
+static void *twin(struct room *r, void *dev, int64_t n, size_t size)
+{
+	return r->apart ? mem_carve(&r->host, n, size) : dev;
+}
+
+static void carve_attention(struct scratch *s, struct tables *t, const struct config *c, int64_t R,
+    struct room *v)
 {
 	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, C = 0,
 	    r = 0;
@@ -21,15 +46,15 @@ static void carve_attention(struct scratch *s, const struct config *c, int64_t R
 			C = c->block[l].latent;
 			r = c->block[l].rope.width;
 		}
-	s->q = mem_carve(v, R * H * d, sizeof(real));
-	s->q2 = mem_carve(v, R * H * r, sizeof(real));
-	s->q_abs = mem_carve(v, R * H * C, sizeof(real));
-	s->k = mem_carve(v, R * mem_max(G * d, C), sizeof(real));
-	s->k2 = mem_carve(v, R * G * d, sizeof(real));
-	s->ctx = mem_carve(v, R * H * C, sizeof(real));
-	s->att = mem_carve(v, R * H * d, sizeof(real));
-	s->kcache = mem_carve(v, R, sizeof(*s->kcache));
-	s->vcache = mem_carve(v, R, sizeof(*s->vcache));
+	s->q = reals(v, R * H * d);
+	s->q2 = reals(v, R * H * r);
+	s->q_abs = reals(v, R * H * C);
+	s->k = reals(v, R * mem_max(G * d, C));
+	s->k2 = reals(v, R * G * d);
+	s->ctx = reals(v, R * H * C);
+	s->att = reals(v, R * H * d);
+	t->kcache = hosts(v, R, sizeof(*t->kcache));
+	t->vcache = hosts(v, R, sizeof(*t->vcache));
 }
 
 /* Rows of FFNs that R rows of a layer are, and the widest of their inner rows. */
@@ -48,79 +73,103 @@ static int layer_width(const struct config *c, int l)
 	    b->shared > 0 ? b->shared_width : b->width;
 }
 
-static void carve_experts(struct scratch *s, const struct config *c, int64_t R, bool blocks,
-    struct carve *v)
+/* What the host knows of rows and experts. */
+static void carve_choices(struct scratch *s, struct tables *t, const struct config *c, int64_t R,
+    int64_t rows, struct room *v)
 {
 	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts;
-	int64_t rows = 0, inner = 0;
+
+	s->sgate = reals(v, S > 0 ? R : 0);
+	t->router = twin(v, s->router = reals(v, R * E), R * E, sizeof(real));
+	t->router_next = twin(v, s->router_next = reals(v, R * E), R * E, sizeof(real));
+	t->weight = twin(v, s->weight = reals(v, R * K), R * K, sizeof(real));
+	t->coef = twin(v, s->coef = reals(v, R * (K + S + 1)), R * (K + S + 1), sizeof(real));
+	t->ids = twin(v, s->ids = ints(v, R * K), R * K, sizeof(int32_t));
+	t->slot = twin(v, s->slot = ints(v, R * (K + S + 1)), R * (K + S + 1), sizeof(int32_t));
+	t->rowidx = twin(v, s->rowidx = ints(v, rows), rows, sizeof(int32_t));
+	t->count = hosts(v, E, sizeof(*t->count));
+	t->start = hosts(v, E + 1, sizeof(*t->start));
+	t->order = hosts(v, R * K, sizeof(*t->order));
+	t->wanted = hosts(v, E, sizeof(*t->wanted));
+	t->exact = hosts(v, K, sizeof(*t->exact));
+	t->part = hosts(v, E + S + 1, sizeof(*t->part));
+	t->qffn = hosts(v, E + S + 1, sizeof(*t->qffn));
+	t->qgemm = hosts(v, E + S + 1, sizeof(*t->qgemm));
+	t->job = hosts(v, 2 * (E + S + 1) + c->num_attention_heads + 1, sizeof(*t->job));
+}
+
+static void carve_experts(struct scratch *s, struct tables *t, const struct config *c, int64_t R,
+    bool blocks, struct room *v)
+{
+	int64_t rows = 0, inner = 0, hidden = 0,
+	    most = mem_max(c->hidden_size, (int64_t)c->num_attention_heads * c->head_dim);
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		int64_t n = layer_rows(c, l, R);
 
 		rows = mem_max(rows, n);
 		inner = mem_max(inner, n * layer_width(c, l));
+		hidden = mem_max(hidden, n * (int64_t)quant_row_bytes(layer_width(c, l)));
 	}
-	s->sgate = mem_carve(v, S > 0 ? R : 0, sizeof(real));
-	s->router = mem_carve(v, R * E, sizeof(real));
-	s->router_next = mem_carve(v, R * E, sizeof(real));
-	s->ahead = mem_carve(v, R * c->hidden_size, sizeof(real));
-	s->weight = mem_carve(v, R * K, sizeof(real));
-	s->coef = mem_carve(v, R * (K + S + 1), sizeof(real));
-	s->moe_x = mem_carve(v, rows * c->hidden_size, sizeof(real));
-	s->moe_g = mem_carve(v, inner, sizeof(real));
-	s->moe_u = mem_carve(v, inner, sizeof(real));
-	s->ids = mem_carve(v, R * K, sizeof(*s->ids));
-	s->slot = mem_carve(v, R * (K + S + 1), sizeof(*s->slot));
-	s->rowidx = mem_carve(v, rows, sizeof(*s->rowidx));
-	s->count = mem_carve(v, E, sizeof(*s->count));
-	s->start = mem_carve(v, E + 1, sizeof(*s->start));
-	s->order = mem_carve(v, R * K, sizeof(*s->order));
-	s->wanted = mem_carve(v, E, sizeof(*s->wanted));
-	s->exact = mem_carve(v, K, sizeof(*s->exact));
-	s->part = mem_carve(v, E + S + 1, sizeof(*s->part));
-	s->qffn = mem_carve(v, E + S + 1, sizeof(*s->qffn));
-	s->qgemm = mem_carve(v, E + S + 1, sizeof(*s->qgemm));
-	if (blocks) {
-		int64_t most = mem_max(c->hidden_size, (int64_t)c->num_attention_heads *
-		    c->head_dim);
-		int64_t hidden = 0;
-
-		for (int l = 0; l < c->num_hidden_layers; l++)
-			hidden = mem_max(hidden, layer_rows(c, l, R) *
-			    (int64_t)quant_row_bytes(layer_width(c, l)));
-		s->xq = mem_carve(v, mem_max(R, HEAD_ROWS), quant_row_bytes((int)most));
-		s->moe_xq = mem_carve(v, rows, quant_row_bytes(c->hidden_size));
-		s->moe_hq = mem_carve(v, hidden, 1);
-	}
-	s->job = mem_carve(v, 2 * (E + S + 1) + c->num_attention_heads + 1, sizeof(*s->job));
+	carve_choices(s, t, c, R, rows, v);
+	s->ahead = reals(v, R * c->hidden_size);
+	s->moe_x = reals(v, rows * c->hidden_size);
+	s->moe_g = reals(v, inner);
+	s->moe_u = reals(v, inner);
+	if (!blocks)
+		return;
+	s->xq = rows_of(v, mem_max(R, HEAD_ROWS), quant_row_bytes((int)most));
+	s->moe_xq = rows_of(v, rows, quant_row_bytes(c->hidden_size));
+	s->moe_hq = rows_of(v, hidden, 1);
 }
 
-/* Places the scratch arrays at base (NULL: only counts) and returns their bytes. */
-int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps,
-    const struct engine_opt *o,
-    char *base)
+static void carve_scratch(struct scratch *s, struct tables *t, const struct config *c,
+    const struct params *ps, const struct engine_opt *o, struct room *v)
 {
-	struct carve v = { base, 0 };
-	int64_t R = o->max_rows, D = c->hidden_size;
+	int64_t R = o->max_rows, D = c->hidden_size, look = HEAD_ROWS * config_lookahead_rows(c);
 	const struct param *look0 = params_get(ps, P_LOOK0, -1, -1);
 
-	s->h = mem_carve(&v, R * D, sizeof(real));
-	s->x = mem_carve(&v, R * D, sizeof(real));
-	carve_attention(s, c, R, &v);
-	carve_experts(s, c, R, o->blocks, &v);
-	s->head_x = mem_carve(&v, HEAD_ROWS * D, sizeof(real));
-	s->logits = mem_carve(&v, HEAD_ROWS * (int64_t)c->vocab_size, sizeof(real));
-	s->look_h = mem_carve(&v, look0 ? HEAD_ROWS * (int64_t)look0->rows : 0, sizeof(real));
-	s->look = mem_carve(&v, HEAD_ROWS * (int64_t)config_lookahead_rows(c), sizeof(real));
-	s->tok = mem_carve(&v, R, sizeof(*s->tok));
-	s->pos = mem_carve(&v, R, sizeof(*s->pos));
-	s->zeros = mem_carve(&v, config_biased(c) ? R : 0, sizeof(*s->zeros));
-	s->lo = mem_carve(&v, R, sizeof(*s->lo));
-	s->hi = mem_carve(&v, R, sizeof(*s->hi));
-	s->head_row = mem_carve(&v, R, sizeof(*s->head_row));
-	s->about = mem_carve(&v, R, sizeof(*s->about));
-	s->seg = mem_carve(&v, o->max_seqs, sizeof(*s->seg));
-	return v.used;
+	s->h = reals(v, R * D);
+	s->x = reals(v, R * D);
+	carve_attention(s, t, c, R, v);
+	carve_experts(s, t, c, R, o->blocks, v);
+	s->head_x = reals(v, HEAD_ROWS * D);
+	s->logits = reals(v, HEAD_ROWS * (int64_t)c->vocab_size);
+	s->look_h = reals(v, look0 ? HEAD_ROWS * (int64_t)look0->rows : 0);
+	t->look = twin(v, s->look = reals(v, look), look, sizeof(real));
+	s->head_row = ints(v, HEAD_ROWS);
+	t->tok = twin(v, s->tok = ints(v, R), R, sizeof(int32_t));
+	t->pos = twin(v, s->pos = ints(v, R), R, sizeof(int32_t));
+	s->zeros = ints(v, config_biased(c) ? R : 0);
+	t->lo = twin(v, s->lo = ints(v, R), R, sizeof(int32_t));
+	t->hi = twin(v, s->hi = ints(v, R), R, sizeof(int32_t));
+	t->head_row = hosts(v, R, sizeof(*t->head_row));
+	t->about = hosts(v, R, sizeof(*t->about));
+	t->seg = hosts(v, o->max_seqs, sizeof(*t->seg));
+}
+
+/* For a plan: on a device whose memory the host reads. */
+int64_t scratch_bytes(const struct config *c, const struct params *ps, const struct engine_opt *o)
+{
+	struct scratch s;
+	struct tables t;
+	struct room v = { .apart = false };
+
+	carve_scratch(&s, &t, c, ps, o, &v);
+	return v.dev.used + v.host.used;
+}
+
+static bool open_scratch(struct engine *g)
+{
+	struct room v = { .apart = !g->be->host_reads };
+
+	carve_scratch(&g->s, &g->t, g->cfg, g->par, &g->opt, &v);
+	g->scratch_mem = g->be->alloc(g->be, (size_t)v.dev.used);
+	g->tables_mem = mem_alloc((size_t)v.host.used);
+	v.dev = (struct carve){ g->scratch_mem, 0 };
+	v.host = (struct carve){ g->tables_mem, 0 };
+	carve_scratch(&g->s, &g->t, g->cfg, g->par, &g->opt, &v);
+	return g->scratch_mem != NULL;
 }
 
 int64_t kv_bytes(const struct engine *g)
@@ -148,18 +197,14 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	size_t each = (size_t)g->cfg->num_sparse * (size_t)g->cfg->num_experts + 1;
 	int64_t per_seq = kv_bytes(g);
 
-	g->scratch_mem = g->be->alloc(g->be, (size_t)scratch_layout(&g->s, g->cfg, g->par,
-	    &g->opt,
-	    NULL));
 	g->kv_mem = g->be->alloc(g->be, (size_t)(per_seq * g->opt.max_seqs));
 	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
 	g->predict = predict_new(g->cfg, g->opt.max_rows, g->opt.predict);
-	if (!g->scratch_mem || !g->kv_mem || !g->seqs || !g->predict)
+	if (!open_scratch(g) || !g->kv_mem || !g->seqs || !g->predict)
 		return err_set(e, EX_OSERR, "%s: out of memory for caches", dir);
-	scratch_layout(&g->s, g->cfg, g->par, &g->opt, g->scratch_mem);
 	for (int i = 0; i < g->opt.max_seqs; i++) {
 		struct seq *s = &g->seqs[i];
-		char *base = (char *)g->kv_mem + i * per_seq;
+		dev_byte *base = (dev_byte *)g->kv_mem + i * per_seq;
 
 		s->g = g;
 		s->kv = calloc((size_t)L, sizeof(*s->kv));
@@ -173,7 +218,7 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 		for (int l = 0; l < L; l++)
 			base += kv_layout(g->cfg, &g->opt, l, &s->kv[l], base);
 	}
-	g->store = g->md.packed ? store_open(dir, g->cfg, &g->man, &g->opt.store, e)
+	g->store = g->md.packed ? store_open(dir, g->cfg, &g->man, &g->opt.store, g->be, e)
 	    : store_resident(g->cfg, g->experts);
 	for (int l = 0, i = 0; l < L; l++)
 		if (g->cfg->block[l].sparse)
@@ -230,7 +275,7 @@ struct engine *engine_open(const char *dir, const struct engine_opt *o, const st
 	return g;
 }
 
-struct engine *engine_over(const struct config *c, const struct params *ps, const real *w,
+struct engine *engine_over(const struct config *c, const struct params *ps, const dev_real *w,
     const struct engine_opt *o,
     const struct backend *be, struct err *e)
 {
@@ -279,6 +324,7 @@ void engine_close(struct engine *g)
 		g->be->free(g->be, g->rope_mla);
 		g->be->free(g->be, g->expert_mem);
 	}
+	mem_free(g->tables_mem);
 	free(g->host);
 	free(g->experts);
 	free(g->ffn_views);
@@ -363,7 +409,7 @@ static int check_items(const struct engine *g, const struct eval_item *it, int n
  * Returns rows. */
 static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, int *done)
 {
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	bool one = true;
 
 	g->rows = g->nseg = 0;
@@ -373,13 +419,13 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 		    : room;
 
 		if (m > 0)
-			s->seg[g->nseg++] = (struct seg){ x, g->rows, m, *done };
+			t->seg[g->nseg++] = (struct seg){ x, g->rows, m, *done };
 		for (int i = 0; i < m; i++, g->rows++) {
-			s->tok[g->rows] = x->tok[*done + i];
-			s->pos[g->rows] = x->s->len + i;
-			s->about[g->rows] = (struct predict_row){ 0 };
+			t->tok[g->rows] = (int32_t)x->tok[*done + i];
+			t->pos[g->rows] = x->s->len + i;
+			t->about[g->rows] = (struct predict_row){ 0 };
 			if (i == 0 && x->s->len > 0)
-				s->about[g->rows] = (struct predict_row){ .last = x->s->last,
+				t->about[g->rows] = (struct predict_row){ .last = x->s->last,
 				    .expect = x->s->expects ? x->s->expect : NULL };
 		}
 		one = one && x->n == 1 && x->s->len > 0;
@@ -390,6 +436,8 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 		}
 	}
 	g->single = one;
+	push(g, g->s.tok, t->tok, (size_t)g->rows * sizeof *t->tok);
+	push(g, g->s.pos, t->pos, (size_t)g->rows * sizeof *t->pos);
 	return g->rows;
 }
 
@@ -408,7 +456,8 @@ static void head_block(struct engine *g, const int32_t *rows, real *const *out, 
 	int D = g->cfg->hidden_size, V = g->cfg->vocab_size;
 	struct linear l = { s->logits, s->head_x, g->head, 0 };
 
-	g->be->gather(g->be, s->head_x, s->h, rows, n, D);
+	g->be->put(g->be, s->head_row, rows, (size_t)n * sizeof *rows);
+	g->be->gather(g->be, s->head_x, s->h, s->head_row, n, D);
 	g->be->rmsnorm(g->be, s->head_x, NULL, s->head_x, g->norm, n, D,
 	    g->cfg->rms_norm_eps);
 	linear(g, &l, 1, n);
@@ -424,9 +473,9 @@ static void head(struct engine *g)
 	int n = 0;
 
 	for (int j = 0; j < g->nseg; j++)
-		for (int i = 0; i < g->s.seg[j].n; i++) {
-			out[n] = logits_of(g, &g->s.seg[j], i);
-			rows[n] = g->s.seg[j].row0 + i;
+		for (int i = 0; i < g->t.seg[j].n; i++) {
+			out[n] = logits_of(g, &g->t.seg[j], i);
+			rows[n] = g->t.seg[j].row0 + i;
 			n += out[n] != NULL;
 			if (n == HEAD_ROWS) {
 				head_block(g, rows, out, n);
@@ -450,10 +499,10 @@ static int pass(struct engine *g, struct err *e)
 	}
 	head(g);
 	for (int j = 0; j < g->nseg; j++) {
-		struct seq *s = g->s.seg[j].it->s;
+		struct seq *s = g->t.seg[j].it->s;
 		float *t = s->expect;
 
-		s->len += g->s.seg[j].n;
+		s->len += g->t.seg[j].n;
 		s->expect = s->coming;
 		s->coming = t;
 		s->expects = (look_mode(g) & SRC_BIT(SRC_LOOK)) != 0;
@@ -491,13 +540,31 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 	return status;
 }
 
+void engine_logprob(struct engine *g, const real *logits, const int32_t *target, int n,
+    real *logp)
+{
+	const struct backend *be = g->be;
+	struct scratch *s = &g->s;
+	int V = g->cfg->vocab_size;
+
+	for (int i = 0; i < n; i += HEAD_ROWS) {
+		int m = n - i < HEAD_ROWS ? n - i : HEAD_ROWS;
+
+		be->put(be, s->logits, logits + (int64_t)i * V, sizeof(real) * (size_t)m *
+		    (size_t)V);
+		be->put(be, s->head_row, target + i, sizeof(*target) * (size_t)m);
+		be->logprob(be, s->logits, s->head_x, s->head_row, NULL, m, V);
+		be->get(be, logp + i, s->head_x, sizeof(*logp) * (size_t)m);
+	}
+}
+
 /* --- products with dense weights, floats or blocks, and rows of the embedding --- */
 
 void linear(struct engine *g, const struct linear *l, int n, int rows)
 {
 	struct gemm_job dense[4];
 	struct qgemm_job blocks[4];
-	const real *quantised = NULL;
+	const dev_real *quantised = NULL;
 	int nd = 0, nb = 0;
 
 	for (int i = 0; i < n; i++)
@@ -529,14 +596,9 @@ void linear(struct engine *g, const struct linear *l, int n, int rows)
 void embed_rows(struct engine *g)
 {
 	const struct mat *w = &g->embed;
-	int D = g->cfg->hidden_size;
 
-	if (!dtype_blocks(w->dt)) {
-		g->be->gather(g->be, g->s.h, w->p, (const int32_t *)g->s.tok, g->rows, D);
-		return;
-	}
-#ifndef CHR_DOUBLE
-	for (int r = 0; r < g->rows; r++)
-		quant_unpack_row(g->s.h + (int64_t)r * D, w->p, w->dt, (int)g->s.tok[r], D);
-#endif
+	if (dtype_blocks(w->dt))
+		g->be->gather_blocks(g->be, g->s.h, w, g->s.tok, g->rows);
+	else
+		g->be->gather(g->be, g->s.h, w->p, g->s.tok, g->rows, g->cfg->hidden_size);
 }

@@ -75,7 +75,7 @@ void engine_close(struct engine *g);
  * changed. o->ram and o->store do not count. The plan gets what it will hold. */
 void engine_over_plan(const struct config *c, const struct params *ps, const struct engine_opt *o,
     struct mem_plan *plan);
-struct engine *engine_over(const struct config *c, const struct params *ps, const real *w,
+struct engine *engine_over(const struct config *c, const struct params *ps, const dev_real *w,
     const struct engine_opt *o,
     const struct backend *be, struct err *e);
 void engine_refresh(struct engine *g);
@@ -134,5 +134,10 @@ int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e)
  * complete. */
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st,
     struct err *e);
+
+/* Of n rows of logits that engine_eval gave: logp[i] = log softmax(logits)[target[i]], 0 where
+ * target is below 0. */
+void engine_logprob(struct engine *g, const real *logits, const int32_t *target, int n,
+    real *logp);
 
 #endif

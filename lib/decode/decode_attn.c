@@ -33,7 +33,7 @@ static struct shape kv_shape(const struct config *c, int l)
 /* Places the caches of layer l at base and returns their bytes. A sliding layer needs the keys
  * that the first row of a pass sees when the last one is stored. */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv,
-    char *base)
+    dev_byte *base)
 {
 	struct shape s = kv_shape(c, l);
 	int64_t slots = o->max_tokens, bytes;
@@ -62,14 +62,14 @@ void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from
 }
 
 /* Stores the new rows of a and b (kv_shape) and fills lo, hi and the cache pointers of each row. */
-static void kv_append(struct engine *g, int l, const real *a, const real *b)
+static void kv_append(struct engine *g, int l, const dev_real *a, const dev_real *b)
 {
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	struct shape sh = kv_shape(g->cfg, l);
 	int window = g->cfg->block[l].window;
 
 	for (int i = 0; i < g->nseg; i++) {
-		struct seg *seg = &s->seg[i];
+		struct seg *seg = &t->seg[i];
 		struct kv *kv = &seg->it->s->kv[l];
 		int pos = seg->it->s->len;
 
@@ -80,18 +80,21 @@ static void kv_append(struct engine *g, int l, const real *a, const real *b)
 			    .heads = sh.heads[j], .w = sh.w[j], .pos = pos, .n = seg->n,
 			    .x = (j ? b : a) + (int64_t)seg->row0 * sh.heads[j] * sh.w[j] });
 		for (int r = seg->row0; r < seg->row0 + seg->n; r++, pos++) {
-			s->hi[r] = pos;
-			s->lo[r] = window > 0 ? max_int(pos - window + 1, 0) : 0;
-			s->kcache[r] = kv->a;
-			s->vcache[r] = kv->b;
+			t->hi[r] = pos;
+			t->lo[r] = window > 0 ? max_int(pos - window + 1, 0) : 0;
+			t->kcache[r] = kv->a;
+			t->vcache[r] = kv->b;
 		}
 	}
+	push(g, g->s.lo, t->lo, (size_t)g->rows * sizeof *t->lo);
+	push(g, g->s.hi, t->hi, (size_t)g->rows * sizeof *t->hi);
 }
 
 /* The same for every sequence. */
-static int kv_slots(const struct engine *g, int l) { return g->s.seg[0].it->s->kv[l].slots; }
+static int kv_slots(const struct engine *g, int l) { return g->t.seg[0].it->s->kv[l].slots; }
 
-static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w,
+static struct gemm_job product(dev_real *y, int64_t ldy, const dev_real *x, int64_t ldx,
+    const dev_real *w,
     int rows, int out, int in)
 {
 	return (struct gemm_job){ .c = y, .ldc = ldy, .a = x, .lda = ldx, .b = w, .ldb = in,
@@ -100,13 +103,14 @@ static struct gemm_job product(real *y, int64_t ldy, const real *x, int64_t ldx,
 }
 
 /* y(R, w) += a bias(w) */
-static void add_bias(struct engine *g, real *y, const real *bias, int w)
+static void add_bias(struct engine *g, dev_real *y, const dev_real *bias, int w)
 {
 	g->be->combine(g->be, y, bias, g->s.zeros, NULL, g->rows, 1, w);
 }
 
 /* RMSNorm of the heads of q or k, each by itself or all of a row together. */
-static void qk_norm(struct engine *g, const struct block *b, real *x, const real *norm, int heads)
+static void qk_norm(struct engine *g, const struct block *b, dev_real *x, const dev_real *norm,
+    int heads)
 {
 	int d = g->cfg->head_dim;
 	bool whole = b->qk_norm == QK_NORM_WIDTH;
@@ -145,6 +149,7 @@ static void gqa(struct engine *g, int l)
 	const struct backend *be = g->be;
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int R = g->rows, d = c->head_dim, Hd = c->num_attention_heads * d;
 
 	gqa_project(g, l);
@@ -152,7 +157,7 @@ static void gqa(struct engine *g, int l)
 	be->attn_cached(be, &(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
 	    .scale = (real)(1 / sqrt(d)), .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
-	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->vcache,
+	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = t->kcache, .vcache = t->vcache,
 	    .lo = s->lo, .hi = s->hi });
 }
 
@@ -163,6 +168,7 @@ static void mla_project(struct engine *g, int l)
 	const struct backend *be = g->be;
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
 	int C = c->block[l].latent, r = c->block[l].rope.width, N = c->block[l].nope;
 	const struct layer *w = &g->layer[l];
@@ -174,11 +180,11 @@ static void mla_project(struct engine *g, int l)
 	be->rmsnorm(be, s->q2, NULL, s->q2, w->q_rope_norm, (int64_t)R * H, r, c->rms_norm_eps);
 	be->rmsnorm(be, s->k, NULL, s->k, w->kv_down_norm, R, C, c->rms_norm_eps);
 	for (int h = 0; h < H; h++)
-		s->job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C,
+		t->job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C,
 		    s->q + (int64_t)h * N, (int64_t)H * N,
 		    w->k_nope_t + (int64_t)(h * G / H) * C * N, R, C, N);
-	s->job[H] = product(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
-	be->gemm(be, GEMM_NT, s->job, H + 1);
+	t->job[H] = product(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
+	be->gemm(be, GEMM_NT, t->job, H + 1);
 	be->rope(be, s->q2, (int64_t)H * r, r, R, H, r, g->rope_mla, s->pos, false);
 	be->rope(be, s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
 }
@@ -188,6 +194,7 @@ static void mla(struct engine *g, int l)
 	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
 	int C = c->block[l].latent, r = c->block[l].rope.width, d = c->head_dim;
 
@@ -196,14 +203,14 @@ static void mla(struct engine *g, int l)
 	g->be->attn_cached(g->be, &(struct attn_cached_args){
 	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)(1 / sqrt(d)),
 	    .q = s->q_abs, .ldq = (int64_t)H * C, .o = s->ctx, .ldo = (int64_t)H * C,
-	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = s->kcache, .vcache = s->kcache,
+	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = t->kcache, .vcache = t->kcache,
 	    .lo = s->lo, .hi = s->hi,
-	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = s->vcache });
+	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = t->vcache });
 	for (int h = 0; h < H; h++)
-		s->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h *
+		t->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h *
 		    C, (int64_t)H * C,
 		    w->mla_v + (int64_t)(h * G / H) * d * C, R, d, C);
-	g->be->gemm(g->be, GEMM_NT, s->job, H);
+	g->be->gemm(g->be, GEMM_NT, t->job, H);
 }
 
 /* h += Attn(RMSNorm(h)) */

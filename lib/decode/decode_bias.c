@@ -38,21 +38,22 @@ static void pick(int32_t *ids, int K, const real *prob, const real *bonus, int E
 void bias_route(struct engine *g, int l)
 {
 	int E = g->cfg->num_experts, K = g->cfg->num_experts_per_tok;
-	struct scratch *s = &g->s;
-	real *bonus = s->router_next;		/* (E): read only after this */
+	struct tables *t = &g->t;
+	real *bonus = t->router_next;		/* (E): read only after this */
 
+	pull(g, t->router, g->s.router, (size_t)g->rows * (size_t)E * sizeof *t->router);
 	for (int x = 0; x < E; x++)
 		bonus[x] = (real)(store_ready(g->store, l, x) ? exp(g->opt.route_bias) : 1);
 	for (int r = 0; r < g->rows; r++) {
-		const real *prob = s->router + (int64_t)r * E;
-		int32_t *ids = s->ids + (int64_t)r * K;
-		real *weight = s->weight + (int64_t)r * K, sum = 0;
+		const real *prob = t->router + (int64_t)r * E;
+		int32_t *ids = t->ids + (int64_t)r * K;
+		real *weight = t->weight + (int64_t)r * K, sum = 0;
 		int kept = 0;
 
-		memcpy(s->exact, ids, sizeof(*ids) * (size_t)K);
+		memcpy(t->exact, ids, sizeof(*ids) * (size_t)K);
 		pick(ids, K, prob, bonus, E);
 		for (int k = 0; k < K; k++) {
-			bool keeps = predict_among(ids, K, s->exact[k]);
+			bool keeps = predict_among(ids, K, t->exact[k]);
 
 			kept += keeps;
 			g->replaced += keeps ? 0 : (double)weight[k];

@@ -18,27 +18,27 @@
 
 struct layer {
 	int sparse;				/* index among sparse layers, -1: dense */
-	const real *in_norm, *post_norm;	/* (D) */
+	const dev_real *in_norm, *post_norm;	/* (D) */
 	struct mat q, k, v;			/* (H*d, D), (G*d, D), (G*d, D) */
-	const real *q_norm, *k_norm;		/* (d) */
+	const dev_real *q_norm, *k_norm;		/* (d) */
 	struct mat o;				/* (D, H*d) */
 	struct mat q_nope, q_rope;		/* (H*N, D), (H*r, D) */
-	const real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
+	const dev_real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
 	struct mat kv_down;			/* (C, D) */
-	const real *kv_down_norm;		/* (C) */
-	const real *k_nope_t;			/* (G, C, N): k_nope transposed per key head, to
+	const dev_real *kv_down_norm;		/* (C) */
+	const dev_real *k_nope_t;		/* (G, C, N): k_nope transposed per key head, to
 						   absorb it into queries */
-	const real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
-	const real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
-	const real *gate;			/* (E, D) router */
-	const real *shared_gate;		/* (D) */
+	const dev_real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
+	const dev_real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
+	const dev_real *gate;			/* (E, D) router */
+	const dev_real *shared_gate;		/* (D) */
 	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense
 						   layer */
 };
 
 /* Caches of one layer of one sequence (kv.h); of a sliding layer rings. */
 struct kv {
-	char *a, *b;		/* keys (G heads of d) and values (likewise); MLA: latent (one of
+	dev_byte *a, *b;	/* keys (G heads of d) and values (likewise); MLA: latent (one of
 				   C) and rotated keys (G of r) */
 	int slots;
 };
@@ -65,30 +65,38 @@ struct ffn_part {		/* rows row0..row0+n-1 of moe_x go through one FFN */
 	int row0, n;
 };
 
-/* Arrays for max_rows rows, reused by every pass. */
+/* Arrays for max_rows rows, reused by every pass: those of the device, */
 struct scratch {
-	real *h, *x;			/* (R, D) residual stream, normalised input */
-	real *q, *q2, *q_abs;		/* (R, H*max(d,N)), (R, H*r), (R, H*C) */
-	real *k, *k2;			/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
-	real *ctx, *att;		/* (R, H*C), (R, H*d) */
-	real *router, *router_next;	/* (R, E) */
-	real *ahead;			/* (R, D) what the next router will see, nearly */
-	real *weight, *coef;		/* (R, K), (R, K+S) */
-	real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
-	char *xq;			/* (R) quantised rows of what is being multiplied */
-	char *moe_xq, *moe_hq;		/* (R*(K+S)) quantised rows of D and of F or I */
-	real *head_x, *logits;		/* (HEAD_ROWS, D), (HEAD_ROWS, V) */
-	real *look_h, *look;		/* (HEAD_ROWS, look_width), (HEAD_ROWS, rows) */
-	uint32_t *tok;			/* (R) */
-	int32_t *pos, *lo, *hi;		/* (R) */
-	int32_t *zeros;			/* (R) of models with biases */
-	real *sgate;			/* (R) gates of shared experts */
-	int32_t *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
+	dev_real *h, *x;		/* (R, D) residual stream, normalised input */
+	dev_real *q, *q2, *q_abs;	/* (R, H*max(d,N)), (R, H*r), (R, H*C) */
+	dev_real *k, *k2;		/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
+	dev_real *ctx, *att;		/* (R, H*C), (R, H*d) */
+	dev_real *router, *router_next;	/* (R, E) */
+	dev_real *ahead;		/* (R, D) what the next router will see, nearly */
+	dev_real *weight, *coef;	/* (R, K), (R, K+S) */
+	dev_real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
+	dev_byte *xq;			/* (R) quantised rows of what is being multiplied */
+	dev_byte *moe_xq, *moe_hq;	/* (R*(K+S)) quantised rows of D and of F or I */
+	dev_real *head_x, *logits;	/* (HEAD_ROWS, D), (HEAD_ROWS, V) */
+	dev_real *look_h, *look;	/* (HEAD_ROWS, look_width), (HEAD_ROWS, rows) */
+	dev_i32 *head_row;		/* (HEAD_ROWS) */
+	dev_i32 *tok, *pos, *lo, *hi;	/* (R) */
+	dev_i32 *zeros;			/* (R) of models with biases */
+	dev_real *sgate;		/* (R) gates of shared experts */
+	dev_i32 *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
+};
+
+/* and of the host. The first are those of the device as the host has them: the same memory where
+ * it reads the device's, else pull() and push() copy them. */
+struct tables {
+	real *router, *router_next, *weight, *coef, *look;
+	int32_t *tok, *pos, *lo, *hi, *ids, *slot, *rowidx;
+
 	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
 	int32_t *wanted;		/* (E) */
 	int32_t *exact;			/* (K) the router's own choice for a row */
 	int32_t *head_row;		/* (R) */
-	const void **kcache, **vcache;	/* (R) */
+	const void **kcache, **vcache;	/* (R) on the device */
 	struct predict_row *about;	/* (R) */
 	struct seg *seg;		/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */
@@ -102,26 +110,27 @@ struct engine {
 	const struct config *cfg;		/* of md, or of the model that this is an engine
 						   over */
 	const struct params *par;		/* likewise */
-	const real *flat;			/* its weights; NULL: read from md */
+	const dev_real *flat;			/* its weights; NULL: read from md */
 	struct manifest man;			/* packed directories */
 	const struct backend *be;
 	struct engine_opt opt;
 	int64_t expert_bytes;
 	struct layer layer[CFG_MAX_LAYERS];
 	struct mat embed, head;			/* (V, D), (V, D) */
-	const real *norm;			/* (D) */
-	const real *look0, *look2;		/* (look_width, D), (rows, look_width) */
+	const dev_real *norm;			/* (D) */
+	const dev_real *look0, *look2;		/* (look_width, D), (rows, look_width) */
 	int look_width;
-	real *w;				/* dense parameters, floats or blocks; over a
+	dev_real *w;				/* dense parameters, floats or blocks; over a
 						   model only the transposed ones, */
 	real *host;				/* and room to transpose the largest */
-	real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
+	dev_real *rope, *rope_mla;			/* (max_tokens, 2, d), (max_tokens, 2, r) */
 	void *expert_mem;			/* plain directories: all experts, in the type of
 						   the file */
 	struct expert *experts;			/* (Ls * E) views of it */
 	struct expert *ffn_views;		/* what layer.ffn points into */
-	void *scratch_mem;
+	void *scratch_mem, *tables_mem;
 	struct scratch s;
+	struct tables t;
 	void *kv_mem;
 	struct seq *seqs;			/* (max_seqs) */
 	struct store *store;
@@ -145,9 +154,7 @@ struct engine {
 
 /* decode.c */
 void engine_settle(struct engine_opt *o);	/* what follows from other options */
-int64_t scratch_layout(struct scratch *s, const struct config *c, const struct params *ps,
-    const struct engine_opt *o,
-    char *base);
+int64_t scratch_bytes(const struct config *c, const struct params *ps, const struct engine_opt *o);
 int64_t kv_bytes(const struct engine *g);	/* of one sequence */
 int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
 
@@ -164,10 +171,21 @@ int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i);
 /* where the view of an expert's matrix belongs */
 struct mat *load_expert_mat(struct engine *g, const struct param *p);
 
+/* n bytes of an array that both have, to the host and to the device. Part of one: any. */
+static inline void pull(const struct engine *g, void *host, const void *dev, size_t n)
+{
+	backend_fetch(g->be, host, dev, n);
+}
+
+static inline void push(const struct engine *g, void *dev, const void *host, size_t n)
+{
+	backend_settle(g->be, dev, host, n);
+}
+
 /* decode.c: y = x W^T (+ y), floats or blocks */
 struct linear {
-	real *y;
-	const real *x;		/* (rows, w.cols); jobs of one call that share it follow each
+	dev_real *y;
+	const dev_real *x;	/* (rows, w.cols); jobs of one call that share it follow each
 				   other */
 	struct mat w;
 	real beta;		/* 0 or 1 */
@@ -179,7 +197,7 @@ int over_weights(struct engine *g, struct err *e);
 
 /* decode_attn.c */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv,
-    char *base);
+    dev_byte *base);
 void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
 void attn_layer(struct engine *g, int l);
 

@@ -168,7 +168,6 @@ static int load_manifest(struct engine *g, struct err *e)
 void load_plan_state(const struct engine *g, struct mem_plan *plan)
 {
 	const struct engine_opt *o = &g->opt;
-	struct scratch s;
 
 	mem_plan_add(plan, "position tables",
 	    (rope_elements(g->cfg, o, false) + rope_elements(g->cfg, o, true)) *
@@ -176,7 +175,7 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	mem_plan_add(plan, o->kv == KV_F32 ? "KV caches" : o->kv == KV_BF16 ? "KV caches, bf16"
 	    : "KV caches, q8",
 	    kv_bytes(g) * o->max_seqs);
-	mem_plan_add(plan, "activations", scratch_layout(&s, g->cfg, g->par, o, NULL));
+	mem_plan_add(plan, "activations", scratch_bytes(g->cfg, g->par, o));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
 	    + o->max_seqs * seq_bytes(g->cfg) + (g->md.packed && o->predict & SRC_BIT(SRC_INTENT)
 	    ? intent_bytes(g->md.path, g->cfg) + intend_bytes(g->cfg) : 0));
@@ -280,24 +279,38 @@ int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i)
 	return (head * C + col) * N + row;
 }
 
-/* Reads one dense parameter to w; k_nope is transposed per key head. */
-static int read_dense(struct engine *g, const struct param *p, float *host, real *w, struct err *e)
+/* Reads one dense parameter to w; k_nope is transposed per key head. m: for what the device is to
+ * get, unless the host reads its memory. */
+static int read_dense(struct engine *g, const struct param *p, float *host, dev_byte *w,
+    struct mirror *m, struct err *e)
 {
 	int64_t n = param_size(p);
-	real *out;
+	size_t bytes = (size_t)n * sizeof(real);
+	real *out = backend_draft(g->be, w, m, bytes);
 
 	/* Without a copy where there is nothing to rearrange: an embedding may be most of the
 	 * dense part. */
-	if (sizeof(real) == sizeof(float) && !param_is(p, PARAM_TURNED))
-		return modeldir_read_f32(&g->md, p, (float *)w, e);
-	if (modeldir_read_f32(&g->md, p, host, e) < 0)
+	if (modeldir_read_f32(&g->md, p, sizeof(real) == sizeof(float) &&
+	    !param_is(p, PARAM_TURNED) ? (float *)out : host, e) < 0)
 		return -1;
-	if ((out = malloc(sizeof(*out) * (size_t)n)) == NULL)
-		return err_set(e, EX_OSERR, "out of memory");
-	for (int64_t i = 0; i < n; i++)
-		out[param_is(p, PARAM_TURNED) ? load_knope_at(g->cfg, p, i) : i] = (real)host[i];
-	g->be->put(g->be, w, out, sizeof(*out) * (size_t)n);
-	free(out);
+	for (int64_t i = 0; param_is(p, PARAM_TURNED) && i < n; i++)
+		out[load_knope_at(g->cfg, p, i)] = (real)host[i];
+	for (int64_t i = 0; sizeof(real) != sizeof(float) && !param_is(p, PARAM_TURNED) && i < n;
+	    i++)
+		out[i] = (real)host[i];
+	backend_settle(g->be, w, out, bytes);
+	return 0;
+}
+
+/* The same of one in blocks, as they are in the file. */
+static int read_blocks(struct engine *g, const struct param *p, dev_byte *w, size_t bytes,
+    struct mirror *m, struct err *e)
+{
+	void *to = backend_draft(g->be, w, m, bytes);
+
+	if (modeldir_read(&g->md, p, to, e) < 0)
+		return -1;
+	backend_settle(g->be, w, to, bytes);
 	return 0;
 }
 
@@ -358,20 +371,38 @@ void load_place(struct engine *g, const struct param *p, const void *w, enum dty
 	}
 }
 
+/* An FFN is in blocks as a whole, or not at all. */
+static int check_alike(const struct engine *g, struct err *e)
+{
+	for (int l = 0; l < g->cfg->num_hidden_layers; l++)
+		for (int f = 0; f < block_fixed(&g->cfg->block[l]); f++) {
+			const struct expert *x = &g->layer[l].ffn[f];
+
+			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) ||
+			    dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
+				return err_set(e, EX_DATAERR,
+				    "%s: layer %d: gate, up and down are partly in blocks, partly "
+				    "not",
+				    g->md.path, l);
+		}
+	return 0;
+}
+
 static int load_dense(struct engine *g, struct err *e)
 {
 	const struct params *ps = g->par;
 	int64_t biggest = 0, bytes = 0;
 	enum dtype t;
 	float *host;
-	char *w;
+	dev_byte *w;
+	struct mirror m = { 0 };
 	int status = 0;
 
 	for (int i = 0; i < ps->n; i++)
 		if (!param_routed(&ps->p[i]) && param_size(&ps->p[i]) > biggest)
 			biggest = param_size(&ps->p[i]);
 	w = g->be->alloc(g->be, (size_t)dense_bytes(g, e));
-	g->w = (real *)w;
+	g->w = (dev_real *)w;
 	host = malloc(sizeof(*host) * (size_t)biggest);
 	if (!w || !host)
 		status = err_set(e, EX_OSERR, "%s: out of memory for dense weights", g->md.path);
@@ -379,24 +410,15 @@ static int load_dense(struct engine *g, struct err *e)
 		if (!param_routed(&ps->p[i])) {
 			status = dense_type(g, &ps->p[i], &t, &bytes, e);
 			if (status == 0)
-				status = dtype_blocks(t) ? modeldir_read(&g->md, &ps->p[i], w, e)
-				    : read_dense(g, &ps->p[i], host, (real *)w, e);
+				status = dtype_blocks(t) ?
+				    read_blocks(g, &ps->p[i], w, (size_t)bytes, &m, e) :
+				    read_dense(g, &ps->p[i], host, w, &m, e);
 			load_place(g, &ps->p[i], w, t);
 			w += bytes;
 		}
 	free(host);
-	for (int l = 0; l < g->cfg->num_hidden_layers && status == 0; l++)
-		for (int f = 0; f < block_fixed(&g->cfg->block[l]) && status == 0; f++) {
-			const struct expert *x = &g->layer[l].ffn[f];
-
-			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) ||
-			    dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
-				status = err_set(e, EX_DATAERR,
-				    "%s: layer %d: gate, up and down are partly in blocks, partly "
-				    "not",
-				    g->md.path, l);
-		}
-	return status;
+	backend_mirror_free(&m);
+	return status < 0 ? status : check_alike(g, e);
 }
 
 struct mat *load_expert_mat(struct engine *g, const struct param *p)
@@ -406,33 +428,46 @@ struct mat *load_expert_mat(struct engine *g, const struct param *p)
 	return expert_mat(x, p);
 }
 
+/* As it is in the file. */
+static int read_view(struct engine *g, const struct view *v, dev_byte *at, struct mirror *m,
+    struct err *e)
+{
+	void *to = backend_draft(g->be, at, m, (size_t)v->t->nbytes);
+	struct st_error se;
+
+	if (st_read(v->st, v->t, 0, to, v->t->nbytes, &se) < 0)
+		return modeldir_st_err(e, v->file, &se);
+	backend_settle(g->be, at, to, (size_t)v->t->nbytes);
+	return 0;
+}
+
 static int load_experts(struct engine *g, struct err *e)
 {
 	const struct params *ps = g->par;
 	int64_t total = expert_total(g, e);
-	char *at;
+	struct mirror m = { 0 };
+	dev_byte *at;
+	int rc = 0;
 
 	if (total < 0)
 		return -1;
 	at = g->expert_mem = g->be->alloc(g->be, (size_t)total + 64);
 	if (!at)
 		return err_set(e, EX_OSERR, "%s: out of memory for experts", g->md.path);
-	for (int i = 0; i < ps->n; i++) {
+	for (int i = 0; i < ps->n && rc == 0; i++) {
 		const struct param *p = &ps->p[i];
 		struct view v;
-		struct st_error se;
 
 		if (!param_routed(p))
 			continue;
-		if (expert_view(g, p, &v, e) < 0)
-			return -1;
-		if (st_read(v.st, v.t, 0, at, v.t->nbytes, &se) < 0)
-			return modeldir_st_err(e, v.file, &se);
+		if ((rc = expert_view(g, p, &v, e)) < 0 || (rc = read_view(g, &v, at, &m, e)) < 0)
+			break;
 		*load_expert_mat(g, p) = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype),
 		    p->rows, p->cols };
 		at += mem_align64((int64_t)v.t->nbytes);
 	}
-	return 0;
+	backend_mirror_free(&m);
+	return rc;
 }
 
 static int load_tables(struct engine *g, struct err *e)
@@ -440,7 +475,7 @@ static int load_tables(struct engine *g, struct err *e)
 	for (int mla = 0; mla < 2; mla++) {
 		int64_t n = rope_elements(g->cfg, &g->opt, mla);
 		real *host = malloc(sizeof(*host) * (size_t)(n + 1));
-		real **table = mla ? &g->rope_mla : &g->rope;
+		dev_real **table = mla ? &g->rope_mla : &g->rope;
 
 		*table = g->be->alloc(g->be, sizeof(real) * (size_t)(n + 1));
 		if (!host || !*table) {
@@ -521,7 +556,7 @@ void engine_over_plan(const struct config *c, const struct params *ps, const str
 void engine_refresh(struct engine *g)
 {
 	const struct params *ps = g->par;
-	real *w = g->w;
+	dev_real *w = g->w;
 	int64_t most;
 
 	knope_elements(ps, &most);

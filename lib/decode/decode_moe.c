@@ -9,7 +9,7 @@
 #include "decode/decode_int.h"
 #include "backend/quant.h"
 
-static struct gemm_job times_mat(real *y, const real *x, const struct mat *w, int rows)
+static struct gemm_job times_mat(dev_real *y, const dev_real *x, const struct mat *w, int rows)
 {
 	return (struct gemm_job){ .c = y, .ldc = w->rows, .a = x, .lda = w->cols, .b = w->p,
 	    .ldb = w->cols,
@@ -34,48 +34,53 @@ static bool parts_alike(const struct ffn_part *p, const struct ffn_part *q)
 static void up_blocks(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(part_width(p));
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	g->be->gather(g->be, (real *)(s->moe_xq + row0 * row), (const real *)s->xq,
+	push(g, s->rowidx + row0, t->rowidx + row0, (size_t)rows * sizeof *t->rowidx);
+	g->be->gather(g->be, (dev_real *)(s->moe_xq + row0 * row), (const dev_real *)s->xq,
 	    s->rowidx + row0, rows,
 	    (int)(row / sizeof(real)));
 	for (int i = 0; i < n; i++)
-		s->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 *
+		t->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 *
 		    hidden, p[i].x.gate, p[i].x.up,
 		    p[i].n };
-	g->be->qffn(g->be, s->qffn, n);
+	g->be->qffn(g->be, t->qffn, n);
 }
 
 static void down_blocks(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int D = g->cfg->hidden_size;
 	size_t hidden = quant_row_bytes(part_width(p));
 
 	for (int i = 0; i < n; i++)
-		s->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D,
+		t->qgemm[i] = (struct qgemm_job){ s->moe_x + (int64_t)p[i].row0 * D, D,
 		    s->moe_hq + p[i].row0 * hidden, p[i].x.down,
 		    p[i].n, 0 };
-	g->be->qgemm(g->be, s->qgemm, n);
+	g->be->qgemm(g->be, t->qgemm, n);
 }
 
 static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int D = g->cfg->hidden_size, width = part_width(p);
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
+	push(g, s->rowidx + row0, t->rowidx + row0, (size_t)rows * sizeof *t->rowidx);
 	g->be->gather(g->be, s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
 	for (int i = 0; i < n; i++) {
-		const real *x = s->moe_x + (int64_t)p[i].row0 * D;
+		const dev_real *x = s->moe_x + (int64_t)p[i].row0 * D;
 
-		s->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate,
+		t->job[2 * i] = times_mat(s->moe_g + (int64_t)p[i].row0 * width, x, &p[i].x.gate,
 		    p[i].n);
-		s->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up,
+		t->job[2 * i + 1] = times_mat(s->moe_u + (int64_t)p[i].row0 * width, x, &p[i].x.up,
 		    p[i].n);
 	}
-	g->be->gemm(g->be, GEMM_NT, s->job, 2 * n);
+	g->be->gemm(g->be, GEMM_NT, t->job, 2 * n);
 	g->be->swiglu(g->be, s->moe_g + row0 * width, s->moe_g + row0 * width,
 	    s->moe_u + row0 * width,
 	    rows * width);
@@ -84,13 +89,14 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 static void down_floats(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int D = g->cfg->hidden_size, width = part_width(p);
 
 	for (int i = 0; i < n; i++)
-		s->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D,
+		t->job[i] = times_mat(s->moe_x + (int64_t)p[i].row0 * D,
 		    s->moe_g + (int64_t)p[i].row0 * width,
 		    &p[i].x.down, p[i].n);
-	g->be->gemm(g->be, GEMM_NT, s->job, n);
+	g->be->gemm(g->be, GEMM_NT, t->job, n);
 }
 
 static void ffn_up(struct engine *g, const struct ffn_part *p, int n)
@@ -121,7 +127,7 @@ static int fixed_parts(struct engine *g, int l, struct ffn_part *p)
 	for (int f = 0; f < n; f++) {
 		p[f] = (struct ffn_part){ g->layer[l].ffn[f], f * g->rows, g->rows };
 		for (int r = 0; r < g->rows; r++)
-			g->s.rowidx[f * g->rows + r] = r;
+			g->t.rowidx[f * g->rows + r] = r;
 	}
 	return n;
 }
@@ -151,12 +157,24 @@ static int next_sparse(const struct engine *g, int l)
 	return -1;
 }
 
-static void router(struct engine *g, int l, const real *x, real *logits)
+static void router(struct engine *g, int l, const dev_real *x, dev_real *logits)
 {
 	struct mat gate = { g->layer[l].gate, DT_REAL, g->cfg->num_experts, g->cfg->hidden_size };
 	struct gemm_job job = times_mat(logits, x, &gate, g->rows);
 
 	g->be->gemm(g->be, GEMM_NT, &job, 1);
+}
+
+/* What the router of layer l says of rows of x, to the predictor. */
+static void hear(struct engine *g, enum predictor who, int l, const dev_real *x)
+{
+	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
+	size_t n = (size_t)g->rows * (size_t)g->cfg->num_experts;
+
+	router(g, l, x, s->router_next);
+	pull(g, t->router_next, s->router_next, n * sizeof *t->router_next);
+	predict_hear(g->predict, who, g->layer[l].sparse, t->router_next, g->rows);
 }
 
 static bool asked(const struct engine *g, enum predictor s)
@@ -169,15 +187,26 @@ static void choose(struct engine *g, int l)
 {
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
+	size_t n = (size_t)g->rows * (size_t)c->num_experts_per_tok;
 
 	router(g, l, s->x, s->router);
-	if (asked(g, SRC_CONTROL)) {
-		router(g, l, s->x, s->router_next);
-		predict_hear(g->predict, SRC_CONTROL, g->layer[l].sparse, s->router_next, g->rows);
-	}
+	if (asked(g, SRC_CONTROL))
+		hear(g, SRC_CONTROL, l, s->x);
 	g->be->route(g->be, s->router, s->ids, s->weight, g->rows, c->num_experts,
 	    c->num_experts_per_tok,
 	    c->block[l].renormalised);
+	pull(g, t->ids, s->ids, n * sizeof *t->ids);
+	pull(g, t->weight, s->weight, n * sizeof *t->weight);
+}
+
+/* Where the results for each row are, and what they weigh: n of them. */
+static void push_slots(struct engine *g, int n)
+{
+	size_t all = (size_t)g->rows * (size_t)n;
+
+	push(g, g->s.slot, g->t.slot, all * sizeof *g->t.slot);
+	push(g, g->s.coef, g->t.coef, all * sizeof *g->t.coef);
 }
 
 /* The next router's input, if the routed experts of layer l added nothing: computes the shared
@@ -186,20 +215,21 @@ static void look_past_shared(struct engine *g, int l, int next)
 {
 	const struct config *c = g->cfg;
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	const struct block *b = &c->block[l];
 	int S = b->shared, D = c->hidden_size;
 
 	g->be->copy(g->be, s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
 	for (int i = 0; i < g->rows * S; i++) {
-		s->slot[i] = i % S * g->rows + i / S;
-		s->coef[i] = (real)block_shared_weight(b, 1);
+		t->slot[i] = i % S * g->rows + i / S;
+		t->coef[i] = (real)block_shared_weight(b, 1);
 	}
+	push_slots(g, S);
 	if (S > 0)
 		g->be->combine(g->be, s->ahead, s->moe_x, s->slot, s->coef, g->rows, S, D);
 	g->be->rmsnorm(g->be, s->ahead, NULL, s->ahead, g->layer[next].post_norm, g->rows, D,
 	    c->rms_norm_eps);
-	router(g, next, s->ahead, s->router_next);
-	predict_hear(g->predict, SRC_SHARED, g->layer[next].sparse, s->router_next, g->rows);
+	hear(g, SRC_SHARED, next, s->ahead);
 }
 
 /* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared
@@ -208,40 +238,43 @@ static void foresee(struct engine *g, int l, int *fixed)
 {
 	int next = g->opt.predict & SRC_MEASURED && !store_complete(g->store) ? next_sparse(g, l)
 	    : -1;
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 
 	if (next < 0)
 		return;
-	if (asked(g, SRC_GATE)) {
-		router(g, next, s->x, s->router_next);
-		predict_hear(g->predict, SRC_GATE, g->layer[next].sparse, s->router_next, g->rows);
-	}
+	if (asked(g, SRC_GATE))
+		hear(g, SRC_GATE, next, g->s.x);
 	if (asked(g, SRC_SHARED)) {
-		ffn_parts(g, s->part, *fixed);
+		ffn_parts(g, t->part, *fixed);
 		gate_shared(g, l);
 		*fixed = 0;
 		look_past_shared(g, l, next);
 	}
-	predict_next(g->predict, g->store, g->layer[next].sparse, s->about, g->rows);
+	predict_next(g->predict, g->store, g->layer[next].sparse, t->about, g->rows);
 }
 
 static void trace(struct engine *g, int i)
 {
 	const struct config *c = g->cfg;
 	int K = c->num_experts_per_tok, E = c->num_experts;
+	bool probs = false;
 
+	for (int j = 0; j < g->nseg; j++)
+		probs |= g->t.seg[j].it->probs != NULL;
+	if (probs)
+		pull(g, g->t.router, g->s.router, (size_t)(g->rows * E) * sizeof(real));
 	for (int j = 0; j < g->nseg; j++) {
-		const struct seg *seg = &g->s.seg[j];
+		const struct seg *seg = &g->t.seg[j];
 
 		for (int r = 0; r < seg->n; r++) {
 			int64_t at = (int64_t)(seg->done + r) * c->num_sparse + i,
 			    row = seg->row0 + r;
 
 			if (seg->it->topk)
-				memcpy(seg->it->topk + at * K, g->s.ids + row * K,
+				memcpy(seg->it->topk + at * K, g->t.ids + row * K,
 				    sizeof(int32_t) * K);
 			if (seg->it->probs)
-				memcpy(seg->it->probs + at * E, g->s.router + row * E,
+				memcpy(seg->it->probs + at * E, g->t.router + row * E,
 				    sizeof(real) * E);
 		}
 	}
@@ -251,38 +284,38 @@ static void trace(struct engine *g, int i)
  * first. */
 static int sort_slots(struct engine *g, int l)
 {
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int E = g->cfg->num_experts, n = g->rows * g->cfg->num_experts_per_tok, wanted = 0;
 
-	memset(s->count, 0, sizeof(*s->count) * E);
+	memset(t->count, 0, sizeof(*t->count) * E);
 	for (int j = 0; j < n; j++)
-		s->count[s->ids[j]]++;
-	s->start[0] = 0;
+		t->count[t->ids[j]]++;
+	t->start[0] = 0;
 	for (int x = 0; x < E; x++)
-		s->start[x + 1] = s->start[x] + s->count[x];
-	memset(s->count, 0, sizeof(*s->count) * E);
+		t->start[x + 1] = t->start[x] + t->count[x];
+	memset(t->count, 0, sizeof(*t->count) * E);
 	for (int j = 0; j < n; j++)
-		s->order[s->start[s->ids[j]] + s->count[s->ids[j]]++] = j;
+		t->order[t->start[t->ids[j]] + t->count[t->ids[j]]++] = j;
 	for (int ready = 1; ready >= 0; ready--)
 		for (int x = 0; x < E; x++)
-			if (s->count[x] > 0 && store_ready(g->store, l, x) == ready)
-				s->wanted[wanted++] = x;
+			if (t->count[x] > 0 && store_ready(g->store, l, x) == ready)
+				t->wanted[wanted++] = x;
 	return wanted;
 }
 
 /* Gives the rows of expert x the places of moe_x from `row` on. */
 static void place_rows(struct engine *g, int l, int x, int row, struct ffn_part *p)
 {
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int K = g->cfg->num_experts_per_tok, width = K + g->cfg->block[l].shared;
 
 	p->row0 = row;
-	p->n = s->count[x];
-	for (int i = s->start[x]; i < s->start[x + 1]; i++, row++) {
-		int j = s->order[i];
+	p->n = t->count[x];
+	for (int i = t->start[x]; i < t->start[x + 1]; i++, row++) {
+		int j = t->order[i];
 
-		s->rowidx[row] = j / K;
-		s->slot[j / K * width + j % K] = row;
+		t->rowidx[row] = j / K;
+		t->slot[j / K * width + j % K] = row;
 	}
 }
 
@@ -328,11 +361,11 @@ static bool any_ready(struct engine *g, int l, const int32_t *ids, int n)
 }
 
 /* Computes those of n demanded experts that are there, with the `fixed` parts already in
- * s->part, and moves them to the front of ids. Returns how many. */
+ * t->part, and moves them to the front of ids. Returns how many. */
 static int compute_ready(struct engine *g, int l, int32_t *ids, int n, int fixed, int *row,
     struct err *e)
 {
-	struct ffn_part *p = g->s.part;
+	struct ffn_part *p = g->t.part;
 	int taken = 0;
 
 	for (int i = 0; i < n; i++) {
@@ -365,12 +398,12 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 				break;
 			release(g, l, ids, 0, n);
 			return -1;
-		} else if (await(g, l, ids[0], *row, g->s.part, e) < 0) {
+		} else if (await(g, l, ids[0], *row, g->t.part, e) < 0) {
 			/* the failed demand has ended by itself */
 			release(g, l, ids + 1, 0, n - 1);
 			return -1;
 		} else
-			*row += g->s.part[0].n;
+			*row += g->t.part[0].n;
 		release(g, l, ids, taken, taken);
 		store_poll(g->store);
 		ids += taken;
@@ -386,15 +419,15 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
  * once more. */
 static void coefficients(struct engine *g, const struct block *b)
 {
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int K = b->sparse ? g->cfg->num_experts_per_tok : 0, n = block_fixed(b);
 
 	for (int r = 0; r < g->rows; r++) {
-		real *coef = s->coef + (int64_t)r * (K + n), missing = 0;
-		int32_t *slot = s->slot + (int64_t)r * (K + n);
+		real *coef = t->coef + (int64_t)r * (K + n), missing = 0;
+		int32_t *slot = t->slot + (int64_t)r * (K + n);
 
 		for (int k = 0; k < K; k++) {
-			coef[k] = s->weight[(int64_t)r * K + k];
+			coef[k] = t->weight[(int64_t)r * K + k];
 			if (slot[k] < 0)
 				missing += coef[k];
 		}
@@ -412,23 +445,23 @@ static void remember(struct engine *g, int i)
 	int K = g->cfg->num_experts_per_tok;
 
 	for (int j = 0; j < g->nseg; j++) {
-		const struct seg *seg = &g->s.seg[j];
+		const struct seg *seg = &g->t.seg[j];
 
 		memcpy(seg->it->s->last + (int64_t)i * K,
-		    g->s.ids + (int64_t)(seg->row0 + seg->n - 1) * K, sizeof(int32_t) * (size_t)K);
+		    g->t.ids + (int64_t)(seg->row0 + seg->n - 1) * K, sizeof(int32_t) * (size_t)K);
 	}
 }
 
 static int routed(struct engine *g, int l, struct err *e)
 {
 	struct layer *w = &g->layer[l];
-	struct scratch *s = &g->s;
-	int n, most = store_room(g->store), fixed = fixed_parts(g, l, s->part),
+	struct tables *t = &g->t;
+	int n, most = store_room(g->store), fixed = fixed_parts(g, l, t->part),
 	    row = fixed * g->rows;
 
 	choose(g, l);
 	if (!store_complete(g->store) || asked(g, SRC_CONTROL)) {
-		predict_seen(g->predict, w->sparse, s->ids, g->rows, s->about, g->st->source);
+		predict_seen(g->predict, w->sparse, t->ids, g->rows, t->about, g->st->source);
 		remember(g, w->sparse);
 	}
 	if (g->single && g->opt.route_bias > 0 && !store_complete(g->store))
@@ -438,13 +471,13 @@ static int routed(struct engine *g, int l, struct err *e)
 	for (int i = 0; i < n; i += most) {
 		int m = n - i < most ? n - i : most;
 
-		store_demand(g->store, l, s->wanted + i, m, NULL);
+		store_demand(g->store, l, t->wanted + i, m, NULL);
 		if (i == 0) {
 			foresee(g, l, &fixed);
-			memset(s->slot, -1, sizeof(*s->slot) * (size_t)g->rows *
+			memset(t->slot, -1, sizeof(*t->slot) * (size_t)g->rows *
 			    (g->cfg->num_experts_per_tok + g->cfg->block[l].shared));
 		}
-		if (compute(g, l, s->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
+		if (compute(g, l, t->wanted + i, m, i == 0 ? fixed : 0, &row, e) < 0)
 			return -1;
 	}
 	store_advance(g->store);
@@ -457,16 +490,18 @@ int ffn_layer(struct engine *g, int l, struct err *e)
 	struct layer *w = &g->layer[l];
 	const struct block *b = &g->cfg->block[l];
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int D = g->cfg->hidden_size, K = b->sparse ? g->cfg->num_experts_per_tok : 0;
 
 	g->be->rmsnorm(g->be, s->x, NULL, s->h, w->post_norm, g->rows, D, g->cfg->rms_norm_eps);
 	if (g->opt.blocks)
 		g->be->quantize(g->be, s->xq, s->x, g->rows, D);
 	if (!b->sparse)
-		ffn_parts(g, s->part, fixed_parts(g, l, s->part));
+		ffn_parts(g, t->part, fixed_parts(g, l, t->part));
 	else if (routed(g, l, e) < 0)
 		return -1;
 	coefficients(g, b);
+	push_slots(g, K + block_fixed(&g->cfg->block[l]));
 	g->be->combine(g->be, s->h, s->moe_x, s->slot, s->coef, g->rows, K + block_fixed(b), D);
 	return 0;
 }
@@ -474,7 +509,7 @@ int ffn_layer(struct engine *g, int l, struct err *e)
 /* Which segment and item token row r belongs to. */
 static const struct seg *seg_of(const struct engine *g, int r)
 {
-	const struct seg *seg = g->s.seg;
+	const struct seg *seg = g->t.seg;
 
 	while (r >= seg->row0 + seg->n)
 		seg++;
@@ -485,31 +520,35 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 {
 	const struct backend *be = g->be;
 	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int D = g->cfg->hidden_size, W = config_lookahead_rows(g->cfg), E = g->cfg->num_experts;
 	struct mat m0 = { g->look0, DT_REAL, g->look_width, D }, m2 = { g->look2, DT_REAL, W,
 	    g->look_width };
 	struct gemm_job job;
 
-	be->gather(be, s->head_x, s->h, rows, n, D);
+	be->put(be, s->head_row, rows, (size_t)n * sizeof *rows);
+	be->gather(be, s->head_x, s->h, s->head_row, n, D);
 	job = times_mat(s->look_h, s->head_x, &m0, n);
 	be->gemm(be, GEMM_NT, &job, 1);
 	be->silu(be, s->look_h, s->look_h, (int64_t)n * g->look_width);
 	job = times_mat(s->look, s->look_h, &m2, n);
 	be->gemm(be, GEMM_NT, &job, 1);
+	pull(g, t->look, s->look, (size_t)(n * W) * sizeof *t->look);
 	for (int i = 0; i < n; i++) {
 		const struct seg *seg = seg_of(g, rows[i]);
 		struct seq *q = seg->it->s;
-		real *look = s->look + (int64_t)i * W;
+		int64_t first = (int64_t)i * W;
 		int at = rows[i] - seg->row0;
 
 		if (look_mode(g) && at == seg->n - 1
-		    && predict_look(g->predict, g->store, look, g->layer[0].sparse == 0, q->same,
+		    && predict_look(g->predict, g->store, t->look + first, g->layer[0].sparse == 0,
+		    q->same,
 		    q->coming))
-			s->about[rows[i]].same = q->same;
+			t->about[rows[i]].same = q->same;
 		if (seg->it->look) {
-			be->softmax(be, look, W / E, E);
-			memcpy(seg->it->look + (int64_t)(seg->done + at) * W, look,
-			    sizeof(real) * W);
+			be->softmax(be, s->look + first, W / E, E);
+			be->get(be, seg->it->look + (int64_t)(seg->done + at) * W,
+			    s->look + first, sizeof(real) * (size_t)W);
 		}
 	}
 }
@@ -518,16 +557,16 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
  * predicts. */
 void look_rows(struct engine *g)
 {
-	struct scratch *s = &g->s;
+	struct tables *t = &g->t;
 	int n = 0;
 
 	for (int i = 0; i < g->nseg; i++) {
-		const struct seg *seg = &s->seg[i];
+		const struct seg *seg = &t->seg[i];
 		int first = seg->it->look ? seg->row0 : seg->row0 + seg->n - (look_mode(g) ? 1 : 0);
 
 		for (int r = first; r < seg->row0 + seg->n; r++)
-			s->head_row[n++] = r;
+			t->head_row[n++] = r;
 	}
 	for (int i = 0; i < n; i += HEAD_ROWS)
-		look_block(g, s->head_row + i, n - i < HEAD_ROWS ? n - i : HEAD_ROWS);
+		look_block(g, t->head_row + i, n - i < HEAD_ROWS ? n - i : HEAD_ROWS);
 }

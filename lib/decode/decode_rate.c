@@ -85,8 +85,8 @@ static double probe_compute(struct engine *g, int l, const struct expert *x)
 	double t = 0;
 
 	for (int r = 0; r < p.n; r++)
-		g->s.rowidx[r] = r;
-	memset(g->s.x, 0, sizeof(real) * (size_t)p.n * (size_t)D);
+		g->t.rowidx[r] = r;
+	g->be->zero(g->be, g->s.x, sizeof(real) * (size_t)p.n * (size_t)D);
 	if (g->opt.blocks)
 		g->be->quantize(g->be, g->s.xq, g->s.x, p.n, D);
 	for (int i = 0; i < 2; i++) {		/* the first time is for the caches */

@@ -14,7 +14,6 @@
 #include "backend/quant.h"
 #include "base/progress.h"
 
-#define HUGE_PAGE ((int64_t)2 << 20)
 #define DEMANDS ((int64_t)16 << 20)	/* bytes of demanded reads under way at once, */
 #define GUESSES ((int64_t)3 << 20)	/* and of guesses: a demand that comes waits for no more
 					   than these */
@@ -61,7 +60,10 @@ struct store {
 	enum dtype dt[3];
 	int64_t gate_bytes, up_bytes;
 
-	char *base;			/* (slots, slot_bytes), a multiple of 4096 each */
+	const struct backend *be;
+	char *base;			/* (slots, slot_bytes), a multiple of 4096 each: where */
+	dev_byte *dev;			/* files are read to, and the same on the device */
+	uint64_t *copied;		/* (slots) the event after the last copy of a slot */
 	int64_t map_bytes, slot_bytes, split;
 	int slots, most;		/* in use, always the first; there are */
 	int layer_needs, token_needs;	/* experts of one token in one layer, in all */
@@ -125,6 +127,7 @@ int64_t store_plan_bytes(const struct config *c, const struct manifest *m,
 	    o->reader.threads)
 	    + (int64_t)p.keys * (int64_t)(sizeof(struct place) + sizeof(struct fetched) +
 	    sizeof(bool) + sizeof(int))
+	    + p.slots * (int64_t)sizeof(uint64_t)
 	    + READER_JOBS * (int64_t)sizeof(struct flight) + (int64_t)sizeof(struct store);
 }
 
@@ -261,6 +264,16 @@ static uint32_t crc_of(const char *p, int64_t n)
 	return crc;
 }
 
+/* Bytes from..to of expert k have come: they go on to the device. */
+static void to_device(struct store *s, int k, int64_t from, int64_t to)
+{
+	int slot = cache_slot(s->cache, k);
+	int64_t at = slot * s->slot_bytes + from;
+
+	s->be->put_async(s->be, s->dev + at, s->base + at, (size_t)(to - from));
+	s->copied[slot] = s->be->event_record(s->be);
+}
+
 /* All of expert k is there, or will not come. */
 static void finish(struct store *s, int k)
 {
@@ -277,6 +290,8 @@ static void finish(struct store *s, int k)
 		s->failure = *f;
 	} else if (s->failed == k)
 		s->failed = -1;
+	if (f->fault == FAULT_NONE)
+		to_device(s, k, f->gate_up ? s->gate_bytes + s->up_bytes : 0, p->bytes);
 	cache_done(s->cache, k, f->got, f->fault == FAULT_NONE);
 }
 
@@ -289,8 +304,10 @@ static void land(struct store *s, struct flight *f, int i, size_t got)
 	if (f->job.error != 0 && f->job.have < f->need[i]) {
 		x->fault = f->job.error == READER_EOF ? FAULT_EOF : FAULT_READ;
 		x->error = f->job.error;
-	} else if (f->gate_up)
+	} else if (f->gate_up) {
 		x->gate_up = true;
+		to_device(s, f->key[i], 0, s->gate_bytes + s->up_bytes);
+	}
 	if (--x->pieces == 0)
 		finish(s, f->key[i]);
 }
@@ -367,6 +384,7 @@ static struct flight *new_flight(struct store *s, int k, bool demand)
 static void add_part(struct store *s, struct flight *f, int k, int slot, int64_t from, int64_t to,
     int64_t need)
 {
+	s->be->event_wait(s->be, s->copied[slot], true);
 	s->fetched[k].pieces++;
 	f->job.part[f->job.n] = (struct iovec){ s->base + slot * s->slot_bytes + from,
 	    (size_t)(to - from) };
@@ -451,27 +469,14 @@ static void touch_slots(struct store *s, int from, int to)
 
 static int map_slots(struct store *s, const struct plan *p, struct err *e)
 {
-	int64_t align = p->map_bytes >= HUGE_PAGE ? HUGE_PAGE : READER_ALIGN, off;
-	char *q;
+	void *dev;
 
-	s->map_bytes = p->map_bytes + align;
-	q = mmap(NULL, (size_t)s->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-	    -1, 0);
-	if (q == MAP_FAILED) {
-		s->map_bytes = 0;
+	s->base = s->be->alloc_pinned(s->be, (size_t)p->map_bytes, &dev);
+	if (s->base == NULL)
 		return err_set(e, EX_OSERR, "%s: no memory for %d experts, %lld bytes:", s->dir,
-		    p->slots,
-		    (long long)p->map_bytes);
-	}
-	off = (align - (int64_t)((uintptr_t)q % (uintptr_t)align)) % align;
-	if (off > 0)
-		munmap(q, (size_t)off);
-	if (off < align)
-		munmap(q + off + p->map_bytes, (size_t)(align - off));
-	s->base = q + off;
+		    p->slots, (long long)p->map_bytes);
+	s->dev = dev;
 	s->map_bytes = p->map_bytes;
-	if (align == HUGE_PAGE)
-		madvise(s->base, (size_t)s->map_bytes, MADV_HUGEPAGE);
 	touch_slots(s, 0, p->slots);
 	return 0;
 }
@@ -499,10 +504,12 @@ static bool alloc_tables(struct store *s, const struct plan *p, const char *dir,
 	s->place = malloc((size_t)p->keys * sizeof *s->place);
 	s->fetched = calloc((size_t)p->keys, sizeof *s->fetched);
 	s->checked = calloc((size_t)p->keys, sizeof *s->checked);
+	s->copied = calloc((size_t)p->slots, sizeof *s->copied);
 	s->after = malloc((size_t)p->keys * sizeof *s->after);
 	s->flight = calloc(READER_JOBS, sizeof *s->flight);
 	s->cache = cache_new(p->keys, p->slots, READER_JOBS, c->num_sparse);
-	if (s->place == NULL || s->fetched == NULL || s->checked == NULL || s->after == NULL ||
+	if (s->place == NULL || s->fetched == NULL || s->checked == NULL || s->copied == NULL ||
+	    s->after == NULL ||
 	    s->flight == NULL
 	    || s->cache == NULL || !copy_names(s, dir, m))
 		return false;
@@ -595,8 +602,7 @@ static int open_streamed(struct store *s, const char *dir, const struct config *
 }
 
 struct store *store_open(const char *dir, const struct config *c, const struct manifest *m,
-    const struct store_opt *o,
-    struct err *e)
+    const struct store_opt *o, const struct backend *be, struct err *e)
 {
 	struct store *s = store_new(c);
 
@@ -604,6 +610,7 @@ struct store *store_open(const char *dir, const struct config *c, const struct m
 		err_set(e, EX_OSERR, "%s: no memory for a store", dir);
 		return NULL;
 	}
+	s->be = be;
 	if (open_streamed(s, dir, c, m, o, e) < 0) {
 		store_close(s);
 		return NULL;
@@ -628,7 +635,7 @@ void store_close(struct store *s)
 		return;
 	reader_close(s->reader);
 	if (s->map_bytes > 0)
-		munmap(s->base, (size_t)s->map_bytes);
+		s->be->free_pinned(s->be, s->base, (size_t)s->map_bytes);
 	cache_free(s->cache);
 	for (i = 0; i < s->nfiles; i++)
 		free(s->file[i]);
@@ -636,6 +643,7 @@ void store_close(struct store *s)
 	free(s->dir);
 	free(s->place);
 	free(s->fetched);
+	free(s->copied);
 	free(s->checked);
 	free(s->after);
 	free(s->flight);
@@ -749,8 +757,10 @@ static int fetch(struct store *s, int k, struct err *e)
 
 static void views(const struct store *s, int k, struct expert *x)
 {
-	const char *p = s->base + cache_slot(s->cache, k) * s->slot_bytes;
+	int slot = cache_slot(s->cache, k);
+	const dev_byte *p = s->dev + slot * s->slot_bytes;
 
+	s->be->event_wait(s->be, s->copied[slot], false);
 	x->gate = (struct mat){ p, s->dt[0], s->F, s->D };
 	x->up = (struct mat){ p + s->gate_bytes, s->dt[1], s->F, s->D };
 	x->down = (struct mat){ p + s->gate_bytes + s->up_bytes, s->dt[2], s->D, s->F };
@@ -860,9 +870,12 @@ static void shrink(struct store *s, int slots)
 	int64_t bytes;
 
 	while (s->slots > slots && cache_shrink(s->cache, &from, &to)) {
-		if (from >= 0)
-			memcpy(s->base + to * s->slot_bytes, s->base + from * s->slot_bytes,
-			    (size_t)s->slot_bytes);
+		if (from >= 0) {
+			s->be->event_wait(s->be, s->copied[from], false);
+			s->be->event_wait(s->be, s->copied[to], false);
+			s->be->copy(s->be, s->dev + to * s->slot_bytes,
+			    s->dev + from * s->slot_bytes, (size_t)s->slot_bytes);
+		}
 		s->slots--;
 	}
 	bytes = (before - s->slots) * s->slot_bytes;

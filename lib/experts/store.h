@@ -17,6 +17,8 @@
  *	store_advance(s)				once per layer: the clock by which
  *							predictions expire
  *
+ * Slots are the backend's: files are read to memory of the host, from where what has come and is
+ * right goes to the device; on the CPU both are one. What struct expert names is of the device.
  * Slots are preallocated and page-aligned; there is no lock, allocation or system call but the
  * reads themselves. Where memory runs out, store_resize() gives slots back.
  */
@@ -31,7 +33,7 @@
 #include "base/err.h"
 #include "format/manifest.h"
 #include "experts/reader.h"
-#include "backend/tensor.h"
+#include "backend/backend.h"
 
 struct store;
 
@@ -74,8 +76,7 @@ struct store_stats {		/* monotonic counters */
  * token's working set (K experts in every sparse layer) unless force; the message names the
  * smallest budget. */
 struct store *store_open(const char *dir, const struct config *c, const struct manifest *m,
-    const struct store_opt *o,
-    struct err *e);
+    const struct store_opt *o, const struct backend *be, struct err *e);
 
 /* All experts in memory: x has (layers * experts) entries, borrowed. Same calls, all hits. */
 struct store *store_resident(const struct config *c, const struct expert *x);

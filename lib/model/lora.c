@@ -122,7 +122,7 @@ int lora_open(struct lora *l, const struct params *model, const bool *hit, int r
 
 void lora_close(struct lora *l)
 {
-	real *const mine[] = { l->w, l->g, l->w0, l->scaled };
+	dev_real *const mine[] = { l->w, l->g, l->w0, l->scaled };
 
 	for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
 		if (mine[i] != NULL)
@@ -146,7 +146,7 @@ static void random_a(struct lora *l, int i, uint64_t seed)
 	mem_free(a);
 }
 
-void lora_start(struct lora *l, const real *w, uint64_t seed)
+void lora_start(struct lora *l, const dev_real *w, uint64_t seed)
 {
 	int64_t at = 0;
 
@@ -162,14 +162,14 @@ void lora_start(struct lora *l, const real *w, uint64_t seed)
 }
 
 /* alpha/rank * part, in l->scaled */
-static const real *scale_part(const struct lora *l, const struct param *p)
+static const dev_real *scale_part(const struct lora *l, const struct param *p)
 {
 	l->be->copy(l->be, l->scaled, l->w + p->off, (size_t)param_size(p) * sizeof *l->w);
 	l->be->scale(l->be, l->scaled, l->alpha / l->rank, param_size(p));
 	return l->scaled;
 }
 
-void lora_apply(const struct lora *l, real *w)
+void lora_apply(const struct lora *l, dev_real *w)
 {
 	int64_t at = 0;
 
@@ -186,12 +186,12 @@ void lora_apply(const struct lora *l, real *w)
 	}
 }
 
-void lora_gradients(struct lora *l, const real *g)
+void lora_gradients(struct lora *l, const dev_real *g)
 {
 	for (int i = 0; i < l->n; i++) {
 		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i],
 		    *b = a + 1;
-		const real *dw = g + p->off;
+		const dev_real *dw = g + p->off;
 		struct gemm_job db = { l->g + b->off, l->rank, dw, p->cols, NULL, p->cols, DT_REAL,
 		    p->rows, l->rank, p->cols, 0 };
 		struct gemm_job da = { l->g + a->off, p->cols, NULL, l->rank, dw, p->cols, DT_REAL,
@@ -256,13 +256,14 @@ static int find_targets(const struct st_file *f, const char *path, const struct 
 	return st_at(f, 0) != NULL ? 0 : err_set(e, EX_DATAERR, "%s: holds no adapter", path);
 }
 
-static int read_part(const struct st_file *f, const char *path, const struct param *p, real *dst,
-    struct err *e)
+static int read_part(const struct st_file *f, const char *path, const struct lora *l,
+    const struct param *p, struct err *e)
 {
 	const struct st_tensor *t = st_find(f, p->name);
 	struct st_error se = {0};
 	enum dtype dt;
 	float *x;
+	real *y;
 	void *raw;
 	int rc;
 
@@ -272,6 +273,7 @@ static int read_part(const struct st_file *f, const char *path, const struct par
 		return err_set(e, EX_DATAERR, "%s: %s: not a float type", path, p->name);
 	raw = mem_alloc((size_t)t->nbytes);
 	x = mem_alloc((size_t)param_size(p) * sizeof *x);
+	y = mem_alloc((size_t)param_size(p) * sizeof *y);
 	rc = st_read(f, t, 0, raw, (size_t)t->nbytes, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
 	if (rc == 0)
 		tensor_to_f32(x, raw, dt, (size_t)param_size(p));
@@ -279,9 +281,12 @@ static int read_part(const struct st_file *f, const char *path, const struct par
 		rc = err_set(e, EX_DATAERR, "%s: %s: has a value that is not finite", path,
 		    p->name);
 	for (int64_t i = 0; rc == 0 && i < param_size(p); i++)
-		dst[i] = (real)x[i];
+		y[i] = (real)x[i];
+	if (rc == 0)
+		l->be->put(l->be, l->w + p->off, y, (size_t)param_size(p) * sizeof *y);
 	mem_free(raw);
 	mem_free(x);
+	mem_free(y);
 	return rc;
 }
 
@@ -304,7 +309,8 @@ static int check_sum(const struct lora *l, const char *path, const real *w, stru
 		for (int64_t j = 0; j < param_size(p); j++)
 			if (!isfinite(w[p->off + j]))
 				return err_set(e, EX_DATAERR, "%s: %s is not finite with this "
-				    "adapter (lora_alpha %g, r %d)", path, p->name, l->alpha, l->rank);
+				    "adapter (lora_alpha %g, r %d)", path, p->name, l->alpha,
+				    l->rank);
 	}
 	return 0;
 }
@@ -319,11 +325,11 @@ static int merge_file(const struct st_file *f, const char *path, const struct pa
 	if (rc == 0)
 		rc = lora_open(&l, model, hit, c->rank, c->alpha, &backend_cpu, e);
 	if (rc == 0) {
-		lora_start(&l, w, 0);
+		lora_start(&l, backend_cpu_memory(w), 0);
 		for (int i = 0; i < l.par.n && rc == 0; i++)
-			rc = read_part(f, path, &l.par.p[i], l.w + l.par.p[i].off, e);
+			rc = read_part(f, path, &l, &l.par.p[i], e);
 		if (rc == 0)
-			lora_apply(&l, w);
+			lora_apply(&l, backend_cpu_memory(w));
 		if (rc == 0)
 			rc = check_sum(&l, path, w, e);
 		lora_close(&l);

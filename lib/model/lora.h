@@ -36,12 +36,12 @@ struct lora {
 	const struct backend *be;
 	const struct params *model;
 	struct params par;		/* A and B of each target, in turn */
-	real *w, *g;			/* (par.total) */
+	dev_real *w, *g;		/* (par.total) */
 	int n, *target;			/* (n) which parameters of the model */
 	int rank;
 	double alpha;
-	real *w0;			/* the targets as they were, one after the other */
-	real *scaled;			/* alpha/rank * A or B: room for the largest */
+	dev_real *w0;			/* the targets as they were, one after the other */
+	dev_real *scaled;		/* alpha/rank * A or B: room for the largest */
 };
 
 /* hit: (n of model) what gets an adapter; embeddings, an untied head and vectors cannot
@@ -52,9 +52,9 @@ void lora_close(struct lora *l);
 /* With the moments of the optimizer. */
 void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, int rank);
 
-void lora_start(struct lora *l, const real *w, uint64_t seed);
-void lora_apply(const struct lora *l, real *w);
-void lora_gradients(struct lora *l, const real *g);
+void lora_start(struct lora *l, const dev_real *w, uint64_t seed);
+void lora_apply(const struct lora *l, dev_real *w);
+void lora_gradients(struct lora *l, const dev_real *g);
 
 /* adapter_config.json; base: where W0 is from */
 json_t *lora_config(const struct lora *l, const char *base);

@@ -14,25 +14,36 @@
 
 #define MAX_HEAD_DIM 512	/* attention tiles are on the stack of a thread */
 
-/* Counts bytes (base NULL), for a plan if there is one, or hands them out of one allocation. */
+/* Counts bytes (bases NULL), for a plan if there is one, or hands them out of two allocations. */
 struct layout {
-	struct carve mem;
+	struct carve dev, host;
 	struct mem_plan *plan;
 };
 
-static void *take(struct layout *x, const char *name, size_t n, size_t size)
+static void *take_from(struct carve *c, struct mem_plan *plan, const char *name, size_t n,
+    size_t size)
 {
-	int64_t before = x->mem.used;
-	void *p = mem_carve(&x->mem, (int64_t)n, size);
+	int64_t before = c->used;
+	void *p = mem_carve(c, (int64_t)n, size);
 
-	if (x->plan)
-		mem_plan_add(x->plan, name, x->mem.used - before);
+	if (plan)
+		mem_plan_add(plan, name, c->used - before);
 	return p;
 }
 
-static real *take_real(struct layout *x, const char *name, int64_t n)
+static void *take_host(struct layout *x, const char *name, size_t n, size_t size)
 {
-	return take(x, name, (size_t)n, sizeof(real));
+	return take_from(&x->host, x->plan, name, n, size);
+}
+
+static dev_i32 *take_ids(struct layout *x, const char *name, int64_t n)
+{
+	return take_from(&x->dev, x->plan, name, (size_t)n, sizeof(dev_i32));
+}
+
+static dev_real *take_real(struct layout *x, const char *name, int64_t n)
+{
+	return take_from(&x->dev, x->plan, name, (size_t)n, sizeof(dev_real));
 }
 
 static void layout_attn(struct layout *x, struct layer_act *a, const struct config *c, int l,
@@ -70,12 +81,12 @@ static void layout_mlp(struct layout *x, struct layer_act *a, const struct confi
 		return;
 	}
 	a->weights = take_real(x, "router", R * K);
-	a->slot = take(x, "router", (size_t)(R * K), sizeof(int32_t));
-	a->order = take(x, "router", (size_t)(R * K), sizeof(int32_t));
-	a->rows = take(x, "router", (size_t)(R * K), sizeof(int32_t));
-	a->miss = take(x, "router", (size_t)(R * K), sizeof(int32_t));
-	a->miss_row = take(x, "router", (size_t)(R * K), sizeof(int32_t));
-	a->first = take(x, "router", (size_t)c->num_experts + 1, sizeof(int32_t));
+	a->slot = take_ids(x, "router", R * K);
+	a->order = take_ids(x, "router", R * K);
+	a->rows = take_ids(x, "router", R * K);
+	a->miss = take_ids(x, "router", R * K);
+	a->miss_row = take_ids(x, "router", R * K);
+	a->first = take_host(x, "router", (size_t)c->num_experts + 1, sizeof(int32_t));
 	if (!divided) {
 		a->eg = take_real(x, "experts", R * K * F);
 		a->eu = take_real(x, "experts", R * K * F);
@@ -164,8 +175,7 @@ static void layout_outputs(struct layout *x, struct model *m, const struct model
 	int64_t ahead = config_ahead_pairs(c) * R * c->num_experts;
 
 	m->probs = take_real(x, "router", RE);
-	m->topk = take(x, "router", (size_t)(c->num_sparse * R * c->num_experts_per_tok),
-	    sizeof(int32_t));
+	m->topk = take_ids(x, "router", c->num_sparse * R * c->num_experts_per_tok);
 	m->hidden = take_real(x, "residual stream", R * D);
 	m->look = take_real(x, "lookahead", R * rows);
 	if (o->train) {
@@ -193,15 +203,15 @@ static void layout_dispatch(struct layout *x, struct dispatch *d, const struct m
 	d->n = o->divided;
 	d->place = comm_place(COMM_GROUP, comm_rank());
 	d->room = (int)room;
-	d->count = take(x, "dispatch to experts", n * E, sizeof *d->count);
-	d->none = take(x, "dispatch to experts", E + 1, sizeof *d->none);
-	d->first = take(x, "dispatch to experts", E + 1, sizeof *d->first);
-	d->sort = take(x, "dispatch to experts", (size_t)room, sizeof *d->sort);
-	d->unsort = take(x, "dispatch to experts", (size_t)room, sizeof *d->unsort);
-	d->out_at = take(x, "dispatch to experts", n, sizeof *d->out_at);
-	d->out_n = take(x, "dispatch to experts", n, sizeof *d->out_n);
-	d->in_at = take(x, "dispatch to experts", n, sizeof *d->in_at);
-	d->in_n = take(x, "dispatch to experts", n, sizeof *d->in_n);
+	d->count = take_host(x, "dispatch to experts", n * E, sizeof *d->count);
+	d->none = take_host(x, "dispatch to experts", E + 1, sizeof *d->none);
+	d->first = take_host(x, "dispatch to experts", E + 1, sizeof *d->first);
+	d->sort = take_ids(x, "dispatch to experts", room);
+	d->unsort = take_ids(x, "dispatch to experts", room);
+	d->out_at = take_host(x, "dispatch to experts", n, sizeof *d->out_at);
+	d->out_n = take_host(x, "dispatch to experts", n, sizeof *d->out_n);
+	d->in_at = take_host(x, "dispatch to experts", n, sizeof *d->in_at);
+	d->in_n = take_host(x, "dispatch to experts", n, sizeof *d->in_n);
 	d->raw = take_real(x, "dispatch to experts", room * D);
 	d->x = take_real(x, "dispatch to experts", room * D);
 	d->y = take_real(x, "dispatch to experts", room * D);
@@ -263,25 +273,29 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 		a->look_a = take_real(x, "lookahead", R * (D / 4));
 		a->look_h = take_real(x, "lookahead", R * (D / 4));
 	}
-	a->tok = take(x, "batch", (size_t)R, 4);
-	a->pos = take(x, "batch", (size_t)R, 4);
-	a->doc = take(x, "batch", (size_t)R, 4);
-	a->zeros = take(x, "batch", (size_t)(config_biased(c) ? R : 0), 4);
-	a->iota = take(x, "batch", (size_t)mem_max(slots, R), 4);
-	a->hid = take(x, "router", (size_t)(R * K), 4);
-	a->hslot = take(x, "router", (size_t)(R * K), 4);
-	a->horder = take(x, "router", (size_t)(R * K), 4);
-	a->hmiss = take(x, "router", (size_t)(R * K), 4);
-	a->scoef_h = take_real(x, "router", R);
+	a->tok = take_ids(x, "batch", R);
+	a->pos = take_ids(x, "batch", R);
+	a->doc = take_ids(x, "batch", R);
+	a->zeros = take_ids(x, "batch", config_biased(c) ? R : 0);
+	a->iota = take_ids(x, "batch", mem_max(slots, R));
+	a->hid = take_host(x, "router", (size_t)(R * K), 4);
+	a->hslot = take_host(x, "router", (size_t)(R * K), 4);
+	a->horder = take_host(x, "router", (size_t)(R * K), 4);
+	a->hmiss = take_host(x, "router", (size_t)(R * K), 4);
+	a->scoef_h = take_host(x, "router", (size_t)R, sizeof *a->scoef_h);
 	a->rope = take_real(x, "tables", rope_size(c, o, false));
 	a->rope_mla = take_real(x, "tables", rope_size(c, o, true));
 	a->logits = take_real(x, "logits", (int64_t)a->head_rows * c->vocab_size);
+	a->target = take_ids(x, "logits", a->head_rows);
+	a->coef = take_real(x, "logits", a->head_rows);
+	a->logp = take_real(x, "logits", a->head_rows);
 	a->t1 = take_real(x, "scratch", R * wide);
 	a->t2 = take_real(x, "scratch", R * wide);
 	a->xs = take_real(x, "scratch", sparse ? R * K * D : 0);
 	a->ys = take_real(x, "scratch", sparse ? R * K * D : 0);
 	a->a1 = take_real(x, "scratch", inner);
-	a->jobs = take(x, "scratch", (size_t)(2 * (c->num_experts + c->num_key_value_heads) + 8),
+	a->jobs = take_host(x, "scratch",
+	    (size_t)(2 * (c->num_experts + c->num_key_value_heads) + 8),
 	    sizeof(struct gemm_job));
 	if (!o->train)
 		return;
@@ -302,7 +316,7 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 	a->drow = take_real(x, "gradient scratch", R);
 }
 
-/* The one description of a model's memory: run with a NULL base to count. */
+/* The one description of a model's memory: run with NULL bases to count. */
 static void lay_out(struct layout *x, struct model *m, const struct model_opt *o)
 {
 	const struct config *c = &m->cfg;
@@ -434,26 +448,32 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 		return err_set(e, EX_OSERR, "out of memory");
 	}
 	lay_out(&x, m, o);
-	x.mem.base = be->alloc(be, (size_t)x.mem.used);
-	if (!x.mem.base) {
-		size_t need = (size_t)x.mem.used;
+	m->act->dev = x.dev.base = be->alloc(be, (size_t)x.dev.used);
+	m->act->host = x.host.base = mem_alloc((size_t)x.host.used);
+	if (!x.dev.base) {
+		int64_t need = x.dev.used + x.host.used;
 
 		model_close(m);
-		return err_set(e, EX_OSERR, "out of memory: the model needs %zu bytes (fewer "
-		    "sequences -b or tokens --seq"
-		    " need less)", need);
+		return err_set(e, EX_OSERR, "out of memory: the model needs %lld bytes (fewer "
+		    "sequences -b or tokens --seq need less)", (long long)need);
 	}
-	x.mem.used = 0;
+	x.dev.used = x.host.used = 0;
 	lay_out(&x, m, o);
-	m->act->base = x.mem.base;
 	tables(m);
 	return 0;
 }
 
 void model_close(struct model *m)
 {
-	if (m->act && m->act->base)
-		m->be->free(m->be, m->act->base);
+	if (m->act && m->act->dev)
+		m->be->free(m->be, m->act->dev);
+	if (m->act) {
+		mem_free(m->act->host);
+		backend_mirror_free(&m->act->dispatch.here);
+		backend_mirror_free(&m->act->dispatch.there);
+		backend_mirror_free(&m->act->dispatch.sorted);
+		backend_mirror_free(&m->act->dispatch.unsorted);
+	}
 	act_close(m);
 	params_free(&m->par);
 	m->w = m->g = NULL;
@@ -506,7 +526,8 @@ void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_jo
 	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(m->be, kind, jobs, n);
 }
 
-void model_linear(const struct model *m, real *y, const real *x, const real *w, int n, int k,
+void model_linear(const struct model *m, dev_real *y, const dev_real *x, const dev_real *w, int n,
+    int k,
     real beta)
 {
 	struct gemm_job j = { y, n, x, k, w, k, DT_REAL, m->act->R, n, k, beta };
@@ -514,9 +535,10 @@ void model_linear(const struct model *m, real *y, const real *x, const real *w, 
 	model_gemm(m, GEMM_NT, &j, 1);
 }
 
-void model_linear_back(const struct model *m, real *dx, real beta, real *dw, const real *dy,
-    const real *x,
-    const real *w, int n, int k)
+void model_linear_back(const struct model *m, dev_real *dx, real beta, dev_real *dw,
+    const dev_real *dy,
+    const dev_real *x,
+    const dev_real *w, int n, int k)
 {
 	struct gemm_job j = { dx, k, dy, n, w, k, DT_REAL, m->act->R, k, n, beta };
 	struct gemm_job g = { dw, k, dy, n, x, k, DT_REAL, n, k, m->act->R, 1 };
@@ -644,7 +666,7 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 		m->be->dropout(m->be, a->layer[0].x, (int64_t)a->R * D, c->dropout, model_key(m, 0,
 		    0));
 	for (int l = 0; l < L; l++) {
-		real *out = l + 1 < L ? a->layer[l + 1].x : a->xlast;
+		dev_real *out = l + 1 < L ? a->layer[l + 1].x : a->xlast;
 
 		need_layer(m, l);
 		model_attn_forward(m, l);

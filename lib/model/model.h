@@ -78,25 +78,25 @@ struct model {
 	bool recompute;
 	struct profile *profile;	/* the owner's, or NULL: times the parts of a step */
 	const struct model_hooks *hooks;	/* the owner's, or NULL */
-	real *w, *g;		/* (par.total) weights and gradients; g NULL unless opened for
+	dev_real *w, *g;	/* (par.total) weights and gradients; g NULL unless opened for
 				   training */
 
 	/* outputs of model_forward; R = B*T of the last batch, layers counted over sparse layers
-	 * only */
-	real *probs;		/* (Ls, R, E) router probabilities */
-	int32_t *topk;		/* (Ls, R, K) chosen experts */
+	 * only. All of this is of the device */
+	dev_real *probs;		/* (Ls, R, E) router probabilities */
+	dev_i32 *topk;		/* (Ls, R, K) chosen experts */
 	int64_t replayed, moved;	/* (layer, row) pairs with given experts; of these, the
 					   router would choose others now */
-	real *look;		/* (R, config_lookahead_rows) lookahead logits */
-	real *ahead;		/* (config_ahead_pairs, R, E) logits of the next sparse layer's
+	dev_real *look;		/* (R, config_lookahead_rows) lookahead logits */
+	dev_real *ahead;	/* (config_ahead_pairs, R, E) logits of the next sparse layer's
 				   router on this one's input; NULL unless opened for training
 				   and there are pairs */
-	real *hidden;		/* (R, D) after the final norm */
+	dev_real *hidden;		/* (R, D) after the final norm */
 	/* inputs of model_backward, zeroed by model_forward, filled by route_loss() */
-	real *dprobs;		/* (Ls, R, E) */
-	real *dlook;		/* (R, config_lookahead_rows) */
-	real *dahead;		/* (config_ahead_pairs, R, E) or NULL */
-	real *dhidden;		/* (R, D) filled by model_head */
+	dev_real *dprobs;		/* (Ls, R, E) */
+	dev_real *dlook;		/* (R, config_lookahead_rows) */
+	dev_real *dahead;		/* (config_ahead_pairs, R, E) or NULL */
+	dev_real *dhidden;		/* (R, D) filled by model_head */
 	struct model_act *act;	/* saved activations (model.c) */
 };
 
@@ -121,7 +121,8 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
  * is NULL. */
 struct head_hook {
 	/* NULL: none */
-	void (*fn)(void *ctx, const real *logits, real *dlogits, int64_t row0, int64_t n, int V);
+	void (*fn)(void *ctx, const dev_real *logits, dev_real *dlogits, int64_t row0, int64_t n,
+	    int V);
 	/* NULL: none */
 	void (*weigh)(void *ctx, int64_t row0, int64_t n);
 	void *ctx;
@@ -133,7 +134,7 @@ void model_head(struct model *m, const struct batch *b, const real *coef, real *
  * to must still be there. */
 void model_backward(struct model *m, const struct batch *b);
 
-void model_logits(struct model *m, real *logits);	/* (R, V) of the last forward: tests and
+void model_logits(struct model *m, dev_real *logits);	/* (R, V) of the last forward: tests and
 							   dumps only */
 
 #endif

@@ -19,19 +19,20 @@ static struct dims dims(const struct config *c, int l)
 	    c->head_dim, b->rope.width, b->nope, b->latent };
 }
 
-static struct gemm_job nt_job(real *y, int64_t ldy, const real *x, const real *w, int64_t rows,
+static struct gemm_job nt_job(dev_real *y, int64_t ldy, const dev_real *x, const dev_real *w,
+    int64_t rows,
     int n, int k)
 {
 	return (struct gemm_job){ y, ldy, x, k, w, k, DT_REAL, rows, n, k, 0 };
 }
 
 /* y(R, w) += a bias(w) */
-static void add_bias(struct model *m, int l, enum param_kind bias, real *y, int w)
+static void add_bias(struct model *m, int l, enum param_kind bias, dev_real *y, int w)
 {
 	m->be->combine(m->be, y, model_w(m, bias, l, -1), m->act->zeros, NULL, m->act->R, 1, w);
 }
 
-static void add_bias_back(struct model *m, int l, enum param_kind bias, const real *dy, int w)
+static void add_bias_back(struct model *m, int l, enum param_kind bias, const dev_real *dy, int w)
 {
 	m->be->scatter_add(m->be, model_g(m, bias, l, -1), dy, m->act->zeros, m->act->R, w);
 }
@@ -47,7 +48,7 @@ static struct cut norm_cut(const struct model *m, int l, int heads)
 	return (struct cut){ (int64_t)m->act->R * (whole ? 1 : heads), whole ? heads * d : d };
 }
 
-static void qk_norm(struct model *m, int l, real *y, real *rstd, const real *x,
+static void qk_norm(struct model *m, int l, dev_real *y, dev_real *rstd, const dev_real *x,
     enum param_kind norm, int heads)
 {
 	struct cut c = norm_cut(m, l, heads);
@@ -56,8 +57,9 @@ static void qk_norm(struct model *m, int l, real *y, real *rstd, const real *x,
 }
 
 /* From q's or k's gradient dy; without a norm it is that of the projection already. */
-static const real *qk_norm_back(struct model *m, int l, real *dx, const real *dy, const real *x,
-    const real *rstd, enum param_kind norm, int heads)
+static const dev_real *qk_norm_back(struct model *m, int l, dev_real *dx, const dev_real *dy,
+    const dev_real *x,
+    const dev_real *rstd, enum param_kind norm, int heads)
 {
 	struct cut c = norm_cut(m, l, heads);
 
@@ -75,7 +77,7 @@ static void gqa_project(struct model *m, int l)
 	const struct block *b = &m->cfg.block[l];
 	struct dims s = dims(&m->cfg, l);
 	bool norm = b->qk_norm != QK_NORM_NONE;
-	real *q = norm ? x->qa : x->q, *k = norm ? x->ka : x->k;
+	dev_real *q = norm ? x->qa : x->q, *k = norm ? x->ka : x->k;
 	struct gemm_job j[3] = {
 		nt_job(q, s.H * s.d, x->n1, model_w(m, P_Q, l, -1), a->R, s.H * s.d, s.D),
 		nt_job(k, s.G * s.d, x->n1, model_w(m, P_K, l, -1), a->R, s.G * s.d, s.D),
@@ -99,7 +101,8 @@ static void gqa_project(struct model *m, int l)
 }
 
 /* One part of the MLA query: norm per head, then into its columns of q. */
-static void mla_query(struct model *m, int l, const real *raw, real *rstd, enum param_kind norm,
+static void mla_query(struct model *m, int l, const dev_real *raw, dev_real *rstd,
+    enum param_kind norm,
     int at, int w)
 {
 	struct model_act *a = m->act;
@@ -119,7 +122,7 @@ static void mla_keys(struct model *m, int l)
 	int n = 0;
 
 	for (int g = 0; g < s.G; g++) {
-		real *k = x->k + g * s.d;
+		dev_real *k = x->k + g * s.d;
 
 		a->jobs[n++] = nt_job(k, s.G * s.d, x->c, model_w(m, P_KNOPE, l, -1) + (int64_t)g *
 		    s.n * s.C, a->R, s.n, s.C);
@@ -227,7 +230,7 @@ void model_attn_forward(struct model *m, int l)
 
 /* One projection: its bias, its weights, and dn (+)= dx. */
 static void project_back(struct model *m, int l, enum param_kind w, enum param_kind bias,
-    const real *dy, int width, real beta)
+    const dev_real *dy, int width, real beta)
 {
 	struct layer_act *x = &m->act->layer[l];
 
@@ -244,7 +247,7 @@ static void gqa_project_back(struct model *m, int l)
 	struct layer_act *x = &a->layer[l];
 	struct dims s = dims(&m->cfg, l);
 	int64_t R = a->R;
-	const real *dy;
+	const dev_real *dy;
 
 	m->be->rope(m->be, a->t1, s.H * s.d, s.d, R, s.H, s.r, a->rope, a->pos, true);
 	m->be->rope(m->be, a->t2, s.G * s.d, s.d, R, s.G, s.r, a->rope, a->pos, true);
@@ -256,9 +259,9 @@ static void gqa_project_back(struct model *m, int l)
 }
 
 /* dq of one part: out of its columns, back through the norm and the projection. */
-static void mla_query_back(struct model *m, int l, const real *raw, const real *rstd,
+static void mla_query_back(struct model *m, int l, const dev_real *raw, const dev_real *rstd,
     enum param_kind norm,
-    enum param_kind proj, int at, int w, real beta, real *tmp, real *tmp2)
+    enum param_kind proj, int at, int w, real beta, dev_real *tmp, dev_real *tmp2)
 {
 	struct model_act *a = m->act;
 	struct dims s = dims(&m->cfg, l);
@@ -279,7 +282,7 @@ static void mla_project_back(struct model *m, int l)
 	struct layer_act *x = &a->layer[l];
 	struct dims s = dims(&m->cfg, l);
 	int64_t R = a->R, kv = R * s.G;
-	real *dc = a->t4, *tmp = a->t5, *tmp2 = a->t6;
+	dev_real *dc = a->t4, *tmp = a->t5, *tmp2 = a->t6;
 
 	m->be->rope(m->be, a->t1 + s.n, s.H * s.d, s.d, R, s.H, s.r, a->rope_mla, a->pos,
 	    true);
@@ -309,7 +312,7 @@ void model_attn_back(struct model *m, int l)
 	struct layer_act *x = &a->layer[l];
 	struct dims s = dims(c, l);
 	struct attn_args at = attn_args(m, l);
-	const real *dout = a->dh;
+	const dev_real *dout = a->dh;
 
 	profile_begin(m->profile, PROFILE_PROJECT_BACK);
 	if (a->fo.train && c->dropout > 0) {

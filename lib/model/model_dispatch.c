@@ -75,10 +75,12 @@ static void plan_in(const struct model *m, int64_t lo)
 /* Where the rows of each expert are among those of each rank. */
 static void plan_order(const struct model *m, int64_t lo)
 {
-	const struct dispatch *d = &m->act->dispatch;
+	struct dispatch *d = &m->act->dispatch;
 	int each = m->cfg.num_experts / d->n, next[d->n];
+	size_t bytes = (size_t)d->room * sizeof *d->sort;
+	int32_t *sort = backend_draft(m->be, d->sort, &d->sorted, bytes), i = 0,
+	    *unsort = backend_draft(m->be, d->unsort, &d->unsorted, bytes);
 	int64_t at = -lo, before;
-	int32_t i = 0;
 
 	memcpy(next, d->in_at, sizeof next);
 	for (int e = d->place * each; e < (d->place + 1) * each; e++)
@@ -87,10 +89,12 @@ static void plan_order(const struct model *m, int64_t lo)
 
 			at += count(m, r, e);
 			for (int j = 0; j < n; j++, i++) {
-				d->sort[i] = next[r]++;
-				d->unsort[d->sort[i]] = i;
+				sort[i] = next[r]++;
+				unsort[sort[i]] = i;
 			}
 		}
+	backend_settle(m->be, d->sort, sort, (size_t)i * sizeof *sort);
+	backend_settle(m->be, d->unsort, unsort, (size_t)i * sizeof *unsort);
 }
 
 /* Of the rounds that the rank with the most rows takes. */
@@ -114,28 +118,51 @@ static bool plan_round(const struct model *m, int round, const int32_t *first)
 	return lo < most;
 }
 
-/* To the experts: rows of w values in slot order, into `sorted`. */
-static void send(struct model *m, real *sorted, const real *slots, int w)
+static int64_t total(const int *count, int n)
+{
+	int64_t sum = 0;
+
+	for (int k = 0; k < n; k++)
+		sum += count[k];
+	return sum;
+}
+
+/* To the experts: n rows of w values in slot order, into `sorted`. */
+static void send(struct model *m, dev_real *sorted, const dev_real *slots, int64_t n, int w)
 {
 	struct dispatch *d = &m->act->dispatch;
 	const struct comm_rows r = { d->out_at, d->out_n, d->in_at, d->in_n };
+	size_t row = (size_t)w * sizeof(real);
+	const real *out;
+	real *in;
 
 	profile_begin(m->profile, PROFILE_EXCHANGE);
-	comm_rows(slots, d->raw, w, &r);
+	out = backend_read(m->be, slots, &d->here, (size_t)n * row);
+	in = backend_draft(m->be, d->raw, &d->there, (size_t)d->room * row);
+	comm_rows(out, in, w, &r);
+	backend_settle(m->be, d->raw, in, (size_t)total(d->in_n, d->n) * row);
 	profile_begin(m->profile, PROFILE_SORT);
 	m->be->gather(m->be, sorted, d->raw, d->sort, d->first[m->cfg.num_experts], w);
 }
 
 /* And back. */
-static void back(struct model *m, real *slots, const real *sorted, int w)
+static void back(struct model *m, dev_real *slots, const dev_real *sorted, int64_t n, int w)
 {
 	struct dispatch *d = &m->act->dispatch;
 	const struct comm_rows r = { d->in_at, d->in_n, d->out_at, d->out_n };
+	size_t row = (size_t)w * sizeof(real);
+	const real *out;
+	real *in;
 
 	profile_begin(m->profile, PROFILE_SORT);
 	m->be->gather(m->be, d->raw, sorted, d->unsort, d->first[m->cfg.num_experts], w);
 	profile_begin(m->profile, PROFILE_EXCHANGE);
-	comm_rows(d->raw, slots, w, &r);
+	out = backend_read(m->be, d->raw, &d->there, (size_t)total(d->in_n, d->n) * row);
+	in = backend_draft(m->be, slots, &d->here, (size_t)n * row);
+	comm_rows(out, in, w, &r);
+	for (int k = 0; k < d->n; k++)
+		backend_settle(m->be, slots + (int64_t)d->out_at[k] * w,
+		    in + (int64_t)d->out_at[k] * w, (size_t)d->out_n[k] * row);
 }
 
 static void count_rows(struct model *m, const int32_t *first)
@@ -153,14 +180,15 @@ void model_dispatch_forward(struct model *m, int l, const int32_t *first)
 {
 	struct model_act *a = m->act;
 	struct dispatch *d = &a->dispatch;
+	int64_t n = first[m->cfg.num_experts];
 	const struct rows s = { .first = d->first, .x = d->x, .g = d->g, .u = d->u, .y = d->y };
 
 	count_rows(m, first);
 	for (int round = 0; plan_round(m, round, first); round++) {
-		send(m, d->x, a->xs, m->cfg.hidden_size);
+		send(m, d->x, a->xs, n, m->cfg.hidden_size);
 		profile_begin(m->profile, PROFILE_EXPERTS);
 		model_experts_forward(m, l, &s);
-		back(m, a->ys, d->y, m->cfg.hidden_size);
+		back(m, a->ys, d->y, n, m->cfg.hidden_size);
 	}
 }
 
@@ -170,17 +198,18 @@ void model_dispatch_back(struct model *m, int l, const int32_t *first)
 	struct dispatch *d = &a->dispatch;
 	const struct rows up = { .first = d->first, .x = d->x, .g = d->g, .u = d->u };
 	const struct rows s = { d->first, d->x, d->g, d->u, d->y, d->w, d->dw };
+	int64_t n = first[m->cfg.num_experts];
 	int D = m->cfg.hidden_size;
 
 	count_rows(m, first);
 	for (int round = 0; plan_round(m, round, first); round++) {
-		send(m, d->x, a->xs, D);
-		send(m, d->y, a->ys, D);
-		send(m, d->w, a->wslot, 1);
+		send(m, d->x, a->xs, n, D);
+		send(m, d->y, a->ys, n, D);
+		send(m, d->w, a->wslot, n, 1);
 		profile_begin(m->profile, PROFILE_EXPERTS_BACK);
 		model_experts_forward(m, l, &up);
 		model_experts_back(m, l, &s);
-		back(m, a->ys, d->y, D);
-		back(m, a->dwslot, d->dw, 1);
+		back(m, a->ys, d->y, n, D);
+		back(m, a->dwslot, d->dw, n, 1);
 	}
 }

@@ -9,7 +9,7 @@ static enum param_kind head_kind(const struct model *m)
 	return m->cfg.tie_word_embeddings ? P_EMBED : P_HEAD;
 }
 
-static void chunk_logits(struct model *m, real *logits, int64_t r0, int64_t n)
+static void chunk_logits(struct model *m, dev_real *logits, int64_t r0, int64_t n)
 {
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
 	struct gemm_job j = { logits, V, m->hidden + r0 * D, D, model_w(m, head_kind(m), -1, -1), D,
@@ -21,7 +21,7 @@ static void chunk_logits(struct model *m, real *logits, int64_t r0, int64_t n)
 
 }
 
-static void chunk_back(struct model *m, const real *dlogits, int64_t r0, int64_t n)
+static void chunk_back(struct model *m, const dev_real *dlogits, int64_t r0, int64_t n)
 {
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
 	struct gemm_job dx = { m->dhidden + r0 * D, D, dlogits, V, model_w(m, head_kind(m), -1, -1),
@@ -36,6 +36,24 @@ static void chunk_back(struct model *m, const real *dlogits, int64_t r0, int64_t
 
 }
 
+/* Log-probs of the chunk's targets to the host. coef: on the device, or NULL. */
+static void chunk_logp(struct model *m, real *logp, const dev_real *coef, int64_t n)
+{
+	struct model_act *a = m->act;
+
+	m->be->logprob(m->be, a->logits, a->logp, a->target, coef, n, m->cfg.vocab_size);
+	m->be->get(m->be, logp, a->logp, (size_t)n * sizeof *logp);
+}
+
+/* What each log-prob weighs, to the device; coef NULL: nothing. */
+static const dev_real *chunk_coef(struct model *m, const real *coef, int64_t r0, int64_t n)
+{
+	if (!coef)
+		return NULL;
+	m->be->put(m->be, m->act->coef, coef + r0, (size_t)n * sizeof *coef);
+	return m->act->coef;
+}
+
 void model_head(struct model *m, const struct batch *b, const real *coef, real *logp,
     const struct head_hook *hook)
 {
@@ -46,19 +64,17 @@ void model_head(struct model *m, const struct batch *b, const real *coef, real *
 		int64_t n = a->R - r0 < a->head_rows ? a->R - r0 : a->head_rows;
 
 		chunk_logits(m, a->logits, r0, n);
+		m->be->put(m->be, a->target, b->target + r0, (size_t)n * sizeof *b->target);
 		if (hook && hook->fn) {
 			m->be->zero(m->be, a->dlogits, (size_t)(n * V) * sizeof(real));
 			hook->fn(hook->ctx, a->logits, a->dlogits, r0, n, V);
 		}
 		if (hook && hook->weigh && coef) {
-			m->be->logprob(m->be, a->logits, logp + r0, b->target + r0, a->ones,
-			    n, V);
+			chunk_logp(m, logp + r0, a->ones, n);
 			hook->weigh(hook->ctx, r0, n);
-			m->be->scale_rows(m->be, a->logits, coef + r0, n, V);
+			m->be->scale_rows(m->be, a->logits, chunk_coef(m, coef, r0, n), n, V);
 		} else
-			m->be->logprob(m->be, a->logits, logp + r0, b->target + r0,
-			    coef ? coef + r0
-			    : NULL, n, V);
+			chunk_logp(m, logp + r0, chunk_coef(m, coef, r0, n), n);
 		if (hook && hook->fn && coef)
 			m->be->axpy(m->be, a->logits, a->dlogits, 1, n * V);
 		if (coef)
@@ -66,12 +82,12 @@ void model_head(struct model *m, const struct batch *b, const real *coef, real *
 	}
 }
 
-void model_logits(struct model *m, real *logits)
+void model_logits(struct model *m, dev_real *logits)
 {
 	chunk_logits(m, logits, 0, m->act->R);
 }
 
-void model_look_forward(struct model *m, const real *h)
+void model_look_forward(struct model *m, const dev_real *h)
 {
 	struct model_act *a = m->act;
 	int D = m->cfg.hidden_size, W = D / 4;
@@ -82,7 +98,7 @@ void model_look_forward(struct model *m, const real *h)
 	    config_lookahead_rows(&m->cfg), W, 0);
 }
 
-void model_look_back(struct model *m, const real *h)
+void model_look_back(struct model *m, const dev_real *h)
 {
 	struct model_act *a = m->act;
 	int D = m->cfg.hidden_size, W = D / 4;

@@ -12,7 +12,7 @@
 #include "base/rng.h"
 #include "model/route.h"
 
-struct ffn { const real *gate, *up, *down; };	/* (F, D), (F, D), (D, F) */
+struct ffn { const dev_real *gate, *up, *down; };	/* (F, D), (F, D), (D, F) */
 
 static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int e)
 {
@@ -21,7 +21,8 @@ static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int 
 }
 
 /* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u), if y is wanted */
-static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, real *u, real *y,
+static void ffn_forward(struct model *m, struct ffn f, const dev_real *x, dev_real *g, dev_real *u,
+    dev_real *y,
     int F, real beta)
 {
 	struct model_act *a = m->act;
@@ -39,9 +40,9 @@ static void ffn_forward(struct model *m, struct ffn f, const real *x, real *g, r
 }
 
 /* From dy: weight gradients, and dn += dx. */
-static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const real *dy,
-    const real *x, const real *g,
-    const real *u, int F)
+static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const dev_real *dy,
+    const dev_real *x, const dev_real *g,
+    const dev_real *u, int F)
 {
 	struct model_act *a = m->act;
 	struct ffn f = ffn_w(m, gate, l, e);
@@ -135,7 +136,8 @@ static void shared_coef(struct model *m, struct layer_act *x)
 /* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The
  * gradient goes through the weights as always. (R3, arXiv:2510.11370: training must use the
  * experts that sampling used.) */
-static void replay(struct model *m, int l, struct layer_act *x, const real *probs, int32_t *ids)
+static void replay(struct model *m, int l, struct layer_act *x, const dev_real *probs,
+    dev_i32 *ids)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
@@ -175,8 +177,8 @@ static void route(struct model *m, int l, struct layer_act *x)
 	struct model_act *a = m->act;
 	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok,
 	    D = c->hidden_size;
-	real *probs = m->probs + (int64_t)s * a->R * E;
-	int32_t *ids = m->topk + (int64_t)s * a->R * K;
+	dev_real *probs = m->probs + (int64_t)s * a->R * E;
+	dev_i32 *ids = m->topk + (int64_t)s * a->R * K;
 	uint8_t avail[E];
 	int64_t at = 0;
 	const struct param *next = foreseen(m, l, &at);
@@ -257,7 +259,7 @@ static void shared_gate(struct model *m, int l, struct layer_act *x)
 	m->be->scale_rows(m->be, x->sfull, x->sgate, a->R, 1);
 }
 
-static void shared_forward(struct model *m, int l, struct layer_act *x, real *out)
+static void shared_forward(struct model *m, int l, struct layer_act *x, dev_real *out)
 {
 	struct model_act *a = m->act;
 	const struct block *b = &m->cfg.block[l];
@@ -278,7 +280,7 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, real *ou
 		    a->R, 1, D);
 }
 
-static void moe_forward(struct model *m, int l, real *out)
+static void moe_forward(struct model *m, int l, dev_real *out)
 {
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
@@ -304,7 +306,7 @@ static void moe_forward(struct model *m, int l, real *out)
 	shared_forward(m, l, x, out);
 }
 
-void model_mlp_forward(struct model *m, int l, real *out)
+void model_mlp_forward(struct model *m, int l, dev_real *out)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
@@ -371,7 +373,8 @@ static void experts_back_up(struct model *m, int l, const struct rows *s)
 
 		for (int e = 0; e < E; e++) {
 			int64_t at = s->first[e], rows = s->first[e + 1] - at;
-			const real *dg = a->a3 + at * F, *du = a->a4 + at * F, *in = s->x + at * D;
+			const dev_real *dg = a->a3 + at * F, *du = a->a4 + at * F,
+			    *in = s->x + at * D;
 			struct ffn f;
 
 			if (rows == 0)

@@ -166,9 +166,6 @@ static int open_exchange(struct optim *o, const struct params *ps, struct err *e
 
 	if (comm_size() == 1)
 		return 0;
-	if (o->be != &backend_cpu)
-		return err_set(e, EX_UNAVAILABLE, "training on several ranks needs the backend "
-		    "cpu");
 	for (int i = 0; i < ps->n; i++)
 		if (o->of[i] >= 0 && param_span(&ps->p[i]) > INT32_MAX)
 			return err_set(e, EX_USAGE,
@@ -196,7 +193,7 @@ int optim_open(struct optim *o, const struct params *ps, const bool *frozen,
 {
 	int64_t own;
 
-	*o = (struct optim){ .be = be, .weight_decay = weight_decay };
+	*o = (struct optim){ .be = be, .weight_decay = weight_decay, .total = ps->total };
 	if (comm_count(COMM_GROUP) > 1 && uneven(ps, frozen))
 		return err_set(e, EX_USAGE, "some experts are frozen and others are not: divided "
 		    "over ranks, all or none can be");
@@ -243,23 +240,46 @@ void optim_close(struct optim *o)
 	free(o->run);
 	mem_free(o->scratch);
 	mem_free(o->whole);
+	backend_mirror_free(&o->seen);
+	backend_mirror_free(&o->gsum);
+	backend_mirror_free(&o->wsum);
 	memset(o, 0, sizeof *o);
 }
 
 /* --- between ranks --- */
 
-void optim_reduce(struct optim *o, real *g, int layer)
+/* An array over parameters as the exchange, which works in memory of the host, finds it. */
+static real *on_host(struct optim *o, dev_real *x, struct mirror *m)
 {
-	for (; o->begun < o->nbuckets && o->bucket[o->begun].layer >= layer; o->begun++)
-		comm_reduce_begin(g + o->bucket[o->begun].off, o->bucket[o->begun].n,
-		    o->bucket[o->begun].set);
+	return backend_draft(o->be, x, m, (size_t)o->total * sizeof(real));
 }
 
-void optim_reduce_end(struct optim *o, real *g)
+void optim_reduce(struct optim *o, dev_real *g, int layer)
 {
+	real *host = on_host(o, g, &o->gsum);
+
+	for (; o->begun < o->nbuckets && o->bucket[o->begun].layer >= layer; o->begun++) {
+		const struct optim_bucket *b = &o->bucket[o->begun];
+
+		backend_fetch(o->be, host + b->off, g + b->off, (size_t)b->n * sizeof *host);
+		comm_reduce_begin(host + b->off, b->n, b->set);
+	}
+}
+
+void optim_reduce_end(struct optim *o, dev_real *g)
+{
+	real *host = on_host(o, g, &o->gsum);
+	int64_t begin, n;
+
+	if (comm_size() == 1)
+		return;
 	optim_reduce(o, g, -1);
 	comm_reduce_end();
 	o->begun = 0;
+	for (int i = 0; i < o->nbuckets; i++) {
+		n = part(&o->bucket[i], comm_rank(), &begin);
+		backend_settle(o->be, g + begin, host + begin, (size_t)n * sizeof *host);
+	}
 }
 
 /* In the order in which a forward pass needs weights: what belongs to no layer first. */
@@ -268,24 +288,42 @@ static const struct optim_bucket *needed(const struct optim *o, int i)
 	return &o->bucket[o->nbuckets - 1 - i];
 }
 
-static void begin_gathers(const struct optim *o, real *x)
+static void begin_gathers(struct optim *o, dev_real *x, struct mirror *m)
 {
-	for (int i = 0; i < o->nbuckets; i++)
-		comm_gather_begin(x + needed(o, i)->off, needed(o, i)->n, needed(o, i)->set);
+	int64_t begin, n;
+
+	if (comm_size() == 1)
+		return;
+	o->gathering = x;
+	o->gathered = on_host(o, x, m);
+	o->settled = 0;
+	for (int i = 0; i < o->nbuckets; i++) {
+		const struct optim_bucket *b = needed(o, i);
+
+		n = part(b, comm_rank(), &begin);
+		backend_fetch(o->be, o->gathered + begin, x + begin, (size_t)n * sizeof(real));
+		comm_gather_begin(o->gathered + b->off, b->n, b->set);
+	}
 }
 
-void optim_ready(const struct optim *o, int layer)
+void optim_ready(struct optim *o, int layer)
 {
 	int n = 0;
 
 	while (n < o->nbuckets && needed(o, n)->layer <= layer)
 		n++;
 	comm_gather_end(n);
+	for (; o->gathering && o->settled < n; o->settled++) {
+		const struct optim_bucket *b = needed(o, o->settled);
+
+		backend_settle(o->be, o->gathering + b->off, o->gathered + b->off,
+		    (size_t)b->n * sizeof(real));
+	}
 }
 
-void optim_collect(const struct optim *o, real *g)
+void optim_collect(struct optim *o, dev_real *g)
 {
-	begin_gathers(o, g);
+	begin_gathers(o, g, &o->gsum);
 	optim_ready(o, INT_MAX);
 }
 
@@ -303,7 +341,12 @@ static int64_t place_of(const struct optim *o, const struct params *ps, int i)
 	return b->at + ps->p[i].off - b->off;
 }
 
-const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps,
+static const real *seen(struct optim *o, const dev_real *x, int64_t n)
+{
+	return backend_read(o->be, x, &o->seen, (size_t)n * sizeof(real));
+}
+
+const real *optim_moments(struct optim *o, const dev_real *moments, const struct params *ps,
     int i)
 {
 	const struct param *p = &ps->p[i];
@@ -311,29 +354,29 @@ const real *optim_moments(const struct optim *o, const real *moments, const stru
 	int64_t count[comm_size()], begin, own;
 
 	if (comm_size() == 1)
-		return moments + place_of(o, ps, i);
+		return seen(o, moments + place_of(o, ps, i), param_size(p));
 	for (int r = 0; r < comm_size(); r++)
 		count[r] = holds(p, r) ? common(b, r, p->off, param_size(p), &begin) : 0;
 	common(b, comm_rank(), p->off, param_size(p), &begin);
 	part(b, comm_rank(), &own);
-	comm_gather(o->whole, moments + b->at + (begin - own), count);
+	comm_gather(o->whole, seen(o, moments + b->at + (begin - own), count[comm_rank()]), count);
 	return o->whole;
 }
 
-const real *optim_values(const struct optim *o, const real *w, const struct params *ps, int i)
+const real *optim_values(struct optim *o, const dev_real *w, const struct params *ps, int i)
 {
 	const struct param *p = &ps->p[i];
 	int64_t count[comm_size()];
 
 	if (holds(p, 0))
-		return w + p->off;
+		return comm_rank() == 0 ? seen(o, w + p->off, param_size(p)) : NULL;
 	for (int r = 0; r < comm_size(); r++)
 		count[r] = r == p->owner ? param_size(p) : 0;	/* its owner in the first group */
-	comm_gather(o->whole, w + p->off, count);
+	comm_gather(o->whole, seen(o, w + p->off, count[comm_rank()]), count);
 	return o->whole;
 }
 
-void optim_take(const struct optim *o, real *moments, const struct params *ps, int i,
+void optim_take(const struct optim *o, dev_real *moments, const struct params *ps, int i,
     const real *whole)
 {
 	const struct param *p = &ps->p[i];
@@ -348,14 +391,14 @@ void optim_take(const struct optim *o, real *moments, const struct params *ps, i
 	    (size_t)n * sizeof *whole);
 }
 
-real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i)
+dev_real *optim_place(const struct optim *o, dev_real *moments, const struct params *ps, int i)
 {
 	return comm_size() > 1 ? NULL : moments + place_of(o, ps, i);
 }
 
 /* --- updates --- */
 
-double optim_norm(const struct optim *o, const real *g)
+double optim_norm(const struct optim *o, const dev_real *g)
 {
 	double sum = 0;
 
@@ -370,7 +413,7 @@ double optim_clip(double norm, double limit)
 	return limit > 0 && norm > limit ? limit / norm : 1;
 }
 
-void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
+void optim_step(struct optim *o, dev_real *w, dev_real *g, double lr, double grad_scale)
 {
 	o->updates++;
 	for (int i = 0; i < o->nruns; i++) {
@@ -385,7 +428,7 @@ void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale)
 
 		o->be->adamw(o->be, &a);
 	}
-	begin_gathers(o, w);
+	begin_gathers(o, w, &o->wsum);
 }
 
 double optim_lr(const struct schedule *s, int64_t update)

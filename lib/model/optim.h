@@ -43,7 +43,7 @@ struct optim_bucket {			/* neighbours of one layer and one set of ranks, none of
 
 struct optim {
 	const struct backend *be;
-	real *m, *v;			/* first and second moments of this rank's parts of the
+	dev_real *m, *v;		/* first and second moments of this rank's parts of the
 					   buckets, on the device */
 	int64_t updates;		/* done so far */
 	double weight_decay;
@@ -54,6 +54,12 @@ struct optim {
 	real *scratch;			/* of comm_exchange_open(); NULL: one rank */
 	real *whole;			/* the largest parameter, on the way to a file; NULL: one
 					   rank, or not the first */
+	struct mirror seen;		/* of what a file gets */
+	struct mirror gsum, wsum;	/* of gradients and weights, while ranks exchange them */
+	int64_t total;			/* of the parameter array */
+	dev_real *gathering;		/* the array that is being made whole, its place on the */
+	real *gathered;			/* host, and how many buckets of it are on the device */
+	int settled;
 	int nruns;			/* of this rank's parts: neighbours that share their
 					   weight decay go in one call */
 	struct optim_run { int64_t off, at, n; bool decay; } *run;
@@ -68,30 +74,30 @@ void optim_close(struct optim *o);
 
 /* Gradients of this rank's batch to those of all ranks' batches: the sum, for this rank's parts.
  * Nothing else may touch g from the first call to the end. And, for files, the whole sum. */
-void optim_reduce(struct optim *o, real *g, int layer);
-void optim_reduce_end(struct optim *o, real *g);
-void optim_collect(const struct optim *o, real *g);
+void optim_reduce(struct optim *o, dev_real *g, int layer);
+void optim_reduce_end(struct optim *o, dev_real *g);
+void optim_collect(struct optim *o, dev_real *g);
 /* L2 norm of all gradients; not finite if any is not */
-double optim_norm(const struct optim *o, const real *g);
+double optim_norm(const struct optim *o, const dev_real *g);
 double optim_clip(double norm, double limit);		/* factor for the gradients; limit 0:
 							   none */
 
 /* Moments (o->m or o->v) of parameter i, or its values in an array over parameters, whole, for
- * rank 0; the others send their part. Where they are, or in o->whole. */
-const real *optim_moments(const struct optim *o, const real *moments, const struct params *ps,
+ * rank 0; the others send their part. In memory of the host, until the next call. */
+const real *optim_moments(struct optim *o, const dev_real *moments, const struct params *ps,
     int i);
-const real *optim_values(const struct optim *o, const real *w, const struct params *ps, int i);
+const real *optim_values(struct optim *o, const dev_real *w, const struct params *ps, int i);
 /* Takes this rank's part of the moments of parameter i. One rank: the place for all of them, to
  * be filled instead. */
-void optim_take(const struct optim *o, real *moments, const struct params *ps, int i,
+void optim_take(const struct optim *o, dev_real *moments, const struct params *ps, int i,
     const real *whole);
-real *optim_place(const struct optim *o, real *moments, const struct params *ps, int i);
+dev_real *optim_place(const struct optim *o, dev_real *moments, const struct params *ps, int i);
 
 /* One update of w with gradients g * grad_scale; counts it. With several ranks, only this rank's
  * parts are there then: what layers up to `layer` need (-1: what belongs to none, such as the
  * embedding; INT_MAX: all) is after optim_ready(). */
-void optim_step(struct optim *o, real *w, real *g, double lr, double grad_scale);
-void optim_ready(const struct optim *o, int layer);
+void optim_step(struct optim *o, dev_real *w, dev_real *g, double lr, double grad_scale);
+void optim_ready(struct optim *o, int layer);
 
 /* Linear to base over `warmup` updates, then base * (0.1 + 0.45 * (1 + cos(pi * (s-W)/(total-W)))),
  * a tenth of it at the end. total 0: nobody knows (a pipe without -n), it stays at base. */

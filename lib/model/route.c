@@ -10,7 +10,7 @@
 
 #include "base/topk.h"
 #include "base/comm.h"
-#include "backend/cpu/cpu_kernels.h"
+#include "backend/host.h"
 #include "base/pool.h"
 
 #define MASS_MIN ((real)1e-9)	/* the reference's clamp under logarithms */
@@ -109,19 +109,6 @@ static bool chosen(const int32_t *ids, int K, int e)
 	return false;
 }
 
-/* Returns the logarithm of what the exponentials of z add up to. */
-static double row_softmax(const real *z, int E, real *q)
-{
-	const struct cpu_kernels *kern = cpu_kernels();
-	real max = kern->max(z, E), sum;
-
-	memcpy(q, z, (size_t)E * sizeof *q);
-	sum = kern->exp_sum(q, E, max);
-	for (int e = 0; e < E; e++)
-		q[e] /= sum;
-	return (double)max + log((double)sum);
-}
-
 /* set[e]: is e among the ids? */
 static void mark(uint8_t *set, int E, const int32_t *ids, int K)
 {
@@ -192,7 +179,7 @@ static void ahead_term(struct view *v, const struct route_lambda *lam, int64_t r
 	uint8_t set[E];
 	double n = v->pairs[0], ce = 0;
 	real q[E], g = (real)(lam->ahead * v->share / n);
-	double log_sum = row_softmax(z, E, q);
+	double log_sum = host_softmax(z, E, q);
 
 	topk_best(z, E, K, said);
 	for (int k = 0; k < K; k++) {
@@ -284,7 +271,7 @@ static void look_softmax(const struct route_in *in, int layer, int64_t r, int k,
 {
 	int E = in->cfg->num_experts, rows = config_lookahead_rows(in->cfg);
 
-	row_softmax(in->look + r * rows + ((int64_t)k * blocks(in) + layer) * E, E, q);
+	host_softmax(in->look + r * rows + ((int64_t)k * blocks(in) + layer) * E, E, q);
 }
 
 static void look_terms(struct view *v, const struct route_lambda *lam, int64_t r, real *dlook,

@@ -23,7 +23,7 @@ static bool partial(const struct distill *d)
 
 int64_t distill_bytes(const struct distill *d, int V)
 {
-	return capacity(V) * ((partial(d) ? 3 : 1) * V + 2) * (int64_t)sizeof(real);
+	return capacity(V) * ((partial(d) ? 3 : 1) * V + 4) * (int64_t)sizeof(real);
 }
 
 int distill_open(struct distill *d, const struct backend *be, int V, struct err *e)
@@ -33,7 +33,10 @@ int distill_open(struct distill *d, const struct backend *be, int V, struct err 
 	d->be = be;
 	d->cap = capacity(V);
 	n = (size_t)(d->cap * V) * sizeof(real);
-	if ((d->logits = be->alloc(be, n)) == NULL)
+	d->logits = be->alloc(be, n);
+	d->dvalue = be->alloc(be, (size_t)d->cap * sizeof(real));
+	d->target = be->alloc(be, (size_t)d->cap * sizeof(int32_t));
+	if (d->logits == NULL || d->dvalue == NULL || d->target == NULL)
 		return err_set(e, EX_OSERR, "out of memory for the teacher's logits");
 	d->value = mem_alloc((size_t)d->cap * sizeof(real));
 	d->kl = mem_alloc((size_t)d->cap * sizeof(real));
@@ -46,8 +49,11 @@ int distill_open(struct distill *d, const struct backend *be, int V, struct err 
 
 void distill_close(struct distill *d)
 {
-	if (d->be != NULL)
+	if (d->be != NULL) {
 		d->be->free(d->be, d->logits);
+		d->be->free(d->be, d->dvalue);
+		d->be->free(d->be, d->target);
+	}
 	mem_free(d->value);
 	mem_free(d->kl);
 	mem_free(d->student);
@@ -67,8 +73,8 @@ struct pass {
 struct rows {
 	int64_t first, n;
 	int V;
-	const real *student;
-	real *dstudent;
+	const dev_real *student;
+	dev_real *dstudent;
 };
 
 /* The teacher's logits for these rows at a temperature, to the device. */
@@ -83,35 +89,43 @@ static void bring(struct pass *p, const struct rows *r, double temperature, cons
 	    (size_t)(r->n * r->V) * sizeof(real));
 }
 
+static void diverge(struct distill *d, const struct diverge_args *a, real *value)
+{
+	d->be->diverge(d->be, a);
+	d->be->get(d->be, value, d->dvalue, (size_t)a->n * sizeof *value);
+}
+
 /* known: the teacher's logits, unless it has them only in part. */
 static void compare(struct pass *p, const struct rows *r, const real *known)
 {
 	struct distill *d = p->d;
 	struct diverge_args a = { .kind = d->o.kind, .temperature = d->o.temperature, .n = r->n,
 	    .V = r->V,
-	    .student = r->student, .teacher = d->logits, .target = p->in->mb->b.target + r->first,
-	    .value = d->value,
+	    .student = r->student, .teacher = d->logits, .target = d->target,
+	    .value = d->dvalue,
 	    .dstudent = r->dstudent, .coef = p->coef };
 
 	if (partial(d))
 		d->be->get(d->be, d->student, r->student,
 		    (size_t)(r->n * r->V) * sizeof(real));
+	d->be->put(d->be, d->target, p->in->mb->b.target + r->first,
+	    (size_t)r->n * sizeof(int32_t));
 	bring(p, r, a.temperature, known);
-	d->be->diverge(d->be, &a);
+	diverge(d, &a, d->value);
 	if (partial(d) && a.temperature != 1)
 		bring(p, r, 1, known);
 	a.kind = DIVERGE_FORWARD;
 	a.temperature = 1;
-	a.value = d->kl;
 	a.dstudent = NULL;
-	d->be->diverge(d->be, &a);
+	diverge(d, &a, d->kl);
 	for (int64_t i = 0; i < r->n; i++) {
 		p->kd += (double)d->value[i];
 		p->kl += (double)d->kl[i];
 	}
 }
 
-static void chunk(void *ctx, const real *logits, real *dlogits, int64_t row0, int64_t n, int V)
+static void chunk(void *ctx, const dev_real *logits, dev_real *dlogits, int64_t row0, int64_t n,
+    int V)
 {
 	struct pass *p = ctx;
 	struct distill *d = p->d;

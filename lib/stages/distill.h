@@ -53,7 +53,9 @@ struct distill {
 	/* distill_open */
 	const struct backend *be;
 	int64_t cap;			/* rows below */
-	real *logits;			/* (cap, V) of the teacher, on the device */
+	dev_real *logits;		/* (cap, V) of the teacher, and */
+	dev_real *dvalue;		/* (cap) a divergence, */
+	dev_i32 *target;		/* (cap) on the device */
 	real *value, *kl;		/* (cap) */
 	real *student, *full;		/* (cap, V) for teacher.complete */
 };

@@ -75,7 +75,7 @@ static void weigh(void *ctx, int64_t row0, int64_t n)
 }
 
 /* Dividing the hidden states divides the logits. */
-static void heat(struct model *m, real *x, double temperature)
+static void heat(struct model *m, dev_real *x, double temperature)
 {
 	if (temperature != 1)
 		m->be->scale(m->be, x, 1 / temperature,

@@ -51,14 +51,20 @@ static bool exists(const char *dir, const char *name)
 					   moments together, about */
 
 /* Is the device's memory ours, and as files have it? */
-static bool in_place(const struct backend *be)
+static bool as_files(const struct backend *be)
 {
-	return be == &backend_cpu && sizeof(real) == sizeof(float);
+	return be->host_reads && sizeof(real) == sizeof(float);
+}
+
+/* Then it is read into where it is. */
+static float *in_place(const struct backend *be, dev_real *x)
+{
+	return backend_draft(be, x, NULL, 0);
 }
 
 int64_t ckpt_bytes(int n, int64_t largest, const struct backend *be)
 {
-	int64_t copies = in_place(be) ? 0 : largest * (int64_t)(sizeof(real) + sizeof(float));
+	int64_t copies = as_files(be) ? 0 : largest * (int64_t)(sizeof(real) + sizeof(float));
 
 	return copies + WRITE_BUFFER + (largest < CONVERTED ? largest : CONVERTED) *
 	    (int64_t)sizeof(double) +
@@ -80,7 +86,7 @@ static int transit_open(struct transit *t, const struct backend *be, const struc
 	*t = (struct transit){ .be = be };
 	for (int i = 0; i < ps->n; i++)
 		largest = param_size(&ps->p[i]) > largest ? param_size(&ps->p[i]) : largest;
-	if (in_place(be) && !always)
+	if (as_files(be) && !always)
 		return 0;
 	t->file = malloc((size_t)largest * sizeof *t->file);
 	t->host = sizeof(real) == sizeof(float) ? (real *)t->file
@@ -96,14 +102,13 @@ static void transit_close(struct transit *t)
 	free(t->file);
 }
 
-/* n elements on the device as floats of the host. */
-static const float *to_file(const struct transit *t, const real *dev, int64_t n)
+/* n values as files have them. */
+static const float *to_file(const struct transit *t, const real *host, int64_t n)
 {
-	if (t->file == NULL)
-		return (const float *)dev;
-	t->be->get(t->be, t->host, dev, (size_t)n * sizeof *dev);
-	for (int64_t i = 0; (void *)t->host != (void *)t->file && i < n; i++)
-		t->file[i] = (float)t->host[i];
+	if (sizeof(real) == sizeof(float))
+		return (const float *)host;
+	for (int64_t i = 0; i < n; i++)
+		t->file[i] = (float)host[i];
 	return t->file;
 }
 
@@ -121,7 +126,7 @@ enum array { WEIGHTS, GRADIENTS, MOMENTS_M, MOMENTS_V, NOTHING };
 
 struct saver {
 	const struct weights *w;
-	const struct optim *opt;
+	struct optim *opt;
 	enum array array;	/* that get() is asked for */
 	struct transit transit;
 };
@@ -228,7 +233,7 @@ static int put_parts(struct saver *s, const char *path, const struct part *part,
 	return st_writer_finish(w, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
 }
 
-int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt,
+int ckpt_put_gradients(const char *path, const struct weights *w, struct optim *opt,
     struct err *e)
 {
 	const struct part part = { "", GRADIENTS };
@@ -601,12 +606,13 @@ int ckpt_newest(const char *out, char **dir, struct err *e)
 
 /* Values of parameter i of an array from the tensor prefix + name of f. */
 static int get_values(const struct st_file *f, const char *path, const char *prefix,
-    const struct weights *w, real *array,
+    const struct weights *w, dev_real *array,
     const struct optim *moments, const struct transit *t, int i, struct err *e)
 {
 	const struct param *p = &w->par->p[i];
-	real *place = moments != NULL ? optim_place(moments, array, w->par, i) : array + p->off;
-	float *dst = t->file != NULL ? t->file : (float *)(place != NULL ? place : moments->whole);
+	dev_real *place = moments != NULL ? optim_place(moments, array, w->par, i) : array + p->off;
+	float *dst = t->file != NULL ? t->file : place != NULL ? in_place(w->be, place)
+	    : (float *)moments->whole;
 	struct st_error se = {0};
 	const struct st_tensor *x;
 	char name[sizeof p->name + 16];
@@ -628,7 +634,7 @@ static int get_values(const struct st_file *f, const char *path, const char *pre
 
 /* moments NULL: an array over parameters; else moments of this optimizer. */
 static int read_part(const struct st_file *f, const char *path, const char *prefix,
-    const struct weights *w, real *array,
+    const struct weights *w, dev_real *array,
     const struct optim *moments, struct err *e)
 {
 	struct transit t;
@@ -657,8 +663,8 @@ static int load_weights(const char *dir, const struct weights *w, struct err *e)
 
 		if (!params_here(w->par, p))
 			continue;
-		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : (float *)(w->w + p->off),
-		    e);
+		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : in_place(w->be,
+		    w->w + p->off), e);
 		if (rc == 0 && t.file != NULL)
 			w->be->put(w->be, w->w + p->off, from_file(&t, param_size(p)),
 			    (size_t)param_size(p) * sizeof(real));

@@ -34,7 +34,7 @@ struct weights {		/* what is trained: the parameters of a model, or those of an
 				   adapter on it (lora.h) */
 	const struct params *par;
 	const struct backend *be;
-	real *w, *g;		/* (par->total) */
+	dev_real *w, *g;	/* (par->total) */
 };
 
 struct ckpt {
@@ -43,7 +43,7 @@ struct ckpt {
 					   which are written back */
 	const json_t *adapter;	/* adapter_config.json: the weights are an adapter's; NULL: a
 				   model's */
-	const struct optim *opt;
+	struct optim *opt;
 	const struct tok *tok;	/* NULL: no tokenizer files */
 	enum dtype dtype;	/* of model.safetensors: DT_F32 or DT_BF16 */
 	int64_t shard_size;	/* a larger model is written in shards; 0: never */
@@ -78,7 +78,7 @@ int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct opt
 int ckpt_load_weights(const char *dir, struct model *m, struct err *e);
 /* w->g of what is not frozen, which optim_collect() has made whole, F32, by parameter name. All
  * ranks call it. */
-int ckpt_put_gradients(const char *path, const struct weights *w, const struct optim *opt,
+int ckpt_put_gradients(const char *path, const struct weights *w, struct optim *opt,
     struct err *e);
 
 #endif

@@ -81,19 +81,80 @@ static int take(struct train *t, struct err *e)
 	return n;
 }
 
-static struct route_in route_view(const struct train *t, const struct micro *mb,
-    int64_t total_tokens)
+static int64_t head_values(const struct train *t, int64_t R)
+{
+	return R * config_lookahead_rows(&t->cfg);
+}
+
+static int64_t router_values(const struct train *t, int64_t R)
+{
+	return t->cfg.num_sparse * R * t->cfg.num_experts;
+}
+
+static int64_t ahead_values(const struct train *t, int64_t R)
+{
+	return config_ahead_pairs(&t->cfg) * R * t->cfg.num_experts;
+}
+
+/* n values of the device for the host, NULL if there are none. */
+static const real *seen(const struct train *t, const dev_real *x, struct mirror *m, int64_t n)
+{
+	return x != NULL ? backend_read(t->be, x, m, (size_t)n * sizeof(real)) : NULL;
+}
+
+static struct route_in route_view(struct train *t, const struct micro *mb, int64_t total_tokens)
 {
 	const struct config *c = &t->cfg;
+	const int64_t R = (int64_t)mb->b.B * mb->b.T, n = router_values(t, R);
 
 	return (struct route_in){
 		.cfg = c, .B = mb->b.B, .T = mb->b.T, .doc_start = mb->b.doc_start,
-		    .probs = t->m.probs, .topk = t->m.topk,
-		.look = c->lookahead_steps > 0 ? t->m.look : NULL, .ref_probs = t->has_ref
-		    ? t->ref.probs : NULL,
-		.ahead = t->m.ahead,
+		.probs = seen(t, t->m.probs, &t->seen.probs, n),
+		.topk = backend_read(t->be, t->m.topk, &t->seen.topk,
+		    (size_t)(c->num_sparse * R * c->num_experts_per_tok) * sizeof(int32_t)),
+		.look = c->lookahead_steps > 0 ?
+		    seen(t, t->m.look, &t->seen.look, head_values(t, R)) : NULL,
+		.ref_probs = t->has_ref ? seen(t, t->ref.probs, &t->seen.ref, n) : NULL,
+		.ahead = seen(t, t->m.ahead, &t->seen.ahead, ahead_values(t, R)),
 		.total_tokens = total_tokens,
 	};
+}
+
+/* A gradient of the device, to be added to. */
+static real *draft(const struct train *t, dev_real *x, struct mirror *m, int64_t n)
+{
+	real *host = x != NULL ? backend_draft(t->be, x, m, (size_t)n * sizeof(real)) : NULL;
+
+	if (host != NULL)
+		backend_fetch(t->be, host, x, (size_t)n * sizeof(real));
+	return host;
+}
+
+static void settle(const struct train *t, dev_real *x, const real *host, int64_t n)
+{
+	if (host != NULL)
+		backend_settle(t->be, x, host, (size_t)n * sizeof(real));
+}
+
+/* Losses of the router, on the host. train: their gradients go to the model. */
+static double router_loss(struct train *t, const struct route_in *in, bool train,
+    struct route_terms *terms)
+{
+	const int64_t R = (int64_t)in->B * in->T;
+	struct model *m = &t->m;
+	real *probs, *look, *ahead;
+	double loss;
+
+	if (!train)
+		return route_loss(in, &t->lambda, &t->load, terms, NULL, NULL, NULL, &t->scratch);
+	probs = draft(t, m->dprobs, &t->seen.dprobs, router_values(t, R));
+	look = draft(t, m->dlook, &t->seen.dlook, head_values(t, R));
+	ahead = draft(t, m->dahead, &t->seen.dahead, ahead_values(t, R));
+	loss = route_loss(in, &t->lambda, &t->load, terms, probs, look, ahead, &t->scratch);
+	settle(t, m->dprobs, probs, router_values(t, R));
+	settle(t, m->dlook, look, head_values(t, R));
+	settle(t, m->dahead, ahead, ahead_values(t, R));
+	return loss;
 }
 
 /* Forward and losses of one micro-batch of `all`; this rank's part of the sums goes to t->now. */
@@ -123,8 +184,7 @@ static void run_micro(struct train *t, const struct micro *mb, int64_t number,
 		base = t->s->loss(&in);
 	route = route_view(t, mb, all->tokens);
 	if (t->cfg.num_sparse > 0)
-		extra = route_loss(&route, &t->lambda, &t->load, &terms, train ? t->m.dprobs : NULL,
-		    train ? t->m.dlook : NULL, train ? t->m.dahead : NULL, &t->scratch);
+		extra = router_loss(t, &route, train, &terms);
 	metric_add(&t->now, base, extra, &terms, (double)mb->all.tokens);
 	if (count && t->cfg.num_sparse > 0) {
 		route_stats_add(&t->now.stats, &route);
@@ -321,8 +381,7 @@ static void rehearse(struct train *t)
 	loss_ce(&t->m, &mb->b, train_rows(t), t->coef, t->logp);
 	route = route_view(t, mb, train_rows(t));
 	if (t->cfg.num_sparse > 0)
-		route_loss(&route, &t->lambda, &t->load, &terms, t->m.dprobs, t->m.dlook,
-		    t->m.dahead, &t->scratch);
+		router_loss(t, &route, true, &terms);
 	t->last_micro = false;
 	model_backward(&t->m, &mb->b);
 }

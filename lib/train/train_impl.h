@@ -51,6 +51,9 @@ struct train {
 	struct route_lambda lambda;
 	struct route_load load;
 	struct route_scratch *scratch;
+	struct {			/* what the router's losses see of the models, and give */
+		struct mirror probs, topk, look, ref, ahead, dprobs, dlook, dahead;
+	} seen;
 	struct mem_plan plan;
 	int64_t parameters;
 

@@ -655,6 +655,8 @@ void train_teardown(struct train *t)
 	mem_free(t->logp);
 	mem_free(t->load.count);
 	route_scratch_free(t->scratch);
+	for (size_t i = 0; i < sizeof t->seen / sizeof(struct mirror); i++)
+		backend_mirror_free((struct mirror *)&t->seen + i);
 	optim_close(&t->opt);
 	badstep_close(&t->bad);
 	if (t->lora.be != NULL)

@@ -176,7 +176,7 @@ static void bench_store(struct sweep *w, const struct config *c, const struct ma
 	int pass;
 
 	drop_cache();
-	s = store_open(dir, c, m, &o, &e);
+	s = store_open(dir, c, m, &o, &backend_cpu, &e);
 	if (s == NULL)
 		err_exit(&e);
 	for (pass = 0; pass < 2; pass++) {

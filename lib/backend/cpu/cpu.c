@@ -112,7 +112,7 @@ static void put_async(CPU, CPU_ANY(void *, dev), CPU_ANY(const void *, host), CP
 
 
 static uint64_t event_record(CPU) { return 0; }
-static void event_wait(CPU, CPU_ANY(uint64_t, event)) { }
+static void event_wait(CPU, CPU_ANY(uint64_t, event), CPU_ANY(bool, host)) { }
 
 /* ---- matrices ---- */
 
