@@ -110,16 +110,27 @@ static void must(int failed)
 	err_exit(&s.e);
 }
 
+/* What a template takes besides turns. */
+static json_t *with_tools(json_t *ask, const json_t *rec)
+{
+	static const char *const keys[] = { "tools", "chat_template_kwargs" };
+
+	for (int i = 0; i < 2; i++)
+		if (json_object_get(rec, keys[i]))
+			json_object_set(ask, keys[i], json_object_get(rec, keys[i]));
+	return ask;
+}
+
 /* The record that says what to evaluate: a user's turn, or what "prompt" holds. New reference. */
 static json_t *asked(const json_t *rec)
 {
 	json_t *prompt = json_object_get(rec, "prompt");
 
 	if (json_is_array(prompt))
-		return json_pack("{s:O}", "messages", prompt);
+		return with_tools(json_pack("{s:O}", "messages", prompt), rec);
 	if (json_is_string(prompt))
-		return o.chat ? json_pack("{s:[{s:s,s:O}]}", "messages", "role", "user", "content",
-		    prompt)
+		return o.chat ? with_tools(json_pack("{s:[{s:s,s:O}]}", "messages", "role",
+		    "user", "content", prompt), rec)
 		    : json_pack("{s:O}", "text", prompt);
 	return json_incref((json_t *)rec);
 }
@@ -247,7 +258,7 @@ static void write_record(struct job *j, FILE *out)
 	json_set_num(timing, "ttft_expected_s", j->expected);
 	json_set_num(timing, "tok_per_s", made > 1 && decode > 0 ? (made - 1) / decode : 0);
 	json_object_set_new(j->rec, "timing", timing);
-	must(json_put(out, j->rec, &s.e) < 0);
+	must(json_put_carried(out, j->rec, &s.e) < 0);
 }
 
 /* What has not been shown of a text. */
@@ -421,7 +432,9 @@ static void converse(void)
 		line[n - (line[n - 1] == '\n')] = '\0';
 		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "user", "content",
 		    json_text(line, strlen(line))));
-		must(tok_chat(infer.tok, messages, true, false, &ids, NULL, &s.e) < 0);
+		must(tok_chat(infer.tok, &(struct tok_chat){ .messages = messages,
+		    .generate = true }, &ids,
+		    NULL, &s.e) < 0);
 		while (at < held.n && at < ids.n - 1 && held.v[at] == ids.v[at])
 			at++;
 		if (at < held.n)

@@ -159,7 +159,7 @@ static void put_record(json_t *r, const json_t *rec)
 {
 	json_object_update_missing(r, (json_t *)rec);
 	if (!sig_stop)
-		must(json_put(s.out, r, &s.e) < 0);
+		must(json_put_carried(s.out, r, &s.e) < 0);
 	json_decref(r);
 }
 

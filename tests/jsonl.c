@@ -91,7 +91,8 @@ static void test_plain(void)
 	expect("empty file", "", 0, "", "");
 	expect("broken JSON names file and line", "{\"n\":1}\n{\"n\":\n", EX_DATAERR, "1",
 	    "/in:2: ");
-	expect("an array is not a record", "[1]\n", EX_DATAERR, "", ":1: not an object");
+	expect("an array is not a record", "[1]\n", EX_DATAERR, "",
+	    ":1: a list; JSONL has one object per line");
 	expect("a bare value is not a record", "7\n", EX_DATAERR, "", ":1: ");
 	expect("two values in a line", "{} {}\n", EX_DATAERR, "", ":1: ");
 	expect("bad UTF-8", "{\"n\":1,\"s\":\"a\xff\"}\n", EX_DATAERR, "", ":1: ");
@@ -101,7 +102,16 @@ static void test_plain(void)
 	    ":2: NUL byte");
 	expect_bytes("skip-bad counts", "{\"n\":1}\nx\n[]\n{\"n\":2}\n", 21, true, 0,
 	    "1,2 skipped 2", "");
-	expect("huge number", "{\"n\":99999999999999999999}\n", EX_DATAERR, "", ":1: ");
+	expect("huge number", "{\"n\":1e999}\n", EX_DATAERR, "", ":1: a number is too large");
+	expect("an integer of 64 bits without sign, in a key that nobody reads",
+	    "{\"n\":1,\"hash\":13835058055282163712,\"s\":\"13835058055282163712\"}\n", 0, "1", "");
+	expect("a mark of UTF-8", "\xef\xbb\xbf{\"n\":1}\n", 0, "1", "");
+	expect_bytes("UTF-16", "\xff\xfe{\0\"\0n\0\"\0", 10, false, EX_DATAERR, "",
+	    ":1: this is UTF-16");
+	expect("a list over lines", "[\n{\"n\":1}\n]\n", EX_DATAERR, "", ":1: begins a list");
+	expect("an object over lines", "{\n\"n\":1}\n", EX_DATAERR, "",
+	    ":1: the object does not end on its line");
+	expect("an escaped NUL", "{\"s\":\"a\\u0000\"}\n", EX_DATAERR, "", "the NUL character");
 	expect("one byte that could have been gzip", "\x1f", EX_DATAERR, "", ":1: ");
 }
 

@@ -37,6 +37,8 @@ struct jsonl {
 	size_t cap, line, scan, end;
 	enum jsonl_format format;
 	bool in_member;			/* between header and trailer of a gzip member */
+	int64_t members;		/* of gzip that ended */
+	bool begun;			/* the first bytes of the file were looked at */
 	z_stream z;
 	unsigned char raw[64 << 10];	/* compressed bytes */
 };
@@ -103,10 +105,10 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 		jsonl_shut(in);
 		return -1;
 	}
-	in->lineno = in->at = in->behind = 0;
+	in->lineno = in->at = in->behind = in->members = 0;
 	in->line = in->scan = in->end = 0;
 	in->format = JSONL_UNKNOWN;
-	in->eof = in->in_member = false;
+	in->eof = in->in_member = in->begun = false;
 	inflateReset(&in->z);
 	in->z.avail_in = 0;
 	return 0;
@@ -151,6 +153,16 @@ static int jsonl_sniff(struct jsonl *in, struct err *e)
 	return 0;
 }
 
+/* Blocks of tapes and some downloads end with zeros, which are no member. Bytes that are left. */
+static unsigned skip_zeros(struct jsonl *in)
+{
+	while (in->members > 0 && in->z.avail_in > 0 && *in->z.next_in == 0) {
+		in->z.next_in++;
+		in->z.avail_in--;
+	}
+	return in->z.avail_in;
+}
+
 /* Decodes what has arrived, reading when there is nothing left to decode; adds to in->end or
  * sets in->eof. */
 static int jsonl_inflate(struct jsonl *in, struct err *e)
@@ -174,6 +186,8 @@ static int jsonl_inflate(struct jsonl *in, struct err *e)
 			in->z.next_in = in->raw;
 			in->z.avail_in = (uInt)n;
 		}
+		if (!in->in_member && skip_zeros(in) == 0)
+			continue;
 		in->in_member = true;
 		in->z.next_out = (Bytef *)in->buf + in->end;
 		in->z.avail_out = (uInt)(in->cap - in->end);
@@ -181,6 +195,7 @@ static int jsonl_inflate(struct jsonl *in, struct err *e)
 		in->end = in->cap - in->z.avail_out;
 		if (rc == Z_STREAM_END) {	/* another member may follow */
 			in->in_member = false;
+			in->members++;
 			inflateReset(&in->z);
 		} else if (rc != Z_OK && rc != Z_BUF_ERROR) {
 			return err_set(e, rc == Z_MEM_ERROR ? EX_OSERR : EX_DATAERR,
@@ -234,6 +249,29 @@ static int jsonl_fill(struct jsonl *in, struct err *e)
 	return 0;
 }
 
+/* The first bytes of a file: a mark of UTF-8 is no text, and other encodings are told from
+ * damage. */
+static int jsonl_begin(struct jsonl *in, struct err *e)
+{
+	const unsigned char *p = (unsigned char *)in->buf;
+
+	while (in->end < 3 && !in->eof)
+		if (jsonl_fill(in, e))
+			return -1;
+	in->begun = true;
+	p = (unsigned char *)in->buf;
+	if (in->end >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0) {
+		in->line = in->scan = 3;
+		in->behind = 3;
+	}
+	if (in->end >= 2 && ((p[0] == 0xff && p[1] == 0xfe) || (p[0] == 0xfe && p[1] == 0xff) ||
+	    p[0] == 0 || p[1] == 0))
+		return err_set(e, EX_DATAERR, "%s:1: this is UTF-16 or UTF-32, or no text at all; "
+		    "only UTF-8 is read "
+		    "(iconv converts)", in->name);
+	return 0;
+}
+
 static char *jsonl_take(struct jsonl *in, size_t stop, size_t *len)
 {
 	char *s = in->buf + in->line;
@@ -256,6 +294,8 @@ const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e)
 			if (in->next == in->nfiles || jsonl_open_next(in, e))
 				return NULL;
 		}
+		if (!in->begun && jsonl_begin(in, e))
+			return NULL;
 		nl = memchr(in->buf + in->scan, '\n', in->end - in->scan);
 		if (nl)
 			return jsonl_take(in, (size_t)(nl - in->buf), len);
@@ -276,6 +316,8 @@ int jsonl_peek(struct jsonl *in, struct err *e)
 	for (;;) {
 		if (in->fd < 0 && (in->next == in->nfiles || jsonl_open_next(in, e)))
 			return -1;
+		if (!in->begun && jsonl_begin(in, e))
+			return -1;
 		if (in->line < in->end)
 			return (unsigned char)in->buf[in->line];
 		if (in->eof)
@@ -289,6 +331,8 @@ ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e)
 {
 	if (in->fd < 0)
 		return 0;
+	if (!in->begun && jsonl_begin(in, e))
+		return -1;
 	while (in->line == in->end && !in->eof)
 		if (jsonl_fill(in, e))
 			return -1;
@@ -343,6 +387,62 @@ int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
 	return jsonl_bad_at(in, in->lineno, e, text);
 }
 
+/* Integers that 64 bits do not hold, as hashes of web corpora, become reals: "e0" behind their
+ * digits. malloc'ed. */
+static char *soften(const char *s, size_t len, size_t *n)
+{
+	char *out = malloc(2 * len + 1);
+	bool text = false;
+	size_t k;
+
+	if (!out)
+		err_die(EX_OSERR, "out of memory");
+	*n = 0;
+	for (size_t i = 0; i < len; i += k) {
+		k = text ? 0 : strspn(s + i, "0123456789");
+		k = k > len - i ? len - i : k;
+		if (k == 0) {
+			k = 1 + (text && s[i] == '\\' && i + 1 < len);
+			text ^= s[i] == '"';
+		}
+		memcpy(out + *n, s + i, k);
+		*n += k;
+		if (!text && k > 18 && i + k < len && strchr(".eE", s[i + k]) == NULL &&
+		    (i == 0 || s[i - 1] != '.') &&
+		    (i < 2 || strchr("eE", s[i - 1]) == NULL)) {
+			memcpy(out + *n, "e0", 2);
+			*n += 2;
+		}
+	}
+	out[*n] = '\0';
+	return out;
+}
+
+/* A library's words for what is wrong, in those of who made the file. */
+static void explain(const char *line, size_t len, const json_error_t *je, struct err *why)
+{
+	size_t at = strspn(line, " \t\r");
+	enum json_error_code code = json_error_code(je);
+
+	if (at < len && line[at] == '[')
+		err_set(why, EX_DATAERR, "begins a list; JSONL has one object per line (jq -c "
+		    "'.[]' makes them)");
+	else if (memchr(line, '\0', len))
+		err_set(why, EX_DATAERR, "NUL byte");
+	else if (code == json_error_null_character || code == json_error_null_byte_in_key)
+		err_set(why, EX_DATAERR, "a text holds \\u0000, the NUL character, which is not "
+		    "read");
+	else if (code == json_error_numeric_overflow)
+		err_set(why, EX_DATAERR, "a number is too large");
+	else if (code == json_error_invalid_utf8)
+		err_set(why, EX_DATAERR, "not UTF-8 at byte %d", je->position);
+	else if (code == json_error_premature_end_of_input && at < len && line[at] == '{')
+		err_set(why, EX_DATAERR, "the object does not end on its line; JSONL has one "
+		    "object per line: %s", je->text);
+	else
+		err_set(why, EX_DATAERR, "%s", je->text);
+}
+
 json_t *jsonl_parse(const char *line, size_t len, struct err *why)
 {
 	const char *what;
@@ -353,14 +453,24 @@ json_t *jsonl_parse(const char *line, size_t len, struct err *why)
 	if (strspn(line, " \t\r") == len)
 		return NULL;
 	rec = json_loadb(line, len, 0, &je);
+	if (!rec && json_error_code(&je) == json_error_numeric_overflow) {
+		size_t n;
+		char *text = soften(line, len, &n);
+
+		rec = json_loadb(text, n, 0, &je);
+		free(text);
+	}
 	if (json_is_object(rec))
 		return rec;
-	if (rec)
+	if (json_is_array(rec))
+		err_set(why, EX_DATAERR, "a list; JSONL has one object per line (jq -c '.[]' makes "
+		    "them)");
+	else if (rec)
 		err_set(why, EX_DATAERR, "not an object");
 	else if ((what = sniff(line, len)) != NULL)
 		err_set(why, EX_DATAERR, "is %s, where a record should be", what);
 	else
-		err_set(why, EX_DATAERR, "%s", memchr(line, '\0', len) ? "NUL byte" : je.text);
+		explain(line, len, &je, why);
 	json_decref(rec);
 	return NULL;
 }
@@ -431,9 +541,118 @@ int json_put(FILE *f, const json_t *o, struct err *e)
 	return rc;
 }
 
+/* The shortest digits that read back as the same number. */
+static void put_real(FILE *f, double v)
+{
+	char s[40];
+	int digits = 9;
+
+	while (snprintf(s, sizeof s, "%.*g", digits, v), strtod(s, NULL) != v && digits < 17)
+		digits++;
+	if (strpbrk(s, ".e") == NULL)
+		strcat(s, ".0");
+	fputs(s, f);
+}
+
+static bool has_real(const json_t *v)
+{
+	const char *key;
+	json_t *item;
+	size_t i;
+
+	json_array_foreach(v, i, item)
+		if (has_real(item))
+			return true;
+	json_object_foreach((json_t *)v, key, item)
+		if (has_real(item))
+			return true;
+	return json_is_real(v);
+}
+
+static int put_value(FILE *f, const json_t *v);
+
+static int put_object(FILE *f, const json_t *o)
+{
+	const char *key, *between = "{";
+	json_t *item, *name;
+	int rc = 0;
+
+	json_object_foreach((json_t *)o, key, item) {
+		fputs(between, f);
+		name = json_string(key);
+		rc |= json_dumpf(name, f, JSON_ENCODE_ANY);
+		json_decref(name);
+		putc(':', f);
+		rc |= put_value(f, item);
+		between = ",";
+	}
+	putc('}', f);
+	return rc;
+}
+
+static int put_value(FILE *f, const json_t *v)
+{
+	json_t *item;
+	size_t i;
+	int rc = 0;
+
+	if (!has_real(v))
+		return json_dumpf(v, f, JSON_ENCODE_ANY | JSON_COMPACT);
+	if (json_is_object(v))
+		return put_object(f, v);
+	if (json_is_real(v))
+		put_real(f, json_real_value(v));
+	else
+		putc('[', f);
+	json_array_foreach(v, i, item) {
+		fputs(i > 0 ? "," : "", f);
+		rc |= put_value(f, item);
+	}
+	if (json_is_array(v))
+		putc(']', f);
+	return rc;
+}
+
+char *json_carried(const json_t *o, size_t *len)
+{
+	char *text = NULL;
+	FILE *f = open_memstream(&text, len);
+	int rc = f != NULL ? put_value(f, o) : -1;
+
+	if (f == NULL || fclose(f) != 0 || rc != 0) {
+		free(text);
+		return NULL;
+	}
+	return text;
+}
+
+int json_put_carried(FILE *f, const json_t *o, struct err *e)
+{
+	size_t len;
+	char *s = json_carried(o, &len);
+	int rc = 0;
+
+	if (s == NULL)
+		return err_set(e, EX_SOFTWARE, "cannot write a record as JSON");
+	if (fwrite(s, 1, len, f) != len || putc('\n', f) == EOF || fflush(f) == EOF)
+		rc = err_set(e, EX_IOERR, "%s:", f == stdout ? "standard output" : "write");
+	free(s);
+	return rc;
+}
+
+json_t *json_num(double v)
+{
+	char s[32];
+
+	if (!isfinite(v))
+		return json_null();
+	snprintf(s, sizeof s, "%.9g", v);
+	return json_real(strtod(s, NULL));
+}
+
 void json_set_num(json_t *o, const char *key, double v)
 {
-	json_object_set_new(o, key, isfinite(v) ? json_real(v) : json_null());
+	json_object_set_new(o, key, json_num(v));
 }
 
 void json_set_int(json_t *o, const char *key, int64_t v)

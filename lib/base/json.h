@@ -80,6 +80,13 @@ void jsonl_close(struct jsonl *in);		/* says how many bad records there were */
  * EX_IOERR. */
 int json_put(FILE *f, const json_t *o, struct err *e);
 
+/* The same for a record that came in and is written with what was added: its numbers keep every
+ * digit. What is added goes through json_num(). */
+int json_put_carried(FILE *f, const json_t *o, struct err *e);
+char *json_carried(const json_t *o, size_t *len);	/* the same as a malloc'ed text; or NULL */
+
+json_t *json_num(double v);		/* of nine digits; null when it is not finite */
+
 /* Adds a number; a non-finite value is stored as null (JSON has no NaN). */
 void json_set_num(json_t *o, const char *key, double v);
 void json_set_int(json_t *o, const char *key, int64_t v);

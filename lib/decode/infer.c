@@ -214,13 +214,42 @@ static void frame(struct ids *ids, int first, bool whole)
 		ids_push(ids, (uint32_t)eos);
 }
 
+/* What chr-generate wrote: its prompt, which is given, and the completion, of which every token
+ * counts. */
+static int completion_ids(const json_t *rec, struct ids *ids, struct ids *mask, struct err *e)
+{
+	const json_t *prompt = json_object_get(rec, "prompt"), *said = json_object_get(rec,
+	    "completion");
+	json_t *ask = json_pack("{s:O}", json_is_array(prompt) ? "messages" : "text", prompt);
+	int first = ids->n, given, rc = infer_ids(ask, true, ids, NULL, e);
+
+	json_decref(ask);
+	given = ids->n;
+	if (rc == 0 && json_object_get(rec, "tokens"))
+		rc = record_tokens(rec, infer.cfg.vocab_size, ids, e);
+	else if (rc == 0)
+		tok_encode(infer.tok, json_string_value(said), json_string_length(said), false,
+		    ids);
+	for (int i = first; mask && i < ids->n; i++)
+		ids_push(mask, i >= given);
+	return rc;
+}
+
 int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
 {
+	const json_t *asked = json_object_get(rec, "prompt");
 	const json_t *messages = json_object_get(rec, "tokens") ? NULL : record_messages(rec);
 	int first = ids->n;
 
-	if (messages && infer.tok)
-		return tok_chat(infer.tok, messages, prompt, false, ids, mask, e);
+	if (!prompt && infer.tok && (json_is_string(asked) || json_is_array(asked)) &&
+	    json_is_string(json_object_get(rec, "completion")))
+		return completion_ids(rec, ids, mask, e);
+	if (messages && infer.tok) {
+		struct tok_chat c = record_chat(rec, messages);
+
+		c.generate = prompt;
+		return tok_chat(infer.tok, &c, ids, mask, e);
+	}
 	if (record_ids(rec, infer.tok, infer.cfg.vocab_size, ids, e) < 0)
 		return -1;
 	if (!json_object_get(rec, "tokens"))

@@ -86,13 +86,18 @@ static json_t *prompt_of(const json_t *rec)
 	return turns;
 }
 
+static bool begins_with_prompt(const json_t *side)
+{
+	return json_is_array(side) && !is_role(json_array_get(side, 0), "assistant", "gpt");
+}
+
 /* Prompt and completion as one list of turns; a list that does not begin with the assistant has
  * its prompt already. */
 static json_t *conversation(const json_t *prompt, const json_t *side)
 {
 	json_t *turns;
 
-	if (json_is_array(side) && !is_role(json_array_get(side, 0), "assistant", "gpt"))
+	if (begins_with_prompt(side))
 		return json_copy((json_t *)side);
 	turns = json_copy((json_t *)prompt);
 	if (json_is_string(side))
@@ -122,21 +127,20 @@ struct making {			/* of an item */
 	struct record_count count;	/* of both */
 };
 
-/* Ids of the first `common` turns. */
-static int prompt_length(struct making *p, const json_t *turns, size_t common, struct err *why)
+/* The turns, of which the first `common` are not learned. New reference. */
+static json_t *only_after(const json_t *turns, size_t common)
 {
-	json_t *head;
-	int rc = 0;
+	json_t *out = json_array(), *m;
+	size_t i;
 
-	p->ids.n = 0;
-	if (common == 0)
-		return 0;
-	head = json_array();
-	for (size_t i = 0; i < common; i++)
-		json_array_append(head, json_array_get(turns, i));
-	rc = tok_chat(p->tok, head, false, chat_flags.think, &p->ids, NULL, why);
-	json_decref(head);
-	return rc < 0 ? -1 : p->ids.n;
+	json_array_foreach(turns, i, m) {
+		json_t *turn = json_copy(m);
+
+		if (i < common && json_is_object(turn))
+			json_object_set_new(turn, "weight", json_integer(0));
+		json_array_append_new(out, turn);
+	}
+	return out;
 }
 
 static void trim(struct making *p)
@@ -146,18 +150,19 @@ static void trim(struct making *p)
 }
 
 /* Appends the sequence of one side, with marks. Its length, 0: the pair must go, -1: bad. */
-static int put_side(struct making *p, const json_t *turns, size_t common, const char *name,
-    struct ids *out,
-    struct err *why)
+static int put_side(struct making *p, const json_t *rec, const json_t *turns, size_t common,
+    const char *name, struct ids *out, struct err *why)
 {
-	int begin = prompt_length(p, turns, common, why);
+	json_t *learned = only_after(turns, common);
+	struct tok_chat c = record_chat(rec, learned);
+	int rc;
 
 	p->ids.n = p->mask.n = 0;
-	if (begin < 0 || tok_chat(p->tok, turns, false, chat_flags.think, &p->ids, &p->mask, why) <
-	    0)
+	c.think = chat_flags.think;
+	rc = tok_chat(p->tok, &c, &p->ids, &p->mask, why);
+	json_decref(learned);
+	if (rc < 0)
 		return -1;
-	for (int i = 0; i < begin && i < p->mask.n; i++)
-		p->mask.v[i] = 0;
 	trim(p);
 	if (p->ids.n == 0)
 		return err_set(why, EX_DATAERR, "\"%s\": the assistant says nothing", name);
@@ -197,6 +202,10 @@ static int conversations(const json_t *rec, json_t *turns[2], struct err *why)
 		else if (!json_is_string(side) && !json_is_object(side) && json_array_size(side) ==
 		    0)
 			rc = err_set(why, EX_DATAERR, "\"%s\" is neither text nor turns", name[s]);
+		else if (json_array_size(prompt) == 0 && !begins_with_prompt(side))
+			rc = err_set(why, EX_DATAERR,
+			    "\"%s\" answers nothing: the record has no \"prompt\" "
+			    "(or question, messages, conversations)", name[s]);
 		else
 			turns[s] = conversation(prompt, side);
 	}
@@ -216,9 +225,10 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 	for (int i = 0; i < HEADER; i++)
 		ids_push(out, 0);
 	if (rc == 0)
-		rc = n[0] = put_side(&m, turns[0], shared(turns[0], turns[1]), "chosen", out, why);
+		rc = n[0] = put_side(&m, rec, turns[0], shared(turns[0], turns[1]), "chosen", out,
+		    why);
 	if (rc > 0)
-		rc = n[1] = put_side(&m, turns[1], shared(turns[0], turns[1]), "rejected", out,
+		rc = n[1] = put_side(&m, rec, turns[1], shared(turns[0], turns[1]), "rejected", out,
 		    why);
 	json_decref(turns[0]);
 	json_decref(turns[1]);

@@ -42,10 +42,11 @@ static const json_t *asked(const json_t *rec)
 	return json_is_string(v) || json_is_array(v) ? v : NULL;
 }
 
-static int chat_ids(struct tok *t, const json_t *v, const struct prompt_opt *o, struct ids *out,
-    struct err *why)
+static int chat_ids(struct tok *t, const json_t *rec, const json_t *v, const struct prompt_opt *o,
+    struct ids *out, struct err *why)
 {
 	json_t *turns = json_array();
+	struct tok_chat c = record_chat(rec, turns);
 	size_t n = json_is_array(v) ? turns_asked(v) : 0;
 	int rc = -1;
 
@@ -53,10 +54,12 @@ static int chat_ids(struct tok *t, const json_t *v, const struct prompt_opt *o, 
 		json_array_append(turns, json_array_get(v, i));
 	if (json_is_string(v))
 		json_array_append_new(turns, json_pack("{s:s, s:O}", "role", "user", "content", v));
+	c.generate = true;
+	c.think = o->think;
 	if (json_array_size(turns) == 0)
 		err_set(why, EX_DATAERR, "the prompt has no turn of the user");
 	else
-		rc = tok_chat(t, turns, true, o->think, out, NULL, why);
+		rc = tok_chat(t, &c, out, NULL, why);
 	json_decref(turns);
 	return rc;
 }
@@ -70,7 +73,7 @@ int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, str
 	if (v == NULL)
 		return err_set(why, EX_DATAERR, "missing \"prompt\"");
 	if (json_is_array(v) || o->chat)
-		return chat_ids(t, v, o, out, why);
+		return chat_ids(t, rec, v, o, out, why);
 	if (bos >= 0)
 		ids_push(out, (uint32_t)bos);
 	tok_encode(t, json_string_value(v), json_string_length(v), false, out);

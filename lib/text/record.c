@@ -56,6 +56,12 @@ const json_t *record_messages(const json_t *rec)
 	return json_is_array(m) ? m : NULL;
 }
 
+struct tok_chat record_chat(const json_t *rec, const json_t *messages)
+{
+	return (struct tok_chat){ .messages = messages, .tools = json_object_get(rec, "tools"),
+	    .more = json_object_get(rec, "chat_template_kwargs") };
+}
+
 static void add_turns(struct text *t, const json_t *messages)
 {
 	size_t i;
@@ -159,8 +165,11 @@ int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, str
 		return record_tokens(rec, vocab, out, e);
 	if (!t)
 		return err_set(e, EX_DATAERR, "no \"tokens\", and no tokenizer for text");
-	if (messages)
-		return tok_chat(t, messages, false, false, out, NULL, e);
+	if (messages) {
+		const struct tok_chat c = record_chat(rec, messages);
+
+		return tok_chat(t, &c, out, NULL, e);
+	}
 	text = record_text(rec, &len);
 	if (!text)
 		return err_set(e, EX_DATAERR, "no text in the record");

@@ -31,6 +31,10 @@ char *record_text(const json_t *rec, size_t *len);
  * tok_chat(). */
 const json_t *record_messages(const json_t *rec);
 
+/* What tok_chat() is to render of a record, with these turns: its "tools" and
+ * "chat_template_kwargs" too. */
+struct tok_chat record_chat(const json_t *rec, const json_t *messages);
+
 /* Ids of the record, appended to out. 0, or -1 with a reason that jsonl_bad() can put a place
  * to; out is then as it was. record_tokens: what stands under "tokens", each below vocab (vocab
  * 0: not checked). record_ids: "tokens" when there are some, else the conversation through the

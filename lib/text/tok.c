@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text/jinja.h"
 #include "text/tok_impl.h"
 
 #define CACHE_PIECE 64			/* longest piece worth remembering, in bytes */
@@ -285,25 +286,62 @@ static void take_piece(void *ctx, const char *s, size_t len)
 	ids_append(x->out, t->cache_ids.v + (*v >> 8), *v & 0xff);
 }
 
+/* Where each byte of a run comes from, once the normalizer has moved them: from one place, or
+ * from strangers. */
+static const uint8_t *moved(const uint8_t *from, size_t len, size_t new_len, uint8_t *all)
+{
+	uint8_t least = JINJA_OWN;
+
+	for (size_t i = 0; i < len; i++) {
+		uint8_t f = from[i] & JINJA_FROM;
+
+		least = f == JINJA_DATA || least == JINJA_DATA ? JINJA_DATA : f == JINJA_ASSISTANT
+		    ? f : least;
+	}
+	memset(all, least, new_len);
+	return all;
+}
+
+static void encode_span(struct tok *t, const char *s, size_t len, bool normalized,
+    const struct allowed *allowed, bool first, struct ids *out);
+
+static void encode_normalized(struct tok *t, const char *s, size_t len,
+    const struct allowed *allowed,
+    bool first, struct ids *out)
+{
+	size_t n = len;
+	const char *text = norm_run(&t->norm, s, &n);
+	struct allowed own = *allowed;
+	uint8_t *all = NULL;
+
+	if (own.from != NULL && text != s) {
+		all = bytemap_grow(NULL, n + 1, 1);
+		own.from = moved(own.from, len, n, all);
+	}
+	encode_span(t, text, n, true, &own, first, out);
+	free(all);
+}
+
 /* Added tokens are cut out of the text in two passes, as the Hugging Face library does: first
  * those that want the text as it is, then those that want it normalized. */
-static void encode_span(struct tok *t, const char *s, size_t len, bool normalized, bool special,
-    bool first, struct ids *out)
+static void encode_span(struct tok *t, const char *s, size_t len, bool normalized,
+    const struct allowed *allowed, bool first, struct ids *out)
 {
 	struct encoding x = { t, out };
 	struct piece_sink sink = { take_piece, &x };
 	size_t from = 0, a = 0, b = 0;
 	const struct added *found;
 
-	if (normalized)
-		s = norm_run(&t->norm, s, &len);
 	do {
-		found = pre_find_added(t, s, len, from, normalized, special, &a, &b);
+		found = pre_find_added(t, s, len, from, normalized, allowed, &a, &b);
 		if (!found)
 			a = len;
-		if (a > from && !normalized)
-			encode_span(t, s + from, a - from, true, special, from == 0, out);
-		else if (a > from)
+		if (a > from && !normalized) {
+			struct allowed rest = { allowed->special, allowed->from ? allowed->from +
+			    from : NULL };
+
+			encode_normalized(t, s + from, a - from, &rest, from == 0, out);
+		} else if (a > from)
 			pre_split(&t->pre, s + from, a - from, first && from == 0, &sink);
 		if (found)
 			ids_push(out, found->id);
@@ -313,8 +351,19 @@ static void encode_span(struct tok *t, const char *s, size_t len, bool normalize
 
 void tok_encode(struct tok *t, const char *text, size_t len, bool special, struct ids *out)
 {
+	const struct allowed allowed = { special, NULL };
+
 	if (len)
-		encode_span(t, text, len, false, special, true, out);
+		encode_span(t, text, len, false, &allowed, true, out);
+}
+
+void tok_encode_from(struct tok *t, const char *text, const uint8_t *from, size_t len,
+    struct ids *out)
+{
+	const struct allowed allowed = { false, from };
+
+	if (len)
+		encode_span(t, text, len, false, &allowed, true, out);
 }
 
 int tok_vocab(const struct tok *t)
@@ -475,6 +524,8 @@ static void free_shared(struct tok *t)
 		free(t->added[i].own);
 	free(t->added);
 	norm_free(&t->norm);
+	jinja_close(t->chat);
+	free(t->template_text);
 }
 
 void tok_free(struct tok *t)

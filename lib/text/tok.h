@@ -46,6 +46,12 @@ const char *tok_sha256(const struct tok *t);		/* hex digest of the canonical
  * plain text). */
 void tok_encode(struct tok *t, const char *text, size_t len, bool special, struct ids *out);
 
+/* The same where each byte says (from, as in jinja.h) what it may be part of: a special token
+ * takes bytes of the template only, another added token those of the assistant as well, and no
+ * token is made of what somebody else wrote. */
+void tok_encode_from(struct tok *t, const char *text, const uint8_t *from, size_t len,
+    struct ids *out);
+
 /* Bytes of one token (not NUL-terminated); special tokens give their text. NULL for an id
  * outside the vocabulary. */
 const char *tok_bytes(const struct tok *t, uint32_t id, size_t *len);
@@ -83,12 +89,25 @@ struct tok *tok_trainer_run(struct tok_trainer *r, int vocab, int64_t min_freq,
     void (*progress)(void *ctx, int size), void *ctx, struct err *e);
 void tok_trainer_free(struct tok_trainer *r);
 
-/* Chat template (ChatML): turns `messages` (a JSON array of {role, content}; also from/value)
- * into ids. mask (may be NULL) gets one entry per id: 1 on assistant content and its end marker,
- * 0 elsewhere. generate: ends with the header of an assistant turn. think: an empty think block
- * opens each assistant turn. */
-int tok_chat(struct tok *t, const json_t *messages, bool generate, bool think, struct ids *out,
-    struct ids *mask,
+/* What a conversation is rendered from. */
+struct tok_chat {
+	const json_t *messages;		/* {role, content}, or {from, value} */
+	const json_t *tools;		/* of the record, or NULL */
+	const json_t *more;		/* other variables of the template
+					   (chat_template_kwargs), or NULL */
+	bool generate;			/* end with the header of an assistant turn */
+	bool think;			/* an empty think block opens each assistant turn that
+					   has no thought */
+};
+
+/* A conversation through the chat template: the one of the directory (chat_template.jinja, or
+ * chat_template of tokenizer_config.json), else ours (ChatML), which needs <|im_start|> and
+ * <|im_end|>. Special tokens come from the template only. mask (may be NULL) gets one entry per
+ * id: 1 on what the assistant says, with the end mark of its turn; a turn of "weight" 0 is not
+ * learned. EX_DATAERR: no template, a turn that cannot be used, or the template refuses. */
+int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct ids *mask,
     struct err *e);
+/* Does the template come with the tokenizer? */
+bool tok_own_template(const struct tok *t);
 
 #endif

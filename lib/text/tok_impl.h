@@ -118,12 +118,18 @@ struct added {
 	char *own;			/* s of one that the normalizer changed, else NULL */
 };
 
-/* The leftmost longest added token in s[from..len) among those that are not normalized (or are),
- * special ones only when asked. NULL: none. *start, *end get its place with the blanks it takes
- * along, never before from. */
+/* Which added tokens a text may hold: all, those that are not special, or as `from` says of its
+ * bytes (tok_encode_from). */
+struct allowed {
+	bool special;
+	const uint8_t *from;		/* (len) or NULL */
+};
+
+/* The leftmost longest added token in s[from..len) among those that are not normalized (or are)
+ * and allowed. NULL: none. *start, *end get its place with the blanks it takes along, never
+ * before from. */
 const struct added *pre_find_added(const struct tok *t, const char *s, size_t len, size_t from,
-    bool normalized,
-    bool special, size_t *start, size_t *end);
+    bool normalized, const struct allowed *allowed, size_t *start, size_t *end);
 
 struct token {
 	const char *s;			/* NULL: no such id */
@@ -156,6 +162,10 @@ struct tok {
 	int n_added;
 	bool added_first[256];		/* some added token begins with this byte */
 	int bos, eos, pad;
+	struct jinja *chat;		/* NULL: conversations cannot be written */
+	bool own_template;		/* it came with the tokenizer */
+	struct err chat_error;		/* why it could not be read */
+	char *template_text;		/* of chat_template.jinja, or NULL */
 
 	bool shared;			/* from tok_share(): only what follows is its own */
 	struct pre pre;			/* of which the compiled patterns are shared */
@@ -163,6 +173,9 @@ struct tok {
 	struct ids cache_ids;
 	struct word_work *work;
 };
+
+/* The template of tokenizers that bring none; for tokenizer_config.json too. */
+extern const char tok_chat_template[];
 
 /* Takes json over, on error too. name is for messages. Special tokens are guessed from their
  * names. */

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/jsonfile.h"
 #include "base/sha256.h"
+#include "text/jinja.h"
 #include "text/tok_impl.h"
 
 /* What a file is read with: messages begin with its name. */
@@ -651,7 +652,7 @@ static int take_split(struct loader *l, const json_t *o)
 {
 	bool literal;
 	const json_t *v = pattern_of(o, &literal);
-	enum pre_behavior b;
+	enum pre_behavior b = PRE_ISOLATED;
 
 	if (v == NULL)
 		return bad(l, "pre_tokenizer Split has no pattern");
@@ -800,9 +801,45 @@ static void shorten_numbers(char *s, size_t len)
 	}
 }
 
+/* The template of a configuration: a text, or a list of named ones. NULL: none. */
+static const char *template_in(const json_t *config)
+{
+	const json_t *v = json_object_get(config, "chat_template");
+	size_t i;
+	json_t *o;
+
+	if (json_is_string(v))
+		return json_string_value(v);
+	json_array_foreach(v, i, o)
+		if (!strcmp(string_of(o, "name"), "default"))
+			return json_string_value(json_object_get(o, "template"));
+	return NULL;
+}
+
+/* A template that cannot be read is an error of who wants to use it. */
+static void set_template(struct tok *t, const char *source, size_t len, const char *name, bool own)
+{
+	jinja_close(t->chat);
+	t->chat_error = (struct err){ 0 };
+	t->chat = jinja_open(source, len, name, &t->chat_error);
+	t->own_template = own;
+}
+
+/* chat_template.jinja beside a tokenizer.json; it goes before the configuration. */
+static int read_template(struct tok *t, const char *path, struct err *e)
+{
+	size_t len;
+
+	if (file_get_regular(path, &t->template_text, &len, e))
+		return -1;
+	set_template(t, t->template_text, len, path, true);
+	return 0;
+}
+
 static int read_config(struct tok *t, const char *path, struct err *e)
 {
 	json_t *config;
+	const char *source;
 	char *text;
 
 	if (file_get_regular(path, &t->config_json, &t->config_len, e))
@@ -817,6 +854,9 @@ static int read_config(struct tok *t, const char *path, struct err *e)
 	t->bos = named_token(t, config, "bos_token");
 	t->eos = named_token(t, config, "eos_token");
 	t->pad = named_token(t, config, "pad_token");
+	source = template_in(config);
+	if (source)
+		set_template(t, source, strlen(source), path, true);
 	json_decref(config);
 	return 0;
 }
@@ -842,6 +882,9 @@ struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e)
 		return NULL;
 	}
 	guess_config(t);
+	if (tok_id(t, "<|im_start|>") >= 0 && tok_id(t, "<|im_end|>") >= 0)
+		set_template(t, tok_chat_template, strlen(tok_chat_template),
+		    "the built-in chat template", false);
 	sha256_hex(json, len, t->sha256);
 	return t;
 }
@@ -853,48 +896,56 @@ static bool is_dir(const char *path)
 	return !stat(path, &st) && S_ISDIR(st.st_mode);
 }
 
-/* The tokenizer_config.json beside a tokenizer.json, malloc'ed; NULL when the file has another
- * name. */
-static char *config_path(const char *path)
+/* A file beside a tokenizer.json, malloc'ed; NULL when it is not there, or the tokenizer's file
+ * has another name. */
+static char *beside(const char *path, const char *name)
 {
 	const char *slash = strrchr(path, '/');
-	char *dir, *config;
+	char *dir, *side;
+	struct stat st;
 
 	if (strcmp(slash ? slash + 1 : path, "tokenizer.json"))
 		return NULL;
 	dir = slash ? strndup(path, (size_t)(slash - path + 1)) : strdup(".");
-	config = dir ? file_join(dir, "tokenizer_config.json") : NULL;
+	side = dir ? file_join(dir, name) : NULL;
 	free(dir);
-	return config;
+	if (side && stat(side, &st)) {
+		free(side);
+		side = NULL;
+	}
+	return side;
+}
+
+static int read_beside(struct tok *t, const char *file, struct err *e)
+{
+	char *config = beside(file, "tokenizer_config.json"),
+	    *template = beside(file, "chat_template.jinja");
+	int rc = config ? read_config(t, config, e) : 0;
+
+	if (rc == 0 && template)
+		rc = read_template(t, template, e);
+	free(config);
+	free(template);
+	return rc;
 }
 
 struct tok *tok_load(const char *path, struct err *e)
 {
 	bool dir = is_dir(path);
-	char *file = dir ? file_join(path, "tokenizer.json") : strdup(path),
-	    *side = config_path(file);
+	char *file = dir ? file_join(path, "tokenizer.json") : strdup(path);
 	struct tok *t = NULL;
-	struct stat st;
 	char *json;
 	size_t len;
 
 	if (!(dir ? file_get_regular : file_get)(file, &json, &len, e))
 		t = tok_parse(json, len, file, e);
-	if (t && side && !stat(side, &st) && read_config(t, side, e)) {
+	if (t && read_beside(t, file, e)) {
 		tok_free(t);
 		t = NULL;
 	}
 	free(file);
-	free(side);
 	return t;
 }
-
-/* The prompt format of tok_chat() for programs that render templates; the plain part of it. */
-static const char chat_template[] =
-	"{%- for message in messages %}"
-	"{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-	"{%- endfor %}"
-	"{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
 static void set_token(json_t *config, const char *key, const struct tok *t, int id)
 {
@@ -916,7 +967,7 @@ static char *make_config(const struct tok *t)
 	json_object_set_new(o, "add_eos_token", json_false());
 	json_object_set_new(o, "clean_up_tokenization_spaces", json_false());
 	if (tok_id(t, "<|im_start|>") >= 0 && tok_id(t, "<|im_end|>") >= 0)
-		json_object_set_new(o, "chat_template", json_string(chat_template));
+		json_object_set_new(o, "chat_template", json_string(tok_chat_template));
 	text = json_dumps(o, JSON_INDENT(2));
 	json_decref(o);
 	return text;
@@ -948,5 +999,10 @@ int tok_save(const struct tok *t, const char *dir_or_file, struct err *e)
 	path = file_join(dir_or_file, "tokenizer.json");
 	rc = file_put(path, t->json, t->json_len, e);
 	free(path);
+	if (rc == 0 && t->template_text) {
+		path = file_join(dir_or_file, "chat_template.jinja");
+		rc = file_put(path, t->template_text, strlen(t->template_text), e);
+		free(path);
+	}
 	return rc ? rc : save_config(t, dir_or_file, e);
 }

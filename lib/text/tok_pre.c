@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text/jinja.h"
 #include "text/tok_impl.h"
 
 /* Bytes of the character that begins at s, 0 when it is not valid there. What PCRE2 takes for
@@ -411,9 +412,23 @@ static bool is_word(uint32_t c)
 	    c == '_';
 }
 
+/* May the bytes at `at` be this token? */
+static bool is_allowed(const struct added *a, const struct allowed *allowed, size_t at)
+{
+	if (allowed->from == NULL)
+		return allowed->special || !a->special;
+	for (uint32_t i = 0; i < a->len; i++) {
+		int from = allowed->from[at + i] & JINJA_FROM;
+
+		if (from != JINJA_OWN && (a->special || from != JINJA_ASSISTANT))
+			return false;
+	}
+	return true;
+}
+
 /* The longest added token that s begins with: the sorted table is narrowed byte by byte. */
 static const struct added *longest_added(const struct tok *t, const char *s, size_t len,
-    bool normalized, bool special)
+    bool normalized, const struct allowed *allowed, size_t at)
 {
 	int lo = 0, hi = t->n_added;
 	const struct added *best = NULL;
@@ -440,15 +455,14 @@ static const struct added *longest_added(const struct tok *t, const char *s, siz
 		hi = a;
 		/* Of those that are left the shortest comes first. */
 		if (lo < hi && t->added[lo].len == i + 1 && t->added[lo].normalized == normalized &&
-		    (special || !t->added[lo].special))
+		    is_allowed(&t->added[lo], allowed, at))
 			best = &t->added[lo];
 	}
 	return best;
 }
 
 const struct added *pre_find_added(const struct tok *t, const char *s, size_t len, size_t from,
-    bool normalized,
-    bool special, size_t *start, size_t *end)
+    bool normalized, const struct allowed *allowed, size_t *start, size_t *end)
 {
 	const struct added *a;
 	uint32_t before, after;
@@ -457,7 +471,7 @@ const struct added *pre_find_added(const struct tok *t, const char *s, size_t le
 	for (size_t i = from; i < len; i++) {
 		if (!t->added_first[(unsigned char)s[i]])
 			continue;
-		a = longest_added(t, s + i, len - i, normalized, special);
+		a = longest_added(t, s + i, len - i, normalized, allowed, i);
 		if (!a)
 			continue;
 		*start = i;

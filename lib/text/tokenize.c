@@ -87,8 +87,11 @@ static int to_ids(const struct tokenize *z, struct worker *w, const json_t *rec,
 	char *text;
 
 	w->ids.n = w->mask.n = 0;
-	if (messages != NULL)
-		return tok_chat(w->tok, messages, false, false, &w->ids, &w->mask, why);
+	if (messages != NULL) {
+		const struct tok_chat c = record_chat(rec, messages);
+
+		return tok_chat(w->tok, &c, &w->ids, &w->mask, why);
+	}
 	if ((text = record_text(rec, &len)) == NULL)
 		return err_set(why, EX_DATAERR, "no text in the record");
 	encode(z, w, text, len);
@@ -112,26 +115,29 @@ static void add_lists(const struct tokenize *z, const struct worker *w, json_t *
 		json_object_set_new(rec, "mask", list_of(&w->mask));
 }
 
-static int add_text(const char *buffer, size_t size, void *data)
+static void add_text(struct worker *w, const char *s, size_t size)
 {
-	struct worker *w = data;
-
 	if (size > w->cap - w->n) {
 		w->cap = 2 * (w->n + size) + 4096;
 		if ((w->text = realloc(w->text, w->cap)) == NULL)
 			err_die(EX_OSERR, "out of memory");
 	}
-	memcpy(w->text + w->n, buffer, size);
+	memcpy(w->text + w->n, s, size);
 	w->n += size;
-	return 0;
 }
 
-/* (As json_put() writes it.) */
+/* (As json_put_carried() writes it.) */
 static int add_line(struct worker *w, const json_t *rec, struct err *why)
 {
-	if (json_dump_callback(rec, add_text, w, JSON_COMPACT | JSON_REAL_PRECISION(9)) < 0)
+	size_t len;
+	char *s = json_carried(rec, &len);
+
+	if (s == NULL)
 		return err_set(why, EX_SOFTWARE, "cannot write a record as JSON");
-	return add_text("\n", 1, w);
+	add_text(w, s, len);
+	add_text(w, "\n", 1);
+	free(s);
+	return 0;
 }
 
 /* --- a block of them --- */

@@ -70,6 +70,7 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
     struct err *why)
 {
 	const json_t *messages = record_messages(rec);
+	struct tok_chat c;
 
 	if (json_object_get(rec, "tokens") != NULL)
 		return record_tokens(rec, vocab, out, why) < 0 ? -1 : read_mask(rec, out->n, mask,
@@ -78,7 +79,9 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
 		return err_set(why, EX_DATAERR, "missing \"messages\"");
 	if (t == NULL)
 		return err_set(why, EX_DATAERR, "no tokenizer for a conversation");
-	return tok_chat(t, messages, false, chat_flags.think, out, mask, why);
+	c = record_chat(rec, messages);
+	c.think = chat_flags.think;
+	return tok_chat(t, &c, out, mask, why);
 }
 
 /* A record that is no conversation: all of it is to be learned. */
