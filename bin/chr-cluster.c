@@ -5,6 +5,7 @@
 #include "experts/actlog.h"
 #include "experts/cluster.h"
 #include "base/err.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/opt.h"
 
@@ -35,6 +36,7 @@ static struct opt opts[] = {
 	    "seed of the order in which nodes move" },
 	{ 0, "holdout", OPT_FLOAT, &o.holdout, 0, 0.5, "X",
 	    "share of sequences kept aside to measure the layout" },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of "
 	    "stopping" },
 	{ 0 }
@@ -83,6 +85,30 @@ static void summary(const struct coact *c, const struct cluster_plan *p, const j
 		    100 * json_number_value(json_object_get(held, "fraction_layer")));
 }
 
+/* On a terminal, where nobody reads a manifest: what is in it. */
+static void page(const struct coact *c, const struct cluster_plan *p, const struct cluster_opt *co,
+    const json_t *manifest)
+{
+	const json_t *held = json_object_get(json_object_get(manifest, "clustering"), "held_out");
+	json_t *r = json_pack("{s:s, s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "type", "cluster",
+	    "clusters", p->n, "experts", p->nodes, "expert_bytes", (json_int_t)co->expert_bytes,
+	    "tokens", (json_int_t)(c->tokens + c->held_tokens), "sequences",
+	    (json_int_t)c->sequences, "held_out", (json_int_t)c->held_sequences, "edges",
+	    (json_int_t)p->edges);
+	struct err e = { 0 };
+
+	if (p->communities) {
+		json_set_int(r, "communities", p->communities);
+		json_set_num(r, "modularity", p->modularity);
+	}
+	json_set_num(r, "sequential_reads", cluster_sequential(p, c));
+	json_object_set(r, "in_layer_order", json_object_get(held, "fraction_layer"));
+	json_set_str(r, "manifest", "with --json, or in a pipe to chr-pack");
+	if (human_put(r, &e) < 0)
+		err_exit(&e);
+	json_decref(r);
+}
+
 int main(int argc, char **argv)
 {
 	struct cluster_opt co;
@@ -113,9 +139,12 @@ int main(int argc, char **argv)
 	if (cluster_plan(&p, &c, &co, &e) < 0 ||
 	    !(manifest = cluster_manifest(&p, &c, &co, a.model.fingerprint, &e)))
 		err_exit(&e);
-	if (json_put(stdout, manifest, &e) < 0)
+	if (human())
+		page(&c, &p, &co, manifest);
+	else if (json_put(stdout, manifest, &e) < 0)
 		err_exit(&e);
-	summary(&c, &p, manifest);
+	else
+		summary(&c, &p, manifest);
 	json_decref(manifest);
 	cluster_plan_free(&p);
 	coact_free(&c);

@@ -7,6 +7,7 @@
 #include "arch/arch.h"
 #include "measure/fidelity.h"
 #include "decode/infer.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "train/metric.h"
 #include "base/progress.h"
@@ -34,6 +35,7 @@ static const struct opt opts[] = {
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE",
 	    "tokenizer, when not that of the first model" },
 	{ 'j', "threads", OPT_INT, &infer.threads, 0, 256, "N", "compute threads; 0: one per CPU" },
@@ -257,7 +259,7 @@ static json_t *side_json(struct side *d)
 
 static void put_result(bool same)
 {
-	json_t *r = json_object();
+	json_t *r = json_object(), *sides = human() ? json_object() : r;	/* side by side */
 
 	json_set_str(r, "type", "diff");
 	json_object_set_new(r, "same", json_boolean(same));
@@ -265,9 +267,11 @@ static void put_result(bool same)
 	json_set_int(r, "tokens", s.tokens);
 	fidelity_put(&s.f, r);
 	json_set_int(r, "scored", s.scored);
-	json_object_set_new(r, "a", side_json(&s.a));
-	json_object_set_new(r, "b", side_json(&s.b));
-	must(json_put(stdout, r, &s.e) < 0);
+	json_object_set_new(sides, "a", side_json(&s.a));
+	json_object_set_new(sides, "b", side_json(&s.b));
+	if (sides != r)
+		json_object_set_new(r, "models", sides);
+	must(human_put(r, &s.e) < 0);
 	json_decref(r);
 }
 
@@ -310,6 +314,7 @@ int main(int argc, char **argv)
 	int first;
 
 	err_init(argv[0]);
+	infer.pages = true;
 	first = opt_parse(argc, argv, opts, &prog);
 	if (argc - first < 2)
 		opt_usage("two model directories are needed");

@@ -7,6 +7,7 @@
 #include "arch/arch.h"
 #include "base/err.h"
 #include "measure/fit.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "model/lora.h"
 #include "base/mem_limit.h"
@@ -95,12 +96,13 @@ static const struct opt opts[] = {
 	{ 0, "calibration", OPT_STR, &a.calibration, 0, 0, "FILE",
 	    "what --learn wrote: multiply plans by it" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ .kind = OPT_END }
 };
 
 static int put(json_t *r, struct err *e)
 {
-	int rc = json_put(stdout, r, e);
+	int rc = human_put(r, e);
 
 	json_decref(r);
 	return rc;
@@ -162,7 +164,8 @@ static void say(const struct fit_result *x, const struct fit *f)
 	char args[192];
 
 	fit_args(f, &x->at, args, sizeof args);
-	mem_plan_print(&x->plan, stderr);
+	if (!human())
+		mem_plan_print(&x->plan, stderr);
 	fprintf(stderr, "%s %s, %.1f MiB of %.1f\n", x->as_asked ? "fits:" : x->fits
 	    ? "does not fit as asked; this would:"
 	    : "does not fit; the least tried is", args, (double)fit_bytes(f, &x->plan) / (1 << 20),
@@ -181,11 +184,13 @@ static int fit(struct err *e)
 
 	if (limits(e) < 0)
 		return -1;
+	human_table("fit", a.replay ? "step policy tok_per_s read_bytes_per_token slots experts bytes "
+	    "fits" : "step *", false);
 	rc = fit_open(&f, &o, e);
 	if (rc == 0 && a.replay != NULL)
-		rc = fit_replay(&f, a.replay, stdout, e);
+		rc = fit_replay(&f, a.replay, e);
 	if (rc == 0)
-		rc = fit_reason(&f, &x, stdout, e);
+		rc = fit_reason(&f, &x, e);
 	if (rc == 0 && !opt_quiet)
 		say(&x, &f);
 	fit_close(&f);
@@ -248,6 +253,7 @@ int main(int argc, char **argv)
 	    &o.factor, &e) < 0)
 		err_exit(&e);
 	rc = a.learn ? learn(argc - first, argv + first, &e) : fit(&e);
+	human_end();
 	if (rc < 0)
 		err_exit(&e);
 	pool_quit();

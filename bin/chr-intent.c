@@ -9,6 +9,7 @@
 #include "experts/intent_pairs.h"
 #include "experts/coverage.h"
 #include "experts/intent.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "format/modeldir.h"
@@ -52,6 +53,7 @@ static struct opt opts[] = {
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of "
 	    "stopping" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
 };
 
@@ -219,7 +221,7 @@ static void put_step(int64_t step, double loss, double floor, double dev, double
 	json_set_num(r, "grad_norm", norm);
 	json_set_int(r, "tokens", tokens);
 	json_set_int(r, "mem_bytes", mem_peak_rss());
-	must(json_put(stdout, r, &s.e) < 0);
+	must(human_put(r, &s.e) < 0);
 	json_decref(r);
 }
 
@@ -284,14 +286,15 @@ static void evaluate(int64_t steps)
 	json_set_int(r, "trained_on", s.ntrain);
 	json_set_int(r, "left_out", s.a.left_out);
 	coverage_put(&c, r);
-	must(json_put(stdout, r, &s.e) < 0);
+	must(human_put(r, &s.e) < 0);
 	coverage_close(&c);
 	json_decref(r);
 }
 
 static void save(int argc, char **argv)
 {
-	static const char *const omit[] = { "model", "log-every", "quiet", "verbose", NULL };
+	static const char *const omit[] = { "model", "log-every", "quiet", "verbose", "human",
+	    "json", NULL };
 	json_t *had = modeldir_metadata(&s.md), *command = prov_command(argc, argv, opts, omit),
 	    *meta;
 	uint64_t seed = (uint64_t)o.seed;
@@ -312,6 +315,7 @@ int main(int argc, char **argv)
 	int first;
 
 	err_init(argv[0]);
+	human_table("step", "step loss kl dev_kl lr grad_norm tokens mem_bytes", true);
 	first = opt_parse(argc, argv, opts, &prog);
 	if (!o.model)
 		opt_usage("no model: give -m DIR");

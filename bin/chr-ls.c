@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "arch/arch.h"
 #include "base/err.h"
 #include "base/file.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "measure/lsview.h"
 #include "format/manifest.h"
@@ -18,12 +18,12 @@
 #include "format/verify.h"
 
 static struct {
-	bool human, check, all;
+	bool check, all;
 	int threads;
 } o;
 
 static struct opt opts[] = {
-	{ 'H', "human", OPT_FLAG, &o.human, .help = "a table for people (default on a terminal)" },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0, "check", OPT_FLAG, &o.check, .help = "read everything: whole and finite? status 1 if "
 	    "not" },
 	{ 'a', "all", OPT_FLAG, &o.all, .help = "list padding too" },
@@ -45,7 +45,7 @@ static void put(json_t *r)
 {
 	struct err e = { 0 };
 
-	if (o.human)
+	if (human())
 		lsview_put(r);
 	else if (json_put(stdout, r, &e) < 0)
 		err_exit(&e);
@@ -335,14 +335,16 @@ int main(int argc, char **argv)
 	int first, n;
 
 	err_init(argv[0]);
-	o.human = isatty(STDOUT_FILENO);
 	first = opt_parse(argc, argv, opts, &prog);
 	n = argc - first;
 	operand = n ? argv + first : standard_input;
 	pool_init(o.threads);
 	for (int i = 0; i < (n ? n : 1); i++)
-		if (do_operand(operand[i], &e) < 0)
+		if (do_operand(operand[i], &e) < 0) {
+			lsview_end();
 			err_exit(&e);
+		}
+	lsview_end();
 	pool_quit();
 	err_close_stdout();
 	return answer_no ? EX_NO : EX_OK;

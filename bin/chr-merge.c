@@ -6,6 +6,7 @@
 #include "arch/arch.h"
 #include "base/err.h"
 #include "base/file.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "model/lora.h"
 #include "base/mem.h"
@@ -32,6 +33,7 @@ static struct opt opts[] = {
 	    "an adapter of another model" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N", "threads; 0: one per CPU" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
 };
 
@@ -111,7 +113,8 @@ static int write_model(const struct modeldir *md, const float *w, const json_t *
 static json_t *provenance(int argc, char **argv, const struct modeldir *md, const json_t *adapter,
     const char *fingerprint)
 {
-	static const char *const omit[] = { "out", "force", "threads", "quiet", "verbose", NULL };
+	static const char *const omit[] = { "out", "force", "threads", "quiet", "verbose",
+	    "human", "json", NULL };
 	json_t *command = prov_command(argc, argv, opts, omit), *own = modeldir_metadata(md);
 	const json_t *had = json_object_get(adapter, "chronos.ancestry") != NULL ? adapter : own;
 	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had,
@@ -153,7 +156,7 @@ int main(int argc, char **argv)
 		err_exit(&e);
 	rec = json_pack("{s:s, s:i, s:s, s:s}", "type", "merge", "adapters", argc - first, "base",
 	    base, "fingerprint", made);
-	if (json_put(stdout, rec, &e) < 0)
+	if (human_put(rec, &e) < 0)
 		err_exit(&e);
 	json_decref(rec);
 	json_decref(meta);

@@ -7,6 +7,7 @@
 #include "arch/arch.h"
 #include "base/err.h"
 #include "base/file.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "format/manifest.h"
 #include "base/mem.h"
@@ -41,6 +42,7 @@ static struct opt opts[] = {
 	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
 	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
 };
 
@@ -52,7 +54,8 @@ static const struct opt_prog prog = { "chr-pack", "-m DIR -o DIR [options] [MANI
 /* What the model said of itself, and this command as the last of its ancestors. */
 static json_t *metadata(int argc, char **argv, struct modeldir *md, const char *fingerprint)
 {
-	static const char *const omit[] = { "output", "force", "quiet", "verbose", NULL };
+	static const char *const omit[] = { "output", "force", "quiet", "verbose", "human", "json",
+	    NULL };
 	json_t *had = modeldir_metadata(md), *command = prov_command(argc, argv, opts, omit);
 	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had,
 	    .parent = fingerprint };
@@ -123,7 +126,7 @@ static void report(const struct pack *p, double seconds)
 		report_types(r, p);
 	json_set_str(r, "fingerprint", p->fingerprint);
 	json_set_num(r, "seconds", seconds);
-	if (json_put(stdout, r, &e) < 0)
+	if (human_put(r, &e) < 0)
 		err_exit(&e);
 	json_decref(r);
 }

@@ -7,6 +7,7 @@
 #include "base/comm.h"
 #include "base/rank_deal.h"
 #include "decode/infer.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "format/safetensors.h"
@@ -35,6 +36,7 @@ static const struct opt opts[] = {
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
 };
 
@@ -159,7 +161,8 @@ static void put_record(json_t *r, const json_t *rec)
 {
 	json_object_update_missing(r, (json_t *)rec);
 	if (!sig_stop)
-		must(json_put_carried(s.out, r, &s.e) < 0);
+		must((human() && s.out == stdout ? human_put(r, &s.e)
+		    : json_put_carried(s.out, r, &s.e)) < 0);
 	json_decref(r);
 }
 
@@ -224,9 +227,23 @@ static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec
 	free(text);
 }
 
+/* Lines of another process, each a record. */
+static void put_lines(const char *p, size_t n)
+{
+	for (size_t len; n > 0; p += len, n -= len) {
+		const char *end = memchr(p, '\n', n);
+		json_t *r = json_loadb(p, len = end ? (size_t)(end - p) + 1 : n, 0, NULL);
+
+		must(r == NULL || human_put(r, &s.e) < 0);
+		json_decref(r);
+	}
+}
+
 static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SUMS])
 {
-	if (n > 0 && (fwrite(p, 1, n, stdout) != n || fflush(stdout) != 0))
+	if (human())
+		put_lines(p, n);
+	else if (n > 0 && (fwrite(p, 1, n, stdout) != n || fflush(stdout) != 0))
 		err_die(EX_IOERR, "standard output:");
 	s.tokens += (int64_t)sums[0];
 	s.logprob += sums[1];
@@ -262,7 +279,7 @@ static void put_total(double seconds)
 	json_set_str(r, "kv_type", kv_type_name(engine_kv_type(infer.g)));
 	json_set_num(r, "seconds", seconds);
 	json_set_num(r, "tok_per_s", seconds > 0 ? (double)s.tokens / seconds : 0);
-	must(json_put(stdout, r, &s.e) < 0);
+	must(human_put(r, &s.e) < 0);
 	json_decref(r);
 }
 
@@ -342,6 +359,8 @@ int main(int argc, char **argv)
 	if (o.dump && comm_size() > 1)
 		opt_usage("--dump is for one process, not %d", comm_size());
 	rank_deal_open(write_result);
+	human_table("score", "tokens logprob nll ppl *", true);
+	infer.pages = true;
 	sig_install();
 	infer_begin(false);
 	if (!infer.dry_run && (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) ==

@@ -8,6 +8,8 @@
 #include "base/err.h"
 #include "base/opt.h"
 
+static bool on_screen;		/* a line stands on the terminal */
+
 double progress_clock(void)
 {
 	struct timespec t;
@@ -81,14 +83,21 @@ void progress_at(struct progress *p, double done, const char *fmt, ...)
 		fprintf(stderr, "\r%.120s\033[K", line);
 	else
 		fprintf(stderr, "%s: %s\n", err_prog, line);
-	p->drawn = p->tty;
+	on_screen = p->drawn = p->tty;
 }
 
 void progress_clear(struct progress *p)
 {
 	if (p->drawn)
 		fputs("\r\033[K", stderr);
-	p->drawn = false;
+	on_screen = p->drawn = false;
+}
+
+void progress_wipe(void)
+{
+	if (on_screen)
+		fputs("\r\033[K", stderr);
+	on_screen = false;
 }
 
 void progress_end(struct progress *p)

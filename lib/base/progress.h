@@ -31,6 +31,7 @@ void progress_at(struct progress *p, double done, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
 void progress_clear(struct progress *p);	/* wipes a line drawn on the terminal */
+void progress_wipe(void);			/* the same for whichever is drawn */
 void progress_end(struct progress *p);		/* the same, for good */
 
 double progress_clock(void);			/* seconds, monotonic */

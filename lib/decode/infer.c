@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "experts/usage.h"
 #include "decode/infer.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/pagecache.h"
 #include "base/pool.h"
@@ -164,7 +165,7 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	if (infer.dry_run && status == 0) {
 		json_t *r = mem_plan_json(&plan);
 
-		if (json_put(stdout, r, &e) < 0)
+		if ((infer.pages ? human_put(r, &e) : json_put(stdout, r, &e)) < 0)
 			err_exit(&e);
 		json_decref(r);
 		infer_close();

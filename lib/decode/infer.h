@@ -23,6 +23,7 @@ struct infer {
 	int threads, readers, io, on_miss, evict, pin, kv;
 	double waste, route_bias;
 	bool buffered, force, cold, dry_run;
+	bool pages;			/* the program has human_opts: plans for people too */
 	const char *budget;		/* as in struct engine_opt */
 
 	struct config cfg;		/* read by infer_begin */

@@ -9,6 +9,7 @@
 
 #include "base/child.h"
 #include "base/isa.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "format/prov.h"
 
@@ -73,6 +74,7 @@ struct opt bench_opts[] = {
 	{ 0, "compare", OPT_STR, &bench.compare, 0, 0, "FILE",
 	    "exit status 1 when something is slower than in FILE, beyond the spread" },
 	{ .kind = OPT_TABLE, .value = infer_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
 };
 
@@ -331,7 +333,7 @@ void bench_config(json_t *o, const struct opt *opts)
 	    "quality", "budget", "drive", "ram-bw",
 		"expert-bytes", "dense-bytes", "skip-bad", "block", "config", "set", "batch", "seq",
 		    "steps", "compute", "recompute", "profile",
-		"repetitions", "table", "plot", "compare", NULL };
+		"repetitions", "table", "plot", "compare", "human", "json", NULL };
 
 	for (; opts->kind != OPT_END; opts++) {
 		json_t *v = opts->kind == OPT_TABLE ? NULL : value(opts);
@@ -361,7 +363,7 @@ void bench_put(json_t *capsule)
 {
 	struct err e = { 0 };
 
-	if (!bench.table && json_put(stdout, capsule, &e) < 0)
+	if (!bench.table && !human() && json_put(stdout, capsule, &e) < 0)
 		err_exit(&e);
 	json_array_append_new(s.capsules, capsule);
 }
@@ -373,10 +375,14 @@ int bench_end(void)
 
 	if (bench.table)
 		bench_markdown(s.capsules, stdout);
+	else if (human())
+		bench_columns(s.capsules, stdout);
 	if (bench.plot && bench_draw(s.capsules, bench.plot, &e) < 0)
 		err_exit(&e);
+	human_table("compare", "workload metric ratio verdict same_machine old_commit new_commit", false);
 	if (bench.compare && bench_compare(s.capsules, bench.compare, &slower, &e) < 0)
 		err_exit(&e);
+	human_end();
 	json_decref(s.capsules);
 	json_decref(s.command);
 	json_decref(s.machine);

@@ -87,6 +87,7 @@ json_t *bench_sample(void *run);
 /* Of capsules: Markdown on f; a picture in a file; what got slower since those of a file, as
  * records on stdout, and how many did. */
 void bench_markdown(const json_t *capsules, FILE *f);
+void bench_columns(const json_t *capsules, FILE *f);	/* the same, set in columns */
 int bench_draw(const json_t *capsules, const char *path, struct err *e);
 int bench_compare(const json_t *capsules, const char *old, int *slower, struct err *e);
 

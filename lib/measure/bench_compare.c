@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "measure/bench.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/plain.h"
 
@@ -105,7 +106,7 @@ static int put_record(const json_t *old, const json_t *new, const char *v, struc
 	json_set_num(r, "ratio", bench_number(new, "metric.median") / bench_number(old,
 	    "metric.median"));
 	json_set_str(r, "verdict", v);
-	rc = json_put(stdout, r, e);
+	rc = human_put(r, e);
 	json_decref(r);
 	return rc;
 }

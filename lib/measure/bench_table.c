@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "measure/bench.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/plain.h"
 
@@ -371,6 +372,51 @@ void bench_markdown(const json_t *records, FILE *f)
 	}
 	json_decref(groups);
 	json_decref(capsules);
+}
+
+/* The cells of a Markdown row; the line between head and rows has none. */
+static void add_row(struct human_grid *g, char *line)
+{
+	bool first = g->n == 0;
+	char *bar;
+
+	if (strncmp(line, "|---", 4) == 0)
+		return;
+	for (char *cell = line + 1; (bar = strchr(cell, '|')) != NULL; cell = bar + 1) {
+		size_t len;
+
+		*bar = '\0';
+		cell += strspn(cell, " ");
+		for (len = strlen(cell); len > 0 && cell[len - 1] == ' ';)
+			cell[--len] = '\0';
+		human_cell(g, cell);
+		g->columns += first;
+	}
+}
+
+void bench_columns(const json_t *records, FILE *f)
+{
+	struct human_grid g = { .indent = 2 };
+	char *text = NULL, *line, *next;
+	size_t size;
+	FILE *m = open_memstream(&text, &size);
+
+	if (m == NULL)
+		err_die(EX_OSERR, "out of memory");
+	bench_markdown(records, m);
+	fclose(m);
+	for (line = text; (next = strchr(line, '\n')) != NULL; line = next + 1) {
+		*next = '\0';
+		if (*line == '|')
+			add_row(&g, line);
+		else {
+			human_grid(&g, f);
+			g.columns = 0;
+			fprintf(f, "%s\n", line);
+		}
+	}
+	human_grid(&g, f);
+	free(text);
 }
 
 void bench_table(int n, char **files)

@@ -13,6 +13,7 @@
 #include "decode/gentext.h"
 #include "stages/grpo_int.h"
 #include "experts/usage.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "base/jsonfile.h"
 #include "stages/teacher_live.h"
@@ -375,9 +376,9 @@ static void add_numbers(const struct fit *f, json_t *r, const struct mem_plan *p
 	json_object_set_new(r, "fits", json_boolean(holds));
 }
 
-static int put(FILE *out, json_t *r, struct err *e)
+static int put(json_t *r, struct err *e)
 {
-	int rc = json_put(out, r, e);
+	int rc = human_put(r, e);
 
 	json_decref(r);
 	return rc;
@@ -398,7 +399,7 @@ static int holds(struct fit *f, const struct fit_point *at, struct mem_plan *pla
 }
 
 static int try(struct fit *f, const char *step, const struct fit_point *at, struct mem_plan *plan,
-    FILE *out, struct err *e)
+    struct err *e)
 {
 	int rc = holds(f, at, plan, e);
 	json_t *r;
@@ -407,7 +408,7 @@ static int try(struct fit *f, const char *step, const struct fit_point *at, stru
 		return -1;
 	r = record(f, step, at);
 	add_numbers(f, r, plan, rc);
-	return put(out, r, e) < 0 ? -1 : rc;
+	return put(r, e) < 0 ? -1 : rc;
 }
 
 /* The largest value of *x (of *at), from least to most, with which it fits, or 0; and its plan,
@@ -456,7 +457,7 @@ static int most_seq(const struct fit *f, const struct fit_point *at)
 /* A record of the largest *x; x is in *at. */
 static int put_largest(struct fit *f, const char *step, struct fit_point *at, int *x, int least,
     int most,
-    FILE *out, struct err *e)
+    struct err *e)
 {
 	struct mem_plan plan;
 	json_t *r;
@@ -467,13 +468,13 @@ static int put_largest(struct fit *f, const char *step, struct fit_point *at, in
 		return -1;
 	r = record(f, step, at);
 	add_numbers(f, r, &plan, *x >= least);
-	return put(out, r, e);
+	return put(r, e);
 }
 
 /* --- what to change --- */
 
 /* Fewer sequences at a time and as many more times, so that what a step learns from is the same. */
-static int lower_batch(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
+static int lower_batch(struct fit *f, struct fit_result *x, struct err *e)
 {
 	const int whole = x->at.batch * x->at.accum;
 	int rc = 0;
@@ -483,55 +484,55 @@ static int lower_batch(struct fit *f, struct fit_result *x, FILE *out, struct er
 			continue;
 		x->at.batch = b;
 		x->at.accum = whole / b;
-		rc = try(f, "batch", &x->at, &x->plan, out, e);
+		rc = try(f, "batch", &x->at, &x->plan, e);
 	}
 	return rc;
 }
 
-static int lower_sequences(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
+static int lower_sequences(struct fit *f, struct fit_result *x, struct err *e)
 {
 	if (largest(f, &x->at, &x->at.batch, 1, x->at.batch, &x->plan, e) < 0)
 		return -1;
 	if (x->at.batch == 0)
 		x->at.batch = 1;
-	return try(f, "batch", &x->at, &x->plan, out, e);
+	return try(f, "batch", &x->at, &x->plan, e);
 }
 
-static int lower_seq(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
+static int lower_seq(struct fit *f, struct fit_result *x, struct err *e)
 {
 	if (largest(f, &x->at, &x->at.seq, SHORTEST, x->at.seq, &x->plan, e) < 0)
 		return -1;
 	if (x->at.seq == 0)
 		x->at.seq = SHORTEST;
-	return try(f, "seq", &x->at, &x->plan, out, e);
+	return try(f, "seq", &x->at, &x->plan, e);
 }
 
-static int lower_rank(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
+static int lower_rank(struct fit *f, struct fit_result *x, struct err *e)
 {
 	int rc = 0;
 
 	while (x->at.rank > 1 && rc == 0) {
 		x->at.rank /= 2;
-		rc = try(f, "rank", &x->at, &x->plan, out, e);
+		rc = try(f, "rank", &x->at, &x->plan, e);
 	}
 	return rc;
 }
 
-static int change(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
+static int change(struct fit *f, struct fit_result *x, struct err *e)
 {
 	bool generate = f->o->stage == FIT_GENERATE;
 	int rc = 0;
 
 	if (!generate) {
 		x->at.recompute = true;
-		rc = try(f, "recompute", &x->at, &x->plan, out, e);
+		rc = try(f, "recompute", &x->at, &x->plan, e);
 	}
 	if (rc == 0 && x->at.batch > 1)
-		rc = generate ? lower_sequences(f, x, out, e) : lower_batch(f, x, out, e);
+		rc = generate ? lower_sequences(f, x, e) : lower_batch(f, x, e);
 	if (rc == 0 && f->o->allow_seq && x->at.seq > SHORTEST)
-		rc = lower_seq(f, x, out, e);
+		rc = lower_seq(f, x, e);
 	if (rc == 0 && f->o->allow_rank)
-		rc = lower_rank(f, x, out, e);
+		rc = lower_rank(f, x, e);
 	return rc;
 }
 
@@ -549,7 +550,7 @@ void fit_args(const struct fit *f, const struct fit_point *p, char *s, size_t si
 		snprintf(s + n, size - (size_t)n, " --expert-parallel %d", f->o->expert_parallel);
 }
 
-static int put_plan(const struct fit *f, const struct fit_result *x, FILE *out, struct err *e)
+static int put_plan(const struct fit *f, const struct fit_result *x, struct err *e)
 {
 	json_t *r = mem_plan_json(&x->plan), *more = record(f, "", &x->at);
 	char args[192];
@@ -562,29 +563,29 @@ static int put_plan(const struct fit *f, const struct fit_result *x, FILE *out, 
 	json_decref(more);
 	json_set_int(r, "parameters", f->ps.count);
 	json_set_str(r, "args", args);
-	return put(out, r, e);
+	return put(r, e);
 }
 
-int fit_reason(struct fit *f, struct fit_result *x, FILE *out, struct err *e)
+int fit_reason(struct fit *f, struct fit_result *x, struct err *e)
 {
 	struct fit_point p = f->asked;
 	int rc;
 
 	*x = (struct fit_result){ .at = p };
-	if ((rc = try(f, "asked", &p, &x->plan, out, e)) < 0)
+	if ((rc = try(f, "asked", &p, &x->plan, e)) < 0)
 		return -1;
 	x->as_asked = rc;
-	if (!x->as_asked && (rc = change(f, x, out, e)) < 0)
+	if (!x->as_asked && (rc = change(f, x, e)) < 0)
 		return -1;
 	x->fits = rc;
-	if (put_largest(f, "largest_batch", &p, &p.batch, 1, most_batch(f, &p), out, e) < 0)
+	if (put_largest(f, "largest_batch", &p, &p.batch, 1, most_batch(f, &p), e) < 0)
 		return -1;
 	p = f->asked;
-	if (put_largest(f, "longest_seq", &p, &p.seq, 2, most_seq(f, &p), out, e) < 0)
+	if (put_largest(f, "longest_seq", &p, &p.seq, 2, most_seq(f, &p), e) < 0)
 		return -1;
 	if (holds(f, &x->at, &x->plan, e) < 0)
 		return -1;
-	return put_plan(f, x, out, e);
+	return put_plan(f, x, e);
 }
 
 /* --- speed --- */
@@ -604,7 +605,7 @@ static int check_numbers(const json_t *rec, struct err *e)
 	return 0;
 }
 
-static int put_speed(struct fit *f, const json_t *rec, FILE *out, struct err *e)
+static int put_speed(struct fit *f, const json_t *rec, struct err *e)
 {
 	const json_t *policy = json_object_get(rec, "policy");
 	json_int_t slots = json_integer_value(json_object_get(rec, "slots"));
@@ -629,10 +630,10 @@ static int put_speed(struct fit *f, const json_t *rec, FILE *out, struct err *e)
 		json_set_num(r, "bytes_per_tok_per_s", (double)fit_bytes(f, &plan) / speed);
 	}
 	add_numbers(f, r, &plan, fit_holds(f, &plan));
-	return put(out, r, e);
+	return put(r, e);
 }
 
-int fit_replay(struct fit *f, const char *file, FILE *out, struct err *e)
+int fit_replay(struct fit *f, const char *file, struct err *e)
 {
 	char *const names[] = { (char *)file };
 	struct jsonl *in;
@@ -652,7 +653,7 @@ int fit_replay(struct fit *f, const char *file, FILE *out, struct err *e)
 			struct err why = { 0 };
 
 			n++;
-			if (put_speed(f, rec, out, &why) < 0)
+			if (put_speed(f, rec, &why) < 0)
 				rc = why.status == EX_DATAERR ? jsonl_bad(in, e, "%s", why.msg)
 				    : err_set(e, why.status, "%s", why.msg);
 		}

@@ -105,10 +105,10 @@ struct fit_result {
 
 /* Writes a record for each step: what was asked for, what to change until it fits, the largest
  * batch and the longest sequence; and at the end the plan. 0 or -1. */
-int fit_reason(struct fit *f, struct fit_result *x, FILE *out, struct err *e);
+int fit_reason(struct fit *f, struct fit_result *x, struct err *e);
 
 /* What speed which memory buys: a record for each of chr-bench replay's in file. */
-int fit_replay(struct fit *f, const char *file, FILE *out, struct err *e);
+int fit_replay(struct fit *f, const char *file, struct err *e);
 
 /* Ratios of mem_peak to mem_plan in the step records of past runs, by stage: an object
  * {"stage":{"ratio":..,"runs":..}} of those with at least FIT_RUNS runs, or NULL. */

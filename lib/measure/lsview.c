@@ -4,19 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/human.h"
 #include "base/opt.h"
 #include "base/plain.h"
 
-static const char *bytes_text(double n, char out[32])
-{
-	static const char *const unit[] = { "B", "KiB", "MiB", "GiB", "TiB" };
-	int u = 0;
-
-	for (; n >= 1024 && u < 4; u++)
-		n /= 1024;
-	snprintf(out, 32, u ? "%.1f %s" : "%.0f %s", n, unit[u]);
-	return out;
-}
+static struct human_grid tensors = { .columns = 4, .indent = 2 };
 
 static const char *str(const json_t *r, const char *key)
 {
@@ -47,12 +39,14 @@ static double num(const json_t *r, const char *key)
 	return json_number_value(json_object_get(r, key));
 }
 
-static void show_tensor(const json_t *r)
+static void add_tensor(const json_t *r)
 {
 	char *shape = json_dumps(json_object_get(r, "shape"), JSON_COMPACT), b[32];
 
-	printf("  %-56s %-8s %-16s %12s\n", str(r, "name"), str(r, "dtype"), shape,
-	    bytes_text(num(r, "bytes"), b));
+	human_cell(&tensors, str(r, "name"));
+	human_cell(&tensors, str(r, "dtype"));
+	human_cell(&tensors, shape);
+	human_cell(&tensors, human_bytes(num(r, "bytes"), b));
 	free(shape);
 }
 
@@ -95,13 +89,13 @@ static void show_model(const json_t *r)
 	printf("  %s format %.0f: %.4g M parameters, %.4g M active per token, %s in tensors\n",
 	    str(r, "model_type"),
 	    num(r, "format"), num(r, "params") / 1e6, num(r, "active_params") / 1e6,
-	    bytes_text(num(r, "bytes"), a));
+	    human_bytes(num(r, "bytes"), a));
 	if (num(r, "sparse_layers") > 0)
 		printf("  %.0f layers of %.0f experts, %.0f per token; one expert %s, all %s%s\n",
 		    num(r, "sparse_layers"),
 		    num(r, "experts"), num(r, "experts_per_token"),
-		    bytes_text(num(r, "expert_bytes"), b),
-		    bytes_text(num(r, "experts_bytes"), c),
+		    human_bytes(num(r, "expert_bytes"), b),
+		    human_bytes(num(r, "experts_bytes"), c),
 		    json_is_true(json_object_get(r, "packed")) ? ", packed" : "");
 	printf("  fingerprint %s\n", str(r, "fingerprint"));
 }
@@ -132,10 +126,8 @@ static void show(const json_t *r)
 
 	if (strcmp(type, "file") == 0) {
 		fputs(str(r, "file"), stdout);
-		printf(": %.0f tensors, %s\n", num(r, "tensors"), bytes_text(num(r, "bytes"), b));
-	} else if (strcmp(type, "tensor") == 0)
-		show_tensor(r);
-	else if (strcmp(type, "metadata") == 0)
+		printf(": %.0f tensors, %s\n", num(r, "tensors"), human_bytes(num(r, "bytes"), b));
+	} else if (strcmp(type, "metadata") == 0)
 		show_metadata(r);
 	else if (strcmp(type, "ancestry") == 0)
 		show_ancestry(r);
@@ -149,7 +141,7 @@ static void show(const json_t *r)
 		fputs(str(r, "path"), stdout);
 		printf(": %s: %.0f tensors, %s read, %.0f bad\n", num(r, "bad") == 0 ? "ok"
 		    : "NOT OK", num(r, "tensors"),
-		    bytes_text(num(r, "bytes"), b), num(r, "bad"));
+		    human_bytes(num(r, "bytes"), b), num(r, "bad"));
 	}
 }
 
@@ -157,6 +149,16 @@ void lsview_put(const json_t *record)
 {
 	json_t *r = plain_json(record);
 
-	show(r);
+	if (strcmp(str(r, "type"), "tensor") == 0)
+		add_tensor(r);
+	else {
+		lsview_end();
+		show(r);
+	}
 	json_decref(r);
+}
+
+void lsview_end(void)
+{
+	human_grid(&tensors, stdout);
 }

@@ -7,6 +7,9 @@
 
 #include <jansson.h>
 
+/* Tensors wait for the next record of another type, or the end: their columns are as wide as what
+ * is in them. */
 void lsview_put(const json_t *record);
+void lsview_end(void);
 
 #endif

@@ -12,6 +12,7 @@
 #include "base/comm.h"
 #include "text/corpus.h"
 #include "stages/grpo_int.h"
+#include "base/human.h"
 #include "base/json.h"
 
 #define EVAL_SEED 0x6576616c	/* held-out prompts are always answered with the same draws */
@@ -348,7 +349,7 @@ static int log_samples(const struct grpo_data *d, struct err *e)
 		json_set_int(r, "tokens", c->n - c->nprompt);
 		json_set_num(r, "reward", d->reward[i]);
 		json_set_num(r, "advantage", (double)d->adv[i]);
-		rc = json_put(stdout, r, e);
+		rc = human_put(r, e);
 		json_decref(r);
 	}
 	return rc;

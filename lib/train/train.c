@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/comm.h"
+#include "base/human.h"
 #include "base/json.h"
 #include "train/loss.h"
 #include "format/prov.h"
@@ -18,14 +19,14 @@
  * --keep-best, evaluations can. */
 static const char *const not_recorded[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram",
-	    "data-ram", "dump-bad", "dry-run", "quiet", "profile",
+	    "data-ram", "dump-bad", "dry-run", "quiet", "human", "json", "profile",
 	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every",
 	    "eval-batches", NULL
 };
 static const char *const not_recorded_best[] = {
 	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram",
-	    "data-ram", "dump-bad", "dry-run", "quiet", "profile",
+	    "data-ram", "dump-bad", "dry-run", "quiet", "human", "json", "profile",
 	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
 	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
 };
@@ -282,7 +283,7 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	json_set_int(rec, "mem_bytes", mem_peak_rss());
 	json_set_int(rec, "mem_plan", mem_plan_total(&t->plan));
 	json_set_int(rec, "mem_peak", mem_peak_rss());
-	rc = json_put(stdout, rec, e);
+	rc = human_put(rec, e);
 	json_decref(rec);
 	t->clock = now;
 	t->clock_tokens = t->tokens;
@@ -428,7 +429,7 @@ static int evaluate(struct train *t, struct err *e)
 	json_set_num(rec, "seconds", progress_clock() - began);
 	if (t->best.metric != NULL && (best = best_eval_see(&t->best, rec, t->step, e)) >= 0)
 		json_object_set_new(rec, "best", json_boolean(best));
-	rc = best < 0 ? -1 : json_put(stdout, rec, e);
+	rc = best < 0 ? -1 : human_put(rec, e);
 	json_decref(rec);
 	t->clock += progress_clock() - began;	/* not the next step's time */
 	return comm_agree(rc, e);
@@ -624,7 +625,7 @@ static int put_profile(struct train *t, struct err *e)
 	int rc;
 
 	json_object_update(rec, parts);
-	rc = json_put(stdout, rec, e);
+	rc = human_put(rec, e);
 	json_decref(parts);
 	json_decref(rec);
 	return rc;
@@ -638,11 +639,28 @@ static int print_plan(struct train *t, struct err *e)
 	json_set_int(rec, "steps", t->schedule.total);
 	json_set_int(rec, "parameters", t->parameters);
 	json_set_int(rec, "tokens_per_step", train_rows(t) * comm_size() * t->o.accum);
-	rc = json_put(stdout, rec, e);
+	rc = human_put(rec, e);
 	json_decref(rec);
-	if (!opt_quiet)
+	if (!opt_quiet && !human())
 		mem_plan_print(&t->plan, stderr);
 	return rc;
+}
+
+/* What of a step, and of an evaluation, people see: its losses, and the first of what the stage
+ * measures, so that a row fits in a line of a terminal. */
+static void tables(const struct stage *s)
+{
+	char measures[128] = "", keys[sizeof measures + 128];
+	size_t n = 0;
+
+	for (int i = 0; i < 4 && s->metrics != NULL && s->metrics[i] != NULL && n < sizeof measures;
+	    i++)
+		n += (size_t)snprintf(measures + n, sizeof measures - n, " %s", s->metrics[i]);
+	snprintf(keys, sizeof keys, "step loss base%s lr grad_norm tok_per_s mem_bytes", measures);
+	human_table("step", keys, true);
+	snprintf(keys, sizeof keys, "stage step loss base%s%s seconds", s->units == NULL ?
+	    " perplexity" : "", measures);
+	human_table("eval", keys, true);
 }
 
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts,
@@ -657,6 +675,7 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best
 	    : not_recorded);
 	best_eval_open(&t.best, t.o.keep_best);
+	tables(s);
 	t.bad = (struct badstep){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite,
 	    .spike = t.o.max_spike };
 	rc = comm_agree(train_setup(&t, e), e);

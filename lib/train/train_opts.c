@@ -2,6 +2,7 @@
 #include "arch/arch.h"
 #include "model/lora.h"
 #include "train/train.h"
+#include "base/human.h"
 
 struct train_opt train_flags = {
 	.backend = "auto", .log_every = 1, .seed = 42, .epochs = 1, .clip = 1, .weight_decay = 0.01,
@@ -19,6 +20,7 @@ const struct opt train_opts[] = {
 	{ 0, "set", OPT_LIST, &train_flags.sets, 0, 0, "KEY=VALUE",
 	    "override a value of config.json; may be repeated" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
+	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 't', "tokenizer", OPT_STR, &train_flags.tokenizer, 0, 0, "FILE",
 	    "tokenizer.json, or a directory that has one" },
 	{ 0, "shuffle", OPT_FLAG, &train_flags.shuffle, 0, 0, NULL,
