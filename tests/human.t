@@ -63,6 +63,15 @@ while IFS='|' read -r prog words args; do
 	fi
 done < list
 
+if have_ranks; then
+	rm -rf out
+	mpirun -n 1 chr-pretrain -q -c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32 \
+		in.jsonl > said.mpi 2> noise < /dev/null
+	is "under mpirun, which reads for us through terminals: records" "$(kind said.mpi)" records
+else
+	skip "under mpirun, which reads for us through terminals: records" "no MPI"
+fi
+
 # A table: as wide as its content, numbers right, text left.
 printf '%s\n' '{"text":"The fox","id":"a"}' '{"text":"The fox and","id":"long name"}' \
 	'{"text":"x","id":"\u001b[31m\u202e"}' > ids.jsonl

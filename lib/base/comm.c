@@ -37,7 +37,22 @@ static int tasks(void)
 
 static struct {
 	int rank, size, group;	/* group: ranks of one */
+	bool launched;		/* and the launcher's variables are forgotten */
 } ranks = { .size = 1, .group = 1 };
+
+static bool any_set(const char *const names[], size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (getenv(names[i]) != NULL)
+			return true;
+	return false;
+}
+
+bool comm_launched(void)
+{
+	return ranks.launched || any_set(rank_of, COUNT(rank_of)) ||
+	    any_set(size_of, COUNT(size_of));
+}
 
 int comm_rank(void)
 {
@@ -120,11 +135,7 @@ static struct {
 /* Without one of these MPI has nobody to ask who the others are. */
 static bool tied(void)
 {
-	bool any = false;
-
-	for (size_t i = 0; i < COUNT(rank_of); i++)
-		any |= getenv(rank_of[i]) != NULL;
-	return any;
+	return any_set(rank_of, COUNT(rank_of));
 }
 
 static int untied(int tasks, int seen, struct err *e)
@@ -138,6 +149,7 @@ static int untied(int tasks, int seen, struct err *e)
 /* What a rank starts runs by itself. */
 static void forget_launcher(void)
 {
+	ranks.launched = comm_launched();
 	for (size_t i = 0; i < COUNT(size_of); i++)
 		unsetenv(size_of[i]);
 	for (size_t i = 0; i < COUNT(rank_of); i++)

@@ -36,6 +36,7 @@ int comm_open(struct err *e);
 int comm_close(int rc, struct err *e);
 _Noreturn void comm_abort(int status);		/* ends all ranks at once */
 
+bool comm_launched(void);			/* by mpirun or srun, be it as the only rank */
 int comm_rank(void);				/* from 0 */
 int comm_size(void);
 int comm_local(void);				/* ranks on this machine, which share its memory */

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/comm.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/plain.h"
@@ -42,7 +43,9 @@ static struct {
 
 bool human(void)
 {
-	return !forced_json && (forced_human || isatty(STDOUT_FILENO));
+	if (forced_json || forced_human)
+		return !forced_json;
+	return isatty(STDOUT_FILENO) && !comm_launched();
 }
 
 /* ---- cells ---- */

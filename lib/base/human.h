@@ -5,10 +5,11 @@
  *	human_table("step", "step loss lr *");	(records of this type are rows of a table)
  *	human_put(record, &e);			(in place of json_put(stdout, record, &e))
  *
- * People read stdout when it is a terminal; -H and --json force one or the other. For people a
- * record is a page: its type, then a line for each key. An object in it is indented, or, where it
- * holds several flat objects, a table with a column for each. Columns are as wide as what is in
- * them. Text may come from files of strangers and passes through plain.h.
+ * People read stdout when it is a terminal and no launcher reads it for them (mpirun gives its
+ * ranks terminals of their own); -H and --json force one or the other. For people a record is a
+ * page: its type, then a line for each key. An object in it is indented, or, where it holds several
+ * flat objects, a table with a column for each. Columns are as wide as what is in them. Text may
+ * come from files of strangers and passes through plain.h.
  */
 #ifndef CHR_HUMAN_H
 #define CHR_HUMAN_H
