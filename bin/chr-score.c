@@ -319,9 +319,9 @@ static void write_dump(void)
 	st_writer_data(w, probs, Ls * R * E * 4, &se);
 	if (look)
 		st_writer_data(w, d.look, R * (uint64_t)config_lookahead_rows(c) * 4, &se);
+	free(probs);
 	if (st_writer_finish(w, &se) < 0)
 		err_die(se.code == ST_EOPEN ? EX_CANTCREAT : EX_IOERR, "%s: %s", o.dump, se.msg);
-	free(probs);
 }
 
 static void setup(void)

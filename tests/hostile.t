@@ -153,8 +153,8 @@ for command in "chr-pack -q -m model -o no pipe" "chr-score -q -m model pipe" "c
 	pid=$!
 	sleep 0.7
 	kill -TERM $pid 2> noise
-	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-		kill -0 $pid 2> /dev/null || break
+	tenths=0		# a trainer writes a checkpoint first
+	while kill -0 $pid 2> /dev/null && [ $((tenths += 1)) -lt 150 ]; do
 		sleep 0.1
 	done
 	kill -KILL $pid 2> /dev/null
