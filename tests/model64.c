@@ -180,6 +180,9 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	"\"intermediate_size\": 14, \"max_position_embeddings\": 64, \"rope_theta\": 100.0"
 #define EXPERTS ", \"num_local_experts\": 5, \"num_experts_per_tok\": 2"
 
+#define DEEPSEEK ", \"n_routed_experts\": 6, \"num_experts_per_tok\": 2," \
+	"\"moe_intermediate_size\": 10, \"n_shared_experts\": 2"
+
 static void check_families(void)
 {
 	check_config("llama, llama3 positions, biases", "{\"model_type\": \"llama\", " PUBLISHED
@@ -198,6 +201,16 @@ static void check_families(void)
 	check_config("qwen2_moe", "{\"model_type\": \"qwen2_moe\", " PUBLISHED EXPERTS
 	    ", \"moe_intermediate_size\": 10, \"shared_expert_intermediate_size\": 9,"
 	    "\"decoder_sparse_step\": 2}", 0, 0, false);
+	check_config("dots1", "{\"model_type\": \"dots1\", " PUBLISHED DEEPSEEK ", \"n_group\": 2,"
+	    "\"topk_group\": 1, \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5,"
+	    "\"first_k_dense_replace\": 1}", 0, 0, false);
+	check_config("dots1, weights as they are, experts given", "{\"model_type\": \"dots1\", "
+	    PUBLISHED DEEPSEEK ", \"routed_scaling_factor\": 1.5}", 0, 0.3, true);
+	check_config("glm4_moe", "{\"model_type\": \"glm4_moe\", " PUBLISHED DEEPSEEK
+	    ", \"attention_bias\": true, \"use_qk_norm\": true, \"lookahead_steps\": 1,"
+	    "\"partial_rotary_factor\": 0.67}", 0, 0, false);
+	check_config("minimax_m2", "{\"model_type\": \"minimax_m2\", " PUBLISHED EXPERTS
+	    ", \"rotary_dim\": 4}", 0, 0, false);
 	check_config("qwen2_moe, misses", "{\"model_type\": \"qwen2_moe\", " PUBLISHED EXPERTS
 	    ", \"moe_intermediate_size\": 10, \"shared_expert_intermediate_size\": 9}", 0, 0.4,
 	    false);

@@ -230,40 +230,85 @@ static void test_swiglu(void)
 	check(&s, "sigmoid", x.g, dg, n);
 }
 
-/* Loss of routing: seed . probs + wseed . weights. */
-struct route { real *z, *p, *w, *both; int32_t *ids; int n, E, K; bool norm; };
+/* Loss of routing: seed . shares + wseed . weights, with the choice held still. */
+struct route { struct route_args a; real *z, *both; };
 static void route_f(void *c)
 {
 	struct route *x = c;
+	struct route_args *a = &x->a;
+	int32_t ids[64];
 
-	memcpy(x->p, x->z, (size_t)(x->n * x->E) * sizeof(real));
-	be->route(be, x->p, x->ids, x->w, x->n, x->E, x->K, x->norm);
-	memcpy(x->both, x->p, (size_t)(x->n * x->E) * sizeof(real));
-	memcpy(x->both + x->n * x->E, x->w, (size_t)(x->n * x->K) * sizeof(real));
+	memcpy(ids, a->ids, (size_t)(a->n * a->K) * sizeof(*ids));
+	memcpy(a->probs, x->z, (size_t)(a->n * a->E) * sizeof(real));
+	be->route(be, a);
+	if (a->dlogits) {		/* differences: the choice stays */
+		memcpy(a->ids, ids, (size_t)(a->n * a->K) * sizeof(*ids));
+		be->route_weights(be, a);
+	}
+	memcpy(x->both, a->probs, (size_t)(a->n * a->E) * sizeof(real));
+	memcpy(x->both + a->n * a->E, a->weights, (size_t)(a->n * a->K) * sizeof(real));
 }
 
-static void test_route(bool norm)
+static void test_route(const char *name, struct router r, bool bias)
 {
-	int n = 9, E = 7, K = 3;
-	struct route x = { randoms(n * E), randoms(n * E), randoms(n * K), randoms(n * (E + K)),
-		zeros(n * K, sizeof(int32_t)), n, E, K, norm };
-	real *seed = randoms(n * (E + K)), *dz = randoms(n * E);
+	int n = 9, E = 8, K = 3;
+	real *seed = randoms(n * (E + K));
+	struct route x = { { &r, n, E, K, bias ? randoms(E) : NULL, randoms(n * E), randoms(n),
+	    zeros(n * K, sizeof(int32_t)), randoms(n * K), seed + n * E, seed, NULL },
+	    randoms(n * E),
+	    randoms(n * (E + K)) };
 	struct op o = { route_f, &x, x.both, seed, n * (E + K) };
+
+	route_f(&x);
+	x.a.dlogits = randoms(n * E);
+	be->route_back(be, &x.a);
+	check(&o, name, x.z, x.a.dlogits, n * E);
+}
+
+static void test_ties(void)
+{
+	struct router r = { .scale = 1 };
+	real p[2 * 7], w[2 * 3];
+	int32_t ids[2 * 3];
 	int good = 1;
 
-	route_f(&x);
-	be->route_back(be, dz, seed + n * E, seed, x.p, x.ids, x.w, n, E, K, norm);
-	check(&o, norm ? "routing, normalised weights" : "routing, plain weights", x.z, dz, n * E);
-	for (int i = 0; i < n * E; i++)
-		x.z[i] = i % 2;		/* ties: lowest ids first, chosen ones descending */
-	route_f(&x);
-	for (int i = 0; i < n; i++) {
-		int first = i * E % 2 == 0;
-
-		for (int k = 0; k < K; k++)
-			good &= x.ids[i * K + k] == first + 2 * k;
-	}
+	for (int i = 0; i < 2 * 7; i++)
+		p[i] = i % 2;		/* ties: lowest ids first, chosen ones descending */
+	be->route(be, &(struct route_args){ .r = &r, .n = 2, .E = 7, .K = 3, .probs = p, .ids = ids,
+	    .weights = w });
+	for (int i = 0; i < 2; i++)
+		for (int k = 0; k < 3; k++)
+			good &= ids[i * 3 + k] == (i * 7 % 2 == 0) + 2 * k;
 	ok(good, "routing breaks ties to the lowest id");
+}
+
+/* Groups and biases against choices worked out by hand. */
+static void test_choices(void)
+{
+	struct router two = { .sigmoid = true, .groups = 4, .kept = 2, .scale = 1 };
+	struct router one = { .groups = 4, .kept = 1, .scale = 2 };
+	/* best two together: groups 0 (0 + 3) and 2 (2 + 2), though 3 has the second best expert */
+	real z[8] = { 0, 3, -1, -1, 2, 2, 2.5, -9 }, p[8], w[3], bias[8] = { 0 };
+	int32_t ids[3];
+	struct route_args a = { .r = &two, .n = 1, .E = 8, .K = 3, .probs = p, .ids = ids,
+	    .weights = w };
+
+	memcpy(p, z, sizeof(z));
+	be->route(be, &a);
+	ok(ids[0] == 1 && ids[1] == 4 && ids[2] == 5, "groups by their best two");
+	ok(fabs(w[0] - 1 / (1 + exp(-3))) < 1e-6, "weights are scores");
+	a.bias = bias;
+	bias[2] = 5;
+	memcpy(p, z, sizeof(z));
+	be->route(be, &a);
+	ok(ids[0] == 2 && fabs(w[0] - 1 / (1 + exp(1))) < 1e-6,
+	    "a bias counts for the choice only");
+	a = (struct route_args){ .r = &one, .n = 1, .E = 8, .K = 2, .probs = p, .ids = ids,
+	    .weights = w };
+	memcpy(p, z, sizeof(z));
+	be->route(be, &a);
+	ok(ids[0] == 1 && ids[1] == 0 && fabs(w[0] - 2 * p[1]) < 1e-6,
+	    "groups by their best, scaled");
 }
 
 struct lp { real *z, *tmp, *logp; int32_t *target; int n, V; };
@@ -418,8 +463,17 @@ int main(void)
 	test_attn("window", 11, 3, 0);
 	test_attn("several tiles, window, dropout", 71, 40, 0.3);
 	test_swiglu();
-	test_route(true);
-	test_route(false);
+	test_route("routing, plain weights", (struct router){ .scale = 1 }, false);
+	test_route("routing, normalised weights", (struct router){ .renormalised = true,
+	    .scale = 1 },
+	    false);
+	test_route("routing, floor, bias", (struct router){ .renormalised = true, .scale = 1.5,
+	    .floor = 0.4 }, true);
+	test_route("sigmoid routing", (struct router){ .sigmoid = true, .scale = 1.5 }, false);
+	test_route("sigmoid routing, bias, groups", (struct router){ .sigmoid = true,
+	    .renormalised = true, .groups = 4, .kept = 2, .scale = 2.5 }, true);
+	test_ties();
+	test_choices();
 	test_logprob();
 	test_diverge(DIVERGE_FORWARD, "forward KL");
 	test_diverge(DIVERGE_REVERSE, "reverse KL");

@@ -7,8 +7,14 @@
 
 #include "arch/config.h"
 
-static const struct arch *const families[] = { &arch_chronos, &arch_llama, &arch_mixtral,
-	&arch_olmoe, &arch_qwen2, &arch_qwen2_moe, &arch_qwen3, &arch_qwen3_moe };
+/* One a file. */
+#define FAMILIES(F) F(chronos) F(dots1) F(glm4_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
+	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_moe)
+#define DECLARE(name) extern const struct arch arch_##name;
+#define ADDRESS(name) &arch_##name,
+
+FAMILIES(DECLARE)
+static const struct arch *const families[] = { FAMILIES(ADDRESS) };
 #define NFAMILIES (sizeof families / sizeof *families)
 
 static struct opt_list ignored;

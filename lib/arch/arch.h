@@ -44,8 +44,7 @@ struct arch {
 	int (*read)(struct config *c, const struct keys *k);	/* after the plain values */
 };
 
-extern const struct arch arch_chronos, arch_llama, arch_mixtral, arch_olmoe, arch_qwen2,
-    arch_qwen2_moe, arch_qwen3, arch_qwen3_moe;
+extern const struct arch arch_chronos;	/* of a config that names no family */
 
 /* The family of a config, by model_type, else by architectures; NULL with EX_DATAERR when it is
  * none of these. */

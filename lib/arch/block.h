@@ -12,6 +12,7 @@
 #include <stdbool.h>
 
 #include "arch/rope.h"
+#include "backend/router.h"
 
 enum attn_kind {
 	ATTN_FULL,		/* grouped queries, all positions before */
@@ -35,7 +36,8 @@ struct block {
 
 	bool sparse;		/* routed experts; else one dense MLP */
 	int width;		/* F of a routed expert, or that of the dense MLP */
-	bool renormalised;	/* the weights of the chosen experts are divided by their sum */
+	struct router router;
+	bool router_bias;	/* added to the scores for the choice only */
 	int shared;		/* shared experts, that every token passes */
 	int shared_width;	/* F of one of them */
 	bool shared_gate;	/* their output is multiplied by sigmoid(x . gate) */

@@ -229,7 +229,7 @@ static void fill_block(const struct config *c, struct block *b, bool published)
 		b->nope = c->head_dim - c->rope_dim;
 	}
 	b->width = b->sparse ? c->moe_intermediate_size : c->intermediate_size;
-	b->renormalised = c->norm_topk_prob;
+	b->router = (struct router){ .renormalised = c->norm_topk_prob, .scale = 1 };
 	b->shared = b->sparse ? c->num_shared_experts : 0;
 	b->shared_width = c->moe_intermediate_size;
 }

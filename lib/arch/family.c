@@ -190,6 +190,8 @@ static int rope_check(const struct keys *k, const char *key, const json_t *o)
 	json_object_foreach((json_t *)o, name, v) {
 		size_t i = 0;
 
+		if (strcmp(name, "partial_rotary_factor") == 0 && arch_knows(k->arch, name))
+			continue;
 		while (i < sizeof known / sizeof *known && strcmp(known[i], name) != 0)
 			i++;
 		snprintf(shown, sizeof shown, "%s.%s", key, name);
@@ -271,7 +273,8 @@ int family_begin(struct config *c, const struct keys *k)
 	c->lookahead_per_layer = c->format == 2;
 	if (c->intermediate_size < 1)
 		return keys_bad(k, "intermediate_size", "must be at least 1");
-	if (family_heads(c, k) < 0 || family_rope(c, k, c->head_dim) < 0)
+	if (family_heads(c, k) < 0 || family_rope(c, k, c->rope_dim ? c->rope_dim
+	    : c->head_dim) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		c->block[l].rope = c->rope;
@@ -316,18 +319,32 @@ int family_windows(struct config *c, const struct keys *k, const bool *wanted)
 	return 0;
 }
 
-int family_late_windows(struct config *c, const struct keys *k)
+int family_late_windows(struct config *c, const struct keys *k, bool slide, int from)
 {
 	const json_t *v = keys_get(k, "max_window_layers");
-	bool slide = false, wanted[CFG_MAX_LAYERS];
-	int from = 28;		/* as in transformers */
+	bool wanted[CFG_MAX_LAYERS];
 
-	if (keys_bool(k, "use_sliding_window", false, &slide) < 0 ||
-	    (v && keys_int(k, "max_window_layers", v, 0, INT_MAX, &from) < 0))
+	if (v && keys_int(k, "max_window_layers", v, 0, INT_MAX, &from) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		wanted[l] = slide && l >= from && keys_get(k, "sliding_window");
 	return family_windows(c, k, wanted);
+}
+
+int family_partial(struct config *c, const struct keys *k, double factor)
+{
+	const json_t *v = keys_get(k, "partial_rotary_factor"), *o = keys_get(k, "rope_parameters");
+
+	if (family_heads(c, k) < 0 ||
+	    (v && keys_real(k, "partial_rotary_factor", v, 1e-3, 1, &factor) < 0) ||
+	    (json_is_object(o) && rope_real(k, "rope_parameters", o, "partial_rotary_factor", 1e-3,
+	    1,
+	    &factor) < 0))
+		return -1;
+	c->rope_dim = (int)(c->head_dim * factor);
+	return c->rope_dim >= 2 && c->rope_dim % 2 == 0 ? 0 :
+	    keys_bad(k, "partial_rotary_factor", "%d elements of a head cannot turn in pairs",
+	    c->rope_dim);
 }
 
 int family_experts(struct config *c, const struct keys *k)
@@ -338,7 +355,57 @@ int family_experts(struct config *c, const struct keys *k)
 		if (!b->sparse)
 			continue;
 		b->width = c->moe_intermediate_size;
-		b->renormalised = c->norm_topk_prob;
+		b->router.renormalised = c->norm_topk_prob;
+		if (b->router.scale == 0)
+			b->router.scale = 1;
 	}
 	return family_sparse_done(c, k);
+}
+
+const struct key_alias family_deepseek_aliases[] = {
+	{ "num_experts", "n_routed_experts" }, { 0 }
+};
+
+/* An integer key; absent: as it was. */
+static int count(const struct keys *k, const char *key, int lo, int *x)
+{
+	const json_t *v = keys_get(k, key);
+
+	return v ? keys_int(k, key, v, lo, 1 << 20, x) : 0;
+}
+
+static int check_groups(const struct config *c, const struct keys *k,
+    const struct family_deepseek *d)
+{
+	if (d->groups > 1 && (c->num_experts % d->groups || c->num_experts / d->groups < 2))
+		return keys_bad(k, "n_group", "%d groups of %d experts", d->groups, c->num_experts);
+	if (d->kept > d->groups || c->num_experts / d->groups * d->kept < c->num_experts_per_tok)
+		return keys_bad(k, "topk_group", "%d of %d groups for %d experts a token", d->kept,
+		    d->groups, c->num_experts_per_tok);
+	return 0;
+}
+
+int family_deepseek_experts(struct config *c, const struct keys *k, struct family_deepseek d)
+{
+	const json_t *v = keys_get(k, "routed_scaling_factor");
+
+	if (count(k, "first_k_dense_replace", 0, &d.first_dense) < 0 ||
+	    count(k, "n_shared_experts", 0, &d.shared) < 0 || count(k, "n_group", 1,
+	    &d.groups) < 0 ||
+	    count(k, "topk_group", 1, &d.kept) < 0 ||
+	    (v && keys_real(k, "routed_scaling_factor", v, 1e-6, 1e6, &d.factor) < 0) ||
+	    check_groups(c, k, &d) < 0)
+		return -1;
+	c->num_shared_experts = d.shared > 0;
+	for (int l = d.first_dense; l < c->num_hidden_layers; l++) {
+		struct block *b = &c->block[l];
+
+		b->sparse = true;
+		b->router = (struct router){ .sigmoid = true, .groups = d.groups, .kept = d.kept,
+		    .scale = d.factor };
+		b->router_bias = true;
+		b->shared = d.shared > 0;
+		b->shared_width = d.shared * c->moe_intermediate_size;
+	}
+	return family_experts(c, k);
 }

@@ -4,6 +4,7 @@
 #ifndef CHR_FAMILY_H
 #define CHR_FAMILY_H
 
+#include "arch/arch.h"
 #include "arch/config.h"
 #include "arch/keys.h"
 
@@ -23,8 +24,29 @@ int family_attention_bias(struct config *c, const struct keys *k);
 /* The windows of layers: layer_types where it is there, else wanted[l]; `window` is their width,
  * NULL where the config has none. */
 int family_windows(struct config *c, const struct keys *k, const bool *wanted);
-/* use_sliding_window, for the layers from max_window_layers on (Qwen). */
-int family_late_windows(struct config *c, const struct keys *k);
+/* Windows for the layers from max_window_layers on; slide: whether there are any where layer_types
+ * is absent. */
+int family_late_windows(struct config *c, const struct keys *k, bool slide, int from);
+/* partial_rotary_factor, of the rotary object or by itself: how much of a head turns. Before
+ * family_begin(). */
+int family_partial(struct config *c, const struct keys *k, double factor);
+
+/* The experts of DeepSeek-V3 and those after it: scores by sigmoid, a bias for the choice, groups,
+ * a factor, shared experts as one wide one, dense layers first. What the family means by absent
+ * keys: */
+struct family_deepseek {
+	int first_dense, shared, groups, kept;
+	double factor;
+};
+int family_deepseek_experts(struct config *c, const struct keys *k, struct family_deepseek d);
+/* Keys that it reads, for lists of them, and its aliases and names of tensors. */
+#define FAMILY_DEEPSEEK_READS "first_k_dense_replace", "n_shared_experts", "n_group", \
+	"topk_group", "routed_scaling_factor"
+#define FAMILY_DEEPSEEK_NAMES \
+	{ P_SH_GATE, "model.layers.%d.mlp.shared_experts.gate_proj.weight" }, \
+	{ P_SH_UP, "model.layers.%d.mlp.shared_experts.up_proj.weight" }, \
+	{ P_SH_DOWN, "model.layers.%d.mlp.shared_experts.down_proj.weight" }
+extern const struct key_alias family_deepseek_aliases[];
 /* All layers that are sparse get experts of moe_intermediate_size; ends the reading of a family
  * with experts. */
 int family_experts(struct config *c, const struct keys *k);

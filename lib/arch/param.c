@@ -48,6 +48,8 @@ const struct param_class param_class[P_KINDS] = {
 	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_Q, PRODUCT },
 	[P_O_BIAS] = { ATTN "o_proj.bias", WHEN_O_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
 	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
+	[P_GATE_BIAS] = { MLP "gate.e_score_correction_bias", WHEN_ROUTER_BIAS, DIM_E, DIM_NONE,
+	    PARAM_BIAS },
 	[P_EXP_GATE] = { MLP "experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
 	[P_EXP_UP] = { MLP "experts.%d.up_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
 	[P_EXP_DOWN] = { MLP "experts.%d.down_proj.weight", WHEN_SPARSE, DIM_D, DIM_F, EXPERT },
@@ -110,6 +112,7 @@ static bool present(const struct config *c, const struct block *b, enum param_wh
 	case WHEN_QK_NORM: return !mla && b->qk_norm != QK_NORM_NONE;
 	case WHEN_MLA: return mla;
 	case WHEN_SPARSE: return b->sparse;
+	case WHEN_ROUTER_BIAS: return b->sparse && b->router_bias;
 	case WHEN_SHARED_GATE: return b->sparse && b->shared_gate;
 	case WHEN_DENSE: return !b->sparse;
 	}

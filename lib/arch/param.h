@@ -22,7 +22,7 @@ enum param_kind {
 	P_QNOPE, P_QROPE, P_QNOPE_NORM, P_QROPE_NORM, P_KVDOWN, P_KVDOWN_NORM, P_KNOPE, P_KROPE,
 	P_MLA_V,
 	P_O, P_O_BIAS,						/* of any attention */
-	P_GATE,							/* router (E, D) */
+	P_GATE, P_GATE_BIAS,					/* router (E, D), (E) */
 	P_EXP_GATE, P_EXP_UP, P_EXP_DOWN,			/* routed experts */
 	P_SH_GATE, P_SH_UP, P_SH_DOWN,				/* shared experts */
 	/* gate of the shared expert (1, D) */
@@ -62,7 +62,7 @@ enum param_dim {
 enum param_when {
 	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_GQA, WHEN_QKV_BIAS, WHEN_O_BIAS, WHEN_QK_NORM,
 	WHEN_MLA, WHEN_SPARSE,
-	WHEN_SHARED_GATE, WHEN_DENSE
+	WHEN_ROUTER_BIAS, 	WHEN_SHARED_GATE, WHEN_DENSE
 };
 
 struct param_class {

@@ -11,11 +11,13 @@ static const struct key_off ignores[] = {
 
 static int read(struct config *c, const struct keys *k)
 {
-	if (family_begin(c, k) < 0)
+	bool slide = false;
+
+	if (keys_bool(k, "use_sliding_window", false, &slide) < 0 || family_begin(c, k) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		c->block[l].qkv_bias = true;
-	return family_late_windows(c, k);
+	return family_late_windows(c, k, slide, 28);
 }
 
 static const char *const architectures[] = { "Qwen2ForCausalLM", NULL };

@@ -22,6 +22,7 @@
 #include "base/err.h"
 #include "backend/kv.h"
 #include "base/real.h"
+#include "backend/router.h"
 #include "backend/tensor.h"
 
 enum gemm_kind {
@@ -102,6 +103,22 @@ struct attn_cached_args {
 	int G2, dk2;
 	const dev_real *q2; int64_t ldq2;		/* (n, H*dk2) */
 	const void *const *k2cache;		/* (n) G2 heads of dk2 values */
+};
+
+struct route_args {
+	const struct router *r;
+	int64_t n;
+	int E, K;
+	/* (E) added to the scores for the choice only; NULL: none */
+	const dev_real *bias;
+	/* (n, E) route: logits in; shares of the scores, that sum to 1, out */
+	dev_real *probs;
+	dev_real *sums;			/* (n) with sigmoid scores, their sums; NULL: not kept */
+	dev_i32 *ids;			/* (n, K) */
+	dev_real *weights;		/* (n, K) */
+	/* back */
+	const dev_real *dweights, *dprobs;	/* (n, K); (n, E), may be NULL */
+	dev_real *dlogits;		/* (n, E) overwritten */
 };
 
 enum diverge_kind {

@@ -69,17 +69,12 @@ ROW(void, swiglu, (const struct backend *be, dev_real *y, const dev_real *g, con
 ROW(void, swiglu_back, (const struct backend *be, dev_real *dg, dev_real *du, const dev_real *dy,
     const dev_real *g, const dev_real *u, int64_t n))
 
-/* Rows of router logits (n,E) -> softmax probs (n,E, in place), K best ids (descending; ties:
- * lowest id) and weights (n,K) = prob, divided by their sum + 1e-20 when norm. */
-ROW(void, route, (const struct backend *be, dev_real *logits, dev_i32 *ids, dev_real *weights,
-    int64_t n, int E, int K, bool norm))
+/* Rows of router logits -> shares, K best ids (descending; ties: lowest id) and weights. */
+ROW(void, route, (const struct backend *be, const struct route_args *a))
 /* The weights that route would give a choice made elsewhere. */
-ROW(void, route_weights, (const struct backend *be, dev_real *weights, const dev_real *probs,
-    const dev_i32 *ids, int64_t n, int E, int K, bool norm))
-/* dlogits (n,E, overwritten) from dweights (n,K) and dprobs (n,E; may be NULL) */
-ROW(void, route_back, (const struct backend *be, dev_real *dlogits, const dev_real *dweights,
-    const dev_real *dprobs, const dev_real *probs, const dev_i32 *ids, const dev_real *weights,
-    int64_t n, int E, int K, bool norm))
+ROW(void, route_weights, (const struct backend *be, const struct route_args *a))
+/* dlogits from dweights and dprobs */
+ROW(void, route_back, (const struct backend *be, const struct route_args *a))
 
 /* dst[i] = src[rows[i]] */
 ROW(void, gather, (const struct backend *be, dev_real *dst, const dev_real *src,

@@ -63,7 +63,7 @@ void bias_route(struct engine *g, int l)
 		for (int k = 0; k < K; k++)
 			sum += prob[ids[k]];
 		for (int k = 0; k < K; k++)
-			weight[k] = g->cfg->block[l].renormalised ? prob[ids[k]] / sum
+			weight[k] = g->cfg->block[l].router.renormalised ? prob[ids[k]] / sum
 			    : prob[ids[k]];
 	}
 }

@@ -31,6 +31,7 @@ struct layer {
 	const dev_real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
 	const dev_real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
 	const dev_real *gate;			/* (E, D) router */
+	const dev_real *router_bias;		/* (E), or NULL */
 	const dev_real *shared_gate;		/* (D) */
 	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense
 						   layer */

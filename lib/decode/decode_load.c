@@ -186,6 +186,17 @@ int64_t engine_program(void)
 	return mem_program(0) + pool_threads() * THREAD_BYTES;
 }
 
+/* Are all choices by probability, and weights in proportion to it? */
+static bool plain_routers(const struct config *c)
+{
+	bool plain = true;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		plain &= !c->block[l].sparse ||
+		    (router_plain(&c->block[l].router) && !c->block[l].router_bias);
+	return plain;
+}
+
 /* Opens the directory and adds up every byte the engine will hold, and what the process holds
  * already. */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
@@ -203,6 +214,8 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
 		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared "
 		    "experts", dir);
+	if (o->route_bias > 0 && !plain_routers(g->cfg))
+		return err_set(e, EX_USAGE, "%s: --route-bias needs routers by softmax alone", dir);
 	if ((dense = dense_bytes(g, e)) < 0)
 		return -1;
 	look0 = params_get(g->par, P_LOOK0, -1, -1);
@@ -329,7 +342,8 @@ static const struct where {
 	[P_KVDOWN] = MAT(kv_down), [P_KVDOWN_NORM] = VEC(kv_down_norm),
 	[P_KNOPE] = VEC(k_nope_t), [P_KROPE] = VEC(k_rope), [P_MLA_V] = VEC(mla_v),
 	[P_Q_BIAS] = VEC(q_bias), [P_K_BIAS] = VEC(k_bias), [P_V_BIAS] = VEC(v_bias),
-	[P_O_BIAS] = VEC(o_bias), [P_GATE] = VEC(gate), [P_SH_SIGMOID] = VEC(shared_gate),
+	[P_O_BIAS] = VEC(o_bias), [P_GATE] = VEC(gate),
+	[P_GATE_BIAS] = VEC(router_bias), [P_SH_SIGMOID] = VEC(shared_gate),
 #undef MAT
 #undef VEC
 };

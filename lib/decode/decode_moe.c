@@ -193,9 +193,9 @@ static void choose(struct engine *g, int l)
 	router(g, l, s->x, s->router);
 	if (asked(g, SRC_CONTROL))
 		hear(g, SRC_CONTROL, l, s->x);
-	g->be->route(g->be, s->router, s->ids, s->weight, g->rows, c->num_experts,
-	    c->num_experts_per_tok,
-	    c->block[l].renormalised);
+	g->be->route(g->be, &(struct route_args){ .r = &c->block[l].router, .n = g->rows,
+	    .E = c->num_experts, .K = c->num_experts_per_tok, .bias = g->layer[l].router_bias,
+	    .probs = s->router, .ids = s->ids, .weights = s->weight });
 	pull(g, t->ids, s->ids, n * sizeof *t->ids);
 	pull(g, t->weight, s->weight, n * sizeof *t->weight);
 }

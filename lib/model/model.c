@@ -81,6 +81,7 @@ static void layout_mlp(struct layout *x, struct layer_act *a, const struct confi
 		return;
 	}
 	a->weights = take_real(x, "router", R * K);
+	a->rsum = take_real(x, "router", b->router.sigmoid ? R : 0);
 	a->slot = take_ids(x, "router", R * K);
 	a->order = take_ids(x, "router", R * K);
 	a->rows = take_ids(x, "router", R * K);
@@ -151,7 +152,7 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 			else {
 				struct layer_act *f = &a[first_mlp[s]];
 
-				b->weights = f->weights, b->slot = f->slot, b->order = f->order,
+				b->rsum = f->rsum, b->weights = f->weights, b->slot = f->slot, b->order = f->order,
 				    b->rows = f->rows;
 				b->miss = f->miss, b->miss_row = f->miss_row;
 				b->first = f->first, b->eg = f->eg, b->eu = f->eu, b->sg = f->sg,

@@ -21,6 +21,7 @@ struct layer_act {
 	dev_real *mid;		/* (R, D) after attention */
 	dev_real *n2, *rstd2;	/* (R, D) MLP input */
 	dev_real *weights;		/* (R, K) */
+	dev_real *rsum;		/* (R) sums of sigmoid scores */
 	dev_i32 *slot;		/* (R, K) place in expert order, -1: expert missing */
 	dev_i32 *order, *rows;	/* (R*K) which (row, k) a slot is, and its row */
 	int32_t *first;		/* host (E+1): slots of expert e are first[e]..first[e+1]-1 */

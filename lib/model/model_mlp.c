@@ -133,14 +133,28 @@ static void shared_coef(struct model *m, struct layer_act *x)
 		m->be->combine(m->be, x->scoef, x->weights, x->miss, NULL, a->R, K, 1);
 }
 
+/* The router of layer l on the rows of this batch: what forward and backward have in common. */
+static struct route_args route_args(const struct model *m, int l)
+{
+	const struct config *c = &m->cfg;
+	const struct model_act *a = m->act;
+	const struct layer_act *x = &a->layer[l];
+	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok;
+
+	return (struct route_args){ .r = &c->block[l].router, .n = a->R, .E = (int)E, .K = (int)K,
+	    .bias = c->block[l].router_bias ? model_w(m, P_GATE_BIAS, l, -1) : NULL,
+	    .probs = m->probs + s * a->R * E, .sums = x->rsum, .ids = m->topk + s * a->R * K,
+	    .weights = x->weights };
+}
+
 /* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The
  * gradient goes through the weights as always. (R3, arXiv:2510.11370: training must use the
  * experts that sampling used.) */
-static void replay(struct model *m, int l, struct layer_act *x, const dev_real *probs,
-    dev_i32 *ids)
+static void replay(struct model *m, int l, dev_i32 *ids)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
+	struct route_args args = route_args(m, l);
 	int K = c->num_experts_per_tok;
 	const int32_t *given = a->fo.replay + (int64_t)model_sparse_index(c, l) * a->R * K;
 
@@ -152,8 +166,7 @@ static void replay(struct model *m, int l, struct layer_act *x, const dev_real *
 		memcpy(a->hid + r * K, given, (size_t)K * sizeof(*given));
 	}
 	m->be->put(m->be, ids, a->hid, (size_t)(a->R * K) * sizeof(*ids));
-	m->be->route_weights(m->be, x->weights, probs, ids, a->R, c->num_experts, K,
-	    c->block[l].renormalised);
+	m->be->route_weights(m->be, &args);
 }
 
 /* The router of the next sparse layer, or NULL where none is to be foreseen from this one. *at:
@@ -175,15 +188,13 @@ static void route(struct model *m, int l, struct layer_act *x)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
-	int s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok,
-	    D = c->hidden_size;
-	dev_real *probs = m->probs + (int64_t)s * a->R * E;
-	dev_i32 *ids = m->topk + (int64_t)s * a->R * K;
+	int E = c->num_experts, K = c->num_experts_per_tok, D = c->hidden_size;
+	struct route_args args = route_args(m, l);
 	uint8_t avail[E];
 	int64_t at = 0;
 	const struct param *next = foreseen(m, l, &at);
 	struct gemm_job logits[2] = {
-		{ probs, E, x->n2, D, model_w(m, P_GATE, l, -1), D, DT_REAL, a->R, E, D, 0 },
+		{ args.probs, E, x->n2, D, model_w(m, P_GATE, l, -1), D, DT_REAL, a->R, E, D, 0 },
 		{ next ? m->ahead + at : NULL, E, x->n2, D, next ? m->w + next->off : NULL, D,
 		    DT_REAL, a->R, E, D, 0 },
 	};
@@ -191,10 +202,10 @@ static void route(struct model *m, int l, struct layer_act *x)
 	/* In FP32 always: a rounded score can change the choice (Switch Transformers,
 	 * arXiv:2101.03961, section 2.4). */
 	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
-	m->be->route(m->be, probs, ids, x->weights, a->R, E, K, c->block[l].renormalised);
-	m->be->get(m->be, a->hid, ids, (size_t)(a->R * K) * 4);
+	m->be->route(m->be, &args);
+	m->be->get(m->be, a->hid, args.ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
-		replay(m, l, x, probs, ids);
+		replay(m, l, args.ids);
 	draw_available(m, l, avail);
 	place_slots(m, x, a->hid, avail);
 	shared_coef(m, x);
@@ -468,12 +479,14 @@ static void router_back(struct model *m, int l, struct layer_act *x)
 {
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
-	int64_t s = model_sparse_index(c, l), E = c->num_experts, K = c->num_experts_per_tok, at;
+	int64_t E = c->num_experts, at;
 	const struct param *next = foreseen(m, l, &at);
+	struct route_args args = route_args(m, l);
 
-	m->be->route_back(m->be, a->t1, a->dw, m->dprobs + s * a->R * E, m->probs + s * a->R * E,
-	    m->topk + s * a->R * K, x->weights,
-	    a->R, (int)E, (int)K, c->block[l].renormalised);
+	args.dweights = a->dw;
+	args.dprobs = m->dprobs + (args.probs - m->probs);
+	args.dlogits = a->t1;
+	m->be->route_back(m->be, &args);
 	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2,
 	    model_w(m, P_GATE, l, -1), (int)E,
 	    c->hidden_size);

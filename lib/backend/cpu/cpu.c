@@ -469,95 +469,6 @@ static void swiglu_back(CPU, real *dg, real *du, const real *dy, const real *g, 
 	pool_for(n, 16384, swiglu_back_rows, &c);
 }
 
-static void weigh(real *w, const real *p, const int32_t *ids, int K, bool norm)
-{
-	real sum = 0;
-
-	for (int k = 0; k < K; k++)
-		sum += w[k] = p[ids[k]];
-	for (int k = 0; norm && k < K; k++)
-		w[k] /= sum + (real)1e-20;
-}
-
-ROWS(route_rows)
-{
-	CTX;
-	int E = c->w, K = c->k;
-
-	cpu_kernels()->softmax(c->y + i0 * E, i1 - i0, E);
-	for (int64_t i = i0; i < i1; i++) {
-		topk_best(c->y + i * E, E, K, c->ids + i * K);
-		weigh(c->y2 + i * K, c->y + i * E, c->ids + i * K, K, c->flag);
-	}
-}
-
-static void route(CPU, real *logits, int32_t *ids, real *weights, int64_t n, int E, int K,
-    bool norm)
-{
-	struct rows_ctx c = { .y = logits, .y2 = weights, .ids = ids, .w = E, .k = K,
-	    .flag = norm };
-
-	cpu_kernels();
-	pool_for(n, grain(E * 8), route_rows, &c);
-}
-
-ROWS(route_weights_rows)
-{
-	CTX;
-	for (int64_t i = i0; i < i1; i++)
-		weigh(c->y + i * c->k, c->x + i * c->w, c->in + i * c->k, c->k, c->flag);
-}
-
-static void route_weights(CPU, real *weights, const real *probs, const int32_t *ids, int64_t n,
-    int E,
-    int K, bool norm)
-{
-	struct rows_ctx c = { .y = weights, .x = probs, .in = ids, .w = E, .k = K, .flag = norm };
-
-	pool_for(n, grain(E), route_weights_rows, &c);
-}
-
-/* dp = dprobs, plus dweights through the (normalised) choice; then the softmax. */
-ROWS(route_back_rows)
-{
-	CTX;
-	int E = c->w, K = c->k;
-
-	for (int64_t i = i0; i < i1; i++) {
-		real *d = c->y + i * E, dot = 0, sum = 0;
-		const real *dw = c->x + i * K, *p = c->x3 + i * E, *w = c->x4 + i * K;
-		const int32_t *ids = c->in + i * K;
-
-		if (c->x2)
-			memcpy(d, c->x2 + i * E, (size_t)E * sizeof(real));
-		else
-			memset(d, 0, (size_t)E * sizeof(real));
-		for (int k = 0; k < K; k++) {
-			sum += p[ids[k]];
-			dot += dw[k] * w[k];
-		}
-		for (int k = 0; k < K; k++)
-			d[ids[k]] += c->flag ? (dw[k] - dot) / (sum + (real)1e-20) : dw[k];
-		dot = 0;
-		for (int e = 0; e < E; e++)
-			dot += d[e] * p[e];
-		for (int e = 0; e < E; e++)
-			d[e] = p[e] * (d[e] - dot);
-	}
-}
-
-static void route_back(CPU, real *dlogits, const real *dweights, const real *dprobs,
-    const real *probs,
-    const int32_t *ids,
-    const real *weights, int64_t n, int E, int K, bool norm)
-{
-	struct rows_ctx c = { .y = dlogits, .x = dweights, .x2 = dprobs, .x3 = probs, .x4 = weights,
-	    .in = ids, .w = E,
-		.k = K, .flag = norm };
-
-	pool_for(n, grain(E * 8), route_back_rows, &c);
-}
-
 ROWS(gather_rows)
 {
 	CTX;
@@ -880,7 +791,7 @@ const struct backend backend_cpu = {
 	.qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope,
 	.copy2d = copy2d, .attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put,
 	.attn_cached = cpu_attn_cached, .swiglu = swiglu, .swiglu_back = swiglu_back,
-	.route = route, .route_weights = route_weights, .route_back = route_back,
+	.route = cpu_route, .route_weights = cpu_route_weights, .route_back = cpu_route_back,
 	.gather = gather, .gather_blocks = cpu_gather_blocks, .combine = combine,
 	.dot_rows = dot_rows, .scatter_add = scatter_add, .axpy = axpy, .scale = scale,
 	.scale_rows = scale_rows, .silu = silu, .sigmoid = sigmoid, .sigmoid_back = sigmoid_back,

@@ -22,6 +22,9 @@ void cpu_qgemm(CPU, const struct qgemm_job *jobs, int n);
 void cpu_qffn(CPU, const struct qffn_job *jobs, int n);
 /* of w.cols values each */
 void cpu_gather_blocks(CPU, real *dst, const struct mat *w, const int32_t *rows, int64_t n);
+void cpu_route(CPU, const struct route_args *a);			/* cpu_route.c */
+void cpu_route_weights(CPU, const struct route_args *a);
+void cpu_route_back(CPU, const struct route_args *a);
 void cpu_diverge(CPU, const struct diverge_args *a);			/* cpu_diverge.c */
 
 /* Scratch of the calling thread, one per thread: the next call may move it. Grows, never

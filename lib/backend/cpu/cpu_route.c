@@ -1,0 +1,203 @@
+/*
+ * cpu_route: routers (router.h): the choice of experts, its weights, and the way back.
+ *
+ * What is kept of a row is the share p of each score s in their sum S, so that statistics of
+ * routers mean the same whatever the score: of a softmax p = s and S = 1.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "backend/cpu/cpu.h"
+#include "backend/cpu/cpu_kernels.h"
+#include "base/pool.h"
+#include "base/topk.h"
+
+#define EPSILON ((real)1e-20)
+
+static real sum_of(const struct route_args *a, int64_t i)
+{
+	return a->r->sigmoid ? a->sums[i] : 1;
+}
+
+/* The chosen scores' sum, as weights are divided by it. */
+static real denominator(const struct router *r, real sum)
+{
+	return r->floor > 0 ? (real)fmax((double)sum, r->floor) : sum + EPSILON;
+}
+
+/* Weights of row i from its shares, of scores that sum to `all`. */
+static void weigh(const struct route_args *a, int64_t i, real all)
+{
+	real *w = a->weights + i * a->K, sum = 0;
+	const real *p = a->probs + i * a->E;
+	const int32_t *ids = a->ids + i * a->K;
+
+	for (int k = 0; k < a->K; k++)
+		sum += w[k] = a->r->sigmoid ? p[ids[k]] * all : p[ids[k]];
+	for (int k = 0; a->r->renormalised && k < a->K; k++)
+		w[k] /= denominator(a->r, sum);
+	for (int k = 0; a->r->scale != 1 && k < a->K; k++)
+		w[k] *= (real)a->r->scale;
+}
+
+/* What groups are chosen by. */
+static real group_score(const real *x, int n, bool two)
+{
+	real first = -INFINITY, second = -INFINITY;
+
+	for (int e = 0; e < n; e++)
+		if (x[e] > first) {
+			second = first;
+			first = x[e];
+		} else if (x[e] > second)
+			second = x[e];
+	return two ? first + second : first;
+}
+
+/* Scores of groups that are out become 0, as in transformers: a score below that, which a bias can
+ * make, is worse still. */
+static void keep_groups(const struct router *r, real *x, int E)
+{
+	int n = E / r->groups;
+	real score[r->groups];
+	int32_t best[r->groups];
+	bool in[r->groups];
+
+	memset(in, 0, sizeof(in));
+	for (int g = 0; g < r->groups; g++)
+		score[g] = group_score(x + g * n, n, r->sigmoid);
+	topk_best(score, r->groups, r->kept, best);
+	for (int g = 0; g < r->kept; g++)
+		in[best[g]] = true;
+	for (int e = 0; e < E; e++)
+		if (!in[e / n])
+			x[e] = 0;
+}
+
+static void choose(const struct route_args *a, int64_t i)
+{
+	const real *s = a->probs + i * a->E;
+	real by[a->E];
+
+	if (!a->bias && a->r->groups <= 1) {
+		topk_best(s, a->E, a->K, a->ids + i * a->K);
+		return;
+	}
+	for (int e = 0; e < a->E; e++)
+		by[e] = s[e] + (a->bias ? a->bias[e] : 0);
+	if (a->r->groups > 1)
+		keep_groups(a->r, by, a->E);
+	topk_best(by, a->E, a->K, a->ids + i * a->K);
+}
+
+/* Logits become scores; returns their sum. */
+static real sigmoids(real *z, int E)
+{
+	real sum = 0;
+
+	for (int e = 0; e < E; e++)
+		sum += z[e] = (real)(1 / (1 + exp(-(double)z[e])));
+	return sum;
+}
+
+static void route_rows(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	const struct route_args *a = ctx;
+
+	(void)worker;
+	if (!a->r->sigmoid)
+		cpu_kernels()->softmax(a->probs + i0 * a->E, i1 - i0, a->E);
+	for (int64_t i = i0; i < i1; i++) {
+		real *p = a->probs + i * a->E, all = a->r->sigmoid ? sigmoids(p, a->E) : 1;
+
+		choose(a, i);
+		for (int e = 0; a->r->sigmoid && e < a->E; e++)
+			p[e] /= all;
+		if (a->sums)
+			a->sums[i] = all;
+		weigh(a, i, all);
+	}
+}
+
+static int64_t grain(int w) { return w >= 16384 ? 1 : 16384 / (w > 0 ? w : 1); }
+
+void cpu_route(CPU, const struct route_args *a)
+{
+	cpu_kernels();
+	pool_for(a->n, grain(a->E * 8), route_rows, (void *)(uintptr_t)a);
+}
+
+static void weights_rows(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	const struct route_args *a = ctx;
+
+	(void)worker;
+	for (int64_t i = i0; i < i1; i++)
+		weigh(a, i, sum_of(a, i));
+}
+
+void cpu_route_weights(CPU, const struct route_args *a)
+{
+	pool_for(a->n, grain(a->E), weights_rows, (void *)(uintptr_t)a);
+}
+
+/* d, the gradient of the shares, becomes that of the scores: p = s / S. */
+static void through_shares(real *d, const real *p, int E, real all)
+{
+	real dot = 0;
+
+	for (int e = 0; e < E; e++)
+		dot += d[e] * p[e];
+	for (int e = 0; e < E; e++)
+		d[e] = (d[e] - dot) / all;
+}
+
+/* Adds to d the gradient of the chosen scores through the weights. */
+static void through_weights(const struct route_args *a, int64_t i, real *d, real all)
+{
+	const real *dw = a->dweights + i * a->K, *p = a->probs + i * a->E,
+	    *w = a->weights + i * a->K;
+	const int32_t *ids = a->ids + i * a->K;
+	real sum = 0, dot = 0, by = 1, scale = (real)a->r->scale;
+
+	for (int k = 0; k < a->K; k++) {
+		sum += p[ids[k]] * all;
+		dot += dw[k] * w[k];
+	}
+	if (a->r->renormalised)
+		by = denominator(a->r, sum);
+	if (!a->r->renormalised || (a->r->floor > 0 && (double)sum < a->r->floor))
+		dot = 0;		/* divided by what does not depend on them */
+	for (int k = 0; k < a->K; k++)
+		d[ids[k]] += a->r->renormalised ? (scale * dw[k] - dot) / by : scale * dw[k];
+}
+
+static void back_rows(void *ctx, int64_t i0, int64_t i1, int worker)
+{
+	const struct route_args *a = ctx;
+	int E = a->E;
+
+	(void)worker;
+	for (int64_t i = i0; i < i1; i++) {
+		real *d = a->dlogits + i * E, all = sum_of(a, i), dot = 0;
+		const real *p = a->probs + i * E;
+
+		if (a->dprobs)
+			memcpy(d, a->dprobs + i * E, (size_t)E * sizeof(real));
+		else
+			memset(d, 0, (size_t)E * sizeof(real));
+		if (a->r->sigmoid)
+			through_shares(d, p, E, all);
+		through_weights(a, i, d, all);
+		for (int e = 0; !a->r->sigmoid && e < E; e++)
+			dot += d[e] * p[e];
+		for (int e = 0; e < E; e++)
+			d[e] = a->r->sigmoid ? d[e] * (p[e] * all) * (1 - p[e] * all)
+			    : p[e] * (d[e] - dot);
+	}
+}
+
+void cpu_route_back(CPU, const struct route_args *a)
+{
+	pool_for(a->n, grain(a->E * 8), back_rows, (void *)(uintptr_t)a);
+}
