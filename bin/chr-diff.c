@@ -69,7 +69,7 @@ struct side {
 	real *by_layer;			/* (Ls, T, E) */
 	int32_t *choice;		/* (Ls, T, K) */
 	struct metric metric;
-	struct route_load load;
+	double *load;			/* (Ls, E) how often each expert was chosen */
 	double logprob;
 };
 
@@ -134,7 +134,7 @@ static void side_open(struct side *d, const char *dir, enum kv_type kv)
 	d->look = take(n * config_lookahead_rows(c), sizeof(real));
 	d->topk = take(n * c->num_sparse * c->num_experts_per_tok, sizeof(int32_t));
 	d->choice = take(n * c->num_sparse * c->num_experts_per_tok, sizeof(int32_t));
-	d->load.count = take((int64_t)c->num_sparse * c->num_experts, sizeof(double));
+	d->load = take((int64_t)c->num_sparse * c->num_experts, sizeof(double));
 }
 
 static void side_close(struct side *d)
@@ -147,7 +147,7 @@ static void side_close(struct side *d)
 	free(d->look);
 	free(d->topk);
 	free(d->choice);
-	free(d->load.count);
+	free(d->load);
 }
 
 /* Evaluates n tokens at `at` of the sequence, and scores those whose target is not -1. */
@@ -187,7 +187,7 @@ static void side_route(struct side *d, int n)
 			memcpy(d->choice + (l * (int64_t)n + t) * K, d->topk + (t * Ls + l) * K,
 			    sizeof(int32_t) * (size_t)K);
 			for (int k = 0; k < K; k++)
-				d->load.count[l * E + d->topk[(t * Ls + l) * K + k]]++;
+				d->load[l * E + d->topk[(t * Ls + l) * K + k]]++;
 		}
 	/* route_in wants logits */
 	for (int64_t i = 0; in.look && i < (int64_t)n * config_lookahead_rows(c); i++)
@@ -253,7 +253,7 @@ static json_t *side_json(struct side *d)
 	json_set_str(r, "kv_type", kv_type_name(engine_kv_type(d->g)));
 	json_set_num(r, "nll", nll);
 	json_set_num(r, "ppl", exp(nll));
-	metric_routing(&d->metric, d->c, &d->load, r);
+	metric_routing(&d->metric, d->c, d->load, r);
 	return r;
 }
 

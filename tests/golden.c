@@ -22,7 +22,8 @@
 #include "model/model.h"
 #include "format/modeldir.h"
 #include "base/pool.h"
-#include "model/route.h"
+#include "model/route_loss.h"
+#include "model/route_stats.h"
 #include "format/safetensors.h"
 #include "tap.h"
 
@@ -136,6 +137,24 @@ static struct route_in route_in(struct golden *g)
 		.probs = g->m.probs, .topk = g->m.topk, .look = g->m.look };
 }
 
+/* A step of one batch. */
+static double whole_step(struct golden *g, const struct route_in *in,
+    const struct route_lambda *lam, struct route_terms *t, bool gradients)
+{
+	struct route_step s;
+	double sum;
+
+	route_step_open(&s, in->cfg);
+	route_step_rows(&s, in);
+	route_step_load(&s, in);
+	sum = route_loss(in, lam, &s, gradients ? g->m.dprobs : NULL,
+	    gradients ? g->m.dlook : NULL, NULL, &g->scratch);
+	route_step_end(&s);
+	route_step_terms(&s, t);
+	route_step_close(&s);
+	return sum;
+}
+
 static void check_outputs(struct golden *g)
 {
 	struct forward_opt fo = { 0 };
@@ -237,14 +256,11 @@ static void check_per_layer(struct golden *g, const struct route_in *in)
 	struct route_in per = *in;
 	struct route_lambda lam = { 0 };
 	struct route_terms t;
-	double count[c.num_sparse * c.num_experts];
-	struct route_load load = { count, 0 };
 
-	memset(count, 0, sizeof(count));
 	c.format = 2;
 	per.cfg = &c;
 	per.look = NULL;
-	route_loss(&per, &lam, &load, &t, NULL, NULL, NULL, &g->scratch);
+	whole_step(g, &per, &lam, &t, false);
 	scalar(g, "temporal_per_layer", t.temporal);
 }
 
@@ -271,11 +287,9 @@ static void check_pretrain(struct golden *g)
 	    c->lambda_router_locality, c->lambda_lookahead,
 		c->lambda_lookahead_topk, c->lambda_lookahead_union, 0, 0 };
 	struct route_terms t;
-	double count[c->num_sparse * c->num_experts], ce = 0, total, n = 0;
-	struct route_load load = { count, 0 };
+	double ce = 0, total, n = 0;
 	real coef[g->R], logp[g->R];
 
-	memset(count, 0, sizeof(count));
 	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
 	model_forward(&g->m, &g->b, &fo);
 	for (int64_t r = 0; r < g->R; r++)
@@ -285,7 +299,7 @@ static void check_pretrain(struct golden *g)
 	model_head(&g->m, &g->b, coef, logp, NULL);
 	struct route_in in = route_in(g);
 
-	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, NULL, &g->scratch);
+	total = whole_step(g, &in, &lam, &t, true);
 	for (int64_t r = 0; r < g->R; r++)
 		ce -= (double)logp[r] / n;
 	model_backward(&g->m, &g->b);
@@ -372,11 +386,8 @@ static void check_anchor(struct golden *g)
 	struct forward_opt fo = { 0 };
 	struct route_lambda lam = { .anchor = 1 };
 	struct route_terms t;
-	int n = g->m.cfg.num_sparse * g->m.cfg.num_experts;
-	double count[n], total;
-	struct route_load load = { count, 0 };
+	double total;
 
-	memset(count, 0, sizeof(count));
 	load_weights(g, &g->ref, "reference-model.safetensors");
 	model_forward(&g->ref, &g->b, &fo);
 	memset(g->m.g, 0, (size_t)g->m.par.total * sizeof(real));
@@ -384,7 +395,7 @@ static void check_anchor(struct golden *g)
 	struct route_in in = route_in(g);
 
 	in.ref_probs = g->ref.probs;
-	total = route_loss(&in, &lam, &load, &t, g->m.dprobs, g->m.dlook, NULL, &g->scratch);
+	total = whole_step(g, &in, &lam, &t, true);
 	memset(g->m.dhidden, 0, (size_t)g->R * (size_t)g->m.cfg.hidden_size * sizeof(real));
 	model_backward(&g->m, &g->b);
 	scalar(g, "anchor_per_layer", total);

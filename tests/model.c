@@ -10,7 +10,8 @@
 #include "model/model_int.h"
 #include "base/pool.h"
 #include "base/rng.h"
-#include "model/route.h"
+#include "model/route_loss.h"
+#include "model/route_stats.h"
 #include "tap.h"
 
 #define NT 90		/* more than one attention tile */
@@ -173,6 +174,24 @@ static void test_head(void)
 	ok(memcmp(logp[0], logp[1], sizeof(logp[0])) == 0, "chunks of the head do not matter");
 }
 
+/* A step of one batch. */
+static double whole_step(struct route_step *st, const struct route_in *in,
+    const struct route_lambda *lam, struct route_terms *t, real *dprobs, real *dahead)
+{
+	static struct route_scratch *s;
+	double sum;
+
+	route_step_clear(st);
+	route_step_rows(st, in);
+	route_step_load(st, in);
+	sum = route_loss(in, lam, st, dprobs, NULL, dahead, &s);
+	route_scratch_free(s);
+	s = NULL;
+	route_step_end(st);
+	route_step_terms(st, t);
+	return sum;
+}
+
 /* Probabilities 1/E and every expert chosen alike: balance 1, locality ln K + ln(E/K) ... in
  * closed form. */
 static void test_route_values(void)
@@ -180,31 +199,30 @@ static void test_route_values(void)
 	enum { E = 6, K = 2, T = 12 };
 	float probs[T * E];
 	int32_t ids[T * K], doc[T] = { 0 };
-	double count[E] = { 0 };
 	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse =
 	    1 };
 	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs,
 	    .topk = ids };
-	struct route_load load = { count, 0 };
 	struct route_lambda lam = { .balance = 1 };
-	struct route_scratch *s = NULL;
+	struct route_step st;
 	struct route_terms t;
 	double total;
 
+	route_step_open(&st, &c);
 	for (int i = 0; i < T * E; i++)
 		probs[i] = 1.0f / E;
 	for (int i = 0; i < T * K; i++)
 		ids[i] = i % E;
-	total = route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
+	total = whole_step(&st, &in, &lam, &t, NULL, NULL);
 	is_close(t.balance, 1, 1e-6, "balance is 1 at even load");
 	is_close(total, 1, 1e-6, "and the weighted sum is the term");
 	is_close(t.temporal, 0, 1e-9, "constant probabilities: no temporal loss");
 	is_close(t.locality, log(E), 1e-6, "locality of uniform probabilities is ln E");
-	is_close(route_load_entropy(&load, 1, E), 1, 1e-9, "load entropy is 1 at even load");
+	is_close(route_load_entropy(st.load, 1, E), 1, 1e-9, "load entropy is 1 at even load");
 	memset(doc, 0xff, sizeof(doc));
-	total = route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
+	total = whole_step(&st, &in, &lam, &t, NULL, NULL);
 	is_close(total, 0, 0, "padding alone contributes zero, never NaN");
-	route_scratch_free(s);
+	route_step_close(&st);
 }
 
 /* Two layers: even logits cost ln E, logits that name the choices almost nothing; padding
@@ -215,24 +233,24 @@ static void test_ahead(void)
 	float probs[2 * T * E], dprobs[2 * T * E] = { 0 }, ahead[T * E] = { 0 }, dahead[T * E] =
 	    { 0 };
 	int32_t ids[2 * T * K], doc[T] = { 0 };
-	double count[2 * E] = { 0 }, pull = 0, stray = 0;
+	double pull = 0, stray = 0;
 	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse =
 	    2 };
 	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs,
 	    .topk = ids, .ahead = ahead };
-	struct route_load load = { count, 0 };
 	struct route_lambda lam = { .ahead = 0.5 };
 	struct route_stats st = { 0 };
-	struct route_scratch *s = NULL;
+	struct route_step step;
 	struct route_terms t;
 
+	route_step_open(&step, &c);
 	for (int i = 0; i < 2 * T * E; i++)
 		probs[i] = 1.0f / E;
 	for (int i = 0; i < 2 * T * K; i++)
 		ids[i] = 3 * i % E + i % K;
 	for (int r = T - PAD; r < T; r++)
 		doc[r] = -1;
-	is_close(route_loss(&in, &lam, &load, &t, dprobs, NULL, dahead, &s), log(E), 1e-6,
+	is_close(whole_step(&step, &in, &lam, &t, dprobs, dahead), log(E), 1e-6,
 	    "even logits and probabilities: ln E each");
 	is_close(t.ahead, 2 * log(E), 1e-6, "before the weight");
 	for (int i = 0; i < T * E; i++)
@@ -242,13 +260,13 @@ static void test_ahead(void)
 	for (int r = 0; r < T; r++)
 		for (int k = 0; k < K; k++)
 			ahead[r * E + ids[(T + r) * K + k]] = r == 0 && k == 0 ? -9 : 9;
-	route_loss(&in, &lam, &load, &t, NULL, NULL, NULL, &s);
+	whole_step(&step, &in, &lam, &t, NULL, NULL);
 	is_close(t.ahead - log(E), (log(K) * (T - PAD - 1) + 9) / (T - PAD), 1e-3,
 	    "the right names cost ln K, a wrong one what it misses");
 	route_stats_add(&st, &in);
 	is_close(st.ahead_hit / st.ahead_slots, 1 - 0.5 / (T - PAD), 1e-9, "recall of slots");
 	is_close(st.ahead_whole / st.ahead_sets, 1 - 1.0 / (T - PAD), 1e-9, "and of whole sets");
-	route_scratch_free(s);
+	route_step_close(&step);
 }
 
 /* Values with many ties, against a search for the best not taken yet. */

@@ -13,7 +13,7 @@
 #include "model/model.h"
 #include "base/pool.h"
 #include "base/rng.h"
-#include "model/route.h"
+#include "model/route_loss.h"
 #include "tap.h"
 
 #define NB 2
@@ -29,32 +29,85 @@ struct problem {
 	real coef[NB * NT];
 };
 
-static double loss(struct problem *p, bool grad)
+/* Row b of the batch, or all of it when b is below 0. */
+static struct batch part(const struct problem *p, int b)
+{
+	int at = b < 0 ? 0 : b * NT;
+
+	return (struct batch){ b < 0 ? NB : 1, NT, p->b.tok + at, p->b.target + at,
+	    p->b.doc_start + at, NULL };
+}
+
+/* ref: room for p->ref of this part. */
+static struct route_in part_in(const struct problem *p, const struct batch *b, real *ref)
 {
 	const struct config *c = &p->m.cfg;
-	double count[c->num_sparse * c->num_experts + 1], sum = 0;
-	struct route_load load = { count, 0 };
-	struct route_terms t;
-	real logp[NB * NT];
+	int64_t n = (int64_t)b->B * NT * c->num_experts, at = b->tok - p->b.tok;
 
-	memset(count, 0, sizeof(count));
-	model_forward(&p->m, &p->b, &p->fo);
-	model_head(&p->m, &p->b, grad ? p->coef : NULL, logp, NULL);
-	struct route_in in = { .cfg = c, .B = NB, .T = NT, .doc_start = p->b.doc_start,
-	    .probs = p->m.probs,
-		.topk = p->m.topk, .look = p->m.look, .ref_probs = p->ref, .ahead = p->m.ahead,
-		    .total_tokens = 40 };
+	for (int i = 0; i < c->num_sparse; i++)
+		memcpy(ref + i * n, p->ref + ((int64_t)i * NB * NT + at) * c->num_experts,
+		    (size_t)n * sizeof *ref);
+	return (struct route_in){ .cfg = c, .B = b->B, .T = NT, .doc_start = b->doc_start,
+	    .probs = p->m.probs, .topk = p->m.topk,
+	    .look = c->lookahead_steps > 0 ? p->m.look : NULL, .ref_probs = ref,
+	    .ahead = p->m.ahead };
+}
 
-	for (int r = 0; r < NB * NT; r++)
-		sum += p->coef[r] * logp[r];
-	if (c->lookahead_steps == 0)
-		in.look = NULL;
-	sum += route_loss(&in, &p->lam, &load, &t, grad ? p->m.dprobs : NULL, grad ? p->m.dlook
-	    : NULL,
-	    grad ? p->m.dahead : NULL, &p->scratch);
-	if (grad)
-		model_backward(&p->m, &p->b);
+/* Of a step of one micro-batch, or of NB. */
+static double loss(struct problem *p, bool grad, bool split)
+{
+	const struct config *c = &p->m.cfg;
+	real logp[NB * NT], ref[(c->num_sparse * NB * NT + 1) * c->num_experts];
+	struct route_step step;
+	double sum = 0;
+
+	route_step_open(&step, c);
+	for (int pass = 0; pass < 3; pass++)
+		for (int i = 0; i < (split ? NB : 1); i++) {
+			struct batch b = part(p, split ? i : -1);
+			struct route_in in = part_in(p, &b, ref);
+			real *coef = p->coef + (b.tok - p->b.tok);
+
+			if (pass == 0)
+				route_step_rows(&step, &in);
+			if (pass > 0)
+				model_forward(&p->m, &b, &p->fo);
+			if (pass == 1)
+				route_step_load(&step, &in);
+			if (pass < 2)
+				continue;
+			model_head(&p->m, &b, grad ? coef : NULL, logp, NULL);
+			for (int r = 0; r < b.B * NT; r++)
+				sum += coef[r] * logp[r];
+			sum += route_loss(&in, &p->lam, &step, grad ? p->m.dprobs : NULL,
+			    grad ? p->m.dlook : NULL, grad ? p->m.dahead : NULL, &p->scratch);
+			if (grad)
+				model_backward(&p->m, &b);
+		}
+	route_step_close(&step);
 	return sum;
+}
+
+/* The same rows in one micro-batch, whose gradient is there, or in two. */
+static void check_split(struct problem *p, const char *name, double whole)
+{
+	size_t n = (size_t)p->m.par.total;
+	real *g = malloc(n * sizeof *g);
+	double d = 0, norm = 0, value;
+
+	memcpy(g, p->m.g, n * sizeof *g);
+	memset(p->m.g, 0, n * sizeof *g);
+	value = loss(p, true, true);
+	for (size_t i = 0; i < n; i++) {
+		d += (g[i] - p->m.g[i]) * (g[i] - p->m.g[i]);
+		norm += g[i] * g[i];
+	}
+	ok(fabs(value - whole) < 1e-12 * fabs(whole) && norm > 0 && sqrt(d / norm) < 1e-12,
+	    "%s: a step in two micro-batches", name);
+	printf("# loss %.15g and %.15g, gradients differ by %.2g\n", whole, value,
+	    sqrt(d / norm));
+	memcpy(p->m.g, g, n * sizeof *g);
+	free(g);
 }
 
 /* Two documents and padding at the end of the second sequence. */
@@ -90,10 +143,10 @@ static double check_param(struct problem *p, const struct param *q, int i)
 		got += p->m.g[q->off + j] * v[j];
 		w[j] = keep[j] + h * v[j];
 	}
-	up = loss(p, false);
+	up = loss(p, false, false);
 	for (int64_t j = 0; j < n; j++)
 		w[j] = keep[j] - h * v[j];
-	down = loss(p, false);
+	down = loss(p, false, false);
 	want = (up - down) / (2 * h);
 	memcpy(w, keep, (size_t)n * sizeof(real));
 	free(keep);
@@ -122,7 +175,7 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	struct config c;
 	struct model_opt o = { .max_b = NB, .max_t = NT, .train = true, .head_rows = 5 };
 	json_t *j = json_loads(json, 0, NULL);
-	double worst = 0;
+	double worst = 0, whole;
 	const char *at = "";
 
 	if (!j || config_from_json(&c, j, 0, NULL, &e) < 0 || model_open(&p.m, &c, &o, &backend_cpu,
@@ -150,7 +203,9 @@ static void check_config(const char *name, const char *json, double dropout, dou
 							   reference */
 		p.ref[i] = 0.5 * p.ref[i] + 0.5 * rng_uniform(4, 4, i);
 	memset(p.m.g, 0, (size_t)p.m.par.total * sizeof(real));
-	loss(&p, true);
+	whole = loss(&p, true, false);
+	if (dropout == 0 && miss == 0 && !replay)
+		check_split(&p, name, whole);
 	for (int i = 0; i < p.m.par.n; i++) {
 		double d = check_param(&p, &p.m.par.p[i], i);
 

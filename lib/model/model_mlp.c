@@ -10,7 +10,7 @@
 
 #include "model/model_int.h"
 #include "base/rng.h"
-#include "model/route.h"
+#include "model/route_stats.h"
 
 struct ffn { const dev_real *gate, *up, *down; };	/* (F, D), (F, D), (D, F) */
 

@@ -6,7 +6,7 @@
 #include "train/chat.h"
 #include "base/json.h"
 #include "train/metric.h"
-#include "model/route.h"
+#include "model/route_stats.h"
 
 struct grpo_flags grpo_flags = {
 	.group = 4, .max_new = 128, .iterations = 1, .timeout = 60, .chat = true, .replay = true,

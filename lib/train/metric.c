@@ -27,20 +27,10 @@ static void term_values(const struct route_terms *t, double v[NTERMS])
 	memcpy(v, x, sizeof x);
 }
 
-void metric_add(struct metric *m, double base, double route, const struct route_terms *t,
-    double tokens)
+void metric_add(struct metric *m, double base, double route)
 {
 	m->base += base;
 	m->loss += base + route;
-	m->tokens += tokens;
-	m->terms.balance += tokens * t->balance;
-	m->terms.temporal += tokens * t->temporal;
-	m->terms.locality += tokens * t->locality;
-	m->terms.lookahead += tokens * t->lookahead;
-	m->terms.topk += tokens * t->topk;
-	m->terms.union_ += tokens * t->union_;
-	m->terms.anchor += tokens * t->anchor;
-	m->terms.ahead += tokens * t->ahead;
 }
 
 /* The doubles of *p to the array at `at`, or back. Returns what follows. */
@@ -52,13 +42,11 @@ static double *pack(double *at, void *p, size_t size, bool back)
 
 void metric_reduce(struct metric *m)
 {
-	double v[2 + (sizeof m->terms + sizeof m->stats + sizeof m->sum + sizeof m->weight) /
-	    sizeof(double)], *at;
+	double v[2 + (sizeof m->stats + sizeof m->sum + sizeof m->weight) / sizeof(double)], *at;
 
 	for (int back = 0; back < 2; back++) {
 		at = pack(v, &m->base, sizeof m->base, back);
 		at = pack(at, &m->loss, sizeof m->loss, back);
-		at = pack(at, &m->terms, sizeof m->terms, back);
 		at = pack(at, &m->stats, sizeof m->stats, back);
 		at = pack(at, m->sum, sizeof m->sum, back);
 		at = pack(at, m->weight, sizeof m->weight, back);
@@ -75,7 +63,7 @@ void metric_losses(const struct metric *m, json_t *rec)
 	json_set_num(rec, "base", m->base);
 	term_values(&m->terms, v);
 	for (int i = 0; i < NTERMS; i++)
-		json_set_num(rec, term_name[i], m->tokens > 0 ? v[i] / m->tokens : 0);
+		json_set_num(rec, term_name[i], v[i]);
 }
 
 /* A measure of nothing is left out. */
@@ -98,7 +86,7 @@ static void set_share(json_t *rec, const char *name, int k, const char *suffix, 
 	json_set_num(rec, key, hits / all);
 }
 
-void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load,
+void metric_routing(const struct metric *m, const struct config *c, const double *load,
     json_t *rec)
 {
 	const struct route_stats *s = &m->stats;

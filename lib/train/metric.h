@@ -14,29 +14,30 @@
 #include <jansson.h>
 
 #include "arch/config.h"
-#include "model/route.h"
+#include "model/route_loss.h"
+#include "model/route_stats.h"
 
 #define METRIC_MAX 16		/* measures of a stage's own */
 
 struct metric {
 	double base, loss;		/* sums: each batch brings its part of the mean */
-	double tokens;			/* weights of the terms below */
-	struct route_terms terms;	/* sums of tokens * value */
+	struct route_terms terms;	/* of all batches and ranks */
 	bool counted;			/* stats were taken */
 	struct route_stats stats;
 	double sum[METRIC_MAX], weight[METRIC_MAX];	/* of the stage's own measures */
 };
 
 void metric_clear(struct metric *m);
-void metric_add(struct metric *m, double base, double route, const struct route_terms *t,
-    double tokens);
-/* Sums over ranks (comm.h). Tokens are counted as those of all from the start. */
+/* A batch's base loss and what the router's terms add to it. */
+void metric_add(struct metric *m, double base, double route);
+/* Sums over ranks (comm.h), all but the terms. */
 void metric_reduce(struct metric *m);
 /* "loss", "base", "balance", ... */
 void metric_losses(const struct metric *m, json_t *rec);
 /* names NULL-terminated, or NULL */
 void metric_stage(const struct metric *m, const char *const *names, json_t *rec);
-void metric_routing(const struct metric *m, const struct config *c, const struct route_load *load,
+/* load: (Ls, E) how often each expert was chosen */
+void metric_routing(const struct metric *m, const struct config *c, const double *load,
     json_t *rec);
 
 #endif

@@ -82,123 +82,71 @@ static int take(struct train *t, struct err *e)
 	return n;
 }
 
-static int64_t head_values(const struct train *t, int64_t R)
+struct pass {			/* through a micro-batch */
+	int64_t number;		/* of it in the run, for random numbers */
+	struct tally all;	/* of the step or the batch that the loss is a mean over */
+	bool train, count;	/* count: take statistics */
+	bool loaded;		/* the choices of its experts are counted already */
+};
+
+static void forward(struct train *t, const struct micro *mb, const struct pass *p)
 {
-	return R * config_lookahead_rows(&t->cfg);
+	const struct forward_opt fo = { .train = p->train, .seed = (uint64_t)t->o.seed,
+	    .step = (uint64_t)p->number, .rank = comm_rank(),
+	    .fallback_mask_prob = p->train ? t->cfg.fallback_mask_prob : 0,
+	    .neftune = t->o.neftune, .replay = mb->replay };
+
+	model_forward(&t->m, &mb->b, &fo);
 }
 
-static int64_t router_values(const struct train *t, int64_t R)
+/* Forward and losses of a micro-batch; this rank's part of the sums goes to t->now. */
+static void run_micro(struct train *t, const struct micro *mb, const struct pass *p)
 {
-	return t->cfg.num_sparse * R * t->cfg.num_experts;
-}
-
-static int64_t ahead_values(const struct train *t, int64_t R)
-{
-	return config_ahead_pairs(&t->cfg) * R * t->cfg.num_experts;
-}
-
-/* n values of the device for the host, NULL if there are none. */
-static const real *seen(const struct train *t, const dev_real *x, struct mirror *m, int64_t n)
-{
-	return x != NULL ? backend_read(t->be, x, m, (size_t)n * sizeof(real)) : NULL;
-}
-
-static struct route_in route_view(struct train *t, const struct micro *mb, int64_t total_tokens)
-{
-	const struct config *c = &t->cfg;
-	const int64_t R = (int64_t)mb->b.B * mb->b.T, n = router_values(t, R);
-
-	return (struct route_in){
-		.cfg = c, .B = mb->b.B, .T = mb->b.T, .doc_start = mb->b.doc_start,
-		.probs = seen(t, t->m.probs, &t->seen.probs, n),
-		.topk = backend_read(t->be, t->m.topk, &t->seen.topk,
-		    (size_t)(c->num_sparse * R * c->num_experts_per_tok) * sizeof(int32_t)),
-		.look = c->lookahead_steps > 0 ?
-		    seen(t, t->m.look, &t->seen.look, head_values(t, R)) : NULL,
-		.ref_probs = t->has_ref ? seen(t, t->ref.probs, &t->seen.ref, n) : NULL,
-		.ahead = seen(t, t->m.ahead, &t->seen.ahead, ahead_values(t, R)),
-		.total_tokens = total_tokens,
-	};
-}
-
-/* A gradient of the device, to be added to. */
-static real *draft(const struct train *t, dev_real *x, struct mirror *m, int64_t n)
-{
-	real *host = x != NULL ? backend_draft(t->be, x, m, (size_t)n * sizeof(real)) : NULL;
-
-	if (host != NULL)
-		backend_fetch(t->be, host, x, (size_t)n * sizeof(real));
-	return host;
-}
-
-static void settle(const struct train *t, dev_real *x, const real *host, int64_t n)
-{
-	if (host != NULL)
-		backend_settle(t->be, x, host, (size_t)n * sizeof(real));
-}
-
-/* Losses of the router, on the host. train: their gradients go to the model. */
-static double router_loss(struct train *t, const struct route_in *in, bool train,
-    struct route_terms *terms)
-{
-	const int64_t R = (int64_t)in->B * in->T;
-	struct model *m = &t->m;
-	real *probs, *look, *ahead;
-	double loss;
-
-	if (!train)
-		return route_loss(in, &t->lambda, &t->load, terms, NULL, NULL, NULL, &t->scratch);
-	probs = draft(t, m->dprobs, &t->seen.dprobs, router_values(t, R));
-	look = draft(t, m->dlook, &t->seen.dlook, head_values(t, R));
-	ahead = draft(t, m->dahead, &t->seen.dahead, ahead_values(t, R));
-	loss = route_loss(in, &t->lambda, &t->load, terms, probs, look, ahead, &t->scratch);
-	settle(t, m->dprobs, probs, router_values(t, R));
-	settle(t, m->dlook, look, head_values(t, R));
-	settle(t, m->dahead, ahead, ahead_values(t, R));
-	return loss;
-}
-
-/* Forward and losses of one micro-batch of `all`; this rank's part of the sums goes to t->now. */
-static void run_micro(struct train *t, const struct micro *mb, int64_t number,
-    const struct tally *all, bool train,
-    bool count)
-{
-	const struct forward_opt fo = { .train = train, .seed = (uint64_t)t->o.seed,
-	    .step = (uint64_t)number,
-	    .rank = comm_rank(),
-	    .fallback_mask_prob = train ? t->cfg.fallback_mask_prob : 0, .neftune = t->o.neftune,
-	    .replay = mb->replay };
 	const struct forward_opt plain = {0};
 	struct stage_in in = { .m = &t->m, .ref = t->has_ref ? &t->ref : NULL, .mb = mb,
-	    .targets = all->targets, .units = all->units, .coef = train ? t->coef : NULL,
-	    .logp = t->logp,
-	    .sum = t->now.sum, .weight = t->now.weight };
-	struct route_terms terms = {0};
-	struct route_in route;
-	double base = 0, extra = 0;
+	    .targets = p->all.targets, .units = p->all.units, .coef = p->train ? t->coef : NULL,
+	    .logp = t->logp, .sum = t->now.sum, .weight = t->now.weight };
+	double base = 0;
 
 	if (t->has_ref)
 		model_forward(&t->ref, &mb->b, &plain);
-	model_forward(&t->m, &mb->b, &fo);
+	forward(t, mb, p);
 	profile_begin(t->m.profile, PROFILE_LOSS);
 	if (mb->b.B > 0)
 		base = t->s->loss(&in);
-	route = route_view(t, mb, all->tokens);
-	if (t->cfg.num_sparse > 0)
-		extra = router_loss(t, &route, train, &terms);
-	metric_add(&t->now, base, extra, &terms, (double)mb->all.tokens);
-	if (count && t->cfg.num_sparse > 0) {
-		route_stats_add(&t->now.stats, &route);
-		t->now.counted = true;
-	}
+	if (!p->loaded)
+		train_router_load(t, &mb->b);
+	metric_add(&t->now, base, train_router_loss(t, &mb->b, p->train, p->count));
 }
 
 static void clear_step(struct train *t)
 {
 	metric_clear(&t->now);
-	memset(t->load.count, 0, (size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts *
-	    sizeof *t->load.count);
-	t->load.tokens = 0;
+	route_step_clear(&t->route);
+}
+
+/* The balance of a step needs the load of all its micro-batches before the gradients of the
+ * first, whose own pass comes next. So the others are gone through twice. */
+static bool count_ahead(struct train *t, int n)
+{
+	bool needed = t->lambda.balance > 0 && t->cfg.num_sparse > 0;
+
+	for (int i = 1; i < n && needed; i++) {
+		const struct pass p = { .number = t->step * t->o.accum + i, .train = true };
+
+		forward(t, &t->micro[i], &p);
+		train_router_load(t, &t->micro[i].b);
+	}
+	return needed;
+}
+
+/* Sums over batches and ranks are complete. */
+static void sum_up(struct train *t)
+{
+	metric_reduce(&t->now);
+	if (t->cfg.num_sparse > 0)
+		route_step_end(&t->route);
+	route_step_terms(&t->route, &t->now.terms);
 }
 
 /* --- the exchange with other ranks, while the model computes --- */
@@ -231,23 +179,29 @@ static void start_hooks(struct train *t)
  * parameters. */
 static int gradients(struct train *t, int n, bool count, struct err *e)
 {
-	struct tally all = {0};		/* of the whole step */
+	struct pass p = { .train = true, .count = count };
+	bool ahead;
 
 	for (int i = 0; i < n; i++) {
-		all.targets += t->micro[i].all.targets;
-		all.units += t->micro[i].all.units;
-		all.tokens += t->micro[i].all.tokens;
+		p.all.targets += t->micro[i].all.targets;
+		p.all.units += t->micro[i].all.units;
+		p.all.tokens += t->micro[i].all.tokens;
 	}
 	clear_step(t);
+	for (int i = 0; i < n; i++)
+		train_router_rows(t, &t->micro[i].b);
 	profile_begin(t->m.profile, PROFILE_OPTIM);
 	t->be->zero(t->be, t->m.g, (size_t)t->m.par.total * sizeof *t->m.g);
-	t->tokens += all.tokens;
+	t->tokens += p.all.tokens;
 	t->bad_micro = -1;
+	ahead = count_ahead(t, n);
 	for (int i = 0; i < n; i++) {
-		run_micro(t, &t->micro[i], t->step * t->o.accum + i, &all, true, count);
+		p.number = t->step * t->o.accum + i;
+		p.loaded = ahead && i > 0;
+		run_micro(t, &t->micro[i], &p);
 		if (comm_any(!isfinite(t->now.loss))) {
 			t->bad_micro = i;
-			metric_reduce(&t->now);
+			sum_up(t);
 			return err_set(e, EX_DATAERR,
 			    "step %" PRId64 ", micro-batch %d of %d: the loss is not finite (%g)",
 			    t->step + 1, i + 1, n, t->now.loss);
@@ -260,7 +214,7 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	profile_begin(t->m.profile, PROFILE_EXCHANGE);
 	optim_reduce_end(&t->opt, t->trained.g);
 	profile_begin(t->m.profile, PROFILE_OPTIM);
-	metric_reduce(&t->now);
+	sum_up(t);
 	return 0;
 }
 
@@ -277,7 +231,7 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	json_set_num(rec, "grad_norm", norm);
 	json_set_int(rec, "tokens", t->tokens);
 	json_set_num(rec, "tok_per_s", dt > 0 ? (double)(t->tokens - t->clock_tokens) / dt : 0);
-	metric_routing(&t->now, &t->cfg, &t->load, rec);
+	metric_routing(&t->now, &t->cfg, t->route.load, rec);
 	if (t->bad.most > 0)
 		json_set_int(rec, "skipped", t->bad.skipped);
 	json_set_int(rec, "mem_bytes", mem_peak_rss());
@@ -371,18 +325,16 @@ static void rehearse(struct train *t)
 	const struct forward_opt fo = { .train = true, .fallback_mask_prob =
 	    t->cfg.fallback_mask_prob }, plain = {0};
 	struct micro *mb = &t->micro[0];
-	struct route_terms terms;
-	struct route_in route;
 
 	fill_batch(t, &mb->b);
 	clear_step(t);
+	train_router_rows(t, &mb->b);
 	if (t->has_ref)
 		model_forward(&t->ref, &mb->b, &plain);
 	model_forward(&t->m, &mb->b, &fo);
 	loss_ce(&t->m, &mb->b, train_rows(t), t->coef, t->logp);
-	route = route_view(t, mb, train_rows(t));
-	if (t->cfg.num_sparse > 0)
-		router_loss(t, &route, true, &terms);
+	train_router_load(t, &mb->b);
+	train_router_loss(t, &mb->b, true, false);
 	t->last_micro = false;
 	model_backward(&t->m, &mb->b);
 }
@@ -405,17 +357,20 @@ static int evaluate(struct train *t, struct err *e)
 	clear_step(t);
 	for (int64_t i = 0; t->o.eval_batches == 0 || i < t->o.eval_batches; i++) {
 		double before = t->now.base;
+		struct pass p = { .count = true };
 
 		if ((rc = next_micro(t, t->eval_src, mb, e)) <= 0)
 			break;
-		run_micro(t, mb, 0, &mb->all, false, true);
+		p.all = mb->all;
+		train_router_rows(t, &mb->b);
+		run_micro(t, mb, &p);
 		sum += (double)mb->all.units * (t->now.base - before);
 		units += (double)mb->all.units;
 		targets += mb->all.targets;
 	}
 	if (rc < 0)
 		return -1;
-	metric_reduce(&t->now);
+	sum_up(t);
 	comm_sum(&sum, 1);
 	t->now.base = t->now.loss = units > 0 ? sum / units : 0;
 	rec = json_pack("{s:s, s:s, s:I}", "type", "eval", "stage", t->s->name, "step",
@@ -425,7 +380,7 @@ static int evaluate(struct train *t, struct err *e)
 		json_set_num(rec, "perplexity", exp(t->now.base));
 	json_set_int(rec, "targets", targets);
 	metric_stage(&t->now, t->s->metrics, rec);
-	metric_routing(&t->now, &t->cfg, &t->load, rec);
+	metric_routing(&t->now, &t->cfg, t->route.load, rec);
 	json_set_num(rec, "seconds", progress_clock() - began);
 	if (t->best.metric != NULL && (best = best_eval_see(&t->best, rec, t->step, e)) >= 0)
 		json_object_set_new(rec, "best", json_boolean(best));

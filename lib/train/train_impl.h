@@ -14,7 +14,7 @@
 #include "train/metric.h"
 #include "model/optim.h"
 #include "base/progress.h"
-#include "model/route.h"
+#include "model/route_loss.h"
 #include "train/train.h"
 
 struct train {
@@ -49,7 +49,7 @@ struct train {
 					   this one's */
 	real *coef, *logp;		/* (R) */
 	struct route_lambda lambda;
-	struct route_load load;
+	struct route_step route;	/* of the step, or of the evaluation */
 	struct route_scratch *scratch;
 	struct {			/* what the router's losses see of the models, and give */
 		struct mirror probs, topk, look, ref, ahead, dprobs, dlook, dahead;
@@ -79,6 +79,13 @@ struct train {
 /* Everything up to the first step. Returns 0, or -1. After --dry-run there is only the plan. */
 int train_setup(struct train *t, struct err *e);
 void train_teardown(struct train *t);
+
+/* What the router's terms of a batch are (train_router.c). Rows: before the model has seen it. */
+void train_router_rows(struct train *t, const struct batch *b);
+void train_router_load(struct train *t, const struct batch *b);
+/* This rank's part of the step's weighted terms. gradients: they go to the model. count: what
+ * the router did goes into the statistics of the step. */
+double train_router_loss(struct train *t, const struct batch *b, bool gradients, bool count);
 
 int64_t train_rows(const struct train *t);	/* of a micro-batch at most, on this rank */
 json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with

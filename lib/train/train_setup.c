@@ -408,8 +408,7 @@ static void open_batches(struct train *t)
 	}
 	t->coef = mem_alloc(n * sizeof *t->coef);
 	t->logp = mem_alloc(n * sizeof *t->logp);
-	t->load.count = mem_alloc(((size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts + 1) *
-	    sizeof *t->load.count);
+	route_step_open(&t->route, &t->cfg);
 }
 
 /* --- weights --- */
@@ -653,7 +652,7 @@ void train_teardown(struct train *t)
 	mem_free(t->micro);
 	mem_free(t->coef);
 	mem_free(t->logp);
-	mem_free(t->load.count);
+	route_step_close(&t->route);
 	route_scratch_free(t->scratch);
 	for (size_t i = 0; i < sizeof t->seen / sizeof(struct mirror); i++)
 		backend_mirror_free((struct mirror *)&t->seen + i);
