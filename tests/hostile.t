@@ -88,12 +88,19 @@ fresh
 ln -s /etc/passwd m/vocab.json
 chr-sft -q -m model -o adapter -n 1 -b 1 --seq 32 --lora-rank 2 datasets/chat.jsonl > noise
 says "chr-merge" 65 "m/vocab.json: is a symbolic link that leads out" chr-merge -m m -o no adapter
+rm m/vocab.json && ln -s "$tmp/w/secret" m/chat_template.jinja
+for how in "-m m" "-m model -t m" "-m model -t m/tokenizer.json"; do
+	# shellcheck disable=SC2086
+	says "chr-sft $how, a template" 65 "m/chat_template.jinja: is a symbolic link that leads out" \
+		chr-sft -q $how -o no -n 1 -b 1 --seq 32 datasets/chat.jsonl
+done
+rm m/chat_template.jinja
 mv m/tokenizer_config.json original && ln -s "$tmp/w/original" m/tokenizer_config.json
 says "chr-sft" 65 "m/tokenizer_config.json: is a symbolic link that leads out" \
 	chr-sft -q -m m -o no -n 1 -b 1 --seq 32 datasets/chat.jsonl
 ok "to read a model, links are followed" chr-score -q -m m in.jsonl
 rm m/tokenizer_config.json && mv original m/tokenizer_config.json
-rm m/vocab.json && ln -s nowhere m/vocab.json
+ln -s nowhere m/vocab.json
 says "a link to nowhere" 66 "m/vocab.json: No such file" chr-pack -q -m m -o no manifest.json
 rm m/vocab.json && mkfifo m/vocab.json
 says "a pipe" 66 "m/vocab.json: is a named pipe" chr-pack -q -m m -o no manifest.json
@@ -140,8 +147,8 @@ says "a pipe as manifest" 66 "is a named pipe" chr-ls m
 fresh shards
 rm m/model.safetensors.index.json && mkfifo m/model.safetensors.index.json
 says "a pipe as index" 66 "is a named pipe" chr-ls m
-says "a device as what the user names" 65 "larger than" chr-pretrain -q -c /dev/zero -t tokenizer.json -o no in.jsonl
-says "and as a manifest" 65 "larger than" chr-pack -q -m model -o no /dev/zero
+says "a device as what the user names" 65 "no text at all" chr-pretrain -q -c /dev/zero -t tokenizer.json -o no in.jsonl
+says "and as a manifest" 65 "no text at all" chr-pack -q -m model -o no /dev/zero
 is "what the user names may be a pipe" \
 	"$(chr-pretrain -q -n 1 -b 1 --seq 16 -t tokenizer.json -c /dev/stdin -o piped datasets/pretrain.jsonl < config.json | grep -c '"type":"step"')" 1
 

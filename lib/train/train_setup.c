@@ -256,6 +256,20 @@ static bool holds_tokenizer(const char *dir)
 	return there;
 }
 
+/* What stands beside the tokenizer is written beside the weights again, whatever it says. */
+static int check_beside(const char *path, struct err *e)
+{
+	const char *slash = strrchr(path, '/');
+	char *dir = holds_tokenizer(path) ? strdup(path) : slash != NULL ?
+	    strndup(path, (size_t)(slash - path + 1)) : strdup(".");
+	int rc = dir == NULL ? err_set(e, EX_OSERR, "out of memory") :
+	    sidefiles_own(dir, "tokenizer_config.json", e) < 0 ? -1 :
+	    sidefiles_own(dir, "chat_template.jinja", e);
+
+	free(dir);
+	return rc;
+}
+
 static int open_tokenizer(struct train *t, struct err *e)
 {
 	const char *path = t->o.tokenizer;
@@ -266,8 +280,7 @@ static int open_tokenizer(struct train *t, struct err *e)
 		path = t->resume;
 	if (path == NULL)
 		return 0;
-	/* It is written beside the weights again, whatever it says. */
-	if (t->o.tokenizer == NULL && sidefiles_own(path, "tokenizer_config.json", e) < 0)
+	if (check_beside(path, e) < 0)
 		return -1;
 	if ((t->tok = tok_load(path, e)) == NULL)
 		return -1;
