@@ -25,6 +25,7 @@
 
 #define ARENA ((size_t)64 << 30)	/* of addresses; memory is taken as it is used */
 #define PAGE ((size_t)4096)
+#define HUGE_PAGE ((size_t)2 << 20)	/* of these there are few to open and close */
 #define MOST 4096			/* allocations, and copies under way */
 
 static const struct backend *cpu;
@@ -60,9 +61,14 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 	signal(sig, SIG_DFL);
 }
 
-static void open_memory(void) { mprotect(arena, used, PROT_READ | PROT_WRITE); }
+static void protect(int how)
+{
+	mprotect(arena, (used + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE, how);
+}
 
-static void close_memory(void) { mprotect(arena, used, PROT_NONE); }
+static void open_memory(void) { protect(PROT_READ | PROT_WRITE); }
+
+static void close_memory(void) { protect(PROT_NONE); }
 
 /* n bytes at p, of one allocation */
 static void dev(const char *row, const char *arg, const void *at, int64_t n)
@@ -410,34 +416,38 @@ static void trap_swiglu_back(TRAP, real *dg, real *du, const real *dy, const rea
 	CALL(swiglu_back(cpu, dg, du, dy, g, u, n));
 }
 
-static void trap_route(TRAP, real *logits, int32_t *ids, real *weights, int64_t n, int E, int K,
-    bool norm)
+static void router(const char *row, const struct route_args *a)
 {
-	REALS(logits, n * E);
-	INTS(ids, n * K);
-	REALS(weights, n * K);
-	CALL(route(cpu, logits, ids, weights, n, E, K, norm));
+	const int64_t size = (int64_t)sizeof(real), choices = a->n * a->K;
+
+	host(row, "a", a);
+	host(row, "r", a->r);
+	dev(row, "bias", a->bias, a->bias ? a->E * size : 0);
+	dev(row, "probs", a->probs, a->n * a->E * size);
+	dev(row, "sums", a->sums, a->sums ? a->n * size : 0);
+	dev(row, "ids", a->ids, choices * (int64_t)sizeof(int32_t));
+	dev(row, "weights", a->weights, choices * size);
 }
 
-static void trap_route_weights(TRAP, real *weights, const real *probs, const int32_t *ids,
-    int64_t n, int E, int K, bool norm)
+static void trap_route(TRAP, const struct route_args *a)
 {
-	REALS(weights, n * K);
-	REALS(probs, n * E);
-	INTS(ids, n * K);
-	CALL(route_weights(cpu, weights, probs, ids, n, E, K, norm));
+	router(__func__, a);
+	CALL(route(cpu, a));
 }
 
-static void trap_route_back(TRAP, real *dlogits, const real *dweights, const real *dprobs,
-    const real *probs, const int32_t *ids, const real *weights, int64_t n, int E, int K, bool norm)
+static void trap_route_weights(TRAP, const struct route_args *a)
 {
-	REALS(dlogits, n * E);
-	REALS(dweights, n * K);
-	REALS(dprobs, dprobs ? n * E : 0);
-	REALS(probs, n * E);
-	INTS(ids, n * K);
-	REALS(weights, n * K);
-	CALL(route_back(cpu, dlogits, dweights, dprobs, probs, ids, weights, n, E, K, norm));
+	router(__func__, a);
+	CALL(route_weights(cpu, a));
+}
+
+static void trap_route_back(TRAP, const struct route_args *a)
+{
+	router(__func__, a);
+	REALS(a->dweights, a->n * a->K);
+	REALS(a->dprobs, a->dprobs ? a->n * a->E : 0);
+	REALS(a->dlogits, a->n * a->E);
+	CALL(route_back(cpu, a));
 }
 
 static void trap_gather(TRAP, real *dst, const real *src, const int32_t *rows, int64_t n, int w)
@@ -636,14 +646,15 @@ const struct backend *chr_backend_probe(const char *device, const struct backend
 	}
 	cpu = of_host;
 	if (arena == NULL)
-		arena = mmap(NULL, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-		    -1,
-		    0);
+		arena = mmap(NULL, ARENA + HUGE_PAGE, PROT_NONE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (arena == MAP_FAILED) {
 		e->status = EX_OSERR;
 		snprintf(e->msg, sizeof e->msg, "no addresses for the backend trap");
 		return NULL;
 	}
+	arena += (HUGE_PAGE - (uintptr_t)arena % HUGE_PAGE) % HUGE_PAGE;
+	madvise(arena, ARENA, MADV_HUGEPAGE);
 	sigaction(SIGSEGV, &a, NULL);
 	return &trap;
 }
