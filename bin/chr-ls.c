@@ -15,6 +15,7 @@
 #include "format/modeldir.h"
 #include "base/opt.h"
 #include "base/pool.h"
+#include "base/sniff.h"
 #include "format/verify.h"
 
 static struct {
@@ -277,6 +278,8 @@ static char *read_stdin(size_t *len, struct err *e)
 		*len += n;
 		if (*len < cap)
 			continue;
+		if (!sniff_safetensors(buf, *len))	/* however long it goes on */
+			break;
 		more = realloc(buf, cap *= 2);
 		if (!more)
 			free(buf);
@@ -307,7 +310,11 @@ static int do_file(const char *path, struct err *e)
 		return -1;
 	f = in ? st_open_mem(buf, len, &se) : st_open(path, ST_READ, &se);
 	if (!f) {
-		modeldir_st_err(e, name, &se);
+		if (!(in && sniff(buf, len)))
+			modeldir_st_err(e, name, &se);
+		else
+			err_set(e, EX_DATAERR, "%s: is %s, where safetensors should be", name,
+			    sniff(buf, len));
 		r = o.check ? check_refused(name, e) : -1;
 	} else if (o.check) {
 		r = verify_file(&v, f, name, e);

@@ -49,6 +49,22 @@ for kind in "lfs Git LFS pointer" "page web page" "zip ZIP archive" "gguf GGUF" 
 	cp "$file" m/cluster_000.ctsr
 	is "$file as experts" "$(chr-ls --check m | grep -c "cluster_000.ctsr: is .*$what")" 1
 done
+for kind in "lfs Git LFS pointer" "page web page" "gguf GGUF"; do
+	file=${kind%% *} what=${kind#* }
+	says "$file from standard input" 65 "<stdin>: is .*$what" sh -c "exec chr-ls < $file"
+	says "$file as a model" 65 "$file: is .*$what" chr-score -q -m $file in.jsonl
+	says "$file as a configuration" 65 "$file: is .*$what" chr-pretrain -q -c $file -t tokenizer.json -o none in.jsonl
+	fresh
+	mkdir -p a && cp $file a/adapter_config.json
+	says "$file as an adapter's configuration" 65 "a/adapter_config.json: is .*$what" chr-merge -m m -o none a
+done
+says "a file of weights as a model" 65 "model.safetensors: is a safetensors file" chr-score -q -m model/model.safetensors in.jsonl
+says "standard input that never ends" 65 "header" sh -c "exec chr-ls < /dev/zero"
+for file in pytorch_model.bin pytorch_model.bin.index.json model-00001-of-00002.safetensors adapter_model.safetensors; do
+	fresh
+	mv m/model.safetensors m/$file
+	says "only $file" 66 "m/model.safetensors: is not there; the directory has" chr-score -q -m m in.jsonl
+done
 fresh
 { printf '\377\376'; sed 's/./&\n/g' config.json | tr '\n' '\0'; } > m/config.json
 says "config.json in UTF-16" 65 "UTF-16" chr-ls m
@@ -147,8 +163,8 @@ says "a pipe as manifest" 66 "is a named pipe" chr-ls m
 fresh shards
 rm m/model.safetensors.index.json && mkfifo m/model.safetensors.index.json
 says "a pipe as index" 66 "is a named pipe" chr-ls m
-says "a device as what the user names" 65 "no text at all" chr-pretrain -q -c /dev/zero -t tokenizer.json -o no in.jsonl
-says "and as a manifest" 65 "no text at all" chr-pack -q -m model -o no /dev/zero
+says "a device as what the user names" 65 "text" chr-pretrain -q -c /dev/zero -t tokenizer.json -o no in.jsonl
+says "and as a manifest" 65 "text" chr-pack -q -m model -o no /dev/zero
 is "what the user names may be a pipe" \
 	"$(chr-pretrain -q -n 1 -b 1 --seq 16 -t tokenizer.json -c /dev/stdin -o piped datasets/pretrain.jsonl < config.json | grep -c '"type":"step"')" 1
 

@@ -124,6 +124,11 @@ int file_open_regular(const char *path, struct err *e)
 	return -1;
 }
 
+static int too_large(const char *path, struct err *e)
+{
+	return err_set(e, EX_DATAERR, "%s: is larger than %zu MiB", path, FILE_MOST >> 20);
+}
+
 /* Reads to the end, whatever stat() says about the size: the file may be a pipe. */
 static int read_all(int fd, const char *path, char **buf, size_t *len, struct err *e)
 {
@@ -132,9 +137,11 @@ static int read_all(int fd, const char *path, char **buf, size_t *len, struct er
 	ssize_t n = 1;
 	char *p;
 
-	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0)
-		cap = st.st_size > (off_t)FILE_MOST ? FILE_MOST + 2 :
-		    (size_t)st.st_size + 2;	/* one for the NUL, one so that the end is seen */
+	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+		if (st.st_size > (off_t)FILE_MOST)
+			return too_large(path, e);
+		cap = (size_t)st.st_size + 2;	/* one for the NUL, one so that the end is seen */
+	}
 	*buf = malloc(cap);
 	while (*buf && n > 0) {
 		if (used + 1 == cap) {
@@ -146,8 +153,7 @@ static int read_all(int fd, const char *path, char **buf, size_t *len, struct er
 		n = file_read(fd, *buf + used, cap - used - 1, path, e);
 		used += n > 0 ? (size_t)n : 0;
 		if (used > FILE_MOST)
-			n = err_set(e, EX_DATAERR, "%s: is larger than %zu MiB", path,
-			    FILE_MOST >> 20);
+			n = too_large(path, e);
 	}
 	if (*buf && n == 0) {
 		(*buf)[used] = '\0';

@@ -9,6 +9,11 @@
 #include "base/json.h"
 #include "base/sniff.h"
 
+static int is_what(const char *name, const char *what, struct err *e)
+{
+	return err_set(e, EX_DATAERR, "%s: is %s, where JSON should be", name, what);
+}
+
 json_t *jsonfile_parse(const char *text, size_t len, const char *name, struct err *e)
 {
 	const char *what = sniff(text, len);
@@ -16,7 +21,7 @@ json_t *jsonfile_parse(const char *text, size_t len, const char *name, struct er
 	json_t *o;
 
 	if (what) {
-		err_set(e, EX_DATAERR, "%s: is %s, where JSON should be", name, what);
+		is_what(name, what, e);
 		return NULL;
 	}
 	if (len >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) {
@@ -75,9 +80,23 @@ static char *read_input(struct jsonl *in, const char *name, size_t *len, struct 
 	return NULL;
 }
 
+/* A model's file in place of its directory, for one. What is packed is looked at later. */
+static int check_head(const char *path, struct err *e)
+{
+	char head[SNIFF_BYTES];
+	ssize_t n = sniff_head(path, head);
+	const char *what;
+
+	if (n < 2 || memcmp(head, "\x1f\x8b", 2) == 0)
+		return 0;
+	what = sniff_safetensors(head, (size_t)n) ? "a safetensors file" : sniff(head, (size_t)n);
+	return what ? is_what(path, what, e) : 0;
+}
+
 json_t *jsonfile_input(const char *path, struct err *e)
 {
-	struct jsonl *in = jsonl_open(1, (char *const *)&path, false, e);
+	struct jsonl *in = check_head(path, e) < 0 ? NULL :
+	    jsonl_open(1, (char *const *)&path, false, e);
 	json_t *o = NULL;
 	char *text;
 	size_t len;

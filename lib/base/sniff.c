@@ -1,6 +1,5 @@
 #include "base/sniff.h"
 
-#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <strings.h>
@@ -47,8 +46,10 @@ static bool is_page(const char *p, size_t n)
 
 /* A safetensors file begins with the length of its header, little-endian and never so large that
  * the last of eight bytes is used: two bytes alone may be such a length. */
-static bool is_length(const unsigned char *p, size_t n)
+bool sniff_safetensors(const void *head, size_t n)
 {
+	const unsigned char *p = head;
+
 	return n >= 9 && p[4] == 0 && p[5] == 0 && p[6] == 0 && p[7] == 0 && p[8] == '{';
 }
 
@@ -58,7 +59,7 @@ const char *sniff(const void *head, size_t n)
 
 	if (n == 0)
 		return "empty";
-	if (is_length(p, n))
+	if (sniff_safetensors(p, n))
 		return NULL;
 	for (size_t i = 0; i < sizeof magics / sizeof *magics; i++)
 		if (n >= magics[i].n && memcmp(head, magics[i].bytes, magics[i].n) == 0)
@@ -70,16 +71,23 @@ const char *sniff(const void *head, size_t n)
 	return is_page(head, n) ? "a web page, as a download that failed leaves" : NULL;
 }
 
-const char *sniff_file(const char *path)
+ssize_t sniff_head(const char *path, char head[SNIFF_BYTES])
 {
-	char head[SNIFF_BYTES];
 	struct err e = {0};
 	int fd = file_open_regular(path, &e);
 	ssize_t n;
 
 	if (fd < 0)
-		return NULL;
-	n = pread(fd, head, sizeof head, 0);
+		return -1;
+	n = pread(fd, head, SNIFF_BYTES, 0);
 	close(fd);
+	return n;
+}
+
+const char *sniff_file(const char *path)
+{
+	char head[SNIFF_BYTES];
+	ssize_t n = sniff_head(path, head);
+
 	return n < 0 ? NULL : sniff(head, (size_t)n);
 }

@@ -36,6 +36,36 @@ int modeldir_st_err(struct err *e, const char *file, const struct st_error *se)
 
 /* ---- reading ---- */
 
+static bool has_file(const struct modeldir *md, const char *name)
+{
+	char *path = file_join(md->path, name);
+	bool there = access(path, F_OK) == 0;
+
+	free(path);
+	return there;
+}
+
+/* Weights in another form than the one that is read; NULL: none that is known. */
+static const char *other_weights(const struct modeldir *md)
+{
+	static const char *const known[][2] = {
+		{ "model-00001-of-00002.safetensors", "shards, but no " INDEX },
+		{ "pytorch_model.bin", "pytorch_model.bin, a Python pickle that may run code when "
+		    "it is read: convert it to safetensors" },
+		{ "pytorch_model.bin.index.json", "pytorch_model-*.bin, Python pickles that may "
+		    "run code when they are read: convert them to safetensors" },
+		{ "consolidated.safetensors", "consolidated.safetensors, of another layout" },
+		{ "adapter_model.safetensors", "an adapter: chr-merge makes a model of it and the "
+		    "model that it was trained on" },
+		{ "tf_model.h5", "tf_model.h5, of TensorFlow" },
+	};
+
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+		if (has_file(md, known[i][0]))
+			return known[i][1];
+	return NULL;
+}
+
 static int add_file(struct modeldir *md, const char *name, struct err *e)
 {
 	char **file = realloc(md->file, ((size_t)md->nfiles + 1) * sizeof *file);
@@ -53,16 +83,13 @@ static int add_file(struct modeldir *md, const char *name, struct err *e)
 	md->file[i] = file_join(md->path, name);
 	md->st[i] = st_open(md->file[i], ST_MMAP, &se);
 	md->nfiles++;
-	return md->st[i] ? 0 : modeldir_st_err(e, md->file[i], &se);
-}
-
-static bool has_file(const struct modeldir *md, const char *name)
-{
-	char *path = file_join(md->path, name);
-	bool there = access(path, F_OK) == 0;
-
-	free(path);
-	return there;
+	if (md->st[i])
+		return 0;
+	modeldir_st_err(e, md->file[i], &se);
+	if (i == 0 && !has_file(md, name) && !has_file(md, INDEX) && other_weights(md))
+		return err_set(e, EX_NOINPUT, "%s: is not there; the directory has %s", md->file[i],
+		    other_weights(md));
+	return -1;
 }
 
 static bool is_open(const struct modeldir *md, const char *name)

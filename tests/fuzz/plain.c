@@ -1,5 +1,5 @@
-/* Any bytes as a message, and as the beginning of a file: what comes out is UTF-8 that a terminal does not act on, no
- * longer than what went in, and the same when it is done again. */
+/* Any bytes as a message, and as the beginning of a file: what comes out is UTF-8 that a
+ * terminal does not act on, no longer than what went in, and the same when it is done again. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,8 +23,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len)
 	if (n > was || n != strlen(s))
 		abort();
 	for (size_t i = 0; i < n; i += k)
-		if ((k = plain_utf8(s + i, n - i, &c)) == 0 || c < 0x20 || (c >= 0x7f && c < 0xa0) ||
-		    (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069))
+		if ((k = plain_utf8(s + i, n - i, &c)) == 0 || c < 0x20 ||
+		    (c >= 0x7f && c < 0xa0) || (c >= 0x202a && c <= 0x202e) ||
+		    (c >= 0x2066 && c <= 0x2069))
 			abort();
 	again = strdup(s);
 	if (!again || plain_text(again) != n || strcmp(again, s) != 0)
