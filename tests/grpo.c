@@ -209,7 +209,7 @@ static struct completion *new_completions(void)
 static void free_completions(struct completion *c)
 {
 	for (int i = 0; i < N; i++) {
-		gentext_free(&c[i].gen);
+		gentext_free(&c[i].q.gen);
 		free(c[i].tok);
 		free(c[i].topk);
 	}

@@ -144,7 +144,7 @@ static void close_rollouts(struct grpo_data *d)
 	for (int i = 0; i < d->most; i++) {
 		mem_free(d->c[i].tok);
 		mem_free(d->c[i].topk);
-		gentext_free(&d->c[i].gen);
+		gentext_free(&d->c[i].q.gen);
 	}
 	for (int i = 0; i < (d->slice != NULL ? d->micros : 0); i++) {
 		mem_free(d->slice[i].old);
@@ -252,7 +252,7 @@ static int judge(void *ctx, struct completion *c, struct err *e)
 	const json_t *rec = d->rec[i / grpo_flags.group];
 	const char *text = prompt_text(rec);
 	const struct reward_item it = { .record = rec, .prompt = text != NULL ? text : "",
-	    .text = c->gen.text != NULL ? c->gen.text : "", .len = c->gen.len, .tok = c->tok,
+	    .text = c->q.gen.text != NULL ? c->q.gen.text : "", .len = c->q.gen.len, .tok = c->tok,
 	    .nprompt = c->nprompt, .n = c->n };
 
 	for (int k = 0; k < grpo_run.n; k++)
@@ -343,7 +343,7 @@ static int log_samples(const struct grpo_data *d, struct err *e)
 		json_t *r = json_pack("{s:s, s:s, s:I, s:s, s:o, s:s}", "type", "sample", "stage",
 		    "grpo", "step",
 		    (json_int_t)step, "prompt", prompt != NULL ? prompt : "", "completion",
-		    json_text(c->gen.text != NULL ? c->gen.text : "", c->gen.len), "finish",
+		    json_text(c->q.gen.text != NULL ? c->q.gen.text : "", c->q.gen.len), "finish",
 		    c->stopped ? "stop" : "length");
 
 		json_set_int(r, "tokens", c->n - c->nprompt);

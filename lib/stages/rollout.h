@@ -12,7 +12,7 @@
 #ifndef CHR_ROLLOUT_H
 #define CHR_ROLLOUT_H
 
-#include "decode/gentext.h"
+#include "decode/batch.h"
 #include "model/model.h"
 
 struct rollout_opt {
@@ -35,7 +35,7 @@ struct completion {
 	/* found */
 	int n;
 	bool stopped;		/* at an end token or a stop text, not for its length */
-	struct gentext gen;		/* its text, until the next run */
+	struct request q;		/* with its text, until the next run */
 };
 
 struct rollout_hook {
