@@ -8,6 +8,7 @@
 #include "experts/actlog.h"
 #include "base/comm.h"
 #include "base/rank_deal.h"
+#include "decode/generation.h"
 #include "decode/gentext.h"
 #include "decode/infer.h"
 #include "base/json.h"
@@ -143,9 +144,9 @@ static void put_act(int pos, uint32_t token, const char *mark, const int32_t *to
 static void generate(struct gentext *g, int from)
 {
 	int64_t per_token = (int64_t)infer.cfg.num_sparse * infer.cfg.num_experts_per_tok;
-	struct gentext_opt go = { .end = { infer.cfg.eos_token_id, infer.tok ? tok_eos(infer.tok)
-	    : -1, -1 } };
+	struct gentext_opt go = { 0 };
 
+	generation_ends(NULL, &infer.cfg, infer.tok, &go);
 	while (gentext_next(g, &go, s.sampler, s.logits), g->ids.n > from && !sig_stop) {
 		struct eval_item it = { .s = s.seq, .tok = g->ids.v + from, .n = 1,
 		    .logits = s.logits,
@@ -172,7 +173,7 @@ static void log_sequence(const uint32_t *tok, const uint32_t *mask, int n)
 
 	seq_reset(s.seq);
 	must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
-	gentext_start(&g, &prompt, &so, o.generate, (uint64_t)s.nseq);
+	gentext_start(&g, &prompt, &so, o.generate, gentext_stream(&prompt));
 	if (o.generate)
 		generate(&g, n);
 	for (int i = 0; i < seq_len(s.seq); i++)

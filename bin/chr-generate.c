@@ -7,7 +7,9 @@
 
 #include "base/comm.h"
 #include "base/rank_deal.h"
-#include "decode/gentext.h"
+#include "base/plain.h"
+#include "decode/batch.h"
+#include "decode/generation.h"
 #include "base/guard.h"
 #include "decode/infer.h"
 #include "base/json.h"
@@ -77,30 +79,28 @@ static const struct opt_prog prog = { "chr-generate", "[FILE...]", "continue pro
 	false };
 
 struct job {
+	struct request q;		/* first: a request is its job */
 	json_t *rec;
 	int64_t number;			/* of the record */
-	struct gentext gen;
-	struct seq *seq;
-	float *logits;
 	size_t printed;
-	double began, first, ended, prefill, expected;
-	struct job *next;
+	double expected;
 };
 
 static struct {
 	struct jsonl *in;
 	struct gentext_opt gen;
+	struct generation said;		/* by the model's maker */
 	struct sampler *sampler;
 	struct report report;
-	struct job *head, **tail;	/* in input order; the head is the next to be written */
-	int active, waiting, context;	/* waiting: ended, but behind one that has not */
+	struct batch *batch;
+	int context;
 	int64_t count;
 	bool text;			/* text out */
-	struct guard_store squeeze;		/* of --guard */
-	bool shed;			/* ended with prompts left, for want of memory */
+	struct guard_store squeeze;	/* of --guard */
+	struct job *by_hand;		/* -p: not begun yet */
 	struct progress progress;
 	struct err e;
-} s = { .tail = &s.head };
+} s;
 
 static void must(int failed)
 {
@@ -109,6 +109,8 @@ static void must(int failed)
 	progress_clear(&s.progress);
 	err_exit(&s.e);
 }
+
+/* --- what a record asks --- */
 
 /* What a template takes besides turns. */
 static json_t *with_tools(json_t *ask, const json_t *rec)
@@ -128,33 +130,57 @@ static json_t *asked(const json_t *rec)
 
 	if (json_is_array(prompt))
 		return with_tools(json_pack("{s:O}", "messages", prompt), rec);
-	if (json_is_string(prompt))
-		return o.chat ? with_tools(json_pack("{s:[{s:s,s:O}]}", "messages", "role",
-		    "user", "content", prompt), rec)
-		    : json_pack("{s:O}", "text", prompt);
-	return json_incref((json_t *)rec);
+	if (json_is_string(prompt) && o.chat)
+		return with_tools(json_pack("{s:[{s:s,s:O}]}", "messages", "role", "user",
+		    "content", prompt), rec);
+	return json_is_string(prompt) ? json_pack("{s:O}", "text", prompt)
+	    : json_incref((json_t *)rec);
+}
+
+static int ids_of(const json_t *rec, struct ids *ids, struct err *why)
+{
+	json_t *ask = asked(rec);
+	int rc = infer_ids(ask, true, ids, NULL, why);
+
+	json_decref(ask);
+	if (rc == 0 && ids->n == 0)
+		return err_set(why, EX_DATAERR, "empty prompt, and no token to begin with");
+	if (rc == 0 && s.context > 0 && ids->n >= s.context)
+		return err_set(why, EX_DATAERR, "prompt of %d tokens leaves nothing of --context "
+		    "%d", ids->n, s.context);
+	return rc;
+}
+
+/* A record's own "seed" goes before the option. */
+static int seed_of(const json_t *rec, uint64_t *seed, struct err *why)
+{
+	const json_t *v = json_object_get(rec, "seed");
+
+	*seed = (uint64_t)o.seed;
+	if (v == NULL || json_is_null(v))
+		return 0;
+	if (!json_is_integer(v))
+		return err_set(why, EX_DATAERR, "\"seed\" is not a whole number");
+	*seed = (uint64_t)json_integer_value(v);
+	return 0;
+}
+
+static struct sample_opt sampling(uint64_t seed)
+{
+	return (struct sample_opt){ o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, seed };
 }
 
 /* A job for a record, or NULL when the record is bad: s.e says so, or it is passed over. Takes
  * the reference. */
 static struct job *new_job(json_t *rec)
 {
-	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k,
-	    (uint64_t)o.seed };
-	const json_t *seed = json_object_get(rec, "seed");
+	struct sample_opt so;
 	struct ids ids = { 0 };
 	struct err why = { 0 };
-	json_t *ask = asked(rec);
 	struct job *j = NULL;
-	int status = infer_ids(ask, true, &ids, NULL, &why);
+	uint64_t seed;
 
-	json_decref(ask);
-	if (status == 0 && ids.n == 0)
-		status = err_set(&why, EX_DATAERR, "empty prompt, and no token to begin with");
-	if (status == 0 && s.context > 0 && ids.n >= s.context)
-		status = err_set(&why, EX_DATAERR,
-		    "prompt of %d tokens leaves nothing of --context %d", ids.n, s.context);
-	if (status < 0) {
+	if (seed_of(rec, &seed, &why) < 0 || ids_of(rec, &ids, &why) < 0) {
 		json_decref(rec);
 		if (!s.in) {
 			s.e = why;
@@ -164,74 +190,37 @@ static struct job *new_job(json_t *rec)
 	} else if ((j = calloc(1, sizeof(*j))) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	else {
-		if (json_is_integer(seed))
-			so.seed = (uint64_t)json_integer_value(seed);
+		so = sampling(seed);
 		j->number = s.count++;
-		gentext_start(&j->gen, &ids, &so, o.max_new, (uint64_t)j->number);
+		gentext_start(&j->q.gen, &ids, &so, o.max_new, gentext_stream(&ids));
 		j->rec = rec;
 	}
 	ids_free(&ids);
 	return j;
 }
 
-/* Says how long the prompt will take, before it does. */
-static void expect(struct job *j)
-{
-	struct expectation x;
-
-	must(engine_expect(infer.g, j->gen.ids.n, &x, &s.e) < 0);
-	j->expected = x.seconds;
-	if (opt_quiet || !(opt_verbose || (x.seconds > 1 && isatty(STDERR_FILENO))))
-		return;
-	progress_clear(&s.progress);
-	fprintf(stderr, "%s: prompt of %d tokens: %.2g s to the first token (%.2g s of computing, "
-	    "%.2g s to read %.4g MB)\n", err_prog,
-	    j->gen.ids.n, x.seconds, x.compute, x.reads, x.bytes / 1e6);
-}
-
-/* Evaluates the prompt and draws the first token. */
-static void start_job(struct job *j)
-{
-	struct eval_item it = { .tok = j->gen.ids.v, .n = j->gen.ids.n };
-	struct eval_stats st;
-
-	j->began = progress_clock();
-	*s.tail = j;
-	s.tail = &j->next;
-	if (j->gen.max_new > s.context - j->gen.nprompt)
-		j->gen.max_new = s.context - j->gen.nprompt;
-	j->logits = malloc(sizeof(*j->logits) * (size_t)infer.cfg.vocab_size);
-	j->seq = seq_new(infer.g, &s.e);
-	must(!j->seq || !j->logits);
-	it.s = j->seq;
-	it.logits = j->logits;
-	expect(j);
-	must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0 || report_prompt(&s.report, it.n, &st,
-	    &s.e) < 0);
-	if (!j->gen.finish)
-		gentext_next(&j->gen, &s.gen, s.sampler, j->logits);
-	j->first = j->ended = progress_clock();
-	j->prefill = st.wall;
-	s.active++;
-}
-
-static void end_job(struct job *j)
-{
-	j->ended = progress_clock();
-	seq_free(j->seq);
-	free(j->logits);
-	j->seq = NULL;
-	j->logits = NULL;
-	s.active--;
-	s.waiting++;
-}
-
 static void free_job(struct job *j)
 {
 	json_decref(j->rec);
-	gentext_free(&j->gen);
+	gentext_free(&j->q.gen);
 	free(j);
 }
+
+/* The next that is this rank's; NULL: there is none, or s.e says why. */
+static struct job *next_record(void)
+{
+	struct job *j = NULL;
+	json_t *rec;
+
+	while (!j && s.e.status == 0 && (rec = jsonl_next(s.in, &s.e)) != NULL)
+		if ((j = new_job(rec)) != NULL && !rank_deal_own(j->number)) {
+			free_job(j);
+			j = NULL;
+		}
+	return j;
+}
+
+/* --- what is written --- */
 
 static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SUMS])
 {
@@ -242,31 +231,33 @@ static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SU
 
 static void write_record(struct job *j, FILE *out)
 {
-	const struct gentext *g = &j->gen;
+	const struct gentext *g = &j->q.gen;
 	json_t *timing = json_object(), *tokens = json_array();
 	int made = g->ids.n - g->nprompt;
-	double decode = j->ended - j->first;
+	double decode = j->q.ended - j->q.drawn;
 
 	for (int i = g->nprompt; i < g->ids.n; i++)
 		json_array_append_new(tokens, json_integer(g->ids.v[i]));
 	json_object_set_new(j->rec, "completion", json_text(g->text ? g->text : "", g->len));
 	json_object_set_new(j->rec, "tokens", tokens);
 	json_set_str(j->rec, "finish", g->finish);
-	json_set_num(timing, "prefill_s", j->prefill);
+	json_set_num(timing, "prefill_s", j->q.prefill);
 	json_set_num(timing, "decode_s", decode);
-	json_set_num(timing, "ttft_s", j->first - j->began);
+	json_set_num(timing, "ttft_s", j->q.drawn - j->q.began);
 	json_set_num(timing, "ttft_expected_s", j->expected);
 	json_set_num(timing, "tok_per_s", made > 1 && decode > 0 ? (made - 1) / decode : 0);
 	json_object_set_new(j->rec, "timing", timing);
 	must(json_put_carried(out, j->rec, &s.e) < 0);
 }
 
-/* What has not been shown of a text. */
+/* What has not been shown of a text. On a terminal, what would be a command to it is made
+ * visible. */
 static void write_text(struct job *j, FILE *out)
 {
-	size_t n = gentext_shown(&j->gen, &s.gen);
+	size_t n = gentext_shown(&j->q.gen, &s.gen);
 
-	fwrite(j->gen.text ? j->gen.text + j->printed : "", 1, n - j->printed, out);
+	if (n > j->printed)
+		plain_write(out, j->q.gen.text + j->printed, n - j->printed);
 	j->printed = n;
 	fflush(out);
 }
@@ -291,203 +282,209 @@ static void send_result(struct job *j)
 	free(text);
 }
 
-/* Writes what can be written in order. */
-static void flush_jobs(void)
+/* --- what the batch calls --- */
+
+/* Says how long the prompt will take, before it does. */
+static void expect(struct job *j)
 {
-	struct job *j;
+	struct expectation x;
 
-	while ((j = s.head) != NULL) {
-		if (s.text && comm_size() == 1)
-			write_text(j, stdout);
-		if (!j->gen.finish)
-			return;
-		if (comm_size() > 1)
-			send_result(j);
-		else if (s.text)
-			putchar('\n');
-		else
-			write_record(j, stdout);
-		s.waiting--;
-		s.head = j->next;
-		if (!s.head)
-			s.tail = &s.head;
-		free_job(j);
-	}
-}
-
-/* One token for every active job. */
-static void step(void)
-{
-	struct eval_item it[1024];
-	struct job *job[1024];
-	struct eval_stats st;
-	int n = 0;
-
-	for (struct job *j = s.head; j; j = j->next)
-		if (j->seq && !j->gen.finish) {
-			it[n] = (struct eval_item){ .s = j->seq,
-			    .tok = &j->gen.ids.v[j->gen.ids.n - 1], .n = 1,
-			    .logits = j->logits };
-			job[n++] = j;
-		}
-	if (n == 0)
+	must(engine_expect(infer.g, j->q.gen.ids.n, &x, &s.e) < 0);
+	j->expected = x.seconds;
+	if (opt_quiet || !(opt_verbose || (x.seconds > 1 && isatty(STDERR_FILENO))))
 		return;
-	must(engine_eval(infer.g, it, n, &st, &s.e) < 0 || report_step(&s.report, n, &st, &s.e) <
-	    0);
-	for (int i = 0; i < n; i++)
-		gentext_next(&job[i]->gen, &s.gen, s.sampler, job[i]->logits);
+	progress_clear(&s.progress);
+	fprintf(stderr, "%s: prompt of %d tokens: %.2g s to the first token (%.2g s of computing, "
+	    "%.2g s to read %.4g MB)\n", err_prog, j->q.gen.ids.n, x.seconds, x.compute, x.reads,
+	    x.bytes / 1e6);
 }
 
-static void end_jobs(void)
+static struct request *next(void *ctx)
 {
-	for (struct job *j = s.head; j; j = j->next) {
-		if (sig_stop && !j->gen.finish)
-			j->gen.finish = "interrupted";
-		if (j->seq && j->gen.finish)
-			end_job(j);
+	struct job *j = s.in ? next_record() : s.by_hand;
+
+	(void)ctx;
+	s.by_hand = NULL;
+	if (j == NULL)
+		return NULL;
+	if (j->q.gen.max_new > s.context - j->q.gen.nprompt)
+		j->q.gen.max_new = s.context - j->q.gen.nprompt;
+	expect(j);
+	return &j->q;
+}
+
+static bool room(void *ctx)
+{
+	(void)ctx;
+	return guard_store_check(&s.squeeze) != GUARD_LIMIT || s.by_hand != NULL;
+}
+
+static bool stop(void *ctx)
+{
+	(void)ctx;
+	return sig_stop;
+}
+
+static int prompt_done(void *ctx, struct request *q, int n, const struct eval_stats *st,
+    struct err *e)
+{
+	(void)ctx, (void)q;
+	return report_prompt(&s.report, n, st, e);
+}
+
+static int step_done(void *ctx, int n, const struct eval_stats *st, struct err *e)
+{
+	(void)ctx;
+	guard_store_check(&s.squeeze);
+	if (s.in && (!s.text || !isatty(STDOUT_FILENO)))
+		progress_at(&s.progress, (double)s.report.tokens, "%lld prompts",
+		    (long long)s.count);
+	return report_step(&s.report, n, st, e);
+}
+
+static int show(void *ctx, struct request *first, struct err *e)
+{
+	(void)ctx, (void)e;
+	if (s.text && comm_size() == 1)
+		write_text((struct job *)first, stdout);
+	return 0;
+}
+
+static int done(void *ctx, struct request *q, struct err *e)
+{
+	struct job *j = (struct job *)q;
+
+	(void)ctx, (void)e;
+	if (comm_size() > 1)
+		send_result(j);
+	else if (s.text)
+		putchar('\n');
+	else
+		write_record(j, stdout);
+	free_job(j);
+	return 0;
+}
+
+/* Whether prompts are left for want of memory. */
+static bool run(void)
+{
+	int rc;
+
+	if (s.in)
+		progress_start(&s.progress, "generating", "tokens", 0);
+	rc = batch_run(s.batch, &s.e);
+	must(rc < 0);
+	if (s.in) {
+		if (s.e.status != 0)		/* those before it are written */
+			rank_deal_fail(s.count, &s.e);
+		if (rc == 1 && comm_size() > 1)	/* the others would wait for what is left */
+			comm_abort(EX_TEMPFAIL);
+		rank_deal_finish(s.count);
+		progress_end(&s.progress);
 	}
-	flush_jobs();
+	return rc == 1;
 }
 
-/* The next that is this rank's; NULL: there is none, or s.e says why. */
-static struct job *next_record(void)
-{
-	struct job *j = NULL;
-	json_t *rec;
+/* --- a conversation --- */
 
-	while (!j && s.e.status == 0 && (rec = jsonl_next(s.in, &s.e)) != NULL)
-		if ((j = new_job(rec)) != NULL && !rank_deal_own(j->number)) {
-			free_job(j);
-			j = NULL;
-		}
+struct talk {
+	json_t *messages;
+	struct seq *seq;		/* whose caches hold `held` */
+	struct ids held;
+};
+
+/* The job of the next turn, whose caches keep what they share with it; NULL: no room. */
+static struct job *turn(struct talk *t)
+{
+	struct sample_opt so = sampling((uint64_t)o.seed);
+	struct ids ids = { 0 };
+	struct job *j = NULL;
+	int at = 0;
+
+	must(tok_chat(infer.tok, &(struct tok_chat){ .messages = t->messages, .generate = true },
+	    &ids, NULL, &s.e) < 0);
+	while (at < t->held.n && at < ids.n - 1 && t->held.v[at] == ids.v[at])
+		at++;
+	if (at < t->held.n)
+		seq_reset(t->seq);
+	if (ids.n >= s.context)
+		err_warn("the conversation has outgrown --context %d", s.context);
+	else if ((j = calloc(1, sizeof *j)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	else {
+		gentext_start(&j->q.gen, &ids, &so, o.max_new < s.context - ids.n ? o.max_new
+		    : s.context - ids.n,
+		    gentext_stream(&ids));
+		j->q.seq = t->seq;
+		j->rec = json_object();
+	}
+	ids_free(&ids);
 	return j;
 }
 
-static void run_records(void)
+static void add_turn(struct talk *t, const char *role, const char *text, size_t n)
 {
-	bool more = true, room;
-
-	progress_start(&s.progress, "generating", "tokens", 0);
-	while (!sig_stop && (more || s.active > 0)) {
-		room = guard_store_check(&s.squeeze) != GUARD_LIMIT;
-		/* A slow one at the head may hold back only so many results. */
-		while (room && more && !sig_stop && s.active < o.batch &&
-		    s.waiting < 16 * o.batch) {
-			struct job *j = next_record();
-
-			more = j != NULL;
-			if (j)
-				start_job(j);
-			end_jobs();
-			room = guard_store_check(&s.squeeze) != GUARD_LIMIT;
-		}
-		s.shed = more && s.active == 0 && !sig_stop;
-		if (s.shed)
-			break;
-		step();
-		end_jobs();
-		if (!s.text || !isatty(STDOUT_FILENO))
-			progress_at(&s.progress, (double)s.report.tokens, "%lld prompts",
-			    (long long)s.count);
-	}
-	if (s.e.status != 0)		/* those before it are written */
-		rank_deal_fail(s.count, &s.e);
-	if (s.shed && comm_size() > 1)	/* the others would wait for what is left */
-		comm_abort(EX_TEMPFAIL);
-	rank_deal_finish(s.count);
-	progress_end(&s.progress);
+	json_array_append_new(t->messages, json_pack("{s:s,s:o}", "role", role, "content",
+	    json_text(text, n)));
 }
 
-static void run_prompt(struct job *j)
+static int said(void *ctx, struct request *q, struct err *e)
 {
-	start_job(j);
-	end_jobs();
-	while (s.active > 0 && !sig_stop) {
-		guard_store_check(&s.squeeze);
-		step();
-		end_jobs();
-	}
+	struct talk *t = ctx;
+
+	(void)e;
+	putchar('\n');
+	add_turn(t, "assistant", q->gen.text ? q->gen.text : "", q->gen.len);
+	t->held.n = 0;
+	for (int i = 0; i < seq_len(t->seq); i++)
+		ids_push(&t->held, q->gen.ids.v[i]);
+	free_job((struct job *)q);
+	return 0;
 }
 
-/* Answers to what is typed. The caches hold `held`; a turn evaluates only what is new. */
-static void converse(void)
+/* Answers to what is typed; a turn evaluates only what is new. */
+static void converse(struct talk *t)
 {
-	json_t *messages = json_array();
-	struct sample_opt so = { o.temperature, o.top_p, o.min_p, o.penalty, o.top_k,
-	    (uint64_t)o.seed };
-	struct seq *seq = seq_new(infer.g, &s.e);
-	float *logits = malloc(sizeof(*logits) * (size_t)infer.cfg.vocab_size);
-	struct ids held = { 0 };
 	char *line = NULL;
 	size_t cap = 0;
 	ssize_t n;
+	struct job *j;
 
-	must(!seq || !logits);
+	t->messages = json_array();
+	must((t->seq = seq_new(infer.g, &s.e)) == NULL);
 	while (fputs("> ", stderr), !sig_stop && (n = getline(&line, &cap, stdin)) > 0) {
-		struct gentext g;
-		struct ids ids = { 0 };
-		int at = 0;
-		size_t shown = 0;
-
-		line[n - (line[n - 1] == '\n')] = '\0';
-		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "user", "content",
-		    json_text(line, strlen(line))));
-		must(tok_chat(infer.tok, &(struct tok_chat){ .messages = messages,
-		    .generate = true }, &ids,
-		    NULL, &s.e) < 0);
-		while (at < held.n && at < ids.n - 1 && held.v[at] == ids.v[at])
-			at++;
-		if (at < held.n)
-			seq_reset(seq);
-		if (ids.n >= s.context) {
-			err_warn("the conversation has outgrown --context %d", s.context);
-			ids_free(&ids);
+		add_turn(t, "user", line, (size_t)(n - (line[n - 1] == '\n')));
+		if ((j = turn(t)) == NULL)
 			break;
-		}
-		gentext_start(&g, &ids, &so, o.max_new < s.context - ids.n ? o.max_new
-		    : s.context - ids.n, (uint64_t)s.count++);
-		while (!g.finish && !sig_stop) {
-			int from = seq_len(seq);
-			struct eval_item it = { .s = seq, .tok = g.ids.v + from,
-			    .n = g.ids.n - from, .logits = logits };
-			struct eval_stats st;
-
-			guard_store_check(&s.squeeze);
-			must(engine_eval(infer.g, &it, 1, &st, &s.e) < 0);
-			must((from < g.nprompt ? report_prompt(&s.report, it.n, &st, &s.e)
-			    : report_step(&s.report, 1, &st, &s.e)) < 0);
-			gentext_next(&g, &s.gen, s.sampler, logits);
-			fwrite(g.text ? g.text + shown : "", 1, gentext_shown(&g, &s.gen) - shown,
-			    stdout);
-			shown = gentext_shown(&g, &s.gen);
-			fflush(stdout);
-		}
-		putchar('\n');
-		json_array_append_new(messages, json_pack("{s:s,s:o}", "role", "assistant",
-		    "content",
-		    json_text(g.text ? g.text : "", g.len)));
-		held.n = 0;
-		for (int i = 0; i < seq_len(seq); i++)
-			ids_push(&held, g.ids.v[i]);
-		gentext_free(&g);
-		ids_free(&ids);
+		must(batch_add(s.batch, &j->q, &s.e) < 0);
+		while (batch_active(s.batch) > 0 && !sig_stop)
+			must(batch_step(s.batch, &s.e) < 0);
 	}
-	ids_free(&held);
+	ids_free(&t->held);
 	free(line);
-	free(logits);
-	json_decref(messages);
-	seq_free(seq);
+	json_decref(t->messages);
+	seq_free(t->seq);
 }
 
-static void set_ends(void)
+/* --- opening --- */
+
+/* Options that were not given are as the model's maker says. */
+static void set_generation(void)
 {
-	s.gen = (struct gentext_opt){ .tok = infer.tok, .end = { infer.cfg.eos_token_id, -1, -1 },
-	    .nstop = o.stop.n,
-	    .stop = o.stop.v };
-	if (infer.tok) {
-		s.gen.end[1] = tok_eos(infer.tok);
-		s.gen.end[2] = tok_id(infer.tok, "<|im_end|>");
-	} else if (o.stop.n || o.raw || o.prompt || o.chat)
+	must(generation_read(&s.said, infer.model, &s.e) < 0);
+	if (s.said.temperature >= 0 && !opt_given("temperature"))
+		o.temperature = s.said.temperature;
+	if (s.said.top_k >= 0 && !opt_given("top-k"))
+		o.top_k = s.said.top_k;
+	if (s.said.top_p >= 0 && !opt_given("top-p"))
+		o.top_p = s.said.top_p;
+	if (s.said.min_p >= 0 && !opt_given("min-p"))
+		o.min_p = s.said.min_p;
+	if (s.said.repetition_penalty > 0 && !opt_given("repeat-penalty"))
+		o.penalty = s.said.repetition_penalty;
+	s.gen = (struct gentext_opt){ .tok = infer.tok, .nstop = o.stop.n, .stop = o.stop.v };
+	generation_ends(&s.said, &infer.cfg, infer.tok, &s.gen);
+	if (!infer.tok && (o.stop.n || o.raw || o.prompt || o.chat))
 		err_die(EX_NOINPUT, "%s has no tokenizer.json: give -t FILE", infer.model);
 }
 
@@ -496,16 +493,16 @@ static void set_context(const struct job *by_hand)
 {
 	int most = infer.cfg.max_position_embeddings;
 
-	s.context = o.context ? o.context : by_hand ? by_hand->gen.nprompt + o.max_new
+	s.context = o.context ? o.context : by_hand ? by_hand->q.gen.nprompt + o.max_new
 	    : o.max_new > CONTEXT / 2 ? 2 * o.max_new : CONTEXT;
 	if (!o.context && s.context > most)
 		s.context = most;
 	if (s.context > most)
 		err_warn("--context %d is beyond the %d positions that %s was made for", s.context,
 		    most, infer.model);
-	if (by_hand && by_hand->gen.nprompt >= s.context && o.max_new > 0)
+	if (by_hand && by_hand->q.gen.nprompt >= s.context && o.max_new > 0)
 		err_die(EX_DATAERR, "prompt of %d tokens leaves nothing of the context of %d",
-		    by_hand->gen.nprompt, s.context);
+		    by_hand->q.gen.nprompt, s.context);
 }
 
 /* A packed model takes what memory leaves below the warning. */
@@ -525,55 +522,80 @@ static void open_guard(void)
 		infer.ram = room;
 }
 
-int main(int argc, char **argv)
+static void open_batch(struct talk *talk)
 {
-	struct job *by_hand = NULL;
-	bool talk;
-	int first, V;
+	struct batch_hook hook = { .next = next, .room = room, .stop = stop, .prompt = prompt_done,
+	    .step = step_done,
+	    .show = show, .done = done };
 
-	err_init(argv[0]);
-	first = opt_parse(argc, argv, opts, &prog);
-	talk = o.chat && !o.prompt && first == argc && isatty(STDIN_FILENO);
-	if (o.prompt && first < argc)
+	if (talk) {
+		hook.ctx = talk;
+		hook.done = said;
+	}
+	if ((s.sampler = sampler_new(infer.cfg.vocab_size)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	s.batch = batch_open(&(struct batch_opt){ .engine = infer.g, .gen = &s.gen,
+	    .sampler = s.sampler,
+	    .most = o.batch, .ordered = true }, &hook, &s.e);
+	must(s.batch == NULL);
+}
+
+static void check_usage(int operands, bool talk)
+{
+	if (o.prompt && operands > 0)
 		opt_usage("-p and files do not go together");
-	if (!o.prompt && !talk && first == argc && isatty(STDIN_FILENO))
+	if (!o.prompt && !talk && operands == 0 && isatty(STDIN_FILENO))
 		opt_usage("nothing to continue: give -p TEXT, a file, or --chat");
 	must(comm_open(&s.e) < 0);
 	if (comm_size() > 1 && (o.prompt || talk || o.stats))
 		opt_usage("%s is for one process, not %d", o.stats ? "--stats" : o.prompt ? "-p"
 		    : "a conversation", comm_size());
-	rank_deal_open(write_result);
-	sig_install();
-	infer_begin(false);
-	set_ends();
-	V = infer.cfg.vocab_size;
-	if (o.prompt)
-		by_hand = new_job(json_pack("{s:o}", "prompt",
-		    json_text(o.prompt, strlen(o.prompt))));
-	else if (!talk && !infer.dry_run &&
-	    (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
-		must(true);
-	set_context(by_hand);
-	open_guard();
-	infer_open(o.batch, s.context, o.chunk, gentext_bytes(V, o.batch));
-	s.text = o.raw || (o.prompt && isatty(STDOUT_FILENO));
-	s.squeeze.store = engine_store(infer.g);
-	if ((s.sampler = sampler_new(V)) == NULL)
-		err_die(EX_OSERR, "out of memory");
-	must(report_open(&s.report, o.stats, infer.g, &s.e) < 0);
-	if (by_hand)
-		run_prompt(by_hand);
-	else if (talk)
-		converse();
-	else
-		run_records();
+}
+
+static void close_all(void)
+{
 	must(report_close(&s.report, &s.e) < 0);
 	jsonl_close(s.in);
+	batch_close(s.batch);
 	sampler_free(s.sampler);
 	guard_close(s.squeeze.guard);
 	infer_close();
 	err_close_stdout();
-	if (s.shed)
+}
+
+int main(int argc, char **argv)
+{
+	struct talk conversation = { 0 };
+	bool talk, shed = false;
+	int first;
+
+	err_init(argv[0]);
+	first = opt_parse(argc, argv, opts, &prog);
+	talk = o.chat && !o.prompt && first == argc && isatty(STDIN_FILENO);
+	check_usage(argc - first, talk);
+	rank_deal_open(write_result);
+	sig_install();
+	infer_begin(false);
+	set_generation();
+	if (o.prompt)
+		s.by_hand = new_job(json_pack("{s:o}", "prompt",
+		    json_text(o.prompt, strlen(o.prompt))));
+	else if (!talk && !infer.dry_run &&
+	    (s.in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) == NULL)
+		must(true);
+	set_context(s.by_hand);
+	open_guard();
+	infer_open(o.batch, s.context, o.chunk, gentext_bytes(infer.cfg.vocab_size, o.batch));
+	s.text = o.raw || talk || (o.prompt && isatty(STDOUT_FILENO));
+	s.squeeze.store = engine_store(infer.g);
+	open_batch(talk ? &conversation : NULL);
+	must(report_open(&s.report, o.stats, infer.g, &s.e) < 0);
+	if (talk)
+		converse(&conversation);
+	else
+		shed = run();
+	close_all();
+	if (shed)
 		err_warn("stopped after %lld prompts: others are left", (long long)s.count);
-	return comm_close(sig_stop || s.shed ? EX_TEMPFAIL : 0, &s.e);
+	return comm_close(sig_stop || shed ? EX_TEMPFAIL : 0, &s.e);
 }

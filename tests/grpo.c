@@ -235,7 +235,7 @@ static struct completion *sample_all(int parallel, uint64_t seed, double tempera
 {
 	struct rollout_opt o = { .group = G, .max_new = NEW, .parallel = parallel, .max_tokens = T,
 		.sample = { .temperature = temperature, .top_p = 1, .repetition_penalty = 1 },
-		    .gen = { .end = { 5, 11, -1 } } };
+		    .gen = { .n_end = 2, .end = { 5, 11 } } };
 	struct completion *c = new_completions();
 	int count = 0;
 	struct rollout_hook h = { ended, tick, &count };

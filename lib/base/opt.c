@@ -31,6 +31,7 @@ static struct opt_set {
 	int n;
 	struct opt o[OPT_MAX];
 } set;
+static bool given[OPT_MAX];	/* was this one on the command line? */
 
 static const struct opt standard[] = {
 	{ .kind = OPT_GROUP, .help = "General" },
@@ -383,10 +384,19 @@ static void take_value(const struct opt *o, const char *arg)
 	}
 }
 
+bool opt_given(const char *name)
+{
+	for (int i = 0; i < set.n; i++)
+		if (set.o[i].name != NULL && strcmp(set.o[i].name, name) == 0)
+			return given[i];
+	return false;
+}
+
 static void take(int i, bool no, const char *arg, const struct opt_prog *prog)
 {
 	const struct opt *o = &set.o[i];
 
+	given[i] = true;
 	switch (o->kind) {
 	case OPT_HELP: help(prog); break;
 	case OPT_VERSION: version(); break;
@@ -469,6 +479,7 @@ int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_pr
 	int c;
 
 	set.n = 0;
+	memset(given, 0, sizeof given);
 	set_fill(opts);
 	set_standard();
 	make_getopt(letters, l);

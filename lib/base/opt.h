@@ -68,6 +68,8 @@ extern bool opt_quiet;	/* -q */
 extern int opt_verbose;	/* -v, countable */
 
 int opt_parse(int argc, char **argv, const struct opt *opts, const struct opt_prog *prog);
+/* Was the option of this long name on the command line? */
+bool opt_given(const char *name);
 
 /* Options that are the value of an option (--`name`): words between blanks, parsed like a
  * command line without operands. */

@@ -3,6 +3,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/err.h"
 
@@ -53,6 +54,24 @@ size_t plain_text(char *s)
 	}
 	s[to] = '\0';
 	return to;
+}
+
+void plain_write(FILE *f, const char *s, size_t len)
+{
+	uint32_t c;
+
+	if (!isatty(fileno(f))) {
+		fwrite(s, 1, len, f);
+		return;
+	}
+	for (size_t n; len > 0; s += n, len -= n) {
+		n = plain_utf8(s, len, &c);
+		if (n > 0 && (!acts(c) || c == '\n' || c == '\t'))
+			fwrite(s, 1, n, f);
+		else
+			putc('?', f);
+		n += n == 0;
+	}
 }
 
 static char *plain_copy(const char *s)

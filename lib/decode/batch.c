@@ -134,7 +134,8 @@ static int give_back(struct batch *b, struct err *e)
 static int evaluate(struct batch *b, struct request *q, struct err *e)
 {
 	int have = seq_len(q->seq), n = q->gen.ids.n - have;
-	struct eval_item it = { .s = q->seq, .tok = q->gen.ids.v + have, .n = n, .logits = q->logits,
+	struct eval_item it = { .s = q->seq, .tok = q->gen.ids.v + have, .n = n,
+	    .logits = q->logits,
 	    .topk = q->topk != NULL ? q->topk + have * b->row : NULL };
 	struct eval_stats st;
 
@@ -183,8 +184,10 @@ int batch_step(struct batch *b, struct err *e)
 	for (struct request *q = b->head; q != NULL; q = q->behind) {
 		if (!q->under_way || q->gen.finish)
 			continue;
-		b->item[n] = (struct eval_item){ .s = q->seq, .tok = &q->gen.ids.v[q->gen.ids.n - 1], .n = 1,
-		    .logits = q->logits, .topk = q->topk != NULL ? q->topk + (q->gen.ids.n - 1) * b->row : NULL };
+		b->item[n] = (struct eval_item){ .s = q->seq,
+		    .tok = &q->gen.ids.v[q->gen.ids.n - 1], .n = 1,
+		    .logits = q->logits, .topk = q->topk != NULL ? q->topk + (q->gen.ids.n - 1) *
+		    b->row : NULL };
 		b->asked[n++] = q;
 	}
 	if (n > 0 && engine_eval(b->o.engine, b->item, n, &st, e) < 0)
@@ -207,10 +210,12 @@ static bool stopped(const struct batch *b)
 	return b->h.stop != NULL && b->h.stop(b->h.ctx);
 }
 
-/* Takes requests while there are places, and so long as a slow one at the head holds back only so many. */
+/* Takes requests while there are places, and so long as a slow one at the head holds back only
+ * so many. */
 static int admit(struct batch *b, bool *more, struct err *e)
 {
-	while (*more && b->active < b->o.most && b->waiting < BATCH_WAITING * b->o.most && !stopped(b) && room(b)) {
+	while (*more && b->active < b->o.most && b->waiting < BATCH_WAITING * b->o.most &&
+	    !stopped(b) && room(b)) {
 		struct request *q = b->h.next(b->h.ctx);
 
 		*more = q != NULL;

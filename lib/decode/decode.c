@@ -3,6 +3,7 @@
  * max_rows rows; a pass takes its rows through every layer (decode_attn.c, decode_moe.c) and
  * ends with the logits that were asked for.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -466,7 +467,19 @@ static void head_block(struct engine *g, const int32_t *rows, real *const *out, 
 		    sizeof(real) * (size_t)V);
 }
 
-static void head(struct engine *g)
+/* Weights that are damaged, or sums that run over, give no distribution to draw from. */
+static int check_finite(const real *logits, int V, struct err *e)
+{
+	real sum = 0;			/* 0 times what is finite is 0 */
+
+	for (int v = 0; v < V; v++)
+		sum += 0 * logits[v];
+	return sum == 0 ? 0 : err_set(e, EX_DATAERR,
+	    "the model's logits are not finite; chr-ls --check looks for "
+	    "weights that are not");
+}
+
+static int head(struct engine *g, struct err *e)
 {
 	int32_t rows[HEAD_ROWS];
 	real *out[HEAD_ROWS];
@@ -484,6 +497,14 @@ static void head(struct engine *g)
 		}
 	if (n > 0)
 		head_block(g, rows, out, n);
+	for (int j = 0; j < g->nseg; j++)
+		for (int i = 0; i < g->t.seg[j].n; i++) {
+			const real *logits = logits_of(g, &g->t.seg[j], i);
+
+			if (logits != NULL && check_finite(logits, g->cfg->vocab_size, e) < 0)
+				return -1;
+		}
+	return 0;
 }
 
 static int pass(struct engine *g, struct err *e)
@@ -497,7 +518,12 @@ static int pass(struct engine *g, struct err *e)
 		if (l == 0 && g->look0)
 			look_rows(g);
 	}
-	head(g);
+	if (!isfinite(g->be->sumsq(g->be, g->s.h, (int64_t)g->rows * g->cfg->hidden_size)))
+		return err_set(e, EX_DATAERR, "what the model computes is not finite; chr-ls "
+		    "--check looks for weights "
+		    "that are not");
+	if (head(g, e) < 0)
+		return -1;
 	for (int j = 0; j < g->nseg; j++) {
 		struct seq *s = g->t.seg[j].it->s;
 		float *t = s->expect;

@@ -10,6 +10,16 @@ int64_t gentext_bytes(int V, int texts)
 	return (int64_t)V * (4 * texts + 16);
 }
 
+uint64_t gentext_stream(const struct ids *prompt)
+{
+	uint64_t h = (uint64_t)prompt->n;
+
+	for (int i = 0; i < prompt->n; i++)		/* splitmix64's steps (Steele et al.
+							   2014) */
+		h = (h ^ (h >> 30) ^ prompt->v[i]) * 0xbf58476d1ce4e5b9u + 0x9e3779b97f4a7c15u;
+	return h ^ (h >> 31);
+}
+
 void gentext_start(struct gentext *g, const struct ids *prompt, const struct sample_opt *so,
     int max_new, uint64_t stream)
 {
@@ -73,10 +83,10 @@ void gentext_next(struct gentext *g, const struct gentext_opt *o, struct sampler
 	uint32_t id = sample(s, &g->sample, logits, g->ids.v, g->ids.n, g->stream, (uint64_t)made);
 	size_t fresh = 0;
 
-	for (int i = 0; i < GENTEXT_ENDS; i++)
-		if (o->end[i] >= 0 && id == (uint32_t)o->end[i]) {
+	for (int i = 0; i < o->n_end; i++)
+		if (id == o->end[i]) {
 			g->finish = "stop";
-			g->end = o->end[i];
+			g->end = (int32_t)id;
 		}
 	if (!g->finish) {
 		ids_push(&g->ids, id);

@@ -14,11 +14,12 @@
 #include "decode/sample.h"
 #include "text/tok.h"
 
-#define GENTEXT_ENDS 3
+#define GENTEXT_ENDS 16
 
 struct gentext_opt {
 	const struct tok *tok;		/* NULL: tokens only, no text */
-	int32_t end[GENTEXT_ENDS];		/* tokens that end a text, -1: none */
+	int n_end;
+	uint32_t end[GENTEXT_ENDS];	/* tokens that end a text */
 	int nstop;
 	const char *const *stop;	/* strings that end it, not part of it */
 };
@@ -39,6 +40,10 @@ struct gentext {
 /* What chr-generate holds for a vocabulary of V and so many texts at a time: logits, and what a
  * draw sorts. */
 int64_t gentext_bytes(int V, int texts);
+
+/* The stream of a prompt's draws, from its tokens: the same prompt has the same wherever it
+ * stands. */
+uint64_t gentext_stream(const struct ids *prompt);
 
 void gentext_start(struct gentext *g, const struct ids *prompt, const struct sample_opt *so,
     int max_new, uint64_t stream);

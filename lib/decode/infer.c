@@ -200,10 +200,13 @@ void infer_close(void)
 }
 
 /* As documents were framed in training: begin-of-text in front and, of a whole one, end-of-text
+ * behind. Of published models the tokenizer says whether there is one in front, and none is
  * behind. */
 static void frame(struct ids *ids, int first, bool whole)
 {
-	int bos = tok_bos(infer.tok), eos = tok_eos(infer.tok);
+	bool own = infer.cfg.arch == &arch_chronos;
+	int bos = own || tok_adds_bos(infer.tok) ? tok_bos(infer.tok) : -1, eos = own
+	    ? tok_eos(infer.tok) : -1;
 
 	if (bos >= 0 && (ids->n == first || ids->v[first] != (uint32_t)bos)) {
 		ids_push(ids, 0);

@@ -206,7 +206,7 @@ static void eval(const uint32_t *tok, int n, struct phase *p)
 /* A prompt and `new` tokens after it; always the likeliest one, and nothing ends it sooner. */
 static void run_prompt(const struct ids *ids, int new)
 {
-	const struct gentext_opt go = { .end = { -1, -1, -1 } };
+	const struct gentext_opt go = { 0 };
 	const struct sample_opt so = { .top_p = 1, .repetition_penalty = 1 };
 	struct counters begun, read, ended;
 	struct gentext g;

@@ -1,3 +1,4 @@
+#include "decode/generation.h"
 #include "stages/grpo_int.h"
 
 #include <stdlib.h>
@@ -206,18 +207,23 @@ static json_t *settings(void)
 	return s;
 }
 
-static struct rollout_opt rollout_options(const struct stage_env *v)
+/* Texts end where the starting model says. */
+static int rollout_options(const struct stage_env *v, struct rollout_opt *out, struct err *e)
 {
+	struct generation said;
 	struct rollout_opt o = { .sample = grpo_flags.sample, .group = grpo_flags.group,
 	    .max_new = grpo_flags.max_new,
 	    .max_tokens = v->o->seq, .parallel = v->sequences * v->o->accum };
 
 	if (grpo_flags.parallel > 0 && grpo_flags.parallel < o.parallel)
 		o.parallel = grpo_flags.parallel;
-	o.gen = (struct gentext_opt){ .tok = v->tok, .end = { v->cfg->eos_token_id, tok_eos(v->tok),
-	    tok_id(v->tok, "<|im_end|>") },
-	    .nstop = grpo_flags.stop.n, .stop = grpo_flags.stop.v };
-	return o;
+	o.gen = (struct gentext_opt){ .tok = v->tok, .nstop = grpo_flags.stop.n,
+	    .stop = grpo_flags.stop.v };
+	if (generation_read(&said, v->o->model, e) < 0)
+		return -1;
+	generation_ends(&said, v->cfg, v->tok, &o.gen);
+	*out = o;
+	return 0;
 }
 
 static struct reward_opt reward_options(const struct stage_env *v)
@@ -228,11 +234,11 @@ static struct reward_opt reward_options(const struct stage_env *v)
 
 int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
 {
-	const struct rollout_opt ro = rollout_options(v);
 	const struct reward_opt wo = reward_options(v);
+	struct rollout_opt ro;
 	struct params ps;
 
-	if (params_build(&ps, v->cfg, e) < 0)
+	if (rollout_options(v, &ro, e) < 0 || params_build(&ps, v->cfg, e) < 0)
 		return -1;
 	rollout_plan(p, v->cfg, &ps, &ro);
 	params_free(&ps);
@@ -246,9 +252,11 @@ int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
 
 static int open_run(const struct stage_env *v, struct err *e)
 {
-	const struct rollout_opt ro = rollout_options(v);
 	const struct reward_opt wo = reward_options(v);
+	struct rollout_opt ro;
 
+	if (rollout_options(v, &ro, e) < 0)
+		return -1;
 	for (; grpo_run.n < grpo_flags.reward.n; grpo_run.n++)
 		if ((grpo_run.reward[grpo_run.n] = reward_open(grpo_flags.reward.v[grpo_run.n], &wo,
 		    e)) == NULL)

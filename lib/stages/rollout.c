@@ -51,7 +51,8 @@ struct rollout *rollout_open(const struct model *m, const struct rollout_opt *o,
 {
 	const struct engine_opt eo = engine_options(o);
 	struct rollout *r = calloc(1, sizeof *r);
-	const struct batch_hook hook = { .next = next, .drawn = drawn, .step = step, .done = done, .ctx = r };
+	const struct batch_hook hook = { .next = next, .drawn = drawn, .step = step, .done = done,
+	    .ctx = r };
 
 	if (r == NULL) {
 		err_set(e, EX_OSERR, "out of memory");
@@ -64,7 +65,8 @@ struct rollout *rollout_open(const struct model *m, const struct rollout_opt *o,
 	if (!r->sampler || !r->first)
 		err_set(e, EX_OSERR, "out of memory for rollouts");
 	else if ((r->g = engine_over(&m->cfg, &m->par, m->w, &eo, be, e)) != NULL)
-		r->batch = batch_open(&(struct batch_opt){ .engine = r->g, .gen = &r->o.gen, .sampler = r->sampler,
+		r->batch = batch_open(&(struct batch_opt){ .engine = r->g, .gen = &r->o.gen,
+		    .sampler = r->sampler,
 		    .most = o->parallel }, &hook, e);
 	if (r->batch != NULL)
 		return r;
@@ -102,7 +104,8 @@ static int begin_group(struct rollout *r, struct completion *c, struct err *e)
 static struct request *next(void *ctx)
 {
 	struct rollout *r = ctx;
-	struct completion *c = r->all + r->started, *head = r->all + r->started / r->o.group * r->o.group;
+	struct completion *c = r->all + r->started, *head = r->all + r->started / r->o.group *
+	    r->o.group;
 	struct sample_opt so = r->o.sample;
 	struct ids ids = { .n = c->nprompt, .v = c->tok };
 

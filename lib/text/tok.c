@@ -376,6 +376,11 @@ int tok_bos(const struct tok *t)
 	return t->bos;
 }
 
+bool tok_adds_bos(const struct tok *t)
+{
+	return t->adds_bos;
+}
+
 int tok_eos(const struct tok *t)
 {
 	return t->eos;

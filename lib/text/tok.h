@@ -38,6 +38,7 @@ int tok_id(const struct tok *t, const char *token);	/* id of a token by its exac
 							   ("<|im_end|>"), or -1 */
 /* -1: none */
 int tok_bos(const struct tok *t), tok_eos(const struct tok *t), tok_pad(const struct tok *t);
+bool tok_adds_bos(const struct tok *t);			/* a text begins with bos, says its maker */
 bool tok_is_special(const struct tok *t, uint32_t id);
 const char *tok_sha256(const struct tok *t);		/* hex digest of the canonical
 							   tokenizer.json */

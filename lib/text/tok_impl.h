@@ -162,6 +162,7 @@ struct tok {
 	int n_added;
 	bool added_first[256];		/* some added token begins with this byte */
 	int bos, eos, pad;
+	bool adds_bos;
 	struct jinja *chat;		/* NULL: conversations cannot be written */
 	bool own_template;		/* it came with the tokenizer */
 	struct err chat_error;		/* why it could not be read */

@@ -736,6 +736,20 @@ static int take_pre(struct loader *l, const json_t *o, int depth)
 	return rc <= 0 ? rc : bad(l, "pre_tokenizer \"%.40s\" is not supported", type);
 }
 
+/* Does the template of a single text begin with a special token? */
+static bool begins_special(const json_t *post)
+{
+	const json_t *first = json_array_get(json_object_get(post, "single"), 0), *part;
+	size_t i;
+
+	if (!strcmp(type_of(post), "TemplateProcessing"))
+		return json_object_get(first, "SpecialToken") != NULL;
+	json_array_foreach(parts_of(post, "processors"), i, part)
+		if (begins_special(part))
+			return true;
+	return false;
+}
+
 static int take_root(struct loader *l, const json_t *root)
 {
 	const json_t *pre = json_object_get(root, "pre_tokenizer");
@@ -746,6 +760,7 @@ static int take_root(struct loader *l, const json_t *root)
 	    (json_is_object(pre) && take_pre(l, pre, 0)) ||
 	    take_decoder(l, json_object_get(root, "decoder"), 0))
 		return -1;
+	l->t->adds_bos = begins_special(json_object_get(root, "post_processor"));
 	return take_model(l, root);
 }
 
@@ -854,6 +869,7 @@ static int read_config(struct tok *t, const char *path, struct err *e)
 	t->bos = named_token(t, config, "bos_token");
 	t->eos = named_token(t, config, "eos_token");
 	t->pad = named_token(t, config, "pad_token");
+	t->adds_bos = flag(config, "add_bos_token", t->adds_bos);
 	source = template_in(config);
 	if (source)
 		set_template(t, source, strlen(source), path, true);
