@@ -264,6 +264,11 @@ static void check_families(void)
 	check_config("glm4_moe", "{\"model_type\": \"glm4_moe\", " PUBLISHED DEEPSEEK
 	    ", \"attention_bias\": true, \"use_qk_norm\": true, \"lookahead_steps\": 1,"
 	    "\"partial_rotary_factor\": 0.67}", 0, 0, false);
+	check_config("ernie4_5_moe", "{\"model_type\": \"ernie4_5_moe\", " PUBLISHED
+	    ", \"moe_num_experts\": 6, \"moe_k\": 2, \"moe_intermediate_size\": 10,"
+	    "\"tie_word_embeddings\": false}", 0, 0, false);
+	check_config("hunyuan_v1_moe", "{\"model_type\": \"hunyuan_v1_moe\", " PUBLISHED
+	    ", \"num_experts\": 6, \"moe_topk\": 2}", 0, 0.2, false);
 	check_config("minimax_m2", "{\"model_type\": \"minimax_m2\", " PUBLISHED EXPERTS
 	    ", \"rotary_dim\": 4}", 0, 0, false);
 	check_config("qwen2_moe, misses", "{\"model_type\": \"qwen2_moe\", " PUBLISHED EXPERTS

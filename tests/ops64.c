@@ -148,25 +148,27 @@ static void test_rmsnorm(void)
 	check(&o, "rmsnorm: gain", r.g, dg, w);
 }
 
-struct rope { real *x, *in, *table; int32_t pos[3]; int w; };
+struct rope { real *x, *in, *table; int32_t pos[3]; int w; bool pairs; };
 static void rope_f(void *c)
 {
 	struct rope *r = c;
 
 	memcpy(r->x, r->in, (size_t)(3 * 2 * (r->w + 1)) * sizeof(real));
-	be->rope(be, r->x, 2 * (r->w + 1), r->w + 1, 3, 2, r->w, r->table, r->pos, false);
+	(r->pairs ? be->rope_pairs : be->rope)(be, r->x, 2 * (r->w + 1), r->w + 1, 3, 2, r->w,
+	    r->table, r->pos, false);
 }
 
-static void test_rope(int w)
+static void test_rope(int w, bool pairs)
 {
 	int n = 3 * 2 * (w + 1);
-	struct rope r = { randoms(n), randoms(n), randoms(8 * 2 * w), { 0, 5, 7 }, w };
+	struct rope r = { randoms(n), randoms(n), randoms(8 * 2 * w), { 0, 5, 7 }, w, pairs };
 	real *seed = randoms(n), *g = zeros(n, sizeof(real));
 	struct op o = { rope_f, &r, r.x, seed, n };
 
 	memcpy(g, seed, (size_t)n * sizeof(real));
-	be->rope(be, g, 2 * (w + 1), w + 1, 3, 2, w, r.table, r.pos, true);
-	check(&o, w % 2 ? "rope: odd width" : "rope", r.in, g, n);
+	(pairs ? be->rope_pairs : be->rope)(be, g, 2 * (w + 1), w + 1, 3, 2, w, r.table, r.pos,
+	    true);
+	check(&o, w % 2 ? "rope: odd width" : pairs ? "rope of neighbours" : "rope", r.in, g, n);
 }
 
 static void attn_f(void *c) { be->attn(be, c); }
@@ -457,8 +459,9 @@ int main(void)
 	pool_init(2);
 	test_gemm();
 	test_rmsnorm();
-	test_rope(6);
-	test_rope(5);
+	test_rope(6, false);
+	test_rope(6, true);
+	test_rope(5, false);
 	test_attn("causal", 11, 0, 0);
 	test_attn("window", 11, 3, 0);
 	test_attn("several tiles, window, dropout", 71, 40, 0.3);

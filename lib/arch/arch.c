@@ -8,7 +8,8 @@
 #include "arch/config.h"
 
 /* One a file. */
-#define FAMILIES(F) F(chronos) F(dots1) F(glm4_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
+#define FAMILIES(F) F(chronos) F(dots1) F(ernie4_5_moe) F(glm4_moe) \
+	F(hunyuan_v1_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
 	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_moe)
 #define DECLARE(name) extern const struct arch arch_##name;
 #define ADDRESS(name) &arch_##name,

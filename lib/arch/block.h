@@ -22,7 +22,7 @@ enum attn_kind {
 
 enum qk_norm {
 	QK_NORM_NONE,
-	QK_NORM_HEAD,		/* RMSNorm on each head of q and k, before the rotation */
+	QK_NORM_HEAD,		/* RMSNorm on each head of q and k */
 	QK_NORM_WIDTH		/* RMSNorm on all heads of q together, and on those of k */
 };
 
@@ -30,6 +30,7 @@ struct block {
 	enum attn_kind attn;
 	int window;		/* ATTN_SLIDING: positions that a token sees, itself included */
 	enum qk_norm qk_norm;
+	bool norm_after;	/* the norm of q and k comes after the rotation */
 	bool qkv_bias, o_bias;	/* q, k and v have a bias each; the output projection has one */
 	struct rope rope;	/* of its width: d, or r of MLA */
 	int latent, nope;	/* MLA: C, and the part of a head without positions */
@@ -38,6 +39,7 @@ struct block {
 	int width;		/* F of a routed expert, or that of the dense MLP */
 	struct router router;
 	bool router_bias;	/* added to the scores for the choice only */
+	bool router_bias_row;	/* it is stored as (1, E) */
 	int shared;		/* shared experts, that every token passes */
 	int shared_width;	/* F of one of them */
 	bool shared_gate;	/* their output is multiplied by sigmoid(x . gate) */

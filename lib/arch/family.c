@@ -366,8 +366,7 @@ const struct key_alias family_deepseek_aliases[] = {
 	{ "num_experts", "n_routed_experts" }, { 0 }
 };
 
-/* An integer key; absent: as it was. */
-static int count(const struct keys *k, const char *key, int lo, int *x)
+int family_count(const struct keys *k, const char *key, int lo, int *x)
 {
 	const json_t *v = keys_get(k, key);
 
@@ -389,10 +388,10 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 {
 	const json_t *v = keys_get(k, "routed_scaling_factor");
 
-	if (count(k, "first_k_dense_replace", 0, &d.first_dense) < 0 ||
-	    count(k, "n_shared_experts", 0, &d.shared) < 0 || count(k, "n_group", 1,
+	if (family_count(k, "first_k_dense_replace", 0, &d.first_dense) < 0 ||
+	    family_count(k, "n_shared_experts", 0, &d.shared) < 0 || family_count(k, "n_group", 1,
 	    &d.groups) < 0 ||
-	    count(k, "topk_group", 1, &d.kept) < 0 ||
+	    family_count(k, "topk_group", 1, &d.kept) < 0 ||
 	    (v && keys_real(k, "routed_scaling_factor", v, 1e-6, 1e6, &d.factor) < 0) ||
 	    check_groups(c, k, &d) < 0)
 		return -1;

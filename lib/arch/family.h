@@ -31,6 +31,9 @@ int family_late_windows(struct config *c, const struct keys *k, bool slide, int 
  * family_begin(). */
 int family_partial(struct config *c, const struct keys *k, double factor);
 
+/* An integer key of at least lo; absent: *x stays as it is. */
+int family_count(const struct keys *k, const char *key, int lo, int *x);
+
 /* The experts of DeepSeek-V3 and those after it: scores by sigmoid, a bias for the choice, groups,
  * a factor, shared experts as one wide one, dense layers first. What the family means by absent
  * keys: */

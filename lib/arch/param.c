@@ -48,7 +48,8 @@ const struct param_class param_class[P_KINDS] = {
 	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_Q, PRODUCT },
 	[P_O_BIAS] = { ATTN "o_proj.bias", WHEN_O_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
 	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
-	[P_GATE_BIAS] = { MLP "gate.e_score_correction_bias", WHEN_ROUTER_BIAS, DIM_E, DIM_NONE,
+	[P_GATE_BIAS] = { MLP "gate.e_score_correction_bias", WHEN_ROUTER_BIAS, DIM_BIAS,
+	    DIM_BIAS_COLS,
 	    PARAM_BIAS },
 	[P_EXP_GATE] = { MLP "experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
 	[P_EXP_UP] = { MLP "experts.%d.up_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
@@ -91,6 +92,8 @@ static int dim(const struct config *c, const struct block *b, enum param_dim d)
 	case DIM_HR: return H * b->rope.width;
 	case DIM_GN: return G * b->nope;
 	case DIM_GR: return G * b->rope.width;
+	case DIM_BIAS: return b->router_bias_row ? 1 : c->num_experts;
+	case DIM_BIAS_COLS: return b->router_bias_row ? c->num_experts : 0;
 	case DIM_E: return c->num_experts;
 	case DIM_F: return b->width;
 	case DIM_SF: return b->shared_width;

@@ -55,6 +55,7 @@ enum param_dim {
 	DIM_Q, DIM_KV, DIM_QNORM, DIM_KNORM,				/* H*d, G*d; d or these */
 	DIM_N, DIM_R, DIM_C, DIM_HN, DIM_HR, DIM_GN, DIM_GR,		/* MLA */
 	/* width of the block's FFN, of its shared */
+	DIM_BIAS, DIM_BIAS_COLS,		/* (E) of a router, or (1, E) */
 	DIM_E, DIM_F, DIM_SF
 };
 

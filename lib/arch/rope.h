@@ -20,7 +20,8 @@ enum rope_kind {
 
 struct rope {
 	enum rope_kind kind;
-	int width;		/* elements of a head that turn: pairs (i, i + width/2) */
+	int width;		/* elements of a head that turn: pairs (i, i + width/2), */
+	bool pairs;		/* or (2i, 2i + 1) */
 	/* the i-th frequency is theta^(-2i/dims); it is width but in format 1 */
 	int dims;
 	double theta, factor;

@@ -54,6 +54,10 @@ ROW(void, rmsnorm_back, (const struct backend *be, dev_real *dx, dev_real *dg, c
 ROW(void, rope, (const struct backend *be, dev_real *x, int64_t ld, int64_t hs, int64_t n,
     int heads, int w, const dev_real *table, const dev_i32 *pos, bool back))
 
+/* The same, of the pairs (2i, 2i + 1) instead of (i, i + w/2); w is even. */
+ROW(void, rope_pairs, (const struct backend *be, dev_real *x, int64_t ld, int64_t hs, int64_t n,
+    int heads, int w, const dev_real *table, const dev_i32 *pos, bool back))
+
 /* n pieces of w values, from src + i*lds to dst + i*ldd */
 ROW(void, copy2d, (const struct backend *be, dev_real *dst, int64_t ldd, const dev_real *src,
     int64_t lds, int64_t n, int w))

@@ -119,6 +119,14 @@ static void qk_norm(struct engine *g, const struct block *b, dev_real *x, const 
 	    whole ? heads * d : d, g->cfg->rms_norm_eps);
 }
 
+static void turn(struct engine *g, const struct block *b, dev_real *x, int heads)
+{
+	int d = g->cfg->head_dim;
+
+	(b->rope.pairs ? g->be->rope_pairs : g->be->rope)(g->be, x, (int64_t)heads * d, d, g->rows,
+	    heads, b->rope.width, g->rope, g->s.pos, false);
+}
+
 /* q, k and v (in k2) of the rows of this pass, turned. */
 static void gqa_project(struct engine *g, int l)
 {
@@ -126,22 +134,29 @@ static void gqa_project(struct engine *g, int l)
 	const struct block *b = &c->block[l];
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	int H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, R = g->rows;
+	int H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
 	struct linear qkv[3] = { { s->q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 },
 	    { s->k2, s->x, w->v, 0 } };
 
-	linear(g, qkv, 3, R);
+	linear(g, qkv, 3, g->rows);
 	if (b->qkv_bias) {
 		add_bias(g, s->q, w->q_bias, H * d);
 		add_bias(g, s->k, w->k_bias, G * d);
 		add_bias(g, s->k2, w->v_bias, G * d);
 	}
-	if (b->qk_norm != QK_NORM_NONE) {
+	if (!b->norm_after) {
+		if (b->qk_norm != QK_NORM_NONE) {
+			qk_norm(g, b, s->q, w->q_norm, H);
+			qk_norm(g, b, s->k, w->k_norm, G);
+		}
+		turn(g, b, s->q, H);
+		turn(g, b, s->k, G);
+	} else {
+		turn(g, b, s->q, H);
+		turn(g, b, s->k, G);
 		qk_norm(g, b, s->q, w->q_norm, H);
 		qk_norm(g, b, s->k, w->k_norm, G);
 	}
-	g->be->rope(g->be, s->q, (int64_t)H * d, d, R, H, b->rope.width, g->rope, s->pos, false);
-	g->be->rope(g->be, s->k, (int64_t)G * d, d, R, G, b->rope.width, g->rope, s->pos, false);
 }
 
 static void gqa(struct engine *g, int l)

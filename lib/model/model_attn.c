@@ -56,17 +56,31 @@ static void qk_norm(struct model *m, int l, dev_real *y, dev_real *rstd, const d
 	m->be->rmsnorm(m->be, y, rstd, x, model_w(m, norm, l, -1), c.n, c.w, m->cfg.rms_norm_eps);
 }
 
-/* From q's or k's gradient dy; without a norm it is that of the projection already. */
-static const dev_real *qk_norm_back(struct model *m, int l, dev_real *dx, const dev_real *dy,
-    const dev_real *x,
-    const dev_real *rstd, enum param_kind norm, int heads)
+/* The rotation of heads of full or sliding attention, or back. */
+static void turn(struct model *m, int l, dev_real *x, int heads, bool back)
 {
+	const struct rope *r = &m->cfg.block[l].rope;
+	int d = m->cfg.head_dim;
+
+	(r->pairs ? m->be->rope_pairs : m->be->rope)(m->be, x, (int64_t)heads * d, d, m->act->R,
+	    heads, r->width, m->act->rope, m->act->pos, back);
+}
+
+/* From the gradient dy of q or k, that of the projection: dx, or dy itself without a norm. */
+static const dev_real *turn_norm_back(struct model *m, int l, dev_real *dx, dev_real *dy,
+    const dev_real *x, const dev_real *rstd, enum param_kind norm, int heads)
+{
+	const struct block *b = &m->cfg.block[l];
 	struct cut c = norm_cut(m, l, heads);
 
-	if (m->cfg.block[l].qk_norm == QK_NORM_NONE)
+	if (!b->norm_after)
+		turn(m, l, dy, heads, true);
+	if (b->qk_norm == QK_NORM_NONE)
 		return dy;
 	m->be->rmsnorm_back(m->be, dx, model_g(m, norm, l, -1), dy, x, model_w(m, norm, l, -1),
 	    rstd, c.n, c.w, false);
+	if (b->norm_after)
+		turn(m, l, dx, heads, true);
 	return dx;
 }
 
@@ -92,12 +106,18 @@ static void gqa_project(struct model *m, int l)
 		add_bias(m, l, P_K_BIAS, k, s.G * s.d);
 		add_bias(m, l, P_V_BIAS, x->v, s.G * s.d);
 	}
+	if (b->norm_after) {
+		turn(m, l, x->qa, s.H, false);
+		turn(m, l, x->ka, s.G, false);
+	}
 	if (norm) {
 		qk_norm(m, l, x->q, x->rqa, x->qa, P_QNORM, s.H);
 		qk_norm(m, l, x->k, x->rka, x->ka, P_KNORM, s.G);
 	}
-	m->be->rope(m->be, x->q, s.H * s.d, s.d, a->R, s.H, s.r, a->rope, a->pos, false);
-	m->be->rope(m->be, x->k, s.G * s.d, s.d, a->R, s.G, s.r, a->rope, a->pos, false);
+	if (!b->norm_after) {
+		turn(m, l, x->q, s.H, false);
+		turn(m, l, x->k, s.G, false);
+	}
 }
 
 /* One part of the MLA query: norm per head, then into its columns of q. */
@@ -246,15 +266,12 @@ static void gqa_project_back(struct model *m, int l)
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
 	struct dims s = dims(&m->cfg, l);
-	int64_t R = a->R;
 	const dev_real *dy;
 
-	m->be->rope(m->be, a->t1, s.H * s.d, s.d, R, s.H, s.r, a->rope, a->pos, true);
-	m->be->rope(m->be, a->t2, s.G * s.d, s.d, R, s.G, s.r, a->rope, a->pos, true);
 	project_back(m, l, P_V, P_V_BIAS, a->t3, s.G * s.d, 0);
-	dy = qk_norm_back(m, l, a->t3, a->t1, x->qa, x->rqa, P_QNORM, s.H);
+	dy = turn_norm_back(m, l, a->t3, a->t1, x->qa, x->rqa, P_QNORM, s.H);
 	project_back(m, l, P_Q, P_Q_BIAS, dy, s.H * s.d, 1);
-	dy = qk_norm_back(m, l, a->t3, a->t2, x->ka, x->rka, P_KNORM, s.G);
+	dy = turn_norm_back(m, l, a->t3, a->t2, x->ka, x->rka, P_KNORM, s.G);
 	project_back(m, l, P_K, P_K_BIAS, dy, s.G * s.d, 1);
 }
 

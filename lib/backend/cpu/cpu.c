@@ -429,6 +429,34 @@ static void rope(CPU, real *x, int64_t ld, int64_t hs, int64_t n, int heads, int
 	pool_for(n, grain(w * heads), rope_rows, &c);
 }
 
+ROWS(rope_pairs_rows)
+{
+	CTX;
+	for (int64_t i = i0; i < i1; i++) {
+		const real *co = c->table + (int64_t)c->in[i] * 2 * c->w, *si = co + c->w;
+
+		for (int h = 0; h < c->k; h++) {
+			real *x = c->y + i * c->ld + h * c->ld2;
+
+			for (int j = 0; j < c->w / 2; j++) {
+				real a = x[2 * j], b = x[2 * j + 1], s = c->flag ? -si[j] : si[j];
+
+				x[2 * j] = a * co[j] - b * s;
+				x[2 * j + 1] = b * co[j] + a * s;
+			}
+		}
+	}
+}
+
+static void rope_pairs(CPU, real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w,
+    const real *table, const int32_t *pos, bool back)
+{
+	struct rows_ctx c = { .y = x, .ld = ld, .ld2 = hs, .k = heads, .w = w, .table = table,
+	    .in = pos, .flag = back };
+
+	pool_for(n, grain(w * heads), rope_pairs_rows, &c);
+}
+
 ROWS(copy2d_rows)
 {
 	CTX;
@@ -788,7 +816,7 @@ const struct backend backend_cpu = {
 	.alloc_pinned = alloc_pinned, .free_pinned = free_pinned, .put_async = put_async,
 	.event_record = event_record, .event_wait = event_wait,
 	.gemm = gemm, .gemm_bf16 = cpu_gemm_bf16, .quantize = cpu_quantize, .qgemm = cpu_qgemm,
-	.qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope,
+	.qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back, .rope = rope, .rope_pairs = rope_pairs,
 	.copy2d = copy2d, .attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put,
 	.attn_cached = cpu_attn_cached, .swiglu = swiglu, .swiglu_back = swiglu_back,
 	.route = cpu_route, .route_weights = cpu_route_weights, .route_back = cpu_route_back,

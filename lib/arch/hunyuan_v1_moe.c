@@ -1,0 +1,63 @@
+/*
+ * hunyuan_v1_moe: Hunyuan-A13B: norms on q and k after the rotation, experts in every layer with
+ * one shared one, under names of its own.
+ */
+#include "arch/arch.h"
+#include "arch/family.h"
+
+#define MLP "model.layers.%d.mlp."
+#define SHARED MLP "shared_mlp."
+
+static const struct key_alias aliases[] = { { "num_experts_per_tok", "moe_topk" }, { 0 } };
+
+static const char *const reads[] = { "rope_scaling", "rope_parameters", "attention_bias",
+	"moe_intermediate_size", NULL };
+
+static const struct key_off ignores[] = {
+	{ "hidden_act", "\"silu\"" }, { "attention_dropout", NULL }, { "mlp_bias", "false" },
+	{ "use_qk_norm", "true" }, { "use_mixed_mlp_moe", "true" }, { "num_shared_expert", "1" },
+	{ "use_cla", "false" }, { "cla_share_factor", NULL }, { "norm_type", "\"rms\"" },
+	{ "moe_drop_tokens", "false" }, { "capacity_factor", NULL }, { "use_rotary_pos_emb",
+	"true" },
+	{ "moe_random_routing_dropped_token", "false" }, { "moe_layer_num_skipped", "0" },
+	{ "group_limited_greedy", "false" }, { "im_start_id", NULL }, { "pad_id", NULL }, { 0 }
+};
+
+static const struct param_name names[] = {
+	{ P_QNORM, "model.layers.%d.self_attn.query_layernorm.weight" },
+	{ P_KNORM, "model.layers.%d.self_attn.key_layernorm.weight" },
+	{ P_GATE, MLP "gate.wg.weight" }, { P_SH_GATE, SHARED "gate_proj.weight" },
+	{ P_SH_UP, SHARED "up_proj.weight" }, { P_SH_DOWN, SHARED "down_proj.weight" }, { 0, NULL }
+};
+
+static int read(struct config *c, const struct keys *k)
+{
+	int width = c->intermediate_size;
+
+	if (family_count(k, "moe_intermediate_size", 1, &width) < 0)
+		return -1;
+	if (width != c->intermediate_size)	/* that is what transformers makes experts of */
+		return keys_bad(k, "moe_intermediate_size", "%d is not intermediate_size", width);
+	c->moe_intermediate_size = c->intermediate_size;
+	c->norm_topk_prob = true;
+	c->num_shared_experts = 1;
+	if (family_begin(c, k) < 0 || family_attention_bias(c, k) < 0)
+		return -1;
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		struct block *b = &c->block[l];
+
+		b->qk_norm = QK_NORM_HEAD;
+		b->norm_after = true;
+		b->sparse = true;
+		b->shared = 1;
+		b->shared_width = c->intermediate_size;
+	}
+	return family_experts(c, k);
+}
+
+static const char *const architectures[] = { "HunYuanMoEV1ForCausalLM", NULL };
+static const struct key *const tables[] = { family_keys, family_moe_keys, family_train_keys, NULL };
+
+const struct arch arch_hunyuan_v1_moe = { .model_type = "hunyuan_v1_moe",
+	.architectures = architectures, .keys = tables, .aliases = aliases, .reads = reads,
+	.ignores = ignores, .names = names, .read = read };
