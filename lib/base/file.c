@@ -296,9 +296,15 @@ struct file_tmp {
  * is never opened (O_EXCL), another name is taken. */
 static int tmp_open(struct file_tmp *t, const char *path, struct err *e)
 {
-	char *real = realpath(path, NULL);	/* a symbolic link stays one */
+	struct stat st;
+	char *real;
 	size_t size;
 
+	/* Where the kernel does not follow a link, because somebody else put it into a directory of
+	 * all, realpath() would. */
+	if (stat(path, &st) < 0 && errno != ENOENT)
+		return err_set(e, EX_CANTCREAT, "%s:", path);
+	real = realpath(path, NULL);		/* a symbolic link stays one */
 	t->path = real ? real : file_strdup(path);
 	size = strlen(t->path) + 48;
 	t->tmp = malloc(size);
