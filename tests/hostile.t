@@ -157,6 +157,14 @@ for to in config.json tokenizer.json tokenizer_config.json; do
 	rm m/$to && mkdir m/$to
 	says "a directory as $to" 66 "m/$to: is a directory" chr-score -q -m m in.jsonl
 done
+for text in '[]' '{"bos_token": 5}' '{"eos_token": ["</s>"]}' '{"pad_token": {"content": 1}}' '{"eos_token": true}'; do
+	fresh
+	echo "$text" > m/tokenizer_config.json
+	says "tokenizer_config.json of $text" 65 'not a JSON object\|_token" is .*, not a token' chr-score -q -m m in.jsonl
+done
+fresh
+echo '{"bos_token": null, "eos_token": {"content": "<|im_end|>"}}' > m/tokenizer_config.json
+ok "tokens that are null or objects" chr-score -q -m m in.jsonl
 fresh packed
 rm m/cluster_manifest.json && mkfifo m/cluster_manifest.json
 says "a pipe as manifest" 66 "is a named pipe" chr-ls m

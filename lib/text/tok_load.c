@@ -851,6 +851,24 @@ static int read_template(struct tok *t, const char *path, struct err *e)
 	return 0;
 }
 
+/* What names a token is text; another type would silently be none. */
+static int check_tokens(const json_t *config, const char *path, struct err *e)
+{
+	static const char *const key[] = { "bos_token", "eos_token", "pad_token" };
+
+	if (!json_is_object(config))
+		return err_set(e, EX_DATAERR, "%s: not a JSON object", path);
+	for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
+		const json_t *v = json_object_get(config, key[i]);
+
+		if (v && !json_is_null(v) && !json_is_string(v) &&
+		    !json_is_string(json_object_get(v, "content")))
+			return err_set(e, EX_DATAERR, "%s: \"%s\" is %s, not a token", path, key[i],
+			    jsonfile_kind(v));
+	}
+	return 0;
+}
+
 static int read_config(struct tok *t, const char *path, struct err *e)
 {
 	json_t *config;
@@ -866,6 +884,10 @@ static int read_config(struct tok *t, const char *path, struct err *e)
 	free(text);
 	if (!config)
 		return -1;
+	if (check_tokens(config, path, e) < 0) {
+		json_decref(config);
+		return -1;
+	}
 	t->bos = named_token(t, config, "bos_token");
 	t->eos = named_token(t, config, "eos_token");
 	t->pad = named_token(t, config, "pad_token");
