@@ -36,7 +36,13 @@ BIN := $(patsubst bin/%.c,$B/%,$(wildcard bin/chr-*.c))
 TESTS := $(patsubst tests/%.c,$B/tests/%,$(wildcard tests/*.c))
 BENCH := $(patsubst tests/bench/%.c,$B/bench/%,$(wildcard tests/bench/*.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$B/fuzz/%,$(wildcard tests/fuzz/*.c))
-MAN := $(wildcard man/*.[157])
+MAN := $(wildcard man/*.[1357])
+
+# What programs of others may use (man/libchronos.3). What these include is installed with them.
+HEADERS := base/err.h base/pool.h backend/backend.h decode/decode.h decode/sample.h \
+	format/modeldir.h format/safetensors.h text/tok.h
+INCLUDED = $(sort $(patsubst lib/%,%,$(filter lib/%.h,$(shell for h in $(HEADERS); do \
+	$(CC) $(ALLFLAGS) -MM lib/$$h; done))))
 
 all: $(BIN) $B/libchronos.a
 
@@ -127,13 +133,15 @@ lint:
 
 D := $(DESTDIR)$(PREFIX)
 install: all
-	install -d $D/bin $D/lib/pkgconfig $D/include/chronos $(addprefix $D/share/man/man,1 5 7)
+	install -d $D/bin $D/lib/pkgconfig $D/include/chronos $(addprefix $D/share/man/man,1 3 5 7)
 	install $(BIN) $D/bin
-	for h in $(patsubst lib/%,%,$(wildcard lib/*/*.h)); do \
-		install -d $D/include/chronos/$${h%/*} && install -m 644 lib/$$h $D/include/chronos/$$h || exit 1; \
+	for h in $(INCLUDED); do \
+		install -d $D/include/chronos/$${h%/*} && \
+			install -m 644 lib/$$h $D/include/chronos/$$h || exit 1; \
 	done
 	install -m 644 $B/libchronos.a $D/lib
-	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@MPI@|$(MPI_LIBS)|' lib/chronos.pc.in > $D/lib/pkgconfig/chronos.pc
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS)|' lib/chronos.pc.in \
+		> $D/lib/pkgconfig/chronos.pc
 	for m in $(MAN); do install -m 644 $$m $D/share/man/man$${m##*.} || exit 1; done
 
 uninstall:

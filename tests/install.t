@@ -11,30 +11,51 @@ all_there()
 	for m in man/*; do
 		[ -f "$prefix/share/man/man${m##*.}/$(basename "$m")" ] || { echo "no $m"; return 1; }
 	done
-	for h in lib/*/*.h; do
-		h=${h#lib/}
-		[ -f "$prefix/include/chronos/$h" ] || { echo "no $h"; return 1; }
-	done
 }
-# A program of somebody else that uses the library.
-outside()
+# Headers that stand in the page of the library, and those that they include: found by the compiler.
+public() { sed -n 's/^\.In //p' man/libchronos.3; }
+wanted()
 {
-	cat > "$tmp/x.c" <<-END
-		#include <stdio.h>
-		#include <base/sha256.h>
-		int main(void) { char hex[65]; sha256_hex("abc", 3, hex); return puts(hex) < 0; }
-	END
-	# shellcheck disable=SC2046
-	${CC:-cc} -o "$tmp/x" "$tmp/x.c" $(pkg --cflags --libs) && "$tmp/x" | grep -q ^ba7816bf
+	public | while read -r h; do
+		${CC:-cc} -std=c11 -Ilib -MM "lib/$h" | tr ' \\' '\n\n' | sed -n 's|^lib/||p'
+	done | sort -u
 }
+alone()
+{
+	echo "#include <$1>" > "$tmp/alone.c"
+	# shellcheck disable=SC2046
+	${CC:-cc} -std=c11 -Wall -Wextra -Wshadow -Werror $(pkg --cflags) -fsyntax-only "$tmp/alone.c"
+}
+# The program in the page of the library, as somebody else would build and run it.
+example()
+{
+	awk '/^\.Bd -literal/ { on = 1; next } /^\.Ed/ { on = 0 } on { gsub(/\\e/, "\\"); print }' \
+		man/libchronos.3 > "$tmp/example.c"
+	# shellcheck disable=SC2046
+	${CC:-cc} -Wall -Wextra -Werror -o "$tmp/example" "$tmp/example.c" $(pkg --cflags --libs)
+}
+text() { (cd "$tmp/w" && "$tmp/example" "$1" "$2" "The fox"); }
 
 ok "make install" make -s install PREFIX="$prefix"
 ok "programs, pages and headers are there" all_there
 is "version of the pkg-config file" "$(pkg --modversion)" "$(sed -n 's/^VERSION := //p' Makefile)"
+is "the headers that the page of the library names, what they include, and no more" \
+	"$(cd "$prefix/include/chronos" && find . -name '*.h' | sed 's|^\./||' | sort)" "$(wanted)"
+is "none of them is internal" "$(find "$prefix/include" -name '*_int.h' -o -name '*_impl.h')" ""
+is "make knows the same public headers as the page" \
+	"$(sed -n '/^HEADERS :=/,/[^\\]$/p' Makefile | tr ' \t\\' '\n' | grep '/' | sort)" "$(public | sort)"
+for h in $(public); do
+	ok "$h compiles alone" alone "$h"
+done
 if [ "$bld" = "$top/build" ]; then
-	ok "a program links against what is installed" outside
+	world "$tmp/w"
+	ok "the program in libchronos(3) compiles and links" example
+	status "and generates from a packed model" 0 text packed 64
+	ok "some text" [ "$(text packed 64  | wc -c)" -gt 8 ]
+	is "the same as from the plain one" "$(text packed 64)" "$(text model 0)"
+	status "in too little memory: 71" 71 text packed 1
 else
-	skip "a program links against what is installed" "built with a sanitizer"
+	skip "the program in libchronos(3)" "built with a sanitizer"
 fi
 ok "make uninstall" make -s uninstall PREFIX="$prefix"
 is "nothing stays" "$(find "$prefix" -type f)" ""
