@@ -162,6 +162,18 @@ for text in '[]' '{"bos_token": 5}' '{"eos_token": ["</s>"]}' '{"pad_token": {"c
 	echo "$text" > m/tokenizer_config.json
 	says "tokenizer_config.json of $text" 65 'not a JSON object\|_token" is .*, not a token' chr-score -q -m m in.jsonl
 done
+for text in '[]' '{"do_sample": "false"}' '{"do_sample": 0}' '{"temperature": "0.5"}' '{"top_k": true}' '{"eos_token_id": "2"}'; do
+	fresh
+	echo "$text" > m/generation_config.json
+	says "generation_config.json of $text" 65 "m/generation_config.json: " chr-generate -q -m m -p x -n 1
+done
+for to in generation_config.json chat_template.jinja; do
+	fresh
+	rm -f m/$to && mkfifo m/$to
+	says "a pipe as $to" 66 "m/$to: is a named pipe" chr-generate -q -m m -p x -n 1
+	rm m/$to && ln -s /dev/zero m/$to
+	says "/dev/zero as $to" 66 "m/$to: is a device" chr-generate -q -m m -p x -n 1
+done
 fresh
 echo '{"bos_token": null, "eos_token": {"content": "<|im_end|>"}}' > m/tokenizer_config.json
 ok "tokens that are null or objects" chr-score -q -m m in.jsonl

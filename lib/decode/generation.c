@@ -49,8 +49,14 @@ static int ends(struct generation *d, const json_t *v, const char *path, struct 
 
 static int take(struct generation *d, const json_t *o, const char *path, struct err *e)
 {
+	const json_t *sample = json_object_get(o, "do_sample");
 	double top_k;
 
+	if (!json_is_object(o))
+		return err_set(e, EX_DATAERR, "%s: not a JSON object", path);
+	if (sample != NULL && !json_is_boolean(sample) && !json_is_null(sample))
+		return err_set(e, EX_DATAERR, "%s: do_sample is %s, neither true nor false", path,
+		    jsonfile_kind(sample));
 	if (number(o, path, "temperature", 0, 1e6, &d->temperature, e) < 0 ||
 	    number(o, path, "top_p", 0, 1, &d->top_p, e) < 0 || number(o, path, "min_p", 0, 1,
 	    &d->min_p, e) < 0 ||
@@ -59,7 +65,7 @@ static int take(struct generation *d, const json_t *o, const char *path, struct 
 	    ends(d, json_object_get(o, "eos_token_id"), path, e) < 0)
 		return -1;
 	d->top_k = (int)top_k;
-	if (json_is_false(json_object_get(o, "do_sample")))
+	if (json_is_false(sample))
 		d->temperature = 0;
 	return 0;
 }
