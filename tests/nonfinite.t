@@ -63,8 +63,11 @@ part=$(chr-ls adapter/adapter_model.safetensors | sed -n 's/.*"name":"\([^"]*lor
 cp -r adapter a
 plant a/adapter_model.safetensors "$part" "$nan"
 refuses "chr-merge, NaN in the adapter" "$part: has a value that is not finite" chr-merge -m model -o out a
-for alpha in null false true '"8"' '[8]' '{}' 1e999; do
-	for key in lora_alpha r; do
+rm -rf a && cp -r adapter a
+mv a/adapter_model.safetensors a/adapter_model.bin
+status "an adapter that is a pickle" 66 chr-merge -m model -o out a
+for alpha in 0 0.0 null false true '"8"' '[8]' '{}' 1e999; do
+	for key in lora_alpha r; do		# neither may be 0, or be taken for it
 		rm -rf a && cp -r adapter a
 		sed 's/"'$key'": *[0-9.]*/"'$key'": '"$alpha/" adapter/adapter_config.json > a/adapter_config.json
 		refuses "$key $alpha" "a/adapter_config.json" chr-merge -m model -o out a

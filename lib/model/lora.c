@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "format/modeldir.h"
@@ -338,6 +339,20 @@ static int merge_file(const struct st_file *f, const char *path, const struct pa
 	return rc;
 }
 
+/* PEFT wrote pickles once. */
+static int unopened(const char *dir, const char *path, const struct st_error *se, struct err *e)
+{
+	char *pickle = file_join(dir, "adapter_model.bin");
+
+	if (access(path, F_OK) != 0 && access(pickle, F_OK) == 0)
+		err_set(e, EX_NOINPUT, "%s: is not there; the directory has adapter_model.bin, a "
+		    "Python pickle that may run code when it is read: convert it to safetensors", path);
+	else
+		modeldir_st_err(e, path, se);
+	free(pickle);
+	return -1;
+}
+
 int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
     struct err *e)
 {
@@ -350,7 +365,7 @@ int lora_merge(const char *dir, const struct params *model, real *w, json_t **me
 	if (peft_load(&c, dir, e) == 0) {
 		f = st_open(path, ST_READ, &se);
 		rc = f != NULL ? merge_file(f, path, model, w, &c, e) :
-		    modeldir_st_err(e, path, &se);
+		    unopened(dir, path, &se, e);
 		if (rc == 0 && metadata != NULL)
 			*metadata = file_metadata(f);
 		st_close(f);

@@ -107,6 +107,9 @@ int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e)
 	if (jsonfile_int(o, "r", 1, LORA_MAX_RANK, &rank, name, e) < 0 ||
 	    jsonfile_number(o, "lora_alpha", &p->alpha, name, e) < 0)
 		return -1;
+	if (p->alpha == 0)
+		return err_set(e, EX_DATAERR, "%s: \"lora_alpha\" is 0: the adapter would change "
+		    "nothing", name);
 	p->rank = (int)rank;
 	return 0;
 }
