@@ -11,14 +11,13 @@ cd "$tmp/w" || exit 1
 weights()
 {
 	for weights_f; do
-		python3 -c 'import sys, struct
-b = open(sys.argv[1], "rb").read()
-sys.stdout.buffer.write(b[8 + struct.unpack("<Q", b[:8])[0]:])' "$weights_f"
+		weights_n=$(od -A n -t u8 -N 8 "$weights_f")
+		tail -c +$((weights_n + 9)) "$weights_f"
 	done | cksum
 }
 
 # Fields that are of the clock or the process.
-plain() { sed 's/"\(seconds\|tok_per_s\|mem_bytes\|mem_plan\|mem_peak\|wall_s\|ttft_s\|.*_s\)":[0-9.e+-]*,\{0,1\}//g'; }
+plain() { sed 's/,"timing":{[^}]*}//; s/"\(seconds\|[a-z_]*_s\)":[0-9.e+-]*,\{0,1\}//g'; }
 
 # trains NAME COMMAND...: the same weights and moments from both
 trains()
@@ -42,7 +41,7 @@ says()
 	ok "$says_name: on trap" sh -c '"$@" -q -B trap > trap.out' - "$@"
 	plain < cpu.out > cpu.plain
 	plain < trap.out > trap.plain
-	ok "$says_name: the same records" cmp cpu.plain trap.plain
+	ok "$says_name: the same records" sh -c '[ -s cpu.plain ] && cmp cpu.plain trap.plain'
 }
 
 status "an instance that there is not" 69 chr-score -q -B trap:2 -m model in.jsonl
@@ -103,7 +102,6 @@ says diff sh -c 'chr-diff --tol 10 "$@" big packed8 in.jsonl' -
 says "diff, token by token" sh -c 'chr-diff --with "--predict none" "$@" big packed16 in.jsonl' -
 
 if have_ranks; then
-	ranks() { mpirun -n 2 "$@"; }
 	for more in "" "--expert-parallel 2"; do
 		rm -rf on-cpu on-trap
 		for be in cpu trap; do
