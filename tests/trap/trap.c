@@ -330,6 +330,15 @@ static void trap_rope(TRAP, real *x, int64_t ld, int64_t hs, int64_t n, int head
 	CALL(rope(cpu, x, ld, hs, n, heads, w, table, pos, back));
 }
 
+static void trap_rope_pairs(TRAP, real *x, int64_t ld, int64_t hs, int64_t n, int heads, int w,
+    const real *table, const int32_t *pos, bool back)
+{
+	REALS(x, span(n, ld, span(heads, hs, w)));
+	INTS(pos, n);
+	REALS(table, largest(pos, n) * 2 * w);
+	CALL(rope_pairs(cpu, x, ld, hs, n, heads, w, table, pos, back));
+}
+
 static void trap_copy2d(TRAP, real *dst, int64_t ldd, const real *src, int64_t lds, int64_t n,
     int w)
 {
