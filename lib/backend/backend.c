@@ -1,5 +1,6 @@
 /* backend: finds a table by name and checks that every row is there. */
 #include "backend/backend.h"
+#include "backend/blas/blas.h"
 #include "base/isa.h"
 #include "base/mem.h"
 
@@ -87,13 +88,28 @@ const struct backend *backend_open(const char *name, struct err *e)
 
 	if (!name || strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0)
 		return open_cpu(e);
+	if (strcmp(name, "blas") == 0)
+		return open_cpu(e) != NULL ? blas_open(e) : NULL;
 	for (size_t n; path && *path && !strchr(name, '/'); path += n + (path[n] == ':')) {
 		n = strcspn(path, ":");
 		if (n > 0 && look_in(path, (int)n, name, &b, e))
 			return b;
 	}
-	err_set(e, EX_UNAVAILABLE, "no backend named %s (there is: cpu)", name);
+	err_set(e, EX_UNAVAILABLE, "no backend named %s (there are: cpu, blas)", name);
 	return NULL;
+}
+
+const struct backend *backend_open_training(const char *name, int width, struct err *e)
+{
+	const struct backend *cpu = backend_open(name, e), *other;
+	struct err none = { 0 };
+
+	if (cpu == NULL || (name && strcmp(name, "auto") != 0) || width < BACKEND_WIDE)
+		return cpu;
+	if ((other = blas_open(&none)) == NULL)
+		return cpu;
+	return blas_rate(other, BACKEND_WIDE) > BACKEND_WINS * blas_rate(cpu, BACKEND_WIDE) ? other
+	    : cpu;
 }
 
 /* ---- copies for the host ---- */

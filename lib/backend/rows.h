@@ -29,7 +29,12 @@ ROW(void, event_wait, (const struct backend *be, uint64_t event, bool host))
 /* independent jobs, one parallel region */
 ROW(void, gemm, (const struct backend *be, enum gemm_kind kind, const struct gemm_job *jobs, int n))
 
-/* The same with A and B rounded to BF16, to nearest, and sums in FP32: what is computed from one
+/* The same where what is computed from one row of A may depend on the others: products of
+ * training, which a library of linear algebra may do. */
+ROW(void, gemm_train, (const struct backend *be, enum gemm_kind kind, const struct gemm_job *jobs,
+    int n))
+
+/* As gemm with A and B rounded to BF16, to nearest, and sums in FP32: what is computed from one
  * row of A (of GEMM_TN: one column) depends on nothing but that, B and K here too. bt is
  * DT_REAL. */
 ROW(void, gemm_bf16, (const struct backend *be, enum gemm_kind kind, const struct gemm_job *jobs,

@@ -379,7 +379,8 @@ int bench_end(void)
 		bench_columns(s.capsules, stdout);
 	if (bench.plot && bench_draw(s.capsules, bench.plot, &e) < 0)
 		err_exit(&e);
-	human_table("compare", "workload metric ratio verdict same_machine old_commit new_commit", false);
+	human_table("compare", "workload metric ratio verdict same_machine old_commit new_commit",
+	    false);
 	if (bench.compare && bench_compare(s.capsules, bench.compare, &slower, &e) < 0)
 		err_exit(&e);
 	human_end();

@@ -41,7 +41,7 @@ static void registers(void)
 		json_decref(v);
 }
 
-static void gemm(int m, int n, int k)
+static void gemm(const struct backend *be, int m, int n, int k)
 {
 	struct kernel_rate_gemm g;
 	struct err e = { 0 };
@@ -50,14 +50,20 @@ static void gemm(int m, int n, int k)
 	if (kernel_rate_gemm_open(&g, GEMM_NT, m, n, k, &e) < 0)
 		err_exit(&e);
 	for (int i = -1; i < bench.reps; i++) {
-		double x = kernel_rate_gemm_rate(&g, false);
+		double x = kernel_rate_gemm_rate(&g, be, false);
 
 		if (i >= 0)
 			json_array_append_new(v, json_real(x));
 	}
-	put_kernel("ops_per_s", json_pack("{s:s, s:i, s:i, s:i}", "what", "product F32", "rows", m,
-	    "columns", n, "depth", k), v);
+	put_kernel("ops_per_s", json_pack("{s:s, s:s, s:i, s:i, s:i}", "what", "product F32",
+	    "backend", be->name, "rows", m, "columns", n, "depth", k), v);
 	kernel_rate_gemm_close(&g);
+}
+
+static void products(const struct backend *be)
+{
+	for (int m = 1; m <= 1024; m *= m == 64 ? 16 : 8)
+		gemm(be, m, m == 1024 ? 1024 : EXPERT_F, EXPERT_D);
 }
 
 /* One row is bound by memory, many by arithmetic: the rate of the one that binds. */
@@ -90,6 +96,8 @@ void bench_kernel(void)
 {
 	size_t one = kernel_rate_expert_bytes(DT_Q8, EXPERT_D, EXPERT_F),
 	    bytes = (size_t)bench.memory > one ? (size_t)bench.memory : one;
+	const struct backend *blas;
+	struct err none = { 0 };
 	void *w;
 
 	pool_init(infer.threads);
@@ -97,8 +105,11 @@ void bench_kernel(void)
 		err_die(EX_OSERR, "out of memory: give a smaller --memory");
 	memory(w);
 	registers();
-	for (int m = 1; m <= 1024; m *= m == 64 ? 16 : 8)
-		gemm(m, m == 1024 ? 1024 : EXPERT_F, EXPERT_D);
+	products(&backend_cpu);
+	if ((blas = backend_open("blas", &none)) != NULL) {
+		err_warn("%s", blas->describe(blas));
+		products(blas);
+	}
 	for (enum dtype t = DT_Q8; t <= DT_Q4A; t++)
 		for (int rows = 1; rows <= 128; rows *= rows == 1 ? 16 : 8)
 			experts(w, bytes, t, rows);

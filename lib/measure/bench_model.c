@@ -134,8 +134,8 @@ static double compute_rate(const struct side *x, struct err *e)
 	if (!one) {
 		if (kernel_rate_gemm_open(&g, GEMM_NT, 1024, 1024, 1024, e) < 0)
 			err_exit(e);
-		rate = fmax(kernel_rate_gemm_rate(&g, false),
-		    kernel_rate_gemm_rate(&g, false));
+		rate = fmax(kernel_rate_gemm_rate(&g, &backend_cpu, false),
+		    kernel_rate_gemm_rate(&g, &backend_cpu, false));
 		kernel_rate_gemm_close(&g);
 		return rate;
 	}

@@ -199,9 +199,9 @@ static double product(bool bf16)
 
 	if (kernel_rate_gemm_open(&g, GEMM_NT, SIZE, SIZE, SIZE, &e) < 0)
 		err_exit(&e);
-	kernel_rate_gemm_rate(&g, bf16);
+	kernel_rate_gemm_rate(&g, &backend_cpu, bf16);
 	for (int i = 0; i < TRIES; i++)
-		best = fmax(best, kernel_rate_gemm_rate(&g, bf16));
+		best = fmax(best, kernel_rate_gemm_rate(&g, &backend_cpu, bf16));
 	kernel_rate_gemm_close(&g);
 	return best;
 }

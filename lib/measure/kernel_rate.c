@@ -138,13 +138,12 @@ int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m
 	return err_set(e, EX_OSERR, "out of memory for a product of matrices");
 }
 
-double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, bool bf16)
+double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, const struct backend *be, bool bf16)
 {
-	const struct backend *be = &backend_cpu;
 	double t = progress_clock();
 
 	for (int i = 0; i < g->calls; i++)
-		(bf16 ? be->gemm_bf16 : be->gemm)(be, g->kind, &g->job, 1);
+		(bf16 ? be->gemm_bf16 : be->gemm_train)(be, g->kind, &g->job, 1);
 	return flop(&g->job) * g->calls / (progress_clock() - t);
 }
 

@@ -31,8 +31,8 @@ struct kernel_rate_gemm {			/* a product of floats: (m, k) by (n, k)
 /* EX_OSERR */
 int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m, int n, int k,
     struct err *e);
-/* FLOP/s of the CPU's row gemm, or gemm_bf16 */
-double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, bool bf16);
+/* FLOP/s of the row gemm_train, or gemm_bf16, of a backend of the CPU */
+double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, const struct backend *be, bool bf16);
 void kernel_rate_gemm_close(struct kernel_rate_gemm *g);
 
 struct kernel_rate_ffn {			/* experts in blocks or floats, each on the same

@@ -182,7 +182,7 @@ void lora_apply(const struct lora *l, dev_real *w)
 
 		l->be->copy(l->be, w + p->off, l->w0 + at,
 		    (size_t)param_size(p) * sizeof *w);
-		l->be->gemm(l->be, GEMM_NN, &j, 1);
+		l->be->gemm_train(l->be, GEMM_NN, &j, 1);
 		at += param_span(p);
 	}
 }
@@ -199,9 +199,9 @@ void lora_gradients(struct lora *l, const dev_real *g)
 		    l->rank, p->cols, p->rows, 0 };
 
 		db.b = scale_part(l, a);
-		l->be->gemm(l->be, GEMM_NT, &db, 1);
+		l->be->gemm_train(l->be, GEMM_NT, &db, 1);
 		da.a = scale_part(l, b);
-		l->be->gemm(l->be, GEMM_TN, &da, 1);
+		l->be->gemm_train(l->be, GEMM_TN, &da, 1);
 	}
 }
 

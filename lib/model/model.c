@@ -524,7 +524,7 @@ void model_gemm(const struct model *m, enum gemm_kind kind, const struct gemm_jo
 {
 	count_flop(m, jobs, n);
 	comm_poll();
-	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm)(m->be, kind, jobs, n);
+	(m->bf16 ? m->be->gemm_bf16 : m->be->gemm_train)(m->be, kind, jobs, n);
 }
 
 void model_linear(const struct model *m, dev_real *y, const dev_real *x, const dev_real *w, int n,

@@ -33,12 +33,12 @@ static const char *const kind_name[] = { "NT", "NN", "TN" };
 
 static double ours(const struct kernel_rate_gemm *g)
 {
-	return kernel_rate_gemm_rate(g, backend_cpu.gemm);
+	return kernel_rate_gemm_rate(g, &backend_cpu, false);
 }
 
 static double half(const struct kernel_rate_gemm *g)
 {
-	return kernel_rate_gemm_rate(g, backend_cpu.gemm_bf16);
+	return kernel_rate_gemm_rate(g, &backend_cpu, true);
 }
 
 #ifdef HAVE_OPENBLAS

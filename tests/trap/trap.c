@@ -246,6 +246,14 @@ static void trap_gemm(TRAP, enum gemm_kind kind, const struct gemm_job *jobs, in
 	CALL(gemm(cpu, kind, jobs, n));
 }
 
+static void trap_gemm_train(TRAP, enum gemm_kind kind, const struct gemm_job *jobs, int n)
+{
+	HOST(jobs);
+	for (int i = 0; i < n; i++)
+		product(__func__, kind, &jobs[i]);
+	CALL(gemm_train(cpu, kind, jobs, n));
+}
+
 static void trap_gemm_bf16(TRAP, enum gemm_kind kind, const struct gemm_job *jobs, int n)
 {
 	HOST(jobs);
