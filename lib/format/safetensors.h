@@ -922,7 +922,8 @@ struct st_file *st_open(const char *path, int mode, struct st_error *e)
 	if (mode == ST_MMAP && f->size) {
 		p = mmap(NULL, (size_t)f->size, PROT_READ, MAP_PRIVATE, fd, 0);
 		if (p == MAP_FAILED) {
-			st__fail(e, ST_EIO, 0, "mmap: %s", strerror(errno));
+			st__fail(e, ST_EIO, 0, "cannot be mapped into memory: %s",
+			    strerror(errno));
 			st_close(f);
 			return NULL;
 		}
