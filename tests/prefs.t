@@ -94,6 +94,12 @@ is "and it stays" "$(sha256sum < ref.safetensors)" "$before"
 status "then a pipe will do" 0 sh -c 'cat pairs.jsonl | chr-dpo -q -m model --seq 128 -n 2 --precompute-ref ref.safetensors -o piped'
 refuses "a pipe before it is there" 64 "pipe" sh -c 'cat pairs.jsonl | chr-dpo -q -m model --seq 128 --precompute-ref none -o no'
 refuses "pairs that it lacks" 65 "lacks" dpo --precompute-ref ref.safetensors -o no datasets/prefs.jsonl
+for at in 3 4000000; do
+	# a bit of a log-prob, which comes last, and one of a key
+	perl -e 'local $/; $_ = <STDIN>; $at = $ARGV[0] > length($_) ? 8 + unpack("Q<", $_) + 1 : length($_) - $ARGV[0];
+		substr($_, $at, 1) ^= "\1"; print' $at < ref.safetensors > flipped.safetensors
+	refuses "a flipped bit" 65 "flipped.safetensors: is corrupt" dpo --precompute-ref flipped.safetensors -o no pairs.jsonl
+done
 refuses "another model" 65 "another model" chr-dpo -q -m dpo --seq 128 --precompute-ref ref.safetensors -o no pairs.jsonl
 refuses "no such thing" 65 "reference" dpo --precompute-ref model/model.safetensors -o no pairs.jsonl
 ok "none of them wrote a model" test ! -e no

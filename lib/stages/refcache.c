@@ -2,8 +2,10 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "format/modeldir.h"
 #include "format/safetensors.h"
@@ -80,16 +82,31 @@ int64_t refcache_entries(const struct refcache *c)
 	return c->n;
 }
 
+/* CRC-32 of the file's data, which is keys, then log-probs. */
+static void crc_text(const struct refcache *c, char out[9])
+{
+	uLong crc = crc32_z(0, NULL, 0);
+
+	for (int64_t i = 0; i < c->n; i++)
+		crc = crc32_z(crc, (const Bytef *)&c->v[i].key, sizeof c->v[i].key);
+	for (int64_t i = 0; i < c->n; i++)
+		crc = crc32_z(crc, (const Bytef *)c->v[i].logp, sizeof c->v[i].logp);
+	snprintf(out, 9, "%08lx", crc & 0xffffffff);
+}
+
 int refcache_save(const struct refcache *c, const char *path, const char *fingerprint,
     struct err *e)
 {
 	const uint64_t shape[2] = { (uint64_t)c->n, 2 };
 	struct st_error se = {0};
 	struct st_writer *w = st_writer_create(path, &se);
+	char crc[9];
 
+	crc_text(c, crc);
 	if (w != NULL) {
 		st_writer_meta(w, "format", "pt", &se);
 		st_writer_meta(w, "chronos.reference", fingerprint, &se);
+		st_writer_meta(w, "chronos.crc32", crc, &se);
 		st_writer_add(w, "keys", ST_U64, 1, shape, 0, &se);
 		st_writer_add(w, "logp", ST_F64, 2, shape, 0, &se);
 		st_writer_begin(w, &se);
@@ -105,6 +122,8 @@ int refcache_save(const struct refcache *c, const char *path, const char *finger
 static int take(struct refcache *c, const struct st_file *f, const char *path, struct err *e)
 {
 	const struct st_tensor *k = st_find(f, "keys"), *l = st_find(f, "logp");
+	const char *noted = st_meta(f, "chronos.crc32");
+	char crc[9];
 
 	if (k == NULL || l == NULL || k->dtype != ST_U64 || k->ndim != 1 || l->dtype != ST_F64 ||
 	    l->ndim != 2 ||
@@ -121,6 +140,10 @@ static int take(struct refcache *c, const struct st_file *f, const char *path, s
 			    path, i);
 		refcache_put(c, key, logp);
 	}
+	crc_text(c, crc);
+	if (noted != NULL && strcmp(noted, crc) != 0)	/* files of before it was noted have none */
+		return err_set(e, EX_DATAERR, "%s: is corrupt (CRC-32 %s, not %s); without that "
+		    "file the log-probs are computed anew", path, crc, noted);
 	refcache_sort(c);
 	return 0;
 }

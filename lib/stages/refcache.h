@@ -1,7 +1,7 @@
 /*
  * refcache: log-probs of pairs under a reference model, in a file, so that the model need not be
  * there. A safetensors file: "keys" (N) U64 ascending, "logp" (N, 2) F64; metadata
- * "chronos.reference" is the fingerprint of the model.
+ * "chronos.reference" is the fingerprint of the model, "chronos.crc32" the CRC-32 of the data.
  *
  *	struct refcache *c = refcache_load(path, fingerprint, &e);	or refcache_new(),
  *	refcache_put().., refcache_save()
