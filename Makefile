@@ -4,6 +4,7 @@ VERSION := 0.1.0
 PREFIX ?= /usr/local
 CFLAGS ?= -O3 -g
 FUZZ_TIME ?= 60
+BLAS_LIBRARY ?= libopenblas.so.0
 B := build$(if $(SAN),-san)$(if $(TSAN),-tsan)$(if $(FUZZ),-fuzz)
 
 all:
@@ -17,7 +18,7 @@ comma := ,
 SANITIZE := $(if $(SAN)$(FUZZ),address$(comma)undefined)$(if $(TSAN),thread)$(if $(FUZZ),$(comma)fuzzer-no-link)
 SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -O1)
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
-DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"'
+DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"' -DCHR_BLAS='"$(BLAS_LIBRARY)"'
 ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
 LIBS = $(DEP_LIBS) $(MPI_LIBS) -ldl -lm -lpthread
 # Sources that may read and write memory of a device: those of a backend, and tests of the one whose memory is the host's.

@@ -1,6 +1,6 @@
 /*
- * Templates: what jinja2 3.1 gave for the cases of tests/data/jinja (in transformers' environment), where bytes come
- * from, and bounds.
+ * Templates: what jinja2 3.1 gave for the cases of tests/data/jinja (in transformers'
+ * environment), where bytes come from, and bounds.
  */
 #include <stdio.h>
 #include <string.h>
@@ -10,11 +10,13 @@
 #include "tap.h"
 #include "text/jinja.h"
 
-static const char *const messages = "{\"messages\":[{\"role\":\"user\",\"content\":\"héllo\",\"f\":1.10,"
+static const char *const messages = "{\"messages\":[{\"role\":\"user\",\"content\":\"héllo\","
+    "\"f\":1.10,"
     "\"n\":1000000000000000},{\"role\":\"assistant\",\"content\":\"ok\"}]}";
 
 /* 0 and the text, or -1. */
-static int render(const char *source, const json_t *own, const json_t *given, struct jinja_text *t, struct err *e)
+static int render(const char *source, const json_t *own, const json_t *given, struct jinja_text *t,
+    struct err *e)
 {
 	struct jinja *j = jinja_open(source, strlen(source), "test", e);
 	int rc = j != NULL ? jinja_render(j, own, given, t, e) : -1;
@@ -55,7 +57,8 @@ static void test_cases(void)
 /* What a user says never counts as the template's, through whatever it goes. */
 static void test_from(void)
 {
-	static const char source[] = "<s>{{ bos }}{% for m in messages %}{{ '[' + (m.content | trim)[:1] | upper + ']' }}"
+	static const char source[] = "<s>{{ bos }}{% for m in messages %}{{ '[' + (m.content | "
+	    "trim)[:1] | upper + ']' }}"
 	    "{% generation %}{{ m.content | tojson }}!{% endgeneration %}{% endfor %}";
 	json_t *given = json_loads(messages, 0, NULL), *own = json_pack("{s:s}", "bos", "B");
 	/* <s>B [H] "héllo"! [O] "ok"! */
@@ -80,8 +83,10 @@ static void test_bounds(void)
 	static const char *const source[] = {
 		"{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
 		"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 'x' * 1000000000 }}",
-		"{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-		"{% for i in range(99999) %}{{ 'y' * 100000 }}{% endfor %}", "{{ range(1000000000) }}", "{{ 2 ** 1000000000 }}",
+		"{% set ns = namespace(s='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.s "
+		    "= ns.s + ns.s %}{% endfor %}",
+		"{% for i in range(99999) %}{{ 'y' * 100000 }}{% endfor %}",
+		    "{{ range(1000000000) }}", "{{ 2 ** 1000000000 }}",
 		"{{ '%99999999d' % 1 }}", "{{ 'a'.ljust(1000000000) }}",
 	};
 
@@ -106,7 +111,8 @@ static void test_deep(void)
 		memcpy(source, "{{", 2);
 		ok(render(source, NULL, NULL, &t, &e) < 0, "a hundred thousand of %c", "(-[{\""[i]);
 	}
-	ok(render("{{ x", NULL, NULL, &t, &e) < 0 && strstr(e.msg, "test:1: "), "an error has a line: %s", e.msg);
+	ok(render("{{ x", NULL, NULL, &t, &e) < 0 && strstr(e.msg, "test:1: "),
+	    "an error has a line: %s", e.msg);
 }
 
 int main(void)

@@ -1,5 +1,6 @@
-/* What host code must not do with memory of a device, done on the backend trap (tests/trap.t): each of these ends the
- * process with EX_SOFTWARE; "none" does it right. Without an argument: that the right way works. */
+/* What host code must not do with memory of a device, done on the backend trap (tests/trap.t):
+ * each of these ends the process with EX_SOFTWARE; "none" does it right. Without an argument:
+ * that the right way works. */
 #include "tap.h"
 
 #include <stdlib.h>
@@ -36,7 +37,8 @@ static int plant(const char *what)
 	else if (strcmp(what, "row") == 0)
 		be->scale(be, host, 2, 64);
 	else if (strcmp(what, "inside") == 0)
-		be->gemm(be, GEMM_NT, &(struct gemm_job){ dev, 2, dev + 8, 2, host, 2, DT_REAL, 2, 2, 2, 0 }, 1);
+		be->gemm(be, GEMM_NT, &(struct gemm_job){ dev, 2, dev + 8, 2, host, 2, DT_REAL, 2,
+		    2, 2, 0 }, 1);
 	else if (strcmp(what, "long") == 0)
 		be->scale(be, dev + 1, 2, 64);
 	else if (strcmp(what, "get") == 0)

@@ -8,10 +8,6 @@
 #include "base/pool.h"
 #include "base/progress.h"
 
-#ifndef CHR_BLAS
-#define CHR_BLAS "libopenblas.so.0"
-#endif
-
 #define BLOCK_M 512		/* rows and columns of a task: each is one call, by one thread */
 #define BLOCK_N 512
 #define LEAST 65536.0		/* multiplications below which a call costs more than it saves */
