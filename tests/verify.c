@@ -114,17 +114,21 @@ static void test_fingerprint(void)
 	    "a changed weight does not match the fingerprint");
 }
 
-static void test_optimizer(void)
+static void test_beside(void)
 {
-	char *path = file_join(model, "optimizer.safetensors");
+	static const char *const name[] = { "optimizer.safetensors", INTENT_NAME };
 	struct err e = { 0 };
 
 	save(DT_F32);
-	file_put(path, "short", 5, &e);
-	ok(verify(model) == 1 && strstr(seen.last, "too short"),
-	    "optimizer state beside the weights");
-	unlink(path);
-	free(path);
+	for (int i = 0; i < 2; i++) {
+		char *path = file_join(model, name[i]);
+
+		file_put(path, "short", 5, &e);
+		ok(verify(model) == 1 && strstr(seen.last, "too short"), "%s beside the weights",
+		    name[i]);
+		unlink(path);
+		free(path);
+	}
 }
 
 static void test_names(void)
@@ -279,7 +283,7 @@ int main(void)
 	for (int t = DT_F32; t <= DT_F16; t++)
 		test_finite((enum dtype)t);
 	test_fingerprint();
-	test_optimizer();
+	test_beside();
 	test_names();
 	test_packed();
 	test_other_manifest();

@@ -379,9 +379,11 @@ static int verify_packed(struct verify *v, struct modeldir *md, struct err *e)
 
 /* ---- models ---- */
 
-static int verify_optimizer(struct verify *v, const struct modeldir *md, struct err *e)
+/* What may stand beside the weights. */
+static int verify_beside(struct verify *v, const struct modeldir *md, const char *name,
+    struct err *e)
 {
-	char *path = file_join(md->path, "optimizer.safetensors");
+	char *path = file_join(md->path, name);
 	struct st_error se;
 	struct st_file *f;
 	int r = 0;
@@ -407,7 +409,8 @@ int verify_model(struct verify *v, struct modeldir *md, struct err *e)
 	for (int i = 0; i < md->nfiles; i++)
 		if (verify_file(v, md->st[i], md->file[i], e) < 0)
 			return -1;
-	if (verify_optimizer(v, md, e) < 0)
+	if (verify_beside(v, md, "optimizer.safetensors", e) < 0 ||
+	    verify_beside(v, md, INTENT_NAME, e) < 0)
 		return -1;
 	if (md->packed)
 		return verify_packed(v, md, e);
