@@ -37,9 +37,9 @@ struct verify {
 /* 0 however much is found; -1 only when the work cannot be done (EX_OSERR). */
 int verify_file(struct verify *v, const struct st_file *f, const char *name, struct err *e);
 
-/* Tensors against config.json; all files, those of optimizer and intents included; the fingerprint in the
- * metadata; of a packed model the place and CRC of every expert, and the CRCs of all
- * other tensors that chr-pack noted. */
+/* Tensors against config.json; all files, those of optimizer and intents included; the
+ * fingerprint in the metadata; of a packed model the place and CRC of every expert, and the CRCs
+ * of all other tensors that chr-pack noted. */
 int verify_model(struct verify *v, struct modeldir *md, struct err *e);
 
 /* reports something found elsewhere */
