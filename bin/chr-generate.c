@@ -13,6 +13,7 @@
 #include "base/guard.h"
 #include "decode/infer.h"
 #include "base/json.h"
+#include "base/jsontext.h"
 #include "base/progress.h"
 #include "decode/report.h"
 #include "base/sig.h"
@@ -80,8 +81,8 @@ static const struct opt_prog prog = { "chr-generate", "[FILE...]", "continue pro
 
 struct job {
 	struct request q;		/* first: a request is its job */
-	json_t *rec;
-	int64_t number;			/* of the record */
+	struct jsontext line;		/* the record */
+	int64_t number;			/* of it */
 	size_t printed;
 	double expected;
 };
@@ -115,9 +116,9 @@ static void must(int failed)
 /* What a template takes besides turns. */
 static json_t *with_tools(json_t *ask, const json_t *rec)
 {
-	static const char *const keys[] = { "tools", "chat_template_kwargs" };
+	static const char *const keys[] = { "system", "tools", "chat_template_kwargs" };
 
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 3; i++)
 		if (json_object_get(rec, keys[i]))
 			json_object_set(ask, keys[i], json_object_get(rec, keys[i]));
 	return ask;
@@ -170,6 +171,19 @@ static struct sample_opt sampling(uint64_t seed)
 	return (struct sample_opt){ o.temperature, o.top_p, o.min_p, o.penalty, o.top_k, seed };
 }
 
+/* The text that the record came as; that of -p has none. */
+static void keep_line(struct jsontext *to, const json_t *rec)
+{
+	size_t len;
+	char *text = s.in != NULL ? NULL : json_dumps(rec, JSON_COMPACT);
+	const char *line = s.in != NULL ? jsonl_text(s.in, &len) : text;
+
+	if (line == NULL)
+		err_die(EX_OSERR, "out of memory");
+	jsontext_add(to, line, text != NULL ? strlen(text) : len);
+	free(text);
+}
+
 /* A job for a record, or NULL when the record is bad: s.e says so, or it is passed over. Takes
  * the reference. */
 static struct job *new_job(json_t *rec)
@@ -181,7 +195,6 @@ static struct job *new_job(json_t *rec)
 	uint64_t seed;
 
 	if (seed_of(rec, &seed, &why) < 0 || ids_of(rec, &ids, &why) < 0) {
-		json_decref(rec);
 		if (!s.in) {
 			s.e = why;
 			must(true);
@@ -193,15 +206,16 @@ static struct job *new_job(json_t *rec)
 		so = sampling(seed);
 		j->number = s.count++;
 		gentext_start(&j->q.gen, &ids, &so, o.max_new, gentext_stream(&ids));
-		j->rec = rec;
+		keep_line(&j->line, rec);
 	}
+	json_decref(rec);
 	ids_free(&ids);
 	return j;
 }
 
 static void free_job(struct job *j)
 {
-	json_decref(j->rec);
+	jsontext_free(&j->line);
 	gentext_free(&j->q.gen);
 	free(j);
 }
@@ -232,22 +246,26 @@ static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SU
 static void write_record(struct job *j, FILE *out)
 {
 	const struct gentext *g = &j->q.gen;
-	json_t *timing = json_object(), *tokens = json_array();
+	json_t *timing = json_object(), *tokens = json_array(), *set = json_object();
+	struct jsontext text = {0};
 	int made = g->ids.n - g->nprompt;
 	double decode = j->q.ended - j->q.drawn;
 
 	for (int i = g->nprompt; i < g->ids.n; i++)
 		json_array_append_new(tokens, json_integer(g->ids.v[i]));
-	json_object_set_new(j->rec, "completion", json_text(g->text ? g->text : "", g->len));
-	json_object_set_new(j->rec, "tokens", tokens);
-	json_set_str(j->rec, "finish", g->finish);
+	json_object_set_new(set, "completion", json_text(g->text ? g->text : "", g->len));
+	json_object_set_new(set, "tokens", tokens);
+	json_set_str(set, "finish", g->finish);
 	json_set_num(timing, "prefill_s", j->q.prefill);
 	json_set_num(timing, "decode_s", decode);
 	json_set_num(timing, "ttft_s", j->q.drawn - j->q.began);
 	json_set_num(timing, "ttft_expected_s", j->expected);
 	json_set_num(timing, "tok_per_s", made > 1 && decode > 0 ? (made - 1) / decode : 0);
-	json_object_set_new(j->rec, "timing", timing);
-	must(json_put_carried(out, j->rec, &s.e) < 0);
+	json_object_set_new(set, "timing", timing);
+	jsontext_record(&text, j->line.s, j->line.n, set, false, NULL);
+	json_decref(set);
+	must(jsontext_put(&text, out, &s.e) < 0);
+	jsontext_free(&text);
 }
 
 /* What has not been shown of a text. On a terminal, what would be a command to it is made
@@ -416,7 +434,6 @@ static struct job *turn(struct talk *t)
 		    : s.context - ids.n,
 		    gentext_stream(&ids));
 		j->q.seq = t->seq;
-		j->rec = json_object();
 	}
 	ids_free(&ids);
 	return j;

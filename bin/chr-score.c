@@ -9,6 +9,7 @@
 #include "decode/infer.h"
 #include "base/human.h"
 #include "base/json.h"
+#include "base/jsontext.h"
 #include "base/progress.h"
 #include "format/safetensors.h"
 #include "base/sig.h"
@@ -156,20 +157,36 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 		}
 }
 
-/* Writes a record with what else there was in that which was read. */
-static void put_record(json_t *r, const json_t *rec)
+/* A page has what the line of the record says, as numbers of json_t. */
+static int put_page(const struct jsontext *text)
 {
-	json_object_update_missing(r, (json_t *)rec);
+	json_t *r = json_loadb(text->s, text->n, JSON_ALLOW_NUL, NULL);
+	int rc = r != NULL ? human_put(r, &s.e) : 0;
+
+	json_decref(r);
+	return rc;
+}
+
+/* Writes a record with what else there was in that which was read, but for what is bulky. */
+static void put_record(json_t *r)
+{
+	static const char *const left[] = { "type", "text", "messages", "conversations", "tokens",
+	    "mask", NULL };
+	struct jsontext text = {0};
+	size_t len;
+	const char *line = jsonl_text(s.in, &len);
+
+	jsontext_record(&text, line, len, r, true, left);
 	if (!sig_stop)
-		must((human() && s.out == stdout ? human_put(r, &s.e)
-		    : json_put_carried(s.out, r, &s.e)) < 0);
+		must((human() && s.out == stdout ? put_page(&text) : jsontext_put(&text, s.out,
+		    &s.e)) < 0);
+	jsontext_free(&text);
 	json_decref(r);
 }
 
 /* Windows of --seq tokens; each begins with the last token of the one before, so that every
  * token but the first of the text is predicted once. */
-static void score(const struct ids *ids, const struct ids *mask, const json_t *rec, int64_t *count,
-    double *sum)
+static void score(const struct ids *ids, const struct ids *mask, int64_t *count, double *sum)
 {
 	for (int w = 0; w < ids->n - 1 || w == 0; w += o.seq - 1) {
 		int n = ids->n - w < o.seq ? ids->n - w : o.seq;
@@ -185,7 +202,7 @@ static void score(const struct ids *ids, const struct ids *mask, const json_t *r
 			    (long long)s.records);
 		}
 		if (o.topk)
-			put_record(s.topk, rec);
+			put_record(s.topk);
 	}
 }
 
@@ -198,10 +215,8 @@ static void put_score(json_t *r, int64_t tokens, double logprob)
 }
 
 /* The record of a text; with --topk, those of its windows come before and in place of it. */
-static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec)
+static void score_ids(const struct ids *ids, const struct ids *mask)
 {
-	static const char *const bulky[] = { "type", "text", "messages", "conversations", "tokens",
-	    "mask" };
 	json_t *r = json_object();
 	int64_t count = 0;
 	double sum = 0;
@@ -211,14 +226,12 @@ static void score_ids(const struct ids *ids, const struct ids *mask, json_t *rec
 	if ((s.out = comm_size() > 1 ? open_memstream(&text, &size) : stdout) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	json_set_str(r, "type", "score");
-	for (size_t i = 0; i < sizeof(bulky) / sizeof(*bulky); i++)
-		json_object_del(rec, bulky[i]);
-	score(ids, mask, rec, &count, &sum);
+	score(ids, mask, &count, &sum);
 	put_score(r, count, sum);
 	if (o.topk)
 		json_decref(r);
 	else
-		put_record(r, rec);
+		put_record(r);
 	if (s.out != stdout && fclose(s.out) != 0)
 		err_die(EX_OSERR, "out of memory");
 	if (!sig_stop || comm_size() == 1)
@@ -249,7 +262,7 @@ static void write_result(const char *p, size_t n, const double sums[RANK_DEAL_SU
 	s.logprob += sums[1];
 }
 
-static void score_record(json_t *rec)
+static void score_record(const json_t *rec)
 {
 	struct ids ids = { 0 }, mask = { 0 };
 	struct err why = { 0 };
@@ -262,7 +275,7 @@ static void score_record(json_t *rec)
 			rank_deal_fail(s.records, &s.e);
 	} else {
 		if (rank_deal_own(s.records))
-			score_ids(&ids, &mask, rec);
+			score_ids(&ids, &mask);
 		s.records++;
 	}
 	ids_free(&ids);

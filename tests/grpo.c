@@ -73,7 +73,9 @@ static double ask(const char *command, double timeout, int n, size_t text_len)
 	json_t *rec = json_pack("{s:s}", "answer", "7");
 	char *text = malloc(text_len + 1);
 	uint32_t tok[4] = { 1, 2, 3, 4 };
-	struct reward_item it = { rec, "a \"question\"", text, text_len, tok, 2, 4 };
+	json_t *prompt = json_string("a \"question\"");
+	struct reward_item it = { rec, "{\"answer\":\"7\",\"id\":1.10}", prompt, text, text_len,
+	    tok, 2, 4 };
 	double *x = calloc((size_t)n, sizeof(*x)), sum = 0;
 	int rc = 0;
 
@@ -89,6 +91,7 @@ static double ask(const char *command, double timeout, int n, size_t text_len)
 		sum += x[i] * (i + 1);
 	reward_close(r);
 	json_decref(rec);
+	json_decref(prompt);
 	free(text);
 	free(x);
 	return rc < 0 ? -1 : sum;
@@ -101,13 +104,16 @@ static void test_command(void)
 	is_close(ask("n=0; while read -r line; do n=$((n + 1)); echo $n; done", 10, 3, 5),
 	    1 + 4 + 9, 0,
 	    "command: answers belong to the completions in order");
+	is_close(ask("while read -r line; do case $line in *'"
+	    "\"id\":1.10}}'*) echo 1;; *) echo 0;; esac; done", 10, 1, 5), 1, 0,
+	    "the record with its numbers as they are written");
 	is_close(ask("while read -r line; do echo \"{\\\"reward\\\": 0.5, \\\"why\\\": []}\"; done",
 	    10, 2, 5), 1.5, 0,
 	    "an object with a reward");
 	is_close(ask("grep -c x | head -1; cat", 10, 0, 5), 0, 0, "none asked about");
 	is_close(ask("while read -r line; do case $line in '{\"prompt\":\"a \\\"question\\\"\","
 	    "\"completion\":\"xx\","
-	    "\"tokens\":[3,4],\"record\":{\"answer\":\"7\"}}') echo 1;; *) echo 0;; esac; done", 10,
+	    "\"tokens\":[3,4],\"record\":{\"answer\":\"7\",\"id\":1.10}}') echo 1;; *) echo 0;; esac; done", 10,
 	    2, 2), 3, 0,
 	    "what a line looks like");
 	is_close(ask("sleep 0.2; while read -r line; do echo 1; done", 10, 400, 3000),
@@ -151,7 +157,10 @@ static void test_prompts(void)
 	for (size_t i = 0; i < sizeof(rec) / sizeof(rec[0]); i++) {
 		json_t *r = json_loads(rec[i], 0, NULL);
 
-		good &= r && prompt_text(r) && strcmp(prompt_text(r), "why?") == 0;
+		json_t *text = prompt_text(r);
+
+		good &= strcmp(json_string_value(text), "why?") == 0;
+		json_decref(text);
 		json_decref(r);
 	}
 	ok(good, "prompt, question, the last turn of the user");

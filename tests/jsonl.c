@@ -92,7 +92,7 @@ static void test_plain(void)
 	expect("broken JSON names file and line", "{\"n\":1}\n{\"n\":\n", EX_DATAERR, "1",
 	    "/in:2: ");
 	expect("an array is not a record", "[1]\n", EX_DATAERR, "",
-	    ":1: a list; JSONL has one object per line");
+	    ":1: not an object but a JSON array; JSONL has one object per line");
 	expect("a bare value is not a record", "7\n", EX_DATAERR, "", ":1: ");
 	expect("two values in a line", "{} {}\n", EX_DATAERR, "", ":1: ");
 	expect("bad UTF-8", "{\"n\":1,\"s\":\"a\xff\"}\n", EX_DATAERR, "", ":1: ");
@@ -102,16 +102,30 @@ static void test_plain(void)
 	    ":2: NUL byte");
 	expect_bytes("skip-bad counts", "{\"n\":1}\nx\n[]\n{\"n\":2}\n", 21, true, 0,
 	    "1,2 skipped 2", "");
-	expect("huge number", "{\"n\":1e999}\n", EX_DATAERR, "", ":1: a number is too large");
+	expect("numbers beyond 64 bits and doubles are no fault",
+	    "{\"n\":1,\"x\":99999999999999999999,\"y\":-1e999,\"z\":1e-999}\n", 0, "1", "");
 	expect("an integer of 64 bits without sign, in a key that nobody reads",
 	    "{\"n\":1,\"hash\":13835058055282163712,\"s\":\"13835058055282163712\"}\n", 0, "1", "");
 	expect("a mark of UTF-8", "\xef\xbb\xbf{\"n\":1}\n", 0, "1", "");
 	expect_bytes("UTF-16", "\xff\xfe{\0\"\0n\0\"\0", 10, false, EX_DATAERR, "",
-	    ":1: this is UTF-16");
-	expect("a list over lines", "[\n{\"n\":1}\n]\n", EX_DATAERR, "", ":1: begins a list");
+	    ":1: is text in UTF-16");
+	expect("a list over lines", "[\n{\"n\":1}\n]\n", EX_DATAERR, "", ":1: not an object but a JSON array");
 	expect("an object over lines", "{\n\"n\":1}\n", EX_DATAERR, "",
 	    ":1: the object does not end on its line");
-	expect("an escaped NUL", "{\"s\":\"a\\u0000\"}\n", EX_DATAERR, "", "the NUL character");
+	expect_bytes("UTF-16 of the other order", "\xfe\xff\0{\0\"", 6, false, EX_DATAERR, "",
+	    ":1: is text in UTF-16");
+	expect_bytes("UTF-16 that nothing marks", "{\0\"\0n\0\"\0:\0001\0}\0", 14, false,
+	    EX_DATAERR, "", ":1: is text in UTF-16");
+	expect("a NUL character in a text", "{\"n\":1,\"s\":\"a\\u0000\"}\n", 0, "1", "");
+	expect("a NUL character in a key", "{\"a\\u0000\":1}\n", EX_DATAERR, "",
+	    ":1: a NUL character (\\u0000) in a key");
+	expect("a key twice", "{\"n\":1,\"n\":2}\n", EX_DATAERR, "", ":1: duplicate key");
+	expect("a byte that is not UTF-8, and where", "{\"n\":\"\xc3\"}\n", EX_DATAERR, "",
+	    ":1: not UTF-8: byte 7 is 0xc3");
+	expect("half of a surrogate pair", "{\"n\":\"\\ud800\"}\n", EX_DATAERR, "",
+	    ":1: half of a surrogate pair alone");
+	expect("text that is no JSON", "hello\n", EX_DATAERR, "", ":1: not JSON near 'hello'");
+	expect("lines that end with CR and LF", "{\"n\":1}\r\n\r\n{\"n\":2}\r\n", 0, "1,2", "");
 	expect("one byte that could have been gzip", "\x1f", EX_DATAERR, "", ":1: ");
 }
 

@@ -12,8 +12,10 @@
 #include <zlib.h>
 
 #include "base/file.h"
+#include "base/jsontext.h"
 #include "base/plain.h"
 #include "base/sig.h"
+#include "base/sniff.h"
 #include "base/sniff.h"
 
 #define JSONL_CHUNK ((size_t)64 << 10)
@@ -35,10 +37,11 @@ struct jsonl {
 	char *buf;			/* decoded text: [line, scan) has no newline, [scan, end)
 					   not looked at */
 	size_t cap, line, scan, end;
+	size_t last, last_len;		/* the line that was returned */
+	bool begun;			/* the mark at the beginning has been looked for */
 	enum jsonl_format format;
 	bool in_member;			/* between header and trailer of a gzip member */
-	int64_t members;		/* of gzip that ended */
-	bool begun;			/* the first bytes of the file were looked at */
+	bool padded;			/* zeros came after a member */
 	z_stream z;
 	unsigned char raw[64 << 10];	/* compressed bytes */
 };
@@ -105,10 +108,10 @@ static int jsonl_open_next(struct jsonl *in, struct err *e)
 		jsonl_shut(in);
 		return -1;
 	}
-	in->lineno = in->at = in->behind = in->members = 0;
+	in->lineno = in->at = in->behind = 0;
 	in->line = in->scan = in->end = 0;
 	in->format = JSONL_UNKNOWN;
-	in->eof = in->in_member = in->begun = false;
+	in->eof = in->in_member = in->padded = in->begun = false;
 	inflateReset(&in->z);
 	in->z.avail_in = 0;
 	return 0;
@@ -153,14 +156,32 @@ static int jsonl_sniff(struct jsonl *in, struct err *e)
 	return 0;
 }
 
-/* Blocks of tapes and some downloads end with zeros, which are no member. Bytes that are left. */
-static unsigned skip_zeros(struct jsonl *in)
+/* More compressed bytes: 0, also at the end, which sets in->eof, -1. */
+static int jsonl_more_raw(struct jsonl *in, struct err *e)
 {
-	while (in->members > 0 && in->z.avail_in > 0 && *in->z.next_in == 0) {
+	ssize_t n = jsonl_read(in, in->raw, sizeof in->raw, e);
+
+	if (n < 0)
+		return -1;
+	if (!n && in->in_member)
+		return err_set(e, EX_DATAERR, "%s: gzip data is truncated", in->name);
+	in->eof = !n;
+	in->z.next_in = in->raw;
+	in->z.avail_in = (uInt)n;
+	return 0;
+}
+
+/* Between members: zeros, with which tapes and disks fill up what is left of a block, are no
+ * member. */
+static int jsonl_skip_zeros(struct jsonl *in, struct err *e)
+{
+	while (in->z.avail_in && *in->z.next_in == 0) {
 		in->z.next_in++;
 		in->z.avail_in--;
+		in->padded = true;
 	}
-	return in->z.avail_in;
+	return in->padded && in->z.avail_in && *in->z.next_in != 0x1f ? err_set(e, EX_DATAERR,
+	    "%s: something that is no gzip data follows it", in->name) : 0;
 }
 
 /* Decodes what has arrived, reading when there is nothing left to decode; adds to in->end or
@@ -168,25 +189,16 @@ static unsigned skip_zeros(struct jsonl *in)
 static int jsonl_inflate(struct jsonl *in, struct err *e)
 {
 	size_t before = in->end;
-	ssize_t n;
 	int rc;
 
 	while (in->end == before) {
-		if (!in->z.avail_in) {
-			n = jsonl_read(in, in->raw, sizeof in->raw, e);
-			if (n < 0)
-				return -1;
-			if (!n && in->in_member)
-				return err_set(e, EX_DATAERR, "%s: gzip data is truncated",
-				    in->name);
-			if (!n) {
-				in->eof = true;
-				return 0;
-			}
-			in->z.next_in = in->raw;
-			in->z.avail_in = (uInt)n;
-		}
-		if (!in->in_member && skip_zeros(in) == 0)
+		if (!in->z.avail_in && jsonl_more_raw(in, e))
+			return -1;
+		if (in->eof)
+			return 0;
+		if (!in->in_member && jsonl_skip_zeros(in, e))
+			return -1;
+		if (!in->z.avail_in)
 			continue;
 		in->in_member = true;
 		in->z.next_out = (Bytef *)in->buf + in->end;
@@ -195,7 +207,6 @@ static int jsonl_inflate(struct jsonl *in, struct err *e)
 		in->end = in->cap - in->z.avail_out;
 		if (rc == Z_STREAM_END) {	/* another member may follow */
 			in->in_member = false;
-			in->members++;
 			inflateReset(&in->z);
 		} else if (rc != Z_OK && rc != Z_BUF_ERROR) {
 			return err_set(e, rc == Z_MEM_ERROR ? EX_OSERR : EX_DATAERR,
@@ -231,7 +242,7 @@ static int jsonl_room(struct jsonl *in, struct err *e)
 	return 0;
 }
 
-static int jsonl_fill(struct jsonl *in, struct err *e)
+static int jsonl_more(struct jsonl *in, struct err *e)
 {
 	ssize_t n;
 
@@ -249,26 +260,43 @@ static int jsonl_fill(struct jsonl *in, struct err *e)
 	return 0;
 }
 
-/* The first bytes of a file: a mark of UTF-8 is no text, and other encodings are told from
- * damage. */
-static int jsonl_begin(struct jsonl *in, struct err *e)
+int jsonl_begin(const char *head, size_t n, const char *name, struct err *e)
 {
-	const unsigned char *p = (unsigned char *)in->buf;
+	const char *what = n > 0 ? sniff(head, n < SNIFF_BYTES ? n : SNIFF_BYTES) : NULL;
+	bool text = what != NULL && !strstr(what, "UTF-16") && !strstr(what, "LFS");
 
-	while (in->end < 3 && !in->eof)
-		if (jsonl_fill(in, e))
+	for (size_t i = 0; text && i < n && i < 8; i++)
+		text = (unsigned char)head[i] >= ' ' || strchr("\t\n\v\f\r", head[i]) != NULL;
+	if (what != NULL && !text)
+		return err_set(e, EX_DATAERR, "%s:1: is %s", name, what);
+	if (n > 0 && head[0] == '\0')
+		return err_set(e, EX_DATAERR, "%s:1: is no text: it begins with a NUL byte", name);
+	return n >= 3 && memcmp(head, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+}
+
+/* Could these bytes go on to be a mark? */
+static bool jsonl_may_be_mark(const char *s, size_t n)
+{
+	return n < 3 && (memcmp(s, "\xef\xbb", n) == 0 ||
+	    (n == 1 && (s[0] == '\xff' || s[0] == '\xfe')));
+}
+
+static int jsonl_fill(struct jsonl *in, struct err *e)
+{
+	int n;
+
+	if (jsonl_more(in, e))
+		return -1;
+	while (!in->begun && !in->eof && jsonl_may_be_mark(in->buf, in->end))
+		if (jsonl_more(in, e))
 			return -1;
+	if (in->begun)
+		return 0;
+	if ((n = jsonl_begin(in->buf, in->end, in->name, e)) < 0)
+		return -1;
+	in->line = in->scan = (size_t)n;
+	in->behind = n;
 	in->begun = true;
-	p = (unsigned char *)in->buf;
-	if (in->end >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0) {
-		in->line = in->scan = 3;
-		in->behind = 3;
-	}
-	if (in->end >= 2 && ((p[0] == 0xff && p[1] == 0xfe) || (p[0] == 0xfe && p[1] == 0xff) ||
-	    p[0] == 0 || p[1] == 0))
-		return err_set(e, EX_DATAERR, "%s:1: this is UTF-16 or UTF-32, or no text at all; "
-		    "only UTF-8 is read "
-		    "(iconv converts)", in->name);
 	return 0;
 }
 
@@ -278,6 +306,8 @@ static char *jsonl_take(struct jsonl *in, size_t stop, size_t *len)
 
 	in->buf[stop] = '\0';
 	*len = stop - in->line;
+	in->last = in->line;
+	in->last_len = *len;
 	in->at = in->behind;
 	in->behind += (int64_t)*len + (stop < in->end);
 	in->line = in->scan = stop < in->end ? stop + 1 : stop;
@@ -294,8 +324,6 @@ const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e)
 			if (in->next == in->nfiles || jsonl_open_next(in, e))
 				return NULL;
 		}
-		if (!in->begun && jsonl_begin(in, e))
-			return NULL;
 		nl = memchr(in->buf + in->scan, '\n', in->end - in->scan);
 		if (nl)
 			return jsonl_take(in, (size_t)(nl - in->buf), len);
@@ -311,12 +339,16 @@ const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e)
 	}
 }
 
+const char *jsonl_text(const struct jsonl *in, size_t *len)
+{
+	*len = in->last_len;
+	return in->buf + in->last;
+}
+
 int jsonl_peek(struct jsonl *in, struct err *e)
 {
 	for (;;) {
 		if (in->fd < 0 && (in->next == in->nfiles || jsonl_open_next(in, e)))
-			return -1;
-		if (!in->begun && jsonl_begin(in, e))
 			return -1;
 		if (in->line < in->end)
 			return (unsigned char)in->buf[in->line];
@@ -331,8 +363,6 @@ ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e)
 {
 	if (in->fd < 0)
 		return 0;
-	if (!in->begun && jsonl_begin(in, e))
-		return -1;
 	while (in->line == in->end && !in->eof)
 		if (jsonl_fill(in, e))
 			return -1;
@@ -387,91 +417,39 @@ int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
 	return jsonl_bad_at(in, in->lineno, e, text);
 }
 
-/* Integers that 64 bits do not hold, as hashes of web corpora, become reals: "e0" behind their
- * digits. malloc'ed. */
-static char *soften(const char *s, size_t len, size_t *n)
+/* What is not a line of JSONL, in words that say what to do. */
+static void jsonl_explain(const char *line, size_t len, struct err *why)
 {
-	char *out = malloc(2 * len + 1);
-	bool text = false;
-	size_t k;
+	const char *what = sniff(line, len < SNIFF_BYTES ? len : SNIFF_BYTES);
+	char text[sizeof why->msg];
 
-	if (!out)
-		err_die(EX_OSERR, "out of memory");
-	*n = 0;
-	for (size_t i = 0; i < len; i += k) {
-		k = text ? 0 : strspn(s + i, "0123456789");
-		k = k > len - i ? len - i : k;
-		if (k == 0) {
-			k = 1 + (text && s[i] == '\\' && i + 1 < len);
-			text ^= s[i] == '"';
-		}
-		memcpy(out + *n, s + i, k);
-		*n += k;
-		if (!text && k > 18 && i + k < len && strchr(".eE", s[i + k]) == NULL &&
-		    (i == 0 || s[i - 1] != '.') &&
-		    (i < 2 || strchr("eE", s[i - 1]) == NULL)) {
-			memcpy(out + *n, "e0", 2);
-			*n += 2;
-		}
-	}
-	out[*n] = '\0';
-	return out;
-}
-
-/* A library's words for what is wrong, in those of who made the file. */
-static void explain(const char *line, size_t len, const json_error_t *je, struct err *why)
-{
-	size_t at = strspn(line, " \t\r");
-	enum json_error_code code = json_error_code(je);
-
-	if (at < len && line[at] == '[')
-		err_set(why, EX_DATAERR, "begins a list; JSONL has one object per line (jq -c "
-		    "'.[]' makes them)");
-	else if (memchr(line, '\0', len))
-		err_set(why, EX_DATAERR, "NUL byte");
-	else if (code == json_error_null_character || code == json_error_null_byte_in_key)
-		err_set(why, EX_DATAERR, "a text holds \\u0000, the NUL character, which is not "
-		    "read");
-	else if (code == json_error_numeric_overflow)
-		err_set(why, EX_DATAERR, "a number is too large");
-	else if (code == json_error_invalid_utf8)
-		err_set(why, EX_DATAERR, "not UTF-8 at byte %d", je->position);
-	else if (code == json_error_premature_end_of_input && at < len && line[at] == '{')
-		err_set(why, EX_DATAERR, "the object does not end on its line; JSONL has one "
-		    "object per line: %s", je->text);
-	else
-		err_set(why, EX_DATAERR, "%s", je->text);
+	snprintf(text, sizeof text, "%s", why->msg);
+	if (what != NULL)
+		err_set(why, EX_DATAERR, "is %s", what);
+	else if (line[strspn(line, " \t\r")] == '[')
+		err_set(why, EX_DATAERR, "not an object but a JSON array; JSONL has one object per line: "
+		    "`jq -c '.[]' FILE` makes that of it");
+	else if (strncmp(text, "JSON that is cut off", 20) == 0)
+		err_set(why, EX_DATAERR, "the object does not end on its line; JSONL has one object "
+		    "per line: `jq -c . FILE` makes that of it");
+	else if (strncmp(text, "something follows", 17) == 0)
+		err_set(why, EX_DATAERR, "%.200s; JSONL has one object per line", text);
 }
 
 json_t *jsonl_parse(const char *line, size_t len, struct err *why)
 {
-	const char *what;
-	json_error_t je;
 	json_t *rec;
 
 	why->status = 0;
 	if (strspn(line, " \t\r") == len)
 		return NULL;
-	rec = json_loadb(line, len, 0, &je);
-	if (!rec && json_error_code(&je) == json_error_numeric_overflow) {
-		size_t n;
-		char *text = soften(line, len, &n);
-
-		rec = json_loadb(text, n, 0, &je);
-		free(text);
-	}
+	rec = jsontext_parse(line, len, JSONTEXT_RECORD, NULL, why);
 	if (json_is_object(rec))
 		return rec;
-	if (json_is_array(rec))
-		err_set(why, EX_DATAERR, "a list; JSONL has one object per line (jq -c '.[]' makes "
-		    "them)");
-	else if (rec)
-		err_set(why, EX_DATAERR, "not an object");
-	else if ((what = sniff(line, len)) != NULL)
-		err_set(why, EX_DATAERR, "is %s, where a record should be", what);
-	else
-		explain(line, len, &je, why);
 	json_decref(rec);
+	if (rec)
+		err_set(why, EX_DATAERR, "not an object");
+	jsonl_explain(line, len, why);
 	return NULL;
 }
 
@@ -536,105 +514,6 @@ int json_put(FILE *f, const json_t *o, struct err *e)
 	if (!s)
 		return err_set(e, EX_SOFTWARE, "cannot write a record as JSON");
 	if (fputs(s, f) == EOF || putc('\n', f) == EOF || fflush(f) == EOF)
-		rc = err_set(e, EX_IOERR, "%s:", f == stdout ? "standard output" : "write");
-	free(s);
-	return rc;
-}
-
-/* The shortest digits that read back as the same number. */
-static void put_real(FILE *f, double v)
-{
-	char s[40];
-	int digits = 9;
-
-	while (snprintf(s, sizeof s, "%.*g", digits, v), strtod(s, NULL) != v && digits < 17)
-		digits++;
-	if (strpbrk(s, ".e") == NULL)
-		strcat(s, ".0");
-	fputs(s, f);
-}
-
-static bool has_real(const json_t *v)
-{
-	const char *key;
-	json_t *item;
-	size_t i;
-
-	json_array_foreach(v, i, item)
-		if (has_real(item))
-			return true;
-	json_object_foreach((json_t *)v, key, item)
-		if (has_real(item))
-			return true;
-	return json_is_real(v);
-}
-
-static int put_value(FILE *f, const json_t *v);
-
-static int put_object(FILE *f, const json_t *o)
-{
-	const char *key, *between = "{";
-	json_t *item, *name;
-	int rc = 0;
-
-	json_object_foreach((json_t *)o, key, item) {
-		fputs(between, f);
-		name = json_string(key);
-		rc |= json_dumpf(name, f, JSON_ENCODE_ANY);
-		json_decref(name);
-		putc(':', f);
-		rc |= put_value(f, item);
-		between = ",";
-	}
-	putc('}', f);
-	return rc;
-}
-
-static int put_value(FILE *f, const json_t *v)
-{
-	json_t *item;
-	size_t i;
-	int rc = 0;
-
-	if (!has_real(v))
-		return json_dumpf(v, f, JSON_ENCODE_ANY | JSON_COMPACT);
-	if (json_is_object(v))
-		return put_object(f, v);
-	if (json_is_real(v))
-		put_real(f, json_real_value(v));
-	else
-		putc('[', f);
-	json_array_foreach(v, i, item) {
-		fputs(i > 0 ? "," : "", f);
-		rc |= put_value(f, item);
-	}
-	if (json_is_array(v))
-		putc(']', f);
-	return rc;
-}
-
-char *json_carried(const json_t *o, size_t *len)
-{
-	char *text = NULL;
-	FILE *f = open_memstream(&text, len);
-	int rc = f != NULL ? put_value(f, o) : -1;
-
-	if (f == NULL || fclose(f) != 0 || rc != 0) {
-		free(text);
-		return NULL;
-	}
-	return text;
-}
-
-int json_put_carried(FILE *f, const json_t *o, struct err *e)
-{
-	size_t len;
-	char *s = json_carried(o, &len);
-	int rc = 0;
-
-	if (s == NULL)
-		return err_set(e, EX_SOFTWARE, "cannot write a record as JSON");
-	if (fwrite(s, 1, len, f) != len || putc('\n', f) == EOF || fflush(f) == EOF)
 		rc = err_set(e, EX_IOERR, "%s:", f == stdout ? "standard output" : "write");
 	free(s);
 	return rc;

@@ -8,8 +8,8 @@
  *
  * Reads plain or gzip input (zlib tells which), file after file; "-" or no file is stdin. A
  * record is available as soon as its line is complete, so the reader works at the end of a live
- * pipe. NUL bytes, invalid UTF-8, values that are not objects, and lines above 64 MiB are errors
- * that name file and line.
+ * pipe. A byte order mark of UTF-8 is passed over. UTF-16, NUL bytes, invalid UTF-8, values that are
+ * not objects, and lines above 64 MiB are errors that name file and line.
  */
 #ifndef CHR_JSON_H
 #define CHR_JSON_H
@@ -38,6 +38,13 @@ json_t *jsonl_next(struct jsonl *in, struct err *e);
 /* Next raw line without its newline (valid until the next call, NUL-terminated, *len bytes) or
  * NULL, as above. */
 const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e);
+
+/* That line again, also after jsonl_next(), for what of it is carried on (jsontext.h). */
+const char *jsonl_text(const struct jsonl *in, size_t *len);
+
+/* Of the first n bytes of a file, gzip undone: how many are a mark and no text, or -1: it is no
+ * text that could be read as lines. */
+int jsonl_begin(const char *head, size_t n, const char *name, struct err *e);
 
 /* Is there another line, or the end, or an error, that can be had without waiting for who
  * writes? */
@@ -79,11 +86,6 @@ void jsonl_close(struct jsonl *in);		/* says how many bad records there were */
 /* Writes one compact line in key order (reals as %.9g, UTF-8 kept) and flushes it. 0, or -1 with
  * EX_IOERR. */
 int json_put(FILE *f, const json_t *o, struct err *e);
-
-/* The same for a record that came in and is written with what was added: its numbers keep every
- * digit. What is added goes through json_num(). */
-int json_put_carried(FILE *f, const json_t *o, struct err *e);
-char *json_carried(const json_t *o, size_t *len);	/* the same as a malloc'ed text; or NULL */
 
 json_t *json_num(double v);		/* of nine digits; null when it is not finite */
 

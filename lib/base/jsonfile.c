@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "base/jsontext.h"
 #include "base/sniff.h"
 
 static int is_what(const char *name, const char *what, struct err *e)
@@ -17,8 +18,9 @@ static int is_what(const char *name, const char *what, struct err *e)
 json_t *jsonfile_parse(const char *text, size_t len, const char *name, struct err *e)
 {
 	const char *what = sniff(text, len);
-	json_error_t je;
+	struct err why = {0};
 	json_t *o;
+	int line;
 
 	if (what) {
 		is_what(name, what, e);
@@ -28,9 +30,9 @@ json_t *jsonfile_parse(const char *text, size_t len, const char *name, struct er
 		text += 3;
 		len -= 3;
 	}
-	o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+	o = jsontext_parse(text, len, JSONTEXT_FILE, &line, &why);
 	if (!o)
-		err_set(e, EX_DATAERR, "%s:%d: %s", name, je.line, je.text);
+		err_set(e, EX_DATAERR, "%s:%d: %s", name, line, why.msg);
 	return o;
 }
 

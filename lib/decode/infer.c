@@ -224,7 +224,10 @@ static int completion_ids(const json_t *rec, struct ids *ids, struct ids *mask, 
 {
 	const json_t *prompt = json_object_get(rec, "prompt"), *said = json_object_get(rec,
 	    "completion");
-	json_t *ask = json_pack("{s:O}", json_is_array(prompt) ? "messages" : "text", prompt);
+	json_t *ask = json_pack("{s:O, s:O*, s:O*, s:O*}", json_is_array(prompt) ? "messages"
+	    : "text", prompt, "system", json_object_get(rec, "system"), "tools",
+	    json_object_get(rec, "tools"), "chat_template_kwargs", json_object_get(rec,
+	    "chat_template_kwargs"));
 	int first = ids->n, given, rc = infer_ids(ask, true, ids, NULL, e);
 
 	json_decref(ask);
@@ -242,17 +245,21 @@ static int completion_ids(const json_t *rec, struct ids *ids, struct ids *mask, 
 int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
 {
 	const json_t *asked = json_object_get(rec, "prompt");
-	const json_t *messages = json_object_get(rec, "tokens") ? NULL : record_messages(rec);
-	int first = ids->n;
+	json_t *turns = NULL;
+	int first = ids->n, rc;
 
 	if (!prompt && infer.tok && (json_is_string(asked) || json_is_array(asked)) &&
 	    json_is_string(json_object_get(rec, "completion")))
 		return completion_ids(rec, ids, mask, e);
-	if (messages && infer.tok) {
-		struct tok_chat c = record_chat(rec, messages);
+	if (!json_object_get(rec, "tokens") && infer.tok && record_turns(rec, &turns, e) < 0)
+		return -1;
+	if (turns) {
+		struct tok_chat c = record_chat(rec, turns);
 
 		c.generate = prompt;
-		return tok_chat(infer.tok, &c, ids, mask, e);
+		rc = tok_chat(infer.tok, &c, ids, mask, e);
+		json_decref(turns);
+		return rc;
 	}
 	if (record_ids(rec, infer.tok, infer.cfg.vocab_size, ids, e) < 0)
 		return -1;

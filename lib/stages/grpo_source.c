@@ -28,6 +28,7 @@ struct grpo_data {
 	int micros, most;		/* micro-batches of a rollout at most; completions */
 	struct completion *c;		/* (most) */
 	json_t **rec;			/* (most / group) */
+	char **source;			/* (most / group) their text */
 	double *reward, *part, *spread;	/* (most), (most, rewards), (most / group) */
 	real *adv;			/* (most) */
 	struct grpo_slice *slice;	/* (micros) */
@@ -39,25 +40,6 @@ struct grpo_data {
 };
 
 /* --- items: n ids, then the record's text --- */
-
-static int words_of(size_t bytes)
-{
-	return (int)((bytes + 3) / 4);
-}
-
-static void append_record(struct ids *out, const json_t *rec)
-{
-	char *text = json_dumps(rec, JSON_COMPACT | JSON_REAL_PRECISION(17));
-	size_t len = text != NULL ? strlen(text) : 0;
-	int at = out->n + 1;
-
-	ids_push(out, (uint32_t)len);
-	for (int i = 0; i < words_of(len); i++)
-		ids_push(out, 0);
-	if (len > 0)
-		memcpy(out->v + at, text, len);
-	free(text);
-}
 
 static int item(const void *self, struct tok *t, const json_t *rec, struct ids *out,
     struct record_count *n,
@@ -74,7 +56,6 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 		ids_push(out, (uint32_t)ids.n);
 		for (int i = 0; i < ids.n; i++)
 			ids_push(out, ids.v[i]);
-		append_record(out, rec);
 	}
 	ids_free(&ids);
 	return rc;
@@ -113,6 +94,7 @@ static void open_rollouts(struct grpo_data *d)
 	d->most = d->micros * n;
 	d->c = mem_alloc((size_t)d->most * sizeof *d->c);
 	d->rec = mem_alloc((size_t)d->most * sizeof *d->rec);
+	d->source = mem_alloc((size_t)d->most * sizeof *d->source);
 	d->reward = mem_alloc((size_t)d->most * sizeof *d->reward);
 	d->part = mem_alloc((size_t)d->most * GRPO_REWARDS * sizeof *d->part);
 	d->spread = mem_alloc((size_t)d->most * sizeof *d->spread);
@@ -134,7 +116,9 @@ static void drop_records(struct grpo_data *d)
 {
 	for (int i = 0; i < d->n / grpo_flags.group; i++) {
 		json_decref(d->rec[i]);
+		free(d->source[i]);
 		d->rec[i] = NULL;
+		d->source[i] = NULL;
 	}
 }
 
@@ -154,6 +138,7 @@ static void close_rollouts(struct grpo_data *d)
 	}
 	mem_free(d->c);
 	mem_free(d->rec);
+	mem_free(d->source);
 	mem_free(d->reward);
 	mem_free(d->part);
 	mem_free(d->spread);
@@ -175,7 +160,7 @@ static void grpo_close(void *self)
 static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], struct err *e)
 {
 	const struct train_opt *o = d->o;
-	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .self = d,
+	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .source = true, .self = d,
 	    .tok = d->tok },
 	    .shuffle = o->shuffle && !d->eval, .window = d->eval ? 0 : o->shuffle_window,
 	    .longest = 2 * o->seq,
@@ -218,6 +203,16 @@ static void *grpo_open(const struct train_opt *o, const struct config *c, struct
 
 /* --- a rollout --- */
 
+/* What record_file.h appended to the item. */
+static void set_record(struct grpo_data *d, int i, const char *text, size_t len)
+{
+	struct err why = {0};
+
+	if ((d->source[i] = strndup(text, len)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	d->rec[i] = jsonl_parse(d->source[i], len, &why);
+}
+
 /* The next prompt for completions i .. i + group - 1; below 0, it is another rank's. 1, 0 at the
  * end, -1. */
 static int take_prompt(struct grpo_data *d, int i, struct err *e)
@@ -239,7 +234,7 @@ static int take_prompt(struct grpo_data *d, int i, struct err *e)
 	}
 	if (i >= 0) {
 		w += 1 + w[0];
-		d->rec[i / G] = json_loadb((const char *)(w + 1), w[0], 0, NULL);
+		set_record(d, i / G, (const char *)(w + 1), w[0]);
 	}
 	corpus_advance(d->corpus);
 	return 1;
@@ -250,15 +245,18 @@ static int judge(void *ctx, struct completion *c, struct err *e)
 	struct grpo_data *d = ctx;
 	int64_t i = c - d->c;
 	const json_t *rec = d->rec[i / grpo_flags.group];
-	const char *text = prompt_text(rec);
-	const struct reward_item it = { .record = rec, .prompt = text != NULL ? text : "",
+	json_t *prompt = prompt_text(rec);
+	const struct reward_item it = { .record = rec, .source = d->source[i / grpo_flags.group],
+	    .prompt = prompt,
 	    .text = c->q.gen.text != NULL ? c->q.gen.text : "", .len = c->q.gen.len, .tok = c->tok,
 	    .nprompt = c->nprompt, .n = c->n };
 
-	for (int k = 0; k < grpo_run.n; k++)
-		if (reward_ask(grpo_run.reward[k], &it, &d->part[i * grpo_run.n + k], e) < 0)
-			return -1;
-	return 0;
+	int rc = 0;
+
+	for (int k = 0; k < grpo_run.n && rc == 0; k++)
+		rc = reward_ask(grpo_run.reward[k], &it, &d->part[i * grpo_run.n + k], e);
+	json_decref(prompt);
+	return rc;
 }
 
 static int tick(void *ctx, struct err *e)
@@ -339,10 +337,9 @@ static int log_samples(const struct grpo_data *d, struct err *e)
 
 	for (int i = 0; i < n && i < d->n && rc == 0; i++) {
 		const struct completion *c = &d->c[i];
-		const char *prompt = prompt_text(d->rec[i / grpo_flags.group]);
-		json_t *r = json_pack("{s:s, s:s, s:I, s:s, s:o, s:s}", "type", "sample", "stage",
+		json_t *r = json_pack("{s:s, s:s, s:I, s:o, s:o, s:s}", "type", "sample", "stage",
 		    "grpo", "step",
-		    (json_int_t)step, "prompt", prompt != NULL ? prompt : "", "completion",
+		    (json_int_t)step, "prompt", prompt_text(d->rec[i / grpo_flags.group]), "completion",
 		    json_text(c->q.gen.text != NULL ? c->q.gen.text : "", c->q.gen.len), "finish",
 		    c->stopped ? "stop" : "length");
 

@@ -12,7 +12,9 @@
 #include "text/corpus.h"
 #include "base/mem.h"
 #include "base/progress.h"
+#include "base/jsonfile.h"
 #include "text/record.h"
+#include "text/turn.h"
 #include "stages/refcache.h"
 #include "base/sha256.h"
 
@@ -47,66 +49,109 @@ struct prefs {
 
 /* --- a record to a pair --- */
 
-static bool is_role(const json_t *turn, const char *a, const char *b)
-{
-	const char *r = json_string_value(json_object_get(turn, "role"));
-
-	if (r == NULL)
-		r = json_string_value(json_object_get(turn, "from"));
-	return r != NULL && (strcmp(r, a) == 0 || strcmp(r, b) == 0);
-}
-
 static void add_turn(json_t *turns, const char *role, const json_t *content)
 {
 	json_array_append_new(turns, json_pack("{s:s, s:O}", "role", role, "content", content));
 }
 
-/* The turns before the completion; none is fine. */
-static json_t *prompt_of(const json_t *rec)
+/* The turns of the record's conversation up to the last one of the user. */
+static int add_asked(json_t *turns, const json_t *rec, struct err *why)
 {
-	const json_t *system = json_object_get(rec, "system"), *p = json_object_get(rec, "prompt");
-	const json_t *messages = record_messages(rec);
-	json_t *turns = json_array();
-	size_t n = json_array_size(messages);
+	json_t *all;
+	size_t n;
 
-	if (json_is_string(system) && json_string_length(system) > 0)
-		add_turn(turns, "system", system);
+	if (record_turns(rec, &all, why) < 0)
+		return -1;
+	n = json_array_size(all);
+	while (n > 0 && !turn_is(json_array_get(all, n - 1), "user"))
+		n--;
+	for (size_t i = 0; i < n; i++)
+		json_array_append(turns, json_array_get(all, i));
+	json_decref(all);
+	return 0;
+}
+
+/* The turns before the completion, which `has` tells from there being nothing that says them. */
+static int prompt_of(const json_t *rec, json_t *turns, bool *has, struct err *why)
+{
+	const json_t *p = json_object_get(rec, "prompt");
+	const char *key = "prompt";
+
 	if (p == NULL)
-		p = json_object_get(rec, "question");
-	if (json_is_string(p)) {
+		p = json_object_get(rec, key = "question");
+	*has = true;
+	if (p != NULL && !json_is_string(p) && !json_is_array(p))
+		return err_set(why, EX_DATAERR, "\"%s\" is %s, neither a text nor a list of turns",
+		    key, jsonfile_kind(p));
+	if (json_is_string(p))
 		add_turn(turns, "user", p);
-	} else if (json_is_array(p)) {
+	else if (p != NULL)
 		json_array_extend(turns, (json_t *)p);
-	} else {
-		while (n > 0 && !is_role(json_array_get(messages, n - 1), "user", "human"))
-			n--;
-		for (size_t i = 0; i < n; i++)
-			json_array_append(turns, json_array_get(messages, i));
-	}
-	return turns;
-}
-
-static bool begins_with_prompt(const json_t *side)
-{
-	return json_is_array(side) && !is_role(json_array_get(side, 0), "assistant", "gpt");
-}
-
-/* Prompt and completion as one list of turns; a list that does not begin with the assistant has
- * its prompt already. */
-static json_t *conversation(const json_t *prompt, const json_t *side)
-{
-	json_t *turns;
-
-	if (begins_with_prompt(side))
-		return json_copy((json_t *)side);
-	turns = json_copy((json_t *)prompt);
-	if (json_is_string(side))
-		add_turn(turns, "assistant", side);
-	else if (json_is_object(side))
-		json_array_append(turns, (json_t *)side);
+	else if (record_has_turns(rec))
+		return add_asked(turns, rec, why);
 	else
-		json_array_extend(turns, (json_t *)side);
-	return turns;
+		*has = false;
+	return *has ? record_context(rec, turns, why) : 0;
+}
+
+/* Names of a prompt in other programs: what stands there must not be lost. */
+static int no_prompt(const json_t *rec, const char *name, struct err *why)
+{
+	static const char *const keys[] = { "instruction", "input", "query", "inputs", "context",
+	    "user", "source", "text", "post", "history" };
+
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+		if (turn_set(json_object_get(rec, keys[i])))
+			return err_set(why, EX_DATAERR, "no prompt: \"%s\" is not read, it must be "
+			    "\"prompt\"", keys[i]);
+	return err_set(why, EX_DATAERR, "no prompt: \"prompt\" is missing, and \"%s\" does not "
+	    "begin with one (\"prompt\":[] says that there is none)", name);
+}
+
+/* A list that does not begin with the assistant has its prompt: the one of the record, if that has
+ * one as well, before which a system turn may stand that only one of them has. */
+static int whole(const json_t *prompt, const json_t *side, const char *name, json_t **turns,
+    struct err *why)
+{
+	size_t n = json_array_size(prompt), at = 0, from = 0;
+	bool system = turn_is(json_array_get(prompt, 0), "system");
+
+	if (n > 0 && system != turn_is(json_array_get(side, 0), "system"))
+		*(system ? &from : &at) = 1;
+	for (size_t i = 0; from + i < n; i++)
+		if (!turn_same(json_array_get(prompt, from + i), json_array_get(side, at + i)))
+			return err_set(why, EX_DATAERR, "\"%s\" begins with other turns than the "
+			    "prompt", name);
+	*turns = json_copy((json_t *)side);
+	if (from > 0)
+		json_array_insert(*turns, 0, json_array_get(prompt, 0));
+	return 0;
+}
+
+/* Prompt and completion as one list of turns. */
+static int conversation(const json_t *rec, const json_t *prompt, bool has, const char *name,
+    json_t **turns, struct err *why)
+{
+	const json_t *side = json_object_get(rec, name);
+
+	if (side == NULL)
+		return err_set(why, EX_DATAERR, "missing \"%s\"", name);
+	if (!json_is_string(side) && !json_is_object(side) && json_array_size(side) == 0)
+		return err_set(why, EX_DATAERR, "\"%s\" is neither text nor turns", name);
+	if (json_is_array(side) && turns_check(side, why) < 0)
+		return -1;
+	if (json_is_array(side) && !turn_is(json_array_get(side, 0), "assistant"))
+		return whole(prompt, side, name, turns, why);
+	if (!has)
+		return no_prompt(rec, name, why);
+	*turns = json_copy((json_t *)prompt);
+	if (json_is_string(side))
+		add_turn(*turns, "assistant", side);
+	else if (json_is_object(side))
+		json_array_append(*turns, (json_t *)side);
+	else
+		json_array_extend(*turns, (json_t *)side);
+	return 0;
 }
 
 /* Leading turns that both have; at least one of each is left to be learned. */
@@ -187,28 +232,37 @@ static void set_key(uint32_t *item, int n)
 	memcpy(item + KEY_LOW, digest, 8);
 }
 
+/* Answers to the same: where the two part, the assistant speaks. */
+static int check_parting(json_t *const turns[2], struct err *why)
+{
+	size_t n = shared(turns[0], turns[1]);
+
+	for (int s = 0; s < 2; s++) {
+		const json_t *turn = json_array_get(turns[s], n);
+
+		if (turn_role(turn) != NULL && !turn_is(turn, "assistant") &&
+		    n + 1 < json_array_size(turns[s]))
+			return err_set(why, EX_DATAERR,
+			    "\"chosen\" and \"rejected\" have different prompts");
+	}
+	return 0;
+}
+
 /* Both conversations. 0 or -1; turns are the caller's in any case. */
 static int conversations(const json_t *rec, json_t *turns[2], struct err *why)
 {
 	static const char *const name[2] = { "chosen", "rejected" };
-	json_t *prompt = prompt_of(rec);
-	int rc = 0;
+	json_t *prompt = json_array();
+	bool has;
+	int rc = prompt_of(rec, prompt, &has, why);
 
 	for (int s = 0; s < 2 && rc == 0; s++) {
-		const json_t *side = json_object_get(rec, name[s]);
-
-		if (side == NULL)
-			rc = err_set(why, EX_DATAERR, "missing \"%s\"", name[s]);
-		else if (!json_is_string(side) && !json_is_object(side) && json_array_size(side) ==
-		    0)
-			rc = err_set(why, EX_DATAERR, "\"%s\" is neither text nor turns", name[s]);
-		else if (json_array_size(prompt) == 0 && !begins_with_prompt(side))
-			rc = err_set(why, EX_DATAERR,
-			    "\"%s\" answers nothing: the record has no \"prompt\" "
-			    "(or question, messages, conversations)", name[s]);
-		else
-			turns[s] = conversation(prompt, side);
+		rc = conversation(rec, prompt, has, name[s], &turns[s], why);
+		if (rc == 0 && !has)
+			rc = record_context(rec, turns[s], why);
 	}
+	if (rc == 0)
+		rc = check_parting(turns, why);
 	json_decref(prompt);
 	return rc;
 }
@@ -225,8 +279,7 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 	for (int i = 0; i < HEADER; i++)
 		ids_push(out, 0);
 	if (rc == 0)
-		rc = n[0] = put_side(&m, rec, turns[0], shared(turns[0], turns[1]), "chosen", out,
-		    why);
+		rc = n[0] = put_side(&m, rec, turns[0], shared(turns[0], turns[1]), "chosen", out, why);
 	if (rc > 0)
 		rc = n[1] = put_side(&m, rec, turns[1], shared(turns[0], turns[1]), "rejected", out,
 		    why);

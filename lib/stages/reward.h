@@ -43,8 +43,9 @@ struct reward_opt {
 };
 
 struct reward_item {
-	const json_t *record;		/* as it came */
-	const char *prompt;		/* its text */
+	const json_t *record;		/* as it came, */
+	const char *source;		/* and its text */
+	const json_t *prompt;		/* its text, a string */
 	const char *text;		/* the completion, len bytes, not NUL-terminated */
 	size_t len;
 	const uint32_t *tok;		/* prompt and completion with its end token, */

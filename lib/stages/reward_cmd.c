@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/json.h"
+#include "base/jsontext.h"
 #include "base/progress.h"
 #include "stages/reward_int.h"
 
@@ -268,20 +269,20 @@ static void expect(struct command *c, double *x)
 static int ask_command(struct reward *r, const struct reward_item *it, double *x, struct err *e)
 {
 	struct command *c = r->self;
+	struct jsontext line = {0};
 	json_t *tokens = json_array(), *o;
-	char *line;
 
 	for (int i = it->nprompt; i < it->n; i++)
 		json_array_append_new(tokens, json_integer(it->tok[i]));
-	o = json_pack("{s:s, s:o, s:o, s:O}", "prompt", it->prompt, "completion",
-	    json_text(it->text, it->len), "tokens", tokens,
-	    "record", it->record);
-	line = o != NULL ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+	o = json_pack("{s:O, s:o, s:o}", "prompt", it->prompt, "completion", json_text(it->text, it->len), "tokens", tokens);
+	jsontext_record(&line, "{}", 2, o, true, NULL);
+	line.n--;			/* the brace at the end */
+	jsontext_add(&line, ",\"record\":", 10);
+	jsontext_add(&line, it->source, strlen(it->source));
+	jsontext_add(&line, "}", 1);
 	json_decref(o);
-	if (line == NULL)
-		return err_set(e, EX_SOFTWARE, "cannot write a completion as JSON");
-	queue(c, line);
-	free(line);
+	queue(c, line.s);
+	jsontext_free(&line);
 	expect(c, x);
 	return poll_command(r, 0, e);
 }

@@ -1,7 +1,7 @@
 /*
  * prompt: what a record asks. The first of these that it has: `prompt` (a text, or a list of
  * turns), `question`, the turns under `messages` or `conversations` up to the last one of the
- * user.
+ * user. To turns, `system` and `tools` beside them belong.
  */
 #ifndef CHR_PROMPT_H
 #define CHR_PROMPT_H
@@ -22,8 +22,7 @@ struct prompt_opt {
 int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, struct ids *out,
     struct err *why);
 
-/* The text of the question alone: that of the last user turn. Borrowed from rec; NULL: it is not
- * a text. */
-const char *prompt_text(const json_t *rec);
+/* The text of the question alone, that of the last user turn: a string; new. */
+json_t *prompt_text(const json_t *rec);
 
 #endif

@@ -2,7 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/jsonfile.h"
 #include "text/record.h"
+#include "text/turn.h"
 
 struct text {
 	char *s;
@@ -18,6 +20,18 @@ static bool text_open(struct text *t)
 	return t->f != NULL;
 }
 
+/* The shortest text that is this number. */
+static void add_real(FILE *f, double v)
+{
+	char s[40];
+	int digits = 9;
+
+	do
+		snprintf(s, sizeof s, "%.*g", digits, v);
+	while (strtod(s, NULL) != v && digits++ < 17);
+	fputs(s, f);
+}
+
 /* Adds a string or a number on a line of its own. */
 static void text_add(struct text *t, const json_t *v)
 {
@@ -31,7 +45,7 @@ static void text_add(struct text *t, const json_t *v)
 	else if (json_is_integer(v))
 		fprintf(t->f, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
 	else
-		fprintf(t->f, "%.9g", json_real_value(v));
+		add_real(t->f, json_real_value(v));
 }
 
 static char *text_close(struct text *t, size_t *len)
@@ -47,13 +61,75 @@ static char *text_close(struct text *t, size_t *len)
 	return t->s;
 }
 
-const json_t *record_messages(const json_t *rec)
-{
-	const json_t *m = json_object_get(rec, "messages");
+/* --- turns --- */
 
-	if (!json_is_array(m))
-		m = json_object_get(rec, "conversations");
-	return json_is_array(m) ? m : NULL;
+static bool is_there(const json_t *v)
+{
+	return v != NULL && !json_is_null(v);
+}
+
+bool record_has_turns(const json_t *rec)
+{
+	return is_there(json_object_get(rec, "messages")) ||
+	    is_there(json_object_get(rec, "conversations"));
+}
+
+static int check_others(const json_t *rec, struct err *e)
+{
+	static const char *const unread[] = { "functions", "images", "image", "videos", "video",
+	    "audios", "audio" };
+	const json_t *system = json_object_get(rec, "system");
+
+	for (size_t i = 0; i < sizeof unread / sizeof *unread; i++)
+		if (turn_set(json_object_get(rec, unread[i])))
+			return err_set(e, EX_DATAERR, "\"%s\" beside a conversation is not read",
+			    unread[i]);
+	return !turn_set(system) || json_is_string(system) ? 0 : err_set(e, EX_DATAERR,
+	    "\"system\" is %s, not a text", jsonfile_kind(system));
+}
+
+int record_context(const json_t *rec, json_t *turns, struct err *e)
+{
+	json_t *system = json_object_get(rec, "system"), *first = json_array_get(turns, 0);
+	bool has = turn_is(first, "system");
+
+	if (check_others(rec, e) < 0)
+		return -1;
+	if (has && turn_set(system))
+		return err_set(e, EX_DATAERR, "\"system\" beside a turn of the system");
+	if (has && turn_set(json_object_get(rec, "tools")) &&
+	    turn_set(json_object_get(first, "tools")))
+		return err_set(e, EX_DATAERR, "\"tools\" in the turn of the system and beside it");
+	if (turn_set(system))
+		json_array_insert_new(turns, 0, json_pack("{s:s, s:O}", "role", "system",
+		    "content", system));
+	return 0;
+}
+
+int record_turns(const json_t *rec, json_t **turns, struct err *e)
+{
+	const json_t *m = json_object_get(rec, "messages"), *c = json_object_get(rec,
+	    "conversations"), *list = is_there(m) ? m : c;
+	int rc = 0;
+
+	*turns = NULL;
+	if (!record_has_turns(rec))
+		return 0;
+	if (is_there(m) && is_there(c))
+		return err_set(e, EX_DATAERR, "both \"messages\" and \"conversations\"");
+	if (!json_is_array(list) && json_is_string(json_object_get(rec, "text")))
+		return 0;		/* a number of messages, say, of the text */
+	if (!json_is_array(list))
+		return err_set(e, EX_DATAERR, "\"%s\" is %s, not a list of turns",
+		    list == m ? "messages" : "conversations", jsonfile_kind(list));
+	*turns = json_copy((json_t *)list);
+	if (json_array_size(list) > 0)
+		rc = record_context(rec, *turns, e);
+	if (rc < 0) {
+		json_decref(*turns);
+		*turns = NULL;
+	}
+	return rc;
 }
 
 struct tok_chat record_chat(const json_t *rec, const json_t *messages)
@@ -62,15 +138,19 @@ struct tok_chat record_chat(const json_t *rec, const json_t *messages)
 	    .more = json_object_get(rec, "chat_template_kwargs") };
 }
 
+/* --- text --- */
+
 static void add_turns(struct text *t, const json_t *messages)
 {
 	size_t i;
 	json_t *m;
 
 	json_array_foreach(messages, i, m) {
-		const json_t *v = json_object_get(m, "content");
+		json_t *s = turn_text(m);
 
-		text_add(t, json_is_string(v) ? v : json_object_get(m, "value"));
+		if (json_string_length(s) > 0 || json_is_string(turn_content(m)))
+			text_add(t, s);
+		json_decref(s);
 	}
 }
 
@@ -80,6 +160,12 @@ static void add_scalars(struct text *t, const json_t *rec)
 	json_t *v;
 
 	json_object_foreach((json_t *)rec, key, v)
+		text_add(t, v);
+}
+
+static void add_if_set(struct text *t, const json_t *v)
+{
+	if (json_string_length(v) > 0)
 		text_add(t, v);
 }
 
@@ -107,7 +193,12 @@ static bool add_named(struct text *t, const json_t *rec)
 		    pair[i][1]);
 
 		if (json_is_string(a) && json_is_string(b)) {
+			add_if_set(t, json_object_get(rec, "system"));
 			text_add(t, a);
+			if (strcmp(pair[i][0], "instruction") == 0) {
+				add_if_set(t, json_object_get(rec, "input"));
+				add_if_set(t, json_object_get(rec, "context"));
+			}
 			text_add(t, b);
 			return true;
 		}
@@ -122,10 +213,10 @@ char *record_text(const json_t *rec, size_t *len)
 	if (!text_open(&t))
 		return NULL;
 	if (!add_named(&t, rec)) {
-		const json_t *m = record_messages(rec);
+		const json_t *m = json_object_get(rec, "messages");
 
-		if (m)
-			add_turns(&t, m);
+		if (record_has_turns(rec))
+			add_turns(&t, is_there(m) ? m : json_object_get(rec, "conversations"));
 		else
 			add_scalars(&t, rec);
 	}
@@ -140,6 +231,8 @@ int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
 	size_t i;
 	json_t *v;
 
+	if (!json_is_array(list) && json_is_string(json_object_get(rec, "text")))
+		return 0;		/* a number of messages, say, of the text */
 	if (!json_is_array(list))
 		return err_set(e, EX_DATAERR, list ? "\"tokens\" is not a list"
 		    : "missing \"tokens\"");
@@ -157,18 +250,23 @@ int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
 
 int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
 {
-	const json_t *messages = record_messages(rec);
+	json_t *turns;
 	size_t len;
 	char *text;
+	int rc;
 
 	if (json_object_get(rec, "tokens"))
 		return record_tokens(rec, vocab, out, e);
 	if (!t)
 		return err_set(e, EX_DATAERR, "no \"tokens\", and no tokenizer for text");
-	if (messages) {
-		const struct tok_chat c = record_chat(rec, messages);
+	if (record_turns(rec, &turns, e) < 0)
+		return -1;
+	if (turns) {
+		const struct tok_chat c = record_chat(rec, turns);
 
-		return tok_chat(t, &c, out, NULL, e);
+		rc = tok_chat(t, &c, out, NULL, e);
+		json_decref(turns);
+		return rc;
 	}
 	text = record_text(rec, &len);
 	if (!text)

@@ -22,14 +22,21 @@
  *	text, content, story, passage, document, article;
  *	instruction+output, instruction+response, prompt+response, prompt+completion,
  *	    input+output, question+answer,
- *	query+answer, joined by a newline;
+ *	query+answer, joined by a newline, with "system" before the first and, of an instruction,
+ *	    "input" or "context" behind it, where they are texts that are not empty;
  *	conversations or messages: the turns' content (or value) joined by newlines, without roles;
  *	else all strings and numbers of the record, joined by newlines. */
 char *record_text(const json_t *rec, size_t *len);
 
-/* The array under "messages" or "conversations" (borrowed), or NULL. Its turns are checked by
- * tok_chat(). */
-const json_t *record_messages(const json_t *rec);
+bool record_has_turns(const json_t *rec);	/* "messages" or "conversations", not null */
+
+/* The turns of a conversation, which tok_chat() checks, in a new list; NULL: the record has none. 0,
+ * or -1: what stands under "messages" or "conversations" is no list, or record_context() fails. */
+int record_turns(const json_t *rec, json_t **turns, struct err *e);
+
+/* A "system" text that stands beside the turns becomes the first of the list. What else stands there
+ * for a model to see (pictures) is refused. */
+int record_context(const json_t *rec, json_t *turns, struct err *e);
 
 /* What tok_chat() is to render of a record, with these turns: its "tools" and
  * "chat_template_kwargs" too. */

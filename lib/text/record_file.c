@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/jsontext.h"
 #include "base/sig.h"
+#include "base/sniff.h"
 
 #define CHUNK ((size_t)64 << 10)
 #define PAGE ((size_t)4 << 10)		/* what the rest of a block's last line is looked for in,
@@ -36,28 +38,58 @@ struct record_file {
 	struct jsonl *in;		/* gzip, while it is gone through */
 	int64_t done;			/* blocks of it */
 	bool seeks;
+	int mark;			/* bytes before the first line */
 	int fd;				/* to read lines at their places; -1: none */
 	char *buf;			/* a line */
 	size_t cap;
 };
 
+/* The text of the record, so that its numbers stay as they are written. */
+static void append_source(struct ids *out, const char *line, size_t len)
+{
+	struct jsontext text = {0};
+	int at = out->n + 1, words;
+
+	jsontext_compact(&text, line, len);
+	words = (int)((text.n + 3) / 4);
+	ids_push(out, (uint32_t)text.n);
+	for (int i = 0; i < words; i++)
+		ids_push(out, 0);
+	memcpy(out->v + at, text.s, text.n);
+	jsontext_free(&text);
+}
+
+int record_item(const struct record_kind *k, struct tok *t, const char *line, size_t len,
+    struct ids *out, struct record_count *n, struct err *why)
+{
+	json_t *rec = jsonl_parse(line, len, why);
+	int rc = 0;
+
+	out->n = 0;
+	if (rec == NULL)
+		return why->status != 0 ? -1 : 0;
+	rc = k->item(k->self, t, rec, out, n, why);
+	json_decref(rec);
+	if (rc < 0)
+		out->n = 0;
+	else if (k->source && out->n > 0)
+		append_source(out, line, len);
+	return rc < 0 ? -1 : 0;
+}
+
 int record_file_item(struct jsonl *in, const struct record_kind *k, struct ids *out,
     struct record_count *n, struct err *e)
 {
 	struct err why = {0};
-	json_t *rec;
-	int rc;
+	const char *line;
+	size_t len;
 
 	do {
-		if ((rec = jsonl_next(in, e)) == NULL)
+		if ((line = jsonl_line(in, &len, e)) == NULL)
 			return e->status != 0 ? -1 : 0;
-		out->n = 0;
-		rc = k->item(k->self, k->tok, rec, out, n, &why);
-		json_decref(rec);
-		if (rc < 0 && jsonl_bad(in, e, "%s", why.msg) < 0)
+		if (record_item(k, k->tok, line, len, out, n, &why) < 0 &&
+		    jsonl_bad(in, e, "%s", why.msg) < 0)
 			return -1;
-		if (rc < 0)
-			out->n = 0;
 	} while (out->n == 0);		/* empty, or bad and passed over */
 	return 1;
 }
@@ -74,7 +106,8 @@ static int64_t block_size(int64_t n, int parts, int64_t least, int64_t most)
 /* path is a name in the list that jsonl_open() wants to have until it is closed: f->path. */
 static int open_lines(struct record_file *f, int parts, struct err *e)
 {
-	unsigned char magic[2] = {0};
+	char head[SNIFF_BYTES];
+	ssize_t n;
 
 	if ((f->in = jsonl_open(1, (char *const *)&f->path, false, e)) == NULL)
 		return -1;
@@ -83,7 +116,11 @@ static int open_lines(struct record_file *f, int parts, struct err *e)
 	if (fstat(f->fd, &f->was) < 0)
 		return err_set(e, EX_IOERR, "%s:", f->path);
 	f->block = block_size(f->was.st_size, parts, BLOCK_LEAST, BLOCK_MOST);
-	f->seeks = pread(f->fd, magic, sizeof magic, 0) < 2 || magic[0] != 0x1f || magic[1] != 0x8b;
+	if ((n = pread(f->fd, head, sizeof head, 0)) < 0)
+		return err_set(e, EX_IOERR, "%s:", f->path);
+	f->seeks = n < 2 || head[0] != '\x1f' || head[1] != '\x8b';
+	if (f->seeks && (f->mark = jsonl_begin(head, (size_t)n, f->path, e)) < 0)
+		return -1;
 	if (f->seeks) {
 		jsonl_close(f->in);
 		f->in = NULL;
@@ -178,7 +215,7 @@ static int64_t line_end(struct record_file *f, struct lineblock *b, size_t at, i
 static int read_plain(struct record_file *f, int64_t k, struct record_file_block *b, struct err *e)
 {
 	int64_t size = f->was.st_size, to = (k + 1) * f->block < size ? (k + 1) * f->block : size;
-	int64_t from = k * f->block - (k > 0), at = 0, stop = 0;
+	int64_t from = k * f->block - (k > 0), at = k > 0 ? 0 : f->mark, stop = 0;
 	ssize_t got;
 	char *nl;
 
@@ -297,11 +334,12 @@ static int read_chunk(struct record_file *f, int64_t at, size_t have, size_t *go
 	return n < 0 ? err_set(e, EX_IOERR, "%s:", f->path) : 0;
 }
 
-/* The line that begins at a byte of the file: its length, -1. */
+/* The line that begins at a byte of the file, and a NUL: its length, -1. */
 static int64_t read_line(struct record_file *f, int64_t at, struct err *e)
 {
 	const char *nl = NULL;
 	size_t have = 0, got = 1;
+	int64_t len;
 
 	while (nl == NULL && got > 0) {
 		if (read_chunk(f, at, have, &got, e) < 0)
@@ -309,26 +347,22 @@ static int64_t read_line(struct record_file *f, int64_t at, struct err *e)
 		nl = memchr(f->buf + have, '\n', got);
 		have += got;
 	}
-	return nl != NULL ? nl - f->buf : (int64_t)have;
+	len = nl != NULL ? nl - f->buf : (int64_t)have;
+	f->buf[len] = '\0';
+	return len;
 }
 
 int record_file_at(struct record_file *f, int64_t place, struct ids *out, struct err *e)
 {
 	struct record_count again = {0};	/* it was counted when the file was gone through */
 	int64_t len;
-	json_t *rec;
-	int rc;
 
 	if (f->shard != NULL)
 		return record_file_doc(f, place, out, e);
-	out->n = 0;
 	if (check_unchanged(f, e) < 0 || (len = read_line(f, place, e)) < 0)
 		return -1;
-	rec = json_loadb(f->buf, (size_t)len, 0, NULL);
-	rc = json_is_object(rec) && f->k->item(f->k->self, f->k->tok, rec, out, &again, e) == 0 &&
+	return record_item(f->k, f->k->tok, f->buf, (size_t)len, out, &again, e) == 0 &&
 	    out->n > 0 ? 0 : changed(f, e);
-	json_decref(rec);
-	return rc;
 }
 
 char *record_file_where(struct record_file *f, int64_t place)

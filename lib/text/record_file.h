@@ -46,11 +46,19 @@ struct record_kind {
 	/* as item, but one at a time */
 	int (*doc)(void *self, void *shard, int64_t i, struct ids *out, struct err *e);
 	void (*close)(void *shard);
+	/* Items of records end with the record: its length in bytes, then its text without white
+	 * space, filled up to whole words. */
+	bool source;
 	void *self;
 	struct tok *tok;	/* may be NULL */
 };
 
 struct record_file;
+
+/* The item of the record on a line, which ends with a NUL, into out; none: the line is blank, or the
+ * record passed over. 0, or -1: it is bad. */
+int record_item(const struct record_kind *k, struct tok *t, const char *line, size_t len,
+    struct ids *out, struct record_count *n, struct err *why);
 
 /* The next record's item into out, bad ones and those that are passed over left out: 1, 0 at the
  * end, -1. */

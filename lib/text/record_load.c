@@ -144,16 +144,10 @@ static void make_line(struct record_load *l, int64_t i, int worker)
 	const struct lineblock *in = &l->in.lines;
 	struct made *m = &l->made[i];
 	struct err why = {0};
-	json_t *rec = jsonl_parse(lineblock_text(in, i), in->line[i].len, &why);
 
 	*m = (struct made){ .worker = worker, .at = w->words.n };
-	w->item.n = 0;
-	if (rec != NULL && l->k->item(l->k->self, w->tok, rec, &w->item, &w->count, &why) < 0)
-		why.status = EX_DATAERR;
-	else if (rec != NULL)
-		why.status = 0;
-	json_decref(rec);
-	if (why.status != 0) {
+	if (record_item(l->k, w->tok, lineblock_text(in, i), in->line[i].len, &w->item, &w->count,
+	    &why) < 0) {
 		note_bad(w, i, &why);
 		return;
 	}

@@ -9,209 +9,293 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/jsontext.h"
 #include "text/jinja.h"
 #include "text/tok_impl.h"
+#include "text/turn.h"
 
-/* As it renders in any engine of templates: no tags but Jinja's own, and every blank taken away
- * by hand. */
+/* As it renders in any engine of templates: no filter that one has and another has not (tojson
+ * sorts keys in Jinja's own library), and every blank taken away by hand. */
 const char tok_chat_template[] =
-	"{%- macro said(c) %}{%- if c is string %}{{- c }}{%- elif c %}{%- for part in c %}"
-	"{{- part['text'] }}{%- endfor %}{%- endif %}{%- endmacro %}"
-	"{%- macro listed(tools) %}{{- 'Functions that can be called, one per line:\\n<tools>\\n' "
-	    "}}"
-	"{%- for tool in tools %}{{- tool if tool is string else tool | tojson(separators=(',', "
-	    "':')) }}"
-	"{{- '\\n' }}{%- endfor %}{{- '</tools>\\nA call is {\"name\": ..., \"arguments\": {...}} "
-	    "inside "
-	"<tool_call></tool_call>.' }}{%- endmacro %}"
-	"{%- if tools and messages[0]['role'] != 'system' %}"
-	"{{- '<|im_start|>system\\n' + listed(tools) + '<|im_end|>\\n' }}{%- endif %}"
-	"{%- for m in messages %}{%- if m['role'] == 'tool' %}"
-	"{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}{{- '<|im_start|>user' "
-	    "}}{%- endif %}"
-	"{{- '\\n<tool_response>\\n' + said(m['content']) + '\\n</tool_response>' }}"
-	"{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}{{- '<|im_end|>\\n' "
-	    "}}{%- endif %}"
-	"{%- else %}{{- '<|im_start|>' + m['role'] + '\\n' }}{%- if m['role'] == 'assistant' %}"
-	"{%- if m['reasoning_content'] %}{{- '<think>\\n' + said(m['reasoning_content']) + "
-	    "'\\n</think>\\n\\n' }}"
-	"{%- elif enable_thinking is defined and not enable_thinking and said(m['content'])[:7] != "
-	    "'<think>' %}"
-	"{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}{{- said(m['content']) }}"
-	"{%- if m['role'] == 'system' and loop.first and tools %}{{- '\\n\\n' + listed(tools) "
-	    "}}{%- endif %}"
-	"{%- for call in m['tool_calls'] or [] %}{{- '\\n<tool_call>\\n' }}"
-	"{{- call if call is string else (call['function'] if call['function'] is mapping else "
-	    "call)"
-	" | tojson(separators=(',', ':')) }}{{- '\\n</tool_call>' }}{%- endfor %}{{- "
-	    "'<|im_end|>\\n' }}"
-	"{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
-	"{%- if enable_thinking is defined and not enable_thinking %}{{- "
-	    "'<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
-	"{%- endif %}";
+	"{%- macro text(content) -%}"
+	"{%- if content is string -%}{{ content }}"
+	"{%- elif content -%}{%- for part in content -%}{{ part['text'] }}{%- endfor -%}{%- endif -%}"
+	"{%- endmacro -%}"
+	"{%- macro quote(s) -%}"
+	"{{ '\"' + s | replace('\\\\', '\\\\\\\\') | replace('\"', '\\\\\"')"
+	" | replace('\\n', '\\\\n') | replace('\\r', '\\\\r') | replace('\\t', '\\\\t') + '\"' }}"
+	"{%- endmacro -%}"
+	"{%- macro json(v) -%}"
+	"{%- if v is none -%}null"
+	"{%- elif v is boolean -%}{{ 'true' if v else 'false' }}"
+	"{%- elif v is string -%}{{ quote(v) }}"
+	"{%- elif v is mapping -%}{{ '{' }}"
+	"{%- for k, x in v.items() -%}"
+	"{{ '' if loop.first else ',' }}{{ quote(k) }}:{{ json(x) }}{%- endfor -%}{{ '}' }}"
+	"{%- elif v is iterable -%}{{ '[' }}"
+	"{%- for x in v -%}{{ '' if loop.first else ',' }}{{ json(x) }}{%- endfor -%}{{ ']' }}"
+	"{%- else -%}{{ v }}{%- endif -%}"
+	"{%- endmacro -%}"
+	"{%- macro squeeze(s) -%}"
+	"{%- set at = namespace(string=false, escape=false) -%}"
+	"{%- for c in s -%}"
+	"{%- if at.string or c not in ' \\t\\r\\n' -%}{{ c }}{%- endif -%}"
+	"{%- if at.escape -%}{%- set at.escape = false -%}"
+	"{%- elif at.string and c == '\\\\' -%}{%- set at.escape = true -%}"
+	"{%- elif c == '\"' -%}{%- set at.string = not at.string -%}{%- endif -%}"
+	"{%- endfor -%}"
+	"{%- endmacro -%}"
+	"{%- macro functions(list) -%}"
+	"{{ '\\n\\nFunctions that can be called, one per line:\\n<tools>\\n' }}"
+	"{%- for tool in list -%}{{ tool if tool is string else json(tool) }}{{ '\\n' }}{%- endfor -%}"
+	"{{ '</tools>\\nA call is {\"name\": ..., \"arguments\": {...}} inside "
+	"<tool_call></tool_call>.' }}"
+	"{%- endmacro -%}"
+	"{%- set given = tools if tools is defined and tools else [] -%}"
+	"{%- if given and messages[0]['role'] != 'system' -%}"
+	"{{ '<|im_start|>system\\n' + functions(given) + '<|im_end|>\\n' }}{%- endif -%}"
+	"{%- for message in messages -%}"
+	"{%- set role = message['role'] -%}"
+	"{%- if role == 'tool' -%}"
+	"{%- if loop.first or messages[loop.index0 - 1]['role'] != 'tool' -%}"
+	"{{ '<|im_start|>user' }}{%- endif -%}"
+	"{{ '\\n<tool_response>\\n' + text(message['content']) + '\\n</tool_response>' }}"
+	"{%- if loop.last or messages[loop.index0 + 1]['role'] != 'tool' -%}"
+	"{{ '<|im_end|>\\n' }}{%- endif -%}"
+	"{%- else -%}"
+	"{{ '<|im_start|>' + role + '\\n' }}"
+	"{%- if role == 'assistant' and message['reasoning_content'] -%}"
+	"{{ '<think>\\n' + text(message['reasoning_content']) + '\\n</think>\\n\\n' }}"
+	"{%- elif role == 'assistant' and enable_thinking is defined and not enable_thinking"
+	" and text(message['content'])[:7] != '<think>' -%}"
+	"{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}"
+	"{{ text(message['content']) }}"
+	"{%- if role == 'system' and loop.first and given -%}{{ functions(given) }}"
+	"{%- elif role == 'system' and message['tools'] -%}{{ functions(message['tools']) }}{%- endif -%}"
+	"{%- if role == 'assistant' and message['tool_calls'] -%}"
+	"{%- for call in message['tool_calls'] -%}"
+	"{{ '\\n<tool_call>\\n' }}"
+	"{%- if call is string -%}{{ call }}{%- else -%}"
+	"{%- set f = call['function'] if call['function'] else call -%}"
+	"{{ '{\"name\":' + quote(f['name']) }}"
+	"{%- if f['arguments'] is defined -%}{{ ',\"arguments\":' }}"
+	"{%- if not f['arguments'] -%}{{ '{}' }}"
+	"{%- elif f['arguments'] is string -%}{{ squeeze(f['arguments']) }}"
+	"{%- else -%}{{ json(f['arguments']) }}{%- endif -%}{%- endif -%}"
+	"{{ '}' }}{%- endif -%}{{ '\\n</tool_call>' }}"
+	"{%- endfor -%}{%- endif -%}"
+	"{{ '<|im_end|>\\n' }}"
+	"{%- endif -%}"
+	"{%- endfor -%}"
+	"{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}"
+	"{%- if enable_thinking is defined and not enable_thinking -%}"
+	"{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}{%- endif -%}";
 
 /* --- turns in one layout --- */
 
-/* {role, content} or {from, value}; NULL: no such turn, or none that can be used. */
-static const char *role_of(const json_t *m)
-{
-	const char *r = json_string_value(json_object_get(m, "role"));
-
-	if (!r)
-		r = json_string_value(json_object_get(m, "from"));
-	if (!r || !*r || strchr(r, '\n'))
-		return NULL;
-	return !strcmp(r, "human") ? "user" : !strcmp(r, "gpt") ? "assistant" : r;
-}
-
-static const char *kind_of(const json_t *v)
-{
-	return !v ? "missing" : json_is_object(v) ? "an object" : json_is_array(v) ? "a list"
-	    : json_is_number(v) ? "a number"
-	    : json_is_boolean(v) ? "true or false" : json_is_null(v) ? "null" : "a text";
-}
-
-/* A list of parts: texts only, since what is not read must not vanish. */
-static int check_parts(size_t turn, const json_t *parts, struct err *e)
-{
-	size_t i;
-	json_t *part;
-
-	json_array_foreach(parts, i, part) {
-		const char *type = json_string_value(json_object_get(part, "type"));
-
-		if (!json_is_string(json_object_get(part, "text")))
-			return err_set(e, EX_DATAERR,
-			    "messages[%zu]: content[%zu] is of type \"%.40s\": only text is read",
-			    turn,
-			    i, type ? type : "");
-	}
-	return 0;
-}
-
-static int check_content(size_t i, const json_t *m, const json_t *v, struct err *e)
-{
-	if (json_is_string(v) || (json_is_null(v) && json_object_get(m, "tool_calls")))
-		return 0;
-	if (json_is_array(v))
-		return check_parts(i, v, e);
-	if (!v)
-		return err_set(e, EX_DATAERR, "messages[%zu]: missing \"content\"", i);
-	return err_set(e, EX_DATAERR, "messages[%zu]: \"content\" is %s, not a text or a list of "
-	    "texts", i, kind_of(v));
-}
-
-/* A text that holds JSON, as tool descriptions and arguments come, or NULL. New reference. */
+/* JSON in a text, as tool descriptions and arguments come, or NULL. New reference. */
 static json_t *json_in(const json_t *v)
 {
-	return json_is_string(v) ? json_loadb(json_string_value(v), json_string_length(v), 0, NULL)
-	    : NULL;
+	struct err why = {0};
+
+	return json_is_string(v) ? jsontext_parse(json_string_value(v), json_string_length(v),
+	    JSONTEXT_RECORD, NULL, &why) : NULL;
 }
 
-/* Arguments that are a text of JSON become what it says, in both layouts of a call. */
-static void open_arguments(json_t *call)
+static json_t *string_of(struct jsontext *text)
+{
+	json_t *s = json_stringn(text->s != NULL ? text->s : "", text->n);
+
+	jsontext_free(text);
+	return s;
+}
+
+/* The JSON of a value as it was written: the text itself, where it came as one. */
+static void add_json(struct jsontext *out, const json_t *v)
+{
+	char *s;
+
+	if (json_is_string(v)) {
+		jsontext_compact(out, json_string_value(v), json_string_length(v));
+		return;
+	}
+	if ((s = json_dumps(v, JSON_COMPACT)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	jsontext_add(out, s, strlen(s));
+	free(s);
+}
+
+/* --- calls --- */
+
+static int bad_call(size_t at, const char *what, struct err *e)
+{
+	return err_set(e, EX_DATAERR, "messages[%zu]: \"tool_calls\": %s", at, what);
+}
+
+/* {"name", "arguments"} with the arguments as they were written, for our template. */
+static json_t *call_text(const json_t *name, const json_t *args)
+{
+	struct jsontext text = {0};
+	char *quoted = json_dumps(name, JSON_ENCODE_ANY);
+
+	if (quoted == NULL)
+		err_die(EX_OSERR, "out of memory");
+	jsontext_add(&text, "{\"name\":", 8);
+	jsontext_add(&text, quoted, strlen(quoted));
+	if (args)
+		jsontext_add(&text, ",\"arguments\":", 13);
+	if (args && turn_set(args))
+		add_json(&text, args);
+	else if (args)
+		jsontext_add(&text, "{}", 2);
+	jsontext_add(&text, "}", 1);
+	free(quoted);
+	return string_of(&text);
+}
+
+/* A call in either layout: a text for our template; for another, arguments that are a text of
+ * JSON become what it says. New reference, or NULL. */
+static json_t *call_of(const struct tok *t, json_t *call, size_t at, struct err *e)
 {
 	json_t *f = json_object_get(call, "function"), *in = json_is_object(f) ? f : call;
-	json_t *args = json_in(json_object_get(in, "arguments"));
+	json_t *args = json_object_get(in, "arguments"), *opened = json_in(args), *out = NULL;
 
-	if (json_is_object(args))
-		json_object_set(in, "arguments", args);
-	json_decref(args);
+	if (!json_is_object(call))
+		bad_call(at, "a call that is no object", e);
+	else if (!json_is_string(json_object_get(in, "name")))
+		bad_call(at, "a call without a \"name\"", e);
+	else if (args && turn_set(args) && !json_is_object(args) && !json_is_object(opened))
+		bad_call(at, "\"arguments\" are neither an object nor the JSON of one", e);
+	else if (!t->own_template)
+		out = call_text(json_object_get(in, "name"), args);
+	else {
+		if (opened)
+			json_object_set(in, "arguments", opened);
+		out = json_incref(call);
+	}
+	json_decref(opened);
+	return out;
 }
 
-static int take_calls(json_t *turn, size_t at, struct err *e)
+/* A list of calls, one call, or the JSON of either. */
+static int add_calls(const struct tok *t, json_t *list, json_t *v, size_t at, struct err *e)
 {
-	json_t *calls = json_object_get(turn, "tool_calls"), *list = json_in(calls), *call;
+	json_t *in = json_is_string(v) ? json_in(v) : json_incref(v), *one;
+	int rc = in ? 0 : bad_call(at, "a text that is no JSON", e);
 	size_t i;
 
-	if (list)
-		json_object_set_new(turn, "tool_calls", json_is_array(list) ? list
-		    : json_pack("[o]", list));
-	calls = json_object_get(turn, "tool_calls");
-	if (calls && !json_is_array(calls) && !json_is_null(calls) && !json_is_string(calls))
-		return err_set(e, EX_DATAERR, "messages[%zu]: \"tool_calls\" is %s, not a list", at,
-		    kind_of(calls));
-	if (json_is_string(calls))
-		json_object_set_new(turn, "tool_calls", json_string_length(calls)
-		    ? json_pack("[O]", calls) : json_null());
-	json_array_foreach(json_object_get(turn, "tool_calls"), i, call)
-		open_arguments(call);
-	return 0;
+	if (json_is_array(in)) {
+		json_array_foreach(in, i, one)
+			if (rc == 0)
+				rc = add_calls(t, list, one, at, e);
+	} else if (in) {
+		one = call_of(t, in, at, e);
+		rc = one ? json_array_append_new(list, one) : -1;
+	}
+	json_decref(in);
+	return rc;
 }
 
-/* 0: is not learned. */
-static int check_weight(size_t i, const json_t *m, struct err *e)
+static int take_calls(const struct tok *t, json_t *turn, size_t at, struct err *e)
 {
-	const json_t *w = json_object_get(m, "weight");
+	json_t *calls = json_object_get(turn, "tool_calls"), *list;
+	int rc;
 
-	if (!w || json_is_null(w) || (json_is_number(w) && (json_number_value(w) == 0 ||
-	    json_number_value(w) == 1)))
+	if (!calls)
 		return 0;
-	return err_set(e, EX_DATAERR, "messages[%zu]: \"weight\" must be 0 (not learned) or 1", i);
+	list = json_array();
+	rc = turn_set(calls) ? add_calls(t, list, calls, at, e) : 0;
+	json_object_set_new(turn, "tool_calls", list);
+	return rc;
 }
+
+/* --- turns --- */
 
 /* New reference, or NULL. */
-static json_t *turn_of(const json_t *m, size_t i, struct err *e)
+static json_t *turn_of(const struct tok *t, const json_t *m, size_t i, struct err *e)
 {
-	const json_t *v = json_object_get(m, "content");
-	json_t *turn;
+	json_t *turn = json_deep_copy(m), *content = (json_t *)turn_content(m);
 
-	v = v ? v : json_object_get(m, "value");
-	if (!role_of(m)) {
-		err_set(e, EX_DATAERR, "messages[%zu]: missing \"role\"", i);
-		return NULL;
-	}
-	if (check_content(i, m, v, e) || check_weight(i, m, e))
-		return NULL;
-	turn = json_deep_copy(m);
-	json_object_set_new(turn, "role", json_string(role_of(m)));
-	json_object_set(turn, "content", (json_t *)v);
+	json_object_set_new(turn, "role", json_string(turn_role(m)));
+	if (content)
+		json_object_set(turn, "content", content);
+	else
+		json_object_set_new(turn, "content", json_null());
 	json_object_del(turn, "from");
 	json_object_del(turn, "value");
-	if (take_calls(turn, i, e) == 0)
+	if (take_calls(t, turn, i, e) == 0)
 		return turn;
 	json_decref(turn);
 	return NULL;
 }
 
-static json_t *turns_of(const json_t *messages, struct err *e)
+static json_t *turns_of(const struct tok *t, const json_t *messages, struct err *e)
 {
-	json_t *turns = json_array(), *m, *turn;
+	json_t *turns, *m, *turn;
 	size_t i;
 
-	if (!json_array_size(messages))
-		err_set(e, EX_DATAERR, "messages is not a list of turns");
+	if (turns_check(messages, e) < 0)
+		return NULL;
+	turns = json_array();
 	json_array_foreach(messages, i, m) {
-		if (!(turn = turn_of(m, i, e)))
+		if (!(turn = turn_of(t, m, i, e)))
 			break;
 		json_array_append_new(turns, turn);
 	}
-	if (json_array_size(turns) && json_array_size(turns) == json_array_size(messages))
+	if (i == json_array_size(messages))
 		return turns;
 	json_decref(turns);
 	return NULL;
 }
 
-/* The tools of the record, or those that the first system turn carries: a list. New reference,
- * or NULL. */
-static json_t *tools_of(const struct tok_chat *c)
+/* --- tools --- */
+
+/* Our template takes each as the text that it came as. */
+static void add_tool(const struct tok *t, json_t *list, const char *s, size_t len)
+{
+	json_t *in = json_loadb(s, len, JSON_DECODE_ANY, NULL);
+	struct jsontext text = {0};
+
+	if (t->own_template || json_is_string(in)) {
+		json_array_append(list, in);
+	} else {
+		jsontext_compact(&text, s, len);
+		json_array_append_new(list, string_of(&text));
+	}
+	json_decref(in);
+}
+
+/* The tools of a list, an object, or the JSON of either; other text is a description in words. */
+static json_t *tool_list(const struct tok *t, const json_t *v)
+{
+	json_t *list = json_array(), *in = json_is_string(v) ? json_in(v) : json_incref((json_t *)v);
+	struct jsontext all = {0};
+	const char *s, *one;
+	size_t len;
+
+	if (in)
+		add_json(&all, v);
+	if (json_is_array(in)) {
+		for (s = all.s + 1; jsontext_element(&s, all.s + all.n, &one, &len);)
+			add_tool(t, list, one, len);
+	} else if (in) {
+		add_tool(t, list, all.s, all.n);
+	} else {
+		json_array_append(list, (json_t *)v);
+	}
+	jsontext_free(&all);
+	json_decref(in);
+	return list;
+}
+
+/* The tools of the record, or those that the first system turn carries. New reference, or NULL. */
+static json_t *tools_of(const struct tok *t, const struct tok_chat *c)
 {
 	const json_t *first = json_array_get(c->messages, 0), *v = c->tools;
-	json_t *list;
 
-	if (!v || json_is_null(v))
-		v = role_of(first) && !strcmp(role_of(first), "system") ? json_object_get(first,
-		    "tools") : NULL;
-	if (!v || json_is_null(v) || (json_is_string(v) && !json_string_length(v)))
-		return NULL;
-	if ((list = json_in(v)) == NULL)
-		list = json_incref((json_t *)v);
-	if (!json_is_array(list))
-		list = json_pack("[o]", list);
-	if (json_array_size(list))
-		return list;
-	json_decref(list);
-	return NULL;
+	if (!turn_set(v))
+		v = turn_is(first, "system") ? json_object_get(first, "tools") : NULL;
+	return turn_set(v) ? tool_list(t, v) : NULL;
 }
 
 /* --- rendering --- */
@@ -239,7 +323,7 @@ static int render(const struct tok *t, const struct tok_chat *c, json_t *turns, 
 {
 	json_t *own = own_values(t), *given = json_is_object(c->more) ? json_copy((json_t *)c->more)
 	    : json_object();
-	json_t *tools = tools_of(c);
+	json_t *tools = tools_of(t, c);
 	int rc;
 
 	json_object_set(given, "messages", turns);
@@ -328,11 +412,10 @@ static int mark_turns(struct marker *x, const json_t *turns, struct err *e)
 	json_t *m;
 
 	json_array_foreach(turns, i, m) {
-		const json_t *w = json_object_get(m, "weight");
-		bool learn = !json_is_number(w) || json_number_value(w) != 0;
+		bool learn = turn_learned(m);
 		size_t end;
 
-		if (strcmp(role_of(m), "assistant") != 0)
+		if (!turn_is(m, "assistant"))
 			continue;
 		if ((at = next_turn(x, at)) == x->text->len)
 			break;
@@ -457,7 +540,7 @@ int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct id
 		return err_set(e, EX_DATAERR, "the tokenizer has no chat template, and no "
 		    "<|im_start|> and <|im_end|> for ours: "
 		    "it cannot do conversations");
-	if ((turns = turns_of(c->messages, e)) == NULL)
+	if ((turns = turns_of(t, c->messages, e)) == NULL)
 		return -1;
 	rc = render(t, c, turns, c->generate, c->think, &text, e);
 	if (rc == 0) {

@@ -837,7 +837,7 @@ static void set_template(struct tok *t, const char *source, size_t len, const ch
 	jinja_close(t->chat);
 	t->chat_error = (struct err){ 0 };
 	t->chat = jinja_open(source, len, name, &t->chat_error);
-	t->own_template = own;
+	t->own_template = own && strcmp(source, tok_chat_template) != 0;
 }
 
 /* chat_template.jinja beside a tokenizer.json; it goes before the configuration. */

@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "text/lineblock.h"
+#include "base/jsontext.h"
 #include "base/pool.h"
+#include "text/lineblock.h"
 #include "text/record.h"
 
 enum { BLOCK = 1 << 20 };	/* bytes of records to be worked on together, about */
@@ -22,8 +23,7 @@ struct worker {
 	_Alignas(64) struct tok *tok;
 	struct ids ids, mask;	/* of one record */
 	struct ids all;		/* of a block: ids for shards, */
-	char *text;		/* or records, each a line */
-	size_t n, cap;
+	struct jsontext text;	/* or records, each a line */
 	struct err why;		/* of its first bad record in the block */
 	bool failed;
 };
@@ -62,7 +62,7 @@ void tokenize_close(struct tokenize *z)
 		ids_free(&w->ids);
 		ids_free(&w->mask);
 		ids_free(&w->all);
-		free(w->text);
+		jsontext_free(&w->text);
 	}
 	lineblock_free(&z->lines);
 	free(z->worker);
@@ -82,15 +82,20 @@ static void encode(const struct tokenize *z, struct worker *w, const char *text,
 /* Ids of a record into w->ids, and what is to be learned into w->mask. */
 static int to_ids(const struct tokenize *z, struct worker *w, const json_t *rec, struct err *why)
 {
-	const json_t *messages = z->o.chat ? record_messages(rec) : NULL;
+	json_t *turns = NULL;
 	size_t len;
 	char *text;
+	int rc;
 
 	w->ids.n = w->mask.n = 0;
-	if (messages != NULL) {
-		const struct tok_chat c = record_chat(rec, messages);
+	if (z->o.chat && record_turns(rec, &turns, why) < 0)
+		return -1;
+	if (turns != NULL) {
+		const struct tok_chat c = record_chat(rec, turns);
 
-		return tok_chat(w->tok, &c, &w->ids, &w->mask, why);
+		rc = tok_chat(w->tok, &c, &w->ids, &w->mask, why);
+		json_decref(turns);
+		return rc;
 	}
 	if ((text = record_text(rec, &len)) == NULL)
 		return err_set(why, EX_DATAERR, "no text in the record");
@@ -115,35 +120,21 @@ static void add_lists(const struct tokenize *z, const struct worker *w, json_t *
 		json_object_set_new(rec, "mask", list_of(&w->mask));
 }
 
-static void add_text(struct worker *w, const char *s, size_t size)
+/* The line with what has been added to it. */
+static void add_line(const struct tokenize *z, struct worker *w, const char *line, size_t len)
 {
-	if (size > w->cap - w->n) {
-		w->cap = 2 * (w->n + size) + 4096;
-		if ((w->text = realloc(w->text, w->cap)) == NULL)
-			err_die(EX_OSERR, "out of memory");
-	}
-	memcpy(w->text + w->n, s, size);
-	w->n += size;
-}
+	json_t *set = json_object();
 
-/* (As json_put_carried() writes it.) */
-static int add_line(struct worker *w, const json_t *rec, struct err *why)
-{
-	size_t len;
-	char *s = json_carried(rec, &len);
-
-	if (s == NULL)
-		return err_set(why, EX_SOFTWARE, "cannot write a record as JSON");
-	add_text(w, s, len);
-	add_text(w, "\n", 1);
-	free(s);
-	return 0;
+	add_lists(z, w, set);
+	jsontext_record(&w->text, line, len, set, false, NULL);
+	jsontext_add(&w->text, "\n", 1);
+	json_decref(set);
 }
 
 /* --- a block of them --- */
 
-static int make(const struct tokenize *z, struct worker *w, json_t *rec, struct made *m,
-    struct err *why)
+static int make(const struct tokenize *z, struct worker *w, const char *line, size_t len,
+    const json_t *rec, struct made *m, struct err *why)
 {
 	int rc = to_ids(z, w, rec, why);
 
@@ -152,10 +143,9 @@ static int make(const struct tokenize *z, struct worker *w, json_t *rec, struct 
 		m->n = w->ids.n;
 		ids_append(&w->all, w->ids.v, (size_t)w->ids.n);
 	} else if (rc == 0) {
-		m->at = w->n;
-		add_lists(z, w, rec);
-		rc = add_line(w, rec, why);
-		m->bytes = w->n - m->at;
+		m->at = w->text.n;
+		add_line(z, w, line, len);
+		m->bytes = w->text.n - m->at;
 	}
 	return rc;
 }
@@ -165,12 +155,14 @@ static void make_record(struct tokenize *z, int64_t i, int worker)
 {
 	struct worker *w = &z->worker[worker];
 	struct err why = {0};
-	json_t *rec = jsonl_parse(lineblock_text(&z->lines, i), z->lines.line[i].len, &why);
+	const char *line = lineblock_text(&z->lines, i);
+	size_t len = z->lines.line[i].len;
+	json_t *rec = jsonl_parse(line, len, &why);
 	struct made m = { .worker = worker, .skip = rec == NULL && why.status == 0,
 	    .bad = why.status != 0 };
 
 	if (rec != NULL)
-		m.bad = make(z, w, rec, &m, &why) < 0;
+		m.bad = make(z, w, line, len, rec, &m, &why) < 0;
 	if (m.bad && !w->failed) {
 		w->failed = true;
 		w->why = why;
@@ -197,7 +189,7 @@ static void make_block(struct tokenize *z)
 	}
 	for (int i = 0; i < z->nworkers; i++) {
 		z->worker[i].all.n = 0;
-		z->worker[i].n = 0;
+		z->worker[i].text.n = 0;
 		z->worker[i].failed = false;
 	}
 	pool_for(n, 1, make_records, z);
@@ -211,7 +203,7 @@ static int put(const struct tokenize *z, const struct made *m, struct err *e)
 		return 0;
 	if (z->o.shards != NULL)
 		return shards_add(z->o.shards, w->all.v + m->at, m->n, e);
-	return fwrite(w->text + m->at, 1, m->bytes, stdout) == m->bytes ? 0 : err_set(e, EX_IOERR,
+	return fwrite(w->text.s + m->at, 1, m->bytes, stdout) == m->bytes ? 0 : err_set(e, EX_IOERR,
 	    "standard output:");
 }
 

@@ -53,35 +53,61 @@ static int last_target(const struct ids *mask)
 	return i;
 }
 
-/* What chr-tokenize --mask wrote. */
+/* What chr-tokenize --mask wrote: 1 or 0, or true or false as others write it. */
 static int read_mask(const json_t *rec, int n, struct ids *mask, struct err *why)
 {
 	const json_t *list = json_object_get(rec, "mask"), *v;
 	size_t i;
 
+	if (!json_is_array(list))
+		return err_set(why, EX_DATAERR, "\"tokens\" without a list \"mask\"");
 	if (json_array_size(list) != (size_t)n)
-		return err_set(why, EX_DATAERR, "\"tokens\" without a \"mask\" of the same length");
-	json_array_foreach(list, i, v)
-		ids_push(mask, json_integer_value(v) != 0);
+		return err_set(why, EX_DATAERR, "\"mask\" is of length %zu, \"tokens\" of length %d",
+		    json_array_size(list), n);
+	json_array_foreach(list, i, v) {
+		bool learn = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v) == 1;
+
+		if (!json_is_boolean(v) && !(json_is_integer(v) && (learn ||
+		    json_integer_value(v) == 0)))
+			return err_set(why, EX_DATAERR, "\"mask\"[%zu] is neither 0 nor 1", i);
+		ids_push(mask, learn);
+	}
 	return 0;
+}
+
+/* Keys of other layouts of the same data, for a message. */
+static int no_messages(const json_t *rec, struct err *why)
+{
+	static const char *const keys[] = { "instruction", "prompt", "question", "query", "input",
+	    "completion", "response", "output", "answer", "text", "dialogue", "dialog",
+	    "conversation", "turns", "chosen" };
+
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+		if (json_object_get(rec, keys[i]) != NULL)
+			return err_set(why, EX_DATAERR, "missing \"messages\"; \"%s\" is not read "
+			    "here: make turns of the user and the assistant of it", keys[i]);
+	return err_set(why, EX_DATAERR, "missing \"messages\"");
 }
 
 static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, struct ids *mask,
     struct err *why)
 {
-	const json_t *messages = record_messages(rec);
 	struct tok_chat c;
+	json_t *turns;
+	int rc;
 
 	if (json_object_get(rec, "tokens") != NULL)
 		return record_tokens(rec, vocab, out, why) < 0 ? -1 : read_mask(rec, out->n, mask,
 		    why);
-	if (messages == NULL)
-		return err_set(why, EX_DATAERR, "missing \"messages\"");
-	if (t == NULL)
-		return err_set(why, EX_DATAERR, "no tokenizer for a conversation");
-	c = record_chat(rec, messages);
+	if (record_turns(rec, &turns, why) < 0)
+		return -1;
+	if (turns == NULL)
+		return no_messages(rec, why);
+	c = record_chat(rec, turns);
 	c.think = chat_flags.think;
-	return tok_chat(t, &c, out, mask, why);
+	rc = t != NULL ? tok_chat(t, &c, out, mask, why) : err_set(why, EX_DATAERR, "no tokenizer for a conversation");
+	json_decref(turns);
+	return rc;
 }
 
 /* A record that is no conversation: all of it is to be learned. */
@@ -160,7 +186,7 @@ static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct 
 {
 	bool tokens = json_object_get(rec, "tokens") != NULL;
 
-	if (tokens ? json_object_get(rec, "mask") != NULL : record_messages(rec) != NULL)
+	if (tokens ? json_object_get(rec, "mask") != NULL : record_has_turns(rec))
 		return chat_words(t, vocab, rec, n, out, count, why);
 	return text_words(t, vocab, rec, out, count, why);
 }
