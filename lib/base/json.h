@@ -8,8 +8,8 @@
  *
  * Reads plain or gzip input (zlib tells which), file after file; "-" or no file is stdin. A
  * record is available as soon as its line is complete, so the reader works at the end of a live
- * pipe. A byte order mark of UTF-8 is passed over. UTF-16, NUL bytes, invalid UTF-8, values that are
- * not objects, and lines above 64 MiB are errors that name file and line.
+ * pipe. A byte order mark of UTF-8 is passed over. UTF-16, NUL bytes, invalid UTF-8, values that
+ * are not objects, and lines above 64 MiB are errors that name file and line.
  */
 #ifndef CHR_JSON_H
 #define CHR_JSON_H

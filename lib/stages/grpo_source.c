@@ -160,8 +160,8 @@ static void grpo_close(void *self)
 static int open_corpus(struct grpo_data *d, int nfiles, char *const files[], struct err *e)
 {
 	const struct train_opt *o = d->o;
-	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .source = true, .self = d,
-	    .tok = d->tok },
+	const struct corpus_opt co = { .unit = "prompts", .kind = { .item = item, .source = true,
+	    .self = d, .tok = d->tok },
 	    .shuffle = o->shuffle && !d->eval, .window = d->eval ? 0 : o->shuffle_window,
 	    .longest = 2 * o->seq,
 	    .ram = o->data_ram, .skip_bad = o->skip_bad, .seed = (uint64_t)o->seed };
@@ -250,7 +250,6 @@ static int judge(void *ctx, struct completion *c, struct err *e)
 	    .prompt = prompt,
 	    .text = c->q.gen.text != NULL ? c->q.gen.text : "", .len = c->q.gen.len, .tok = c->tok,
 	    .nprompt = c->nprompt, .n = c->n };
-
 	int rc = 0;
 
 	for (int k = 0; k < grpo_run.n && rc == 0; k++)

@@ -274,7 +274,8 @@ static int ask_command(struct reward *r, const struct reward_item *it, double *x
 
 	for (int i = it->nprompt; i < it->n; i++)
 		json_array_append_new(tokens, json_integer(it->tok[i]));
-	o = json_pack("{s:O, s:o, s:o}", "prompt", it->prompt, "completion", json_text(it->text, it->len), "tokens", tokens);
+	o = json_pack("{s:O, s:o, s:o}", "prompt", it->prompt, "completion",
+	    json_text(it->text, it->len), "tokens", tokens);
 	jsontext_record(&line, "{}", 2, o, true, NULL);
 	line.n--;			/* the brace at the end */
 	jsontext_add(&line, ",\"record\":", 10);

@@ -30,12 +30,13 @@ char *record_text(const json_t *rec, size_t *len);
 
 bool record_has_turns(const json_t *rec);	/* "messages" or "conversations", not null */
 
-/* The turns of a conversation, which tok_chat() checks, in a new list; NULL: the record has none. 0,
- * or -1: what stands under "messages" or "conversations" is no list, or record_context() fails. */
+/* The turns of a conversation, which tok_chat() checks, in a new list; NULL: the record has none.
+ * 0, or -1: what stands under "messages" or "conversations" is no list, or record_context()
+ * fails. */
 int record_turns(const json_t *rec, json_t **turns, struct err *e);
 
-/* A "system" text that stands beside the turns becomes the first of the list. What else stands there
- * for a model to see (pictures) is refused. */
+/* A "system" text that stands beside the turns becomes the first of the list. What else stands
+ * there for a model to see (pictures) is refused. */
 int record_context(const json_t *rec, json_t *turns, struct err *e);
 
 /* What tok_chat() is to render of a record, with these turns: its "tools" and

@@ -55,8 +55,8 @@ struct record_kind {
 
 struct record_file;
 
-/* The item of the record on a line, which ends with a NUL, into out; none: the line is blank, or the
- * record passed over. 0, or -1: it is bad. */
+/* The item of the record on a line, which ends with a NUL, into out; none: the line is blank, or
+ * the record passed over. 0, or -1: it is bad. */
 int record_item(const struct record_kind *k, struct tok *t, const char *line, size_t len,
     struct ids *out, struct record_count *n, struct err *why);
 

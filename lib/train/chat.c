@@ -84,8 +84,8 @@ static int no_messages(const json_t *rec, struct err *why)
 
 	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
 		if (json_object_get(rec, keys[i]) != NULL)
-			return err_set(why, EX_DATAERR, "missing \"messages\"; \"%s\" is not read "
-			    "here: make turns of the user and the assistant of it", keys[i]);
+			return err_set(why, EX_DATAERR, "missing \"messages\"; \"%s\" is not "
+			    "read here: make turns of the user and the assistant of it", keys[i]);
 	return err_set(why, EX_DATAERR, "missing \"messages\"");
 }
 
