@@ -15,6 +15,7 @@ struct grpo_flags grpo_flags = {
 	.sample = { .temperature = 1, .top_p = 1, .repetition_penalty = 1 },
 };
 struct grpo_run grpo_run;
+static char judge[GRPO_REWARDS][33];	/* fingerprints of the models that judge */
 
 #define F grpo_flags
 const struct opt grpo_opts[] = {
@@ -183,6 +184,16 @@ static json_t *list_json(const struct opt_list *l)
 	return a;
 }
 
+/* What each reward is, by its name or by what the model is that the name leads to. */
+static json_t *reward_list(const struct opt_list *l)
+{
+	json_t *a = json_array();
+
+	for (int i = 0; i < l->n; i++)
+		json_array_append_new(a, json_string(judge[i][0] != '\0' ? judge[i] : l->v[i]));
+	return a;
+}
+
 static json_t *settings(void)
 {
 	const struct grpo_flags *f = &grpo_flags;
@@ -202,7 +213,7 @@ static json_t *settings(void)
 	json_object_update(s, more);
 	json_decref(more);
 	json_object_set_new(s, "stop", list_json(&f->stop));
-	json_object_set_new(s, "reward", list_json(&f->reward));
+	json_object_set_new(s, "reward", reward_list(&f->reward));
 	json_object_set_new(s, "reward-weight", list_json(&f->reward_weight));
 	return s;
 }
@@ -245,7 +256,8 @@ int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e)
 	mem_plan_add(p, "rollouts", grpo_source_bytes(v->cfg, v->o, v->o->accum, v->sequences) +
 	    (v->o->eval != NULL ? grpo_source_bytes(v->cfg, v->o, 1, v->sequences) : 0));
 	for (int i = 0; i < grpo_flags.reward.n; i++)
-		if (reward_plan(grpo_flags.reward.v[i], &wo, p, e) < 0)
+		if (reward_plan(grpo_flags.reward.v[i], &wo, p, e) < 0 ||
+		    reward_fingerprint(grpo_flags.reward.v[i], judge[i], e) < 0)
 			return -1;
 	return 0;
 }

@@ -307,11 +307,38 @@ static int longest(const struct completion *c, int n)
 	return T;
 }
 
+/* Names the largest reward of all ranks, on the rank that has it. */
+static int too_large(const struct grpo_data *d, struct err *e)
+{
+	double most = 0, own;
+	int at = 0, k;
+
+	for (int i = 0; i < d->n * grpo_run.n; i++)
+		if (fabs(d->part[i]) > most) {
+			most = fabs(d->part[i]);
+			at = i;
+		}
+	own = most;
+	comm_max(&most, 1);
+	if (own < most || d->n == 0)
+		return 0;
+	k = at % grpo_run.n;
+	return err_set(e, EX_DATAERR, "reward '%s': %g is too large, the rewards cannot be added "
+	    "up", grpo_flags.reward.v[k], d->part[at]);
+}
+
+static int advantages(struct grpo_data *d, struct err *e)
+{
+	bool good = grpo_advantages(d->reward, d->n, grpo_flags.group,
+	    (enum grpo_scale)grpo_flags.scale, d->adv, d->spread);
+
+	return comm_any(!good) ? comm_agree(too_large(d, e), e) : 0;
+}
+
 static void cut_slices(struct grpo_data *d)
 {
 	int G = grpo_flags.group, size = d->o->batch * G;
 
-	grpo_advantages(d->reward, d->n, G, (enum grpo_scale)grpo_flags.scale, d->adv, d->spread);
 	for (int m = 0; m < d->have; m++) {
 		struct grpo_slice *s = &d->slice[m];
 		int i = m * size < d->n ? m * size : d->n;
@@ -387,6 +414,8 @@ static int roll_out(struct grpo_data *d, struct err *e)
 	if (rc >= 0)
 		rc = collect(d, e);
 	if (comm_agree(rc, e) < 0)
+		return -1;
+	if (advantages(d, e) < 0)
 		return -1;
 	cut_slices(d);
 	return log_samples(d, e) < 0 ? -1 : 1;

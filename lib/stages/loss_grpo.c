@@ -137,10 +137,11 @@ static double deviation_of_all(const double *reward, int n)
 	return v[0] > 1 ? sqrt(square / (v[0] - 1)) : 0;
 }
 
-void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv,
+bool grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv,
     double *spread)
 {
 	double all = deviation_of_all(reward, n);
+	bool good = scale != GRPO_SCALE_BATCH || isfinite(all);
 
 	for (int g = 0; g + G <= n; g += G) {
 		double mean = mean_of(reward + g, G), sd = deviation(reward + g, G, mean);
@@ -149,7 +150,10 @@ void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, 
 
 		for (int i = g; i < g + G; i++)
 			adv[i] = (real)((reward[i] - mean) / by);
+		for (int i = g; i < g + G; i++)
+			good = good && isfinite(adv[i]) && isfinite(sd);
 		if (spread != NULL)
 			spread[g / G] = sd;
 	}
+	return good;
 }

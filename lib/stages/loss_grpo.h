@@ -48,10 +48,11 @@ void grpo_logp(struct model *m, const struct batch *b, double temperature, real 
 /* This batch's part of L, after model_forward(); with coef, the head's gradient. */
 double grpo_loss(struct model *m, const struct grpo_in *in, struct grpo_sums *sums);
 
-/* Advantages of n rewards, of groups of G that follow each other: less the mean of the group and
+/* false: the rewards, or their squares, are too large to be added up.
+ * Advantages of n rewards, of groups of G that follow each other: less the mean of the group and
  * divided by the unbiased standard deviation (at least 1e-6) of the group, of all ranks'
  * rewards, or not at all. spread (n / G, may be NULL): of each group. */
-void grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv,
+bool grpo_advantages(const double *reward, int n, int G, enum grpo_scale scale, real *adv,
     double *spread);
 
 #endif

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include "format/modeldir.h"
+
 /* --- toy --- */
 
 static const char *const common[] = {
@@ -137,6 +139,22 @@ static int ask_number(struct reward *r, const struct reward_item *it, double *x,
 static bool is_lm(const char *spec)
 {
 	return strncmp(spec, "lm:", 3) == 0;
+}
+
+int reward_fingerprint(const char *spec, char fingerprint[33], struct err *e)
+{
+	const char *print;
+	struct modeldir md;
+
+	fingerprint[0] = '\0';
+	if (!is_lm(spec))
+		return 0;
+	if (modeldir_open(&md, spec + 3, 0, NULL, e) < 0)
+		return -1;
+	if ((print = modeldir_fingerprint(&md, e)) != NULL)
+		memcpy(fingerprint, print, 33);
+	modeldir_close(&md);
+	return print != NULL ? 0 : -1;
 }
 
 int reward_check(const char *spec, const json_t *record, struct err *why)

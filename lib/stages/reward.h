@@ -57,6 +57,9 @@ int reward_check(const char *spec, const json_t *record, struct err *why);
 /* memory it takes */
 int reward_plan(const char *spec, const struct reward_opt *o, struct mem_plan *p, struct err *e);
 
+/* Of the model that judges; "": no model does. */
+int reward_fingerprint(const char *spec, char fingerprint[33], struct err *e);
+
 struct reward *reward_open(const char *spec, const struct reward_opt *o, struct err *e);
 /* *x must stay where it is until it is written. -1: the command has ended, said something else
  * than a number (EX_DATAERR, EX_UNAVAILABLE), or nothing for too long (EX_UNAVAILABLE). */

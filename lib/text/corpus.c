@@ -14,6 +14,7 @@
 #include "format/prov.h"
 #include "text/record_load.h"
 #include "base/rng.h"
+#include "base/sha256.h"
 
 enum {
 	STREAM_ORDER = 0x64617461,	/* random stream of the items' order; number of the pool
@@ -78,6 +79,7 @@ struct corpus {
 	struct slot *slot;		/* read, not yet given: 1, or a window */
 	int64_t filled, cap_slots;
 	bool ended;
+	struct sha256 digest;		/* of the items gone by */
 
 	bool chosen;			/* who is next, and its size: */
 	int64_t turn, len;		/* pool or slot */
@@ -393,6 +395,7 @@ struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_
 
 	c->o = *o;
 	c->held = -1;
+	sha256_init(&c->digest);
 	c->nparts = nfiles > 0 ? nfiles : 1;
 	c->part = zeros((size_t)c->nparts, sizeof *c->part);
 	c->pool = zeros((size_t)c->nparts, sizeof *c->pool);
@@ -632,6 +635,7 @@ static void advance(struct corpus *c)
 	if (c->in != NULL) {
 		struct slot s = c->slot[c->turn];
 
+		sha256_update(&c->digest, s.ids.v, (size_t)s.ids.n * sizeof *s.ids.v);
 		c->slot[c->turn] = c->slot[--c->filled];
 		c->slot[c->filled] = s;		/* its memory stays for the next */
 	} else {
@@ -655,6 +659,26 @@ int64_t corpus_passed(const struct corpus *c)
 
 /* --- position --- */
 
+/* Of the items of a pipe gone by, 64 digits. */
+static void passed_digest(const struct corpus *c, char hex[65])
+{
+	struct sha256 s = c->digest;
+	uint8_t digest[32];
+
+	sha256_final(&s, digest);
+	for (int i = 0; i < 32; i++)
+		snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+}
+
+static void set_passed(const struct corpus *c, json_t *position)
+{
+	char hex[65];
+
+	passed_digest(c, hex);
+	json_object_set_new(position, "window", json_integer(c->o.window));
+	json_object_set_new(position, "sha256", json_string(hex));
+}
+
 json_t *corpus_position(const struct corpus *c)
 {
 	json_t *p = json_pack("{s:I}", "records", (json_int_t)c->passed), *mix = json_array();
@@ -667,14 +691,16 @@ json_t *corpus_position(const struct corpus *c)
 	if (c->npools > 1)
 		json_object_set(p, "mix", mix);
 	if (c->in != NULL)
-		json_object_set_new(p, "window", json_integer(c->o.window));
+		set_passed(c, p);
 	json_decref(mix);
 	return p;
 }
 
 /* Reads and drops the items before the place. */
-static int seek_stream(struct corpus *c, int64_t passed, int64_t window, struct err *e)
+static int seek_stream(struct corpus *c, int64_t passed, int64_t window, const char *sha256,
+    struct err *e)
 {
+	char hex[65];
 	int64_t n;
 	int rc = 1;
 
@@ -685,8 +711,14 @@ static int seek_stream(struct corpus *c, int64_t passed, int64_t window, struct 
 		return err_set(e, EX_SOFTWARE, "a pipe cannot be rewound");
 	while (c->passed < passed && (rc = corpus_get(c, NULL, &n, e)) > 0)
 		advance(c);
-	return rc != 0 ? (rc > 0 ? 0 : -1) : err_set(e, EX_DATAERR,
-	    "%s: the input is not the one this run began with: it ends after %" PRId64 " records",
+	if (rc < 0)
+		return -1;
+	if (rc == 0)
+		return err_set(e, EX_DATAERR, "%s: the input is not the one this run began with: "
+		    "it ends after %" PRId64 " records", jsonl_name(c->in), c->passed);
+	passed_digest(c, hex);
+	return strcmp(hex, sha256) == 0 ? 0 : err_set(e, EX_DATAERR, "%s: the input is not the "
+	    "one this run began with: its first %" PRId64 " records are others",
 	    jsonl_name(c->in), c->passed);
 }
 
@@ -730,13 +762,14 @@ int corpus_seek(struct corpus *c, const json_t *position, struct err *e)
 {
 	const json_t *mix = json_object_get(position, "mix");
 	json_int_t passed = 0, window = 0;
+	const char *sha256 = "";
 
-	if (position != NULL && (json_unpack((json_t *)position, "{s:I, s?I}", "records", &passed,
-	    "window", &window) < 0 ||
+	if (position != NULL && (json_unpack((json_t *)position, "{s:I, s?I, s?s}", "records",
+	    &passed, "window", &window, "sha256", &sha256) < 0 ||
 	    passed < 0))
 		return bad_position(e);
 	if (c->in != NULL)
-		return position != NULL ? seek_stream(c, passed, window, e) : 0;
+		return position != NULL ? seek_stream(c, passed, window, sha256, e) : 0;
 	if (json_array_size(mix) != (c->npools > 1 && position != NULL ? (size_t)c->npools : 0))
 		return err_set(e, EX_USAGE, "--resume: other files had a share");
 	rewind_pools(c);

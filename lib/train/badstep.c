@@ -227,7 +227,7 @@ json_t *badstep_state(const struct badstep *b)
 	    loss);
 }
 
-void badstep_restore(struct badstep *b, const json_t *state)
+int badstep_restore(struct badstep *b, const json_t *state, struct err *e)
 {
 	const json_t *list = json_object_get(state, "losses"), *v;
 	size_t i;
@@ -236,4 +236,6 @@ void badstep_restore(struct badstep *b, const json_t *state)
 	json_array_foreach(list, i, v)
 		badstep_good(b, json_number_value(v));
 	b->row = json_integer_value(json_object_get(state, "in_a_row"));
+	return b->row >= 0 && b->skipped >= b->row ? 0 : err_set(e, EX_DATAERR,
+	    "train_state.json: no count of skipped steps");
 }

@@ -53,6 +53,7 @@ void badstep_good(struct badstep *b, double loss);
 void badstep_close(struct badstep *b);
 
 json_t *badstep_state(const struct badstep *b);			/* for train_state.json */
-void badstep_restore(struct badstep *b, const json_t *state);	/* NULL: none */
+/* state NULL: none. -1: its numbers make no sense. */
+int badstep_restore(struct badstep *b, const json_t *state, struct err *e);
 
 #endif

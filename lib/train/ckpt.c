@@ -3,7 +3,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -438,7 +440,7 @@ int ckpt_publish(const char *out, int64_t step, struct err *e)
 
 /* --- which checkpoints there are --- */
 
-static int64_t step_of(const char *name)
+int64_t ckpt_step(const char *name)
 {
 	char *end;
 	long long n;
@@ -469,12 +471,12 @@ static int list(const char *out, int64_t **steps, struct err *e)
 	if (d == NULL)
 		return errno == ENOENT ? 0 : err_set(e, EX_NOINPUT, "%s:", out);
 	while ((ent = readdir(d)) != NULL) {
-		if (step_of(ent->d_name) < 0)
+		if (ckpt_step(ent->d_name) < 0)
 			continue;
 		if (n == cap && (*steps = realloc(*steps, (size_t)(cap = 2 * cap + 16) *
 		    sizeof **steps)) == NULL)
 			err_die(EX_OSERR, "out of memory");
-		(*steps)[n++] = step_of(ent->d_name);
+		(*steps)[n++] = ckpt_step(ent->d_name);
 	}
 	closedir(d);
 	if (n > 0)
@@ -604,6 +606,15 @@ int ckpt_newest(const char *out, char **dir, struct err *e)
 
 /* --- reading --- */
 
+/* Numbers all, and none below `least`. */
+static bool sane(const float *x, int64_t n, float least)
+{
+	for (int64_t i = 0; i < n; i++)
+		if (!isfinite(x[i]) || x[i] < least)
+			return false;
+	return true;
+}
+
 /* Values of parameter i of an array from the tensor prefix + name of f. */
 static int get_values(const struct st_file *f, const char *path, const char *prefix,
     const struct weights *w, dev_real *array,
@@ -623,6 +634,9 @@ static int get_values(const struct st_file *f, const char *path, const char *pre
 		return err_set(e, EX_DATAERR, "%s: %s: absent or not of this model", path, name);
 	if (st_read(f, x, 0, dst, (size_t)x->nbytes, &se) < 0)
 		return modeldir_st_err(e, path, &se);
+	if (!sane(dst, param_size(p), moments != NULL && array == moments->v ? 0 : -FLT_MAX))
+		return err_set(e, EX_DATAERR, "%s: %s: holds values that no update leaves there",
+		    path, name);
 	if (place == NULL)
 		optim_take(moments, array, w->par, i, t->file != NULL ? from_file(t, param_size(p))
 		    : moments->whole);

@@ -55,6 +55,7 @@ int64_t ckpt_bytes(int n, int64_t largest, const struct backend *be);
 
 int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
 int ckpt_publish(const char *out, int64_t step, struct err *e);
+int64_t ckpt_step(const char *name);	/* of "checkpoint-STEP"; -1: another name */
 bool ckpt_exists(const char *out, int64_t step);
 /* Removes all checkpoints but the newest `keep` and that of step `spare` (-1: none). */
 int ckpt_prune(const char *out, int keep, int64_t spare, struct err *e);

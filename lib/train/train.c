@@ -218,7 +218,22 @@ static int gradients(struct train *t, int n, bool count, struct err *e)
 	return 0;
 }
 
-static int put_step(struct train *t, double lr, double norm, struct err *e)
+/* A measure that is not finite, written as null. (The perplexity of a large finite loss may be.) */
+static int check_record(const json_t *rec, struct err *e)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach((json_t *)rec, key, v)
+		if (json_is_null(v) && strcmp(key, "perplexity") != 0)
+			return err_set(e, EX_DATAERR, "step %" JSON_INTEGER_FORMAT ", %s record: %s"
+			    " is not finite", json_integer_value(json_object_get(rec, "step")),
+			    json_string_value(json_object_get(rec, "type")), key);
+	return 0;
+}
+
+/* refused: a step that is passed over because of what is not finite. */
+static int put_step(struct train *t, double lr, double norm, bool refused, struct err *e)
 {
 	double now = progress_clock(), dt = now - t->clock;
 	json_t *rec = json_pack("{s:s, s:s, s:I}", "type", "step", "stage", t->s->name, "step",
@@ -238,6 +253,8 @@ static int put_step(struct train *t, double lr, double norm, struct err *e)
 	json_set_int(rec, "mem_plan", mem_plan_total(&t->plan));
 	json_set_int(rec, "mem_peak", mem_peak_rss());
 	rc = human_put(rec, e);
+	if (rc == 0 && !refused)
+		rc = check_record(rec, e);
 	json_decref(rec);
 	t->clock = now;
 	t->clock_tokens = t->tokens;
@@ -274,7 +291,7 @@ static int refuse_step(struct train *t, int n, bool log, double lr, double norm,
 	err_warn("%s; skipped, %" PRId64 " in a row", e->msg, t->bad.row);
 	*e = (struct err){0};
 	t->step++;
-	return log ? put_step(t, lr, norm, e) : 0;
+	return log ? put_step(t, lr, norm, true, e) : 0;
 }
 
 static int train_step(struct train *t, int n, struct err *e)
@@ -301,7 +318,7 @@ static int train_step(struct train *t, int n, struct err *e)
 	t->step++;
 	progress_at(&t->progress, (double)t->step, "loss %.4f, %.0f tokens/s", t->now.loss,
 	    (double)(t->tokens - t->clock_tokens) / fmax(progress_clock() - t->clock, 1e-9));
-	return log ? put_step(t, lr, norm, e) : 0;
+	return log ? put_step(t, lr, norm, false, e) : 0;
 }
 
 /* --- the longest batch --- */
@@ -385,6 +402,9 @@ static int evaluate(struct train *t, struct err *e)
 	if (t->best.metric != NULL && (best = best_eval_see(&t->best, rec, t->step, e)) >= 0)
 		json_object_set_new(rec, "best", json_boolean(best));
 	rc = best < 0 ? -1 : human_put(rec, e);
+	if (rc == 0)
+		rc = check_record(rec, e);
+	t->bad_eval = rc < 0 && best >= 0;
 	json_decref(rec);
 	t->clock += progress_clock() - began;	/* not the next step's time */
 	return comm_agree(rc, e);
@@ -403,6 +423,20 @@ static json_t *state(const struct train *t)
 	    "best", best_eval_state(&t->best), "bad", badstep_state(&t->bad));
 }
 
+static bool finite_weights(const struct train *t)
+{
+	return isfinite(optim_norm(&t->opt, t->trained.w));
+}
+
+/* What the last update left: no pass has gone over it yet. A run that began with a weight that
+ * is no number, and may skip what meets it, can only hand it on. */
+static int check_weights(const struct train *t, struct err *e)
+{
+	return finite_weights(t) || (t->began_bad && t->o.skip_nonfinite > 0) ? 0 :
+	    err_set(e, EX_DATAERR, "step %" PRId64 ": weights are not finite after the update; "
+	    "no checkpoint of it", t->step);
+}
+
 static int save(struct train *t, bool final, struct err *e)
 {
 	const uint64_t seed = (uint64_t)t->o.seed;
@@ -413,7 +447,7 @@ static int save(struct train *t, bool final, struct err *e)
 	    .parent = t->parent[0] != '\0' ? t->parent : NULL };
 	json_t *config = config_to_json(&t->cfg), *data = t->s->source->inputs(t->src);
 	json_t *adapter = t->o.lora_rank > 0 ? lora_config(&t->lora, t->o.model) : NULL;
-	int rc;
+	int rc = check_weights(t, e);
 
 	optim_ready(&t->opt, INT_MAX);
 	p.config = config;
@@ -421,7 +455,8 @@ static int save(struct train *t, bool final, struct err *e)
 	c.adapter = adapter;
 	c.metadata = prov_metadata(&p);
 	c.state = state(t);
-	rc = ckpt_save(t->o.out, t->step, &c, e);
+	if (rc == 0)
+		rc = ckpt_save(t->o.out, t->step, &c, e);
 	if (rc == 0 && final && comm_rank() == 0)
 		rc = ckpt_publish(t->o.out, t->step, e);
 	if (rc == 0 && comm_rank() == 0)
@@ -441,10 +476,22 @@ static bool every(int64_t step, int64_t n)
 	return n > 0 && step % n == 0;
 }
 
+/* Where it says that the model is no good, a checkpoint keeps what there is. */
+static int evaluate_or_save(struct train *t, struct err *e)
+{
+	struct err why = {0};
+
+	if (evaluate(t, e) == 0)
+		return 0;
+	if (t->bad_eval && t->step > t->first_step)
+		save(t, false, &why);
+	return -1;
+}
+
 /* An evaluation, and a checkpoint when it is the best so far. */
 static int look(struct train *t, struct err *e)
 {
-	if (evaluate(t, e) < 0)
+	if (evaluate_or_save(t, e) < 0)
 		return -1;
 	return t->best.step == t->step ? save(t, false, e) : 0;
 }
@@ -494,7 +541,7 @@ static int finish(struct train *t, struct err *e)
 {
 	if (t->step == 0)
 		return err_set(e, EX_DATAERR, "no tokens to train on");
-	if (t->eval_src != NULL && !given_up(t) && evaluate(t, e) < 0)
+	if (t->eval_src != NULL && !given_up(t) && evaluate_or_save(t, e) < 0)
 		return -1;
 	if (t->best.metric == NULL || t->best.step == t->step)
 		return save(t, true, e);
@@ -533,6 +580,7 @@ static int loop(struct train *t, struct err *e)
 	int n, rc;
 
 	start_hooks(t);
+	t->began_bad = !finite_weights(t);
 	rehearse(t);
 	t->clock = progress_clock();
 	if (t->best.metric != NULL && t->step == 0 && look(t, e) < 0)

@@ -66,7 +66,9 @@ struct train {
 	int64_t step, first_step;	/* optimiser steps done; when this run began */
 	int64_t tokens, first_tokens;	/* input so far, padding not counted; when this run began */
 	struct metric now;		/* of the step */
+	bool began_bad;			/* with weights that are not finite */
 	struct best_eval best;
+	bool bad_eval;			/* the last evaluation measured what is not finite */
 	struct badstep bad;
 	int bad_micro;			/* of the step: the micro-batch whose loss is not finite,
 					   -1: not known */
@@ -88,7 +90,10 @@ void train_router_load(struct train *t, const struct batch *b);
 double train_router_loss(struct train *t, const struct batch *b, bool gradients, bool count);
 
 int64_t train_rows(const struct train *t);	/* of a micro-batch at most, on this rank */
-json_t *train_settings(const struct train *t);	/* what a resumed run must have in common with
-						   the one before */
+
+/* train_resume.c: what a resumed run must have in common with the one before, and going on from
+ * the checkpoint t->resume, whose weights are there already. */
+json_t *train_settings(const struct train *t);
+int train_restore(struct train *t, struct err *e);
 
 #endif

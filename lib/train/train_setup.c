@@ -493,107 +493,6 @@ static int open_models(struct train *t, struct err *e)
 	return first_weights(t, e) < 0 || open_trained(t, e) < 0 ? -1 : 0;
 }
 
-/* --- resuming --- */
-
-static json_t *list_of(const struct opt_list *l)
-{
-	json_t *list = json_array();
-
-	for (int i = 0; i < l->n; i++)
-		json_array_append_new(list, json_string(l->v[i]));
-	return list;
-}
-
-json_t *train_settings(const struct train *t)
-{
-	const struct train_opt *o = &t->o;
-	json_t *s = json_pack("{s:I, s:i, s:i, s:i, s:f, s:I, s:f, s:f, s:b, s:b}", "seed",
-	    (json_int_t)o->seed,
-	    "batch", o->batch * comm_size(), "accum", o->accum, "seq", o->seq, "lr", o->lr,
-	    "warmup", (json_int_t)o->warmup,
-	    "weight-decay", o->weight_decay, "clip", o->clip, "shuffle", o->shuffle, "skip-bad",
-	    o->skip_bad);
-	json_t *data = t->s->source->identity(t->src), *config = config_to_json(&t->cfg);
-	json_t *own = t->s->settings != NULL ? t->s->settings() : NULL;
-
-	json_object_update(s, data);
-	json_object_set_new(s, "compute", json_string(o->compute ? "bf16" : "f32"));
-	if (own != NULL)
-		json_object_update(s, own);
-	json_object_set_new(s, "config.json", config);
-	json_object_set_new(s, "freeze", list_of(&o->freeze));
-	json_object_set_new(s, "lora", o->lora_rank == 0 ? json_null()
-	    : json_pack("{s:i, s:f, s:o, s:s}", "rank",
-	    o->lora_rank, "alpha", o->lora_alpha, "target", list_of(&o->lora_target), "of",
-	    t->parent));
-	json_object_set_new(s, "keep-best", o->keep_best == NULL ? json_null()
-	    : json_pack("[s, s, I, I, I]", o->keep_best,
-	    o->eval, (json_int_t)o->eval_every, (json_int_t)o->eval_batches,
-	    (json_int_t)o->patience));
-	json_decref(data);
-	json_decref(own);
-	return s;
-}
-
-static int compare_settings(const struct train *t, const json_t *old, struct err *e)
-{
-	json_t *now = train_settings(t), *v;
-	const char *key;
-	int rc = 0;
-
-	json_object_foreach(now, key, v) {
-		const json_t *was = json_object_get(old, key);
-		char *a, *b;
-
-		if (rc < 0 || json_equal(v, was))
-			continue;
-		a = json_dumps(was, JSON_ENCODE_ANY | JSON_COMPACT);
-		b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-		if (json_is_object(v))
-			rc = err_set(e, EX_USAGE, "--resume: %s is not that of %s", key, t->resume);
-		else
-			rc = err_set(e, EX_USAGE, "--resume: %s is %s, but was %s when %s was "
-			    "written", key, b,
-			    a != NULL ? a : "absent", t->resume);
-		free(a);
-		free(b);
-	}
-	json_decref(now);
-	return rc;
-}
-
-static int restore(struct train *t, struct err *e)
-{
-	json_int_t step = 0, tokens = 0;
-	const char *stage = NULL;
-	json_t *state = NULL, *position = NULL, *settings = NULL, *best = NULL;
-	int rc = ckpt_state(t->resume, &state, e);
-
-	if (rc < 0)
-		return -1;
-	if (json_unpack(state, "{s:s, s:I, s:I, s:o, s:o, s:o}", "stage", &stage, "step", &step,
-	    "tokens", &tokens,
-	    "position", &position, "settings", &settings, "best", &best) < 0 || step < 0)
-		rc = err_set(e, EX_DATAERR, "%s/train_state.json: not the state of a run",
-		    t->resume);
-	else if (strcmp(stage, t->s->name) != 0)
-		rc = err_set(e, EX_USAGE, "--resume: %s is of the stage %s", t->resume, stage);
-	else
-		rc = compare_settings(t, settings, e);
-	if (rc == 0)
-		rc = best_eval_restore(&t->best, best, e);
-	if (rc == 0)
-		rc = t->s->source->seek(t->src, position, e);
-	if (rc == 0 && !opt_quiet)
-		err_warn("going on from %s", t->resume);
-	badstep_restore(&t->bad, json_object_get(state, "bad"));
-	t->step = t->first_step = step;
-	t->opt.updates = step - t->bad.skipped;
-	t->tokens = t->first_tokens = t->clock_tokens = tokens;
-	json_decref(state);
-	return rc;
-}
-
 /* The first change to OUT. */
 static int take_out(struct train *t, struct err *e)
 {
@@ -646,7 +545,7 @@ int train_setup(struct train *t, struct err *e)
 	open_batches(t);
 	if (comm_agree(open_parent(t, e), e) < 0 || comm_agree(prepare_stage(t, e), e) < 0 ||
 	    open_models(t, e) < 0 ||
-	    (t->resume != NULL && restore(t, e) < 0) || open_stage(t, e) < 0)
+	    (t->resume != NULL && train_restore(t, e) < 0) || open_stage(t, e) < 0)
 		return -1;
 	return take_out(t, e);
 }
