@@ -62,7 +62,8 @@ static int read_mask(const json_t *rec, int n, struct ids *mask, struct err *why
 	if (!json_is_array(list))
 		return err_set(why, EX_DATAERR, "\"tokens\" without a list \"mask\"");
 	if (json_array_size(list) != (size_t)n)
-		return err_set(why, EX_DATAERR, "\"mask\" is of length %zu, \"tokens\" of length %d",
+		return err_set(why, EX_DATAERR, "\"mask\" is of length %zu, \"tokens\" of length "
+		    "%d",
 		    json_array_size(list), n);
 	json_array_foreach(list, i, v) {
 		bool learn = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v) == 1;
@@ -105,7 +106,8 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
 		return no_messages(rec, why);
 	c = record_chat(rec, turns);
 	c.think = chat_flags.think;
-	rc = t != NULL ? tok_chat(t, &c, out, mask, why) : err_set(why, EX_DATAERR, "no tokenizer for a conversation");
+	rc = t != NULL ? tok_chat(t, &c, out, mask, why) : err_set(why, EX_DATAERR,
+	    "no tokenizer for a conversation");
 	json_decref(turns);
 	return rc;
 }

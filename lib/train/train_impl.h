@@ -93,6 +93,7 @@ int64_t train_rows(const struct train *t);	/* of a micro-batch at most, on this 
 
 /* train_resume.c: what a resumed run must have in common with the one before, and going on from
  * the checkpoint t->resume, whose weights are there already. */
+const char *train_backend(const struct train *t);	/* what to open: until the next call */
 json_t *train_settings(const struct train *t);
 int train_restore(struct train *t, struct err *e);
 

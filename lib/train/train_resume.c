@@ -6,6 +6,7 @@
 #include "train/train_impl.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -67,6 +68,7 @@ json_t *train_settings(const struct train *t)
 	json_object_set_new(s, "model", json_string(t->parent));
 	json_object_set_new(s, "tokenizer", json_string(t->tok != NULL ? tok_sha256(t->tok) : ""));
 	json_object_update(s, data);
+	json_object_set_new(s, "backend", json_string(t->be->name));
 	json_object_set_new(s, "compute", json_string(o->compute ? "bf16" : "f32"));
 	if (own != NULL)
 		json_object_update(s, own);
@@ -78,6 +80,24 @@ json_t *train_settings(const struct train *t)
 	json_decref(data);
 	json_decref(own);
 	return s;
+}
+
+/* Which backend "auto" was is found by measuring, and a run that goes on must not find another:
+ * that of the checkpoint. */
+const char *train_backend(const struct train *t)
+{
+	static char name[64];
+	struct err none = { 0 };
+	json_t *state = NULL;
+	const char *was;
+
+	if (t->resume == NULL || strcmp(t->o.backend, "auto") != 0 || ckpt_state(t->resume, &state,
+	    &none) < 0)
+		return t->o.backend;
+	was = json_string_value(json_object_get(json_object_get(state, "settings"), "backend"));
+	snprintf(name, sizeof name, "%s", was != NULL ? was : "auto");
+	json_decref(state);
+	return name;
 }
 
 /* --- comparing --- */

@@ -520,8 +520,10 @@ static int open_stage(struct train *t, struct err *e)
 
 static int open_inputs(struct train *t, struct err *e)
 {
-	t->be = backend_open(t->o.backend, e);
-	return t->be == NULL || open_config(t, e) < 0 || open_tokenizer(t, e) < 0 ||
+	if (open_config(t, e) < 0)
+		return -1;
+	t->be = backend_open_training(train_backend(t), t->cfg.hidden_size, e);
+	return t->be == NULL || open_tokenizer(t, e) < 0 ||
 	    open_data(t, e) < 0 ? -1 : 0;
 }
 
