@@ -165,7 +165,11 @@ chr-bench replay --budget 4,8 --drive 0.1,3GB --ram-bw 60GB act.jsonl > replay.j
 fit -m packed --stage generate --seq 256 --ram 64M --replay replay.jsonl
 is "speeds: of both budgets, four policies" "$(grep -c '"step":"speed"' fit)" 8
 is "their slots" "$(grep '"step":"speed"' fit | grep -o '"slots":[0-9]*' | sort -u | tr '\n' ' ')" '"slots":4 "slots":8 '
-for key in slots tok_per_s read_bytes_per_token; do
+for speed in $(grep '"step":"speed"' fit | grep -o '"tok_per_s":[0-9.]*' | cut -d: -f2); do
+	grep -o "\"tok_per_s_planned\":$speed," replay.jsonl | head -1
+done > speeds
+is "and the speed that was planned for each" "$(grep -c . speeds)" 8
+for key in slots tok_per_s_planned read_bytes_per_token; do
 	sed 's/"'$key'":\([0-9.e+-]*\)/"'$key'":"\1"/' replay.jsonl > words.jsonl
 	status "--replay, \"$key\" a string: 65" 65 chr-fit -q -m packed --stage generate --replay words.jsonl
 done

@@ -593,7 +593,8 @@ int fit_reason(struct fit *f, struct fit_result *x, struct err *e)
 /* A speed may be missing, but what is there is a number. */
 static int check_numbers(const json_t *rec, struct err *e)
 {
-	static const char *const key[] = { "slots", "tok_per_s", "read_bytes_per_token" };
+	static const char *const key[] = { "slots", "tok_per_s_planned",
+		"read_bytes_per_token" };
 
 	for (size_t i = 0; i < sizeof key / sizeof *key; i++) {
 		const json_t *v = json_object_get(rec, key[i]);
@@ -609,7 +610,7 @@ static int put_speed(struct fit *f, const json_t *rec, struct err *e)
 {
 	const json_t *policy = json_object_get(rec, "policy");
 	json_int_t slots = json_integer_value(json_object_get(rec, "slots"));
-	double speed = json_number_value(json_object_get(rec, "tok_per_s"));
+	double speed = json_number_value(json_object_get(rec, "tok_per_s_planned"));
 	struct mem_plan plan = { 0 };
 	json_t *r;
 
