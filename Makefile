@@ -1,5 +1,6 @@
-# chronos: programs in bin/, one static library, pages in man/. config.mk is written by scripts/probe.sh.
-# SAN=1 (address and undefined behaviour) and TSAN=1 (threads) build into directories of their own.
+# chronos: programs in bin/, one static library, pages in man/. config.mk is written by
+# scripts/probe.sh. SAN=1 (address and undefined behaviour) and TSAN=1 (threads) build into
+# directories of their own.
 VERSION := 0.1.0
 PREFIX ?= /usr/local
 CFLAGS ?= -O3 -g
@@ -15,15 +16,21 @@ config.mk: FORCE
 	@sh scripts/probe.sh $@
 
 comma := ,
-SANITIZE := $(if $(SAN)$(FUZZ),address$(comma)undefined)$(if $(TSAN),thread)$(if $(FUZZ),$(comma)fuzzer-no-link)
-SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer -O1)
+SANITIZE := $(if $(SAN)$(FUZZ),address$(comma)undefined)$(if $(TSAN),thread)
+SANITIZE := $(SANITIZE)$(if $(FUZZ),$(comma)fuzzer-no-link)
+SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer -O1)
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
-DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"' -DCHR_BLAS='"$(BLAS_LIBRARY)"'
-ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests $(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
+DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"' \
+	-DCHR_BLAS='"$(BLAS_LIBRARY)"'
+ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests \
+	$(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
 LIBS = $(DEP_LIBS) $(MPI_LIBS) -ldl -lm -lpthread
-# Sources that may read and write memory of a device: those of a backend, and tests of the one whose memory is the host's.
+# Sources that may read and write memory of a device: those of a backend, and tests of the one whose
+# memory is the host's.
 BACKEND_SIDE = $(if $(filter lib/backend/% tests/%,$<),-DCHR_BACKEND_SIDE)
-COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(BACKEND_SIDE) $(EXTRA) -MMD -MP -c -o $@ $<
+COMPILE = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(BACKEND_SIDE) $(EXTRA) \
+	-MMD -MP -c -o $@ $<
 LINK = @mkdir -p $(@D)$(newline)	$(CC) $(ALLFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(EXTRA)
 define newline
 
@@ -52,9 +59,11 @@ $B/flags: FORCE
 	@mkdir -p $B
 	@echo '$(CC) $(ALLFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALLFLAGS)' > $@
 
-# The commit goes into the records of chr-bench, so only that program is built again when it changes.
+# The commit goes into the records of chr-bench, so only that program is built again when it
+# changes.
 $B/commit: FORCE | $B/flags
-	@{ test -e .git && git describe --always --dirty --exclude='*' || echo unknown; } 2> /dev/null > $@.tmp; \
+	@{ test -e .git && git describe --always --dirty --exclude='*' || echo unknown; } \
+		2> /dev/null > $@.tmp; \
 		cmp -s $@.tmp $@ && rm $@.tmp || mv $@.tmp $@
 $B/bin/chr-bench.o: $B/commit
 $B/bin/chr-bench.o: private EXTRA = -DCHR_COMMIT='"$(shell cat $B/commit)"'
@@ -107,7 +116,8 @@ check-slurm: all
 check-fire: all
 	CHR_KILLS=50 BUILD=$B $(PROVE) -v tests/fire.t < /dev/null
 
-# Minutes. scripts/bench-train without -q has the numbers of README.md on training; build/bench/ranks is for mpirun.
+# Minutes. scripts/bench-train without -q has the numbers of README.md on training;
+# build/bench/ranks is for mpirun.
 bench: all $(BENCH)
 	for b in $(BENCH); do $$b || exit 1; done
 	scripts/bench-train -q
@@ -117,19 +127,24 @@ fuzz:
 	$(MAKE) CC=clang FUZZ=1 fuzz-run
 fuzz-run: $(FUZZERS)
 	for n in $(notdir $^); do \
-		mkdir -p $B/found/$$n tests/data/fuzz/$$n && $B/fuzz/$$n -max_total_time=$(FUZZ_TIME) \
+		mkdir -p $B/found/$$n tests/data/fuzz/$$n && $B/fuzz/$$n \
+			-max_total_time=$(FUZZ_TIME) \
 			-artifact_prefix=$B/$$n- $B/found/$$n tests/data/fuzz/$$n || exit 1; \
 	done
 
-# What cppcheck gets wrong too often: out parameters, memory cut from byte arrays, "a[i] || i < n" with another meaning.
-CPPCHECK_WRONG := missingIncludeSystem uninitvar uninitdata ctuuninitvar invalidPointerCast invalidFunctionArg \
-	arrayIndexThenCheck
+# What cppcheck gets wrong too often: out parameters, memory cut from byte arrays, "a[i] || i < n"
+# with another meaning.
+CPPCHECK_WRONG := missingIncludeSystem uninitvar uninitdata ctuuninitvar \
+	invalidPointerCast invalidFunctionArg arrayIndexThenCheck
 lint:
 	scripts/includes
+	scripts/columns
 	scripts/seam
-	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
-		--library=tests/cppcheck.cfg $(addprefix --suppress=,$(CPPCHECK_WRONG)) $(DEFS) -Ilib -Itests lib bin tests
-	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* tests/*.t) tests/lib.sh tests/slurm.sh .ci/run
+	cppcheck -q --std=c11 --enable=warning,performance,portability --inline-suppr \
+		--error-exitcode=1 --library=tests/cppcheck.cfg \
+		$(addprefix --suppress=,$(CPPCHECK_WRONG)) $(DEFS) -Ilib -Itests lib bin tests
+	shellcheck -x -P SCRIPTDIR -S warning $$(grep -sl '^#!/bin/sh' scripts/* scripts/*/* \
+		tests/*.t) tests/lib.sh tests/slurm.sh .ci/run
 	mandoc -T lint -W warning $(MAN)
 
 D := $(DESTDIR)$(PREFIX)

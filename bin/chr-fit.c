@@ -184,8 +184,8 @@ static int fit(struct err *e)
 
 	if (limits(e) < 0)
 		return -1;
-	human_table("fit", a.replay ? "step policy tok_per_s read_bytes_per_token slots experts bytes "
-	    "fits" : "step *", false);
+	human_table("fit", a.replay ? "step policy tok_per_s read_bytes_per_token slots experts "
+	    "bytes fits" : "step *", false);
 	rc = fit_open(&f, &o, e);
 	if (rc == 0 && a.replay != NULL)
 		rc = fit_replay(&f, a.replay, e);

@@ -103,7 +103,8 @@ static void warn_of_loss(const struct pack *p)
 {
 	if (p->worst > 0.5)
 		err_warn("%s keeps little of itself as %s: relative error %.3g (--quant-for or "
-		    "--dtype with another type)", p->worst_name, dtype_name(p->worst_type), p->worst);
+		    "--dtype with another type)", p->worst_name,
+		    dtype_name(p->worst_type), p->worst);
 }
 
 static void report(const struct pack *p, double seconds)

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Finds the libraries and prints make variables. With FILE (config.mk) it writes them there, and only
-# when what it finds is not what it found when FILE was written; so make asks at each start, and a
-# library that was installed or removed meanwhile is noticed. Edit config.mk to overrule: an edited
-# file stays as it is until something else is found (then it is kept as config.mk.old), and for good
-# without its first line.
+# Finds the libraries and prints make variables. With FILE (config.mk) it writes them there, and
+# only when what it finds is not what it found when FILE was written; so make asks at each start,
+# and a library that was installed or removed meanwhile is noticed. Edit config.mk to overrule: an
+# edited file stays as it is until something else is found (then it is kept as config.mk.old), and
+# for good without its first line.
 #
 #	scripts/probe.sh [FILE]
 set -eu

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Nothing foreign is misread: families, keys and tensors that nobody here knows are refused by every program that opens a
-# model, in one line that names them; harmless tensors are passed over and said once.
+# Nothing foreign is misread: families, keys and tensors that nobody here knows are refused by every
+# program that opens a model, in one line that names them; harmless tensors are passed over and said
+# once.
 . "$(dirname "$0")/lib.sh"
 world "$tmp/w"
 cd "$tmp/w" || exit 1
@@ -14,13 +15,16 @@ tensor()
 	perl -MJSON::PP -e '
 		my ($file, @names) = @ARGV;
 		open my $f, "<:raw", $file or die; local $/; my $b = <$f>; close $f;
-		my $n = unpack("Q<", $b); my $h = decode_json(substr($b, 8, $n)); my $d = substr($b, 8 + $n);
+		my $n = unpack("Q<", $b); my $h = decode_json(substr($b, 8, $n));
+			my $d = substr($b, 8 + $n);
 		for (@names) {
-			$h->{$_} = { dtype => "F32", shape => [8], data_offsets => [length($d), length($d) + 32] };
+			$h->{$_} = { dtype => "F32", shape => [8], data_offsets => [length($d),
+				length($d) + 32] };
 			$d .= pack("f<8", (9) x 8);
 		}
 		my $j = JSON::PP->new->canonical->encode($h); $j .= " " x (-length($j) % 8);
-		open $f, ">:raw", $file or die; print $f pack("Q<", length $j), $j, $d;' "$1/model.safetensors" $2
+		open $f, ">:raw", $file or die; print $f pack("Q<", length $j), $j, $d;' \
+			"$1/model.safetensors" $2
 }
 
 # key DIR KEY VALUE: a copy of the model whose config has it
@@ -33,7 +37,8 @@ key()
 		$_ = JSON::PP->new->canonical->encode($c)' "$2" "$3" "$1/config.json"
 }
 
-# each NAME: runs every program on the model in m; each must end with 65 and a line with the word $word
+# each NAME: runs every program on the model in m; each must end with 65 and a line with the word
+# $word
 programs='chr-ls m
 chr-ls --check m
 chr-score -q -m m two.jsonl
@@ -52,7 +57,8 @@ chr-distill -q -m model --teacher m -n 1 -b 1 --seq 16 -o out/dis two.jsonl
 chr-bench decode -m m'
 mkdir out
 if [ ! -d adapter ]; then
-	chr-sft -q -m model -n 1 -b 1 --seq 64 --lora-rank 2 -o adapter datasets/chat.jsonl > /dev/null 2>&1
+	chr-sft -q -m model -n 1 -b 1 --seq 64 --lora-rank 2 \
+		-o adapter datasets/chat.jsonl > /dev/null 2>&1
 fi
 all_refuse()
 {
@@ -128,13 +134,17 @@ ok "harmless tensors are passed over, and said once" sh -e -c '
 	chr-ls --check s | grep "\"ok\":true"'
 
 # Positions that the model was not made for.
-sed 's/"max_position_embeddings": 1024/"max_position_embeddings": 24/' model/config.json > short.json
+sed 's/"max_position_embeddings": 1024/"max_position_embeddings": 24/' model/config.json \
+	> short.json
 rm -rf short; cp -r model short; cp short.json short/config.json
-for c in "chr-score -q -m short" "chr-actlog -q -m short" "chr-diff -q model short" "chr-diff -q short model"; do
-	status "${c% *}: not beyond max_position_embeddings" 64 sh -c "$c --seq 25 two.jsonl 2> why || {
+for c in "chr-score -q -m short" "chr-actlog -q -m short" "chr-diff -q model short" \
+	"chr-diff -q short model"; do
+	status "${c% *}: not beyond max_position_embeddings" 64 sh \
+		-c "$c --seq 25 two.jsonl 2> why || {
 		rc=\$?; grep -q '24 positions' why || rc=1; exit \$rc; }"
 done
-status "chr-actlog: not with what is generated either" 64 chr-actlog -q -m short --seq 20 --generate 5 two.jsonl
+status "chr-actlog: not with what is generated either" 64 chr-actlog -q -m short --seq 20 \
+	--generate 5 two.jsonl
 # shellcheck disable=SC2016
 ok "without --seq, sequences are as long as the model was made for" sh -e -c '
 	chr-actlog -q -m short two.jsonl > a
@@ -145,7 +155,8 @@ ok "without --seq, sequences are as long as the model was made for" sh -e -c '
 if [ -d "$top/$shared/golden/families/dots1" ] || [ -d "$shared/golden/families/dots1" ]; then
 	(cd "$top" && cp -r "$shared/golden/families/dots1" "$tmp/w/dots")
 	cp tokenizer.json dots
-	status "chr-generate: no --route-bias where a bias chooses" 64 chr-generate -q -m dots -n 2 --route-bias 1 -p word
+	status "chr-generate: no --route-bias where a bias chooses" 64 chr-generate -q -m dots \
+		-n 2 --route-bias 1 -p word
 else
 	skip "chr-generate: no --route-bias where a bias chooses" "no golden families"
 fi
@@ -155,6 +166,7 @@ ok "a config of absurd size is refused at once" sh -c '
 	mkdir big && cp big.json big/config.json && cp model/model.safetensors big
 	for c in "chr-ls big" "chr-fit -q -c big.json --stage generate" "chr-fit -q -c big.json --stage pretrain"; do
 		(ulimit -v 1000000; timeout 5 $c) > got 2> why
-		[ $? = 65 ] && grep -q "3,*[0-9]* tensors\|[0-9]* tensors" why || { echo "$c"; cat why; exit 1; }
+		[ $? = 65 ] && grep -q "3,*[0-9]* tensors\|[0-9]* tensors" why || { echo "$c";
+			cat why; exit 1; }
 	done'
 done_testing

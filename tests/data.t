@@ -1,6 +1,6 @@
 #!/bin/sh
-# Training data through the trainers: files that are not kept in memory, shares, a pipe's window; the same bytes, whatever is
-# in memory and however often a run was stopped.
+# Training data through the trainers: files that are not kept in memory, shares, a pipe's window;
+# the same bytes, whatever is in memory and however often a run was stopped.
 . "$(dirname "$0")/lib.sh"
 command -v chr-pretrain > /dev/null || skip_all "chr-pretrain is not built"
 world "$tmp/w"
@@ -21,7 +21,8 @@ values()	# FILE KEY: one a line
 	sed -n 's/.*"'"$2"'":\([^,}]*\).*/\1/p' "$1"
 }
 
-# same NAME COMMAND... FILES: with everything in memory, with nothing, with a little, and in two pieces
+# same NAME COMMAND... FILES: with everything in memory, with nothing, with a little, and in two
+# pieces
 same()
 {
 	name=$1
@@ -47,16 +48,19 @@ same chr-dpo chr-dpo -q -m model -b 2 --seq 256 -n 8 prefs.jsonl
 same chr-grpo chr-grpo -q -m model -b 1 -G 2 --seq 96 --new 4 --reward toy -n 6 prompts.jsonl
 head -20 chat.jsonl > chat1.jsonl
 tail -20 chat.jsonl > chat2.jsonl
-same "chr-sft, shares, two epochs" chr-sft -q -m model -b 8 --seq 128 --epochs 2 chat1.jsonl:1 chat2.jsonl:2
+same "chr-sft, shares, two epochs" chr-sft -q -m model -b 8 --seq 128 \
+	--epochs 2 chat1.jsonl:1 chat2.jsonl:2
 
 # Memory: what is not kept is not in the plan
 plan()
 {
 	$pretrain --dry-run "$@" 2> noise | values /dev/stdin 'training data'
 }
-words=$($pretrain -n 1 -o size --force a.jsonl b.jsonl > noise; sed -n 's/.*"data_tokens": \([0-9]*\).*/\1/p' size/train_state.json)
+words=$($pretrain -n 1 -o size --force a.jsonl b.jsonl > noise; sed -n \
+	's/.*"data_tokens": \([0-9]*\).*/\1/p' size/train_state.json)
 items=$(sed -n 's/.*"documents": \([0-9]*\).*/\1/p' size/train_state.json)
-is "the plan: words, and 24 bytes of index a document" "$(plan a.jsonl b.jsonl)" $((4 * words + 24 * items + 8))
+is "the plan: words, and 24 bytes of index a document" \
+	"$(plan a.jsonl b.jsonl)" $((4 * words + 24 * items + 8))
 is "nothing kept: 16 bytes a document" $(($(plan --data-ram 0 a.jsonl b.jsonl) / 16)) "$items"
 
 ok "a window: at least its rows" [ "$(cat a.jsonl | plan --shuffle-window 1000)" -ge 128000 ]
@@ -86,12 +90,14 @@ refuses()	# NAME STATUS PATTERN COMMAND...
 }
 gzip -c a.jsonl > a.jsonl.gz
 status "gzip within --data-ram" 0 $pretrain -n 2 -o zipped a.jsonl.gz
-refuses "gzip above --data-ram" 71 "a.jsonl.gz: .*--data-ram.*--shuffle-window" $pretrain -n 2 -o no --data-ram 1K a.jsonl.gz
+refuses "gzip above --data-ram" 71 "a.jsonl.gz: .*--data-ram.*--shuffle-window" $pretrain -n 2 \
+	-o no --data-ram 1K a.jsonl.gz
 refuses "a share for one of two" 64 "every file" $pretrain -n 2 -o no a.jsonl:0.5 b.jsonl
 refuses "a share of a pipe" 64 "pipe" $pretrain -n 2 -o no -- -:0.5
 refuses "no share" 66 "b.jsonl:0: " $pretrain -n 2 -o no b.jsonl:0
 $pretrain -n 20 -o mixed --stop-after 5 a.jsonl:3 b.jsonl:1 > noise 2>&1
-refuses "resuming with other shares" 64 "share" $pretrain -n 20 -o mixed --resume a.jsonl:1 b.jsonl:1
+refuses "resuming with other shares" 64 "share" $pretrain -n 20 -o mixed \
+	--resume a.jsonl:1 b.jsonl:1
 refuses "resuming without" 64 "share" $pretrain -n 20 -o mixed --resume a.jsonl b.jsonl
 
 # A file that is cut short under a run that reads it by its index. A pipe holds the run until it is.

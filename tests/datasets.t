@@ -1,9 +1,11 @@
 #!/bin/sh
-# The embedded corpus: its program gives the committed bytes, and the files keep what datasets/README.md promises.
+# The embedded corpus: its program gives the committed bytes, and the files keep what
+# datasets/README.md promises.
 . "$(dirname "$0")/lib.sh"
 files="pretrain heldout chat prefs prompts openings"
 
-ok "make-corpus compiles" "${CC:-cc}" -std=c11 -O1 -Wall -Wextra -Werror -o "$tmp/make-corpus" datasets/make-corpus.c
+ok "make-corpus compiles" "${CC:-cc}" -std=c11 -O1 -Wall -Wextra -Werror \
+	-o "$tmp/make-corpus" datasets/make-corpus.c
 mkdir "$tmp/again"
 ok "make-corpus runs" "$tmp/make-corpus" "$tmp/again"
 for f in $files; do
@@ -13,8 +15,10 @@ done
 total=$(cat datasets/*.jsonl | wc -c)
 ok "100 to 400 kB in all ($total)" test "$total" -ge 100000 -a "$total" -le 400000
 # shellcheck disable=SC2016
-ok "no record of pretrain.jsonl is in heldout.jsonl" sh -c 'test -z "$(sort datasets/pretrain.jsonl datasets/heldout.jsonl | uniq -d)"'
-# Multiplication and division are one fact, and so are addition and subtraction: see held_out() in make-corpus.c.
+ok "no record of pretrain.jsonl is in heldout.jsonl" sh \
+	-c 'test -z "$(sort datasets/pretrain.jsonl datasets/heldout.jsonl | uniq -d)"'
+# Multiplication and division are one fact, and so are addition and subtraction: see held_out() in
+# make-corpus.c.
 # shellcheck disable=SC2016
 ok "records have their keys, sums are right, held-out sums occur nowhere else" perl -MJSON::PP -e '
 	my (%train, %held);
@@ -25,7 +29,8 @@ ok "records have their keys, sums are right, held-out sums occur nowhere else" p
 		    : $op =~ /times|\*/ ? ("*", $a, $b) : ("*", $a / $b, $b);
 		$into->{join " ", $f[0], sort { $a <=> $b } @f[1, 2]} = 1;
 	}
-	my %keys = (pretrain => "text", heldout => "text", chat => "messages", prefs => "chosen prompt rejected",
+	my %keys = (pretrain => "text", heldout => "text", chat => "messages",
+		prefs => "chosen prompt rejected",
 	    prompts => "answer prompt", openings => "prompt");
 	while (<>) {
 		my ($name) = $ARGV =~ m{(\w+)\.jsonl$};
@@ -33,7 +38,8 @@ ok "records have their keys, sums are right, held-out sums occur nowhere else" p
 		my $r = eval { decode_json($_) } or bad("not JSON");
 		join(" ", sort keys %$r) eq $keys{$name} or bad("keys");
 		for my $m (map { ref $r->{$_} ? @{$r->{$_}} : () } keys %$r) {
-			$m->{role} =~ /^(system|user|assistant)$/ && length $m->{content} or bad("message");
+			$m->{role} =~ /^(system|user|assistant)$/ &&
+				length $m->{content} or bad("message");
 		}
 		delete $r->{rejected};
 		my $text = encode_json($r);

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Published families through the programs: packed and streamed as resident, batch as single, and every trainer.
+# Published families through the programs: packed and streamed as resident, batch as single, and
+# every trainer.
 . "$(dirname "$0")/lib.sh"
 families=$shared/golden/families
 if [ ! -d "$families" ]; then
@@ -34,7 +35,8 @@ for f in dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe minimax_m2 mixtral olmoe qwe
 		cmp a b; rm -rf u' sh "$d"
 done
 
-for f in dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe llama minimax_m2 mixtral olmoe qwen2 qwen2_moe qwen3 qwen3_moe; do
+for f in dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe llama minimax_m2 mixtral olmoe qwen2 qwen2_moe \
+	qwen3 qwen3_moe; do
 	d=$families/$f
 	# shellcheck disable=SC2016
 	ok "$f: every trainer, full and with adapters" sh -e -c '

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Checkpoints under fire: kill -9 at any moment, inside the write too, a full disk, a directory that may not be written, an
-# input that goes away. Whatever happened, the last checkpoint is whole, and --resume ends with the bytes of a calm run.
-# `make check-fire` kills 50 times; here it is CHR_KILLS, 10 by default. The moments are drawn from CHR_FIRE_SEED.
-# Mounts are made in a name space of our own, so nothing is left of them; where there is none to be had, what needs them
-# is skipped.
+# Checkpoints under fire: kill -9 at any moment, inside the write too, a full disk, a directory that
+# may not be written, an input that goes away. Whatever happened, the last checkpoint is whole, and
+# --resume ends with the bytes of a calm run. `make check-fire` kills 50 times; here it is
+# CHR_KILLS, 10 by default. The moments are drawn from CHR_FIRE_SEED. Mounts are made in a name
+# space of our own, so nothing is left of them; where there is none to be had, what needs them is
+# skipped.
 if [ -z "$CHR_FIRE_MOUNTS" ]; then
 	export CHR_FIRE_MOUNTS=no
 	for ns in "unshare -m" "unshare -rm"; do
@@ -21,10 +22,13 @@ seed=${CHR_FIRE_SEED:-1}
 
 # A checkpoint of 3 MB: with --save-every 1 a run spends most of its time in writing them.
 cat > config.json <<-END
-	{"chronos_format": 2, "vocab_size": 288, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-	"num_key_value_heads": 1, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2,
+	{"chronos_format": 2, "vocab_size": 288, "hidden_size": 64, "num_hidden_layers": 2,
+	"num_attention_heads": 2,
+	"num_key_value_heads": 1, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8,
+	"num_experts_per_tok": 2,
 	"num_shared_experts": 1, "kv_latent_dim": 16, "rope_dim": 8, "sliding_window_size": 16,
-	"max_position_embeddings": 64, "lookahead_steps": 2, "dropout": 0.1, "fallback_mask_prob": 0.2}
+	"max_position_embeddings": 64, "lookahead_steps": 2, "dropout": 0.1,
+	"fallback_mask_prob": 0.2}
 END
 head -60 "$top/datasets/pretrain.jsonl" > docs.jsonl
 chr-tokenize -q --train -v 288 -o tokenizer.json docs.jsonl || exit 1
@@ -72,8 +76,8 @@ until_there()	# PID PATTERN: waits for such a file while the process lives, look
 	while kill -0 "$1" 2> /dev/null && ! there $2; do :; done
 }
 
-# kill -9. A third of the kills come some time after the start, a third as soon as a half-written checkpoint is seen, a
-# third between checkpoints.
+# kill -9. A third of the kills come some time after the start, a third as soon as a half-written
+# checkpoint is seen, a third between checkpoints.
 steps=$((40 + 40 * kills))
 $run -n $steps -o calm docs.jsonl > calm.log
 : > shot.log
@@ -107,7 +111,8 @@ while [ $n -lt "$kills" ]; do
 	whole shot || broken=$((broken + 1))
 done
 is "killed $kills times" "$n" "$kills"
-echo "# $inside inside the write of a checkpoint, $early before a first step; $(losses shot.log | wc -l) of $steps steps done"
+echo "# $inside inside the write of a checkpoint, $early before a first step; $(losses shot.log |
+	wc -l) of $steps steps done"
 ok "inside the write too" [ $inside -gt 0 ]
 is "every checkpoint was whole each time" $broken 0
 $run -n $steps -o shot --resume docs.jsonl >> shot.log
@@ -156,7 +161,8 @@ else
 	skip "a full disk" "may not mount a small one"
 fi
 
-# A directory that becomes read-only in mid-run. The run is held by a pipe that its records go through.
+# A directory that becomes read-only in mid-run. The run is held by a pipe that its records go
+# through.
 mkfifo steps
 start()		# OUT OPTIONS...: a run whose records come on descriptor 3
 {
@@ -177,7 +183,8 @@ $run -n 400 -o calm400 docs.jsonl > calm400.log
 if [ $CHR_FIRE_MOUNTS = yes ]; then
 	mkdir ro && mount -t tmpfs none ro && mkdir ro/out || exit 1
 	start ro/out --save-every 2
-	until mount -o remount,ro ro 2> busy; do sleep 0.02; done	# refused as long as the run is writing something
+	until mount -o remount,ro ro 2> busy; do sleep \
+		0.02; done	# refused as long as the run is writing something
 	drain
 	is "a directory that became read-only: 73" $? 73
 	ok "says so in one line" sh -c 'grep -qi "read-only" why && [ $(wc -l < why) = 1 ]'

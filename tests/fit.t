@@ -1,6 +1,6 @@
 #!/bin/sh
-# chr-fit: its plan is the trainers' own, what it proposes fits and one more does not, the global batch stays, corrections are
-# learned from raw plans only.
+# chr-fit: its plan is the trainers' own, what it proposes fits and one more does not, the global
+# batch stays, corrections are learned from raw plans only.
 . "$(dirname "$0")/lib.sh"
 [ "$bld" = "$top/build" ] || skip_all "a sanitizer takes memory of its own"
 world "$tmp/w"
@@ -26,7 +26,8 @@ items()		# FILE: of the plan, but for the program
 {
 	tail -1 "$1" | sed 's/.*"items":{\([^}]*\)}.*/\1/' | tr , '\n' | grep -v '"program'
 }
-# same NAME STAGE DATA OPTIONS...: all items as --dry-run has them, but what each program is itself, which differs by little
+# same NAME STAGE DATA OPTIONS...: all items as --dry-run has them, but what each program is itself,
+# which differs by little
 same()
 {
 	name=$1
@@ -43,18 +44,24 @@ same()
 tail -n +21 datasets/chat.jsonl > other.jsonl
 tail -n +11 datasets/prompts.jsonl > more.jsonl
 same pretrain pretrain in.jsonl -c config.json -t tokenizer.json -b 4 --accum 2 --seq 64
-same "held-out data" pretrain datasets/pretrain.jsonl -c config.json -t tokenizer.json -b 4 --seq 64 --eval datasets/heldout.jsonl
-same "data that are not kept" pretrain datasets/pretrain.jsonl -c config.json -t tokenizer.json -b 4 --seq 64 --data-ram 4K
+same "held-out data" pretrain datasets/pretrain.jsonl -c config.json -t tokenizer.json -b 4 \
+	--seq 64 --eval datasets/heldout.jsonl
+same "data that are not kept" pretrain datasets/pretrain.jsonl -c config.json -t tokenizer.json \
+	-b 4 --seq 64 --data-ram 4K
 same sft sft chat.jsonl -m model -b 2 --seq 192 --eval other.jsonl
 same "an adapter" sft chat.jsonl -m model -b 2 --seq 64 --lora-rank 4
 same "frozen parts" sft chat.jsonl -m model -b 2 --seq 64 --freeze '*.mlp.gate.weight'
 same dpo dpo prefs.jsonl -m model -b 3 --seq 96
-same "log-probs of the reference in a file" dpo prefs.jsonl -m model -b 3 --seq 96 --precompute-ref ref.safetensors
+same "log-probs of the reference in a file" dpo prefs.jsonl -m model -b 3 --seq 96 \
+	--precompute-ref ref.safetensors
 same orpo orpo prefs.jsonl -m model -b 1 --seq 96 --eval datasets/prefs.jsonl
-same grpo grpo prompts.jsonl -m model -b 2 -G 3 --accum 2 --seq 96 --parallel 5 --new 8 --reward toy --eval more.jsonl
-same "a model that judges" grpo prompts.jsonl -m model -b 2 -G 3 --seq 96 --new 8 --reward lm:packed --reward toy
+same grpo grpo prompts.jsonl -m model -b 2 -G 3 --accum 2 --seq 96 --parallel 5 --new 8 \
+	--reward toy --eval more.jsonl
+same "a model that judges" grpo prompts.jsonl -m model -b 2 -G 3 --seq 96 --new 8 \
+	--reward lm:packed --reward toy
 same distill distill in.jsonl -m model --teacher packed -b 2 --seq 64
-same "a teacher within a limit" distill in.jsonl -m model --teacher packed --teacher-ram 2M -b 2 --seq 64
+same "a teacher within a limit" distill in.jsonl -m model --teacher packed --teacher-ram 2M -b 2 \
+	--seq 64
 chr-score -q -m model --topk 3 in.jsonl > topk.jsonl
 same "a teacher in a file" distill topk.jsonl -m model --topk 3 -b 2 --seq 64
 for stage in sft dpo grpo; do
@@ -77,7 +84,8 @@ status "a file that is not there: 66" 66 chr-fit -q -c config.json -t tokenizer.
 status "what fits: 0" 0 chr-fit -q -m model --stage sft -b 2 --seq 64 --ram 1G
 fit -m model --stage sft -b 12 --accum 2 --seq 128 --ram 24M
 is "what does not: 1" $? 1
-is "activations are computed again first" "$(grep -o '"step":"[a-z]*"' fit | sed -n '3p')" '"step":"recompute"'
+is "activations are computed again first" "$(grep -o '"step":"[a-z]*"' fit | sed -n '3p')" \
+	'"step":"recompute"'
 is "the global batch stays" $(($(key fit batch) * $(key fit accum))) 24
 is "what is proposed fits" "$(key fit fits)" true
 ok "in less than the limit" [ "$(key fit bytes)" -le $((24 * 1048576 * 95 / 100)) ]
@@ -107,7 +115,8 @@ is "a device that is too small" "$(step asked fits)" false
 fit -m model --stage sft -b 8 --seq 128
 ok "this machine's limit" [ "$(step limits limit)" -gt 0 ]
 chr-sft -q -m model -n 1 --save-every 1 -b 2 --seq 128 --ram 24M -o proposed chat.jsonl > log
-status "what the trainer planned is enough for ours" 0 chr-fit -q -m model --stage sft -b 2 --seq 128 --data 40K --margin 0 \
+status "what the trainer planned is enough for ours" 0 chr-fit -q -m model --stage sft -b 2 \
+	--seq 128 --data 40K --margin 0 \
 	--ram "$(($(key log mem_plan) * 108 / 100))"
 
 # Generating
@@ -121,22 +130,27 @@ fit -m packed --stage generate --ram 64M --seq 256 -b 3 --kv-type q8
 chr-generate -q -m packed -b 3 --context 256 --kv-type q8 --dry-run < /dev/null > dry
 is "and with caches of 9 bits" "$(items fit | grep KV)" "$(items dry | grep KV)"
 # With a limit, and what is known before a prompt
-chr-pretrain -q -c config.json --set moe_intermediate_size=2048 -t tokenizer.json -n 1 -b 1 --seq 32 -o wide in.jsonl > log
+chr-pretrain -q -c config.json --set moe_intermediate_size=2048 -t tokenizer.json -n 1 -b 1 \
+	--seq 32 -o wide in.jsonl > log
 chr-actlog -q -m wide in.jsonl > wide.act
 head -12 datasets/chat.jsonl | chr-actlog -q -m wide > chat.act
 chr-intent -q -m wide -n 1 chat.act > log
 chr-cluster -q wide.act | chr-pack -q -m wide -o wide.packed > log
-for o in "--ram 28M" "--ram 28M --predict intent,gate" "--ram 28M --heat heat.json" "--predict all -b 3"; do
+for o in "--ram 28M" "--ram 28M --predict intent,gate" "--ram 28M --heat heat.json" \
+	"--predict all -b 3"; do
 	# shellcheck disable=SC2086
 	chr-generate -q -m wide.packed --context 256 $o --dry-run < /dev/null > dry
 	# shellcheck disable=SC2086
 	fit -m wide.packed --stage generate --seq 256 --margin 0 $o
-	is "generate $o: the items of --dry-run" "$(items fit | grep -v store)" "$(items dry | grep -v store)"
+	is "generate $o: the items of --dry-run" "$(items fit | grep -v store)" \
+		"$(items dry | grep -v store)"
 	ok "and as many experts, or one more or less" awk 'BEGIN {
-		d = '"$(key fit 'expert store') - $(key dry 'expert store')"'; exit !(d > -800000 && d < 800000) }'
+		d = '"$(key fit 'expert store') - $(key dry 'expert store')"'; exit !(d > -800000 &&
+			d < 800000) }'
 	[ "${o#--ram}" = "$o" ] || ok "not all" [ "$(step asked slots)" -lt 16 ]
 done
-ok "what is known before a prompt takes memory" [ "$(fit -m wide.packed --stage generate --predict intent; key fit predictor)" -gt \
+ok "what is known before a prompt takes memory" [ \
+	"$(fit -m wide.packed --stage generate --predict intent; key fit predictor)" -gt \
 	"$(fit -m wide.packed --stage generate; key fit predictor)" ]
 large="-c config.json --set moe_intermediate_size=2048 --packed --stage generate --seq 256 --margin 0"
 # shellcheck disable=SC2086
@@ -147,7 +161,8 @@ fit $large --ram $((all + 400000))
 is "a limit just above it: still all" "$(step asked slots)" 16
 # shellcheck disable=SC2086
 fit $large --ram $((all - 1200000))
-ok "a little less: fewer slots" [ "$(step asked slots)" -ge 13 -a "$(step asked slots)" -le 15 -a "$(step asked fits)" = true ]
+ok "a little less: fewer slots" [ "$(step asked slots)" -ge 13 -a "$(step asked slots)" -le 15 \
+	-a "$(step asked fits)" = true ]
 fit -m packed --stage generate --ram 1M
 is "next to nothing: 1" $? 1
 fit -m model --stage generate -b 64 --seq 1024 --ram 14M
@@ -164,14 +179,16 @@ is "and of 4 bits" "$q4" "$(items fit)"
 chr-bench replay --budget 4,8 --drive 0.1,3GB --ram-bw 60GB act.jsonl > replay.jsonl
 fit -m packed --stage generate --seq 256 --ram 64M --replay replay.jsonl
 is "speeds: of both budgets, four policies" "$(grep -c '"step":"speed"' fit)" 8
-is "their slots" "$(grep '"step":"speed"' fit | grep -o '"slots":[0-9]*' | sort -u | tr '\n' ' ')" '"slots":4 "slots":8 '
+is "their slots" "$(grep '"step":"speed"' fit | grep -o '"slots":[0-9]*' | sort -u | tr '\n' ' ')" \
+	'"slots":4 "slots":8 '
 for speed in $(grep '"step":"speed"' fit | grep -o '"tok_per_s":[0-9.]*' | cut -d: -f2); do
 	grep -o "\"tok_per_s_planned\":$speed," replay.jsonl | head -1
 done > speeds
 is "and the speed that was planned for each" "$(grep -c . speeds)" 8
 for key in slots tok_per_s_planned read_bytes_per_token; do
 	sed 's/"'$key'":\([0-9.e+-]*\)/"'$key'":"\1"/' replay.jsonl > words.jsonl
-	status "--replay, \"$key\" a string: 65" 65 chr-fit -q -m packed --stage generate --replay words.jsonl
+	status "--replay, \"$key\" a string: 65" 65 chr-fit -q -m packed --stage generate \
+		--replay words.jsonl
 done
 status "--replay of another file: 65" 65 chr-fit -q -m packed --stage generate --replay act.jsonl
 status "--replay of a plain model: 64" 64 chr-fit -q -m model --stage generate --replay replay.jsonl
@@ -188,11 +205,13 @@ run 1000 1300 2 > b
 run 2000 2400 4 > c
 status "two runs are too few: 65" 65 chr-fit -l a b
 chr-fit -l a b c > cal.json
-is "the median ratio of the peaks" "$(sed 's/.*"ratio":\([0-9.]*\).*"runs":\([0-9]*\).*/\1 \2/' cal.json)" "1.2 3"
+is "the median ratio of the peaks" \
+	"$(sed 's/.*"ratio":\([0-9.]*\).*"runs":\([0-9]*\).*/\1 \2/' cal.json)" "1.2 3"
 fit -m model --stage sft -b 2 --seq 64 --ram 1G
 plain=$(step asked bytes)
 fit -m model --stage sft -b 2 --seq 64 --ram 1G --calibration cal.json
-ok "a plan is multiplied by it" awk 'BEGIN { r = '"$(step asked bytes) / $plain"'; exit !(r > 1.1 && r < 1.3) }'
+ok "a plan is multiplied by it" awk \
+	'BEGIN { r = '"$(step asked bytes) / $plain"'; exit !(r > 1.1 && r < 1.3) }'
 ok "what is written down stays as planned" [ "$(key fit total)" -lt $((plain * 11 / 10)) ]
 fit -m model --stage dpo --calibration cal.json --ram 1G
 is "of a stage it has not: as planned" $? 0
@@ -205,16 +224,20 @@ status "no calibration: 65" 65 chr-fit -q -m model --stage sft --calibration mad
 
 # A rank of a job
 if (have_ranks); then
-	(have_ranks && mpirun -n 4 chr-sft -q -m model --expert-parallel 2 -b 2 --seq 64 --anchor-lambda 0.1 --dry-run -o no \
+	(have_ranks && mpirun -n 4 chr-sft -q -m model --expert-parallel 2 -b 2 --seq 64 \
+		--anchor-lambda 0.1 --dry-run -o no \
 		datasets/chat.jsonl > dry)
 	fit --stage sft -m model --ranks 4 --expert-parallel 2 -b 2 --seq 64 datasets/chat.jsonl
-	is "one of four ranks: the items of --dry-run" "$(items fit | grep -v data)" "$(items dry | grep -v data)"
+	is "one of four ranks: the items of --dry-run" "$(items fit | grep -v data)" \
+		"$(items dry | grep -v data)"
 else
 	skip "ranks" "no MPI"
 fi
-ok "args for divided experts" sh -c 'chr-fit -q -m model --ranks 2 --expert-parallel 2 | grep -q "args.*--expert-parallel 2"'
+ok "args for divided experts" sh \
+	-c 'chr-fit -q -m model --ranks 2 --expert-parallel 2 | grep -q "args.*--expert-parallel 2"'
 status "3 ranks in pairs: 64" 64 chr-fit -m model --ranks 3 --expert-parallel 2
-status "rollouts with divided experts: 64" 64 chr-fit -m model --stage grpo --ranks 2 --expert-parallel 2
+status "rollouts with divided experts: 64" 64 chr-fit -m model --stage grpo --ranks 2 \
+	--expert-parallel 2
 
 # Mistakes
 status "no model: 64" 64 chr-fit

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The pages of section 5 say what the programs write: every key of every record in chr-jsonl.5, under the name of its
-# type; every key of config.json, every tensor and every key of the metadata in chr-model.5.
+# The pages of section 5 say what the programs write: every key of every record in chr-jsonl.5,
+# under the name of its type; every key of config.json, every tensor and every key of the metadata
+# in chr-model.5.
 . "$(dirname "$0")/lib.sh"
 world "$tmp/w"
 page=$top/man
@@ -29,8 +30,10 @@ ok "programs write records" sh -e -c '
 	chr-grpo -q -m model -n 1 -b 1 --seq 96 --new 4 --reward toy --reward number --log-samples 1 --eval sums.jsonl \
 		-o grpo sums.jsonl > 19
 	chr-bench replay --budget 50% --drive 0.1,3GB --ram-bw 60GB act.jsonl > replay.jsonl
-	{ chr-fit -q -m packed --stage generate --ram 64M --replay replay.jsonl || [ $? = 1 ]; } > 20
-	{ chr-fit -q -m model --stage sft -b 8 --lora-rank 4 --ram 20M --vram 10M --allow-rank || [ $? = 1 ]; } >> 20
+	{ chr-fit -q -m packed --stage generate --ram 64M --replay replay.jsonl || [ $? = 1 ];
+		} > 20
+	{ chr-fit -q -m model --stage sft -b 8 --lora-rank 4 --ram 20M --vram 10M --allow-rank ||
+		[ $? = 1 ]; } >> 20
 	cat 1 1 1 | chr-fit -l > 21'
 
 # shellcheck disable=SC2016

@@ -1,5 +1,6 @@
 #!/bin/sh
-# chr-generate: streamed is resident, byte for byte; counters say what happened; limits hold; corruption is named.
+# chr-generate: streamed is resident, byte for byte; counters say what happened; limits hold;
+# corruption is named.
 # shellcheck disable=SC2154
 . "$(dirname "$0")/lib.sh"
 world "$tmp/w"
@@ -7,12 +8,15 @@ cd "$tmp/w" || exit 1
 
 # A model with enough experts that streaming matters: 4 layers of 16, about 100 KiB each.
 cat > big.json <<END
-{"chronos_format": 2, "vocab_size": 320, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
-"num_key_value_heads": 2, "head_dim": 24, "moe_intermediate_size": 90, "num_experts": 16, "num_experts_per_tok": 2,
+{"chronos_format": 2, "vocab_size": 320, "hidden_size": 96, "num_hidden_layers": 4,
+"num_attention_heads": 4,
+"num_key_value_heads": 2, "head_dim": 24, "moe_intermediate_size": 90, "num_experts": 16,
+"num_experts_per_tok": 2,
 "num_shared_experts": 1, "kv_latent_dim": 24, "rope_dim": 8, "sliding_window_size": 12,
 "max_position_embeddings": 1024, "lookahead_steps": 2}
 END
-chr-pretrain -q -c big.json -t tokenizer.json -n 3 -b 2 --seq 32 -l 1e-6 -o big datasets/pretrain.jsonl > /dev/null &&
+chr-pretrain -q -c big.json -t tokenizer.json -n 3 -b 2 --seq 32 -l 1e-6 \
+	-o big datasets/pretrain.jsonl > /dev/null &&
 	chr-actlog -q -m big in.jsonl > big.act &&
 	chr-cluster -q --layout louvain big.act | chr-pack -q -m big -o louvain > /dev/null &&
 	chr-cluster -q --layout layer big.act | chr-pack -q -m big -o layer > /dev/null ||
@@ -24,7 +28,8 @@ gen()
 {
 	gen_out=$1
 	shift
-	chr-generate -q -n 40 -s 5 --context 100 --chunk 32 --stats "$gen_out.stats" "$@" prompts.jsonl > "$gen_out.all" &&
+	chr-generate -q -n 40 -s 5 --context 100 --chunk 32 --stats "$gen_out.stats" \
+		"$@" prompts.jsonl > "$gen_out.all" &&
 		sed 's/,"timing":{.*//' "$gen_out.all" > "$gen_out"
 }
 
@@ -37,7 +42,8 @@ field()
 # total FILE KEY: its sum over the records before the summary
 total()
 {
-	sed '$d' "$1.stats" | sed "s/.*\"$2\":\([-0-9.e+]*\).*/\1/" | awk '{ s += $1 } END { print s + 0 }'
+	sed '$d' "$1.stats" | sed "s/.*\"$2\":\([-0-9.e+]*\).*/\1/" |
+		awk '{ s += $1 } END { print s + 0 }'
 }
 
 within()	# LOW VALUE HIGH
@@ -54,13 +60,15 @@ ok "small chunks" gen c3 -m big -j 2 --chunk 3
 ok "so do small chunks" cmp want c3
 
 # The smallest limit that is accepted, in MiB, from the message that refuses 1 MiB.
-chr-generate -q -m louvain -n 40 --context 100 --chunk 32 -j 2 --ram 1M prompts.jsonl > /dev/null 2> refused
+chr-generate -q -m louvain -n 40 --context 100 --chunk 32 -j 2 \
+	--ram 1M prompts.jsonl > /dev/null 2> refused
 least=$(sed -n 's/.*use --ram \([0-9]*\)M.*/\1/p' refused)
 least=$((${least:-20} + 1))
 for predict in none gate lookahead all; do
 	ok "streamed, $predict" gen "s.$predict" -m louvain -j 2 --ram ${least}M --predict $predict
 	ok "$predict: streamed is resident" cmp want "s.$predict"
-	ok "$predict: some experts were read more than once" [ "$(field "s.$predict" reads)" -gt 64 ]
+	ok "$predict: some experts were read more than once" [ \
+		"$(field "s.$predict" reads)" -gt 64 ]
 done
 ok "layer order" gen layer.out -m layer -j 1 --ram $((least + 2))M --readers 1 --buffered -b 3
 ok "another layout, limit and number of readers: the same bytes" cmp want layer.out
@@ -70,7 +78,8 @@ ok "a slow drive: the same bytes" cmp want slow.out
 # What the counters say
 for run in want s.none s.all layer.out; do
 	for key in hits misses late; do
-		is "$run: $key of all records are those of the summary" "$(total $run $key)" "$(field $run $key)"
+		is "$run: $key of all records are those of the summary" "$(total $run $key)" \
+			"$(field $run $key)"
 	done
 done
 is "demands do not depend on where experts are, one sequence at a time" \
@@ -78,46 +87,60 @@ is "demands do not depend on where experts are, one sequence at a time" \
 bytes=$(field s.all read_bytes)
 reads=$(field s.all reads)
 size=$(field s.all expert_bytes)
-ok "read_bytes is reads of whole experts, rounded up to blocks" within $((reads * size)) "$bytes" $((reads * (size + 4095)))
-# What io_uring reads is in the kernel's count of bytes from the drive alone, which holds when no cache was in between.
+ok "read_bytes is reads of whole experts, rounded up to blocks" within $((reads * size)) \
+	"$bytes" $((reads * (size + 4095)))
+# What io_uring reads is in the kernel's count of bytes from the drive alone, which holds when no
+# cache was in between.
 if grep -q '"io":"io_uring","direct":true' s.all.stats; then
-	ok "read_bytes is what the kernel says came from the drive" within "$bytes" "$(field s.all disk_bytes)" \
+	ok "read_bytes is what the kernel says came from the drive" within "$bytes" \
+		"$(field s.all disk_bytes)" \
 		$((bytes + 3 * 1048576 + size + 4096))
 else
 	skip "no io_uring past the page cache here"
 fi
-# Besides experts only /proc/self/io itself is read; read ahead, one read for each reader may just be under way.
+# Besides experts only /proc/self/io itself is read; read ahead, one read for each reader may just
+# be under way.
 ok "threads read, too" gen t.all -m louvain -j 2 --ram "${least}M" --predict all --io threads
 ok "and give the same bytes" cmp want t.all
 bytes=$(field t.all read_bytes)
-ok "read_bytes is what the kernel says was read" within "$bytes" "$(field t.all rchar)" $((bytes + 4 * (size + 4096) + 4000))
+ok "read_bytes is what the kernel says was read" within "$bytes" \
+	"$(field t.all rchar)" $((bytes + 4 * (size + 4096) + 4000))
 gen t.none -m louvain -j 2 --ram "${least}M" --predict none --io threads
 bytes=$(field t.none read_bytes)
 ok "and to the byte without prediction" within "$bytes" "$(field t.none rchar)" $((bytes + 4000))
 ok "without prediction only misses are read" [ "$(field s.none reads)" = "$(field s.none misses)" ]
 ok "heat is left for the next" gen h1 -m louvain -j 2 --ram "${least}M" --heat heat.json
-ok "which reads the warmest first, pins some" gen h2 -m louvain -j 2 --ram "${least}M" --heat heat.json --pin 2
+ok "which reads the warmest first, pins some" gen h2 -m louvain -j 2 --ram "${least}M" \
+	--heat heat.json --pin 2
 ok "and says the same" cmp want h2
 ok "guesses in its name were made" grep -q '"heat":\[\[' heat.json
 sed 's/"fingerprint":"./"fingerprint":"x/' heat.json > other.json
-status "heat of another model is refused" 65 chr-generate -q -m louvain --heat other.json prompts.jsonl
+status "heat of another model is refused" 65 chr-generate -q -m louvain \
+	--heat other.json prompts.jsonl
 echo '{"type":"heat","version":1}' > other.json
 status "what is no heat is refused" 65 chr-generate -q -m louvain --heat other.json prompts.jsonl
-status "pins that leave nothing are refused" 71 chr-generate -q -m louvain -n 40 --context 100 --chunk 32 --ram "${least}M" \
+status "pins that leave nothing are refused" 71 chr-generate -q -m louvain -n 40 --context 100 \
+	--chunk 32 --ram "${least}M" \
 	--heat heat.json --pin 100000 prompts.jsonl
 status "a source nobody knows" 64 chr-generate -q -m louvain --predict oracle prompts.jsonl
 gen c -m louvain -j 2 --ram "${least}M" --predict all,control
-is "a router asked about its own input is always right" "$(tail -n 1 c.stats | sed 's/.*"control":{"slots":\([^,]*\),"whole":\([^,]*\),.*/\1 \2/')" "1.0 1.0"
-ok "the bytes wasted are within --waste" within 0 "$(field c wasted_bytes)" $(($(field c read_bytes) / 25 + 2 * size))
+is "a router asked about its own input is always right" \
+	"$(tail -n 1 c.stats | sed 's/.*"control":{"slots":\([^,]*\),"whole":\([^,]*\),.*/\1 \2/')" "1.0 1.0"
+ok "the bytes wasted are within --waste" within 0 \
+	"$(field c wasted_bytes)" $(($(field c read_bytes) / 25 + 2 * size))
 gen biased -m louvain -j 2 --ram "${least}M" --route-bias 4
-ok "biased routing says how much it replaced" sh -c 'tail -n 1 biased.stats | grep -q "\"replaced_mass\":0\.[0-9]*[1-9]"'
+ok "biased routing says how much it replaced" sh \
+	-c 'tail -n 1 biased.stats | grep -q "\"replaced_mass\":0\.[0-9]*[1-9]"'
 ok "and reads less" [ "$(field biased read_bytes)" -lt "$(field s.none read_bytes)" ]
 memory "peak memory is within --ram" within 1 "$(field s.all peak_rss)" $((least << 20))
-ok "and the plan says so before" sh -c "chr-generate -m louvain --ram ${least}M --context 100 --chunk 32 -j 2 --dry-run < /dev/null |
+ok "and the plan says so before" sh \
+	-c "chr-generate -m louvain --ram ${least}M --context 100 --chunk 32 -j 2 --dry-run < /dev/null |
 	grep -q '^{\"type\":\"mem_plan\",\"total\":'"
-plan=$(chr-generate -q -m big --context 100 --chunk 32 -j 2 --dry-run < /dev/null | sed 's/.*"total":\([0-9]*\).*/\1/')
+plan=$(chr-generate -q -m big --context 100 --chunk 32 -j 2 --dry-run < /dev/null |
+	sed 's/.*"total":\([0-9]*\).*/\1/')
 ok "a limit of what --dry-run says is enough" gen planned -m big -j 2 --ram "$plan"
-status "a limit below one token's experts is refused" 71 chr-generate -q -m louvain --ram 1M prompts.jsonl
+status "a limit below one token's experts is refused" 71 chr-generate -q -m louvain \
+	--ram 1M prompts.jsonl
 chr-generate -q -m big --ram 1M prompts.jsonl > out 2> err
 is "a plain directory that does not fit is refused" $? 71
 ok "and the remedy is named" grep -q chr-pack err
@@ -132,7 +155,8 @@ is "greedy does not depend on the seed" "$(one --temperature 0 -s 1)" "$(one --t
 ok "draws do" [ "$(one --temperature 3 --top-k 0 -s 1)" != "$(one --temperature 3 --top-k 0 -s 2)" ]
 whole=$(one --temperature 0)
 third=$(printf '%s' "$whole" | cut -c 3-4)
-is "a stop text ends it and is left out" "$(one --temperature 0 --stop "$third")" "${whole%%"$third"*}"
+is "a stop text ends it and is left out" "$(one --temperature 0 --stop "$third")" \
+	"${whole%%"$third"*}"
 printf '{"prompt":"a","id":7,"seed":1}\n{"messages":[{"role":"user","content":"b"}]}\n{"tokens":[5,6]}\n' > three.jsonl
 chr-generate -q -m big -n 3 three.jsonl > three.out
 is "fields are carried through" "$(grep -c '"id":7,"seed":1,"completion":' three.out)" 1
@@ -145,20 +169,24 @@ is "or is passed over" "$(chr-generate -q -m big -n 2 --skip-bad bad.jsonl 2> /d
 
 # A signal: what was made so far is written, status 75
 yes '{"prompt":"a"}' | head -2000 > many.jsonl
-chr-generate -q -m louvain -n 50 --ram ${least}M --context 100 --chunk 32 -j 2 --sim-ssd 10 many.jsonl > cut.jsonl &
+chr-generate -q -m louvain -n 50 --ram ${least}M --context 100 --chunk 32 -j 2 \
+	--sim-ssd 10 many.jsonl > cut.jsonl &
 pid=$!
 sleep 1
 kill -TERM $pid
 wait $pid
 is "a signal ends it with 75" $? 75
-ok "and what was made is written in whole lines" [ "$(grep -c '"finish":.*}$' cut.jsonl)" = "$(wc -l < cut.jsonl)" ]
+ok "and what was made is written in whole lines" [ "$(grep -c '"finish":.*}$' cut.jsonl)" = \
+	"$(wc -l < cut.jsonl)" ]
 
 # Corruption
 cp -r louvain corrupt
 for f in corrupt/*.ctsr; do
-	printf 'XXXXXXXXXXXXXXXX' | dd of="$f" bs=1 seek=$(($(wc -c < "$f") / 2)) conv=notrunc 2> /dev/null
+	printf 'XXXXXXXXXXXXXXXX' |
+		dd of="$f" bs=1 seek=$(($(wc -c < "$f") / 2)) conv=notrunc 2> /dev/null
 done
 chr-generate -q -m corrupt -n 100 --temperature 2 --top-k 0 prompts.jsonl > /dev/null 2> corrupt.err
 is "a corrupt expert is bad data" $? 65
-ok "named by file, layer and expert" grep -Eq 'cluster_[0-9]+\.ctsr: layer [0-9]+, expert [0-9]+' corrupt.err
+ok "named by file, layer and expert" grep \
+	-Eq 'cluster_[0-9]+\.ctsr: layer [0-9]+, expert [0-9]+' corrupt.err
 done_testing

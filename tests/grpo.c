@@ -113,7 +113,8 @@ static void test_command(void)
 	is_close(ask("grep -c x | head -1; cat", 10, 0, 5), 0, 0, "none asked about");
 	is_close(ask("while read -r line; do case $line in '{\"prompt\":\"a \\\"question\\\"\","
 	    "\"completion\":\"xx\","
-	    "\"tokens\":[3,4],\"record\":{\"answer\":\"7\",\"id\":1.10}}') echo 1;; *) echo 0;; esac; done", 10,
+	    "\"tokens\":[3,4],\"record\":{\"answer\":\"7\",\"id\":1.10}}') echo 1;; *) echo 0;; "
+	    "esac; done", 10,
 	    2, 2), 3, 0,
 	    "what a line looks like");
 	is_close(ask("sleep 0.2; while read -r line; do echo 1; done", 10, 400, 3000),

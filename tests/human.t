@@ -89,8 +89,10 @@ longest=$(chr-ls model | sed -n 's/.*"type":"tensor","name":"\([^"]*\)".*/\1/p' 
 	awk '{ if (length($0) > n) n = length($0) } END { print n }')
 is "and only as far off as the longest name" \
 	"$(awk '/  F32  / { print index($0, "  F32  ") - 3; exit }' said)" "$longest"
-is "chr-cluster: the manifest is not for people" "$(chr-cluster -q -H act.jsonl | grep -c cluster_id)" 0
+is "chr-cluster: the manifest is not for people" \
+	"$(chr-cluster -q -H act.jsonl | grep -c cluster_id)" 0
 is "what --help says is forced is not in a model" \
-	"$(rm -rf out; chr-pretrain -q -H -c config.json -t tokenizer.json -n 1 -b 2 --seq 32 -o out \
+	"$(rm -rf out; chr-pretrain -q -H -c config.json -t tokenizer.json -n 1 -b 2 --seq 32 -o \
+	out \
 	in.jsonl > noise; chr-ls out | grep -c human)" 0
 done_testing

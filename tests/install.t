@@ -1,5 +1,6 @@
 #!/bin/sh
-# make install puts everything where it belongs, pkg-config finds it, and make uninstall takes it all away.
+# make install puts everything where it belongs, pkg-config finds it, and make uninstall takes it
+# all away.
 . "$(dirname "$0")/lib.sh"
 prefix=$tmp/usr
 pkg() { PKG_CONFIG_PATH=$prefix/lib/pkgconfig pkg-config "$@" chronos; }
@@ -9,7 +10,8 @@ all_there()
 		[ -x "$prefix/bin/$(basename "$p" .c)" ] || { echo "no $p"; return 1; }
 	done
 	for m in man/*; do
-		[ -f "$prefix/share/man/man${m##*.}/$(basename "$m")" ] || { echo "no $m"; return 1; }
+		[ -f "$prefix/share/man/man${m##*.}/$(basename "$m")" ] ||
+			{ echo "no $m"; return 1; }
 	done
 }
 # Headers that stand in the page of the library, and those that they include: found by the compiler.
@@ -24,7 +26,8 @@ alone()
 {
 	echo "#include <$1>" > "$tmp/alone.c"
 	# shellcheck disable=SC2046
-	${CC:-cc} -std=c11 -Wall -Wextra -Wshadow -Werror $(pkg --cflags) -fsyntax-only "$tmp/alone.c"
+	${CC:-cc} -std=c11 -Wall -Wextra -Wshadow -Werror $(pkg --cflags) \
+		-fsyntax-only "$tmp/alone.c"
 }
 # The program in the page of the library, as somebody else would build and run it.
 example()
@@ -43,7 +46,8 @@ is "the headers that the page of the library names, what they include, and no mo
 	"$(cd "$prefix/include/chronos" && find . -name '*.h' | sed 's|^\./||' | sort)" "$(wanted)"
 is "none of them is internal" "$(find "$prefix/include" -name '*_int.h' -o -name '*_impl.h')" ""
 is "make knows the same public headers as the page" \
-	"$(sed -n '/^HEADERS :=/,/[^\\]$/p' Makefile | tr ' \t\\' '\n' | grep '/' | sort)" "$(public | sort)"
+	"$(sed -n '/^HEADERS :=/,/[^\\]$/p' Makefile | tr ' \t\\' '\n' | grep '/' | sort)" \
+	"$(public | sort)"
 for h in $(public); do
 	ok "$h compiles alone" alone "$h"
 done
@@ -60,5 +64,6 @@ fi
 ok "make uninstall" make -s uninstall PREFIX="$prefix"
 is "nothing stays" "$(find "$prefix" -type f)" ""
 ok "DESTDIR" make -s install DESTDIR="$tmp/root" PREFIX=/opt/x
-ok "DESTDIR is not in the pkg-config file" grep -qx prefix=/opt/x "$tmp/root/opt/x/lib/pkgconfig/chronos.pc"
+ok "DESTDIR is not in the pkg-config file" grep -qx prefix=/opt/x \
+	"$tmp/root/opt/x/lib/pkgconfig/chronos.pc"
 done_testing

@@ -109,7 +109,8 @@ static void test_plain(void)
 	expect("a mark of UTF-8", "\xef\xbb\xbf{\"n\":1}\n", 0, "1", "");
 	expect_bytes("UTF-16", "\xff\xfe{\0\"\0n\0\"\0", 10, false, EX_DATAERR, "",
 	    ":1: is text in UTF-16");
-	expect("a list over lines", "[\n{\"n\":1}\n]\n", EX_DATAERR, "", ":1: not an object but a JSON array");
+	expect("a list over lines", "[\n{\"n\":1}\n]\n", EX_DATAERR, "",
+	    ":1: not an object but a JSON array");
 	expect("an object over lines", "{\n\"n\":1}\n", EX_DATAERR, "",
 	    ":1: the object does not end on its line");
 	expect_bytes("UTF-16 of the other order", "\xfe\xff\0{\0\"", 6, false, EX_DATAERR, "",

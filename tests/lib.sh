@@ -1,7 +1,7 @@
 # TAP from shell. A test starts with
 #	. "$(dirname "$0")/lib.sh"
-# which goes to the top of the tree, puts the programs of $BUILD first in PATH and makes $tmp, removed at the end;
-# and it ends with done_testing.
+# which goes to the top of the tree, puts the programs of $BUILD first in PATH and makes $tmp,
+# removed at the end; and it ends with done_testing.
 # shellcheck shell=sh disable=SC2034
 cd "$(dirname "$0")/.." || exit 1
 top=$PWD
@@ -68,29 +68,36 @@ skip_all()
 	exit 0
 }
 
-# world DIR: a directory that looks like the top of the tree, with small things in it that the programs made: a
-# tokenizer.json, config.json, in.jsonl, model/, act.jsonl, manifest.json, packed/
+# world DIR: a directory that looks like the top of the tree, with small things in it that the
+# programs made: a tokenizer.json, config.json, in.jsonl, model/, act.jsonl, manifest.json, packed/
 world()
 {
-	mkdir -p "$1/tests" && ln -s "$top/datasets" "$1" && ln -s "$top/tests/data" "$1/tests" || exit 1
+	mkdir -p "$1/tests" && ln -s "$top/datasets" "$1" && ln -s "$top/tests/data" "$1/tests" ||
+		exit 1
 	(
 		cd "$1" || exit 1
 		cat > config.json <<-END
-			{"chronos_format": 2, "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2,
-			"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 16,
-			"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1, "kv_latent_dim": 16,
-			"rope_dim": 4, "sliding_window_size": 32, "max_position_embeddings": 1024, "lookahead_steps": 2}
+			{"chronos_format": 2, "vocab_size": 320, "hidden_size": 32,
+			"num_hidden_layers": 2,
+			"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+			"moe_intermediate_size": 16,
+			"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1,
+			"kv_latent_dim": 16,
+			"rope_dim": 4, "sliding_window_size": 32, "max_position_embeddings": 1024,
+			"lookahead_steps": 2}
 		END
 		head -5 datasets/pretrain.jsonl > in.jsonl &&
 		chr-tokenize -q --train -v 320 -o tokenizer.json datasets/pretrain.jsonl &&
-		chr-pretrain -q -c config.json -t tokenizer.json -n 2 -b 2 --seq 32 -o model datasets/pretrain.jsonl > log.jsonl &&
+		chr-pretrain -q -c config.json -t tokenizer.json -n 2 -b 2 --seq 32 -o model \
+			datasets/pretrain.jsonl > log.jsonl &&
 		chr-actlog -q -m model in.jsonl > act.jsonl &&
 		chr-cluster -q act.jsonl > manifest.json &&
 		chr-pack -q -m model -o packed manifest.json > pack.json
 	) || { echo "Bail out! the programs cannot make the files of the tests"; exit 1; }
 }
 
-# memory NAME COMMAND...: what holds of the memory of a plain build; a sanitizer takes some of its own
+# memory NAME COMMAND...: what holds of the memory of a plain build; a sanitizer takes some of its
+# own
 memory()
 {
 	if [ "$bld" = "$top/build" ]; then
@@ -106,21 +113,26 @@ done_testing()
 	exit $tap_failed
 }
 
-# rare CONFIG CONDITION: a small model's configuration, and docs.jsonl: forty documents of a row of 32 tokens, of which those
-# that CONDITION is true for (awk, number i) have token 250
+# rare CONFIG CONDITION: a small model's configuration, and docs.jsonl: forty documents of a row of
+# 32 tokens, of which those that CONDITION is true for (awk, number i) have token 250
 rare()
 {
 	cat > "$1" <<-END
-		{"chronos_format": 2, "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-		"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
-		"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4, "sliding_window_size": 16,
-		"max_position_embeddings": 64, "lookahead_steps": 2, "tie_word_embeddings": false, "fallback_mask_prob": 0}
+		{"chronos_format": 2, "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2,
+		"num_attention_heads": 2,
+		"num_key_value_heads": 1, "head_dim": 8, "moe_intermediate_size": 16,
+		"num_experts": 4, "num_experts_per_tok": 2,
+		"num_shared_experts": 1, "kv_latent_dim": 8, "rope_dim": 4,
+		"sliding_window_size": 16,
+		"max_position_embeddings": 64, "lookahead_steps": 2, "tie_word_embeddings": false,
+		"fallback_mask_prob": 0}
 	END
 	awk 'BEGIN {
 		for (i = 1; i <= 40; i++) {
 			s = ""
 			for (j = 0; j < 32; j++)
-				s = s (j ? "," : "") (j == 9 && ('"$2"') ? 250 : (i * 7 + j * 13) % 240)
+				s = s (j ? "," : "") (j == 9 &&
+					('"$2"') ? 250 : (i * 7 + j * 13) % 240)
 			print "{\"tokens\":[" s "]}"
 		}
 	}' > docs.jsonl
@@ -128,8 +140,11 @@ rare()
 # infinite DIR: there, the embedding of that token becomes so
 infinite()
 {
-	at=$(chr-ls "$1/model.safetensors" | sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
-	printf '\000\000\200\177' | dd of="$1/model.safetensors" bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc 2> "$tmp/noise"
+	at=$(chr-ls "$1/model.safetensors" |
+		sed -n 's/.*"name":"model.embed_tokens.weight".*"offset":\([0-9]*\).*/\1/p')
+	printf '\000\000\200\177' |
+		dd of="$1/model.safetensors" bs=1 seek=$((at + 250 * 16 * 4)) conv=notrunc \
+			2> "$tmp/noise"
 }
 # marks: chat.jsonl and prefs.jsonl, thirteen records each that say their own line numbers
 marks()
@@ -139,29 +154,33 @@ marks()
 		echo '{"prompt":"(mark'$i')","chosen":"so","rejected":"not so"}' >&4
 	done 3> chat.jsonl 4> prefs.jsonl
 }
-# names_own NAME FILE COMMAND...: a run over one of them that stops and dumps names the records that the rows are of
+# names_own NAME FILE COMMAND...: a run over one of them that stops and dumps names the records that
+# the rows are of
 names_own()
 {
 	name=$1 file=$2
 	shift 2
-	"$@" -q -j 1 --seq 64 --accum 2 -n 40 -o stage --force --max-spike 1e-7 --dump-bad stage.jsonl "$file" > noise 2>&1
+	"$@" -q -j 1 --seq 64 --accum 2 -n 40 -o stage --force --max-spike 1e-7 \
+		--dump-bad stage.jsonl "$file" > noise 2>&1
 	sed -n 's/.*"source":"'"$file"':\([0-9]*\)".*/(mark\1)/p' stage.jsonl > said
 	chr-tokenize -q -d -t tokenizer.json stage.jsonl | grep -o '(mark[0-9]*)' > meant
 	is "$name" "$(cat meant)" "$(cat said)"
 	ok "and there are some" [ "$(wc -l < said)" -gt 5 ]
 }
 
-# have_ranks: may mpirun start several here? As root, on a machine with fewer CPUs than ranks, with a library that never frees
-# all it has.
+# have_ranks: may mpirun start several here? As root, on a machine with fewer CPUs than ranks, with
+# a library that never frees all it has.
 have_ranks()
 {
 	case $(chr-pretrain -V) in *mpi*) ;; *) return 1 ;; esac
 	command -v mpirun > /dev/null || return 1
-	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+		OMPI_MCA_rmaps_base_oversubscribe=1 \
 		OMPI_MCA_mpi_yield_when_idle=1 ASAN_OPTIONS=detect_leaks=0
 }
 
-# own_group LIMIT: $group, a control group below the one we are in; where there can be none, the tests end here
+# own_group LIMIT: $group, a control group below the one we are in; where there can be none, the
+# tests end here
 own_group()
 {
 	v1=$(sed -n 's/^[0-9]*:\([^:]*,\)*memory\(,[^:]*\)*:\(.*\)/\3/p' /proc/self/cgroup)
@@ -172,7 +191,8 @@ own_group()
 		limit=memory.max
 		mkdir "$group" 2> /dev/null
 	fi
-	if ! echo "$1" > "$group/$limit" 2> /dev/null || ! sh -c 'echo $$ > "$1/cgroup.procs"' sh "$group" 2> /dev/null; then
+	if ! echo "$1" > "$group/$limit" 2> /dev/null || ! sh -c 'echo $$ > "$1/cgroup.procs"' sh \
+		"$group" 2> /dev/null; then
 		rmdir "$group" 2> /dev/null
 		skip "in a control group" "none can be made here"
 		done_testing

@@ -24,7 +24,8 @@ is "records" "$(chr-ls a.safetensors | cut -d, -f 1-2)" '{"type":"file","file":"
 is "a tensor" "$(chr-ls a.safetensors | grep '"name":"a"')" \
 	'{"type":"tensor","name":"a","dtype":"F32","shape":[2],"bytes":8,"offset":'$((8 + ${#header}))',"file":"a.safetensors"}'
 is "--all lists padding" "$(chr-ls -a a.safetensors | grep -c __pad.0)" 1
-is "standard input" "$(chr-ls < a.safetensors | sed 's/<stdin>/a.safetensors/')" "$(chr-ls a.safetensors)"
+is "standard input" "$(chr-ls < a.safetensors | sed 's/<stdin>/a.safetensors/')" \
+	"$(chr-ls a.safetensors)"
 # shellcheck disable=SC2002
 is "standard input from a pipe" "$(cat a.safetensors | chr-ls - | grep -c '"type":"tensor"')" 2
 ok "a table" sh -c "chr-ls -H a.safetensors | grep -q '^  a  *F32  *\[2\]  *8 B'"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# What make is told of the machine follows the machine, and a run of tests ends with what was skipped.
+# What make is told of the machine follows the machine, and a run of tests ends with what was
+# skipped.
 . "$(dirname "$0")/lib.sh"
 
 # A pkg-config that knows the packages that are named in the file "there".
@@ -49,7 +50,8 @@ printf 'echo 1..2; echo "ok 1 # skip no torch here"; echo "ok 2 # SKIP"\n' > "$t
 printf 'echo 1..1; echo "ok 1"\n' > "$tmp/d.t"
 printf 'echo 1..1; echo "not ok 1"\n' > "$tmp/e.t"
 skips() { (cd "$tmp" && PERL5LIB=$top/tests prove --formatter Skips -e sh "$@" 2>&1 | tail -n 2); }
-is "skipped tests are counted, each with its reason and files" "$(skips a.t b.t c.t d.t)" "Result: PASS
+is "skipped tests are counted, each with its reason and files" "$(skips a.t b.t c.t d.t)" \
+	"Result: PASS
 skipped: 4 tests and 1 whole file, not tested here: no Slurm here (b.t);\
  no reason given (1 test of c.t); no torch here (3 tests of a.t c.t)"
 is "nothing skipped" "$(skips d.t)" "Result: PASS

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Every literal block under EXAMPLES of every program's page runs and exits 0, in order, in a small world per page.
+# Every literal block under EXAMPLES of every program's page runs and exits 0, in order, in a small
+# world per page.
 . "$(dirname "$0")/lib.sh"
 world "$tmp/w"
 
@@ -24,7 +25,8 @@ for page in man/*.1; do
 	cp -r -P "$tmp/w" "$tmp/$name/w"
 	for block in "$tmp/$name"/[0-9]*; do
 		status "$name, example $(basename "$block"): $(head -1 "$block" | cut -c 1-60)" 0 \
-			sh -c 'cd "$1" && timeout 60 sh -e "$2" < /dev/null' sh "$tmp/$name/w" "$block"
+			sh -c 'cd "$1" && timeout 60 sh -e "$2" < /dev/null' sh "$tmp/$name/w" \
+			"$block"
 	done
 done
 done_testing

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Preferences through chr-dpo and chr-orpo: all ways to write a pair are the same pair, the losses begin where they must,
-# reference log-probs from a file change nothing, resuming is exact.
+# Preferences through chr-dpo and chr-orpo: all ways to write a pair are the same pair, the losses
+# begin where they must, reference log-probs from a file change nothing, resuming is exact.
 . "$(dirname "$0")/lib.sh"
 command -v chr-dpo > /dev/null || skip_all "chr-dpo is not built"
 world "$tmp/w"
@@ -48,60 +48,81 @@ u='"role":"user","content":"is it?"'
 w='"role":"assistant","content":"yes"'
 l='"role":"assistant","content":"no"'
 one=$(echo '{"prompt":"is it?","chosen":"yes","rejected":"no"}' | grad strings)
-is "question" "$(echo '{"question":"is it?","chosen":"yes","rejected":"no"}' | grad question)" "$one"
-is "turns" "$(echo '{"prompt":[{'"$u"'}],"chosen":[{'"$w"'}],"rejected":[{'"$l"'}]}' | grad turns)" "$one"
-is "a turn" "$(echo '{"prompt":[{'"$u"'}],"chosen":{'"$w"'},"rejected":{'"$l"'}}' | grad turn)" "$one"
-is "whole conversations" "$(echo '{"chosen":[{'"$u"'},{'"$w"'}],"rejected":[{'"$u"'},{'"$l"'}]}' | grad whole)" "$one"
+is "question" "$(echo '{"question":"is it?","chosen":"yes","rejected":"no"}' | grad question)" \
+	"$one"
+is "turns" "$(echo '{"prompt":[{'"$u"'}],"chosen":[{'"$w"'}],"rejected":[{'"$l"'}]}' |
+	grad turns)" "$one"
+is "a turn" "$(echo '{"prompt":[{'"$u"'}],"chosen":{'"$w"'},"rejected":{'"$l"'}}' | grad turn)" \
+	"$one"
+is "whole conversations" "$(echo '{"chosen":[{'"$u"'},{'"$w"'}],"rejected":[{'"$u"'},{'"$l"'}]}' |
+	grad whole)" "$one"
 is "whole conversations beside a prompt" \
 	"$(echo '{"prompt":"is it?","chosen":[{'"$u"'},{'"$w"'}],"rejected":[{'"$u"'},{'"$l"'}]}' | grad both)" "$one"
 is "messages up to the last of the user" \
-	"$(echo '{"messages":[{'"$u"'},{'"$w"'}],"chosen":"yes","rejected":"no"}' | grad messages)" "$one"
+	"$(echo '{"messages":[{'"$u"'},{'"$w"'}],"chosen":"yes","rejected":"no"}' |
+	grad messages)" "$one"
 is "from and value" "$(echo '{"conversations":[{"from":"human","value":"is it?"}],
-	"chosen":{"from":"gpt","value":"yes"},"rejected":{"from":"gpt","value":"no"}}' | tr -d '\n' | grad values)" "$one"
-ok "the other way round is not the same" test "$(echo '{"prompt":"is it?","chosen":"no","rejected":"yes"}' | grad turned)" != "$one"
+	"chosen":{"from":"gpt","value":"yes"},"rejected":{"from":"gpt","value":"no"}}' |
+		tr -d '\n' | grad values)" "$one"
+ok "the other way round is not the same" test \
+	"$(echo '{"prompt":"is it?","chosen":"no","rejected":"yes"}' | grad turned)" != "$one"
 ok "a system turn counts" test \
-	"$(echo '{"system":"be brief","prompt":"is it?","chosen":"yes","rejected":"no"}' | grad system)" != "$one"
+	"$(echo '{"system":"be brief","prompt":"is it?","chosen":"yes","rejected":"no"}' |
+	grad system)" != "$one"
 
 # What a step is
-status "chr-dpo learns the pairs" 0 sh -c 'chr-dpo -q -m model --seq 128 -l 3e-3 -b 4 --epochs 6 -o dpo \
+status "chr-dpo learns the pairs" 0 sh \
+	-c 'chr-dpo -q -m model --seq 128 -l 3e-3 -b 4 --epochs 6 -o dpo \
 	--eval held.jsonl pairs.jsonl > dpo.log'
 is "it begins at ln 2" "$(values dpo.log base | head -n 1)" 0.693147181
 is "with neither side preferred" "$(values dpo.log accuracy | head -n 1)" 0.5
 grep -v '"eval"' dpo.log | tail -n 6 > last.log
 ok "and ends above" awk 'BEGIN { exit !('"$(values last.log accuracy | tail -n 1)"' > 0.7) }'
-ok "the chosen gained on the rejected" awk 'BEGIN { exit !('"$(values last.log margin | sort -g | head -n 1)"' > 0) }'
+ok "the chosen gained on the rejected" awk \
+	'BEGIN { exit !('"$(values last.log margin | sort -g | head -n 1)"' > 0) }'
 dpo -b 4 --set lambda_balance=0 -n 3 -o big pairs.jsonl > big.log
 dpo -b 1 --accum 4 --set lambda_balance=0 -n 3 -o small pairs.jsonl > small.log
-is "four micro-batches are one of four" "$(values small.log base | cut -c 1-6)" "$(values big.log base | cut -c 1-6)"
+is "four micro-batches are one of four" "$(values small.log base | cut -c 1-6)" \
+	"$(values big.log base | cut -c 1-6)"
 orpo -b 1 --eval held.jsonl -n 1 -l 0 -o apart pairs.jsonl | tail -n 1 > apart.log
 orpo -b 9 --eval held.jsonl -n 1 -l 0 -o packed2 pairs.jsonl | tail -n 1 > together.log
-is "pairs side by side do not see each other" "$(values apart.log base | cut -c 1-8)" "$(values together.log base | cut -c 1-8)"
+is "pairs side by side do not see each other" "$(values apart.log base | cut -c 1-8)" \
+	"$(values together.log base | cut -c 1-8)"
 for v in "--loss ipo" "--loss hinge" "--label-smoothing 0.1" "--rpo-alpha 1" "--beta 0.5"; do
 	# shellcheck disable=SC2086
 	status "chr-dpo $v" 0 dpo -n 2 $v -o "v$v" pairs.jsonl
 done
-status "chr-orpo" 0 sh -c 'chr-orpo -q -m model --seq 128 -l 3e-3 -b 4 --epochs 6 -o orpo pairs.jsonl > orpo.log'
-ok "makes the chosen likely" awk 'BEGIN { exit !('"$(values orpo.log nll | tail -n 1)"' < '"$(values orpo.log nll | head -n 1)"') }'
+status "chr-orpo" 0 sh \
+	-c 'chr-orpo -q -m model --seq 128 -l 3e-3 -b 4 --epochs 6 -o orpo pairs.jsonl > orpo.log'
+ok "makes the chosen likely" awk 'BEGIN { exit !('"$(values orpo.log nll |
+	tail -n 1)"' < '"$(values orpo.log nll | head -n 1)"') }'
 
 # The reference from a file
 dpo -b 3 -n 8 -o live --eval held.jsonl pairs.jsonl > /dev/null
-status "--precompute-ref" 0 dpo -b 3 -n 8 --precompute-ref ref.safetensors -o cached --eval held.jsonl pairs.jsonl
+status "--precompute-ref" 0 dpo -b 3 -n 8 --precompute-ref ref.safetensors -o cached \
+	--eval held.jsonl pairs.jsonl
 is "changes nothing" "$(moments cached)" "$(moments live)"
 before=$(sha256sum < ref.safetensors)
 dpo -b 3 -n 8 --precompute-ref ref.safetensors -o cached2 --eval held.jsonl pairs.jsonl > /dev/null
 is "nor when the file is there" "$(moments cached2)" "$(moments live)"
 is "and it stays" "$(sha256sum < ref.safetensors)" "$before"
-status "then a pipe will do" 0 sh -c 'cat pairs.jsonl | chr-dpo -q -m model --seq 128 -n 2 --precompute-ref ref.safetensors -o piped'
-refuses "a pipe before it is there" 64 "pipe" sh -c 'cat pairs.jsonl | chr-dpo -q -m model --seq 128 --precompute-ref none -o no'
-refuses "pairs that it lacks" 65 "lacks" dpo --precompute-ref ref.safetensors -o no datasets/prefs.jsonl
+status "then a pipe will do" 0 sh \
+	-c 'cat pairs.jsonl | chr-dpo -q -m model --seq 128 -n 2 --precompute-ref ref.safetensors -o piped'
+refuses "a pipe before it is there" 64 "pipe" sh \
+	-c 'cat pairs.jsonl | chr-dpo -q -m model --seq 128 --precompute-ref none -o no'
+refuses "pairs that it lacks" 65 "lacks" dpo --precompute-ref ref.safetensors \
+	-o no datasets/prefs.jsonl
 for at in 3 4000000; do
 	# a bit of a log-prob, which comes last, and one of a key
 	perl -e 'local $/; $_ = <STDIN>; $at = $ARGV[0] > length($_) ? 8 + unpack("Q<", $_) + 1 : length($_) - $ARGV[0];
 		substr($_, $at, 1) ^= "\1"; print' $at < ref.safetensors > flipped.safetensors
-	refuses "a flipped bit" 65 "flipped.safetensors: is corrupt" dpo --precompute-ref flipped.safetensors -o no pairs.jsonl
+	refuses "a flipped bit" 65 "flipped.safetensors: is corrupt" dpo \
+		--precompute-ref flipped.safetensors -o no pairs.jsonl
 done
-refuses "another model" 65 "another model" chr-dpo -q -m dpo --seq 128 --precompute-ref ref.safetensors -o no pairs.jsonl
-refuses "no such thing" 65 "reference" dpo --precompute-ref model/model.safetensors -o no pairs.jsonl
+refuses "another model" 65 "another model" chr-dpo -q -m dpo --seq 128 \
+	--precompute-ref ref.safetensors -o no pairs.jsonl
+refuses "no such thing" 65 "reference" dpo --precompute-ref model/model.safetensors \
+	-o no pairs.jsonl
 ok "none of them wrote a model" test ! -e no
 
 # Stopping and going on
@@ -112,12 +133,15 @@ is "is the same" "$(sums parts)" "$(sums whole)"
 orpo -j 1 -b 2 -n 6 -o threads1 pairs.jsonl > /dev/null
 orpo -j 2 -b 2 -n 6 -o threads2 pairs.jsonl > /dev/null
 is "for any number of threads" "$(sums threads1)" "$(sums threads2)"
-refuses "resuming with another beta" 64 "beta is 0.5, but was 0.1" dpo -b 2 -n 10 --beta 0.5 --resume -o parts pairs.jsonl
+refuses "resuming with another beta" 64 "beta is 0.5, but was 0.1" dpo -b 2 -n 10 --beta 0.5 \
+	--resume -o parts pairs.jsonl
 
 # Too long, and wrong
-status "a short --seq leaves pairs out" 0 sh -c 'chr-dpo -m model --seq 72 -n 1 -o no1 pairs.jsonl 2> why > drop.log'
+status "a short --seq leaves pairs out" 0 sh \
+	-c 'chr-dpo -m model --seq 72 -n 1 -o no1 pairs.jsonl 2> why > drop.log'
 ok "and counts them" grep -q '0 pairs cut to --seq, [1-9][0-9]* left out as too long' why
-status "or cuts them" 0 sh -c 'chr-dpo -m model --seq 72 --truncate keep-end -n 1 -o no2 pairs.jsonl 2> why > cut.log'
+status "or cuts them" 0 sh \
+	-c 'chr-dpo -m model --seq 72 --truncate keep-end -n 1 -o no2 pairs.jsonl 2> why > cut.log'
 ok "and counts those" grep -q '[1-9][0-9]* pairs cut to --seq, 0 left out' why
 refuses "nothing fits" 65 "no pairs" chr-dpo -q -m model --seq 4 -o no pairs.jsonl
 refuses "dropout" 64 "dropout" dpo --dropout 0.1 -o no pairs.jsonl

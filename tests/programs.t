@@ -1,5 +1,6 @@
 #!/bin/sh
-# What every program owes its users, from one loop: help, version, mistakes, bad input, a full disk, a manual page.
+# What every program owes its users, from one loop: help, version, mistakes, bad input, a full disk,
+# a manual page.
 . "$(dirname "$0")/lib.sh"
 world "$tmp/w"
 cd "$tmp/w" || exit 1
@@ -33,8 +34,8 @@ chr-sft -q -m model -o adapter -n 1 -b 2 --seq 64 --lora-rank 2 chat.jsonl > /de
 printf '\037\213 this only begins like gzip' > garbage.gz
 printf 'neither { nor ] \001\n' > garbage
 
-# clean NAME STATUS COMMAND...: an error is one status and one line on stderr that begins with the program; stdout may
-# only have what came before bad data
+# clean NAME STATUS COMMAND...: an error is one status and one line on stderr that begins with the
+# program; stdout may only have what came before bad data
 clean()
 {
 	name=$1
@@ -44,18 +45,22 @@ clean()
 	"$@" > stdout 2> stderr < /dev/null
 	got=$?
 	{ echo "status $got, want $want: $*"; cat stderr; } > "$tmp/log"
-	[ $got = "$want" ] && { [ $want = 65 ] || [ ! -s stdout ]; } && [ "$(wc -l < stderr)" = 1 ] && grep -q "^${1##*/}: ." stderr
+	[ $got = "$want" ] && { [ $want = 65 ] || [ ! -s stdout ]; } &&
+		[ "$(wc -l < stderr)" = 1 ] && grep -q "^${1##*/}: ." stderr
 	result "$name" $?
 }
 
 help_options()
 {
-	"$1" --help | sed -n 's/^  -\(.\), --\([a-z0-9-]*\).*/\2 \1/p; s/^      --\([a-z0-9-]*\).*/\1/p' | sort
+	"$1" --help |
+		sed -n 's/^  -\(.\), --\([a-z0-9-]*\).*/\2 \1/p;
+			s/^      --\([a-z0-9-]*\).*/\1/p' | sort
 }
 
 man_options()
 {
-	sed -n 's/^\.It Fl \(.\) , Fl -\([a-z0-9-]*\).*/\2 \1/p; s/^\.It Fl -\([a-z0-9-]*\).*/\1/p' "$1" | sort
+	sed -n 's/^\.It Fl \(.\) , Fl -\([a-z0-9-]*\).*/\2 \1/p;
+		s/^\.It Fl -\([a-z0-9-]*\).*/\1/p' "$1" | sort
 }
 
 has_sections()
@@ -63,7 +68,8 @@ has_sections()
 	for s in NAME SYNOPSIS DESCRIPTION OPTIONS "EXIT STATUS" EXAMPLES "SEE ALSO" BUGS; do
 		grep -qx "\.Sh $s" "$1" || { echo "no section $s"; return 1; }
 	done
-	[ "$(grep -c '^\.Bd -literal' "$1")" -ge 3 ] || { echo "fewer than three examples"; return 1; }
+	[ "$(grep -c '^\.Bd -literal' "$1")" -ge 3 ] || { echo \
+		"fewer than three examples"; return 1; }
 }
 
 full()
@@ -74,8 +80,11 @@ full()
 
 check_help()
 {
-	status "$1 --help" 0 sh -c '"$1" --help 2> stderr | grep -q "^usage: $1 " && [ ! -s stderr ]' sh "$1"
-	status "$1 -V" 0 sh -c '"$1" -V 2> stderr | head -1 | grep -qE "^$1 [0-9.]+$" && [ ! -s stderr ]' sh "$1"
+	status "$1 --help" 0 sh \
+		-c '"$1" --help 2> stderr | grep -q "^usage: $1 " && [ ! -s stderr ]' sh "$1"
+	status "$1 -V" 0 sh \
+		-c '"$1" -V 2> stderr | head -1 | grep -qE "^$1 [0-9.]+$" && [ ! -s stderr ]' sh \
+		"$1"
 	status "$1 --help to a full disk" 74 sh -c '"$1" --help > /dev/full' sh "$1"
 }
 
@@ -83,7 +92,8 @@ check_page()
 {
 	page=$top/man/$1.1
 	ok "$1 has a manual page with its sections" has_sections "$page"
-	is "$1: the page lists the options of --help" "$(man_options "$page")" "$(help_options "$1")"
+	is "$1: the page lists the options of --help" "$(man_options "$page")" \
+		"$(help_options "$1")"
 	if command -v mandoc > /dev/null; then
 		status "$1: mandoc is content" 0 mandoc -T lint -W warning "$page"
 	else
@@ -113,12 +123,15 @@ spoil()
 # number PROGRAM: an option that takes a number
 number()
 {
-	"$1" --help | sed -n 's/^  -., \(--[a-z0-9-]*\) N .*/\1/p; s/^      \(--[a-z0-9-]*\) N .*/\1/p' | head -1
+	"$1" --help |
+		sed -n 's/^  -., \(--[a-z0-9-]*\) N .*/\1/p;
+			s/^      \(--[a-z0-9-]*\) N .*/\1/p' | head -1
 }
 
 for p in "$top"/bin/chr-*.c; do
 	p=$(basename "$p" .c)
-	line=$(printf '%s\n' "$table" | grep "^$p	") || { result "$p is in the table of this test" 1; continue; }
+	line=$(printf '%s\n' "$table" | grep "^$p	") ||
+		{ result "$p is in the table of this test" 1; continue; }
 	# shellcheck disable=SC2086
 	set -- $line
 	prog=$1
@@ -141,7 +154,8 @@ for p in "$top"/bin/chr-*.c; do
 		rm -rf out
 		{ echo '{'; cat "$input"; } > almost
 		# shellcheck disable=SC2016
-		status "$prog: --skip-bad of a pipe" 0 sh -c 'cat almost | "$@" -q --skip-bad 2> stderr' sh "$prog" "$@"
+		status "$prog: --skip-bad of a pipe" 0 sh \
+			-c 'cat almost | "$@" -q --skip-bad 2> stderr' sh "$prog" "$@"
 		ok "$prog: and says how many" grep -q ': 1 bad records passed over$' stderr
 	fi
 	rm -rf out

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Gradients of chr-pretrain against those of PyTorch's autograd, through scripts/bench-torch.py. Skipped where torch is not.
+# Gradients of chr-pretrain against those of PyTorch's autograd, through scripts/bench-torch.py.
+# Skipped where torch is not.
 . "$(dirname "$0")/lib.sh"
 command -v chr-pretrain > /dev/null || skip_all "chr-pretrain is not built"
 py=${PYTHON:-python3}
@@ -7,12 +8,16 @@ py=${PYTHON:-python3}
 cd "$tmp" || exit 1
 
 cat > config.json <<-END
-	{"chronos_format": 2, "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-	"num_key_value_heads": 2, "head_dim": 16, "moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 2,
-	"num_shared_experts": 0, "use_hybrid_attention": false, "max_position_embeddings": 128, "lookahead_steps": 0,
+	{"chronos_format": 2, "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3,
+	"num_attention_heads": 4,
+	"num_key_value_heads": 2, "head_dim": 16, "moe_intermediate_size": 40, "num_experts": 6,
+	"num_experts_per_tok": 2,
+	"num_shared_experts": 0, "use_hybrid_attention": false, "max_position_embeddings": 128,
+	"lookahead_steps": 0,
 	"lambda_balance": 0, "lambda_temporal": 0, "lambda_router_locality": 0}
 END
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 100; i++) printf ",%d", 3 + i * i * 7 % 290; print "]}" }' > doc.jsonl
+awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 100; i++) printf ",%d", 3 + i * i * 7 % 290;
+	print "]}" }' > doc.jsonl
 train="chr-pretrain -q -b 1 --seq 100 --no-shuffle"
 $train -c config.json -n 1 -o model doc.jsonl > /dev/null || exit 1
 $train -m model --grad-dump f32.safetensors doc.jsonl > /dev/null
@@ -23,6 +28,7 @@ check()
 }
 status "gradients are PyTorch's" 0 check f32.safetensors
 status "of bf16 they are not, to a thousandth" 1 check bf16.safetensors
-status "the benchmark runs" 0 sh -c '"$0" "$1" --batch 1 --seq 16 --steps 1 model > bench.json' "$py" "$top/scripts/bench-torch.py"
+status "the benchmark runs" 0 sh -c '"$0" "$1" --batch 1 --seq 16 --steps 1 model > bench.json' \
+	"$py" "$top/scripts/bench-torch.py"
 ok "and gives a rate" grep -q '"tok_per_s": [0-9]' bench.json
 done_testing

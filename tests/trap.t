@@ -1,6 +1,7 @@
 #!/bin/sh
-# The backend trap (tests/trap/trap.c), whose memory cannot be read or written but in its rows: everything runs on it, to
-# the same bytes as on cpu, so no host code touches memory of a device and no row gets memory of the host.
+# The backend trap (tests/trap/trap.c), whose memory cannot be read or written but in its rows:
+# everything runs on it, to the same bytes as on cpu, so no host code touches memory of a device and
+# no row gets memory of the host.
 . "$(dirname "$0")/lib.sh"
 [ -f "$bld/tests/trap.so" ] || skip_all "no trap.so: run it by make check"
 export CHR_BACKEND_PATH="$bld/tests"
@@ -28,7 +29,8 @@ trains()
 	ok "$trains_name: on cpu" sh -c '"$@" -q -B cpu -o on-cpu > cpu.log' - "$@"
 	ok "$trains_name: on trap" sh -c '"$@" -q -B trap -o on-trap > trap.log' - "$@"
 	for trains_f in on-cpu/*model*.safetensors on-cpu/optimizer.safetensors; do
-		is "$trains_name: $(basename "$trains_f")" "$(weights "on-trap/${trains_f#on-cpu/}")" "$(weights "$trains_f")"
+		is "$trains_name: $(basename "$trains_f")" \
+			"$(weights "on-trap/${trains_f#on-cpu/}")" "$(weights "$trains_f")"
 	done
 }
 
@@ -46,18 +48,22 @@ says()
 
 status "an instance that there is not" 69 chr-score -q -B trap:2 -m model in.jsonl
 status "a backend without a row" 69 chr-score -q -B trap:lame -m model in.jsonl
-ok "is told which" sh -c "chr-score -q -B trap:lame -m model in.jsonl 2>&1 | grep -q 'backend trap has no operation attn_back'"
+ok "is told which" sh \
+	-c "chr-score -q -B trap:lame -m model in.jsonl 2>&1 | grep -q 'backend trap has no operation attn_back'"
 status "a backend that is nowhere" 69 chr-score -q -B nowhere -m model in.jsonl
 
 new="-c config.json -t tokenizer.json --seq 32"
 set -- --set layer_types='["mla_attention","sliding_attention"]' --set lambda_ahead=0.2
-trains pretrain chr-pretrain $new "$@" -n 3 -b 2 --accum 2 --dropout 0.1 --fallback-mask-prob 0.3 datasets/pretrain.jsonl
-trains "bf16, again, format 1" chr-pretrain $new --set chronos_format=1 -n 2 -b 2 --compute bf16 --recompute datasets/pretrain.jsonl
+trains pretrain chr-pretrain $new "$@" -n 3 -b 2 --accum 2 --dropout 0.1 \
+	--fallback-mask-prob 0.3 datasets/pretrain.jsonl
+trains "bf16, again, format 1" chr-pretrain $new --set chronos_format=1 -n 2 -b 2 --compute bf16 \
+	--recompute datasets/pretrain.jsonl
 trains resume sh -c 'o=$(for a; do case $p in -o) echo "$a";; esac; p=$a; done)
 	chr-pretrain -c config.json -t tokenizer.json --seq 32 -b 2 "$@" -n 4 --stop-after 2 datasets/pretrain.jsonl; rc=$?
 	[ $rc = 75 ] || exit 1
 	chr-pretrain -c config.json -t tokenizer.json --seq 32 -b 2 "$@" -n 4 --resume datasets/pretrain.jsonl' -
-trains sft chr-sft -m model --seq 64 -n 2 -b 2 --anchor-lambda 0.1 --neftune 5 --eval datasets/chat.jsonl --eval-every 1 --eval-batches 1 \
+trains sft chr-sft -m model --seq 64 -n 2 -b 2 --anchor-lambda 0.1 --neftune 5 \
+	--eval datasets/chat.jsonl --eval-every 1 --eval-batches 1 \
 	datasets/chat.jsonl
 trains adapter chr-sft -m model --seq 64 -n 2 -b 2 --lora-rank 2 datasets/chat.jsonl
 trains dpo chr-dpo -m model --seq 64 -n 2 -b 2 datasets/prefs.jsonl
@@ -65,19 +71,24 @@ trains orpo chr-orpo -m model --seq 64 -n 2 -b 2 datasets/prefs.jsonl
 trains grpo chr-grpo -m model --seq 64 --new 8 -n 2 -b 2 -G 2 --reward toy datasets/prompts.jsonl
 trains distill chr-distill -m model --teacher model --seq 64 -n 2 -b 2 datasets/chat.jsonl
 
-# Inference: whole, packed, in blocks; and with room for a third of the experts, so that the others come from the drive.
+# Inference: whole, packed, in blocks; and with room for a third of the experts, so that the others
+# come from the drive.
 cat > big.json <<-END
-	{"chronos_format": 2, "vocab_size": 320, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
-	"num_key_value_heads": 2, "head_dim": 24, "moe_intermediate_size": 90, "num_experts": 16, "num_experts_per_tok": 2,
+	{"chronos_format": 2, "vocab_size": 320, "hidden_size": 96, "num_hidden_layers": 4,
+	"num_attention_heads": 4,
+	"num_key_value_heads": 2, "head_dim": 24, "moe_intermediate_size": 90, "num_experts": 16,
+	"num_experts_per_tok": 2,
 	"num_shared_experts": 1, "kv_latent_dim": 24, "rope_dim": 8, "sliding_window_size": 12,
 	"max_position_embeddings": 1024, "lookahead_steps": 2}
 END
 head -3 datasets/prompts.jsonl > prompts.jsonl
-chr-pretrain -q -c big.json -t tokenizer.json -n 2 -b 2 --seq 32 -l 1e-6 -o big datasets/pretrain.jsonl > log.jsonl &&
+chr-pretrain -q -c big.json -t tokenizer.json -n 2 -b 2 --seq 32 -l 1e-6 \
+	-o big datasets/pretrain.jsonl > log.jsonl &&
 	chr-actlog -q -m big in.jsonl > big.act && chr-cluster -q big.act > big.manifest &&
 	chr-pack -q -m big -o packed16 big.manifest > log.jsonl &&
 	chr-pack -q -m big -o packed8 --quant q8 --quant-dense q8 big.manifest > log.jsonl &&
-	chr-intent -q -m packed16 -n 2 big.act > log.jsonl || { echo "Bail out! no models"; exit 1; }
+	chr-intent -q -m packed16 -n 2 big.act > log.jsonl ||
+		{ echo "Bail out! no models"; exit 1; }
 room="--context 100 --chunk 32"
 gen="chr-generate -n 12 --temperature 0 $room"
 chr-generate -q -m packed16 $room --ram 1M prompts.jsonl > log.jsonl 2> refused
@@ -88,13 +99,17 @@ says generate $gen -m big prompts.jsonl
 says "generate, several at once, a trace" $gen -b 3 --stats trace -m big prompts.jsonl
 says "generate, caches of 8 bits" $gen -m big --kv-type q8 prompts.jsonl
 says "generate, packed" $gen -m packed16 prompts.jsonl
-says "generate, packed, from the drive" $gen -m packed16 --ram "${least}M" --predict all prompts.jsonl
-says "generate, by the prompt" $gen -m packed16 --ram "${least}M" --predict intent,gate,control prompts.jsonl
+says "generate, packed, from the drive" $gen -m packed16 --ram "${least}M" \
+	--predict all prompts.jsonl
+says "generate, by the prompt" $gen -m packed16 --ram "${least}M" \
+	--predict intent,gate,control prompts.jsonl
 says "generate, blocks" $gen -m packed8 prompts.jsonl
 says "generate, blocks, from the drive" $gen -m packed8 --ram "${least}M" prompts.jsonl
 # What they do depends on how fast the drive is.
-status "generate, shared experts stand in" 0 $gen -q -B trap -m packed16 --ram "${least}M" --on-miss shared --sim-ssd 2 prompts.jsonl
-status "generate, routing prefers what is there" 0 $gen -q -B trap -m packed16 --ram "${least}M" --route-bias 4 prompts.jsonl
+status "generate, shared experts stand in" 0 $gen -q -B trap -m packed16 --ram "${least}M" \
+	--on-miss shared --sim-ssd 2 prompts.jsonl
+status "generate, routing prefers what is there" 0 $gen -q -B trap -m packed16 --ram "${least}M" \
+	--route-bias 4 prompts.jsonl
 says actlog chr-actlog -m model in.jsonl
 says score chr-score -m model in.jsonl
 says "score, the most likely tokens" chr-score --topk 4 -m packed8 in.jsonl
@@ -108,7 +123,8 @@ if have_ranks; then
 			ok "two ranks $more: $be" sh -c 'be=$1; shift
 				mpirun -n 2 chr-pretrain -q -B $be -o on-$be "$@" datasets/pretrain.jsonl > $be.log' - $be $new -n 3 -b 1 $more
 		done
-		is "two ranks $more: weights" "$(weights on-trap/model.safetensors on-trap/optimizer.safetensors)" \
+		is "two ranks $more: weights" \
+			"$(weights on-trap/model.safetensors on-trap/optimizer.safetensors)" \
 			"$(weights on-cpu/model.safetensors on-cpu/optimizer.safetensors)"
 	done
 else

@@ -38,7 +38,8 @@ static void ctsr_key(char key[64], int layer, int expert, int i)
 
 static int check_layer(const struct pack *p, int l, struct err *e)
 {
-	bool sparse = p->md->cfg.block[l].sparse, has = manifest_at(p->manifest, l, 0)->cluster >= 0;
+	bool sparse = p->md->cfg.block[l].sparse;
+	bool has = manifest_at(p->manifest, l, 0)->cluster >= 0;
 
 	if (sparse == has)
 		return 0;
@@ -50,7 +51,8 @@ static int check_layer(const struct pack *p, int l, struct err *e)
 /* The type to write a parameter in. */
 static int type_of(const struct pack *p, const struct param *pa, enum dtype *t, struct err *e)
 {
-	int want = param_routed(pa) ? p->dtype : param_is(pa, PARAM_QUANTISES) && p->dense ? p->dense : -1;
+	int want = param_routed(pa) ? p->dtype : param_is(pa, PARAM_QUANTISES) &&
+	    p->dense ? p->dense : -1;
 
 	for (int i = 0; i < p->nrules; i++)
 		if (fnmatch(p->rule[i].pattern, pa->name, 0) == 0 &&

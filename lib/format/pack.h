@@ -51,9 +51,9 @@ struct pack {
 	int experts;
 	int64_t bytes, padding;		/* of experts; of what lies between them */
 	int64_t dense_bytes;		/* tensors of model.safetensors */
-	double worst;			/* relative error of the tensor that lost most by conversion, */
-	const char *worst_name;		/* NULL: none did, */
-	enum dtype worst_type;		/* and what it was converted to */
+	double worst;			/* relative error of the tensor that conversion cost most */
+	const char *worst_name;		/* its name; NULL: none did */
+	enum dtype worst_type;		/* what it was converted to */
 	bool direct;			/* read back past the page cache */
 	char fingerprint[33];		/* of md; after pack_undo() of what was written */
 };

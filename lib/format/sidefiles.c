@@ -19,7 +19,8 @@ int sidefiles_own(const char *dir, const char *name, struct err *e)
 	if (lstat(path, &st) == 0 && S_ISLNK(st.st_mode) && stat(path, &st) == 0 &&
 	    !file_within(dir, path))
 		rc = err_set(e, EX_DATAERR, "%s: is a symbolic link that leads out of the "
-		    "directory: not copied; if it is meant, put the file itself there (cp -L)", path);
+		    "directory: not copied; if it is meant, put the file itself there (cp -L)",
+		    path);
 	free(path);
 	return rc;
 }

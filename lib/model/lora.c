@@ -346,7 +346,8 @@ static int unopened(const char *dir, const char *path, const struct st_error *se
 
 	if (access(path, F_OK) != 0 && access(pickle, F_OK) == 0)
 		err_set(e, EX_NOINPUT, "%s: is not there; the directory has adapter_model.bin, a "
-		    "Python pickle that may run code when it is read: convert it to safetensors", path);
+		    "Python pickle that may run code when it is read: convert it to safetensors",
+		    path);
 	else
 		modeldir_st_err(e, path, se);
 	free(pickle);

@@ -152,8 +152,8 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 			else {
 				struct layer_act *f = &a[first_mlp[s]];
 
-				b->rsum = f->rsum, b->weights = f->weights, b->slot = f->slot, b->order = f->order,
-				    b->rows = f->rows;
+				b->rsum = f->rsum, b->weights = f->weights, b->slot = f->slot,
+				    b->order = f->order, b->rows = f->rows;
 				b->miss = f->miss, b->miss_row = f->miss_row;
 				b->first = f->first, b->eg = f->eg, b->eu = f->eu, b->sg = f->sg,
 				    b->su = f->su;

@@ -365,7 +365,8 @@ static int log_samples(const struct grpo_data *d, struct err *e)
 		const struct completion *c = &d->c[i];
 		json_t *r = json_pack("{s:s, s:s, s:I, s:o, s:o, s:s}", "type", "sample", "stage",
 		    "grpo", "step",
-		    (json_int_t)step, "prompt", prompt_text(d->rec[i / grpo_flags.group]), "completion",
+		    (json_int_t)step, "prompt", prompt_text(d->rec[i / grpo_flags.group]),
+		    "completion",
 		    json_text(c->q.gen.text != NULL ? c->q.gen.text : "", c->q.gen.len), "finish",
 		    c->stopped ? "stop" : "length");
 

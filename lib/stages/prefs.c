@@ -279,7 +279,8 @@ static int item(const void *self, struct tok *t, const json_t *rec, struct ids *
 	for (int i = 0; i < HEADER; i++)
 		ids_push(out, 0);
 	if (rc == 0)
-		rc = n[0] = put_side(&m, rec, turns[0], shared(turns[0], turns[1]), "chosen", out, why);
+		rc = n[0] = put_side(&m, rec, turns[0], shared(turns[0], turns[1]), "chosen", out,
+		    why);
 	if (rc > 0)
 		rc = n[1] = put_side(&m, rec, turns[1], shared(turns[0], turns[1]), "rejected", out,
 		    why);

@@ -19,7 +19,8 @@
 const char tok_chat_template[] =
 	"{%- macro text(content) -%}"
 	"{%- if content is string -%}{{ content }}"
-	"{%- elif content -%}{%- for part in content -%}{{ part['text'] }}{%- endfor -%}{%- endif -%}"
+	"{%- elif content -%}{%- for part in content -%}{{ part['text'] }}{%- endfor -%}"
+	"{%- endif -%}"
 	"{%- endmacro -%}"
 	"{%- macro quote(s) -%}"
 	"{{ '\"' + s | replace('\\\\', '\\\\\\\\') | replace('\"', '\\\\\"')"
@@ -47,7 +48,8 @@ const char tok_chat_template[] =
 	"{%- endmacro -%}"
 	"{%- macro functions(list) -%}"
 	"{{ '\\n\\nFunctions that can be called, one per line:\\n<tools>\\n' }}"
-	"{%- for tool in list -%}{{ tool if tool is string else json(tool) }}{{ '\\n' }}{%- endfor -%}"
+	"{%- for tool in list -%}{{ tool if tool is string else json(tool) }}{{ '\\n' }}"
+	"{%- endfor -%}"
 	"{{ '</tools>\\nA call is {\"name\": ..., \"arguments\": {...}} inside "
 	"<tool_call></tool_call>.' }}"
 	"{%- endmacro -%}"
@@ -71,7 +73,8 @@ const char tok_chat_template[] =
 	"{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}"
 	"{{ text(message['content']) }}"
 	"{%- if role == 'system' and loop.first and given -%}{{ functions(given) }}"
-	"{%- elif role == 'system' and message['tools'] -%}{{ functions(message['tools']) }}{%- endif -%}"
+	"{%- elif role == 'system' and message['tools'] -%}{{ functions(message['tools']) }}"
+	"{%- endif -%}"
 	"{%- if role == 'assistant' and message['tool_calls'] -%}"
 	"{%- for call in message['tool_calls'] -%}"
 	"{{ '\\n<tool_call>\\n' }}"
@@ -268,7 +271,8 @@ static void add_tool(const struct tok *t, json_t *list, const char *s, size_t le
 /* The tools of a list, an object, or the JSON of either; other text is a description in words. */
 static json_t *tool_list(const struct tok *t, const json_t *v)
 {
-	json_t *list = json_array(), *in = json_is_string(v) ? json_in(v) : json_incref((json_t *)v);
+	json_t *list = json_array(), *in = json_is_string(v) ? json_in(v) :
+	    json_incref((json_t *)v);
 	struct jsontext all = {0};
 	const char *s, *one;
 	size_t len;

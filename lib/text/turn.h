@@ -20,7 +20,8 @@
 const char *turn_role(const json_t *turn);
 bool turn_is(const json_t *turn, const char *role);	/* turn may be NULL */
 const json_t *turn_content(const json_t *turn);		/* borrowed; NULL: there is none */
-json_t *turn_text(const json_t *turn);			/* a string, parts one after the other; new */
+/* a string, parts one after the other; new */
+json_t *turn_text(const json_t *turn);
 /* Do both say the same in the same role? */
 bool turn_same(const json_t *a, const json_t *b);
 

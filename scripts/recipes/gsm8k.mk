@@ -1,20 +1,22 @@
-# All stages on one set of data: tokenizer, pretrain, sft, dpo and orpo, grpo, distill; then the experts of the trained model and
-# of its student on disk, and text from there.
+# All stages on one set of data: tokenizer, pretrain, sft, dpo and orpo, grpo, distill; then the
+# experts of the trained model and of its student on disk, and text from there.
 #
 #	make -f scripts/recipes/gsm8k.mk DATA=datasets SIZE=tiny
 #	make -f scripts/recipes/gsm8k.mk DATA=DIR -j2 J=1		dpo and orpo side by side, a thread each
 #	make -f scripts/recipes/gsm8k.mk help
 #
-# What SIZE=tiny gives on the embedded data, seed 42 (two virtual cores with AVX-512, other work beside: 2 minutes of CPU, 730 MB for
-# the rollouts of grpo, under 100 MB elsewhere), on records kept from training unless it says otherwise:
+# What SIZE=tiny gives on the embedded data, seed 42 (two virtual cores with AVX-512, other work
+# beside: 2 minutes of CPU, 730 MB for the rollouts of grpo, under 100 MB elsewhere), on records
+# kept from training unless it says otherwise:
 #	pretrain	perplexity 3.05; next experts named by lookahead 41 %, by repeating the last 30 %
 #	sft		perplexity of answers 4.3, 68 before
 #	dpo, orpo	accuracy 0.74, 0.70 (57 pairs, so +- 0.06)
 #	grpo		reward on its prompts 0.06 in the first 25 steps, 0.23 in the last; 0.03 on 8 others: it learns answers, not sums
 #	distill	KL to the teacher 2.4, without a teacher ("alone") 2.8
 #
-# A stage that was interrupted goes on from its last checkpoint when make is run again; one whose inputs are newer than it begins
-# anew. Step and evaluation records of a stage are in OUT/STAGE.jsonl, one evaluation on held-out records at its end.
+# A stage that was interrupted goes on from its last checkpoint when make is run again; one whose
+# inputs are newer than it begins anew. Step and evaluation records of a stage are in
+# OUT/STAGE.jsonl, one evaluation on held-out records at its end.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
