@@ -107,10 +107,11 @@ static struct request *next(void *ctx)
 	struct completion *c = r->all + r->started, *head = r->all + r->started / r->o.group *
 	    r->o.group;
 	struct sample_opt so = r->o.sample;
-	struct ids ids = { .n = c->nprompt, .v = c->tok };
+	struct ids ids;
 
 	if (r->started == r->n || (c == head && begin_group(r, c, &r->e) < 0))
 		return NULL;
+	ids = (struct ids){ .n = c->nprompt, .v = c->tok };
 	if (c != head)
 		memcpy(c->topk, head->topk, (size_t)(c->nprompt * row_width(r)) * sizeof *c->topk);
 	so.seed = r->seed;
