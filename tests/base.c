@@ -294,7 +294,8 @@ static void test_within(void)
 	char *repo = file_join(dir, "models--x"), *snap = file_join(repo, "snapshots/1"),
 	    *blobs = file_join(repo, "blobs"), *blob = file_join(blobs, "b"),
 	    *link = file_join(snap, "link"), *out = file_join(snap, "out"),
-	    *own = file_join(snap, "own"), *loop = file_join(snap, "inner");
+	    *own = file_join(snap, "own"), *loop = file_join(snap, "inner"),
+	    *sub = file_join(snap, "sub"), *deep = file_join(sub, "deep");
 	struct err e = {0};
 
 	ok(!file_mkdirs(snap, &e) && !file_mkdirs(blobs, &e) && !file_put(blob, "b", 1, &e) &&
@@ -305,8 +306,10 @@ static void test_within(void)
 	ok(!file_within(snap, out), "not one that leads elsewhere");
 	ok(file_within(blobs, link) && !file_within(blobs, own), "a blob is in the blobs");
 	ok(!file_within(snap, "/nonexistent"), "nor what is not there");
+	ok(!file_mkdirs(sub, &e) && !symlink("../../../blobs/b", deep) && file_within(sub, deep) &&
+	    !file_within(sub, own), "a folder of the snapshot");
 	free(repo); free(snap); free(blobs); free(blob); free(link); free(out); free(own);
-	free(loop);
+	free(loop); free(sub); free(deep);
 }
 
 static void test_kinds(void)

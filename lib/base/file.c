@@ -195,18 +195,17 @@ static bool below(const char *dir, const char *path)
 	return strncmp(path, dir, n) == 0 && path[n] == '/';
 }
 
-/* dir is REPO/snapshots/REVISION and path in REPO/blobs. */
-static bool in_blobs(char *dir, const char *path)
+/* dir is REPO/snapshots/REVISION, or below it, and path in REPO/blobs. */
+static bool in_blobs(const char *dir, const char *path)
 {
-	static const char parent[] = "/snapshots";
-	char *slash = strrchr(dir, '/');
+	const char *last = NULL;
 	size_t n;
 
-	*slash = '\0';
-	n = strlen(dir);
-	if (n < sizeof parent || strcmp(dir + n - (sizeof parent - 1), parent) != 0)
+	for (const char *at = dir; (at = strstr(at, "/snapshots/")) != NULL; at++)
+		last = at;
+	if (!last)
 		return false;
-	n -= sizeof parent - 1;
+	n = (size_t)(last - dir);
 	return strncmp(path, dir, n) == 0 && strncmp(path + n, "/blobs/", 7) == 0;
 }
 
