@@ -84,6 +84,18 @@ static void test_close(const char *what, enum reader_io io)
 	free(buf);
 }
 
+/* Kernel threads of io_uring would take memory beside the plan. */
+static void test_buffered(void)
+{
+	char *name[] = { "a" };
+	const struct reader_opt o = { .buffered = true };
+	struct err e = { 0 };
+	struct reader *r = reader_open(dir, name, 1, &o, &e);
+
+	ok(r && strcmp(reader_name(r), "threads") == 0, "through the page cache threads read");
+	reader_close(r);
+}
+
 int main(void)
 {
 	if (!mkdtemp(dir) || chdir(dir) < 0)
@@ -93,6 +105,7 @@ int main(void)
 	test_read("threads", READER_THREADS);
 	test_close("io_uring", READER_URING);
 	test_close("threads", READER_THREADS);
+	test_buffered();
 	ok(unlink("a") == 0 && rmdir(dir) == 0, "cleaned up");
 	return tap_done();
 }

@@ -47,7 +47,7 @@ struct opt infer_opts[] = {
 	{ 0, "pin", OPT_INT, &infer.pin, 0, 1 << 24, "N",
 	    "the N warmest of --heat stay in memory" },
 	{ 0, "io", OPT_CHOICE, &infer.io, 0, 0, "auto|uring|threads",
-	    "how experts are read; auto: io_uring where there is one" },
+	    "how experts are read; auto: io_uring where there is one, threads with --buffered" },
 	{ 0, "readers", OPT_INT, &infer.readers, 1, 64, "N", "threads, where they read" },
 	{ 0, "buffered", OPT_FLAG, &infer.buffered, 0, 0, NULL, "read through the page cache" },
 	{ 0, "cold", OPT_FLAG, &infer.cold, 0, 0, NULL,
@@ -87,6 +87,8 @@ void infer_begin(bool tok)
 
 	if (!infer.model)
 		opt_usage("no model: give -m DIR");
+	if (infer.buffered && infer.io == READER_URING)
+		opt_usage("--buffered reads by threads: io_uring would use memory that no plan can hold");
 	if ((infer.be = backend_open(infer.backend, &e)) == NULL ||
 	    config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
 		err_exit(&e);

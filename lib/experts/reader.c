@@ -66,10 +66,14 @@ static int open_files(struct reader *r, const char *dir, char *const file[], int
 	return status;
 }
 
+/* Through the page cache io_uring reads in threads of the kernel, whose memory and whose pages on their way count against a
+ * limit and cannot be planned: a run with --ram at the limit of its control group was killed each time. */
 static int open_engine(struct reader *r, const char *dir, const struct reader_opt *o, struct err *e)
 {
+	bool uring = o->io == READER_URING || (o->io == READER_AUTO && atomic_load(&r->direct));
+
 	r->engine = &reader_uring;
-	r->state = o->io == READER_THREADS ? NULL : reader_uring_open(r);
+	r->state = uring ? reader_uring_open(r) : NULL;
 	if (r->state == NULL && o->io == READER_URING)
 		return err_set(e, EX_UNAVAILABLE, "%s: io_uring is not available here: use threads",
 		    dir);
