@@ -427,13 +427,11 @@ static void jsonl_explain(const char *line, size_t len, struct err *why)
 	if (what != NULL)
 		err_set(why, EX_DATAERR, "is %s", what);
 	else if (line[strspn(line, " \t\r")] == '[')
-		err_set(why, EX_DATAERR, "not an object but a JSON array; JSONL has one object per "
-		    "line: "
-		    "`jq -c '.[]' FILE` makes that of it");
+		err_set(why, EX_DATAERR, "not an object but a JSON array; JSONL has one object "
+		    "per line: `jq -c '.[]' FILE` makes that of it");
 	else if (strncmp(text, "JSON that is cut off", 20) == 0)
 		err_set(why, EX_DATAERR, "the object does not end on its line; JSONL has one "
-		    "object "
-		    "per line: `jq -c . FILE` makes that of it");
+		    "object per line: `jq -c . FILE` makes that of it");
 	else if (strncmp(text, "something follows", 17) == 0)
 		err_set(why, EX_DATAERR, "%.200s; JSONL has one object per line", text);
 }

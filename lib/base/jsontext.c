@@ -478,8 +478,8 @@ static json_t *load_again(const char *s, size_t len, size_t flags, struct walk w
 /* Can the text have what add_kept() is for? */
 static bool has_kept(const char *s, size_t len)
 {
-	return memmem(s, len, "\"arguments\"", 11) != NULL || memmem(s, len, "\"tools\"", 7) !=
-	    NULL;
+	return memmem(s, len, "\"arguments\"", 11) != NULL ||
+	    memmem(s, len, "\"tools\"", 7) != NULL;
 }
 
 json_t *jsontext_parse(const char *s, size_t len, enum jsontext_use use, int *line,

@@ -138,9 +138,21 @@ static bool same_model(const json_t *o, const struct actlog_model *m)
 	    strcmp(x.fingerprint, m->fingerprint) == 0;
 }
 
+/* Does the record follow the one before it, seq (-1: none) and pos? NULL, or why not. */
+static const char *disorder(const struct act *act, int64_t seq, int64_t pos)
+{
+	if (act->seq != seq)
+		return act->pos == 0 ? NULL : "a sequence that does not begin with \"pos\" 0";
+	if (act->pos == pos + 1)
+		return NULL;
+	return act->pos == pos ? "\"pos\" as in the record before"
+	    : act->pos < pos ? "\"pos\" goes back" : "\"pos\" leaves some out";
+}
+
 int actlog_next(struct actlog *a, struct err *e)
 {
 	int64_t seq = a->act.seq, pos = a->act.pos;
+	bool gap = false;		/* what came before was bad */
 	const char *why;
 	json_t *o;
 	int rc;
@@ -158,10 +170,15 @@ int actlog_next(struct actlog *a, struct err *e)
 			rc = actlog_parse(o, &a->model, &a->act, &why);
 		}
 		json_decref(o);
-		if (rc == 0) {
-			a->act.first = a->act.seq != seq || a->act.pos <= pos;
-			a->act.next = !a->act.first && a->act.pos == pos + 1;
+		if (rc == 0 && (why = disorder(&a->act, seq, pos)) == NULL) {
+			a->act.first = a->act.seq != seq;
+			a->act.next = !a->act.first && !gap;
 			return 1;
+		}
+		gap = true;
+		if (rc == 0) {		/* with bad records passed over, those behind it follow it */
+			pos = a->act.pos > pos || a->act.seq != seq ? a->act.pos : pos;
+			seq = a->act.seq;
 		}
 		if (jsonl_bad(a->in, e, "%s", why) < 0)
 			return -1;

@@ -5,8 +5,9 @@
  *	{"type":"act","seq":3,"pos":17,"token":512,"layers":[[4,9],[30,1],...]}
  *
  * The model record comes first. "layers" holds every layer in order, [] for a dense one. Records
- * of one sequence are adjacent and in order. Logs may be concatenated: a further model record
- * must say the same.
+ * of one sequence are adjacent, and each position from 0 comes once and in order: another is
+ * refused, since pairs of neighbours are counted. Logs may be concatenated: a further model
+ * record must say the same.
  *
  *	struct actlog a;
  *	if (actlog_open(&a, in, &e) < 0) ...
@@ -32,8 +33,8 @@ struct actlog_model {
 struct act {				/* one token */
 	int64_t seq, pos;
 	int64_t token;			/* -1 unknown */
-	bool first;			/* begins a sequence: another seq, a pos that does not
-					   grow, or after a model record */
+	bool first;			/* begins a sequence: another seq, or after a model
+					   record */
 	bool next;			/* directly follows the record before it */
 	bool answer;			/* of the answer to what comes before: "gen" or "answer" */
 	int *n;				/* (layers) experts used: 0 (dense layer) or top_k */

@@ -271,8 +271,8 @@ static void add_tool(const struct tok *t, json_t *list, const char *s, size_t le
 /* The tools of a list, an object, or the JSON of either; other text is a description in words. */
 static json_t *tool_list(const struct tok *t, const json_t *v)
 {
-	json_t *list = json_array(), *in = json_is_string(v) ? json_in(v) :
-	    json_incref((json_t *)v);
+	json_t *in = json_is_string(v) ? json_in(v) : json_incref((json_t *)v);
+	json_t *list = json_array();
 	struct jsontext all = {0};
 	const char *s, *one;
 	size_t len;

@@ -68,8 +68,8 @@ bool turn_same(const json_t *a, const json_t *b)
 
 bool turn_set(const json_t *v)
 {
-	return v != NULL && !json_is_null(v) && !(json_is_string(v) && json_string_length(v) == 0)
-	    &&
+	return v != NULL && !json_is_null(v) &&
+	    !(json_is_string(v) && json_string_length(v) == 0) &&
 	    !(json_is_array(v) && json_array_size(v) == 0) &&
 	    !(json_is_object(v) && json_object_size(v) == 0);
 }

@@ -20,8 +20,7 @@
 const char *turn_role(const json_t *turn);
 bool turn_is(const json_t *turn, const char *role);	/* turn may be NULL */
 const json_t *turn_content(const json_t *turn);		/* borrowed; NULL: there is none */
-/* a string, parts one after the other; new */
-json_t *turn_text(const json_t *turn);
+json_t *turn_text(const json_t *turn);			/* a string, parts put together; new */
 /* Do both say the same in the same role? */
 bool turn_same(const json_t *a, const json_t *b);
 

@@ -62,8 +62,7 @@ static int read_mask(const json_t *rec, int n, struct ids *mask, struct err *why
 	if (!json_is_array(list))
 		return err_set(why, EX_DATAERR, "\"tokens\" without a list \"mask\"");
 	if (json_array_size(list) != (size_t)n)
-		return err_set(why, EX_DATAERR, "\"mask\" is of length %zu, \"tokens\" of length "
-		    "%d",
+		return err_set(why, EX_DATAERR, "\"mask\" has %zu entries, \"tokens\" %d",
 		    json_array_size(list), n);
 	json_array_foreach(list, i, v) {
 		bool learn = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v) == 1;
