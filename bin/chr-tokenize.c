@@ -52,7 +52,7 @@ static const struct opt opts[] = {
 static const struct opt_prog prog = {
 	"chr-tokenize", "[FILE...]", "text to tokens and back; trains tokenizers",
 	"A file is JSONL when its name ends in .jsonl or .jsonl.gz or its first byte is '{', and "
-	    "text otherwise.", true
+	    "text otherwise. One that is a JSON array of objects is refused.", true
 };
 
 /* One input document: a record, or a whole text with rec NULL. */
@@ -79,7 +79,8 @@ static bool is_jsonl(struct jsonl *in, int first)
 
 	if (o.jsonl || o.text)
 		return o.jsonl;
-	return ends_with(name, ".jsonl") || ends_with(name, ".jsonl.gz") || first == '{';
+	return ends_with(name, ".jsonl") || ends_with(name, ".jsonl.gz") || first == '{' ||
+	    (first == '[' && (ends_with(name, ".json") || jsonl_has_objects(in)));
 }
 
 static int one_text(struct jsonl *in, doc_fn fn, void *ctx, struct err *e)

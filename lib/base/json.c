@@ -359,6 +359,15 @@ int jsonl_peek(struct jsonl *in, struct err *e)
 	}
 }
 
+bool jsonl_has_objects(const struct jsonl *in)
+{
+	size_t i = in->line + 1;
+
+	while (i < in->end && strchr(" \t\r\n", in->buf[i]) != NULL && in->buf[i] != '\0')
+		i++;
+	return i < in->end && in->buf[in->line] == '[' && in->buf[i] == '{';
+}
+
 ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e)
 {
 	if (in->fd < 0)

@@ -59,6 +59,7 @@ json_t *jsonl_parse(const char *line, size_t len, struct err *why);
  * open file as they are (gzip undone); 0 at its end, after which peek goes on to the next; -1 on
  * error. */
 int jsonl_peek(struct jsonl *in, struct err *e);
+bool jsonl_has_objects(const struct jsonl *in);	/* of what was peeked at: "[", blanks, "{" */
 ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e);
 
 /* For messages about the record last returned: e gets "file:line: " + text, EX_DATAERR; returns -1.
