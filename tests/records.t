@@ -165,7 +165,9 @@ is "system and tools beside the turns" "$(text_of "{\"system\":\"S\",\"tools\":[
 	"$(text_of "{\"messages\":[{\"role\":\"system\",\"content\":\"S\",\"tools\":[{\"name\":\"t\"}]},$u]}")"
 is "what is learned" "$(learned "{\"messages\":[$u,$a,$u,{\"role\":\"assistant\",\"content\":\"B\"}]}")" 'A<|im_end|>B<|im_end|>'
 for w in '"weight":0' '"train":false' '"loss":false'; do
-	is "not a turn with $w" "$(learned "{\"messages\":[$u,{\"role\":\"assistant\",\"content\":\"A\",$w},$u,{\"role\":\"assistant\",\"content\":\"B\",\"weight\":1}]}")" 'B<|im_end|>'
+	first="{\"role\":\"assistant\",\"content\":\"A\",$w}"
+	second='{"role":"assistant","content":"B","weight":1}'
+	is "not a turn with $w" "$(learned "{\"messages\":[$u,$first,$u,$second]}")" 'B<|im_end|>'
 done
 
 # Layouts of others

@@ -176,7 +176,7 @@ int actlog_next(struct actlog *a, struct err *e)
 			return 1;
 		}
 		gap = true;
-		if (rc == 0) {		/* with bad records passed over, those behind it follow it */
+		if (rc == 0) {		/* where it is passed over, others may follow it */
 			pos = a->act.pos > pos || a->act.seq != seq ? a->act.pos : pos;
 			seq = a->act.seq;
 		}
