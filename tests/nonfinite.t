@@ -80,7 +80,7 @@ for alpha in 0 0.0 null false true '"8"' '[8]' '{}' 1e999; do
 		rm -rf a && cp -r adapter a
 		sed 's/"'$key'": *[0-9.]*/"'$key'": '"$alpha/" adapter/adapter_config.json \
 			> a/adapter_config.json
-		refuses "$key $alpha" "a/adapter_config.json" chr-merge -m model -o out a
+		refuses "$key $alpha" "a/adapter_" chr-merge -m model -o out a
 	done
 done
 rm -rf a && cp -r adapter a
