@@ -35,7 +35,7 @@ learned()	# RECORD: what of it is to be learned, ids
 
 # What is carried
 kept='"a":1.0,"b":1e5,"c":0.1,"d":1.10,"e":12345678901234567890123,"f":-0,"g":[1.50,{"h":2E-3}],"i":1e400,"s":"é/\"\n"'
-echo "{\"prompt\":\"The fox\",$kept,\"text\":\"The fox is red\"}" > keep.jsonl
+printf '%s\n' "{\"prompt\":\"The fox\",$kept,\"text\":\"The fox is red\"}" > keep.jsonl
 is "chr-tokenize" "$(tok keep.jsonl | sed 's/,"tokens".*//')" "$(sed 's/}$//' keep.jsonl)"
 is "tokens in the place of tokens" "$(echo '{"tokens":[1],"x":1.0,"text":"a"}' | tok)" \
 	"$(echo '{"text":"a"}' | tok | sed 's/.*\("tokens.*\)}/{\1,"x":1.0,"text":"a"}/')"
