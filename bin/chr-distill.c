@@ -71,7 +71,7 @@ static const struct opt opts[] = {
 	{ .kind = OPT_TABLE, .value = (void *)chat_opts },
 	{ .kind = OPT_GROUP, .help = "Teacher" },
 	{ 0, "teacher", OPT_STR, &o.teacher, 0, 0, "DIR", "model directory, plain or packed" },
-	{ 0, "teacher-ram", OPT_BYTES, &o.ram, 0, 0, "BYTES",
+	{ 0, "teacher-ram", OPT_BYTES | OPT_TALKS, &o.ram, 0, 0, "BYTES",
 	    "limit on what it takes when it is packed; 0: none" },
 	{ 0, "topk", OPT_INT, &o.topk, 0, TEACHER_TOPK_MAX, "K",
 	    "no --teacher: FILE is what it thinks, K candidates for each token, from chr-score "
@@ -86,12 +86,25 @@ static const struct opt opts[] = {
 	{ .kind = OPT_END }
 };
 
-int main(int argc, char **argv)
+static const struct stage *ready(void)
 {
 	static struct stage stage = { .name = "distill", .source = &chat_text_source, .loss = loss,
 	    .metrics = distill_metrics, .units = targets, .settings = settings, .plan = plan,
 	    .open = open_teacher,
-	    .close = close_teacher };
+	    .close = close_teacher, .why = &distill.e };
+
+	if ((o.teacher != NULL) == (o.topk > 0))
+		opt_usage("who is the teacher? --teacher DIR, or --topk K and its records");
+	distill.o.kind = (enum diverge_kind)o.kl;
+	distill.teacher = o.topk > 0 ? teacher_topk_teacher
+	    : (struct teacher){ .rows = teacher_live_rows };
+	if (o.topk > 0)
+		stage.source = teacher_topk_source(o.topk, distill.o.temperature, train_flags.seq);
+	return &stage;
+}
+
+int main(int argc, char **argv)
+{
 	static const struct opt_prog prog = {
 		.name = "chr-distill", .operands = "[options] -m DIR -o DIR --teacher DIR "
 		    "[FILE...]",
@@ -102,27 +115,9 @@ int main(int argc, char **argv)
 		    "--resume.",
 		.reads_stdin = true,
 	};
-	struct err e = {0};
-	int first, rc;
 
-	err_init(argv[0]);
 	train_flags.lr = 5e-5;
 	train_flags.mask_prob = 0.02;
 	train_flags.anchor = 0.05;
-	first = opt_parse(argc, argv, opts, &prog);
-	if ((o.teacher != NULL) == (o.topk > 0))
-		opt_usage("who is the teacher? --teacher DIR, or --topk K and its records");
-	distill.o.kind = (enum diverge_kind)o.kl;
-	distill.teacher = o.topk > 0 ? teacher_topk_teacher
-	    : (struct teacher){ .rows = teacher_live_rows };
-	if (o.topk > 0)
-		stage.source = teacher_topk_source(o.topk, distill.o.temperature, train_flags.seq);
-	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
-	if (distill.e.status != 0)		/* why the loss was not a number; in an
-						   evaluation that stops nothing */
-		err_exit(&distill.e);
-	if (rc < 0)
-		err_exit(&e);
-	err_close_stdout();
-	return rc;
+	return train_main(argc, argv, opts, &prog, ready);
 }

@@ -3,7 +3,6 @@
  * (direct preference optimisation).
  */
 #include "train/chat.h"
-#include "base/err.h"
 #include "stages/loss_pref.h"
 #include "base/opt.h"
 #include "stages/prefs.h"
@@ -50,12 +49,22 @@ static const struct opt opts[] = {
 	{ .kind = OPT_END }
 };
 
-int main(int argc, char **argv)
+static const struct stage *ready(void)
 {
 	static struct stage stage = { .name = "dpo", .source = &prefs_source, .loss = dpo_loss,
 	    .metrics = loss_dpo_metrics, .units = prefs_pairs, .group = 2, .settings = settings,
 	    .no_noise = true,
 	    .prepare = prefs_prepare };
+
+	dpo.kind = (enum dpo_kind)kind;
+	if (dpo.smoothing > 0 && dpo.kind != DPO_SIGMOID)
+		opt_usage("--label-smoothing goes with --loss sigmoid only");
+	stage.needs_ref = prefs_ref == NULL;
+	return &stage;
+}
+
+int main(int argc, char **argv)
+{
 	static const struct opt_prog prog = {
 		.name = "chr-dpo", .operands = "[options] -m DIR -o DIR [FILE...]",
 		.purpose = "train a model on preference pairs, against the model it started as",
@@ -64,22 +73,10 @@ int main(int argc, char **argv)
 		    "Exit status 75: stopped early with a checkpoint, run again with --resume.",
 		.reads_stdin = true,
 	};
-	struct err e = {0};
-	int first, rc;
 
-	err_init(argv[0]);
 	train_flags.lr = 5e-6;
 	train_flags.batch = 2;
 	train_flags.anchor = 0.1;
 	chat_flags.truncate = CHAT_DROP;	/* a comparison of halves is not one */
-	first = opt_parse(argc, argv, opts, &prog);
-	dpo.kind = (enum dpo_kind)kind;
-	if (dpo.smoothing > 0 && dpo.kind != DPO_SIGMOID)
-		opt_usage("--label-smoothing goes with --loss sigmoid only");
-	stage.needs_ref = prefs_ref == NULL;
-	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
-	if (rc < 0)
-		err_exit(&e);
-	err_close_stdout();
-	return rc;
+	return train_main(argc, argv, opts, &prog, ready);
 }

@@ -2,7 +2,6 @@
  * chr-grpo: trains a model on what its own completions are worth (group-relative policy
  * optimisation).
  */
-#include "base/err.h"
 #include "stages/grpo.h"
 #include "base/opt.h"
 
@@ -20,15 +19,7 @@ int main(int argc, char **argv)
 		    "with --resume.",
 		.reads_stdin = true,
 	};
-	struct err e = {0};
-	int first, rc;
 
-	err_init(argv[0]);
 	grpo_defaults();
-	first = opt_parse(argc, argv, grpo_opts, &prog);
-	rc = train_run(grpo_stage(), argc, argv, grpo_opts, argc - first, argv + first, &e);
-	if (rc < 0)
-		err_exit(&e);
-	err_close_stdout();
-	return rc;
+	return train_main(argc, argv, grpo_opts, &prog, grpo_stage);
 }

@@ -31,7 +31,7 @@ static struct {
     .drop = 0.5, .holdout = 0.1 };
 
 static struct opt opts[] = {
-	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR",
+	{ 'm', "model", OPT_STR | OPT_TALKS, &o.model, .arg = "DIR",
 	    .help = "model directory, plain or packed; gets " INTENT_NAME },
 	{ 'n', "steps", OPT_COUNT, &o.steps, 0, 1e9, "N", "optimiser steps; 0: as --epochs says" },
 	{ 0, "epochs", OPT_FLOAT, &o.epochs, 0, 1e6, "X", "times through the sequences" },
@@ -48,7 +48,7 @@ static struct opt opts[] = {
 	    "share of sequences that are only measured" },
 	{ 0, "prompt-tokens", OPT_INT, &o.prompt_tokens, 0, 1 << 24, "N",
 	    "where records mark no answer: the first N tokens are the prompt; 0: half" },
-	{ 0, "log-every", OPT_COUNT, &o.log_every, 1, 1e9, "N",
+	{ 0, "log-every", OPT_COUNT | OPT_TALKS, &o.log_every, 1, 1e9, "N",
 	    "steps between records, and comparisons of weights" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, .help = "count and report bad records instead of "
 	    "stopping" },
@@ -293,10 +293,8 @@ static void evaluate(int64_t steps)
 
 static void save(int argc, char **argv)
 {
-	static const char *const omit[] = { "model", "log-every", "quiet", "verbose", "human",
-	    "json", NULL };
-	json_t *had = modeldir_metadata(&s.md), *command = prov_command(argc, argv, opts, omit),
-	    *meta;
+	json_t *had = modeldir_metadata(&s.md),
+	    *command = prov_command(argc, argv, opts, OPT_TALKS), *meta;
 	uint64_t seed = (uint64_t)o.seed;
 	struct prov p = { .program = err_prog, .command = command, .seed = &seed, .parent_metadata =
 	    had,

@@ -26,12 +26,15 @@ static struct {
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR",
 	    .help = "the model that the adapters were trained on" },
-	{ 'o', "out", OPT_STR, &o.out, .arg = "DIR", .help = "model directory to make" },
+	{ 'o', "out", OPT_STR | OPT_TALKS, &o.out, .arg = "DIR",
+	    .help = "model directory to make" },
 	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "f32|bf16|f16",
 	    .help = "type of the weights written" },
-	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there; take "
+	{ 0, "force", OPT_FLAG | OPT_TALKS, &o.force, 
+	    .help = "replace a model directory that is there; take "
 	    "an adapter of another model" },
-	{ 'j', "threads", OPT_INT, &o.threads, 0, POOL_MAX, "N", "threads; 0: one per CPU" },
+	{ 'j', "threads", OPT_INT | OPT_TALKS, &o.threads, 0, POOL_MAX, "N",
+	    "threads; 0: one per CPU" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
@@ -113,9 +116,7 @@ static int write_model(const struct modeldir *md, const float *w, const json_t *
 static json_t *provenance(int argc, char **argv, const struct modeldir *md, const json_t *adapter,
     const char *fingerprint)
 {
-	static const char *const omit[] = { "out", "force", "threads", "quiet", "verbose",
-	    "human", "json", NULL };
-	json_t *command = prov_command(argc, argv, opts, omit), *own = modeldir_metadata(md);
+	json_t *command = prov_command(argc, argv, opts, OPT_TALKS), *own = modeldir_metadata(md);
 	const json_t *had = json_object_get(adapter, "chronos.ancestry") != NULL ? adapter : own;
 	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had,
 	    .parent = fingerprint };

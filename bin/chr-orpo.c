@@ -3,7 +3,6 @@
  * completion plus the odds ratio of chosen to rejected.
  */
 #include "train/chat.h"
-#include "base/err.h"
 #include "stages/loss_pref.h"
 #include "base/opt.h"
 #include "stages/prefs.h"
@@ -33,11 +32,17 @@ static const struct opt opts[] = {
 	{ .kind = OPT_END }
 };
 
-int main(int argc, char **argv)
+static const struct stage *ready(void)
 {
 	static const struct stage stage = { .name = "orpo", .source = &prefs_source,
 	    .loss = orpo_loss,
 	    .metrics = loss_orpo_metrics, .units = prefs_pairs, .group = 2, .settings = settings };
+
+	return &stage;
+}
+
+int main(int argc, char **argv)
+{
 	static const struct opt_prog prog = {
 		.name = "chr-orpo", .operands = "[options] -m DIR -o DIR [FILE...]",
 		.purpose = "train a model on preference pairs by likelihood and odds ratio",
@@ -46,19 +51,11 @@ int main(int argc, char **argv)
 		    "Exit status 75: stopped early with a checkpoint, run again with --resume.",
 		.reads_stdin = true,
 	};
-	struct err e = {0};
-	int first, rc;
 
-	err_init(argv[0]);
 	train_flags.lr = 5e-6;
 	train_flags.batch = 2;
 	train_flags.anchor = 0.1;
 	chat_flags.truncate = CHAT_DROP;	/* a comparison of halves is not one */
 	train_flags.mask_prob = 0.02;
-	first = opt_parse(argc, argv, opts, &prog);
-	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
-	if (rc < 0)
-		err_exit(&e);
-	err_close_stdout();
-	return rc;
+	return train_main(argc, argv, opts, &prog, ready);
 }

@@ -28,7 +28,7 @@ static struct {
 
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory to read" },
-	{ 'o', "output", OPT_STR, &o.out, .arg = "DIR", .help = "directory to make" },
+	{ 'o', "output", OPT_STR | OPT_TALKS, &o.out, .arg = "DIR", .help = "directory to make" },
 	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "model|f32|bf16|f16",
 	    .help = "type of the experts; model: as they are" },
 	{ 0, "quant", OPT_CHOICE, &o.quant, .arg = "none|q8|q4|q4a",
@@ -40,7 +40,8 @@ static struct opt opts[] = {
 	    "before earlier" },
 	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one for each processor" },
 	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
-	{ 0, "force", OPT_FLAG, &o.force, .help = "replace a model directory that is there" },
+	{ 0, "force", OPT_FLAG | OPT_TALKS, &o.force,
+	    .help = "replace a model directory that is there" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
@@ -54,9 +55,8 @@ static const struct opt_prog prog = { "chr-pack", "-m DIR -o DIR [options] [MANI
 /* What the model said of itself, and this command as the last of its ancestors. */
 static json_t *metadata(int argc, char **argv, struct modeldir *md, const char *fingerprint)
 {
-	static const char *const omit[] = { "output", "force", "quiet", "verbose", "human", "json",
-	    NULL };
-	json_t *had = modeldir_metadata(md), *command = prov_command(argc, argv, opts, omit);
+	json_t *had = modeldir_metadata(md),
+	    *command = prov_command(argc, argv, opts, OPT_TALKS);
 	struct prov p = { .program = err_prog, .command = command, .parent_metadata = had,
 	    .parent = fingerprint };
 	json_t *meta = prov_metadata(&p);

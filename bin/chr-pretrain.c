@@ -1,7 +1,6 @@
 /*
  * chr-pretrain: trains a model on documents to predict their next token.
  */
-#include "base/err.h"
 #include "train/loss.h"
 #include "base/opt.h"
 #include "train/train.h"
@@ -11,10 +10,16 @@ static double pretrain_loss(const struct stage_in *in)
 	return loss_ce(in->m, &in->mb->b, in->targets, in->coef, in->logp);
 }
 
-int main(int argc, char **argv)
+static const struct stage *ready(void)
 {
 	static const struct stage stage = { .name = "pretrain", .source = &packed_source,
 	    .loss = pretrain_loss };
+
+	return &stage;
+}
+
+int main(int argc, char **argv)
+{
 	static const struct opt opts[] = {
 		{ .kind = OPT_TABLE, .value = (void *)train_opts },
 		{ .kind = OPT_END }
@@ -28,17 +33,9 @@ int main(int argc, char **argv)
 		    "--resume.",
 		.reads_stdin = true,
 	};
-	struct err e = {0};
-	int first, rc;
 
-	err_init(argv[0]);
 	train_flags.lr = 5e-4;
 	train_flags.epochs = 2;
 	train_flags.mask_prob = 0.08;
-	first = opt_parse(argc, argv, opts, &prog);
-	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
-	if (rc < 0)
-		err_exit(&e);
-	err_close_stdout();
-	return rc;
+	return train_main(argc, argv, opts, &prog, ready);
 }

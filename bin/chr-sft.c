@@ -2,7 +2,6 @@
  * chr-sft: trains a model on conversations, to say what the assistant says in them.
  */
 #include "train/chat.h"
-#include "base/err.h"
 #include "train/loss.h"
 #include "base/opt.h"
 #include "train/train.h"
@@ -17,10 +16,16 @@ static double sft_loss(const struct stage_in *in)
 	return loss_ce(in->m, &in->mb->b, in->targets, in->coef, in->logp);
 }
 
-int main(int argc, char **argv)
+static const struct stage *ready(void)
 {
 	static const struct stage stage = { .name = "sft", .source = &chat_source, .loss = sft_loss,
 	    .settings = settings };
+
+	return &stage;
+}
+
+int main(int argc, char **argv)
+{
 	static const struct opt opts[] = {
 		{ .kind = OPT_TABLE, .value = (void *)train_opts },
 		{ .kind = OPT_TABLE, .value = (void *)chat_opts },
@@ -36,17 +41,9 @@ int main(int argc, char **argv)
 		    "status 75: stopped early with a checkpoint, run again with --resume.",
 		.reads_stdin = true,
 	};
-	struct err e = {0};
-	int first, rc;
 
-	err_init(argv[0]);
 	train_flags.lr = 5e-5;
 	train_flags.mask_prob = 0.04;
 	train_flags.anchor = 0.01;
-	first = opt_parse(argc, argv, opts, &prog);
-	rc = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
-	if (rc < 0)
-		err_exit(&e);
-	err_close_stdout();
-	return rc;
+	return train_main(argc, argv, opts, &prog, ready);
 }

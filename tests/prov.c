@@ -14,16 +14,15 @@ static const struct opt inner[] = {
 	{ .kind = OPT_END }
 };
 static const struct opt opts[] = {
-	{ 'o', "out", OPT_STR, &out, 0, 0, "DIR", "" },
+	{ 'o', "out", OPT_STR | OPT_TALKS, &out, 0, 0, "DIR", "" },
 	{ .kind = OPT_TABLE, .value = (void *)inner },
 	{ 0, "dtype", OPT_STR, &dtype, 0, 0, "T", "" },
 	{ .kind = OPT_END }
 };
-static const char *const omit[] = { "out", "quiet", NULL };
 
 static void gives(const char *want, int argc, char *const argv[])
 {
-	json_t *list = prov_command(argc, argv, opts, omit);
+	json_t *list = prov_command(argc, argv, opts, OPT_TALKS);
 	char got[400] = "";
 	size_t i;
 	json_t *v;

@@ -19,9 +19,10 @@
 static bool forced_human, forced_json;
 
 struct opt human_opts[] = {
-	{ 'H', "human", OPT_FLAG, &forced_human, 0, 0, NULL,
+	{ 'H', "human", OPT_FLAG | OPT_TALKS, &forced_human, 0, 0, NULL,
 	    "pages for people (default on a terminal)" },
-	{ 0, "json", OPT_FLAG, &forced_json, 0, 0, NULL, "records, also on a terminal" },
+	{ 0, "json", OPT_FLAG | OPT_TALKS, &forced_json, 0, 0, NULL,
+	    "records, also on a terminal" },
 	{ .kind = OPT_END }
 };
 

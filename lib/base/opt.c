@@ -35,8 +35,10 @@ static bool given[OPT_MAX];	/* was this one on the command line? */
 
 static const struct opt standard[] = {
 	{ .kind = OPT_GROUP, .help = "General" },
-	{ 'q', "quiet", OPT_FLAG, &opt_quiet, 0, 0, NULL, "say nothing that is not an error" },
-	{ 'v', "verbose", OPT_VERBOSE, &opt_verbose, 0, 0, NULL, "say more; may be repeated" },
+	{ 'q', "quiet", OPT_FLAG | OPT_TALKS, &opt_quiet, 0, 0, NULL,
+	    "say nothing that is not an error" },
+	{ 'v', "verbose", OPT_VERBOSE | OPT_TALKS, &opt_verbose, 0, 0, NULL,
+	    "say more; may be repeated" },
 	{ 'h', "help", OPT_HELP, NULL, 0, 0, NULL, "print this help" },
 	{ 'V', "version", OPT_VERSION, NULL, 0, 0, NULL, "print version and features" },
 	{ .kind = OPT_END }
@@ -150,6 +152,7 @@ static void set_add(const struct opt *o)
 	if (i == OPT_MAX)
 		err_die(EX_SOFTWARE, "more than %d options", OPT_MAX);
 	set.o[i] = *o;
+	set.o[i].kind &= OPT_KINDS;
 	set.n += i == set.n;
 }
 

@@ -38,7 +38,12 @@ enum opt_kind {
 	OPT_LIST,	/* struct opt_list *; may be given several times */
 	OPT_TABLE,	/* value is another struct opt[] to include */
 	OPT_GROUP,	/* help is a heading for --help */
-	OPT_VERBOSE, OPT_HELP, OPT_VERSION	/* opt's own */
+	OPT_VERBOSE, OPT_HELP, OPT_VERSION,	/* opt's own */
+
+	/* May be added to a kind, for those who write down how a result was made (prov.h): */
+	OPT_KINDS = 0xff,
+	OPT_JUDGES = 0x100,	/* changes a result only where an evaluation chooses it */
+	OPT_TALKS = 0x200	/* where, how often, how fast, how loud: changes none */
 };
 
 struct opt_list {
@@ -49,7 +54,7 @@ struct opt_list {
 struct opt {
 	int letter;		/* 0: long form only */
 	const char *name;	/* long form, without dashes */
-	enum opt_kind kind;
+	int kind;		/* enum opt_kind */
 	void *value;
 	double lo, hi;		/* inclusive range of numbers; both 0: unchecked */
 	const char *arg;	/* name of the argument in --help */

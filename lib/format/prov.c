@@ -9,8 +9,8 @@
 
 /* What every program understands without a table (opt.h). */
 static const struct opt free_opts[] = {
-	{ 'q', "quiet", OPT_FLAG, NULL, 0, 0, NULL, NULL },
-	{ 'v', "verbose", OPT_FLAG, NULL, 0, 0, NULL, NULL },
+	{ 'q', "quiet", OPT_FLAG | OPT_TALKS, NULL, 0, 0, NULL, NULL },
+	{ 'v', "verbose", OPT_FLAG | OPT_TALKS, NULL, 0, 0, NULL, NULL },
 	{ 0 }
 };
 
@@ -49,13 +49,12 @@ static const struct opt *find_any(const struct opt *opts, int letter, const char
 }
 
 static void append(json_t *list, const struct opt *o, bool no, const char *value,
-    const char *const omit[])
+    int omit)
 {
 	json_t *s;
 
-	for (int i = 0; omit != NULL && omit[i] != NULL; i++)
-		if (strcmp(omit[i], o->name) == 0)
-			return;
+	if (o->kind & omit)
+		return;
 	s = value != NULL ? json_sprintf("--%s=%s", o->name, value) : json_sprintf("--%s%s",
 	    no ? "no-" : "", o->name);
 	if (s != NULL)			/* NULL: an argument that is not UTF-8 */
@@ -64,7 +63,7 @@ static void append(json_t *list, const struct opt *o, bool no, const char *value
 
 /* One "--name", "--name=value" or "--name value". Returns how many more arguments it took. */
 static int long_option(json_t *list, const char *arg, const char *next, const struct opt *opts,
-    const char *const omit[])
+    int omit)
 {
 	size_t len = strcspn(arg, "=");
 	const struct opt *o = find_any(opts, 0, arg, len);
@@ -76,7 +75,7 @@ static int long_option(json_t *list, const char *arg, const char *next, const st
 	}
 	if (o == NULL)
 		return 0;
-	if (o->kind == OPT_FLAG) {
+	if ((o->kind & OPT_KINDS) == OPT_FLAG) {
 		append(list, o, no, NULL, omit);
 		return 0;
 	}
@@ -86,14 +85,14 @@ static int long_option(json_t *list, const char *arg, const char *next, const st
 
 /* "-qn20", "-qn 20": letters until one takes the rest, or the next argument, as its value. */
 static int short_options(json_t *list, const char *arg, const char *next, const struct opt *opts,
-    const char *const omit[])
+    int omit)
 {
 	const struct opt *o;
 
 	for (; *arg != '\0'; arg++) {
 		if ((o = find_any(opts, *arg, "", 0)) == NULL)
 			continue;
-		if (o->kind == OPT_FLAG) {
+		if ((o->kind & OPT_KINDS) == OPT_FLAG) {
 			append(list, o, false, NULL, omit);
 			continue;
 		}
@@ -103,7 +102,7 @@ static int short_options(json_t *list, const char *arg, const char *next, const 
 	return 0;
 }
 
-json_t *prov_command(int argc, char *const argv[], const struct opt *opts, const char *const omit[])
+json_t *prov_command(int argc, char *const argv[], const struct opt *opts, int omit)
 {
 	json_t *list = json_array(), *operands = json_array();
 	int i;

@@ -10,7 +10,7 @@
  *	chronos.ancestry	[{"program":..,"version":..,"command":[..],"parent":fingerprint
  *				or null}, ...], oldest first
  *
- *	struct prov p = { .program = err_prog, .command = prov_command(argc, argv, opts, omit),
+ *	struct prov p = { .program = err_prog, .command = prov_command(argc, argv, opts, OPT_TALKS),
  *	    .config = json, ... };
  *	json_t *meta = prov_metadata(&p);
  *
@@ -40,11 +40,8 @@ json_t *prov_metadata(const struct prov *p);	/* an object of strings; the caller
 						   json_decref()s */
 
 /* The command line in canonical form: program name, long options as --name=value in the order
- * given, operands. Options named in `omit` (NULL-terminated list of long names; NULL for none) are
- * left out: those that say where to put the result or how often to talk about it, and cannot change
- * it. */
-json_t *prov_command(int argc, char *const argv[], const struct opt *opts,
-    const char *const omit[]);
+ * given, operands. omit: marks of the options that are left out (OPT_TALKS, OPT_JUDGES), 0: none. */
+json_t *prov_command(int argc, char *const argv[], const struct opt *opts, int omit);
 
 /* {"file":name,"sha256":hex,"records":n}, reading the file for its digest; NULL on error. */
 json_t *prov_file(const char *path, int64_t records, struct err *e);

@@ -143,9 +143,8 @@ static json_t *machine(void)
 
 void bench_begin(int argc, char **argv, const struct opt_prog *prog, const char *commit)
 {
-	static const char *const omit[] = { NULL };
 
-	s.command = prov_command(argc, argv, bench_opts, omit);
+	s.command = prov_command(argc, argv, bench_opts, 0);
 	s.machine = machine();
 	s.capsules = json_array();
 	s.commit = commit;
@@ -312,7 +311,7 @@ static json_t *value(const struct opt *o)
 {
 	const char *text;
 
-	switch (o->kind) {
+	switch (o->kind & OPT_KINDS) {
 	case OPT_FLAG: return json_boolean(*(bool *)o->value);
 	case OPT_INT: return json_integer(*(int *)o->value);
 	case OPT_COUNT: case OPT_BYTES: return json_integer(*(int64_t *)o->value);

@@ -19,7 +19,7 @@
 
 #include "text/corpus.h"
 #include "base/err.h"
-#include "train/train.h"
+#include "train/micro.h"
 
 enum { BADSTEP_WINDOW = 64, BADSTEP_LEAST = 16 };	/* losses that the median is of; how many
 							   there must be */

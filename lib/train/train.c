@@ -15,22 +15,6 @@
 #include "base/sig.h"
 #include "train/train_impl.h"
 
-/* They say where, how often and how loud, and cannot change a byte of the model. With
- * --keep-best, evaluations can. */
-static const char *const not_recorded[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram",
-	    "data-ram", "dump-bad", "dry-run", "quiet", "human", "json", "profile",
-	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
-	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", "eval", "eval-every",
-	    "eval-batches", NULL
-};
-static const char *const not_recorded_best[] = {
-	"out", "threads", "resume", "force", "stop-after", "save-every", "keep", "log-every", "ram",
-	    "data-ram", "dump-bad", "dry-run", "quiet", "human", "json", "profile",
-	"recompute", "expert-parallel", "guard", "guard-warn", "guard-stop",
-	"verbose", "parallel", "log-samples", "reward-timeout", "teacher-ram", NULL
-};
-
 /* --- one step --- */
 
 /* Counts a micro-batch, over all ranks. */
@@ -675,8 +659,8 @@ int train_run(const struct stage *s, int argc, char *const argv[], const struct 
 
 	if (comm_open(e) < 0)
 		return -1;
-	t.command = prov_command(argc, argv, opts, train_flags.keep_best != NULL ? not_recorded_best
-	    : not_recorded);
+	t.command = prov_command(argc, argv, opts,
+	    train_flags.keep_best != NULL ? OPT_TALKS : OPT_TALKS | OPT_JUDGES);
 	best_eval_open(&t.best, t.o.keep_best);
 	tables(s);
 	t.bad = (struct badstep){ .path = t.o.dump_bad, .most = t.o.skip_nonfinite,

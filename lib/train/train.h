@@ -4,10 +4,10 @@
  * losses, evaluation, checkpoints, records, signals.
  *
  *	static const struct stage stage = { "pretrain", &packed_source, loss };
- *	train_flags.lr = 5e-4;					(the stage's own defaults, before
- *	the table is read)
- *	first = opt_parse(argc, argv, opts, &prog);		(opts includes train_opts)
- *	status = train_run(&stage, argc, argv, opts, argc - first, argv + first, &e);
+ *	static const struct stage *ready(void) { return &stage; }
+ *	train_flags.lr = 5e-4;				(the stage's own defaults, before the table
+ *							is read)
+ *	return train_main(argc, argv, opts, &prog, ready);	(opts includes train_opts)
  *
  * One optimiser step:
  *
@@ -44,6 +44,7 @@
 #include "base/opt.h"
 #include "base/profile.h"
 #include "text/tok.h"
+#include "train/micro.h"
 
 struct train_opt {
 	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best,
@@ -60,20 +61,6 @@ struct train_opt {
 };
 extern struct train_opt train_flags;		/* what the table fills in */
 extern const struct opt train_opts[];
-
-struct tally {
-	int64_t tokens;		/* rows that are not padding */
-	int64_t targets;	/* rows with a target */
-	int64_t units;		/* what the base loss is a mean over: stage->units, or targets */
-};
-
-struct micro {			/* a micro-batch: this rank's share of it */
-	struct batch b;		/* arrays of batch * seq entries; b.B 0: there is none */
-	struct tally own, all;	/* of this rank; of all ranks */
-	const int32_t *replay;	/* as in struct forward_opt; NULL unless the source sets it */
-	void *extra;		/* batch * source->extra bytes, for the stage's own use (which
-				   rows belong together, rewards) */
-};
 
 /* Where batches come from. `self` is what open returned. */
 struct source {
@@ -147,6 +134,8 @@ struct stage {
 	 * take it. NULL: nothing. */
 	int (*prepare)(const struct stage_env *v, struct err *e);
 	void (*close)(void);
+	const struct err *why;	/* what kept the loss from being a number, status 0 so far; NULL:
+				   nothing that the stage knows */
 };
 
 /* Trains and writes OUT. Returns 0, or EX_TEMPFAIL when it stopped early with a checkpoint, or
@@ -154,6 +143,11 @@ struct stage {
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts,
     int nfiles,
     char *const files[], struct err *e);
+
+/* All of a trainer's main() but its defaults. ready: called when the options are read, to check
+ * them and to give the stage. Returns the exit status. */
+int train_main(int argc, char **argv, const struct opt *opts, const struct opt_prog *prog,
+    const struct stage *(*ready)(void));
 
 /* What steps cost: those of train_run() as train_flags say, but for how many and what is
  * written, which is nothing. One that is not counted comes first, for memory to be there. */
