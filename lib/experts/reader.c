@@ -66,8 +66,9 @@ static int open_files(struct reader *r, const char *dir, char *const file[], int
 	return status;
 }
 
-/* Through the page cache io_uring reads in threads of the kernel, whose memory and whose pages on their way count against a
- * limit and cannot be planned: a run with --ram at the limit of its control group was killed each time. */
+/* Through the page cache io_uring reads in threads of the kernel, whose memory and whose pages
+ * on their way count against a limit and cannot be planned: a run with --ram at the limit of its
+ * control group was killed each time. */
 static int open_engine(struct reader *r, const char *dir, const struct reader_opt *o, struct err *e)
 {
 	bool uring = o->io == READER_URING || (o->io == READER_AUTO && atomic_load(&r->direct));

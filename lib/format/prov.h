@@ -40,7 +40,8 @@ json_t *prov_metadata(const struct prov *p);	/* an object of strings; the caller
 						   json_decref()s */
 
 /* The command line in canonical form: program name, long options as --name=value in the order
- * given, operands. omit: marks of the options that are left out (OPT_TALKS, OPT_JUDGES), 0: none. */
+ * given, operands. omit: marks of the options that are left out (OPT_TALKS, OPT_JUDGES), 0:
+ * none. */
 json_t *prov_command(int argc, char *const argv[], const struct opt *opts, int omit);
 
 /* {"file":name,"sha256":hex,"records":n}, reading the file for its digest; NULL on error. */
