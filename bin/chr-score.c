@@ -126,6 +126,7 @@ static void topk_rows(const uint32_t *tok, int n)
 static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool last, int64_t *count,
     double *sum)
 {
+	struct err why = { 0 };
 	struct eval_item it = { .s = s.seq, .tok = tok, .n = n, .all = true };
 	bool wanted = o.dump != NULL;
 
@@ -142,7 +143,9 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 		it.look = infer.cfg.lookahead_steps ? d.look + d.R *
 		    config_lookahead_rows(&infer.cfg) : NULL;
 	}
-	must(engine_eval(infer.g, &it, 1, NULL, &s.e) < 0);
+	if (engine_eval(infer.g, &it, 1, NULL, &why) < 0)
+		must(err_set(&s.e, why.status, "%s:%lld: %s", jsonl_name(s.in), (long long)jsonl_lineno(s.in),
+		    why.msg));
 	if (o.dump)
 		dump_rows(tok, n);
 	if (o.topk)

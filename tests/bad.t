@@ -36,9 +36,8 @@ ok "and named" grep \
 	-q '"type":"bad_batch","step":17,"micro_batch":1,"row":0,"source":"docs.jsonl:17"' bad.jsonl
 is "of which all but the first is to be predicted" "$(grep -o '"mask":.*' bad.jsonl | tr -cd 01)" \
 	"0$(printf %031d 0 | tr 0 1)"
-status "chr-score reads it" 0 sh -c 'chr-score -q -m model bad.jsonl > score.log'
-ok "and finds what is wrong" grep \
-	-q '"source":"docs.jsonl:17".*"tokens":31,"logprob":null\|"tokens":31,"logprob":null.*"source":"docs.jsonl:17"' score.log
+status "chr-score refuses what is not finite" 65 sh -c 'chr-score -q -m model bad.jsonl > score.log 2> score.err'
+ok "and says where" grep -q 'bad.jsonl:1: .*not finite' score.err
 stops "of a pipe, the line" 65 "records <stdin>:17$" sh -c 'cat docs.jsonl | "$@"' sh $run \
 	-m model -o piped
 stops "in a step of micro-batches, those of the bad one" 65 \

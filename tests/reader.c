@@ -87,7 +87,6 @@ static void test_close(const char *what, enum reader_io io)
 /* Kernel threads of io_uring would take memory beside the plan. */
 static void test_buffered(void)
 {
-	char *name[] = { "a" };
 	const struct reader_opt o = { .buffered = true };
 	struct err e = { 0 };
 	struct reader *r = reader_open(dir, name, 1, &o, &e);
