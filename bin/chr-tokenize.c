@@ -222,9 +222,10 @@ static int learn(void *ctx, struct doc *d, struct err *e)
 	struct run *r = ctx;
 	char *text = d->text;
 	size_t len = d->len;
+	struct err why = { 0 };
 
-	if (d->rec && !(text = record_text(d->rec, &len)))
-		return jsonl_bad(d->in, e, "no text in the record");
+	if (d->rec && !(text = record_text(d->rec, &len, &why)))
+		return jsonl_bad(d->in, e, "%s", why.msg);
 	tok_trainer_add(r->trainer, text, len);
 	if (d->rec)
 		free(text);

@@ -360,7 +360,7 @@ static void conversations(void)
 static bool says(const char *record, const char *want)
 {
 	json_t *o = json_loads(record, 0, NULL);
-	char *s = record_text(o, NULL);
+	char *s = record_text(o, NULL, &(struct err){ 0 });
 	bool good = want ? s && !strcmp(s, want) : !s;
 
 	free(s);

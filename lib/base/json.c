@@ -300,10 +300,18 @@ static int jsonl_fill(struct jsonl *in, struct err *e)
 	return 0;
 }
 
+size_t jsonl_mark(const char *line, size_t len)
+{
+	return len > 3 && memcmp(line, "\xef\xbb\xbf{", 4) == 0 ? 3 : 0;
+}
+
 static char *jsonl_take(struct jsonl *in, size_t stop, size_t *len)
 {
-	char *s = in->buf + in->line;
+	size_t mark = jsonl_mark(in->buf + in->line, stop - in->line);
+	char *s = in->buf + in->line + mark;
 
+	in->line += mark;
+	in->behind += (int64_t)mark;
 	in->buf[stop] = '\0';
 	*len = stop - in->line;
 	in->last = in->line;

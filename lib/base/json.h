@@ -45,6 +45,9 @@ const char *jsonl_text(const struct jsonl *in, size_t *len);
 /* Of the first n bytes of a file, gzip undone: how many are a mark and no text, or -1: it is no
  * text that could be read as lines. */
 int jsonl_begin(const char *head, size_t n, const char *name, struct err *e);
+/* Of a line: how many bytes are a mark before a record, as files that begin with one have it in
+ * their middle when they are joined. jsonl_line() has passed over them. */
+size_t jsonl_mark(const char *line, size_t len);
 
 /* Is there another line, or the end, or an error, that can be had without waiting for who
  * writes? */

@@ -418,8 +418,28 @@ static size_t bad_byte(const char *s, size_t len)
 	return i + 1;
 }
 
+/* What programs write that take JSON for the literals of their own language. */
+static int explain_literal(const char *near, struct err *why)
+{
+	static const char *const literal[][2] = { { "NaN", "null" }, { "Infinity", "null" },
+	    { "-", "null, where -Infinity or -NaN is meant" }, { "None", "null" },
+	    { "True", "true" }, { "False", "false" } };
+	size_t n;
+
+	for (size_t i = 0; i < sizeof literal / sizeof *literal; i++) {
+		n = strlen(literal[i][0]);
+		if (strncmp(near, " near '", 7) == 0 && strncmp(near + 7, literal[i][0], n) == 0 &&
+		    strcmp(near + 7 + n, "'") == 0)
+			return err_set(why, EX_DATAERR, "%s is not JSON, which has %s",
+			    literal[i][0], literal[i][1]);
+	}
+	return 0;
+}
+
 static void explain_syntax(const char *text, const char *near, struct err *why)
 {
+	if (explain_literal(near, why) < 0)
+		return;
 	if (strstr(text, "expected") == text + 11 && text[0] == '\'')
 		err_set(why, EX_DATAERR, "not JSON%s", near);
 	else if (strncmp(text, "invalid Unicode", 15) == 0)

@@ -13,6 +13,7 @@
 #include "base/pagecache.h"
 #include "base/pool.h"
 #include "text/record.h"
+#include "text/turn.h"
 
 struct infer infer = { .backend = "auto", .readers = 4,
     .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
@@ -235,7 +236,7 @@ static int completion_ids(const json_t *rec, struct ids *ids, struct ids *mask, 
 
 	json_decref(ask);
 	given = ids->n;
-	if (rc == 0 && json_object_get(rec, "tokens"))
+	if (rc == 0 && record_has_tokens(rec))
 		rc = record_tokens(rec, infer.cfg.vocab_size, ids, e);
 	else if (rc == 0)
 		tok_encode(infer.tok, json_string_value(said), json_string_length(said), false,
@@ -254,7 +255,9 @@ int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask,
 	if (!prompt && infer.tok && (json_is_string(asked) || json_is_array(asked)) &&
 	    json_is_string(json_object_get(rec, "completion")))
 		return completion_ids(rec, ids, mask, e);
-	if (!json_object_get(rec, "tokens") && infer.tok && record_turns(rec, &turns, e) < 0)
+	if (mask && !record_has_tokens(rec) && record_no_mask(rec, e) < 0)
+		return -1;
+	if (!record_has_tokens(rec) && infer.tok && record_turns(rec, &turns, e) < 0)
 		return -1;
 	if (turns) {
 		struct tok_chat c = record_chat(rec, turns);
@@ -266,8 +269,10 @@ int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask,
 	}
 	if (record_ids(rec, infer.tok, infer.cfg.vocab_size, ids, e) < 0)
 		return -1;
-	if (!json_object_get(rec, "tokens"))
+	if (!record_has_tokens(rec))
 		frame(ids, first, !prompt);
+	else if (mask && turn_set(json_object_get(rec, "mask")))
+		return record_mask(rec, ids->n - first, mask, e);
 	for (int i = first; mask && i < ids->n; i++)
 		ids_push(mask, 1);
 	return 0;

@@ -140,11 +140,13 @@ struct tok_chat record_chat(const json_t *rec, const json_t *messages)
 
 /* --- text --- */
 
-static void add_turns(struct text *t, const json_t *messages)
+static int add_turns(struct text *t, const json_t *messages, struct err *e)
 {
 	size_t i;
 	json_t *m;
 
+	if (turns_check(messages, e) < 0)
+		return -1;
 	json_array_foreach(messages, i, m) {
 		json_t *s = turn_text(m);
 
@@ -152,6 +154,7 @@ static void add_turns(struct text *t, const json_t *messages)
 			text_add(t, s);
 		json_decref(s);
 	}
+	return 0;
 }
 
 static void add_scalars(struct text *t, const json_t *rec)
@@ -169,10 +172,23 @@ static void add_if_set(struct text *t, const json_t *v)
 		text_add(t, v);
 }
 
+static const char *const one[] = { "text", "content", "story", "passage", "document", "article" };
+
+/* Where a key that names the text holds something else, other keys do not take its place. */
+static int check_named(const json_t *rec, struct err *e)
+{
+	for (size_t i = 0; i < sizeof one / sizeof *one; i++) {
+		const json_t *v = json_object_get(rec, one[i]);
+
+		if (json_is_array(v) || json_is_boolean(v) || json_is_object(v))
+			return err_set(e, EX_DATAERR, "\"%s\" is %s, not a text", one[i],
+			    jsonfile_kind(v));
+	}
+	return 0;
+}
+
 static bool add_named(struct text *t, const json_t *rec)
 {
-	static const char *const one[] = { "text", "content", "story", "passage", "document",
-	    "article" };
 	static const char *const pair[][2] = {
 		{ "instruction", "output" }, { "instruction", "response" },
 		    { "prompt", "response" },
@@ -206,21 +222,51 @@ static bool add_named(struct text *t, const json_t *rec)
 	return false;
 }
 
-char *record_text(const json_t *rec, size_t *len)
+static int add_all(struct text *t, const json_t *rec, struct err *e)
+{
+	json_t *turns;
+	int rc = 0;
+
+	if (add_named(t, rec))
+		return 0;
+	if (record_turns(rec, &turns, e) < 0)
+		return -1;
+	if (turns == NULL && check_named(rec, e) < 0)
+		return -1;
+	if (turns == NULL)
+		add_scalars(t, rec);
+	else
+		rc = add_turns(t, turns, e);
+	json_decref(turns);
+	return rc;
+}
+
+char *record_text(const json_t *rec, size_t *len, struct err *e)
 {
 	struct text t;
+	char *s;
+	int rc;
 
-	if (!text_open(&t))
+	if (!text_open(&t)) {
+		err_set(e, EX_OSERR, "out of memory");
 		return NULL;
-	if (!add_named(&t, rec)) {
-		const json_t *m = json_object_get(rec, "messages");
-
-		if (record_has_turns(rec))
-			add_turns(&t, is_there(m) ? m : json_object_get(rec, "conversations"));
-		else
-			add_scalars(&t, rec);
 	}
-	return text_close(&t, len);
+	rc = add_all(&t, rec, e);
+	s = text_close(&t, len);
+	if (rc == 0 && s == NULL)
+		err_set(e, EX_DATAERR, "no text in the record");
+	if (rc == 0)
+		return s;
+	free(s);
+	return NULL;
+}
+
+/* (Beside a text, another value under that name is its length, say.) */
+bool record_has_tokens(const json_t *rec)
+{
+	const json_t *v = json_object_get(rec, "tokens");
+
+	return json_is_array(v) || (is_there(v) && !json_is_string(json_object_get(rec, "text")));
 }
 
 int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
@@ -231,8 +277,6 @@ int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
 	size_t i;
 	json_t *v;
 
-	if (!json_is_array(list) && json_is_string(json_object_get(rec, "text")))
-		return 0;		/* a number of messages, say, of the text */
 	if (!json_is_array(list))
 		return err_set(e, EX_DATAERR, list ? "\"tokens\" is not a list"
 		    : "missing \"tokens\"");
@@ -248,6 +292,33 @@ int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e)
 	return 0;
 }
 
+int record_mask(const json_t *rec, int n, struct ids *mask, struct err *e)
+{
+	const json_t *list = json_object_get(rec, "mask"), *v;
+	size_t i;
+
+	if (!json_is_array(list))
+		return err_set(e, EX_DATAERR, "\"tokens\" without a list \"mask\"");
+	if (json_array_size(list) != (size_t)n)
+		return err_set(e, EX_DATAERR, "\"mask\" has %zu entries, \"tokens\" %d",
+		    json_array_size(list), n);
+	json_array_foreach(list, i, v) {
+		bool learn = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v) == 1;
+
+		if (!json_is_boolean(v) && !(json_is_integer(v) && (learn ||
+		    json_integer_value(v) == 0)))
+			return err_set(e, EX_DATAERR, "\"mask\"[%zu] is neither 0 nor 1", i);
+		ids_push(mask, learn);
+	}
+	return 0;
+}
+
+int record_no_mask(const json_t *rec, struct err *e)
+{
+	return json_is_array(json_object_get(rec, "mask")) ? err_set(e, EX_DATAERR,
+	    "\"mask\" without the \"tokens\" that it is of") : 0;
+}
+
 int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
 {
 	json_t *turns;
@@ -255,7 +326,7 @@ int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, str
 	char *text;
 	int rc;
 
-	if (json_object_get(rec, "tokens"))
+	if (record_has_tokens(rec))
 		return record_tokens(rec, vocab, out, e);
 	if (!t)
 		return err_set(e, EX_DATAERR, "no \"tokens\", and no tokenizer for text");
@@ -268,9 +339,8 @@ int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, str
 		json_decref(turns);
 		return rc;
 	}
-	text = record_text(rec, &len);
-	if (!text)
-		return err_set(e, EX_DATAERR, "no text in the record");
+	if ((text = record_text(rec, &len, e)) == NULL)
+		return -1;
 	tok_encode(t, text, len, false, out);
 	free(text);
 	return 0;

@@ -3,9 +3,9 @@
  * reads text reads it through here, so all of them understand the same records.
  *
  *	size_t len;
- *	char *text = record_text(rec, &len);
+ *	char *text = record_text(rec, &len, &why);
  *	if (!text)
- *		return jsonl_bad(in, &e, "no text in the record");
+ *		return jsonl_bad(in, &e, "%s", why.msg);
  */
 #ifndef CHR_RECORD_H
 #define CHR_RECORD_H
@@ -25,8 +25,9 @@
  *	query+answer, joined by a newline, with "system" before the first and, of an instruction,
  *	    "input" or "context" behind it, where they are texts that are not empty;
  *	conversations or messages: the turns' content (or value) joined by newlines, without roles;
- *	else all strings and numbers of the record, joined by newlines. */
-char *record_text(const json_t *rec, size_t *len);
+ *	else all strings and numbers of the record, joined by newlines; not where one of the first
+ *	    six keys holds a list, an object, true or false. */
+char *record_text(const json_t *rec, size_t *len, struct err *e);
 
 bool record_has_turns(const json_t *rec);	/* "messages" or "conversations", not null */
 
@@ -48,8 +49,14 @@ struct tok_chat record_chat(const json_t *rec, const json_t *messages);
  * 0: not checked). record_ids: "tokens" when there are some, else the conversation through the
  * chat template, else the text without special tokens. t may be NULL: then only "tokens" will
  * do. */
+bool record_has_tokens(const json_t *rec);
 int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e);
 int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
+
+/* What is to be learned of n "tokens": "mask", a list of 0 and 1, or of false and true. A record
+ * without tokens must have no list of that name, which would be passed over. */
+int record_mask(const json_t *rec, int n, struct ids *mask, struct err *e);
+int record_no_mask(const json_t *rec, struct err *e);
 
 /* A document as training takes it: record_ids(), or ids that are there, between bos and eos,
  * unless it brings its own. out is empty before; t may be NULL: then there are no marks. */

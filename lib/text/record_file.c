@@ -62,7 +62,8 @@ static void append_source(struct ids *out, const char *line, size_t len)
 int record_item(const struct record_kind *k, struct tok *t, const char *line, size_t len,
     struct ids *out, struct record_count *n, struct err *why)
 {
-	json_t *rec = jsonl_parse(line, len, why);
+	size_t mark = jsonl_mark(line, len);
+	json_t *rec = jsonl_parse(line += mark, len -= mark, why);
 	int rc = 0;
 
 	out->n = 0;

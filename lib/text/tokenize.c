@@ -97,8 +97,8 @@ static int to_ids(const struct tokenize *z, struct worker *w, const json_t *rec,
 		json_decref(turns);
 		return rc;
 	}
-	if ((text = record_text(rec, &len)) == NULL)
-		return err_set(why, EX_DATAERR, "no text in the record");
+	if ((text = record_text(rec, &len, why)) == NULL)
+		return -1;
 	encode(z, w, text, len);
 	free(text);
 	return 0;

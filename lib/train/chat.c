@@ -53,28 +53,6 @@ static int last_target(const struct ids *mask)
 	return i;
 }
 
-/* What chr-tokenize --mask wrote: 1 or 0, or true or false as others write it. */
-static int read_mask(const json_t *rec, int n, struct ids *mask, struct err *why)
-{
-	const json_t *list = json_object_get(rec, "mask"), *v;
-	size_t i;
-
-	if (!json_is_array(list))
-		return err_set(why, EX_DATAERR, "\"tokens\" without a list \"mask\"");
-	if (json_array_size(list) != (size_t)n)
-		return err_set(why, EX_DATAERR, "\"mask\" has %zu entries, \"tokens\" %d",
-		    json_array_size(list), n);
-	json_array_foreach(list, i, v) {
-		bool learn = json_is_boolean(v) ? json_is_true(v) : json_integer_value(v) == 1;
-
-		if (!json_is_boolean(v) && !(json_is_integer(v) && (learn ||
-		    json_integer_value(v) == 0)))
-			return err_set(why, EX_DATAERR, "\"mask\"[%zu] is neither 0 nor 1", i);
-		ids_push(mask, learn);
-	}
-	return 0;
-}
-
 /* Keys of other layouts of the same data, for a message. */
 static int no_messages(const json_t *rec, struct err *why)
 {
@@ -96,9 +74,11 @@ static int encode(struct tok *t, int vocab, const json_t *rec, struct ids *out, 
 	json_t *turns;
 	int rc;
 
-	if (json_object_get(rec, "tokens") != NULL)
-		return record_tokens(rec, vocab, out, why) < 0 ? -1 : read_mask(rec, out->n, mask,
-		    why);
+	if (record_has_tokens(rec))
+		return record_tokens(rec, vocab, out, why) < 0 ? -1 : record_mask(rec, out->n,
+		    mask, why);
+	if (record_no_mask(rec, why) < 0)
+		return -1;
 	if (record_turns(rec, &turns, why) < 0)
 		return -1;
 	if (turns == NULL)
@@ -185,7 +165,7 @@ static int text_item(struct tok *t, int vocab, const json_t *rec, int n, struct 
     struct record_count *count,
     struct err *why)
 {
-	bool tokens = json_object_get(rec, "tokens") != NULL;
+	bool tokens = record_has_tokens(rec);
 
 	if (tokens ? json_object_get(rec, "mask") != NULL : record_has_turns(rec))
 		return chat_words(t, vocab, rec, n, out, count, why);
