@@ -230,4 +230,64 @@ order "one missing" '3: .*leaves' '3d'
 order "two in the other order" '3: .*leaves' '3{h;d};4{G}'
 order "the first missing" '2: .*begin' '2d'
 status "two logs" 0 sh -c 'cat act.jsonl act.jsonl | chr-cluster -q > /dev/null'
+
+# Where files were joined, each brings its mark
+{
+	printf '\357\273\277{"text":"a"}\n'
+	printf '\357\273\277{"text":"b"}\n'
+} > joined.jsonl
+printf '{"text":"a"}\n{"text":"b"}\n' > parted.jsonl
+is "marks inside" "$(tok joined.jsonl)" "$(tok parted.jsonl)"
+is "on a pipe" "$(tok < joined.jsonl)" "$(tok parted.jsonl)"
+for how in --shuffle "--data-ram 1"; do
+	# shellcheck disable=SC2086
+	is "for a trainer, $how" "$(chr-pretrain -q -m model -o joined -n 1 -b 1 --seq 8 $how joined.jsonl | grep -o '"base":[^,]*')" \
+		"$(chr-pretrain -q -m model -o parted -n 1 -b 1 --seq 8 $how parted.jsonl | grep -o '"base":[^,]*')"
+	rm -rf joined parted
+done
+
+# Masks: the same wherever tokens are read
+scored()	# RECORD
+{
+	printf '%s\n' "$1" | chr-score -q -m model | sed -n '1s/.*"tokens":\([0-9]*\).*/\1/p'
+}
+is "chr-score: a mask" "$(scored '{"tokens":[5,6,7],"mask":[0,1,0]}')" 1
+is "of false and true" "$(scored '{"tokens":[5,6,7],"mask":[false,true,true]}')" 2
+is "none" "$(scored '{"tokens":[5,6,7]}')" 2
+printf '{"messages":[%s,%s]}\n' "$u" "$a" > talk.jsonl
+tok --mask talk.jsonl > masked.jsonl
+is "of a conversation" "$(chr-score -q -m model masked.jsonl | head -n 1)" \
+	"$(chr-score -q -m model talk.jsonl | head -n 1)"
+is "chr-actlog: the answer" "$(chr-actlog -q -m model masked.jsonl | grep -c '"answer":true')" \
+	"$(grep -o '"mask":.*' masked.jsonl | tr -cd 1 | wc -c | tr -d ' ')"
+for m in '[0,2,1]' '[0,-1,1]' '[0,"1",1]' '[0,null,1]' '[1,1]' '"abc"' 5; do
+	echo "{\"tokens\":[5,6,7],\"mask\":$m}" > bad.jsonl
+	refuses "chr-score: $m" 'mask' chr-score -q -m model bad.jsonl
+	refuses "chr-sft: $m" 'mask' chr-sft -q -m model -o no -n 1 -b 1 --seq 32 bad.jsonl
+done
+sed 's/{/{"mask":[0,1],/' talk.jsonl > bad.jsonl
+refuses "a mask without tokens" 'mask.* without' chr-sft -q -m model -o no -n 1 -b 1 --seq 32 bad.jsonl
+refuses "nor scored" 'mask.* without' chr-score -q -m model bad.jsonl
+for list in '[5,6.0,7]' '["5",6]' '[5,-1]' '[5,320]' 5; do
+	echo "{\"tokens\":$list}" > bad.jsonl
+	refuses "tokens: $list" 'tokens' chr-score -q -m model bad.jsonl
+done
+
+# Other keys do not take the place of what should be the text
+is "a number of tokens beside a text" "$(scored '{"text":"a b","tokens":7}')" "$(scored '{"text":"a b"}')"
+for v in '["a","b"]' '{"a":"b"}' true; do
+	echo "{\"text\":$v,\"id\":7}" > bad.jsonl
+	refuses "a text that is $v" '"text" is' tok bad.jsonl
+	refuses "nor learned, $v" '"text" is' chr-tokenize -q --train -v 300 -o no.json bad.jsonl
+done
+echo '{"messages":[{"role":"user","content":5}]}' > bad.jsonl
+refuses "a number said, without a template" 'a number' tok --no-chat bad.jsonl
+is "parts said, without a template" "$(echo '{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]}' |
+	tok --no-chat | chr-tokenize -q -d -t tokenizer.json)" hi
+
+# What other languages write
+for v in NaN Infinity -Infinity True None; do
+	echo "{\"text\":\"a\",\"x\":$v}" > bad.jsonl
+	refuses "$v" 'bad.jsonl:1: .*is not JSON, which has' tok bad.jsonl
+done
 done_testing
