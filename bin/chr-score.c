@@ -144,7 +144,8 @@ static void score_rows(const uint32_t *tok, const uint32_t *mask, int n, bool la
 		    config_lookahead_rows(&infer.cfg) : NULL;
 	}
 	if (engine_eval(infer.g, &it, 1, NULL, &why) < 0)
-		must(err_set(&s.e, why.status, "%s:%lld: %s", jsonl_name(s.in), (long long)jsonl_lineno(s.in),
+		must(err_set(&s.e, why.status, "%s:%lld: %s", jsonl_name(s.in),
+		    (long long)jsonl_lineno(s.in),
 		    why.msg));
 	if (o.dump)
 		dump_rows(tok, n);
