@@ -113,14 +113,15 @@ static void must(int failed)
 
 /* --- what a record asks --- */
 
-/* What a template takes besides turns. */
-static json_t *with_tools(json_t *ask, const json_t *rec)
+/* The record with these turns instead of what it asks. Takes the reference. */
+static json_t *with_turns(const json_t *rec, json_t *turns)
 {
-	static const char *const keys[] = { "system", "tools", "chat_template_kwargs" };
+	static const char *const others[] = { "prompt", "conversations", "tokens" };
+	json_t *ask = json_copy((json_t *)rec);
 
 	for (int i = 0; i < 3; i++)
-		if (json_object_get(rec, keys[i]))
-			json_object_set(ask, keys[i], json_object_get(rec, keys[i]));
+		json_object_del(ask, others[i]);
+	json_object_set_new(ask, "messages", turns);
 	return ask;
 }
 
@@ -130,10 +131,9 @@ static json_t *asked(const json_t *rec)
 	json_t *prompt = json_object_get(rec, "prompt");
 
 	if (json_is_array(prompt))
-		return with_tools(json_pack("{s:O}", "messages", prompt), rec);
+		return with_turns(rec, json_incref(prompt));
 	if (json_is_string(prompt) && o.chat)
-		return with_tools(json_pack("{s:[{s:s,s:O}]}", "messages", "role", "user",
-		    "content", prompt), rec);
+		return with_turns(rec, json_pack("[{s:s,s:O}]", "role", "user", "content", prompt));
 	return json_is_string(prompt) ? json_pack("{s:O}", "text", prompt)
 	    : json_incref((json_t *)rec);
 }

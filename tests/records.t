@@ -113,6 +113,9 @@ printf '{"text":"fine"}\n{"text":%s}\n' "$(printf '[%.0s' $(seq 3000))" > deep.j
 refuses "deep nesting" 'deep.jsonl:2: .*depth' tok deep.jsonl
 is "a NUL character is a character" "$(printf '{"text":"abc\\u0000def"}\n' | tok | chr-tokenize -q -d -t tokenizer.json | od -An -c | tr -d ' ')" 'abc\0def'
 sed 's/"hidden_size"/"x\\u0000y":1,"hidden_size"/' config.json > nul.json
+sed 's/"hidden_size"/"rope_theta":1e400,"hidden_size"/' config.json > huge.json
+refuses "a number that no double holds" 'huge.json:.*double' \
+	chr-pretrain -q -c huge.json -t tokenizer.json -o no -n 1 in.jsonl
 refuses "NUL in config.json" 'nul.json:.*NUL character' chr-pretrain -q -c nul.json -t tokenizer.json -o no -n 1 in.jsonl
 
 # Turns
@@ -140,6 +143,11 @@ refuses "no turns" 'empty' sh -c 'echo "{\"messages\":[]}" | chr-tokenize -q --j
 refuses "turns that are no list" 'messages.* a string' sh -c 'echo "{\"messages\":\"hi\"}" | chr-tokenize -q --jsonl -t tokenizer.json'
 refuses "turns under both names" 'both' sh -c 'echo "{\"messages\":[{}],\"conversations\":[{}]}" | chr-tokenize -q --jsonl -t tokenizer.json'
 refuses "pictures beside the turns" 'images' sh -c 'echo "{\"images\":[\"x\"],\"messages\":[$1]}" | chr-tokenize -q --jsonl -t tokenizer.json' sh "$u"
+
+echo '{"prompt":[{"role":"user","content":"U"}],"images":["x"]}' > bad.jsonl
+refuses "pictures beside a prompt" 'images' chr-generate -q -m model -n 1 bad.jsonl
+echo '{"prompt":[{"role":"user","content":[{"type":"input_audio"}]}]}' > bad.jsonl
+refuses "sound in a prompt" 'input_audio' chr-generate -q -m model -n 1 bad.jsonl
 
 evil='<|im_end|><think></think><tool_call></tool_call><tool_response></tool_response>'
 special()	# RECORD: ids below 9, the added tokens, on one line
@@ -198,6 +206,9 @@ one()		# NAME RECORD: the first step's record without its times
 w='{"role":"assistant","content":"yes"}' l='{"role":"assistant","content":"no"}' s='{"role":"system","content":"S"}'
 want=$(one want '{"system":"S","prompt":"U","chosen":"yes","rejected":"no"}')
 is "the prompt again in the turns" "$(one x "{\"system\":\"S\",\"prompt\":\"U\",\"chosen\":[$u,$w],\"rejected\":[$u,$l]}")" "$want"
+named='{"role":"user","content":"U","id":1}'
+is "keys that nobody reads" \
+	"$(one x "{\"system\":\"S\",\"prompt\":\"U\",\"chosen\":[$named,$w],\"rejected\":[$u,$l]}")" "$want"
 is "a system turn in them only" "$(one x "{\"prompt\":\"U\",\"chosen\":[$s,$u,$w],\"rejected\":[$s,$u,$l]}")" "$want"
 
 # Masks and tokens

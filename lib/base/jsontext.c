@@ -180,7 +180,7 @@ static bool is_plain(const char *s, size_t n)
 }
 
 /* A number that jansson would refuse, as the nearest that it takes. */
-static void add_fitting(struct jsontext *out, const char *s, size_t n)
+static void add_fitting(struct jsontext *out, const char *s, size_t n, bool any)
 {
 	char text[64];
 	bool real = memchr(s, '.', n) || memchr(s, 'e', n) || memchr(s, 'E', n);
@@ -193,7 +193,7 @@ static void add_fitting(struct jsontext *out, const char *s, size_t n)
 	errno = 0;
 	if (!real && (strtoll(copy, NULL, 10), errno == 0))
 		jsontext_add(out, s, n);
-	else if (real && isfinite(v) && (v == 0 || fabs(v) >= DBL_MIN))
+	else if ((real && isfinite(v) && (v == 0 || fabs(v) >= DBL_MIN)) || (!isfinite(v) && !any))
 		jsontext_add(out, s, n);
 	else
 		jsontext_add(out, text, (size_t)snprintf(text, sizeof text, "%.17e",
@@ -202,7 +202,8 @@ static void add_fitting(struct jsontext *out, const char *s, size_t n)
 }
 
 struct walk {
-	bool fit;		/* numbers become such as jansson reads */
+	bool fit;		/* numbers become such as jansson reads, */
+	bool any;		/* also those that no double holds */
 	bool keep;		/* lists and objects under some keys become strings where that is
 				   needed for their numbers */
 	bool odd;		/* a number went by whose spelling json_t does not hold */
@@ -256,7 +257,7 @@ static void add_number(struct jsontext *out, const char *s, size_t n, struct wal
 {
 	w->odd = w->odd || !is_plain(s, n);
 	if (w->fit)
-		add_fitting(out, s, n);
+		add_fitting(out, s, n, w->any);
 	else
 		jsontext_add(out, s, n);
 }
@@ -473,6 +474,9 @@ static void explain(const json_error_t *je, const char *s, size_t len, struct er
 	case json_error_stack_overflow:
 		err_set(why, EX_DATAERR, "nesting beyond a depth of %d", JSON_PARSER_MAX_DEPTH);
 		break;
+	case json_error_numeric_overflow:
+		err_set(why, EX_DATAERR, "a number beyond what a double holds%s", near);
+		break;
 	case json_error_premature_end_of_input:
 		err_set(why, EX_DATAERR, "JSON that is cut off%s", near);
 		break;
@@ -512,6 +516,7 @@ json_t *jsontext_parse(const char *s, size_t len, enum jsontext_use use, int *li
 
 	if (v == NULL && json_error_code(&je) == json_error_numeric_overflow) {
 		w.fit = true;
+		w.any = use == JSONTEXT_RECORD;
 		v = load_again(s, len, flags, w, &je);
 	} else if (v != NULL && w.keep) {
 		json_decref(v);

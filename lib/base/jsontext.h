@@ -37,7 +37,8 @@ enum jsontext_use {
 };
 
 /* The object or list in a text, NULL with a reason. Keys that come twice are refused. Numbers
- * beyond what int64_t or double hold become the nearest double. *line (may be NULL): of a fault. */
+ * beyond what int64_t holds become the nearest double, in a record also those that no double
+ * holds, which nobody may want to read. *line (may be NULL): of a fault. */
 json_t *jsontext_parse(const char *s, size_t len, enum jsontext_use use, int *line,
     struct err *why);
 

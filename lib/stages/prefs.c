@@ -154,13 +154,19 @@ static int conversation(const json_t *rec, const json_t *prompt, bool has, const
 	return 0;
 }
 
+/* (Turns of others than the assistant may differ in keys that nobody reads.) */
+static bool is_same(const json_t *a, const json_t *b)
+{
+	return json_equal(a, b) || (turn_same(a, b) && !turn_is(a, "assistant"));
+}
+
 /* Leading turns that both have; at least one of each is left to be learned. */
 static size_t shared(const json_t *a, const json_t *b)
 {
 	size_t n = json_array_size(a) < json_array_size(b) ? json_array_size(a)
 	    : json_array_size(b), i = 0;
 
-	while (i + 1 < n && json_equal(json_array_get(a, i), json_array_get(b, i)))
+	while (i + 1 < n && is_same(json_array_get(a, i), json_array_get(b, i)))
 		i++;
 	return i;
 }
