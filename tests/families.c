@@ -157,7 +157,8 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 
 int main(void)
 {
-	static const char *const families[] = { "dots1", "ernie4_5_moe", "glm4_moe",
+	static const char *const families[] = { "deepseek_v2", "deepseek_v3",
+	    "deepseek_v3-mtp", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite",
 	    "hunyuan_v1_moe", "llama",
 	    "minimax_m2", "mixtral", "olmoe", "qwen2",
 	    "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_moe-bf16-shards" };

@@ -16,7 +16,8 @@ head -n 2 datasets/prefs.jsonl > prefs.jsonl
 head -n 2 datasets/prompts.jsonl > sums.jsonl
 head -n 2 datasets/chat.jsonl > chat.jsonl
 
-for f in dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe minimax_m2 mixtral olmoe qwen2_moe qwen3_moe; do
+for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyuan_v1_moe \
+	minimax_m2 mixtral olmoe qwen2_moe qwen3_moe; do
 	d=$families/$f
 	# shellcheck disable=SC2016
 	ok "$f: streamed as resident; q8 is near" sh -e -c '
@@ -35,8 +36,8 @@ for f in dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe minimax_m2 mixtral olmoe qwe
 		cmp a b; rm -rf u' sh "$d"
 done
 
-for f in dots1 ernie4_5_moe glm4_moe hunyuan_v1_moe llama minimax_m2 mixtral olmoe qwen2 qwen2_moe \
-	qwen3 qwen3_moe; do
+for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyuan_v1_moe \
+	llama minimax_m2 mixtral olmoe qwen2 qwen2_moe qwen3 qwen3_moe; do
 	d=$families/$f
 	# shellcheck disable=SC2016
 	ok "$f: every trainer, full and with adapters" sh -e -c '

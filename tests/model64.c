@@ -238,6 +238,9 @@ static void check_config(const char *name, const char *json, double dropout, dou
 #define DEEPSEEK ", \"n_routed_experts\": 6, \"num_experts_per_tok\": 2," \
 	"\"moe_intermediate_size\": 10, \"n_shared_experts\": 2"
 
+#define LATENT ", \"kv_lora_rank\": 9, \"qk_nope_head_dim\": 6, \"qk_rope_head_dim\": 4," \
+	"\"v_head_dim\": 3, \"first_k_dense_replace\": 1"
+
 static void check_families(void)
 {
 	check_config("llama, llama3 positions, biases", "{\"model_type\": \"llama\", " PUBLISHED
@@ -261,6 +264,15 @@ static void check_families(void)
 	    "\"first_k_dense_replace\": 1}", 0, 0, false);
 	check_config("dots1, weights as they are, experts given", "{\"model_type\": \"dots1\", "
 	    PUBLISHED DEEPSEEK ", \"routed_scaling_factor\": 1.5}", 0, 0.3, true);
+	check_config("deepseek_v3, yarn",
+	    "{\"model_type\": \"deepseek_v3\", " PUBLISHED DEEPSEEK LATENT
+	    ", \"q_lora_rank\": 7, \"n_group\": 2, \"topk_group\": 1,"
+	    "\"rope_scaling\": {\"type\": \"yarn\","
+	    "\"factor\": 4, \"original_max_position_embeddings\": 16, \"mscale\": 0.7,"
+	    "\"mscale_all_dim\": 1.0}}", 0.1, 0, false);
+	check_config("deepseek_v2, groups", "{\"model_type\": \"deepseek_v2\", " PUBLISHED DEEPSEEK
+	    LATENT ", \"topk_method\": \"group_limited_greedy\", \"n_group\": 3,"
+	    "\"topk_group\": 2, \"lookahead_steps\": 1}", 0, 0.3, false);
 	check_config("glm4_moe", "{\"model_type\": \"glm4_moe\", " PUBLISHED DEEPSEEK
 	    ", \"attention_bias\": true, \"use_qk_norm\": true, \"lookahead_steps\": 1,"
 	    "\"partial_rotary_factor\": 0.67}", 0, 0, false);

@@ -8,7 +8,8 @@
 #include "arch/config.h"
 
 /* One a file. */
-#define FAMILIES(F) F(chronos) F(dots1) F(ernie4_5_moe) F(glm4_moe) \
+#define FAMILIES(F) F(chronos) F(deepseek_v2) F(deepseek_v3) F(dots1) F(ernie4_5_moe) \
+	F(glm4_moe) F(glm4_moe_lite) \
 	F(hunyuan_v1_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
 	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_moe)
 #define DECLARE(name) extern const struct arch arch_##name;
@@ -67,7 +68,8 @@ static const struct arch *by_architecture(const char *name)
 static const struct arch *by_type(const char *type)
 {
 	for (size_t i = 0; type && i < NFAMILIES; i++)
-		if (strcmp(families[i]->model_type, type) == 0)
+		if (strcmp(families[i]->model_type, type) == 0 ||
+		    (families[i]->also && strcmp(families[i]->also, type) == 0))
 			return families[i];
 	return NULL;
 }

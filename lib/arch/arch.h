@@ -31,6 +31,7 @@ struct key_off {
 
 struct arch {
 	const char *model_type;
+	const char *also;			/* another that is the same maths; NULL: none */
 	const char *const *architectures;	/* ends with NULL */
 	const struct key *const *keys;		/* tables of plain values; ends with NULL */
 	const struct key_fallback *fallbacks;	/* may be NULL, like all that follow */

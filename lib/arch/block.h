@@ -17,7 +17,10 @@
 enum attn_kind {
 	ATTN_FULL,		/* grouped queries, all positions before */
 	ATTN_SLIDING,		/* grouped queries, the last `window` positions */
-	ATTN_MLA		/* keys and values from a latent, in the reference's form */
+	ATTN_MLA,		/* keys and values from a latent, in the reference's form */
+	/* the same as DeepSeek published it (arXiv:2405.04434): one turned key for all heads,
+	 * beside the latent */
+	ATTN_LATENT
 };
 
 enum qk_norm {
@@ -33,7 +36,11 @@ struct block {
 	bool norm_after;	/* the norm of q and k comes after the rotation */
 	bool qkv_bias, o_bias;	/* q, k and v have a bias each; the output projection has one */
 	struct rope rope;	/* of its width: d, or r of MLA */
-	int latent, nope;	/* MLA: C, and the part of a head without positions */
+	int latent, nope;	/* of a latent: C, and the part of a head without positions */
+	/* ATTN_LATENT: rank of the queries, 0: full; width of a head's values */
+	int q_rank, value;
+	double latent_eps;	/* of the norms within attention from a latent */
+	double scale;		/* of scores, q . k */
 
 	bool sparse;		/* routed experts; else one dense MLP */
 	int width;		/* F of a routed expert, or that of the dense MLP */
@@ -49,6 +56,11 @@ struct block {
 static inline double block_shared_weight(const struct block *b, double times)
 {
 	return times / b->shared;
+}
+
+static inline bool block_latent(const struct block *b)
+{
+	return b->attn == ATTN_MLA || b->attn == ATTN_LATENT;
 }
 
 /* FFNs that every row passes: the shared experts, or the one MLP of a dense layer. */

@@ -221,11 +221,14 @@ static void fill_block(const struct config *c, struct block *b, bool published)
 	b->rope = c->rope;
 	if (!published && b->rope.kind == ROPE_YARN && !stretched(c))
 		b->rope.kind = ROPE_DEFAULT;
+	b->scale = 1 / sqrt((double)c->head_dim);
+	b->value = c->head_dim;
 	b->qk_norm = QK_NORM_HEAD;
 	b->window = b->attn == ATTN_SLIDING ? c->sliding_window_size : 0;
 	if (b->attn == ATTN_MLA) {
 		mla_rope(c, b);
 		b->latent = c->kv_latent_dim;
+		b->latent_eps = c->rms_norm_eps;
 		b->nope = c->head_dim - c->rope_dim;
 	}
 	b->width = b->sparse ? c->moe_intermediate_size : c->intermediate_size;

@@ -253,7 +253,7 @@ bool config_biased(const struct config *c)
 const struct rope *config_rope(const struct config *c, bool mla)
 {
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		if ((c->block[l].attn == ATTN_MLA) == mla)
+		if (block_latent(&c->block[l]) == mla)
 			return &c->block[l].rope;
 	return NULL;
 }

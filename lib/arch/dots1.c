@@ -25,7 +25,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "Dots1ForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_moe_width_keys,
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_moe_width_keys,
 	family_norm_topk_keys, family_train_keys, NULL };
 
 const struct arch arch_dots1 = { .model_type = "dots1", .architectures = architectures,

@@ -56,7 +56,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "Ernie4_5_MoeForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_moe_width_keys,
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_moe_width_keys,
 	family_train_keys, NULL };
 
 const struct arch arch_ernie4_5_moe = { .model_type = "ernie4_5_moe",

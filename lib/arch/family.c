@@ -15,7 +15,6 @@ const struct key family_keys[] = {
 	{ "num_hidden_layers", KEY_INT, AT(num_hidden_layers), KEY_REQUIRED, 1, CFG_MAX_LAYERS },
 	{ "num_attention_heads", KEY_INT, AT(num_attention_heads), KEY_REQUIRED, 1, 1 << 14 },
 	{ "num_key_value_heads", KEY_INT, AT(num_key_value_heads), 0, 1, 1 << 14 },
-	{ "head_dim", KEY_INT, AT(head_dim), 0, 2, 1 << 16 },
 	{ "intermediate_size", KEY_INT, AT(intermediate_size), KEY_REQUIRED, 0, 1 << 24 },
 	{ "tie_word_embeddings", KEY_BOOL, AT(tie_word_embeddings), 0, 0, 0 },
 	{ "rope_theta", KEY_REAL, AT(rope_theta), 1e4, 1, 1e18 },
@@ -25,6 +24,11 @@ const struct key family_keys[] = {
 	{ "bos_token_id", KEY_ID, AT(bos_token_id), -1, -1, INT_MAX },
 	{ "eos_token_id", KEY_ID, AT(eos_token_id), -1, -1, INT_MAX },
 	{ "pad_token_id", KEY_ID, AT(pad_token_id), -1, -1, INT_MAX },
+	{ 0 }
+};
+
+const struct key family_head_keys[] = {
+	{ "head_dim", KEY_INT, AT(head_dim), 0, 2, 1 << 16 },
 	{ 0 }
 };
 
@@ -151,7 +155,7 @@ static double yarn_magnitude(double factor, double mscale)
 
 static int rope_yarn(struct rope *r, const char *key, const json_t *o, const struct keys *k)
 {
-	double mscale = 0, all = 0;
+	double mscale = 0;
 
 	r->fast = 32;
 	r->slow = 1;
@@ -160,11 +164,12 @@ static int rope_yarn(struct rope *r, const char *key, const json_t *o, const str
 	    rope_real(k, key, o, "beta_slow", 1e-3, 1e6, &r->slow) < 0 ||
 	    rope_bool(k, key, o, "truncate", &r->truncate) < 0 ||
 	    rope_real(k, key, o, "mscale", 0, 1e3, &mscale) < 0 ||
-	    rope_real(k, key, o, "mscale_all_dim", 0, 1e3, &all) < 0)
+	    rope_real(k, key, o, "mscale_all_dim", 0, 1e3, &r->all_dim) < 0)
 		return -1;
 	r->magnitude = yarn_magnitude(r->factor, 1);
-	if (mscale != 0 && all != 0)
-		r->magnitude = yarn_magnitude(r->factor, mscale) / yarn_magnitude(r->factor, all);
+	if (mscale != 0 && r->all_dim != 0)
+		r->magnitude = yarn_magnitude(r->factor, mscale) /
+		    yarn_magnitude(r->factor, r->all_dim);
 	return rope_real(k, key, o, "attention_factor", 1e-3, 1e3, &r->magnitude);
 }
 
@@ -279,6 +284,8 @@ int family_begin(struct config *c, const struct keys *k)
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		c->block[l].rope = c->rope;
 		c->block[l].width = c->intermediate_size;
+		c->block[l].scale = 1 / sqrt((double)c->head_dim);
+		c->block[l].value = c->head_dim;
 	}
 	return family_sparse_done(c, k);
 }
@@ -386,7 +393,10 @@ static int check_groups(const struct config *c, const struct keys *k,
 
 int family_deepseek_experts(struct config *c, const struct keys *k, struct family_deepseek d)
 {
+	static const char *const names[] = { "dense", "sparse" };
 	const json_t *v = keys_get(k, "routed_scaling_factor");
+	int type[CFG_MAX_LAYERS];
+	bool found;
 
 	if (family_count(k, "first_k_dense_replace", 0, &d.first_dense) < 0 ||
 	    family_count(k, "n_shared_experts", 0, &d.shared) < 0 || family_count(k, "n_group", 1,
@@ -395,11 +405,17 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 	    (v && keys_real(k, "routed_scaling_factor", v, 1e-6, 1e6, &d.factor) < 0) ||
 	    check_groups(c, k, &d) < 0)
 		return -1;
+	if (!arch_knows(k->arch, "mlp_layer_types"))
+		found = false;
+	else if (keys_list(k, "mlp_layer_types", c->num_hidden_layers, names, 2, type, &found) < 0)
+		return -1;
 	c->num_shared_experts = d.shared > 0;
-	for (int l = d.first_dense; l < c->num_hidden_layers; l++) {
+	for (int l = 0; l < c->num_hidden_layers; l++) {
 		struct block *b = &c->block[l];
 
-		b->sparse = true;
+		b->sparse = found ? type[l] == 1 : l >= d.first_dense;
+		if (!b->sparse)
+			continue;
 		b->router = (struct router){ .sigmoid = true, .groups = d.groups, .kept = d.kept,
 		    .scale = d.factor };
 		b->router_bias = true;
@@ -407,4 +423,44 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 		b->shared_width = d.shared * c->moe_intermediate_size;
 	}
 	return family_experts(c, k);
+}
+
+int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs, bool sharpen)
+{
+	int rank = 0, latent = 512, nope = 128, turned = 64, value = 128;
+	double scale, more = 1;
+
+	if (family_count(k, "q_lora_rank", 1, &rank) < 0 ||
+	    family_count(k, "kv_lora_rank", 1, &latent) < 0 ||
+	    family_count(k, "qk_nope_head_dim", 1, &nope) < 0 ||
+	    family_count(k, "qk_rope_head_dim", 2, &turned) < 0 ||
+	    family_count(k, "v_head_dim", 1, &value) < 0)
+		return -1;
+	if (turned % 2)
+		return keys_bad(k, "qk_rope_head_dim", "%d is odd: rotary positions need pairs",
+		    turned);
+	if (value > nope + turned)
+		return keys_bad(k, "v_head_dim", "%d is above the %d of keys", value,
+		    nope + turned);
+	c->head_dim = nope + turned;
+	c->rope_dim = turned;
+	c->num_key_value_heads = c->num_attention_heads;
+	if (family_begin(c, k) < 0)
+		return -1;
+	if (sharpen && c->rope.kind == ROPE_YARN && c->rope.all_dim != 0)
+		more = yarn_magnitude(c->rope.factor, c->rope.all_dim);
+	scale = more * more / sqrt((double)c->head_dim);
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		struct block *b = &c->block[l];
+
+		b->attn = ATTN_LATENT;
+		b->rope.pairs = pairs;
+		b->q_rank = rank;
+		b->latent = latent;
+		b->latent_eps = 1e-6;		/* in transformers, whatever rms_norm_eps is */
+		b->nope = nope;
+		b->value = value;
+		b->scale = scale;
+	}
+	return 0;
 }

@@ -10,10 +10,11 @@
 
 #define KEY_AT(x) offsetof(struct config, x)
 
-/* Tables of plain values: sizes and ids of any model; routed experts; the width of one and whether
- * weights are renormalised, where a family has such keys; training, which is ours. End with a NULL
- * key. */
-extern const struct key family_keys[], family_moe_keys[], family_moe_width_keys[],
+/* Tables of plain values: sizes and ids of any model; head_dim; routed experts; the width of one
+ * and whether weights are renormalised, where a family has such keys; training, which is ours. End
+ * with a NULL key. */
+extern const struct key family_keys[], family_head_keys[], family_moe_keys[],
+    family_moe_width_keys[],
     family_norm_topk_keys[], family_train_keys[];
 
 /* What most published families have in common: heads, positions, and in every layer full attention
@@ -50,6 +51,15 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 	{ P_SH_UP, "model.layers.%d.mlp.shared_experts.up_proj.weight" }, \
 	{ P_SH_DOWN, "model.layers.%d.mlp.shared_experts.down_proj.weight" }
 extern const struct key_alias family_deepseek_aliases[];
+
+/* In place of family_begin(): attention from a latent as DeepSeek-V2 and those after it have it.
+ * sharpen: mscale_all_dim of YaRN scales the scores too. */
+int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs, bool sharpen);
+#define FAMILY_LATENT_READS "rope_scaling", "rope_parameters", "q_lora_rank", "kv_lora_rank", \
+	"qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"
+#define FAMILY_LATENT_IGNORES { "hidden_act", "\"silu\"" }, { "attention_dropout", NULL }, \
+	{ "attention_bias", "false" }, { "mlp_bias", "false" }, { "head_dim", NULL }, \
+	{ "qk_head_dim", NULL }, { "moe_layer_freq", "1" }
 /* All layers that are sparse get experts of moe_intermediate_size; ends the reading of a family
  * with experts. */
 int family_experts(struct config *c, const struct keys *k);

@@ -32,7 +32,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "Glm4MoeForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_moe_width_keys,
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_moe_width_keys,
 	family_norm_topk_keys, family_train_keys, NULL };
 
 const struct arch arch_glm4_moe = { .model_type = "glm4_moe", .architectures = architectures,

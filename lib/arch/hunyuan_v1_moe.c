@@ -56,7 +56,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "HunYuanMoEV1ForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_train_keys, NULL };
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_train_keys, NULL };
 
 const struct arch arch_hunyuan_v1_moe = { .model_type = "hunyuan_v1_moe",
 	.architectures = architectures, .keys = tables, .aliases = aliases, .reads = reads,

@@ -16,7 +16,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "LlamaForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_train_keys, NULL };
+static const struct key *const tables[] = { family_keys, family_head_keys, family_train_keys,
+    NULL };
 
 const struct arch arch_llama = { .model_type = "llama", .architectures = architectures,
 	.keys = tables, .reads = reads, .ignores = ignores, .read = read };

@@ -67,7 +67,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "MiniMaxM2ForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_train_keys, NULL };
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_train_keys, NULL };
 
 const struct arch arch_minimax_m2 = { .model_type = "minimax_m2", .architectures = architectures,
 	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,

@@ -43,7 +43,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "MixtralForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_train_keys, NULL };
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_train_keys, NULL };
 
 const struct arch arch_mixtral = { .model_type = "mixtral", .architectures = architectures,
 	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,

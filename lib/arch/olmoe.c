@@ -28,7 +28,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "OlmoeForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_moe_keys, family_norm_topk_keys,
+static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
+    family_norm_topk_keys,
 	family_train_keys, NULL };
 
 const struct arch arch_olmoe = { .model_type = "olmoe", .architectures = architectures,

@@ -28,7 +28,7 @@ const struct param_class param_class[P_KINDS] = {
 	[P_IN_NORM] = { LAYER "input_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, 0 },
 	[P_POST_NORM] = { LAYER "post_attention_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
 	    0 },
-	[P_Q] = { ATTN "q_proj.weight", WHEN_GQA, DIM_Q, DIM_D, PRODUCT },
+	[P_Q] = { ATTN "q_proj.weight", WHEN_Q, DIM_Q, DIM_D, PRODUCT },
 	[P_K] = { ATTN "k_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
 	[P_V] = { ATTN "v_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
 	[P_Q_BIAS] = { ATTN "q_proj.bias", WHEN_QKV_BIAS, DIM_Q, DIM_NONE, PARAM_BIAS },
@@ -36,6 +36,12 @@ const struct param_class param_class[P_KINDS] = {
 	[P_V_BIAS] = { ATTN "v_proj.bias", WHEN_QKV_BIAS, DIM_KV, DIM_NONE, PARAM_BIAS },
 	[P_QNORM] = { ATTN "q_norm.weight", WHEN_QK_NORM, DIM_QNORM, DIM_NONE, 0 },
 	[P_KNORM] = { ATTN "k_norm.weight", WHEN_QK_NORM, DIM_KNORM, DIM_NONE, 0 },
+	[P_QA] = { ATTN "q_a_proj.weight", WHEN_Q_RANK, DIM_QA, DIM_D, PRODUCT },
+	[P_QA_NORM] = { ATTN "q_a_layernorm.weight", WHEN_Q_RANK, DIM_QA, DIM_NONE, 0 },
+	[P_QB] = { ATTN "q_b_proj.weight", WHEN_Q_RANK, DIM_Q, DIM_QA, PRODUCT },
+	[P_KVA] = { ATTN "kv_a_proj_with_mqa.weight", WHEN_LATENT, DIM_KVA, DIM_D, PRODUCT },
+	[P_KVA_NORM] = { ATTN "kv_a_layernorm.weight", WHEN_LATENT, DIM_C, DIM_NONE, 0 },
+	[P_KVB] = { ATTN "kv_b_proj.weight", WHEN_LATENT, DIM_KVB, DIM_C, MATRIX | PARAM_TURNED },
 	[P_QNOPE] = { ATTN "q_nope_proj.weight", WHEN_MLA, DIM_HN, DIM_D, PRODUCT },
 	[P_QROPE] = { ATTN "q_rope_proj.weight", WHEN_MLA, DIM_HR, DIM_D, PRODUCT },
 	[P_QNOPE_NORM] = { ATTN "q_nope_norm.weight", WHEN_MLA, DIM_N, DIM_NONE, 0 },
@@ -45,7 +51,7 @@ const struct param_class param_class[P_KINDS] = {
 	[P_KNOPE] = { ATTN "k_nope_proj.weight", WHEN_MLA, DIM_GN, DIM_C, MATRIX | PARAM_TURNED },
 	[P_KROPE] = { ATTN "k_rope_proj.weight", WHEN_MLA, DIM_GR, DIM_C, MATRIX },
 	[P_MLA_V] = { ATTN "v_proj.weight", WHEN_MLA, DIM_KV, DIM_C, MATRIX },
-	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_Q, PRODUCT },
+	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_O, PRODUCT },
 	[P_O_BIAS] = { ATTN "o_proj.bias", WHEN_O_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
 	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
 	[P_GATE_BIAS] = { MLP "gate.e_score_correction_bias", WHEN_ROUTER_BIAS, DIM_BIAS,
@@ -92,6 +98,10 @@ static int dim(const struct config *c, const struct block *b, enum param_dim d)
 	case DIM_HR: return H * b->rope.width;
 	case DIM_GN: return G * b->nope;
 	case DIM_GR: return G * b->rope.width;
+	case DIM_QA: return b->q_rank;
+	case DIM_KVA: return b->latent + b->rope.width;
+	case DIM_KVB: return H * (b->nope + b->value);
+	case DIM_O: return H * b->value;
 	case DIM_BIAS: return b->router_bias_row ? 1 : c->num_experts;
 	case DIM_BIAS_COLS: return b->router_bias_row ? c->num_experts : 0;
 	case DIM_E: return c->num_experts;
@@ -103,17 +113,20 @@ static int dim(const struct config *c, const struct block *b, enum param_dim d)
 
 static bool present(const struct config *c, const struct block *b, enum param_when when)
 {
-	bool mla = b && b->attn == ATTN_MLA;
+	bool mla = b && b->attn == ATTN_MLA, latent = b && b->attn == ATTN_LATENT;
 
 	switch (when) {
 	case WHEN_ALWAYS: return true;
 	case WHEN_UNTIED: return !c->tie_word_embeddings;
 	case WHEN_LOOK: return config_lookahead_rows(c) > 0;
-	case WHEN_GQA: return !mla;
-	case WHEN_QKV_BIAS: return !mla && b->qkv_bias;
+	case WHEN_Q: return !mla && !(latent && b->q_rank);
+	case WHEN_GQA: return !mla && !latent;
+	case WHEN_QKV_BIAS: return !mla && !latent && b->qkv_bias;
 	case WHEN_O_BIAS: return b->o_bias;
-	case WHEN_QK_NORM: return !mla && b->qk_norm != QK_NORM_NONE;
+	case WHEN_QK_NORM: return !mla && !latent && b->qk_norm != QK_NORM_NONE;
 	case WHEN_MLA: return mla;
+	case WHEN_LATENT: return latent;
+	case WHEN_Q_RANK: return latent && b->q_rank > 0;
 	case WHEN_SPARSE: return b->sparse;
 	case WHEN_ROUTER_BIAS: return b->sparse && b->router_bias;
 	case WHEN_SHARED_GATE: return b->sparse && b->shared_gate;

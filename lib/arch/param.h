@@ -19,6 +19,8 @@ enum param_kind {
 	P_EMBED, P_HEAD, P_NORM, P_IN_NORM, P_POST_NORM,
 	/* full and sliding attention */
 	P_Q, P_K, P_V, P_Q_BIAS, P_K_BIAS, P_V_BIAS, P_QNORM, P_KNORM,
+	/* latent attention as published, then in the reference's form */
+	P_QA, P_QA_NORM, P_QB, P_KVA, P_KVA_NORM, P_KVB,
 	P_QNOPE, P_QROPE, P_QNOPE_NORM, P_QROPE_NORM, P_KVDOWN, P_KVDOWN_NORM, P_KNOPE, P_KROPE,
 	P_MLA_V,
 	P_O, P_O_BIAS,						/* of any attention */
@@ -55,14 +57,16 @@ enum param_dim {
 	DIM_Q, DIM_KV, DIM_QNORM, DIM_KNORM,				/* H*d, G*d; d or these */
 	DIM_N, DIM_R, DIM_C, DIM_HN, DIM_HR, DIM_GN, DIM_GR,		/* MLA */
 	/* width of the block's FFN, of its shared */
+	DIM_QA, DIM_KVA, DIM_KVB, DIM_O,	/* Q, C + r, H*(N+V), H*V */
 	DIM_BIAS, DIM_BIAS_COLS,		/* (E) of a router, or (1, E) */
 	DIM_E, DIM_F, DIM_SF
 };
 
 /* Which layers have it, or whether the model does. */
 enum param_when {
-	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_GQA, WHEN_QKV_BIAS, WHEN_O_BIAS, WHEN_QK_NORM,
-	WHEN_MLA, WHEN_SPARSE,
+	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_Q, WHEN_GQA, WHEN_QKV_BIAS, WHEN_O_BIAS,
+	WHEN_QK_NORM,
+	WHEN_MLA, WHEN_LATENT, WHEN_Q_RANK, WHEN_SPARSE,
 	WHEN_ROUTER_BIAS, 	WHEN_SHARED_GATE, WHEN_DENSE
 };
 

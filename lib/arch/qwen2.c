@@ -21,7 +21,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "Qwen2ForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_train_keys, NULL };
+static const struct key *const tables[] = { family_keys, family_head_keys, family_train_keys,
+    NULL };
 
 const struct arch arch_qwen2 = { .model_type = "qwen2", .architectures = architectures,
 	.keys = tables, .reads = reads, .ignores = ignores, .read = read };

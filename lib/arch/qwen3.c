@@ -22,7 +22,8 @@ static int read(struct config *c, const struct keys *k)
 }
 
 static const char *const architectures[] = { "Qwen3ForCausalLM", NULL };
-static const struct key *const tables[] = { family_keys, family_train_keys, NULL };
+static const struct key *const tables[] = { family_keys, family_head_keys, family_train_keys,
+    NULL };
 
 const struct arch arch_qwen3 = { .model_type = "qwen3", .architectures = architectures,
 	.keys = tables, .reads = reads, .ignores = ignores, .read = read };

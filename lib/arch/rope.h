@@ -25,6 +25,7 @@ struct rope {
 	/* the i-th frequency is theta^(-2i/dims); it is width but in format 1 */
 	int dims;
 	double theta, factor;
+	double all_dim;		/* YaRN: mscale_all_dim, 0: not given */
 	/* cosines and sines are multiplied by it (YaRN's attention factor), 1 otherwise */
 	double magnitude;
 	int original_max;	/* positions of the model before it was stretched */

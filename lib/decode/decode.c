@@ -40,19 +40,21 @@ static void carve_attention(struct scratch *s, struct tables *t, const struct co
     struct room *v)
 {
 	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, C = 0,
-	    r = 0;
+	    r = 0, Q = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		if (c->block[l].attn == ATTN_MLA) {
+		if (block_latent(&c->block[l])) {
 			C = c->block[l].latent;
 			r = c->block[l].rope.width;
+			Q = c->block[l].q_rank;
 		}
+	s->qa = reals(v, R * Q);
 	s->q = reals(v, R * H * d);
 	s->q2 = reals(v, R * H * r);
 	s->q_abs = reals(v, R * H * C);
 	s->k = reals(v, R * mem_max(G * d, C));
 	s->k2 = reals(v, R * G * d);
-	s->ctx = reals(v, R * H * C);
+	s->ctx = reals(v, R * mem_max(H * C, C + r));
 	s->att = reals(v, R * H * d);
 	t->kcache = hosts(v, R, sizeof(*t->kcache));
 	t->vcache = hosts(v, R, sizeof(*t->vcache));

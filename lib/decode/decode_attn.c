@@ -25,6 +25,8 @@ static struct shape kv_shape(const struct config *c, int l)
 {
 	int G = c->num_key_value_heads, d = c->head_dim;
 
+	if (c->block[l].attn == ATTN_LATENT)
+		return (struct shape){ { 1, 1 }, { c->block[l].latent, c->block[l].rope.width } };
 	if (c->block[l].attn == ATTN_MLA)
 		return (struct shape){ { 1, G }, { c->block[l].latent, c->block[l].rope.width } };
 	return (struct shape){ { G, G }, { d, d } };
@@ -171,7 +173,7 @@ static void gqa(struct engine *g, int l)
 	kv_append(g, l, s->k, s->k2);
 	be->attn_cached(be, &(struct attn_cached_args){
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
-	    .scale = (real)(1 / sqrt(d)), .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
+	    .scale = (real)c->block[l].scale, .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
 	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = t->kcache, .vcache = t->vcache,
 	    .lo = s->lo, .hi = s->hi });
 }
@@ -204,6 +206,39 @@ static void mla_project(struct engine *g, int l)
 	be->rope(be, s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
 }
 
+/* The same for a latent as published: one turned key for all heads. */
+static void latent_project(struct engine *g, int l)
+{
+	const struct backend *be = g->be;
+	const struct config *c = g->cfg;
+	const struct block *b = &c->block[l];
+	const struct layer *w = &g->layer[l];
+	struct scratch *s = &g->s;
+	int R = g->rows, H = c->num_attention_heads, d = c->head_dim;
+	int C = b->latent, r = b->rope.width, N = b->nope;
+	struct linear in[2] = { { b->q_rank ? s->qa : s->q, s->x, b->q_rank ? w->qa : w->q, 0 },
+	    { s->ctx, s->x, w->kv_a, 0 } }, up = { s->q, s->qa, w->qb, 0 };
+
+	linear(g, in, 2, R);
+	if (b->q_rank) {
+		be->rmsnorm(be, s->qa, NULL, s->qa, w->qa_norm, R, b->q_rank, b->latent_eps);
+		linear(g, &up, 1, R);
+	}
+	be->copy2d(be, s->k, C, s->ctx, C + r, R, C);
+	be->copy2d(be, s->k2, r, s->ctx + C, C + r, R, r);
+	be->copy2d(be, s->q2, r, s->q + N, d, (int64_t)R * H, r);
+	be->rmsnorm(be, s->k, NULL, s->k, w->kv_down_norm, R, C, b->latent_eps);
+	for (int h = 0; h < H; h++)
+		g->t.job[h] = product(s->q_abs + (int64_t)h * C, (int64_t)H * C,
+		    s->q + (int64_t)h * d, (int64_t)H * d, w->k_nope_t + (int64_t)h * C * N, R, C,
+		    N);
+	be->gemm(be, GEMM_NT, g->t.job, H);
+	(b->rope.pairs ? be->rope_pairs : be->rope)(be, s->q2, (int64_t)H * r, r, R, H, r,
+	    g->rope_mla, s->pos, false);
+	(b->rope.pairs ? be->rope_pairs : be->rope)(be, s->k2, r, r, R, 1, r, g->rope_mla, s->pos,
+	    false);
+}
+
 static void mla(struct engine *g, int l)
 {
 	const struct config *c = g->cfg;
@@ -211,20 +246,23 @@ static void mla(struct engine *g, int l)
 	struct scratch *s = &g->s;
 	struct tables *t = &g->t;
 	int R = g->rows, H = c->num_attention_heads, G = c->num_key_value_heads;
-	int C = c->block[l].latent, r = c->block[l].rope.width, d = c->head_dim;
+	const struct block *b = &c->block[l];
+	int C = b->latent, r = b->rope.width, v = b->value;
+	bool shared = b->attn == ATTN_LATENT;	/* one turned key for all heads */
 
-	mla_project(g, l);
+	(shared ? latent_project : mla_project)(g, l);
 	kv_append(g, l, s->k, s->k2);
 	g->be->attn_cached(g->be, &(struct attn_cached_args){
-	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)(1 / sqrt(d)),
+	    .n = R, .H = H, .G = 1, .dk = C, .dv = C, .scale = (real)b->scale,
 	    .q = s->q_abs, .ldq = (int64_t)H * C, .o = s->ctx, .ldo = (int64_t)H * C,
 	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = t->kcache, .vcache = t->kcache,
 	    .lo = s->lo, .hi = s->hi,
-	    .G2 = G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r, .k2cache = t->vcache });
+	    .G2 = shared ? 1 : G, .dk2 = r, .q2 = s->q2, .ldq2 = (int64_t)H * r,
+	    .k2cache = t->vcache });
 	for (int h = 0; h < H; h++)
-		t->job[h] = product(s->att + (int64_t)h * d, (int64_t)H * d, s->ctx + (int64_t)h *
+		t->job[h] = product(s->att + (int64_t)h * v, (int64_t)H * v, s->ctx + (int64_t)h *
 		    C, (int64_t)H * C,
-		    w->mla_v + (int64_t)(h * G / H) * d * C, R, d, C);
+		    w->mla_v + (int64_t)(h * G / H) * v * C, R, v, C);
 	g->be->gemm(g->be, GEMM_NT, t->job, H);
 }
 
@@ -238,7 +276,7 @@ void attn_layer(struct engine *g, int l)
 
 	g->be->rmsnorm(g->be, s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size,
 	    c->rms_norm_eps);
-	if (c->block[l].attn == ATTN_MLA)
+	if (block_latent(&c->block[l]))
 		mla(g, l);
 	else
 		gqa(g, l);

@@ -30,6 +30,8 @@ struct layer {
 						   absorb it into queries */
 	const dev_real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
 	const dev_real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
+	struct mat qa, qb, kv_a;		/* (Q, D), (H*d, Q), (C + r, D) */
+	const dev_real *qa_norm;		/* (Q) */
 	const dev_real *gate;			/* (E, D) router */
 	const dev_real *router_bias;		/* (E), or NULL */
 	const dev_real *shared_gate;		/* (D) */
@@ -69,6 +71,7 @@ struct ffn_part {		/* rows row0..row0+n-1 of moe_x go through one FFN */
 /* Arrays for max_rows rows, reused by every pass: those of the device, */
 struct scratch {
 	dev_real *h, *x;		/* (R, D) residual stream, normalised input */
+	dev_real *qa;			/* (R, Q) */
 	dev_real *q, *q2, *q_abs;	/* (R, H*max(d,N)), (R, H*r), (R, H*C) */
 	dev_real *k, *k2;		/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
 	dev_real *ctx, *att;		/* (R, H*C), (R, H*d) */

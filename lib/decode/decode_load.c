@@ -286,10 +286,14 @@ int engine_plan_config(const struct config *c, const struct params *ps, enum dty
 
 int64_t load_knope_at(const struct config *c, const struct param *p, int64_t i)
 {
-	int64_t N = p->rows / c->num_key_value_heads, C = p->cols, head = i / (N * C),
-	    row = i / C % N, col = i % C;
+	const struct block *b = &c->block[p->layer];
+	int64_t heads = p->kind == P_KVB ? c->num_attention_heads : c->num_key_value_heads;
+	int64_t all = p->rows / heads, N = b->nope, C = p->cols, head = i / (all * C),
+	    row = i / C % all, col = i % C;
 
-	return (head * C + col) * N + row;
+	if (row < N)
+		return (head * C + col) * N + row;
+	return heads * N * C + (head * (all - N) + row - N) * C + col;	/* values, after all keys */
 }
 
 /* Reads one dense parameter to w; k_nope is transposed per key head. m: for what the device is to
@@ -337,6 +341,8 @@ static const struct where {
 	[P_IN_NORM] = VEC(in_norm), [P_POST_NORM] = VEC(post_norm),
 	[P_Q] = MAT(q), [P_K] = MAT(k), [P_V] = MAT(v), [P_O] = MAT(o),
 	[P_QNORM] = VEC(q_norm), [P_KNORM] = VEC(k_norm),
+	[P_QA] = MAT(qa), [P_QA_NORM] = VEC(qa_norm), [P_QB] = MAT(qb), [P_KVA] = MAT(kv_a),
+	[P_KVA_NORM] = VEC(kv_down_norm), [P_KVB] = VEC(k_nope_t),
 	[P_QNOPE] = MAT(q_nope), [P_QROPE] = MAT(q_rope),
 	[P_QNOPE_NORM] = VEC(q_nope_norm), [P_QROPE_NORM] = VEC(q_rope_norm),
 	[P_KVDOWN] = MAT(kv_down), [P_KVDOWN_NORM] = VEC(kv_down_norm),
@@ -381,6 +387,10 @@ void load_place(struct engine *g, const struct param *p, const void *w, enum dty
 	case P_NORM: g->norm = w; break;
 	case P_LOOK0: g->look0 = w; break;
 	case P_LOOK2: g->look2 = w; break;
+	case P_KVB:
+		g->layer[p->layer].mla_v = (const dev_real *)w +
+		    (int64_t)g->cfg->num_attention_heads * g->cfg->block[p->layer].nope * p->cols;
+		/* fall through */
 	default: place_in_layer(&g->layer[p->layer], p, w, m);
 	}
 }

@@ -46,6 +46,24 @@ static dev_real *take_real(struct layout *x, const char *name, int64_t n)
 	return take_from(&x->dev, x->plan, name, (size_t)n, sizeof(dev_real));
 }
 
+static void layout_latent(struct layout *x, struct layer_act *a, const struct config *c,
+    const struct block *b, int64_t R)
+{
+	int64_t H = c->num_attention_heads, d = c->head_dim;
+
+	a->qa = take_real(x, "attention", R * b->q_rank);
+	a->qb = take_real(x, "attention", R * b->q_rank);
+	a->rqa = take_real(x, "attention", R);
+	a->ka = take_real(x, "attention", R * b->latent);
+	a->rka = take_real(x, "attention", R);
+	a->c = take_real(x, "attention", R * b->latent);
+	a->q = take_real(x, "attention", R * H * d);
+	a->k = take_real(x, "attention", R * H * d);
+	a->v = take_real(x, "attention", R * H * b->value);
+	a->o = take_real(x, "attention", R * H * b->value);
+	a->lse = take_real(x, "attention", R * H);
+}
+
 static void layout_attn(struct layout *x, struct layer_act *a, const struct config *c, int l,
     int64_t R)
 {
@@ -53,6 +71,10 @@ static void layout_attn(struct layout *x, struct layer_act *a, const struct conf
 	bool mla = b->attn == ATTN_MLA, raw = !mla && b->qk_norm != QK_NORM_NONE;
 	int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
 
+	if (b->attn == ATTN_LATENT) {
+		layout_latent(x, a, c, b, R);
+		return;
+	}
 	a->qa = take_real(x, "attention", R * H * (mla ? b->nope : raw ? d : 0));
 	a->rqa = take_real(x, "attention", R * H);
 	if (mla) {
@@ -128,7 +150,7 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 
 	layout_layer(x, &a[0], c, 0, R, divided);
 	for (int l = 0; l < c->num_hidden_layers; l++) {
-		int t = c->block[l].attn == ATTN_MLA, s = c->block[l].sparse;
+		int t = block_latent(&c->block[l]), s = c->block[l].sparse;
 		struct layer_act *b = &a[l];
 
 		if (l > 0) {
@@ -231,13 +253,20 @@ static int64_t rope_size(const struct config *c, const struct model_opt *o, bool
 	return r ? (int64_t)o->max_t * 2 * r->width : 0;
 }
 
+static int64_t widest_attn(const struct config *c, const struct block *b)
+{
+	int64_t kv = (int64_t)c->num_attention_heads * (b->nope + b->value);
+
+	return mem_max(mem_max(b->latent, b->q_rank), b->attn == ATTN_LATENT ? kv : 0);
+}
+
 /* The widest row of scratch that a layer needs. */
 static int64_t widest(const struct config *c)
 {
 	int64_t wide = mem_max((int64_t)c->num_attention_heads * c->head_dim, c->hidden_size);
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		wide = mem_max(wide, c->block[l].latent);
+		wide = mem_max(wide, widest_attn(c, &c->block[l]));
 	return mem_max(wide, c->num_experts);
 }
 

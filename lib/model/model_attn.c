@@ -8,7 +8,7 @@
 
 #include "model/model_int.h"
 
-struct dims { int D, H, G, d, r, n, C; };
+struct dims { int D, H, G, d, r, n, C, v; };
 
 /* r, n and C are of MLA. */
 static struct dims dims(const struct config *c, int l)
@@ -16,7 +16,7 @@ static struct dims dims(const struct config *c, int l)
 	const struct block *b = &c->block[l];
 
 	return (struct dims){ c->hidden_size, c->num_attention_heads, c->num_key_value_heads,
-	    c->head_dim, b->rope.width, b->nope, b->latent };
+	    c->head_dim, b->rope.width, b->nope, b->latent, b->value };
 }
 
 static struct gemm_job nt_job(dev_real *y, int64_t ldy, const dev_real *x, const dev_real *w,
@@ -183,6 +183,119 @@ static void mla_project(struct model *m, int l)
 	    false);
 }
 
+/* ---- attention from a latent, as published ---- */
+
+static void turn_pairs(struct model *m, int l, dev_real *x, int64_t ld, int64_t hs, int heads,
+    bool back)
+{
+	const struct rope *r = &m->cfg.block[l].rope;
+
+	(r->pairs ? m->be->rope_pairs : m->be->rope)(m->be, x, ld, hs, m->act->R, heads, r->width,
+	    m->act->rope_mla, m->act->pos, back);
+}
+
+static void latent_queries(struct model *m, int l)
+{
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+	struct dims s = dims(&m->cfg, l);
+	int Q = m->cfg.block[l].q_rank;
+
+	if (Q == 0)
+		model_linear(m, x->q, x->n1, model_w(m, P_Q, l, -1), s.H * s.d, s.D, 0);
+	else {
+		model_linear(m, x->qa, x->n1, model_w(m, P_QA, l, -1), Q, s.D, 0);
+		m->be->rmsnorm(m->be, x->qb, x->rqa, x->qa, model_w(m, P_QA_NORM, l, -1), a->R, Q,
+		    m->cfg.block[l].latent_eps);
+		model_linear(m, x->q, x->qb, model_w(m, P_QB, l, -1), s.H * s.d, Q, 0);
+	}
+	turn_pairs(m, l, x->q + s.n, (int64_t)s.H * s.d, s.d, s.H, false);
+}
+
+/* The latent, the one turned key in t1, and from both the keys and values of each head. */
+static void latent_project(struct model *m, int l)
+{
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+	struct dims s = dims(&m->cfg, l);
+	const dev_real *kva = model_w(m, P_KVA, l, -1);
+	int64_t heads = (int64_t)a->R * s.H;
+	int w = s.n + s.v;
+
+	profile_begin(m->profile, PROFILE_PROJECT);
+	latent_queries(m, l);
+	model_linear(m, x->ka, x->n1, kva, s.C, s.D, 0);
+	model_linear(m, a->t1, x->n1, kva + (int64_t)s.C * s.D, s.r, s.D, 0);
+	m->be->rmsnorm(m->be, x->c, x->rka, x->ka, model_w(m, P_KVA_NORM, l, -1), a->R, s.C,
+	    m->cfg.block[l].latent_eps);
+	turn_pairs(m, l, a->t1, s.r, s.r, 1, false);
+	model_linear(m, a->t2, x->c, model_w(m, P_KVB, l, -1), s.H * w, s.C, 0);
+	m->be->copy2d(m->be, x->k, s.d, a->t2, w, heads, s.n);
+	m->be->copy2d(m->be, x->v, s.v, a->t2 + s.n, w, heads, s.v);
+	for (int h = 0; h < s.H; h++)
+		m->be->copy2d(m->be, x->k + (int64_t)h * s.d + s.n, (int64_t)s.H * s.d, a->t1, s.r,
+		    a->R, s.r);
+}
+
+static void latent_queries_back(struct model *m, int l)
+{
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+	struct dims s = dims(&m->cfg, l);
+	int Q = m->cfg.block[l].q_rank;
+
+	turn_pairs(m, l, a->t1 + s.n, (int64_t)s.H * s.d, s.d, s.H, true);
+	if (Q == 0) {
+		model_linear_back(m, a->dn, 1, model_g(m, P_Q, l, -1), a->t1, x->n1,
+		    model_w(m, P_Q, l, -1), s.H * s.d, s.D);
+		return;
+	}
+	model_linear_back(m, a->t5, 0, model_g(m, P_QB, l, -1), a->t1, x->qb,
+	    model_w(m, P_QB, l, -1), s.H * s.d, Q);
+	m->be->rmsnorm_back(m->be, a->t6, model_g(m, P_QA_NORM, l, -1), a->t5, x->qa,
+	    model_w(m, P_QA_NORM, l, -1), x->rqa, a->R, Q, false);
+	model_linear_back(m, a->dn, 1, model_g(m, P_QA, l, -1), a->t6, x->n1,
+	    model_w(m, P_QA, l, -1), Q, s.D);
+}
+
+/* The gradient of the one turned key, in t4: the sum over heads. */
+static void shared_key_back(struct model *m, int l)
+{
+	struct model_act *a = m->act;
+	struct dims s = dims(&m->cfg, l);
+
+	m->be->zero(m->be, a->t4, (size_t)a->R * (size_t)s.r * sizeof(real));
+	for (int h = 0; h < s.H; h++) {
+		m->be->copy2d(m->be, a->t5, s.r, a->t2 + (int64_t)h * s.d + s.n,
+		    (int64_t)s.H * s.d, a->R, s.r);
+		m->be->axpy(m->be, a->t4, a->t5, 1, (int64_t)a->R * s.r);
+	}
+	turn_pairs(m, l, a->t4, s.r, s.r, 1, true);
+}
+
+/* Gradients of q, k, v are in t1, t2, t3. */
+static void latent_project_back(struct model *m, int l)
+{
+	struct model_act *a = m->act;
+	struct layer_act *x = &a->layer[l];
+	struct dims s = dims(&m->cfg, l);
+	int64_t heads = (int64_t)a->R * s.H, turned = (int64_t)s.C * s.D;
+	int w = s.n + s.v;
+
+	shared_key_back(m, l);
+	m->be->copy2d(m->be, a->t5, w, a->t2, s.d, heads, s.n);
+	m->be->copy2d(m->be, a->t5 + s.n, w, a->t3, s.v, heads, s.v);
+	model_linear_back(m, a->t6, 0, model_g(m, P_KVB, l, -1), a->t5, x->c,
+	    model_w(m, P_KVB, l, -1), s.H * w, s.C);
+	m->be->rmsnorm_back(m->be, a->t5, model_g(m, P_KVA_NORM, l, -1), a->t6, x->ka,
+	    model_w(m, P_KVA_NORM, l, -1), x->rka, a->R, s.C, false);
+	model_linear_back(m, a->dn, 0, model_g(m, P_KVA, l, -1), a->t5, x->n1,
+	    model_w(m, P_KVA, l, -1), s.C, s.D);
+	model_linear_back(m, a->dn, 1, model_g(m, P_KVA, l, -1) + turned, a->t4, x->n1,
+	    model_w(m, P_KVA, l, -1) + turned, s.r, s.D);
+	latent_queries_back(m, l);
+}
+
 static struct attn_args attn_args(const struct model *m, int l)
 {
 	const struct config *c = &m->cfg;
@@ -192,9 +305,9 @@ static struct attn_args attn_args(const struct model *m, int l)
 
 	return (struct attn_args){
 		.B = a->B, .T = a->T, .H = c->num_attention_heads, .G = c->num_key_value_heads,
-		.dq = c->head_dim, .dv = c->head_dim,
+		.dq = c->head_dim, .dv = c->block[l].value,
 		.window = c->block[l].window,
-		.scale = (real)(1 / sqrt((double)c->head_dim)), .doc_start = a->doc,
+		.scale = (real)c->block[l].scale, .doc_start = a->doc,
 		    .bf16 = m->bf16,
 		.dropout = drop ? c->dropout : 0, .drop_key = drop ? model_key(m, l, 1) : 0,
 		.q = x->q, .k = x->k, .v = x->v, .o = x->o, .lse = x->lse,
@@ -226,6 +339,8 @@ void model_attn_forward(struct model *m, int l)
 	    c->rms_norm_eps);
 	if (c->block[l].attn == ATTN_MLA)
 		mla_project(m, l);
+	else if (c->block[l].attn == ATTN_LATENT)
+		latent_project(m, l);
 	else
 		gqa_project(m, l);
 	at = attn_args(m, l);
@@ -235,14 +350,14 @@ void model_attn_forward(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_PROJECT);
 	m->be->copy(m->be, x->mid, x->x, (size_t)a->R * (size_t)s.D * sizeof(real));
 	if (drop) {
-		model_linear(m, a->t1, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 0);
+		model_linear(m, a->t1, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.v, 0);
 		if (c->block[l].o_bias)
 			add_bias(m, l, P_O_BIAS, a->t1, s.D);
 		m->be->dropout(m->be, a->t1, (int64_t)a->R * s.D, c->dropout, model_key(m,
 		    l, 2));
 		m->be->axpy(m->be, x->mid, a->t1, 1, (int64_t)a->R * s.D);
 	} else {
-		model_linear(m, x->mid, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.d, 1);
+		model_linear(m, x->mid, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.v, 1);
 		if (c->block[l].o_bias)
 			add_bias(m, l, P_O_BIAS, x->mid, s.D);
 	}
@@ -339,7 +454,7 @@ void model_attn_back(struct model *m, int l)
 		dout = a->dn;
 	}
 	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1),
-	    s.D, s.H * s.d);
+	    s.D, s.H * s.v);
 	if (c->block[l].o_bias)
 		add_bias_back(m, l, P_O_BIAS, dout, s.D);
 	at.d_o = a->t4, at.dq_ = a->t1, at.dk = a->t2, at.dv_ = a->t3;
@@ -349,6 +464,8 @@ void model_attn_back(struct model *m, int l)
 	profile_begin(m->profile, PROFILE_PROJECT_BACK);
 	if (c->block[l].attn == ATTN_MLA)
 		mla_project_back(m, l);
+	else if (c->block[l].attn == ATTN_LATENT)
+		latent_project_back(m, l);
 	else
 		gqa_project_back(m, l);
 	profile_begin(m->profile, PROFILE_NORM);
