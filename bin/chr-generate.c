@@ -199,7 +199,8 @@ static struct job *new_job(json_t *rec)
 			s.e = why;
 			must(true);
 		}
-		jsonl_bad(s.in, &s.e, "%s", why.msg);
+		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
+			j = NULL;	/* s.e says so, and the loop ends */
 	} else if ((j = calloc(1, sizeof(*j))) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	else {

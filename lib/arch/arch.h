@@ -49,7 +49,7 @@ extern const struct arch arch_chronos;	/* of a config that names no family */
 
 /* The family of a config, by model_type, else by architectures; NULL with EX_DATAERR when it is
  * none of these. */
-const struct arch *arch_find(const json_t *o, const char *name, struct err *e);
+const struct arch *arch_find(const json_t *o, const char *name, struct err *e) CHR_MUST_CHECK;
 /* of a key in this file */
 const char *arch_spelling(const struct arch *a, const json_t *raw, const char *key);
 bool arch_knows(const struct arch *a, const char *key);		/* does it read the key? */

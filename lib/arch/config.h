@@ -53,9 +53,9 @@ struct config {
  * before checking, value parsed as JSON, else taken as a string; an unknown key is EX_USAGE. 0 or
  * -1; messages name file and key. */
 int config_load(struct config *c, const char *path, int nsets, const char *const sets[],
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 int config_from_json(struct config *c, const json_t *o, int nsets, const char *const sets[],
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* Every key of ours with its resolved value, and those of the file. */
 json_t *config_to_json(const struct config *c);
 void config_free(struct config *c);

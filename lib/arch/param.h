@@ -123,12 +123,12 @@ struct params {
 
 /* Every parameter in file order. gate, up and down of one expert are adjacent. EX_DATAERR above
  * PARAMS_MAX. */
-int params_build(struct params *ps, const struct config *c, struct err *e);
+int params_build(struct params *ps, const struct config *c, struct err *e) CHR_MUST_CHECK;
 /* Divides routed experts over n arrays, neighbours together: off is then that in the owner's array,
  * total is of any of them (all are alike, an expert taking the place of the one as far from the
  * owner's first), and params_here() tells what is in the one at place `here`. EX_USAGE: the experts
  * do not divide by n. */
-int params_divide(struct params *ps, int n, int here, struct err *e);
+int params_divide(struct params *ps, int n, int here, struct err *e) CHR_MUST_CHECK;
 static inline bool params_here(const struct params *ps, const struct param *p)
 {
 	return p->owner < 0 || p->owner == ps->here;
@@ -140,7 +140,7 @@ const struct param *params_get(const struct params *ps, enum param_kind k, int l
 /* hit[i] (n of ps): does the name of parameter i match one of the shell patterns? -1: one matches
  * nothing (EX_USAGE). */
 int params_match(const struct params *ps, int npatterns, const char *const patterns[], bool *hit,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* those that a token meets */
 int64_t params_active(const struct params *ps, const struct config *c);
 void params_free(struct params *ps);

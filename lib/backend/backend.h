@@ -163,14 +163,15 @@ struct backend {
  * NAME:DEVICE is a third party's: the shared object NAME.so in a directory of CHR_BACKEND_PATH
  * (divided by colons), whose function chr_backend_probe is a backend_probe. NULL with
  * EX_UNAVAILABLE naming what is missing: the backend, the first row that it does not have. */
-const struct backend *backend_open(const char *name, struct err *e);
+const struct backend *backend_open(const char *name, struct err *e) CHR_MUST_CHECK;
 
 /* The same for a trainer of a model of this width: "auto" is then blas where it is there and
  * measures faster by a factor that noise does not reach. Below BACKEND_WIDE it has not won
  * anywhere, and is not asked. */
 #define BACKEND_WIDE 1024
 #define BACKEND_WINS 1.15
-const struct backend *backend_open_training(const char *name, int width, struct err *e);
+const struct backend *backend_open_training(const char *name, int width, struct err *e)
+    CHR_MUST_CHECK;
 extern const struct backend backend_cpu;
 /* For who computes on the host, and leaves some of it to rows of backend_cpu: they work on any
  * memory of the host. */

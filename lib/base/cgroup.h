@@ -17,8 +17,9 @@ struct cgroup {
 };
 
 /* 0, or -1 with EX_UNAVAILABLE and what is not permitted or not there. */
-int cgroup_make(struct cgroup *g, int64_t limit, struct err *e);
-int cgroup_join(const struct cgroup *g, struct err *e);		/* this process; EX_UNAVAILABLE */
+int cgroup_make(struct cgroup *g, int64_t limit, struct err *e) CHR_MUST_CHECK;
+/* this process; EX_UNAVAILABLE */
+int cgroup_join(const struct cgroup *g, struct err *e) CHR_MUST_CHECK;
 /* bytes its processes have held at most; -1: the kernel does not say */
 int64_t cgroup_peak(const struct cgroup *g);
 void cgroup_remove(struct cgroup *g);				/* when its processes have ended */

@@ -18,6 +18,7 @@
 /* fn may end its process with a message and a status: NULL then, with that status and no
  * message. Killed by a signal: NULL with a message. group: the child joins it before fn begins;
  * may be NULL. The caller must have no threads. */
-json_t *child_run(json_t *(*fn)(void *), void *arg, const struct cgroup *group, struct err *e);
+json_t *child_run(json_t *(*fn)(void *), void *arg, const struct cgroup *group, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

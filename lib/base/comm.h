@@ -29,7 +29,7 @@
 
 /* EX_UNAVAILABLE: a launcher started several tasks and this build has no MPI, or MPI sees only
  * one of them. */
-int comm_open(struct err *e);
+int comm_open(struct err *e) CHR_MUST_CHECK;
 /* The program's end: gives back rc. That of rank 0 is the job's: the others have 0 (and *e,
  * whose status is then 0 too, has no message), or their launcher might stop rank 0 before it has
  * said what there is to say. */
@@ -42,7 +42,7 @@ int comm_size(void);
 int comm_local(void);				/* ranks on this machine, which share its memory */
 /* For plans of a job that is not this one: answers to questions of numbers are as if there were
  * so many ranks, in groups. */
-int comm_suppose(int ranks, int group, struct err *e);
+int comm_suppose(int ranks, int group, struct err *e) CHR_MUST_CHECK;
 /* For pool_init(): as asked, but where that is 0 (all), ranks on one machine that were not given
  * CPUs of their own divide them. */
 int comm_threads(int asked);
@@ -57,14 +57,15 @@ void comm_barrier(void);
 
 /* rc below 0 on any rank: -1 on all, with *e of the first of them; its message is kept by rank 0
  * only, which names the rank. Else rc. */
-int comm_agree(int rc, struct err *e);
+int comm_agree(int rc, struct err *e) CHR_MUST_CHECK;
 
 /* Some of the ranks, numbered from 0 in their order. After comm_divide(n) a group is n
  * neighbours, and the peers of a rank are those with its place in the other groups; before, a
  * group is one rank, and all are peers. */
 enum comm_set { COMM_ALL, COMM_GROUP, COMM_PEERS };
 
-int comm_divide(int n, struct err *e);		/* once; EX_USAGE: the ranks do not divide by n */
+/* once; EX_USAGE: the ranks do not divide by n */
+int comm_divide(int n, struct err *e) CHR_MUST_CHECK;
 int comm_count(enum comm_set s);
 int comm_place(enum comm_set s, int rank);	/* of a rank in its own set */
 

@@ -22,6 +22,10 @@
 
 #define EX_NO 1		/* the answer is no (chr-diff, chr-ls --check) */
 
+/* Stands behind a function whose result says whether it failed: the compiler warns where nobody
+ * looks at it. */
+#define CHR_MUST_CHECK __attribute__((warn_unused_result))
+
 struct err {
 	int status;	/* exit status a program should end with; 0 = no error */
 	char msg[496];

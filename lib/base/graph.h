@@ -35,7 +35,8 @@ struct graph {			/* compressed rows; an edge is in the rows of both its ends */
 
 /* Ends must be in 0..n-1 and weights finite and positive, or EX_DATAERR. u == v is a self-loop;
  * the weights of edges given twice add up. */
-int graph_build(struct graph *g, int n, const struct edge *edge, int64_t m, struct err *e);
+int graph_build(struct graph *g, int n, const struct edge *edge, int64_t m, struct err *e)
+    CHR_MUST_CHECK;
 void graph_free(struct graph *g);
 
 /* Q = sum over communities of in/2m - resolution (deg/2m)^2, in and deg in units of twice the

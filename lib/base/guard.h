@@ -25,7 +25,7 @@ enum guard_level { GUARD_OK, GUARD_WARN, GUARD_LIMIT };
 
 /* root: as in mem_limit_read(). warn < limit, shares above 0. EX_USAGE when they are not,
  * EX_OSERR. */
-struct guard *guard_open(const char *root, double warn, double limit, struct err *e);
+struct guard *guard_open(const char *root, double warn, double limit, struct err *e) CHR_MUST_CHECK;
 void guard_close(struct guard *g);		/* may be NULL */
 
 /* Cheap enough for every step. Says on stderr when a level is reached for the first time. g may

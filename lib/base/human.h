@@ -27,7 +27,7 @@ extern struct opt human_opts[];		/* -H --human, --json */
 bool human(void);			/* is stdout for people? Asked after opt_parse() */
 
 /* Writes a record in the way that was chosen. 0, or -1 with EX_IOERR. */
-int human_put(const json_t *record, struct err *e);
+int human_put(const json_t *record, struct err *e) CHR_MUST_CHECK;
 
 /* For people, records of `type` are rows of a table of these keys, which are separated by blanks.
  * "*" as the last one: also the other keys of the first such record whose values are numbers or

@@ -28,23 +28,24 @@ struct jsonl;
 
 /* nfiles 0 reads stdin. NULL on error (a file that cannot be opened: EX_NOINPUT; opened when its
  * turn comes, but checked for existence at once). */
-struct jsonl *jsonl_open(int nfiles, char *const files[], bool skip_bad, struct err *e);
+struct jsonl *jsonl_open(int nfiles, char *const files[], bool skip_bad, struct err *e)
+    CHR_MUST_CHECK;
 
 /* Next record (caller json_decref()s) or NULL at the end (e->status 0) or on error (e->status
  * set). Empty lines are passed over. With skip_bad, bad lines are counted and warned about once
  * instead. */
-json_t *jsonl_next(struct jsonl *in, struct err *e);
+json_t *jsonl_next(struct jsonl *in, struct err *e) CHR_MUST_CHECK;
 
 /* Next raw line without its newline (valid until the next call, NUL-terminated, *len bytes) or
  * NULL, as above. */
-const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e);
+const char *jsonl_line(struct jsonl *in, size_t *len, struct err *e) CHR_MUST_CHECK;
 
 /* That line again, also after jsonl_next(), for what of it is carried on (jsontext.h). */
 const char *jsonl_text(const struct jsonl *in, size_t *len);
 
 /* Of the first n bytes of a file, gzip undone: how many are a mark and no text, or -1: it is no
  * text that could be read as lines. */
-int jsonl_begin(const char *head, size_t n, const char *name, struct err *e);
+int jsonl_begin(const char *head, size_t n, const char *name, struct err *e) CHR_MUST_CHECK;
 /* Of a line: how many bytes are a mark before a record, as files that begin with one have it in
  * their middle when they are joined. jsonl_line() has passed over them. */
 size_t jsonl_mark(const char *line, size_t len);
@@ -55,20 +56,20 @@ bool jsonl_ready(struct jsonl *in);
 
 /* The record on a line that ends with a NUL; any thread may ask. NULL: the line is blank
  * (why->status 0) or bad. */
-json_t *jsonl_parse(const char *line, size_t len, struct err *why);
+json_t *jsonl_parse(const char *line, size_t len, struct err *why) CHR_MUST_CHECK;
 
 /* For inputs that may be something else than JSONL. Peek: the first byte not yet read, opening
  * the next file at the end of one; -1 at the end of all or on error. Bytes: up to n bytes of the
  * open file as they are (gzip undone); 0 at its end, after which peek goes on to the next; -1 on
  * error. */
-int jsonl_peek(struct jsonl *in, struct err *e);
+int jsonl_peek(struct jsonl *in, struct err *e) CHR_MUST_CHECK;
 bool jsonl_has_objects(const struct jsonl *in);	/* of what was peeked at: "[", blanks, "{" */
-ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e);
+ssize_t jsonl_bytes(struct jsonl *in, void *buf, size_t n, struct err *e) CHR_MUST_CHECK;
 
 /* For messages about the record last returned: e gets "file:line: " + text, EX_DATAERR; returns -1.
  * With skip_bad it counts the record instead and returns 0: drop it and go on. */
 int jsonl_bad(struct jsonl *in, struct err *e, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+    __attribute__((format(printf, 3, 4))) CHR_MUST_CHECK;
 
 /* of an earlier line of the file */
 int jsonl_bad_at(struct jsonl *in, int64_t lineno, struct err *e, const char *text);
@@ -89,7 +90,7 @@ void jsonl_close(struct jsonl *in);		/* says how many bad records there were */
 
 /* Writes one compact line in key order (reals as %.9g, UTF-8 kept) and flushes it. 0, or -1 with
  * EX_IOERR. */
-int json_put(FILE *f, const json_t *o, struct err *e);
+int json_put(FILE *f, const json_t *o, struct err *e) CHR_MUST_CHECK;
 
 json_t *json_num(double v);		/* of nine digits; null when it is not finite */
 

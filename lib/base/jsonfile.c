@@ -106,8 +106,8 @@ json_t *jsonfile_input(const char *path, struct err *e)
 	if (!in)
 		return NULL;
 	e->status = 0;
-	jsonl_peek(in, e);		/* opens it; the end of an empty file is no error */
-	text = e->status ? NULL : read_input(in, jsonl_name(in), &len, e);
+	/* It opens the file; the end of an empty one is no error. */
+	text = jsonl_peek(in, e) < 0 && e->status ? NULL : read_input(in, jsonl_name(in), &len, e);
 	if (text)
 		o = jsonfile_parse(text, len, jsonl_name(in), e);
 	free(text);

@@ -15,19 +15,20 @@
 #include "base/err.h"
 
 /* The document in text, of the file `name`; NULL: EX_DATAERR. */
-json_t *jsonfile_parse(const char *text, size_t len, const char *name, struct err *e);
+json_t *jsonfile_parse(const char *text, size_t len, const char *name, struct err *e)
+    CHR_MUST_CHECK;
 
 /* Of a regular file; NULL: what file_get_regular() says, or EX_DATAERR. */
-json_t *jsonfile_load(const char *path, struct err *e);
+json_t *jsonfile_load(const char *path, struct err *e) CHR_MUST_CHECK;
 /* Of what the user names: also a pipe, "-" for standard input, gzip. */
-json_t *jsonfile_input(const char *path, struct err *e);
+json_t *jsonfile_input(const char *path, struct err *e) CHR_MUST_CHECK;
 
 /* Members of an object of the file `name`. A number must be one: 8 is neither "8" nor true, and
  * what is missing is not 0. -1: EX_DATAERR with the key and what it is instead. */
 int jsonfile_int(const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t *v,
-    const char *name, struct err *e);
+    const char *name, struct err *e) CHR_MUST_CHECK;
 int jsonfile_number(const json_t *o, const char *key, double *v, const char *name,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 const char *jsonfile_kind(const json_t *v);	/* "a string" */
 

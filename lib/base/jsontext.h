@@ -40,7 +40,7 @@ enum jsontext_use {
  * beyond what int64_t holds become the nearest double, in a record also those that no double
  * holds, which nobody may want to read. *line (may be NULL): of a fault. */
 json_t *jsontext_parse(const char *s, size_t len, enum jsontext_use use, int *line,
-    struct err *why);
+    struct err *why) CHR_MUST_CHECK;
 
 /* Appends a valid text without white space. */
 void jsontext_compact(struct jsontext *out, const char *s, size_t len);
@@ -55,6 +55,6 @@ void jsontext_record(struct jsontext *out, const char *line, size_t len, const j
     bool first, const char *const drop[]);
 
 /* As a line of f, flushed. 0, or -1 with EX_IOERR. */
-int jsontext_put(struct jsontext *t, FILE *f, struct err *e);
+int jsontext_put(struct jsontext *t, FILE *f, struct err *e) CHR_MUST_CHECK;
 
 #endif

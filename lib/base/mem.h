@@ -30,7 +30,8 @@ json_t *mem_plan_json(const struct mem_plan *p);
 
 /* EX_OSERR naming plan, limit and `hint` (the flag that would help) when the plan is above
  * limit; limit 0 = none. */
-int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, struct err *e);
+int mem_plan_check(const struct mem_plan *p, int64_t limit, const char *hint, struct err *e)
+    CHR_MUST_CHECK;
 
 int64_t mem_peak_rss(void);				/* VmHWM in bytes */
 

@@ -22,9 +22,10 @@ struct outdir {
 /* Refuses (EX_CANTCREAT) a path that exists, unless force and it is a flat model directory: one
  * with a config.json and nothing but files, so that a wrong name does not cost more than a
  * model. Never the directory `source`. Makes missing parents. */
-int outdir_begin(struct outdir *d, const char *path, const char *source, bool force, struct err *e);
-int outdir_commit(struct outdir *d, struct err *e);	/* what was at path is then gone; aborts
-							   on error */
+int outdir_begin(struct outdir *d, const char *path, const char *source, bool force, struct err *e)
+    CHR_MUST_CHECK;
+/* what was at path is then gone; aborts on error */
+int outdir_commit(struct outdir *d, struct err *e) CHR_MUST_CHECK;
 void outdir_abort(struct outdir *d);
 
 #endif

@@ -11,7 +11,7 @@
 /* warns of those that cannot be */
 void pagecache_drop(const char *dir, const char *suffix);
 /* reads them; EX_NOINPUT, EX_IOERR */
-int pagecache_fill(const char *dir, const char *suffix, struct err *e);
+int pagecache_fill(const char *dir, const char *suffix, struct err *e) CHR_MUST_CHECK;
 /* of their bytes, 0 to 1; 0 when there are none */
 double pagecache_share(const char *dir, const char *suffix);
 

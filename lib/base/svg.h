@@ -21,7 +21,7 @@ void svg_panel(struct svg *s, int panel, const char *title, const char *x, const
  * series. low and high: the range of y that was measured, drawn as a bar; equal to y: none. */
 int svg_point(struct svg *s, int panel, const char *series, double x, double y, double low,
     double high);
-int svg_write(const struct svg *s, const char *path, struct err *e);
+int svg_write(const struct svg *s, const char *path, struct err *e) CHR_MUST_CHECK;
 void svg_free(struct svg *s);
 
 #endif

@@ -67,17 +67,19 @@ struct batch_opt {
 struct batch;
 
 /* Takes (most, V) logits. NULL: EX_OSERR. */
-struct batch *batch_open(const struct batch_opt *o, const struct batch_hook *h, struct err *e);
+struct batch *batch_open(const struct batch_opt *o, const struct batch_hook *h, struct err *e)
+    CHR_MUST_CHECK;
 void batch_close(struct batch *b);
 int64_t batch_bytes(const struct config *c, int most);
 
-int batch_add(struct batch *b, struct request *q, struct err *e);
-int batch_step(struct batch *b, struct err *e);		/* how many are under way after it, or -1 */
+int batch_add(struct batch *b, struct request *q, struct err *e) CHR_MUST_CHECK;
+/* how many are under way after it, or -1 */
+int batch_step(struct batch *b, struct err *e) CHR_MUST_CHECK;
 /* it ends with the next step */
 void batch_cancel(struct batch *b, struct request *q, const char *finish);
 int batch_active(const struct batch *b);
 
 /* Until there is nothing left: 0, 1 when requests were left for want of room, or -1. */
-int batch_run(struct batch *b, struct err *e);
+int batch_run(struct batch *b, struct err *e) CHR_MUST_CHECK;
 
 #endif

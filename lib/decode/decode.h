@@ -51,14 +51,15 @@ struct engine_opt {
 /* Every byte engine_open would hold, without opening. Includes what the process holds already,
  * unless o->budget. EX_OSERR, with numbers and the flag that would help, when it cannot be
  * within o->ram; the plan is filled then too. */
-int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e);
+int engine_plan(const char *dir, const struct engine_opt *o, struct mem_plan *plan, struct err *e)
+    CHR_MUST_CHECK;
 
 /* The same for a model that is not there: its configuration and its parameters (ps, of c),
  * matrices in the type dense (floats are held as F32) and expert, in a plain or a packed
  * directory. */
 int engine_plan_config(const struct config *c, const struct params *ps, enum dtype dense,
     enum dtype expert, bool packed,
-    const struct engine_opt *o, struct mem_plan *plan, struct err *e);
+    const struct engine_opt *o, struct mem_plan *plan, struct err *e) CHR_MUST_CHECK;
 
 int64_t engine_program(void);	/* mem_program() of a process whose threads do nothing but this */
 
@@ -66,7 +67,7 @@ int64_t engine_program(void);	/* mem_program() of a process whose threads do not
  * for printing. */
 struct engine *engine_open(const char *dir, const struct engine_opt *o, const struct backend *be,
     struct mem_plan *plan,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void engine_close(struct engine *g);
 
 /* An engine over weights that lie in memory already, flat as in struct params (a model in
@@ -77,7 +78,7 @@ void engine_over_plan(const struct config *c, const struct params *ps, const str
     struct mem_plan *plan);
 struct engine *engine_over(const struct config *c, const struct params *ps, const dev_real *w,
     const struct engine_opt *o,
-    const struct backend *be, struct err *e);
+    const struct backend *be, struct err *e) CHR_MUST_CHECK;
 void engine_refresh(struct engine *g);
 
 const char *kv_type_name(enum kv_type t);	/* "f32", "bf16", "q8" */
@@ -85,15 +86,16 @@ enum kv_type engine_kv_type(const struct engine *g);
 const struct config *engine_config(const struct engine *g);
 struct store *engine_store(struct engine *g);
 /* hex; may have to read everything; NULL on error */
-const char *engine_fingerprint(struct engine *g, struct err *e);
+const char *engine_fingerprint(struct engine *g, struct err *e) CHR_MUST_CHECK;
 int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
 /* What one token takes besides attention over its context: bytes of weights as they lie in
  * memory, and multiply-adds. */
 void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products);
 
-struct seq *seq_new(struct engine *g, struct err *e);	/* NULL when max_seqs are in use */
+/* NULL when max_seqs are in use */
+struct seq *seq_new(struct engine *g, struct err *e) CHR_MUST_CHECK;
 /* a new one that has evaluated the same tokens; or NULL */
-struct seq *seq_fork(const struct seq *s, struct err *e);
+struct seq *seq_fork(const struct seq *s, struct err *e) CHR_MUST_CHECK;
 void seq_reset(struct seq *s);
 void seq_free(struct seq *s);
 int seq_len(const struct seq *s);
@@ -127,13 +129,13 @@ struct expectation {		/* of a prompt, from rates measured just now on this machi
 
 /* What n new tokens of one sequence should take before the first logits, routed evenly. The
  * first call reads a few experts and computes with one to know the rates. EX_DATAERR, EX_IOERR. */
-int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e);
+int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e) CHR_MUST_CHECK;
 
 /* 0, or -1: EX_DATAERR (token outside the vocabulary, caches full, corrupt expert), EX_IOERR
  * (unreadable expert). The sequences are then as long as before the call, up to chunks that were
  * complete. */
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 /* Of n rows of logits that engine_eval gave: logp[i] = log softmax(logits)[target[i]], 0 where
  * target is below 0. */

@@ -163,11 +163,12 @@ int64_t kv_bytes(const struct engine *g);	/* of one sequence */
 int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
 
 /* decode_load.c */
-int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e);
-int load_weights(struct engine *g, struct err *e);
+int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
+    CHR_MUST_CHECK;
+int load_weights(struct engine *g, struct err *e) CHR_MUST_CHECK;
 void load_plan_state(const struct engine *g, struct mem_plan *plan);	/* all but weights */
-int load_layers(struct engine *g, struct err *e);	/* what the config says of them, and
-							   position tables */
+/* what the config says of them, and position tables */
+int load_layers(struct engine *g, struct err *e) CHR_MUST_CHECK;
 /* a dense parameter is at w */
 void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t);
 /* where k_nope's element i goes */
@@ -197,7 +198,7 @@ struct linear {
 void linear(struct engine *g, const struct linear *l, int n, int rows);	/* n <= 4 */
 void embed_rows(struct engine *g);			/* h of the tokens of this pass */
 
-int over_weights(struct engine *g, struct err *e);
+int over_weights(struct engine *g, struct err *e) CHR_MUST_CHECK;
 
 /* decode_attn.c */
 int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, struct kv *kv,
@@ -207,7 +208,7 @@ void attn_layer(struct engine *g, int l);
 
 /* decode_intent.c */
 int64_t intend_bytes(const struct config *c);		/* besides intent_bytes */
-int intend_open(struct engine *g, const char *dir, struct err *e);
+int intend_open(struct engine *g, const char *dir, struct err *e) CHR_MUST_CHECK;
 /* tok: a prompt that will be evaluated now */
 void intend(struct engine *g, const uint32_t *tok, int n);
 
@@ -216,7 +217,7 @@ void intend(struct engine *g, const uint32_t *tok, int n);
 void bias_route(struct engine *g, int l);
 
 /* decode_moe.c */
-int ffn_layer(struct engine *g, int l, struct err *e);
+int ffn_layer(struct engine *g, int l, struct err *e) CHR_MUST_CHECK;
 /* rows rowidx of s.x (and s.xq) */
 void ffn_parts(struct engine *g, const struct ffn_part *p, int n);
 void look_rows(struct engine *g);

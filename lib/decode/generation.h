@@ -22,7 +22,7 @@ struct generation {		/* negative: not said */
 
 /* A directory without the file says nothing. "do_sample": false is temperature 0. EX_DATAERR
  * names file and key. */
-int generation_read(struct generation *d, const char *dir, struct err *e);
+int generation_read(struct generation *d, const char *dir, struct err *e) CHR_MUST_CHECK;
 
 /* Tokens that end a text: those of d (may be NULL) and of config.json, all of a list, and of the
  * tokenizer (may be NULL). */

@@ -53,6 +53,7 @@ int infer_seq(const char *dir, const struct config *c, int asked, int more);
  * end mark; a conversation ends with the header of an answer. mask (may be NULL) gets one entry
  * per id: 1 where the record is to be scored (all but the turns of others). 0, or -1 with the
  * reason in e->msg. */
-int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e);
+int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

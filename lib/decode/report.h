@@ -23,11 +23,14 @@ struct report {
 };
 
 /* spec: a number (an open descriptor) or a file name; NULL: totals only. */
-int report_open(struct report *r, const char *spec, struct engine *g, struct err *e);
+int report_open(struct report *r, const char *spec, struct engine *g, struct err *e) CHR_MUST_CHECK;
 /* One engine_eval: a prompt of n tokens, or step n (from 0) of `rows` sequences. */
-int report_prompt(struct report *r, int n, const struct eval_stats *st, struct err *e);
-int report_step(struct report *r, int rows, const struct eval_stats *st, struct err *e);
-int report_close(struct report *r, struct err *e);		/* writes the summary */
+int report_prompt(struct report *r, int n, const struct eval_stats *st, struct err *e)
+    CHR_MUST_CHECK;
+int report_step(struct report *r, int rows, const struct eval_stats *st, struct err *e)
+    CHR_MUST_CHECK;
+/* writes the summary */
+int report_close(struct report *r, struct err *e) CHR_MUST_CHECK;
 
 /* Adds what each predictor did; "recall" of such a sum, into o. */
 void report_sources(struct eval_stats *sum, const struct eval_stats *st);

@@ -53,8 +53,9 @@ int actlog_parse_model(const json_t *o, struct actlog_model *m, const char **why
 int actlog_parse(const json_t *o, const struct actlog_model *m, struct act *a, const char **why);
 
 /* reads the model record; in stays the caller's */
-int actlog_open(struct actlog *a, struct jsonl *in, struct err *e);
-int actlog_next(struct actlog *a, struct err *e);			/* 1, 0 at the end, -1 */
+int actlog_open(struct actlog *a, struct jsonl *in, struct err *e) CHR_MUST_CHECK;
+/* 1, 0 at the end, -1 */
+int actlog_next(struct actlog *a, struct err *e) CHR_MUST_CHECK;
 void actlog_close(struct actlog *a);
 
 /* The model record; caller decrefs. */

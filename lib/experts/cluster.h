@@ -61,9 +61,10 @@ struct cluster_plan {
 	double cluster_modularity;	/* of the clusters, split and joined, same mean */
 };
 
-int coact_init(struct coact *c, const struct actlog_model *m, int hold_every, struct err *e);
+int coact_init(struct coact *c, const struct actlog_model *m, int hold_every, struct err *e)
+    CHR_MUST_CHECK;
 /* EX_DATAERR: a layer both dense and sparse */
-int coact_add(struct coact *c, const struct act *a, struct err *e);
+int coact_add(struct coact *c, const struct act *a, struct err *e) CHR_MUST_CHECK;
 void coact_free(struct coact *c);
 
 /* Sizes that are 0: at most 64 MiB and at least 4 MiB, or 1/128 and 1/512 of the experts where
@@ -73,7 +74,7 @@ void cluster_sizes(const struct coact *c, struct cluster_opt *o);
 
 /* EX_USAGE when max_bytes does not hold one expert, EX_DATAERR when nothing was counted. */
 int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct cluster_opt *o,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void cluster_plan_free(struct cluster_plan *p);
 
 /* Share of held-out expert reads that directly follow, in the file, another read of the same
@@ -83,7 +84,7 @@ double cluster_sequential(const struct cluster_plan *p, const struct coact *c);
 /* cluster_manifest.json without places; caller decrefs. fingerprint may be "". */
 json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c,
     const struct cluster_opt *o,
-    const char *fingerprint, struct err *e);
+    const char *fingerprint, struct err *e) CHR_MUST_CHECK;
 
 const char *cluster_layout_name(enum cluster_layout l);
 

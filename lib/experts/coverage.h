@@ -39,7 +39,7 @@ struct coverage {
 
 /* popular: (Ls, E) uses by the answers of training. */
 int coverage_open(struct coverage *c, const struct intent_pairs *a, const struct intent *m,
-    const double *popular, struct err *e);
+    const double *popular, struct err *e) CHR_MUST_CHECK;
 void coverage_blends(struct coverage *c);	/* the best of 0, 0.1, ... 1 on the sequences to
 						   choose by */
 /* "loss", "kl", "blend", "blend_popularity" and "coverage" (man chr-intent.1), null when no

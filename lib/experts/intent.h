@@ -44,7 +44,7 @@ struct intent {
 
 /* NULL with e->status 0: there is none. EX_DATAERR: damaged, of another shape, or of another
  * model than the one in dir. */
-struct intent *intent_load(const char *dir, const struct config *c, struct err *e);
+struct intent *intent_load(const char *dir, const struct config *c, struct err *e) CHR_MUST_CHECK;
 void intent_free(struct intent *m);		/* NULL is fine */
 /* What intent_load would hold; 0 when there is none or it cannot be read. */
 int64_t intent_bytes(const char *dir, const struct config *c);
@@ -76,6 +76,7 @@ double intent_loss(const struct intent *m, const uint32_t *tok, int n, const rea
 
 /* Writes DIR/intent.safetensors, whole or not at all. meta: strings for the metadata, may be
  * NULL. */
-int intent_save(const struct intent *m, const char *dir, const json_t *meta, struct err *e);
+int intent_save(const struct intent *m, const char *dir, const json_t *meta, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

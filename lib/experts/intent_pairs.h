@@ -51,11 +51,12 @@ struct intent_pairs {
 };
 
 int intent_pairs_open(struct intent_pairs *a, const struct config *c, int prompt_tokens, int every,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* EX_DATAERR: the record holds no token, one outside the vocabulary, or experts where the model
  * has none, or the reverse. */
-int intent_pairs_add(struct intent_pairs *a, const struct act *act, struct err *e);
-int intent_pairs_end(struct intent_pairs *a, struct err *e);	/* of the last sequence */
+int intent_pairs_add(struct intent_pairs *a, const struct act *act, struct err *e) CHR_MUST_CHECK;
+/* of the last sequence */
+int intent_pairs_end(struct intent_pairs *a, struct err *e) CHR_MUST_CHECK;
 void intent_pairs_free(struct intent_pairs *a);
 
 #endif

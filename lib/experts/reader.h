@@ -48,7 +48,7 @@ struct reader_opt {
 /* Opens dir/file[i] for i < n: plain files only, names without '/'. EX_NOINPUT, EX_DATAERR,
  * EX_OSERR; EX_UNAVAILABLE: io_uring was asked for and is not to be had. */
 struct reader *reader_open(const char *dir, char *const file[], int n, const struct reader_opt *o,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void reader_close(struct reader *r);				/* waits for what is under way */
 /* what it holds, stacks of threads included */
 int64_t reader_bytes(int nfiles, int threads);

@@ -30,14 +30,16 @@ struct replay_result {
 
 void replay_init(struct replay *r, const struct actlog_model *m);
 void replay_free(struct replay *r);
-int replay_add(struct replay *r, const struct act *a, struct err *e);	/* EX_OSERR */
+/* EX_OSERR */
+int replay_add(struct replay *r, const struct act *a, struct err *e) CHR_MUST_CHECK;
 
 /* slots: at least top_k. 0, or -1 with EX_OSERR. */
 int replay_run(const struct replay *r, enum cache_policy policy, int slots,
-    struct replay_result *out, struct err *e);
+    struct replay_result *out, struct err *e) CHR_MUST_CHECK;
 
 /* The best that any policy could have done, knowing what comes (Belady 1966; no reading ahead):
  * who leaves is needed last. */
-int replay_belady(const struct replay *r, int slots, struct replay_result *out, struct err *e);
+int replay_belady(const struct replay *r, int slots, struct replay_result *out, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

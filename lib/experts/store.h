@@ -76,7 +76,7 @@ struct store_stats {		/* monotonic counters */
  * token's working set (K experts in every sparse layer) unless force; the message names the
  * smallest budget. */
 struct store *store_open(const char *dir, const struct config *c, const struct manifest *m,
-    const struct store_opt *o, const struct backend *be, struct err *e);
+    const struct store_opt *o, const struct backend *be, struct err *e) CHR_MUST_CHECK;
 
 /* All experts in memory: x has (layers * experts) entries, borrowed. Same calls, all hits. */
 struct store *store_resident(const struct config *c, const struct expert *x);
@@ -112,7 +112,7 @@ void store_demand(struct store *s, int layer, const int *ids, int n, uint8_t *st
 /* resident now: get would not wait */
 bool store_ready(const struct store *s, int layer, int id);
 /* EX_IOERR, EX_DATAERR */
-int store_get(struct store *s, int layer, int id, struct expert *x, struct err *e);
+int store_get(struct store *s, int layer, int id, struct expert *x, struct err *e) CHR_MUST_CHECK;
 /* Waits until gate and up of a demanded expert are there, and is true when down is not yet: x
  * has all three, of which down may be used after store_get. What they hold is not checked before
  * that either: its error must discard what came of them. */
@@ -120,7 +120,7 @@ bool store_get_half(struct store *s, int layer, int id, struct expert *x);
 void store_put(struct store *s, int layer, int id);
 /* Whether any read has failed so far: for who gives demands up, and so is never told by
  * store_get. 0, or -1. */
-int store_failed(const struct store *s, struct err *e);
+int store_failed(const struct store *s, struct err *e) CHR_MUST_CHECK;
 /* Gives up a demand that was never fetched with store_get (on-miss shared): the read goes on as
  * a prediction. */
 void store_abandon(struct store *s, int layer, int id);
@@ -145,7 +145,7 @@ int64_t store_slot_bytes(const struct store *s);	/* 0 when resident */
  * else is wanted. heat: (layers, experts). EX_OSERR when pins leave less than two layers' worth
  * of slots. */
 void store_heat(const struct store *s, float *heat);
-int store_warm(struct store *s, const float *heat, int pins, struct err *e);
+int store_warm(struct store *s, const float *heat, int pins, struct err *e) CHR_MUST_CHECK;
 
 void store_stats(const struct store *s, struct store_stats *out);
 

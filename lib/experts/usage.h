@@ -20,10 +20,10 @@
 /* heat: (layers, experts), 0 or more. EX_DATAERR names what is wrong: no heat file, or one of
  * another model. */
 int usage_load(const char *path, const struct config *c, const char *fingerprint, float *heat,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 int64_t usage_bytes(const struct config *c);	/* what a run with heat holds: those numbers, and
 						   an order of them for a while */
 int usage_save(const char *path, const struct config *c, const char *fingerprint, const float *heat,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -65,13 +65,15 @@ static inline int64_t manifest_align(int64_t bytes)	/* up to the next multiple o
 
 /* An empty one to be filled: files named cluster_000.ctsr on, every cluster -1, raw an empty
  * object. EX_DATAERR when the numbers are out of range. */
-int manifest_init(struct manifest *m, int layers, int experts, int nclusters, struct err *e);
+int manifest_init(struct manifest *m, int layers, int experts, int nclusters, struct err *e)
+    CHR_MUST_CHECK;
 
 /* EX_DATAERR; messages start with name. On error *m holds nothing to free. */
-int manifest_parse(struct manifest *m, const json_t *o, const char *name, struct err *e);
+int manifest_parse(struct manifest *m, const json_t *o, const char *name, struct err *e)
+    CHR_MUST_CHECK;
 /* Of what the user names: "-" is stdin, and it may be gzip; and that of a packed directory. */
-int manifest_load(struct manifest *m, const char *path, struct err *e);
-int manifest_load_dir(struct manifest *m, const char *dir, struct err *e);
+int manifest_load(struct manifest *m, const char *path, struct err *e) CHR_MUST_CHECK;
+int manifest_load_dir(struct manifest *m, const char *dir, struct err *e) CHR_MUST_CHECK;
 void manifest_free(struct manifest *m);
 
 /* CRC-32 (zlib) of a tensor of model.safetensors of the packed directory, as stored. False: the
@@ -88,6 +90,7 @@ json_t *manifest_json(const struct manifest *m);
 /* Experts in file order: *order gets (n) entries layer * experts + expert, cluster after
  * cluster, *start (nclusters + 1) the first of each. Both malloc'ed; NULL is EX_OSERR. Returns
  * n. */
-int manifest_order(const struct manifest *m, int **order, int **start, struct err *e);
+int manifest_order(const struct manifest *m, int **order, int **start, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

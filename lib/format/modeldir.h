@@ -49,7 +49,7 @@ struct view {
  * every tensor is there and none is too many, as modeldir_check() does. Tensors that are known to
  * be harmless are said once on stderr. EX_NOINPUT, EX_DATAERR. */
 int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void modeldir_close(struct modeldir *md);
 
 /* 0, or -1: absent */
@@ -58,26 +58,31 @@ int modeldir_find(const struct modeldir *md, const char *name, struct view *v);
 /* One parameter as float32, whatever type it is stored in; dst has param_size(p) entries. Read
  * with pread, so it leaves no mapped pages behind. Absent, of another shape or not a float type:
  * EX_DATAERR; EX_IOERR. */
-int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e);
+int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e)
+    CHR_MUST_CHECK;
 
 /* The type a parameter is stored in, and its bytes in dst as stored: mat_bytes(type, rows, cols)
  * of quant.h for a matrix. A matrix in blocks is a tensor of U8 and the metadata says of which
  * type: "quant.NAME" is "Q8 ROWS COLS". */
-int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e);
-int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e);
+int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e)
+    CHR_MUST_CHECK;
+int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e)
+    CHR_MUST_CHECK;
 
 /* May all of them be read? The packed are refused, whose experts are not here, and what
  * modeldir_check() finds. */
-int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e);
+int modeldir_loadable(const struct modeldir *md, const struct params *ps, struct err *e)
+    CHR_MUST_CHECK;
 /* All of them: flat has ps->total entries; gaps between parameters are left alone. Missing and
  * unexpected tensors are errors that name them. A tied lm_head.weight that equals the embedding
  * is passed over. */
 int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float *flat,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 /* Is every tensor of the files a parameter (or padding, or a tied head), and every parameter
  * there in its shape? Reads no weights. modeldir_load_f32() does this first. */
-int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e);
+int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
+    CHR_MUST_CHECK;
 
 /* of __metadata__; NULL if absent */
 const char *modeldir_meta(const struct modeldir *md, const char *key);
@@ -88,10 +93,11 @@ json_t *modeldir_metadata(const struct modeldir *md);
  * "name dtype [shape] crc32" sorted by name, over all parameters as stored (config and metadata
  * do not count). Taken from metadata "chronos.fingerprint" when there, else computed by reading
  * everything. NULL on error. */
-const char *modeldir_fingerprint(struct modeldir *md, struct err *e);
+const char *modeldir_fingerprint(struct modeldir *md, struct err *e) CHR_MUST_CHECK;
 /* CRC-32 of a tensor as stored. */
-int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e);
-int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e);
+int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e) CHR_MUST_CHECK;
+int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e)
+    CHR_MUST_CHECK;
 
 struct modeldir_out {
 	enum dtype dtype;		/* DT_F32, DT_BF16, DT_F16 */
@@ -110,7 +116,7 @@ struct modeldir_out {
  * and nothing is written. */
 int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
     const float *flat,
-    const struct modeldir_out *o, char *fingerprint, struct err *e);
+    const struct modeldir_out *o, char *fingerprint, struct err *e) CHR_MUST_CHECK;
 
 /* Fills e from a safetensors error: the status that fits, what else the file is if that can be
  * told, or "file: message (byte N)". Returns -1. */

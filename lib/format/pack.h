@@ -62,16 +62,16 @@ struct pack {
  * has one? EX_DATAERR says what differs. Fills dt (EX_DATAERR when it is not the same in all
  * experts) and fingerprint. EX_USAGE: a rule that matches no tensor, or asks for blocks of
  * nothing but what has no PARAM_QUANTISES. */
-int pack_check(struct pack *p, struct err *e);
+int pack_check(struct pack *p, struct err *e) CHR_MUST_CHECK;
 
 /* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer,
  * manifest. Then reads every expert back from the disk and compares its CRC-32. EX_CANTCREAT,
  * EX_IOERR; EX_TEMPFAIL when a signal asked to stop; p->out is then as it was. */
-int pack_write(struct pack *p, struct err *e);
+int pack_write(struct pack *p, struct err *e) CHR_MUST_CHECK;
 
 /* md is packed and nothing in it is quantised: writes p->out with all tensors in
  * model.safetensors, experts in the type they were packed in (p->dt is set to it). CRCs are
  * checked, and the fingerprint when packing changed no type. */
-int pack_undo(struct pack *p, struct err *e);
+int pack_undo(struct pack *p, struct err *e) CHR_MUST_CHECK;
 
 #endif

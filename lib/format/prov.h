@@ -45,6 +45,6 @@ json_t *prov_metadata(const struct prov *p);	/* an object of strings; the caller
 json_t *prov_command(int argc, char *const argv[], const struct opt *opts, int omit);
 
 /* {"file":name,"sha256":hex,"records":n}, reading the file for its digest; NULL on error. */
-json_t *prov_file(const char *path, int64_t records, struct err *e);
+json_t *prov_file(const char *path, int64_t records, struct err *e) CHR_MUST_CHECK;
 
 #endif

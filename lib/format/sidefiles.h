@@ -16,11 +16,12 @@
 
 /* All that there are but config.json and what holds only while the weights stay the same.
  * EX_DATAERR: a link that leads out; EX_NOINPUT: a link to nowhere, or no regular file. */
-int sidefiles_copy(const char *from, const char *to, struct err *e);
+int sidefiles_copy(const char *from, const char *to, struct err *e) CHR_MUST_CHECK;
 /* One file of the directory, under the same name; nothing when it is not there. */
-int sidefiles_copy_one(const char *from, const char *to, const char *name, struct err *e);
+int sidefiles_copy_one(const char *from, const char *to, const char *name, struct err *e)
+    CHR_MUST_CHECK;
 
 /* May it be copied, by whatever writes it elsewhere? Also when it is not there. */
-int sidefiles_own(const char *dir, const char *name, struct err *e);
+int sidefiles_own(const char *dir, const char *name, struct err *e) CHR_MUST_CHECK;
 
 #endif

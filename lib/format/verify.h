@@ -35,12 +35,13 @@ struct verify {
 };
 
 /* 0 however much is found; -1 only when the work cannot be done (EX_OSERR). */
-int verify_file(struct verify *v, const struct st_file *f, const char *name, struct err *e);
+int verify_file(struct verify *v, const struct st_file *f, const char *name, struct err *e)
+    CHR_MUST_CHECK;
 
 /* Tensors against config.json; all files, those of optimizer and intents included; the
  * fingerprint in the metadata; of a packed model the place and CRC of every expert, and the CRCs
  * of all other tensors that chr-pack noted. */
-int verify_model(struct verify *v, struct modeldir *md, struct err *e);
+int verify_model(struct verify *v, struct modeldir *md, struct err *e) CHR_MUST_CHECK;
 
 /* reports something found elsewhere */
 void verify_tell(struct verify *v, const char *file, const char *why);

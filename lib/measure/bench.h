@@ -88,8 +88,9 @@ json_t *bench_sample(void *run);
  * records on stdout, and how many did. */
 void bench_markdown(const json_t *capsules, FILE *f);
 void bench_columns(const json_t *capsules, FILE *f);	/* the same, set in columns */
-int bench_draw(const json_t *capsules, const char *path, struct err *e);
-int bench_compare(const json_t *capsules, const char *old, int *slower, struct err *e);
+int bench_draw(const json_t *capsules, const char *path, struct err *e) CHR_MUST_CHECK;
+int bench_compare(const json_t *capsules, const char *old, int *slower, struct err *e)
+    CHR_MUST_CHECK;
 
 /* For these. "a.b" is the number b of object a, NaN when it is not there; words are "" then
  * (object may be NULL). */

@@ -20,6 +20,6 @@ struct drive_bench_result {
 /* A repetition reads about 256 MiB or, of a smaller file, as much as it holds. block is rounded
  * up to 4096; the file must hold one. 0, or -1: EX_NOINPUT, EX_DATAERR, EX_IOERR, EX_OSERR. */
 int drive_bench_measure(const char *path, int64_t block, int depth, int reps,
-    struct drive_bench_result *out, struct err *e);
+    struct drive_bench_result *out, struct err *e) CHR_MUST_CHECK;
 
 #endif

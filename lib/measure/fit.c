@@ -148,7 +148,9 @@ static int64_t program_bytes(struct fit *f)
 
 	if (f->o->stage != FIT_GENERATE)
 		return mem_program(pool_threads()) + MEM_JITTER + tok - held;
-	fit_plan(f, &f->asked, &plan, &e);
+	/* For what planning takes itself; a plan that fails will do so again where it is used. */
+	if (fit_plan(f, &f->asked, &plan, &e) < 0)
+		plan.n = 0;
 	return engine_program() + MEM_JITTER + tok;
 }
 

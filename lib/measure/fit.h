@@ -78,12 +78,13 @@ struct fit {
 	int64_t teacher; int teacher_seq;	/* bytes, and for which sequence length they are */
 };
 
-int fit_open(struct fit *f, const struct fit_opt *o, struct err *e);
+int fit_open(struct fit *f, const struct fit_opt *o, struct err *e) CHR_MUST_CHECK;
 void fit_close(struct fit *f);
 
 /* -1: EX_OSERR when a packed model's experts leave no room within o->ram (the plan is filled
  * then too), or other errors. */
-int fit_plan(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e);
+int fit_plan(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)
+    CHR_MUST_CHECK;
 
 int64_t fit_bytes(const struct fit *f, const struct mem_plan *plan);	/* with o->factor */
 /* of these, what a device would hold */
@@ -105,16 +106,17 @@ struct fit_result {
 
 /* Writes a record for each step: what was asked for, what to change until it fits, the largest
  * batch and the longest sequence; and at the end the plan. 0 or -1. */
-int fit_reason(struct fit *f, struct fit_result *x, struct err *e);
+int fit_reason(struct fit *f, struct fit_result *x, struct err *e) CHR_MUST_CHECK;
 
 /* What speed which memory buys: a record for each of chr-bench replay's in file. */
-int fit_replay(struct fit *f, const char *file, struct err *e);
+int fit_replay(struct fit *f, const char *file, struct err *e) CHR_MUST_CHECK;
 
 /* Ratios of mem_peak to mem_plan in the step records of past runs, by stage: an object
  * {"stage":{"ratio":..,"runs":..}} of those with at least FIT_RUNS runs, or NULL. */
 #define FIT_RUNS 3
-json_t *fit_learn(int n, char *const logs[], struct err *e);
+json_t *fit_learn(int n, char *const logs[], struct err *e) CHR_MUST_CHECK;
 /* 1 for a stage it has not */
-int fit_calibration(const char *file, const char *stage, double *factor, struct err *e);
+int fit_calibration(const char *file, const char *stage, double *factor, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

@@ -30,7 +30,7 @@ struct kernel_rate_gemm {			/* a product of floats: (m, k) by (n, k)
 
 /* EX_OSERR */
 int kernel_rate_gemm_open(struct kernel_rate_gemm *g, enum gemm_kind kind, int m, int n, int k,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* FLOP/s of the row gemm_train, or gemm_bf16, of a backend of the CPU */
 double kernel_rate_gemm_rate(const struct kernel_rate_gemm *g, const struct backend *be, bool bf16);
 void kernel_rate_gemm_close(struct kernel_rate_gemm *g);
@@ -49,7 +49,7 @@ struct kernel_rate_ffn {			/* experts in blocks or floats, each on the same
 size_t kernel_rate_expert_bytes(enum dtype t, int D, int F);
 /* w: experts * kernel_rate_expert_bytes(t, D, F) bytes of kernel_rate_weights(). */
 int kernel_rate_ffn_open(struct kernel_rate_ffn *f, enum dtype t, int D, int F, int rows,
-    int experts, const void *w, struct err *e);
+    int experts, const void *w, struct err *e) CHR_MUST_CHECK;
 double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f);	/* of all experts once */
 /* in that time: additions and multiplications, */
 double kernel_rate_ffn_ops(const struct kernel_rate_ffn *f);

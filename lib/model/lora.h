@@ -47,7 +47,7 @@ struct lora {
 /* hit: (n of model) what gets an adapter; embeddings, an untied head and vectors cannot
  * (EX_USAGE). */
 int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
-    const struct backend *be, struct err *e);
+    const struct backend *be, struct err *e) CHR_MUST_CHECK;
 void lora_close(struct lora *l);
 /* With the moments of the optimizer. */
 void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, int rank);
@@ -63,6 +63,6 @@ json_t *lora_config(const struct lora *l, const char *base);
  * of prov.h) go to *metadata unless NULL. Variants that are more than W0 + alpha/rank * B A are
  * refused (EX_DATAERR). */
 int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

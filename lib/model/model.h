@@ -104,7 +104,7 @@ struct model {
 void model_plan(struct mem_plan *p, const struct config *c, const struct model_opt *o);
 int model_open(struct model *m, const struct config *c, const struct model_opt *o,
     const struct backend *be,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void model_close(struct model *m);
 void model_init_weights(struct model *m, uint64_t seed);
 

@@ -69,7 +69,7 @@ struct optim {
 void optim_plan(struct mem_plan *p, const struct params *ps, const bool *frozen);
 int optim_open(struct optim *o, const struct params *ps, const bool *frozen,
     const struct backend *be,
-    double weight_decay, struct err *e);
+    double weight_decay, struct err *e) CHR_MUST_CHECK;
 void optim_close(struct optim *o);
 
 /* Gradients of this rank's batch to those of all ranks' batches: the sum, for this rank's parts.

@@ -20,7 +20,8 @@ struct peft {
 };
 
 /* -1: EX_DATAERR; messages begin with name. */
-int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e);
-int peft_load(struct peft *p, const char *dir, struct err *e);	/* dir/adapter_config.json */
+int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e) CHR_MUST_CHECK;
+/* dir/adapter_config.json */
+int peft_load(struct peft *p, const char *dir, struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -61,7 +61,7 @@ struct distill {
 };
 
 int64_t distill_bytes(const struct distill *d, int V);		/* what distill_open takes */
-int distill_open(struct distill *d, const struct backend *be, int V, struct err *e);
+int distill_open(struct distill *d, const struct backend *be, int V, struct err *e) CHR_MUST_CHECK;
 void distill_close(struct distill *d);
 
 /* Base loss of a batch. A batch without targets gives 0 and asks the teacher nothing. */

@@ -18,6 +18,6 @@ void grpo_defaults(void);
 const struct stage *grpo_stage(void);		/* from the options; a mistake in them ends the
 						   program */
 /* the stage's plan, by itself */
-int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e);
+int grpo_plan(const struct stage_env *v, struct mem_plan *p, struct err *e) CHR_MUST_CHECK;
 
 #endif

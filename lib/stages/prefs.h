@@ -24,6 +24,6 @@ int64_t prefs_pairs(const struct micro *mb);	/* a stage's units */
 
 /* A stage's prepare: when prefs_ref is set, reads the log-probs in that file, or computes those
  * of all pairs under the starting model and writes it. struct pref has them in ref from then on. */
-int prefs_prepare(const struct stage_env *v, struct err *e);
+int prefs_prepare(const struct stage_env *v, struct err *e) CHR_MUST_CHECK;
 
 #endif

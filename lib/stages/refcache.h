@@ -20,7 +20,8 @@ struct refcache;
 
 struct refcache *refcache_new(void);
 /* NULL on error */
-struct refcache *refcache_load(const char *path, const char *fingerprint, struct err *e);
+struct refcache *refcache_load(const char *path, const char *fingerprint, struct err *e)
+    CHR_MUST_CHECK;
 void refcache_free(struct refcache *c);
 
 void refcache_put(struct refcache *c, uint64_t key, const double logp[2]);
@@ -29,6 +30,6 @@ bool refcache_get(const struct refcache *c, uint64_t key, double logp[2]);
 int64_t refcache_entries(const struct refcache *c);
 /* sorted */
 int refcache_save(const struct refcache *c, const char *path, const char *fingerprint,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -53,19 +53,22 @@ struct reward_item {
 };
 
 /* Can the reward judge answers to this record? 0, or -1 with the reason. */
-int reward_check(const char *spec, const json_t *record, struct err *why);
+int reward_check(const char *spec, const json_t *record, struct err *why) CHR_MUST_CHECK;
 /* memory it takes */
-int reward_plan(const char *spec, const struct reward_opt *o, struct mem_plan *p, struct err *e);
+int reward_plan(const char *spec, const struct reward_opt *o, struct mem_plan *p, struct err *e)
+    CHR_MUST_CHECK;
 
 /* Of the model that judges; "": no model does. */
-int reward_fingerprint(const char *spec, char fingerprint[33], struct err *e);
+int reward_fingerprint(const char *spec, char fingerprint[33], struct err *e) CHR_MUST_CHECK;
 
-struct reward *reward_open(const char *spec, const struct reward_opt *o, struct err *e);
+struct reward *reward_open(const char *spec, const struct reward_opt *o, struct err *e)
+    CHR_MUST_CHECK;
 /* *x must stay where it is until it is written. -1: the command has ended, said something else
  * than a number (EX_DATAERR, EX_UNAVAILABLE), or nothing for too long (EX_UNAVAILABLE). */
-int reward_ask(struct reward *r, const struct reward_item *it, double *x, struct err *e);
-int reward_poll(struct reward *r, struct err *e);
-int reward_wait(struct reward *r, struct err *e);
+int reward_ask(struct reward *r, const struct reward_item *it, double *x, struct err *e)
+    CHR_MUST_CHECK;
+int reward_poll(struct reward *r, struct err *e) CHR_MUST_CHECK;
+int reward_wait(struct reward *r, struct err *e) CHR_MUST_CHECK;
 void reward_close(struct reward *r);
 
 /* The built-in ones. */

@@ -15,9 +15,12 @@ struct reward {
 };
 
 /* reward_cmd.c */
-int reward_open_command(struct reward *r, const char *command, double timeout, struct err *e);
+int reward_open_command(struct reward *r, const char *command, double timeout, struct err *e)
+    CHR_MUST_CHECK;
 /* reward_lm.c */
-int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o, struct err *e);
-int reward_plan_lm(const char *dir, const struct reward_opt *o, struct mem_plan *p, struct err *e);
+int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o, struct err *e)
+    CHR_MUST_CHECK;
+int reward_plan_lm(const char *dir, const struct reward_opt *o, struct mem_plan *p, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

@@ -50,12 +50,12 @@ struct rollout;
 void rollout_plan(struct mem_plan *p, const struct config *c, const struct params *ps,
     const struct rollout_opt *o);
 struct rollout *rollout_open(const struct model *m, const struct rollout_opt *o,
-    const struct backend *be, struct err *e);
+    const struct backend *be, struct err *e) CHR_MUST_CHECK;
 void rollout_close(struct rollout *r);
 
 /* n completions, the groups one after the other. seed: of this run's draws. 0 or -1. */
 int rollout_run(struct rollout *r, struct completion *c, int n, uint64_t seed,
     const struct rollout_hook *h,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -38,25 +38,25 @@ struct teacher_live_opt {
  * take. */
 int teacher_live_plan(struct teacher_live_opt *o, const struct config *student,
     const struct tok *tok, int64_t *bytes,
-    char fingerprint[33], struct err *e);
+    char fingerprint[33], struct err *e) CHR_MUST_CHECK;
 
 /* The same as a stage's plan (train.h): an item for it, unless o->dir is NULL, and for what
  * distill_open takes. */
 int teacher_live_plan_stage(struct teacher_live_opt *o, const struct distill *d,
     const struct stage_env *v, char fingerprint[33],
-    struct mem_plan *p, struct err *e);
+    struct mem_plan *p, struct err *e) CHR_MUST_CHECK;
 
 struct teacher_live;
 /* NULL on error */
 struct teacher_live *teacher_live_open(const struct teacher_live_opt *o, const struct backend *be,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* rows: of logits held. g has to have TEACHER_LIVE_SEQS sequences; teacher_live_close() leaves
  * it open. */
-struct teacher_live *teacher_live_over(struct engine *g, int rows, struct err *e);
+struct teacher_live *teacher_live_over(struct engine *g, int rows, struct err *e) CHR_MUST_CHECK;
 void teacher_live_close(struct teacher_live *t);
 
 /* As struct teacher has it; self is the struct teacher_live. */
 int64_t teacher_live_rows(void *self, const struct micro *mb, int64_t row, int64_t n,
-    const real **logits, struct err *e);
+    const real **logits, struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -49,7 +49,7 @@ struct corpus_opt {
 /* nfiles 0 is stdin; the list of names is borrowed until corpus_close(). NULL on error; no items
  * are one. Ranks open the same files together. */
 struct corpus *corpus_open(int nfiles, char *const files[], const struct corpus_opt *o,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void corpus_close(struct corpus *c);
 
 bool corpus_streams(const struct corpus *c);	/* reads a pipe: how much there is nobody knows */
@@ -60,14 +60,14 @@ const struct record_count *corpus_count(const struct corpus *c);	/* of files: of
 
 /* The item that is next, valid until the next call. item NULL: only its length is wanted, for
  * which no file is read. 1, 0 at the end (of a pipe), -1. */
-int corpus_get(struct corpus *c, const uint32_t **item, int64_t *n, struct err *e);
+int corpus_get(struct corpus *c, const uint32_t **item, int64_t *n, struct err *e) CHR_MUST_CHECK;
 void corpus_advance(struct corpus *c);
 int64_t corpus_passed(const struct corpus *c);	/* items gone by in all */
 
 /* Where it stands, and the way back, which is exact. A pipe is read up to that place, so it must
  * hold the same records again. Objects may hold other keys than corpus's own. NULL: the start. */
 json_t *corpus_position(const struct corpus *c);
-int corpus_seek(struct corpus *c, const json_t *position, struct err *e);
+int corpus_seek(struct corpus *c, const json_t *position, struct err *e) CHR_MUST_CHECK;
 
 /* Which records were used since corpus_forget(), before which none are noted: corpus_touch()
  * adds the one that corpus_get() gave, if it is not the last already, and returns its number,

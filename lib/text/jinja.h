@@ -40,14 +40,15 @@ struct jinja_text {
 struct jinja;
 
 /* NULL: EX_DATAERR with name, line and what is wrong. The source is copied. */
-struct jinja *jinja_open(const char *source, size_t len, const char *name, struct err *e);
+struct jinja *jinja_open(const char *source, size_t len, const char *name, struct err *e)
+    CHR_MUST_CHECK;
 void jinja_close(struct jinja *t);
 
 /* own, given: objects whose keys are the template's variables (either may be NULL); strings of
  * the first count as the template's own. EX_DATAERR: the template raised an error, or a bound
  * was reached. */
 int jinja_render(const struct jinja *t, const json_t *own, const json_t *given,
-    struct jinja_text *out, struct err *e);
+    struct jinja_text *out, struct err *e) CHR_MUST_CHECK;
 void jinja_text_free(struct jinja_text *t);
 
 /* Does the template mark what is to be learned ({% generation %})? */

@@ -20,7 +20,7 @@ struct prompt_opt {
 
 /* Appends the ids, ending where the completion is to begin. 0, or -1 with a reason. */
 int prompt_ids(struct tok *t, const json_t *rec, const struct prompt_opt *o, struct ids *out,
-    struct err *why);
+    struct err *why) CHR_MUST_CHECK;
 
 /* The text of the question alone, that of the last user turn: a string; new. */
 json_t *prompt_text(const json_t *rec);

@@ -27,18 +27,18 @@
  *	conversations or messages: the turns' content (or value) joined by newlines, without roles;
  *	else all strings and numbers of the record, joined by newlines; not where one of the first
  *	    six keys holds a list, an object, true or false. */
-char *record_text(const json_t *rec, size_t *len, struct err *e);
+char *record_text(const json_t *rec, size_t *len, struct err *e) CHR_MUST_CHECK;
 
 bool record_has_turns(const json_t *rec);	/* "messages" or "conversations", not null */
 
 /* The turns of a conversation, which tok_chat() checks, in a new list; NULL: the record has none.
  * 0, or -1: what stands under "messages" or "conversations" is no list, or record_context()
  * fails. */
-int record_turns(const json_t *rec, json_t **turns, struct err *e);
+int record_turns(const json_t *rec, json_t **turns, struct err *e) CHR_MUST_CHECK;
 
 /* A "system" text that stands beside the turns becomes the first of the list. What else stands
  * there for a model to see (pictures) is refused. */
-int record_context(const json_t *rec, json_t *turns, struct err *e);
+int record_context(const json_t *rec, json_t *turns, struct err *e) CHR_MUST_CHECK;
 
 /* What tok_chat() is to render of a record, with these turns: its "tools" and
  * "chat_template_kwargs" too. */
@@ -50,17 +50,19 @@ struct tok_chat record_chat(const json_t *rec, const json_t *messages);
  * chat template, else the text without special tokens. t may be NULL: then only "tokens" will
  * do. */
 bool record_has_tokens(const json_t *rec);
-int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e);
-int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
+int record_tokens(const json_t *rec, int vocab, struct ids *out, struct err *e) CHR_MUST_CHECK;
+int record_ids(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
+    CHR_MUST_CHECK;
 
 /* What is to be learned of n "tokens": "mask", a list of 0 and 1, or of false and true. A record
  * without tokens must have no list of that name, which would be passed over. */
-int record_mask(const json_t *rec, int n, struct ids *mask, struct err *e);
-int record_no_mask(const json_t *rec, struct err *e);
+int record_mask(const json_t *rec, int n, struct ids *mask, struct err *e) CHR_MUST_CHECK;
+int record_no_mask(const json_t *rec, struct err *e) CHR_MUST_CHECK;
 
 /* A document as training takes it: record_ids(), or ids that are there, between bos and eos,
  * unless it brings its own. out is empty before; t may be NULL: then there are no marks. */
-int record_document(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e);
+int record_document(const json_t *rec, struct tok *t, int vocab, struct ids *out, struct err *e)
+    CHR_MUST_CHECK;
 void record_frame(const struct tok *t, struct ids *ids);
 
 #endif

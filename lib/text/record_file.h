@@ -58,16 +58,16 @@ struct record_file;
 /* The item of the record on a line, which ends with a NUL, into out; none: the line is blank, or
  * the record passed over. 0, or -1: it is bad. */
 int record_item(const struct record_kind *k, struct tok *t, const char *line, size_t len,
-    struct ids *out, struct record_count *n, struct err *why);
+    struct ids *out, struct record_count *n, struct err *why) CHR_MUST_CHECK;
 
 /* The next record's item into out, bad ones and those that are passed over left out: 1, 0 at the
  * end, -1. */
 int record_file_item(struct jsonl *in, const struct record_kind *k, struct ids *out,
-    struct record_count *n, struct err *e);
+    struct record_count *n, struct err *e) CHR_MUST_CHECK;
 
 /* path and k are borrowed. parts: how many processes will go through it together. */
 struct record_file *record_file_open(const char *path, const struct record_kind *k, int parts,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 bool record_file_seeks(const struct record_file *f);
 bool record_file_is_shard(const struct record_file *f);
 int64_t record_file_size(const struct record_file *f);		/* bytes, or documents of a shard */
@@ -81,13 +81,16 @@ struct record_file_block {
  * from one call to the next, and those between are passed over. 0, or -1: then the lines before
  * the error are there, and if record_file_seeks(), EX_DATAERR is about the line after them,
  * whose number whoever counts lines puts before the message. */
-int record_file_read(struct record_file *f, int64_t k, struct record_file_block *b, struct err *e);
-int record_file_doc(struct record_file *f, int64_t i, struct ids *out, struct err *e);
+int record_file_read(struct record_file *f, int64_t k, struct record_file_block *b, struct err *e)
+    CHR_MUST_CHECK;
+int record_file_doc(struct record_file *f, int64_t i, struct ids *out, struct err *e)
+    CHR_MUST_CHECK;
 
 /* of going through it; again: record_file_at() will be called */
 void record_file_end(struct record_file *f, bool again);
 /* the item of a record */
-int record_file_at(struct record_file *f, int64_t place, struct ids *out, struct err *e);
+int record_file_at(struct record_file *f, int64_t place, struct ids *out, struct err *e)
+    CHR_MUST_CHECK;
 void record_file_close(struct record_file *f);			/* NULL: nothing */
 
 /* "file:line", or "file:document N" of a shard, or "file:byte N" where lines are too many to

@@ -36,10 +36,10 @@ struct record_load;
 /* k is borrowed */
 struct record_load *record_load_open(const struct record_kind *k, bool skip_bad);
 int record_load_begin(struct record_load *l, struct record_file *f, const char *path,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* 0, -1 */
 int record_load_next(struct record_load *l, int64_t room, const struct record_load_block **b,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void record_load_end(struct record_load *l);		/* of the file: says how many bad records
 							   there were */
 const struct record_count *record_load_count(const struct record_load *l);

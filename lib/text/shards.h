@@ -27,10 +27,10 @@ struct shards;
  * memory until then. log (may be NULL) gets a record for each shard:
  * {"type":"shard","file":..,"documents":..,"tokens":..}. */
 struct shards *shards_open(const char *path, const struct tok *t, int64_t limit, FILE *log,
-    struct err *e);
-int shards_add(struct shards *s, const uint32_t *ids, int n, struct err *e);
-int shards_close(struct shards *s, struct err *e);	/* writes the last one; frees s in any
-							   case */
+    struct err *e) CHR_MUST_CHECK;
+int shards_add(struct shards *s, const uint32_t *ids, int n, struct err *e) CHR_MUST_CHECK;
+/* writes the last one; frees s in any case */
+int shards_close(struct shards *s, struct err *e) CHR_MUST_CHECK;
 void shards_abort(struct shards *s);			/* what is not written yet is lost; NULL
 							   is fine */
 

@@ -25,9 +25,9 @@ void ids_free(struct ids *a);
 
 /* path: a tokenizer.json, or a directory that holds one (tokenizer_config.json beside it is read
  * for bos, eos, pad). */
-struct tok *tok_load(const char *path, struct err *e);
+struct tok *tok_load(const char *path, struct err *e) CHR_MUST_CHECK;
 /* a directory gets tokenizer_config.json too */
-int tok_save(const struct tok *t, const char *dir_or_file, struct err *e);
+int tok_save(const struct tok *t, const char *dir_or_file, struct err *e) CHR_MUST_CHECK;
 void tok_free(struct tok *t);
 /* The same tokenizer for another thread: encoding writes to a cache and scratch, which are each
  * one's own; all else is that of t, which must stay. tok_free() before that of t. NULL gives
@@ -87,7 +87,7 @@ void tok_trainer_add(struct tok_trainer *r, const char *text, size_t len);
 /* The tokenizer, smaller than vocab when no pair occurs min_freq times any more. NULL on error.
  * Once per trainer. progress (may be NULL) is called with the size so far, after each merge. */
 struct tok *tok_trainer_run(struct tok_trainer *r, int vocab, int64_t min_freq,
-    void (*progress)(void *ctx, int size), void *ctx, struct err *e);
+    void (*progress)(void *ctx, int size), void *ctx, struct err *e) CHR_MUST_CHECK;
 void tok_trainer_free(struct tok_trainer *r);
 
 /* What a conversation is rendered from. */
@@ -107,7 +107,7 @@ struct tok_chat {
  * id: 1 on what the assistant says, with the end mark of its turn; a turn of "weight" 0 is not
  * learned. EX_DATAERR: no template, a turn that cannot be used, or the template refuses. */
 int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct ids *mask,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* Does the template come with the tokenizer? */
 bool tok_own_template(const struct tok *t);
 

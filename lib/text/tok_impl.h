@@ -35,7 +35,8 @@ struct pattern {
 	pcre2_jit_stack *stack;
 };
 
-int pattern_open(struct pattern *p, const char *text, size_t len, bool literal, struct err *e);
+int pattern_open(struct pattern *p, const char *text, size_t len, bool literal, struct err *e)
+    CHR_MUST_CHECK;
 void pattern_share(struct pattern *p);			/* p: a copy, for another thread */
 void pattern_close(struct pattern *p, bool shared);
 /* The next match at or after pos, as [a, b). A pattern that runs into PCRE2's limits matches
@@ -64,10 +65,11 @@ struct norm {
 	struct norm_text text[2];
 };
 
-int norm_add(struct norm *n, enum norm_kind kind, const char *text, size_t len, struct err *e);
+int norm_add(struct norm *n, enum norm_kind kind, const char *text, size_t len, struct err *e)
+    CHR_MUST_CHECK;
 int norm_add_replace(struct norm *n, const char *pattern, size_t len, bool literal, const char *to,
     size_t to_len,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* s, or a text that the next call overwrites; any bytes. */
 const char *norm_run(struct norm *n, const char *s, size_t *len);
 /* the same steps for another thread */
@@ -102,10 +104,10 @@ struct piece_sink {
 
 int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
     enum pre_behavior behavior, bool invert,
-    struct err *e);
-int pre_add_space(struct pre *p, struct err *e);
+    struct err *e) CHR_MUST_CHECK;
+int pre_add_space(struct pre *p, struct err *e) CHR_MUST_CHECK;
 int pre_add_metaspace(struct pre *p, const char *mark, enum pre_scheme scheme, bool split,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 /* any bytes; first: they begin the text */
 void pre_split(struct pre *p, const char *s, size_t len, bool first, const struct piece_sink *sink);
 void pre_share(const struct pre *p, struct pre *own);	/* the same steps for another thread */
@@ -180,7 +182,7 @@ extern const char tok_chat_template[];
 
 /* Takes json over, on error too. name is for messages. Special tokens are guessed from their
  * names. */
-struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e);
+struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e) CHR_MUST_CHECK;
 /* The ids of one character that is not in the vocabulary: its bytes, or the unknown token. */
 void tok_unknown(const struct tok *t, const char *s, size_t n, struct ids *out);
 

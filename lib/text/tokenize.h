@@ -33,10 +33,10 @@ struct tokenize;
 
 struct tokenize *tokenize_open(const struct tokenize_opt *o);
 /* all that are left of it. 0, -1 */
-int tokenize_records(struct tokenize *z, struct jsonl *in, struct err *e);
+int tokenize_records(struct tokenize *z, struct jsonl *in, struct err *e) CHR_MUST_CHECK;
 /* one whole text */
 int tokenize_text(struct tokenize *z, const char *name, const char *text, size_t len,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void tokenize_close(struct tokenize *z);
 
 #endif

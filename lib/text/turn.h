@@ -31,6 +31,6 @@ bool turn_learned(const json_t *turn);
 bool turn_set(const json_t *v);
 
 /* A list of turns that tok_chat() can write: 0, or -1 with which one cannot and why. */
-int turns_check(const json_t *turns, struct err *e);
+int turns_check(const json_t *turns, struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -54,6 +54,6 @@ void badstep_close(struct badstep *b);
 
 json_t *badstep_state(const struct badstep *b);			/* for train_state.json */
 /* state NULL: none. -1: its numbers make no sense. */
-int badstep_restore(struct badstep *b, const json_t *state, struct err *e);
+int badstep_restore(struct badstep *b, const json_t *state, struct err *e) CHR_MUST_CHECK;
 
 #endif

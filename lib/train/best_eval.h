@@ -28,10 +28,11 @@ struct best_eval {
 void best_eval_open(struct best_eval *b, const char *spec);
 
 /* 1: the best so far; 0; -1: the record has no such number. The same step again changes nothing. */
-int best_eval_see(struct best_eval *b, const json_t *rec, int64_t step, struct err *e);
+int best_eval_see(struct best_eval *b, const json_t *rec, int64_t step, struct err *e)
+    CHR_MUST_CHECK;
 
 /* for train_state.json; null when nobody asked */
 json_t *best_eval_state(const struct best_eval *b);
-int best_eval_restore(struct best_eval *b, const json_t *state, struct err *e);
+int best_eval_restore(struct best_eval *b, const json_t *state, struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -45,7 +45,7 @@ bool chat_fit(struct ids *ids, struct ids *mask, int n, struct record_count *cou
  * be NULL: then only tokens will do. 0, or -1 with a reason. */
 int chat_words(struct tok *t, int vocab, const json_t *rec, int n, struct ids *out,
     struct record_count *count,
-    struct err *why);
+    struct err *why) CHR_MUST_CHECK;
 
 /* "2 conversations cut, 1 left out, ..." on stderr, if there is anything to tell and no --quiet. */
 void chat_report(const struct record_count *count);

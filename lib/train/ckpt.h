@@ -53,33 +53,34 @@ struct ckpt {
 /* Held while reading or writing: n tensors that are written, the largest of `largest` elements. */
 int64_t ckpt_bytes(int n, int64_t largest, const struct backend *be);
 
-int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e);
-int ckpt_publish(const char *out, int64_t step, struct err *e);
+int ckpt_save(const char *out, int64_t step, const struct ckpt *c, struct err *e) CHR_MUST_CHECK;
+int ckpt_publish(const char *out, int64_t step, struct err *e) CHR_MUST_CHECK;
 int64_t ckpt_step(const char *name);	/* of "checkpoint-STEP"; -1: another name */
 bool ckpt_exists(const char *out, int64_t step);
 /* Removes all checkpoints but the newest `keep` and that of step `spare` (-1: none). */
-int ckpt_prune(const char *out, int keep, int64_t spare, struct err *e);
+int ckpt_prune(const char *out, int keep, int64_t spare, struct err *e) CHR_MUST_CHECK;
 /* One run at a time: *fd is to be closed at the end, -1 when there is no such directory yet. */
-int ckpt_lock(const char *out, int *fd, struct err *e);
-int ckpt_clean(const char *out, struct err *e);
+int ckpt_lock(const char *out, int *fd, struct err *e) CHR_MUST_CHECK;
+int ckpt_clean(const char *out, struct err *e) CHR_MUST_CHECK;
 /* every checkpoint, and the resume state of OUT itself */
-int ckpt_remove_all(const char *out, struct err *e);
+int ckpt_remove_all(const char *out, struct err *e) CHR_MUST_CHECK;
 
 /* malloc'ed name of the newest checkpoint (OUT itself when its state is newer), or NULL in *dir
  * when there is none. */
-int ckpt_newest(const char *out, char **dir, struct err *e);
+int ckpt_newest(const char *out, char **dir, struct err *e) CHR_MUST_CHECK;
 bool ckpt_occupied(const char *out);			/* holds a model or checkpoints */
 
-int ckpt_state(const char *dir, json_t **state, struct err *e);	/* train_state.json */
+/* train_state.json */
+int ckpt_state(const char *dir, json_t **state, struct err *e) CHR_MUST_CHECK;
 /* Weights and moments, exact. */
 int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 /* any model directory, any float type */
-int ckpt_load_weights(const char *dir, struct model *m, struct err *e);
+int ckpt_load_weights(const char *dir, struct model *m, struct err *e) CHR_MUST_CHECK;
 /* w->g of what is not frozen, which optim_collect() has made whole, F32, by parameter name. All
  * ranks call it. */
 int ckpt_put_gradients(const char *path, const struct weights *w, struct optim *opt,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

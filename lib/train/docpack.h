@@ -42,7 +42,7 @@ struct docpack;
 
 /* nfiles 0 is stdin; the list of names is borrowed until docpack_close(). NULL on error. */
 struct docpack *docpack_open(int nfiles, char *const files[], const struct docpack_opt *o,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 void docpack_close(struct docpack *d);
 
 bool docpack_streams(const struct docpack *d);	/* reads a pipe: how much there is nobody knows */
@@ -54,14 +54,14 @@ int64_t docpack_bytes(const struct docpack *d);	/* memory held, for the plan */
 /* Fills up to B rows of the batch (arrays of at least B*T) and sets b->B and b->T. The last row is
  * padded. b NULL: goes on as far without reading what it passes. Returns 1, 0 at the end of the
  * data, -1 on error. */
-int docpack_next(struct docpack *d, struct batch *b, int B, struct err *e);
+int docpack_next(struct docpack *d, struct batch *b, int B, struct err *e) CHR_MUST_CHECK;
 
 /* Where the next row begins: an object for train_state.json, and the way back. Seeking is exact:
  * the rows that follow are those that would have followed. A pipe is read up to that place, so it
  * must hold the same records again. */
 json_t *docpack_position(const struct docpack *d);
 /* NULL: the start (not of a pipe) */
-int docpack_seek(struct docpack *d, const json_t *position, struct err *e);
+int docpack_seek(struct docpack *d, const json_t *position, struct err *e) CHR_MUST_CHECK;
 
 struct corpus *docpack_corpus(struct docpack *d);	/* where the documents come from */
 json_t *docpack_inputs(const struct docpack *d);	/* what was read, for chronos.data: a

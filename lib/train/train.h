@@ -142,7 +142,7 @@ struct stage {
  * -1. */
 int train_run(const struct stage *s, int argc, char *const argv[], const struct opt *opts,
     int nfiles,
-    char *const files[], struct err *e);
+    char *const files[], struct err *e) CHR_MUST_CHECK;
 
 /* All of a trainer's main() but its defaults. ready: called when the options are read, to check
  * them and to give the stage. Returns the exit status. */
@@ -166,6 +166,6 @@ struct train_cost {
 };
 /* 0, or -1; with --dry-run the plan is printed and nothing else done. */
 int train_measure(const struct stage *s, int nfiles, char *const files[], struct train_cost *c,
-    struct err *e);
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

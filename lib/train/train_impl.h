@@ -79,7 +79,7 @@ struct train {
 };
 
 /* Everything up to the first step. Returns 0, or -1. After --dry-run there is only the plan. */
-int train_setup(struct train *t, struct err *e);
+int train_setup(struct train *t, struct err *e) CHR_MUST_CHECK;
 void train_teardown(struct train *t);
 
 /* What the router's terms of a batch are (train_router.c). Rows: before the model has seen it. */
@@ -95,6 +95,6 @@ int64_t train_rows(const struct train *t);	/* of a micro-batch at most, on this 
  * the checkpoint t->resume, whose weights are there already. */
 const char *train_backend(const struct train *t);	/* what to open: until the next call */
 json_t *train_settings(const struct train *t);
-int train_restore(struct train *t, struct err *e);
+int train_restore(struct train *t, struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -35,6 +35,6 @@ void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const st
  * caller, stays NULL when there is nothing to pick. EX_USAGE when a pattern names none. */
 int train_plan_pick(bool **picked, const struct params *ps, int lora_rank,
     const struct opt_list *target,
-    const struct opt_list *freeze, struct err *e);
+    const struct opt_list *freeze, struct err *e) CHR_MUST_CHECK;
 
 #endif
