@@ -123,12 +123,14 @@ static void add_character(struct jsontext *out, uint32_t c)
 	static const char escape[] = "\b\f\n\r\t\"\\", letter[] = "bfnrt\"\\";
 	const char *at = c != 0 && c < 0x80 ? strchr(escape, (int)c) : NULL;
 	char text[8];
+	int n;
 
 	if (at != NULL) {
 		add_char(out, '\\');
 		add_char(out, letter[at - escape]);
 	} else if (c < 0x20) {
-		jsontext_add(out, text, (size_t)snprintf(text, sizeof text, "\\u%04X", c));
+		n = snprintf(text, sizeof text, "\\u%04X", c);
+		jsontext_add(out, text, (size_t)n);
 	} else {
 		add_utf8(out, c);
 	}
