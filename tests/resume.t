@@ -83,6 +83,7 @@ sed -n '1!G;h;$p' prompts.jsonl > prompts2.jsonl
 grpo="chr-grpo -q -m model -b 1 -G 2 --seq 96 --new 4 -n 6"
 stopped grpo $grpo --reward toy prompts.jsonl
 refuses "grpo: another order" 64 "not the data" $grpo --reward toy prompts2.jsonl
+refuses "grpo: no model" 64 "not the model\\|-m DIR" chr-grpo -q -b 1 -G 2 --seq 96 --new 4 -n 6 --beta 0 --reward toy prompts.jsonl
 stopped lm $grpo --reward lm:model prompts.jsonl
 rm -rf keep && mv model keep && cp -r other model
 refuses "grpo: another model that judges, in the same place" 64 "reward" chr-grpo -q -m keep -b 1 -G 2 --seq 96 --new 4 -n 6 \

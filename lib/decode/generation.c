@@ -72,12 +72,15 @@ static int take(struct generation *d, const json_t *o, const char *path, struct 
 
 int generation_read(struct generation *d, const char *dir, struct err *e)
 {
-	char *path = file_join(dir, "generation_config.json");
+	char *path;
 	struct stat st;
 	json_t *o;
 	int rc = 0;
 
 	*d = (struct generation){ -1, -1, -1, -1, -1, 0, { 0 } };
+	if (dir == NULL)
+		return 0;
+	path = file_join(dir, "generation_config.json");
 	if (stat(path, &st) == 0) {
 		o = jsonfile_load(path, e);
 		rc = o != NULL ? take(d, o, path, e) : -1;

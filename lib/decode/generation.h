@@ -20,8 +20,8 @@ struct generation {		/* negative: not said */
 	uint32_t end[GENTEXT_ENDS];	/* eos_token_id: one or a list */
 };
 
-/* A directory without the file says nothing. "do_sample": false is temperature 0. EX_DATAERR
- * names file and key. */
+/* A directory without the file says nothing; NULL: there is no directory. "do_sample": false is
+ * temperature 0. EX_DATAERR names file and key. */
 int generation_read(struct generation *d, const char *dir, struct err *e) CHR_MUST_CHECK;
 
 /* Tokens that end a text: those of d (may be NULL) and of config.json, all of a list, and of the
