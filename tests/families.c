@@ -108,11 +108,13 @@ static void test_engine(const char *name, const char *dir, const struct gold *x)
 	struct err e = { 0 };
 	struct engine *g = engine_open(dir, &o, &backend_cpu, NULL, &e);
 	int64_t n = (int64_t)B * T * x->V;
-	real *all = malloc((size_t)n * sizeof *all), *cut = malloc((size_t)n * sizeof *cut);
+	real *all, *cut;
 	double w;
 
 	if (!ok(g != NULL, "%s: opens %s", name, e.msg))
 		return;
+	all = malloc((size_t)n * sizeof *all);
+	cut = malloc((size_t)n * sizeof *cut);
 	for (int b = 0; b < B; b++) {
 		eval(g, x, b, T, all + (int64_t)b * T * x->V);
 		eval(g, x, b, 7, cut + (int64_t)b * T * x->V);
@@ -138,7 +140,7 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 	struct err e = { 0 };
 	struct model m;
 	int64_t n = (int64_t)B * T * x->V;
-	real *logits = malloc((size_t)n * sizeof *logits);
+	real *logits;
 	double w;
 
 	memset(target, -1, sizeof target);
@@ -146,6 +148,7 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 	    &backend_cpu, &e) == 0 &&
 	    modeldir_load_f32(&md, &m.par, m.w, &e) == 0, "%s: opens for training %s", name, e.msg))
 		return;
+	logits = malloc((size_t)n * sizeof *logits);
 	model_forward(&m, &b, &fo);
 	model_logits(&m, logits);
 	w = worst(logits, x->logits, n);

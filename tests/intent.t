@@ -80,7 +80,8 @@ intended without -m packed --predict none
 least=$(chr-generate -q -m packed --context 64 --chunk 32 -j 2 --ram 1M datasets/openings.jsonl \
 	2>&1 > /dev/null |
 	sed -n 's/.*use --ram \([0-9]*\)M.*/\1/p')
-ok "generating with it" intended with -m packed --predict intent --ram $((least + 1))M
+ok "generating with it" intended with -m packed --predict intent --waste 0.5 \
+	--ram $((least + 1))M
 ok "... says the same" cmp without with
 ok "... and has guessed" sh -c '! tail -n 1 with.stats | grep -q "\"predicted\":0,"'
 

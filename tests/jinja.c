@@ -50,7 +50,8 @@ static void test_cases(void)
 		json_decref(o);
 	}
 	ok(f != NULL && feof(f), "all cases were read");
-	fclose(f);
+	if (f != NULL)
+		fclose(f);
 	json_decref(given);
 }
 

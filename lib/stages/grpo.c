@@ -230,9 +230,9 @@ static int rollout_options(const struct stage_env *v, struct rollout_opt *out, s
 		o.parallel = grpo_flags.parallel;
 	o.gen = (struct gentext_opt){ .tok = v->tok, .nstop = grpo_flags.stop.n,
 	    .stop = grpo_flags.stop.v };
-	if (generation_read(&said, v->o->model, e) < 0)
+	if (v->o->model != NULL && generation_read(&said, v->o->model, e) < 0)
 		return -1;
-	generation_ends(&said, v->cfg, v->tok, &o.gen);
+	generation_ends(v->o->model != NULL ? &said : NULL, v->cfg, v->tok, &o.gen);
 	*out = o;
 	return 0;
 }

@@ -767,6 +767,7 @@ static struct val indent(struct run *r, const struct str *s, const struct args *
 
 static struct val to_number(struct run *r, struct val v, const struct args *a, bool real)
 {
+	const struct val zero = { .k = V_FLOAT };
 	const struct val *absent = arg(a, 0, "default");
 	const struct str *s;
 	char text[64], *end;
@@ -779,8 +780,7 @@ static struct val to_number(struct run *r, struct val v, const struct args *a, b
 		snprintf(text, sizeof text, "%.*s", (int)(s->n < 63 ? s->n : 63), s->p);
 		f = strtod(text, &end);
 		if (end == text || *end != '\0' || !isfinite(f))
-			return absent != NULL ? *absent : real ? (struct val){ .k = V_FLOAT }
-			    : jinja_val_int(0);
+			return absent != NULL ? *absent : real ? zero : jinja_val_int(0);
 	}
 	if (real)
 		return (struct val){ .k = V_FLOAT, .f = f };

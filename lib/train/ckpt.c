@@ -623,7 +623,7 @@ static int get_values(const struct st_file *f, const char *path, const char *pre
 	const struct param *p = &w->par->p[i];
 	dev_real *place = moments != NULL ? optim_place(moments, array, w->par, i) : array + p->off;
 	float *dst = t->file != NULL ? t->file : place != NULL ? in_place(w->be, place)
-	    : (float *)moments->whole;
+	    : (float *)moments->whole;	/* cppcheck-suppress nullPointerRedundantCheck */
 	struct st_error se = {0};
 	const struct st_tensor *x;
 	char name[sizeof p->name + 16];
