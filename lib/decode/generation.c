@@ -1,5 +1,6 @@
 #include "decode/generation.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -27,8 +28,10 @@ static int add_end(struct generation *d, const json_t *id, const char *path, str
 	    INT32_MAX)
 		return err_set(e, EX_DATAERR, "%s: eos_token_id is not a token's number, or a list "
 		    "of them", path);
-	if (d->n_end < GENTEXT_ENDS)
-		d->end[d->n_end++] = (uint32_t)json_integer_value(id);
+	if (d->n_end == GENTEXT_ENDS / 2)	/* config.json and the tokenizer have some too */
+		return err_set(e, EX_DATAERR, "%s: eos_token_id has more than %d tokens", path,
+		    GENTEXT_ENDS / 2);
+	d->end[d->n_end++] = (uint32_t)json_integer_value(id);
 	return 0;
 }
 
@@ -45,6 +48,28 @@ static int ends(struct generation *d, const json_t *v, const char *path, struct 
 		if (add_end(d, id, path, e) < 0)
 			return -1;
 	return 0;
+}
+
+/* What changes texts and is not done here is said, once. */
+static void warn_unread(const json_t *o, const char *path)
+{
+	static const char *const keys[] = { "stop_strings", "bad_words_ids", "suppress_tokens",
+	    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "num_beams",
+	    "no_repeat_ngram_size", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
+	    "penalty_alpha", "encoder_repetition_penalty", "sequence_bias", "guidance_scale",
+	    "min_length", "min_new_tokens", "exponential_decay_length_penalty" };
+	static bool said;
+
+	for (size_t i = 0; !said && i < sizeof keys / sizeof *keys; i++) {
+		const json_t *v = json_object_get(o, keys[i]);
+
+		if (v == NULL || json_is_null(v) || json_is_false(v) || (json_is_number(v) &&
+		    (json_number_value(v) == 0 || json_number_value(v) == 1)) ||
+		    (json_is_array(v) && json_array_size(v) == 0))
+			continue;
+		err_warn("%s: %s, which changes texts, is not read", path, keys[i]);
+	}
+	said = true;
 }
 
 static int take(struct generation *d, const json_t *o, const char *path, struct err *e)
@@ -64,7 +89,10 @@ static int take(struct generation *d, const json_t *o, const char *path, struct 
 	    number(o, path, "top_k", 0, 1e9, &top_k, e) < 0 ||
 	    ends(d, json_object_get(o, "eos_token_id"), path, e) < 0)
 		return -1;
+	if (top_k != floor(top_k))
+		return err_set(e, EX_DATAERR, "%s: top_k is not a whole number", path);
 	d->top_k = (int)top_k;
+	warn_unread(o, path);
 	if (json_is_false(sample))
 		d->temperature = 0;
 	return 0;

@@ -14,7 +14,7 @@
 #include "decode/sample.h"
 #include "text/tok.h"
 
-#define GENTEXT_ENDS 16
+#define GENTEXT_ENDS 64
 
 struct gentext_opt {
 	const struct tok *tok;		/* NULL: tokens only, no text */

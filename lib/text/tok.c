@@ -530,6 +530,7 @@ static void free_shared(struct tok *t)
 	free(t->added);
 	norm_free(&t->norm);
 	jinja_close(t->chat);
+	jinja_close(t->chat_tools);
 	free(t->template_text);
 }
 

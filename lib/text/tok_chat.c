@@ -320,6 +320,11 @@ static json_t *own_values(const struct tok *t)
 	return own;
 }
 
+static const struct jinja *template_of(const struct tok *t, const json_t *tools)
+{
+	return tools && t->chat_tools ? t->chat_tools : t->chat;
+}
+
 /* think: 1 an empty block is asked for, 0 as the template has it. */
 static int render(const struct tok *t, const struct tok_chat *c, json_t *turns, bool generate,
     bool think,
@@ -336,7 +341,7 @@ static int render(const struct tok *t, const struct tok_chat *c, json_t *turns, 
 		json_object_set_new(given, "tools", tools);
 	if (think)
 		json_object_set_new(given, "enable_thinking", json_false());
-	rc = jinja_render(t->chat, own, given, out, e);
+	rc = jinja_render(template_of(t, tools), own, given, out, e);
 	json_decref(own);
 	json_decref(given);
 	return rc;
@@ -455,9 +460,12 @@ static int mark(const struct tok *t, const struct tok_chat *c, json_t *turns,
     struct jinja_text *text, struct err *e)
 {
 	struct marker x = { .t = t, .text = text };
+	json_t *tools = tools_of(t, c);
+	bool marks = jinja_marks(template_of(t, tools));
 	int rc;
 
-	if (jinja_marks(t->chat))
+	json_decref(tools);
+	if (marks)
 		return 0;
 	rc = header(&x, c, turns, true, &x.head[0], e);
 	if (rc == 0)

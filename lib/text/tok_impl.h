@@ -166,6 +166,7 @@ struct tok {
 	int bos, eos, pad;
 	bool adds_bos;
 	struct jinja *chat;		/* NULL: conversations cannot be written */
+	struct jinja *chat_tools;	/* for those with tools, or NULL: the same */
 	bool own_template;		/* it came with the tokenizer, and is not ours */
 	struct err chat_error;		/* why it could not be read */
 	char *template_text;		/* of chat_template.jinja, or NULL */

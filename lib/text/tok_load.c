@@ -8,7 +8,9 @@
 
 #include "base/file.h"
 #include "base/jsonfile.h"
+#include "base/plain.h"
 #include "base/sha256.h"
+#include "base/sniff.h"
 #include "text/jinja.h"
 #include "text/tok_impl.h"
 
@@ -816,21 +818,6 @@ static void shorten_numbers(char *s, size_t len)
 	}
 }
 
-/* The template of a configuration: a text, or a list of named ones. NULL: none. */
-static const char *template_in(const json_t *config)
-{
-	const json_t *v = json_object_get(config, "chat_template");
-	size_t i;
-	json_t *o;
-
-	if (json_is_string(v))
-		return json_string_value(v);
-	json_array_foreach(v, i, o)
-		if (!strcmp(string_of(o, "name"), "default"))
-			return json_string_value(json_object_get(o, "template"));
-	return NULL;
-}
-
 /* A template that cannot be read is an error of who wants to use it. */
 static void set_template(struct tok *t, const char *source, size_t len, const char *name, bool own)
 {
@@ -840,14 +827,79 @@ static void set_template(struct tok *t, const char *source, size_t len, const ch
 	t->own_template = own && strcmp(source, tok_chat_template) != 0;
 }
 
+/* What stands where a template should be is no template, and ours is not meant either. */
+static void no_template(struct tok *t, const char *path, const char *what)
+{
+	jinja_close(t->chat);
+	t->chat = NULL;
+	err_set(&t->chat_error, EX_DATAERR, "%s: %s", path, what);
+}
+
+/* The template of that name in a list of them, or NULL. */
+static const char *named_template(const json_t *list, const char *name)
+{
+	size_t i;
+	json_t *o;
+
+	json_array_foreach(list, i, o)
+		if (!strcmp(string_of(o, "name"), name))
+			return json_string_value(json_object_get(o, "template"));
+	return NULL;
+}
+
+/* The template of a configuration: a text, or a list of named ones, of which that for tools is
+ * for conversations with tools, as transformers has it. */
+static void take_template(struct tok *t, const json_t *config, const char *path)
+{
+	const json_t *v = json_object_get(config, "chat_template");
+	const char *source = json_is_string(v) ? json_string_value(v)
+	    : named_template(v, "default");
+	const char *tools = named_template(v, "tool_use");
+
+	if (v == NULL || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0))
+		return;
+	if (source == NULL) {
+		no_template(t, path, "chat_template is neither a text nor a list with one that is "
+		    "named \"default\"");
+		return;
+	}
+	set_template(t, source, strlen(source), path, true);
+	if (tools != NULL && t->chat != NULL)
+		t->chat_tools = jinja_open(tools, strlen(tools), path, &t->chat_error);
+	if (tools != NULL && t->chat_tools == NULL) {
+		jinja_close(t->chat);
+		t->chat = NULL;
+	}
+}
+
+/* UTF-8 without NUL? */
+static bool is_text(const char *s, size_t len)
+{
+	uint32_t c = 1;
+
+	for (size_t i = 0, n; i < len && c; i += n)
+		if ((n = plain_utf8(s + i, len - i, &c)) == 0)
+			return false;
+	return c != 0;
+}
+
 /* chat_template.jinja beside a tokenizer.json; it goes before the configuration. */
 static int read_template(struct tok *t, const char *path, struct err *e)
 {
-	size_t len;
+	size_t len, mark;
+	const char *what;
 
 	if (file_get_regular(path, &t->template_text, &len, e))
 		return -1;
-	set_template(t, t->template_text, len, path, true);
+	jinja_close(t->chat_tools);
+	t->chat_tools = NULL;
+	mark = len >= 3 && memcmp(t->template_text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+	what = len > 0 ? sniff(t->template_text, len) : NULL;
+	if (what == NULL && !is_text(t->template_text, len))
+		what = "no text in UTF-8";
+	if (what != NULL)
+		return err_set(e, EX_DATAERR, "%s: is %s", path, what);
+	set_template(t, t->template_text + mark, len - mark, path, true);
 	return 0;
 }
 
@@ -872,7 +924,6 @@ static int check_tokens(const json_t *config, const char *path, struct err *e)
 static int read_config(struct tok *t, const char *path, struct err *e)
 {
 	json_t *config;
-	const char *source;
 	char *text;
 
 	if (file_get_regular(path, &t->config_json, &t->config_len, e))
@@ -892,9 +943,7 @@ static int read_config(struct tok *t, const char *path, struct err *e)
 	t->eos = named_token(t, config, "eos_token");
 	t->pad = named_token(t, config, "pad_token");
 	t->adds_bos = flag(config, "add_bos_token", t->adds_bos);
-	source = template_in(config);
-	if (source)
-		set_template(t, source, strlen(source), path, true);
+	take_template(t, config, path);
 	json_decref(config);
 	return 0;
 }
