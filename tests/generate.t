@@ -167,6 +167,27 @@ is "a bad record stops it" $? 65
 ok "naming file and line" grep -q '^chr-generate: bad.jsonl:2: ' err
 is "or is passed over" "$(chr-generate -q -m big -n 2 --skip-bad bad.jsonl 2> /dev/null | wc -l)" 2
 
+# Seeds: the draws of a record depend on the record, not on what stands around it
+draws()		# PROMPT [OPTION...] < records: the tokens of the records with this prompt
+{
+	draws_of=$1
+	shift
+	chr-generate -q -m big -n 8 --temperature 3 --top-k 0 -s 5 "$@" |
+		grep "^{\"prompt\":\"$draws_of\"" | grep -o '"tokens":\[[0-9,]*\]'
+}
+alone=$(echo '{"prompt":"b"}' | draws b)
+ok "a record alone draws 8 tokens" [ "$(echo "$alone" | tr -cd , | wc -c)" -eq 7 ]
+is "and the same ones behind others" "$(printf '{"prompt":"a"}\n{"prompt":"c"}\n{"prompt":"b"}\n' |
+	draws b)" "$alone"
+is "and one at a time" "$(printf '{"prompt":"a"}\n{"prompt":"b"}\n' | draws b -b 1)" "$alone"
+ok "a seed of its own draws others" \
+	[ "$(echo '{"prompt":"b","seed":6}' | draws b)" != "$alone" ]
+for seed in '"7"' 5.5 true '[7]'; do
+	echo "{\"prompt\":\"b\",\"seed\":$seed}" | chr-generate -q -m big -n 2 > out 2> err
+	is "a seed $seed is bad data" $? 65
+	ok "and $seed is named" grep -q '^chr-generate: <stdin>:1: "seed"' err
+done
+
 # A signal: what was made so far is written, status 75
 yes '{"prompt":"a"}' | head -2000 > many.jsonl
 chr-generate -q -m louvain -n 50 --ram ${least}M --context 100 --chunk 32 -j 2 \
