@@ -210,4 +210,13 @@ chr-generate -q -m corrupt -n 100 --temperature 2 --top-k 0 prompts.jsonl > /dev
 is "a corrupt expert is bad data" $? 65
 ok "named by file, layer and expert" grep \
 	-Eq 'cluster_[0-9]+\.ctsr: layer [0-9]+, expert [0-9]+' corrupt.err
+
+# Logits that are not finite give no tokens: NaN in the second half of the weights
+cp -r big nan
+size=$(wc -c < nan/model.safetensors)
+dd if=/dev/zero bs=4096 count=$((size / 8192)) 2> noise | tr "\0" "\377" |
+	dd of=nan/model.safetensors bs=4096 seek=$((size / 8192)) conv=notrunc 2> noise
+chr-generate -q -m nan -n 4 -p The > out 2> err
+is "logits that are not finite are bad data" $? 65
+ok "and are named" grep -q 'not finite' err
 done_testing
