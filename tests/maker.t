@@ -127,6 +127,12 @@ for bad in '{"temperature":-1}' '{"temperature":"0.5"}' '{"top_p":2}' '{"top_k":
 	said "$bad"
 	refuses "$bad" '^chr-generate: m/generation_config.json: ' chr-generate -q -m m -n 1 -p a
 done
+rm m/generation_config.json
+for bad in '[1,"2"]' '[1,2.5]' '[1,-2]' '"x"' true; do
+	sed 's/"eos_token_id": *[0-9]*/"eos_token_id":'"$bad"'/' model/config.json > m/config.json
+	refuses "config.json: $bad" 'm/config.json: eos_token_id' chr-generate -q -m m -n 1 -p a
+done
+fresh
 said '{"stop_strings":["is"],"num_beams":1}'
 chr-generate -m m -n 1 -p a 2>&1 > noise | grep generation_config > unread
 is "what is not read is said" "$(cat unread)" \

@@ -240,6 +240,12 @@ order "a record twice" '4: .*pos' '3p'
 order "one missing" '3: .*leaves' '3d'
 order "two in the other order" '3: .*leaves' '3{h;d};4{G}'
 order "the first missing" '2: .*begin' '2d'
+{
+	sed 1q act.jsonl
+	grep '"seq":1,' act.jsonl
+	grep '"seq":0,' act.jsonl
+} > bad.jsonl
+refuses "a sequence that comes late" 'seq.* goes back' chr-cluster -q bad.jsonl
 status "two logs" 0 sh -c 'cat act.jsonl act.jsonl | chr-cluster -q > /dev/null'
 
 # Where files were joined, each brings its mark

@@ -75,8 +75,9 @@ int keys_real(const struct keys *k, const char *key, const json_t *v, double lo,
 
 int keys_read(const struct keys *k, const struct key *f, double fallback, struct config *c)
 {
-	const json_t *v = keys_get(k, f->key);
+	const json_t *v = keys_get(k, f->key), *one;
 	char *at = (char *)c + f->at;
+	size_t i;
 
 	if (!v && fallback == KEY_REQUIRED)
 		return keys_bad(k, f->key, "is missing");
@@ -84,7 +85,10 @@ int keys_read(const struct keys *k, const struct key *f, double fallback, struct
 	case KEY_ID:
 		if (json_object_get(k->o, f->key) && !v)	/* null: there is none */
 			fallback = -1;
-		/* Hugging Face allows several; the first one is ours */
+		/* Hugging Face allows several; the first one is ours, and texts end at all. */
+		json_array_foreach(v, i, one)
+			if (keys_int(k, f->key, one, f->lo, f->hi, (int *)at) < 0)
+				return -1;
 		if (json_is_array(v))
 			v = json_array_get(v, 0);
 		/* fall through */

@@ -141,6 +141,8 @@ static bool same_model(const json_t *o, const struct actlog_model *m)
 /* Does the record follow the one before it, seq (-1: none) and pos? NULL, or why not. */
 static const char *disorder(const struct act *act, int64_t seq, int64_t pos)
 {
+	if (act->seq < seq)
+		return "\"seq\" goes back";
 	if (act->seq != seq)
 		return act->pos == 0 ? NULL : "a sequence that does not begin with \"pos\" 0";
 	if (act->pos == pos + 1)

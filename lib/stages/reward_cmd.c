@@ -126,7 +126,7 @@ static int bad_line(struct command *c, const char *line, size_t len, struct err 
 /* A number, or an object with one under "reward". */
 static int answer(struct command *c, const char *line, size_t len, struct err *e)
 {
-	json_t *v = json_loadb(line, len, JSON_DECODE_ANY, NULL);
+	json_t *v = json_loadb(line, len, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, NULL);
 	const json_t *x = json_is_object(v) ? json_object_get(v, "reward") : v;
 	bool good = json_is_number(x);
 
