@@ -13,6 +13,7 @@
 #include "base/guard.h"
 #include "decode/infer.h"
 #include "base/json.h"
+#include "base/jsonfile.h"
 #include "base/jsontext.h"
 #include "base/progress.h"
 #include "decode/report.h"
@@ -140,9 +141,15 @@ static json_t *asked(const json_t *rec)
 
 static int ids_of(const json_t *rec, struct ids *ids, struct err *why)
 {
-	json_t *ask = asked(rec);
-	int rc = infer_ids(ask, true, ids, NULL, why);
+	const json_t *prompt = json_object_get(rec, "prompt");
+	json_t *ask;
+	int rc;
 
+	if (prompt && !json_is_null(prompt) && !json_is_string(prompt) && !json_is_array(prompt))
+		return err_set(why, EX_DATAERR, "\"prompt\" is %s, neither a text nor a list of "
+		    "turns", jsonfile_kind(prompt));
+	ask = asked(rec);
+	rc = infer_ids(ask, true, ids, NULL, why);
 	json_decref(ask);
 	if (rc == 0 && ids->n == 0)
 		return err_set(why, EX_DATAERR, "empty prompt, and no token to begin with");
@@ -161,7 +168,8 @@ static int seed_of(const json_t *rec, uint64_t *seed, struct err *why)
 	if (v == NULL || json_is_null(v))
 		return 0;
 	if (!json_is_integer(v))
-		return err_set(why, EX_DATAERR, "\"seed\" is not a whole number");
+		return err_set(why, EX_DATAERR, "\"seed\" is not a whole number "
+		    "from -2^63 to 2^63-1");
 	*seed = (uint64_t)json_integer_value(v);
 	return 0;
 }

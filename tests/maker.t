@@ -150,6 +150,10 @@ for seed in '"7"' 5.5 true '[1]'; do
 	echo "{\"prompt\":\"a\",\"seed\":$seed}" > bad.jsonl
 	refuses "a seed $seed" 'bad.jsonl:1: "seed" is' chr-generate -q -m model -n 1 bad.jsonl
 done
+for prompt in 5 true '{"a":"b"}'; do
+	echo "{\"prompt\":$prompt,\"text\":\"another\"}" > bad.jsonl
+	refuses "a prompt $prompt" 'bad.jsonl:1: "prompt" is' chr-generate -q -m model -n 1 bad.jsonl
+done
 is "its own seed goes before -s" "$(echo '{"prompt":"a","seed":9}' | draw -s 1)" \
 	"$(echo '{"prompt":"a","seed":9}' | draw -s 2)"
 
