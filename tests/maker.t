@@ -57,6 +57,8 @@ ok "what is trained from it has it" grep -q endgeneration sft/tokenizer_config.j
 template "[{\"name\":\"tool_use\",\"template\":\"with {{ tools[0].name }}\"},{\"name\":\"default\",\"template\":\"$turns\"}]"
 is "of named ones the default" "$(shown talk.jsonl)" "$want"
 is "with tools the one for tools" "$(echo '{"tools":[{"name":"f"}],"messages":[{"role":"user","content":"hi"}]}' > t.jsonl; shown t.jsonl)" "with f"
+echo '{"tools":[{"name":"f","max":18446744073709551615}],"messages":[{"role":"user","content":"hi"}]}' > t.jsonl
+is "also when it has numbers beyond 64 bits" "$(shown t.jsonl)" "with f"
 template '"not this"'
 printf '%s' "$turns" > m/chat_template.jinja
 is "chat_template.jinja goes before it" "$(shown talk.jsonl)" "$want"

@@ -248,6 +248,12 @@ order "the first missing" '2: .*begin' '2d'
 refuses "a sequence that comes late" 'seq.* goes back' chr-cluster -q bad.jsonl
 status "two logs" 0 sh -c 'cat act.jsonl act.jsonl | chr-cluster -q > /dev/null'
 
+# What a template is given beside the turns
+for given in '"tools":5' '"tools":true' '"tools":[5]' '"tools":[[]]' '"chat_template_kwargs":5' '"chat_template_kwargs":["a"]'; do
+	printf '{%s,"messages":[%s]}\n' "$given" "$u" > bad.jsonl
+	refuses "$given" "bad.jsonl:1: ${given%:*}.* is" tok bad.jsonl
+done
+
 # Where files were joined, each brings its mark
 {
 	printf '\357\273\277{"text":"a"}\n'

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/jsonfile.h"
 #include "base/jsontext.h"
 #include "text/jinja.h"
 #include "text/tok_impl.h"
@@ -258,7 +259,10 @@ static void add_tool(const struct tok *t, json_t *list, const char *s, size_t le
 {
 	json_t *in = json_loadb(s, len, JSON_DECODE_ANY, NULL);
 	struct jsontext text = {0};
+	struct err why;
 
+	if (in == NULL)		/* it has numbers that only the other reader takes */
+		in = jsontext_parse(s, len, JSONTEXT_FILE, NULL, &why);
 	if (t->own_template || json_is_string(in)) {
 		json_array_append(list, in);
 	} else {
@@ -300,6 +304,28 @@ static json_t *tools_of(const struct tok *t, const struct tok_chat *c)
 	if (!turn_set(v))
 		v = turn_is(first, "system") ? json_object_get(first, "tools") : NULL;
 	return turn_set(v) ? tool_list(t, v) : NULL;
+}
+
+/* Is what stands beside the turns of a kind that a template can be given? */
+static int check_given(const struct tok_chat *c, struct err *e)
+{
+	const json_t *first = json_array_get(c->messages, 0);
+	const json_t *tools = turn_set(c->tools) ? c->tools : json_object_get(first, "tools");
+	json_t *one;
+	size_t i;
+
+	if (turn_set(tools) && !json_is_array(tools) && !json_is_object(tools) &&
+	    !json_is_string(tools))
+		return err_set(e, EX_DATAERR, "\"tools\" is %s, not a list of objects",
+		    jsonfile_kind(tools));
+	json_array_foreach(tools, i, one)
+		if (!json_is_object(one) && !json_is_string(one))
+			return err_set(e, EX_DATAERR, "\"tools\"[%zu] is %s, not an object", i,
+			    jsonfile_kind(one));
+	if (turn_set(c->more) && !json_is_object(c->more))
+		return err_set(e, EX_DATAERR, "\"chat_template_kwargs\" is %s, not an object",
+		    jsonfile_kind(c->more));
+	return 0;
 }
 
 /* --- rendering --- */
@@ -552,7 +578,7 @@ int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct id
 		return err_set(e, EX_DATAERR, "the tokenizer has no chat template, and no "
 		    "<|im_start|> and <|im_end|> for ours: "
 		    "it cannot do conversations");
-	if ((turns = turns_of(t, c->messages, e)) == NULL)
+	if (check_given(c, e) < 0 || (turns = turns_of(t, c->messages, e)) == NULL)
 		return -1;
 	rc = render(t, c, turns, c->generate, c->think, &text, e);
 	if (rc == 0) {
