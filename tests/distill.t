@@ -164,6 +164,15 @@ refuses "texts where candidates should be" 65 "chr-score --topk" distill --topk 
 	-o no docs.jsonl
 refuses "candidates for another temperature" 65 "made for --temperature 4" distill --topk 4 \
 	--temperature 2 -n 1 -o no four.jsonl
+bad()	# NAME PATTERN SED: the records so changed
+{
+	sed "$3" four.jsonl > bad.jsonl
+	refuses "$1" 65 "bad.jsonl:1: .*$2" distill --topk 4 --seq 32 -n 1 -o no bad.jsonl
+}
+bad "a temperature in quotes" 'temperature" is not a number' 's/"temperature":[0-9.]*/"temperature":"4"/'
+bad "no temperature" 'missing "temperature' 's/"temperature":[0-9.]*,//'
+bad "one candidate without its list" 'not a list of lists' 's/"topk":\[\[[^]]*\]/"topk":[5/'
+bad "a rest that is a text" 'topk_rest" holds' 's/"topk_rest":\[[^,]*/"topk_rest":["x"/'
 refuses "more candidates than there are" 65 "has 4 entries" distill --topk 5 -n 1 -o no four.jsonl
 refuses "sequences too long for the teacher" 64 "teacher's max_position_embeddings" \
 	distill --set max_position_embeddings=4096 --seq 2048 --teacher model -n 1 -o no docs.jsonl

@@ -151,7 +151,10 @@ static int check_record(const json_t *rec, int vocab, struct err *why)
 		return err_set(why, EX_DATAERR, "made with a vocabulary of %lld, the student's "
 		    "vocab_size is %d",
 		    (long long)json_integer_value(V), vocab);
-	if (!json_is_number(t) || fabs(json_number_value(t) - want.temperature) > 1e-9)
+	if (!json_is_number(t))
+		return err_set(why, EX_DATAERR, t ? "\"temperature\" is not a number"
+		    : "missing \"temperature\"");
+	if (fabs(json_number_value(t) - want.temperature) > 1e-9)
 		return err_set(why, EX_DATAERR, "made for --temperature %g, this run has %g",
 		    json_number_value(t),
 		    want.temperature);
@@ -178,6 +181,8 @@ static int candidates(const json_t *ids, const json_t *logp, const json_t *rest,
 	double left = json_is_number(rest) ? json_number_value(rest) : (double)NOTHING;
 	int n = (int)json_array_size(ids), K = want.K;
 
+	if (!json_is_number(rest) && !json_is_null(rest))
+		return err_set(why, EX_DATAERR, "\"topk_rest\" holds what is no number");
 	if (n < K || json_array_size(logp) != (size_t)n)
 		return err_set(why, EX_DATAERR, "a list of \"topk\" has %d entries "
 		    "(\"topk_logprob\" %zu), --topk is %d", n,
@@ -217,6 +222,9 @@ static int words(const json_t *rec, const struct ids *tokens, int vocab, struct 
 		const json_t *list = json_array_get(ids, i);
 		int at = out->n + 1;
 
+		if (!json_is_array(list))
+			return err_set(why, EX_DATAERR, "\"topk\" is not a list of lists, one for "
+			    "each token");
 		ids_push(out, tokens->v[i] | (learn ? CHAT_LEARN : 0));
 		for (int k = 0; k < WORDS(want.K); k++)
 			ids_push(out, 0);
