@@ -89,7 +89,8 @@ void infer_begin(bool tok)
 	if (!infer.model)
 		opt_usage("no model: give -m DIR");
 	if (infer.buffered && infer.io == READER_URING && !opt_quiet)
-		err_warn("--io uring with --buffered takes memory of the kernel that no plan counts");
+		err_warn("--io uring with --buffered takes memory of the kernel that no plan "
+		    "counts");
 	if ((infer.be = backend_open(infer.backend, &e)) == NULL ||
 	    config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
 		err_exit(&e);
