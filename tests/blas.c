@@ -42,6 +42,7 @@ static double compare(const struct backend *blas, enum gemm_kind kind, int m, in
 static bool same_on_threads(const struct backend *blas)
 {
 	real *a = numbers(700 * 300, 1), *b = numbers(900 * 300, 2), *c[2];
+	bool same;
 
 	for (int i = 0; i < 2; i++) {
 		struct gemm_job j[2] = { { c[i] = calloc(700 * 900, sizeof(real)), 900, a, 300, b,
@@ -52,8 +53,9 @@ static bool same_on_threads(const struct backend *blas)
 		pool_init(1 + 2 * i);
 		blas->gemm_train(blas, GEMM_NT, j, 2);
 	}
-	free(a), free(b);
-	return memcmp(c[0], c[1], 700 * 900 * sizeof(real)) == 0;
+	same = memcmp(c[0], c[1], 700 * 900 * sizeof(real)) == 0;
+	free(a), free(b), free(c[0]), free(c[1]);
+	return same;
 }
 
 int main(void)
