@@ -536,7 +536,8 @@ int json_put(FILE *f, const json_t *o, struct err *e)
 	return rc;
 }
 
-json_t *json_num(double v)
+/* Of nine digits; null when it is not finite. */
+static json_t *json_num(double v)
 {
 	char s[32];
 

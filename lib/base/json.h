@@ -92,8 +92,6 @@ void jsonl_close(struct jsonl *in);		/* says how many bad records there were */
  * EX_IOERR. */
 int json_put(FILE *f, const json_t *o, struct err *e) CHR_MUST_CHECK;
 
-json_t *json_num(double v);		/* of nine digits; null when it is not finite */
-
 /* Adds a number; a non-finite value is stored as null (JSON has no NaN). */
 void json_set_num(json_t *o, const char *key, double v);
 void json_set_int(json_t *o, const char *key, int64_t v);

@@ -800,24 +800,6 @@ static void guess_config(struct tok *t)
 	t->pad = first_special(t, pad);
 }
 
-/* Numbers that are too long for 64 bits, as the model_max_length that many files have, become
- * the largest of 18 digits: nothing here is about numbers. */
-static void shorten_numbers(char *s, size_t len)
-{
-	bool text = false;
-
-	for (size_t i = 0, n; i < len; i += n) {
-		n = strspn(s + i, "0123456789");
-		if (n == 0) {
-			n = 1 + (text && s[i] == '\\');
-			text ^= s[i] == '"';
-		} else if (n > 18 && !text) {
-			memset(s + i, '9', 18);
-			memset(s + i + 18, ' ', n - 18);
-		}
-	}
-}
-
 /* A template that cannot be read is an error of who wants to use it. */
 static void set_template(struct tok *t, const char *source, size_t len, const char *name, bool own)
 {
@@ -924,15 +906,10 @@ static int check_tokens(const json_t *config, const char *path, struct err *e)
 static int read_config(struct tok *t, const char *path, struct err *e)
 {
 	json_t *config;
-	char *text;
 
 	if (file_get_regular(path, &t->config_json, &t->config_len, e))
 		return -1;
-	text = bytemap_grow(NULL, t->config_len + 1, 1);
-	memcpy(text, t->config_json, t->config_len + 1);
-	shorten_numbers(text, t->config_len);
-	config = jsonfile_parse(text, t->config_len, path, e);
-	free(text);
+	config = jsonfile_parse(t->config_json, t->config_len, path, e);
 	if (!config)
 		return -1;
 	if (check_tokens(config, path, e) < 0) {
