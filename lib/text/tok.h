@@ -108,7 +108,4 @@ struct tok_chat {
  * learned. EX_DATAERR: no template, a turn that cannot be used, or the template refuses. */
 int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct ids *mask,
     struct err *e) CHR_MUST_CHECK;
-/* Does the template come with the tokenizer? */
-bool tok_own_template(const struct tok *t);
-
 #endif

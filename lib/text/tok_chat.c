@@ -590,8 +590,3 @@ int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct id
 	json_decref(turns);
 	return rc;
 }
-
-bool tok_own_template(const struct tok *t)
-{
-	return t->own_template;
-}
