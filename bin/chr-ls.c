@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "arch/arch.h"
+#include "backend/quant.h"
 #include "base/err.h"
 #include "base/file.h"
 #include "base/human.h"
@@ -121,13 +122,20 @@ static void list_file(const struct st_file *f, const char *file)
 			put_tensor(t, file);
 }
 
+static int64_t param_bytes(const struct modeldir *md, const struct param *p)
+{
+	struct err none;
+	enum dtype t;
+
+	return modeldir_type(md, p, &t, &none) < 0 ? 0 : (int64_t)mat_bytes(t, p->rows, p->cols);
+}
+
 /* Bytes of one expert: those of the first sparse layer stand for all. */
 static int64_t expert_bytes(const struct modeldir *md, const struct manifest *m)
 {
 	const struct params *ps = &md->par;
 	int64_t n = 0;
 	int first = -1;
-	struct view v;
 
 	if (m)
 		return m->gate_bytes + m->up_bytes + m->down_bytes;
@@ -135,8 +143,8 @@ static int64_t expert_bytes(const struct modeldir *md, const struct manifest *m)
 		if (!param_routed(&ps->p[i]))
 			continue;
 		first = first < 0 ? i : first;
-		if (i < first + 3 && modeldir_find(md, ps->p[i].name, &v) == 0)
-			n += (int64_t)v.t->nbytes;
+		if (i < first + 3)
+			n += param_bytes(md, &ps->p[i]);
 	}
 	return n;
 }
@@ -144,11 +152,9 @@ static int64_t expert_bytes(const struct modeldir *md, const struct manifest *m)
 static int64_t tensor_bytes(const struct modeldir *md)
 {
 	int64_t n = 0;
-	struct view v;
 
 	for (int i = 0; i < md->par.n; i++)
-		if (modeldir_find(md, md->par.p[i].name, &v) == 0)
-			n += (int64_t)v.t->nbytes;
+		n += param_bytes(md, &md->par.p[i]);
 	return n;
 }
 

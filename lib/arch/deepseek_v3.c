@@ -13,7 +13,7 @@ static const struct key_off ignores[] = {
 
 static const struct key_fallback fallbacks[] = { { "norm_topk_prob", 1 }, { 0 } };
 
-static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0, NULL } };
+static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
 static int read(struct config *c, const struct keys *k)
 {

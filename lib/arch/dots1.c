@@ -12,7 +12,7 @@ static const struct key_off ignores[] = {
 	{ "use_sliding_window", "false" }, { 0 }
 };
 
-static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0, NULL } };
+static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
 static int read(struct config *c, const struct keys *k)
 {

@@ -47,9 +47,9 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 #define FAMILY_DEEPSEEK_READS "first_k_dense_replace", "n_shared_experts", "n_group", \
 	"topk_group", "routed_scaling_factor"
 #define FAMILY_DEEPSEEK_NAMES \
-	{ P_SH_GATE, "model.layers.%d.mlp.shared_experts.gate_proj.weight" }, \
-	{ P_SH_UP, "model.layers.%d.mlp.shared_experts.up_proj.weight" }, \
-	{ P_SH_DOWN, "model.layers.%d.mlp.shared_experts.down_proj.weight" }
+	{ P_SH_GATE, "model.layers.%d.mlp.shared_experts.gate_proj.weight", 0 }, \
+	{ P_SH_UP, "model.layers.%d.mlp.shared_experts.up_proj.weight", 0 }, \
+	{ P_SH_DOWN, "model.layers.%d.mlp.shared_experts.down_proj.weight", 0 }
 extern const struct key_alias family_deepseek_aliases[];
 
 /* In place of family_begin(): attention from a latent as DeepSeek-V2 and those after it have it.

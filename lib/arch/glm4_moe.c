@@ -14,7 +14,7 @@ static const struct key_off ignores[] = {
 	{ "topk_method", "\"noaux_tc\"" }, { "moe_layer_freq", "1" }, { 0 }
 };
 
-static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0, NULL } };
+static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
 static int read(struct config *c, const struct keys *k)
 {

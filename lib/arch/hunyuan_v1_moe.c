@@ -24,10 +24,10 @@ static const struct key_off ignores[] = {
 };
 
 static const struct param_name names[] = {
-	{ P_QNORM, "model.layers.%d.self_attn.query_layernorm.weight" },
-	{ P_KNORM, "model.layers.%d.self_attn.key_layernorm.weight" },
-	{ P_GATE, MLP "gate.wg.weight" }, { P_SH_GATE, SHARED "gate_proj.weight" },
-	{ P_SH_UP, SHARED "up_proj.weight" }, { P_SH_DOWN, SHARED "down_proj.weight" }, { 0, NULL }
+	{ P_QNORM, "model.layers.%d.self_attn.query_layernorm.weight", 0 },
+	{ P_KNORM, "model.layers.%d.self_attn.key_layernorm.weight", 0 },
+	{ P_GATE, MLP "gate.wg.weight", 0 }, { P_SH_GATE, SHARED "gate_proj.weight", 0 },
+	{ P_SH_UP, SHARED "up_proj.weight", 0 }, { P_SH_DOWN, SHARED "down_proj.weight", 0 }, { 0 }
 };
 
 static int read(struct config *c, const struct keys *k)

@@ -28,9 +28,9 @@ static const struct key_off ignores[] = {
 };
 
 static const struct param_name names[] = {
-	{ P_GATE, MOE "gate.weight" }, { P_GATE_BIAS, MOE "e_score_correction_bias" },
-	{ P_EXP_GATE, MOE "experts.%d.w1.weight" }, { P_EXP_UP, MOE "experts.%d.w3.weight" },
-	{ P_EXP_DOWN, MOE "experts.%d.w2.weight" }, { 0, NULL }
+	{ P_GATE, MOE "gate.weight", 0 }, { P_GATE_BIAS, MOE "e_score_correction_bias", 0 },
+	{ P_EXP_GATE, MOE "experts.%d.w1.weight", 0 }, { P_EXP_UP, MOE "experts.%d.w3.weight", 0 },
+	{ P_EXP_DOWN, MOE "experts.%d.w2.weight", 0 }, { 0 }
 };
 
 /* Published configs say for each layer that it is full attention, which is 1. */

@@ -22,9 +22,9 @@ static const struct key_off ignores[] = {
 };
 
 static const struct param_name names[] = {
-	{ P_GATE, MOE "gate.weight" }, { P_EXP_GATE, MOE "experts.%d.w1.weight" },
-	{ P_EXP_UP, MOE "experts.%d.w3.weight" }, { P_EXP_DOWN, MOE "experts.%d.w2.weight" },
-	{ 0, NULL }
+	{ P_GATE, MOE "gate.weight", 0 }, { P_EXP_GATE, MOE "experts.%d.w1.weight", 0 },
+	{ P_EXP_UP, MOE "experts.%d.w3.weight", 0 }, { P_EXP_DOWN, MOE "experts.%d.w2.weight", 0 },
+	{ 0 }
 };
 
 static int read(struct config *c, const struct keys *k)

@@ -138,7 +138,7 @@ static bool present(const struct config *c, const struct block *b, enum param_wh
 static const char *format_of(const struct config *c, enum param_kind k)
 {
 	for (const struct param_name *n = c->names; n && n->name; n++)
-		if (n->kind == k)
+		if (n->kind == k && !(n->how & AT_SEVERAL))
 			return n->name;
 	return param_class[k].name;
 }

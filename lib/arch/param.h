@@ -79,14 +79,30 @@ struct param_class {
 
 extern const struct param_class param_class[P_KINDS];
 
-/* How a family calls a kind where it is not as in param_class; a list ends with a NULL name. */
+/* How the tensor of a name holds a parameter of shape (rows, cols): */
+enum param_how {
+	AT_STACKED = 1 << 0,		/* one of those of all experts: shape (E, rows, cols) */
+	AT_TURNED = 1 << 1,		/* transposed: (cols, rows) */
+	AT_FIRST = 1 << 2,		/* the first half of (2 rows, cols), or of the transposed */
+	AT_SECOND = 1 << 3,		/* the second */
+	AT_EVEN = 1 << 4,		/* rows 0, 2, .. of (2 rows, cols) */
+	AT_ODD = 1 << 5,		/* rows 1, 3, .. */
+	AT_FLAT = 1 << 6,		/* (rows, 1, cols), as convolutions have it */
+	/* it holds others too */
+	AT_SEVERAL = AT_STACKED | AT_FIRST | AT_SECOND | AT_EVEN | AT_ODD
+};
+
+/* How a family calls a kind where it is not as in param_class; a list ends with a NULL name. A kind
+ * may have several entries: files are written as the first says, and read as the first says whose
+ * tensor they hold. */
 struct param_name {
 	enum param_kind kind;
-	const char *name;
+	const char *name;	/* with %d for the layer and, unless stacked, for the expert */
+	unsigned how;		/* of enum param_how; 0: as it is */
 };
 
 struct param {
-	char name[104];			/* tensor name in model.safetensors */
+	char name[104];			/* of its tensor, where it has one of its own */
 	enum param_kind kind;
 	/* -1 where meaningless; expert is also the index of a shared expert */
 	int layer, expert;

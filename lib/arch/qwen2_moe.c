@@ -25,8 +25,8 @@ static const struct key_off ignores[] = {
 };
 
 static const struct param_name names[] = {
-	{ P_SH_GATE, SHARED "gate_proj.weight" }, { P_SH_UP, SHARED "up_proj.weight" },
-	{ P_SH_DOWN, SHARED "down_proj.weight" }, { 0, NULL }
+	{ P_SH_GATE, SHARED "gate_proj.weight", 0 }, { P_SH_UP, SHARED "up_proj.weight", 0 },
+	{ P_SH_DOWN, SHARED "down_proj.weight", 0 }, { 0 }
 };
 
 /* Every other layer, of those before max_window_layers. */

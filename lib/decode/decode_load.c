@@ -55,44 +55,36 @@ static int64_t rope_elements(const struct config *c, const struct engine_opt *o,
 	return r ? (int64_t)o->max_tokens * 2 * r->width : 0;
 }
 
-static int st_to_dtype(enum st_dtype t)
+/* The type of an expert matrix, and its bytes. */
+static int expert_type(const struct engine *g, const struct param *p, enum dtype *t,
+    int64_t *bytes, struct err *e)
 {
-	return t == ST_F32 ? DT_F32 : t == ST_BF16 ? DT_BF16 : t == ST_F16 ? DT_F16 : -1;
-}
-
-/* The tensor of an expert matrix, checked. */
-static int expert_view(const struct engine *g, const struct param *p, struct view *v, struct err *e)
-{
-	if (modeldir_find(&g->md, p->name, v) < 0)
-		return err_set(e, EX_DATAERR, "%s: missing tensor %s", g->md.path, p->name);
-	if (v->t->ndim != 2 || v->t->shape[0] != (uint64_t)p->rows ||
-	    v->t->shape[1] != (uint64_t)p->cols)
-		return err_set(e, EX_DATAERR, "%s: tensor %s is not of shape [%d, %d]", v->file,
-		    p->name, p->rows, p->cols);
-	if (st_to_dtype(v->t->dtype) < 0)
-		return err_set(e, EX_DATAERR, "%s: tensor %s is %s; experts must be F32, BF16 or "
-		    "F16", v->file, p->name,
-		    st_dtype_name(v->t->dtype));
+	if (modeldir_type(&g->md, p, t, e) < 0)
+		return -1;
+	if (*t == DT_F64)
+		return err_set(e, EX_DATAERR, "%s: %s is F64; experts must be F32, BF16 or F16, or "
+		    "in blocks", g->md.path, p->name);
+	*bytes = (int64_t)mat_bytes(*t, p->rows, p->cols);
 	return 0;
 }
 
 /* Bytes of all experts of a plain directory, or -1. */
 static int64_t expert_total(struct engine *g, struct err *e)
 {
-	int64_t total = 0, first = 0;
+	int64_t total = 0, first = 0, bytes = 0;
 	int left = 3;
+	enum dtype t;
 
 	for (int i = 0; i < g->par->n; i++) {
 		const struct param *p = &g->par->p[i];
-		struct view v;
 
 		if (!param_routed(p))
 			continue;
-		if (expert_view(g, p, &v, e) < 0)
+		if (expert_type(g, p, &t, &bytes, e) < 0)
 			return -1;
-		total += mem_align64((int64_t)v.t->nbytes);
+		total += mem_align64(bytes);
 		if (left-- > 0)
-			first += (int64_t)v.t->nbytes;
+			first += bytes;
 	}
 	g->expert_bytes = first;
 	return total;
@@ -319,8 +311,8 @@ static int read_dense(struct engine *g, const struct param *p, float *host, dev_
 	return 0;
 }
 
-/* The same of one in blocks, as they are in the file. */
-static int read_blocks(struct engine *g, const struct param *p, dev_byte *w, size_t bytes,
+/* The same of one that stays in the type it is stored in. */
+static int read_stored(struct engine *g, const struct param *p, dev_byte *w, size_t bytes,
     struct mirror *m, struct err *e)
 {
 	void *to = backend_draft(g->be, w, m, bytes);
@@ -435,7 +427,7 @@ static int load_dense(struct engine *g, struct err *e)
 			status = dense_type(g, &ps->p[i], &t, &bytes, e);
 			if (status == 0)
 				status = dtype_blocks(t) ?
-				    read_blocks(g, &ps->p[i], w, (size_t)bytes, &m, e) :
+				    read_stored(g, &ps->p[i], w, (size_t)bytes, &m, e) :
 				    read_dense(g, &ps->p[i], host, w, &m, e);
 			load_place(g, &ps->p[i], w, t);
 			w += bytes;
@@ -452,24 +444,12 @@ struct mat *load_expert_mat(struct engine *g, const struct param *p)
 	return expert_mat(x, p);
 }
 
-/* As it is in the file. */
-static int read_view(struct engine *g, const struct view *v, dev_byte *at, struct mirror *m,
-    struct err *e)
-{
-	void *to = backend_draft(g->be, at, m, (size_t)v->t->nbytes);
-	struct st_error se;
-
-	if (st_read(v->st, v->t, 0, to, v->t->nbytes, &se) < 0)
-		return modeldir_st_err(e, v->file, &se);
-	backend_settle(g->be, at, to, (size_t)v->t->nbytes);
-	return 0;
-}
-
 static int load_experts(struct engine *g, struct err *e)
 {
 	const struct params *ps = g->par;
-	int64_t total = expert_total(g, e);
+	int64_t total = expert_total(g, e), bytes = 0;
 	struct mirror m = { 0 };
+	enum dtype t;
 	dev_byte *at;
 	int rc = 0;
 
@@ -480,15 +460,14 @@ static int load_experts(struct engine *g, struct err *e)
 		return err_set(e, EX_OSERR, "%s: out of memory for experts", g->md.path);
 	for (int i = 0; i < ps->n && rc == 0; i++) {
 		const struct param *p = &ps->p[i];
-		struct view v;
 
 		if (!param_routed(p))
 			continue;
-		if ((rc = expert_view(g, p, &v, e)) < 0 || (rc = read_view(g, &v, at, &m, e)) < 0)
+		if ((rc = expert_type(g, p, &t, &bytes, e)) < 0 ||
+		    (rc = read_stored(g, p, at, (size_t)bytes, &m, e)) < 0)
 			break;
-		*load_expert_mat(g, p) = (struct mat){ at, (enum dtype)st_to_dtype(v.t->dtype),
-		    p->rows, p->cols };
-		at += mem_align64((int64_t)v.t->nbytes);
+		*load_expert_mat(g, p) = (struct mat){ at, t, p->rows, p->cols };
+		at += mem_align64(bytes);
 	}
 	backend_mirror_free(&m);
 	return rc;

@@ -1,23 +1,17 @@
 #include "format/modeldir.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include "arch/arch.h"
 #include "base/file.h"
 #include "base/jsonfile.h"
-#include "backend/quant.h"
-#include "base/sha256.h"
 #include "base/sniff.h"
+#include "format/stored.h"
 
-#define CHUNK ((size_t)64 << 10)	/* elements converted at a time */
-#define INDEX "model.safetensors.index.json"
+#define INDEX MODELDIR_INDEX
 
 int modeldir_st_err(struct err *e, const char *file, const struct st_error *se)
 {
@@ -214,123 +208,39 @@ json_t *modeldir_metadata(const struct modeldir *md)
 	return o;
 }
 
-/* Float type of a stored tensor, -1 when it is none of ours. */
-static int float_type(enum st_dtype t)
-{
-	enum dtype d;
-
-	return dtype_parse(st_dtype_name(t), &d) < 0 ? -1 : (int)d;
-}
-
-static const char *shape_text(const struct param *p, char out[32])
-{
-	if (p->ndim == 1)
-		snprintf(out, 32, "[%d]", p->rows);
-	else
-		snprintf(out, 32, "[%d,%d]", p->rows, p->cols);
-	return out;
-}
-
-/* Is it a matrix in blocks, of the shape asked for and all there? */
-static bool in_blocks(const struct view *v, const struct param *p, enum dtype *t)
-{
-	char key[128], name[8];
-	const char *text;
-	int rows, cols, end = 0;
-
-	if (v->t->dtype != ST_U8 || p->ndim != 2)
-		return false;
-	snprintf(key, sizeof key, "quant.%s", p->name);
-	text = st_meta(v->st, key);
-	return text && sscanf(text, "%7s %9d %9d%n", name, &rows, &cols, &end) == 3 &&
-	    text[end] == '\0'
-	    && dtype_parse(name, t) == 0 && dtype_blocks(*t) && rows == p->rows && cols == p->cols
-	    && v->t->nbytes == mat_bytes(*t, rows, cols);
-}
-
-static int locate(const struct modeldir *md, const struct param *p, struct view *v, enum dtype *dt,
-    struct err *e)
-{
-	const struct st_tensor *t;
-	char shape[32];
-
-	if (modeldir_find(md, p->name, v) < 0)
-		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is missing", md->file[0], p->name);
-	t = v->t;
-	if (in_blocks(v, p, dt))
-		return 0;
-	if (t->ndim != p->ndim || t->shape[0] != (uint64_t)p->rows ||
-	    (p->ndim == 2 && t->shape[1] != (uint64_t)p->cols))
-		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" has not the shape %s that "
-		    "config.json asks for", v->file,
-		    p->name, shape_text(p, shape));
-	if (float_type(t->dtype) < 0)
-		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is %s, not F64, F32, BF16 or F16",
-		    v->file, p->name,
-		    st_dtype_name(t->dtype));
-	*dt = (enum dtype)float_type(t->dtype);
-	return 0;
-}
-
 int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e)
 {
-	struct view v;
+	struct stored s;
+	int r = stored_find(md, p, &s, e);
 
-	return locate(md, p, &v, t, e);
+	*t = s.type;
+	return r;
+}
+
+int modeldir_read_rows(const struct modeldir *md, const struct param *p, int row, int n, void *dst,
+    struct err *e)
+{
+	struct stored s;
+
+	return stored_find(md, p, &s, e) < 0 ? -1 : stored_read(&s, row, n, dst, e);
+}
+
+int modeldir_read_rows_f32(const struct modeldir *md, const struct param *p, int row, int n,
+    float *dst, struct err *e)
+{
+	struct stored s;
+
+	return stored_find(md, p, &s, e) < 0 ? -1 : stored_read_f32(&s, row, n, dst, e);
 }
 
 int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e)
 {
-	struct st_error se;
-	enum dtype t;
-	struct view v;
-
-	if (locate(md, p, &v, &t, e) < 0)
-		return -1;
-	return st_read(v.st, v.t, 0, dst, v.t->nbytes, &se) < 0 ? modeldir_st_err(e, v.file, &se)
-	    : 0;
-}
-
-static int read_blocks(const struct modeldir *md, const struct param *p, enum dtype t, float *dst,
-    struct err *e)
-{
-	void *buf = malloc(mat_bytes(t, p->rows, p->cols));
-	int r = buf ? modeldir_read(md, p, buf, e) : err_set(e, EX_OSERR, "out of memory");
-
-	if (r == 0)
-		quant_unpack(dst, buf, t, p->rows, p->cols);
-	free(buf);
-	return r;
+	return modeldir_read_rows(md, p, 0, p->rows, dst, e);
 }
 
 int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e)
 {
-	size_t n = (size_t)param_size(p), size, k;
-	struct st_error se;
-	struct view v;
-	enum dtype dt;
-	char *buf;
-	int r = 0;
-
-	if (locate(md, p, &v, &dt, e) < 0)
-		return -1;
-	if (dtype_blocks(dt))
-		return read_blocks(md, p, dt, dst, e);
-	if (v.t->dtype == ST_F32)
-		return st_read(v.st, v.t, 0, dst, n * sizeof *dst, &se) < 0
-		    ? modeldir_st_err(e, v.file, &se) : 0;
-	size = st_dtype_size(v.t->dtype);
-	buf = malloc(CHUNK * size);
-	if (!buf)
-		return err_set(e, EX_OSERR, "out of memory");
-	for (size_t i = 0; i < n && r == 0; i += k) {
-		k = n - i < CHUNK ? n - i : CHUNK;
-		r = st_read(v.st, v.t, i * size, buf, k * size, &se);
-		if (r == 0)
-			tensor_to_f32(dst + i, buf, (enum dtype)float_type(v.t->dtype), k);
-	}
-	free(buf);
-	return r < 0 ? modeldir_st_err(e, v.file, &se) : 0;
+	return modeldir_read_rows_f32(md, p, 0, p->rows, dst, e);
 }
 
 /* Checkpoints of tied models may hold the head all the same; it must then be the embedding. */
@@ -367,8 +277,27 @@ static bool passed_over(const struct modeldir *md, const char *name, const char 
 	return modeldir_find(md, mark, &v) == 0;
 }
 
-/* Tensors of file i that are no parameters. */
-static int check_extra(const struct modeldir *md, int i, const struct params *ps,
+/* Tensors that hold parameters, in order of their addresses. */
+struct used {
+	size_t n;
+	const struct st_tensor **t;
+};
+
+static int by_address(const void *a, const void *b)
+{
+	const struct st_tensor *x = *(const struct st_tensor *const *)a;
+	const struct st_tensor *y = *(const struct st_tensor *const *)b;
+
+	return (x > y) - (x < y);
+}
+
+static bool is_used(const struct used *u, const struct st_tensor *t)
+{
+	return bsearch(&t, u->t, u->n, sizeof *u->t, by_address) != NULL;
+}
+
+/* Tensors of file i that hold no parameters. */
+static int check_extra(const struct modeldir *md, int i, const struct used *u,
     struct skipped *s, struct err *e)
 {
 	const struct st_tensor *t;
@@ -377,7 +306,7 @@ static int check_extra(const struct modeldir *md, int i, const struct params *ps
 	for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
 		struct view v = { t, md->st[i], md->file[i] };
 
-		if (strncmp(t->name, "__pad.", 6) == 0 || params_find(ps, t->name))
+		if (strncmp(t->name, "__pad.", 6) == 0 || is_used(u, t))
 			continue;
 		if (passed_over(md, t->name, &why)) {
 			*s = s->n ? (struct skipped){ s->n + 1, s->example, s->why }
@@ -391,20 +320,36 @@ static int check_extra(const struct modeldir *md, int i, const struct params *ps
 	return 0;
 }
 
+/* Where every parameter lies. Of a packed model those of experts are not wanted, and no error where
+ * they are. */
+static int find_all(const struct modeldir *md, const struct params *ps, struct used *u,
+    struct err *e)
+{
+	struct stored s;
+	struct err none;
+
+	for (int i = 0; i < ps->n; i++) {
+		bool packed = md->packed && param_routed(&ps->p[i]);
+
+		if (stored_find(md, &ps->p[i], &s, packed ? &none : e) == 0)
+			u->t[u->n++] = s.t;
+		else if (!packed)
+			return -1;
+	}
+	qsort(u->t, u->n, sizeof *u->t, by_address);
+	return 0;
+}
+
 static int check(const struct modeldir *md, const struct params *ps, struct skipped *s,
     struct err *e)
 {
-	enum dtype dt;
-	struct view v;
+	struct used u = { .t = malloc((size_t)ps->n * sizeof *u.t) };
+	int r = u.t ? find_all(md, ps, &u, e) : err_set(e, EX_OSERR, "out of memory");
 
-	for (int i = 0; i < ps->n; i++)
-		if (!(md->packed && param_routed(&ps->p[i])) && locate(md, &ps->p[i], &v, &dt,
-		    e) < 0)
-			return -1;
-	for (int i = 0; i < md->nfiles; i++)
-		if (check_extra(md, i, ps, s, e) < 0)
-			return -1;
-	return 0;
+	for (int i = 0; i < md->nfiles && r == 0; i++)
+		r = check_extra(md, i, &u, s, e);
+	free(u.t);
+	return r;
 }
 
 int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
@@ -458,370 +403,4 @@ int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float 
 		if (modeldir_read_f32(md, &ps->p[i], flat + ps->p[i].off, e) < 0)
 			return -1;
 	return 0;
-}
-
-/* ---- fingerprint ---- */
-
-struct print {			/* one line of what is hashed */
-	const struct param *p;
-	const char *dtype;
-	uint32_t crc;
-};
-
-static int by_name(const void *a, const void *b)
-{
-	return strcmp(((const struct print *)a)->p->name, ((const struct print *)b)->p->name);
-}
-
-static void hash_prints(struct print *pr, int n, char out[33])
-{
-	struct sha256 s;
-	uint8_t digest[32];
-	char line[160], shape[32];
-	int len;
-
-	qsort(pr, (size_t)n, sizeof *pr, by_name);
-	sha256_init(&s);
-	for (int i = 0; i < n; i++) {
-		len = snprintf(line, sizeof line, "%s %s %s %08x\n", pr[i].p->name, pr[i].dtype,
-		    shape_text(pr[i].p, shape),
-		    pr[i].crc);
-		sha256_update(&s, line, (size_t)len);
-	}
-	sha256_final(&s, digest);
-	for (int i = 0; i < 16; i++)
-		snprintf(out + 2 * i, 3, "%02x", digest[i]);
-}
-
-static int crc_stored(const struct view *v, char *buf, size_t size, uint32_t *crc, struct err *e)
-{
-	struct st_error se;
-	uint64_t left;
-
-	*crc = (uint32_t)crc32(0, NULL, 0);
-	for (uint64_t at = 0; at < v->t->nbytes; at += left) {
-		left = v->t->nbytes - at < size ? v->t->nbytes - at : size;
-		if (st_read(v->st, v->t, at, buf, (size_t)left, &se) < 0)
-			return modeldir_st_err(e, v->file, &se);
-		*crc = (uint32_t)crc32(*crc, (const Bytef *)buf, (uInt)left);
-	}
-	return 0;
-}
-
-int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e)
-{
-	size_t size = CHUNK * sizeof(float);
-	char *buf = malloc(size);
-	int rc = buf ? crc_stored(v, buf, size, crc, e) : err_set(e, EX_OSERR, "out of memory");
-
-	free(buf);
-	return rc;
-}
-
-int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e)
-{
-	const struct params *ps = &md->par;
-	struct print *pr = malloc((size_t)ps->n * sizeof *pr);
-	size_t size = CHUNK * sizeof(float);
-	char *buf = malloc(size);
-	enum dtype dt;
-	struct view v;
-	int r = 0;
-
-	if (!pr || !buf)
-		r = err_set(e, EX_OSERR, "out of memory");
-	for (int i = 0; i < ps->n && r == 0; i++) {
-		r = locate(md, &ps->p[i], &v, &dt, e);
-		if (r == 0) {
-			pr[i].p = &ps->p[i];
-			pr[i].dtype = st_dtype_name(v.t->dtype);
-			r = crc_stored(&v, buf, size, &pr[i].crc, e);
-		}
-	}
-	if (r == 0)
-		hash_prints(pr, ps->n, out);
-	free(pr);
-	free(buf);
-	return r;
-}
-
-const char *modeldir_fingerprint(struct modeldir *md, struct err *e)
-{
-	const char *stored = modeldir_meta(md, "chronos.fingerprint");
-
-	if (md->fingerprint[0])
-		return md->fingerprint;
-	if (stored && strlen(stored) == 32 && strspn(stored, "0123456789abcdef") == 32) {
-		memcpy(md->fingerprint, stored, 33);
-		return md->fingerprint;
-	}
-	if (md->packed) {
-		err_set(e, EX_DATAERR, "%s: packed, and its metadata names no chronos.fingerprint",
-		    md->path);
-		return NULL;
-	}
-	return modeldir_compute_fingerprint(md, md->fingerprint, e) < 0 ? NULL : md->fingerprint;
-}
-
-/* ---- writing ---- */
-
-struct save {
-	const char *dir;
-	const struct params *ps;
-	const float *flat;
-	const struct modeldir_out *o;
-	const char *fingerprint;
-	char *buf;			/* CHUNK elements of the stored type */
-	struct err *e;
-	int *shard, nshards;		/* (ps->n) shard of each parameter */
-};
-
-static enum st_dtype stored_type(const struct save *s)
-{
-	return (enum st_dtype)st_dtype_parse(dtype_name(s->o->dtype));
-}
-
-static int64_t stored_bytes(const struct save *s, const struct param *p)
-{
-	return param_size(p) * (int64_t)dtype_size(s->o->dtype);
-}
-
-static const float *values(const struct save *s, int i)
-{
-	return s->o->get ? s->o->get(s->o->ctx, i) : s->flat + s->ps->p[i].off;
-}
-
-/* Next piece of a parameter x as stored, from element i on; returns its bytes. */
-static size_t stored_chunk(const struct save *s, const struct param *p, const float *x, int64_t i)
-{
-	int64_t left = param_size(p) - i;
-	size_t n = left < (int64_t)CHUNK ? (size_t)left : CHUNK;
-
-	tensor_from_f32(s->buf, s->o->dtype, x + i, n);
-	return n * dtype_size(s->o->dtype);
-}
-
-/* Is there a number among n values that is none as stored, in s->buf? */
-static bool overflows(const struct save *s, const float *x, size_t n)
-{
-	size_t size = dtype_size(s->o->dtype);
-
-	if (tensor_finite(s->buf, s->o->dtype, n))
-		return false;
-	for (size_t i = 0; i < n; i++)
-		if (isfinite(x[i]) && !tensor_finite(s->buf + i * size, s->o->dtype, 1))
-			return true;
-	return false;
-}
-
-/* CRC of a parameter x as stored. What is too large for the type is found here, before anything is
- * written. */
-static int crc_values(const struct save *s, const struct param *p, const float *x, uint32_t *crc)
-{
-	enum dtype t = s->o->dtype;
-
-	*crc = (uint32_t)crc32(0, NULL, 0);
-	for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK) {
-		size_t n = stored_chunk(s, p, x, k);
-
-		if (overflows(s, x + k, n / dtype_size(t)))
-			return err_set(s->e, EX_DATAERR, "%s has a value that is too large for %s: "
-			    "the model is not written", p->name, dtype_name(t));
-		*crc = (uint32_t)crc32(*crc, (Bytef *)s->buf, (uInt)n);
-	}
-	return 0;
-}
-
-static int save_fingerprint(const struct save *s, char out[33])
-{
-	struct print *pr = malloc((size_t)s->ps->n * sizeof *pr);
-	int rc = pr ? 0 : err_set(s->e, EX_OSERR, "out of memory");
-
-	for (int i = 0; i < s->ps->n && rc == 0; i++) {
-		pr[i] = (struct print){ .p = &s->ps->p[i], .dtype = dtype_name(s->o->dtype) };
-		rc = crc_values(s, pr[i].p, values(s, i), &pr[i].crc);
-	}
-	if (rc == 0)
-		hash_prints(pr, s->ps->n, out);
-	free(pr);
-	return rc;
-}
-
-static void plan_shards(struct save *s)
-{
-	int64_t size = 0, bytes;
-
-	s->nshards = 1;
-	for (int i = 0; i < s->ps->n; i++) {
-		bytes = stored_bytes(s, &s->ps->p[i]);
-		if (s->o->shard_size > 0 && size > 0 && size + bytes > s->o->shard_size) {
-			s->nshards++;
-			size = 0;
-		}
-		size += bytes;
-		s->shard[i] = s->nshards - 1;
-	}
-}
-
-static void shard_name(const struct save *s, int k, char out[64])
-{
-	if (s->nshards == 1)
-		snprintf(out, 64, "model.safetensors");
-	else
-		snprintf(out, 64, "model-%05d-of-%05d.safetensors", k + 1, s->nshards);
-}
-
-/* The writer's errors are sticky: whatever failed here, st_writer_finish() says so. */
-static void declare(const struct save *s, int k, struct st_writer *w, struct st_error *se)
-{
-	const char *key;
-	json_t *v;
-
-	if (!json_object_get(s->o->meta, "format"))
-		st_writer_meta(w, "format", "pt", se);		/* transformers looks for it */
-	json_object_foreach((json_t *)s->o->meta, key, v)
-		if (json_is_string(v) && strcmp(key, "chronos.fingerprint") != 0)
-			st_writer_meta(w, key, json_string_value(v), se);
-	st_writer_meta(w, "chronos.fingerprint", s->fingerprint, se);
-	for (int i = 0; i < s->ps->n; i++) {
-		const struct param *p = &s->ps->p[i];
-		uint64_t shape[2] = { (uint64_t)p->rows, (uint64_t)p->cols };
-
-		if (s->shard[i] == k)
-			st_writer_add(w, p->name, stored_type(s), p->ndim, shape, 0, se);
-	}
-	st_writer_begin(w, se);
-}
-
-static int save_shard(const struct save *s, int k)
-{
-	struct st_error se;
-	struct st_writer *w;
-	char name[64], *path;
-	size_t n;
-	int r = 0;
-
-	shard_name(s, k, name);
-	path = file_join(s->dir, name);
-	w = st_writer_create(path, &se);
-	if (!w)
-		r = err_set(s->e, EX_CANTCREAT, "%s: %s", path, se.msg);
-	else
-		declare(s, k, w, &se);
-	for (int i = 0; w && i < s->ps->n; i++) {
-		const float *x = s->shard[i] == k ? values(s, i) : NULL;
-
-		for (int64_t at = 0; x && at < param_size(&s->ps->p[i]); at += (int64_t)CHUNK) {
-			n = stored_chunk(s, &s->ps->p[i], x, at);
-			st_writer_data(w, s->buf, n, &se);
-		}
-	}
-	if (w && st_writer_finish(w, &se) < 0)
-		r = modeldir_st_err(s->e, path, &se);
-	free(path);
-	return r;
-}
-
-static int put_json(const char *dir, const char *name, json_t *o, struct err *e)
-{
-	char *path = file_join(dir, name),
-	    *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
-	size_t len = text ? strlen(text) : 0;
-	int r;
-
-	if (text)
-		text[len] = '\n';	/* in place of the NUL */
-	r = text ? file_put(path, text, len + 1, e) : err_set(e, EX_OSERR, "out of memory");
-	free(text);
-	free(path);
-	json_decref(o);
-	return r;
-}
-
-static int save_index(const struct save *s)
-{
-	json_t *map = json_object();
-	int64_t total = 0;
-	char name[64];
-
-	for (int i = 0; i < s->ps->n; i++) {
-		shard_name(s, s->shard[i], name);
-		json_object_set_new(map, s->ps->p[i].name, json_string(name));
-		total += stored_bytes(s, &s->ps->p[i]);
-	}
-	return put_json(s->dir, INDEX, json_pack("{s:{s:I}, s:o}", "metadata", "total_size",
-	    (json_int_t)total, "weight_map",
-	    map), s->e);
-}
-
-/* Files of the model that was here before, under names this one does not use. The new ones are
- * complete by now. */
-static void remove_stale(const struct save *s)
-{
-	DIR *d = opendir(s->dir);
-	struct dirent *f;
-	unsigned a, b;
-	int end;
-
-	while (d && (f = readdir(d))) {
-		bool single = strcmp(f->d_name, "model.safetensors") == 0, index = strcmp(f->d_name,
-		    INDEX) == 0;
-		char *path;
-
-		end = 0;
-		a = b = 0;
-		if (sscanf(f->d_name, "model-%5u-of-%5u.safetensors%n", &a, &b, &end) != 2 ||
-		    !end || f->d_name[end])
-			b = 0;
-		if (!(s->nshards > 1 ? single || (b && b != (unsigned)s->nshards) : index || b))
-			continue;
-		path = file_join(s->dir, f->d_name);
-		unlink(path);
-		free(path);
-	}
-	if (d)
-		closedir(d);
-}
-
-static int save_files(struct save *s, const struct config *c, char *fingerprint)
-{
-	/* by enum dtype */
-	static const char *const torch[] = { "float64", "float32", "bfloat16", "float16" };
-	json_t *o;
-
-	plan_shards(s);
-	if (save_fingerprint(s, fingerprint) < 0)
-		return -1;
-	s->fingerprint = fingerprint;
-	for (int k = 0; k < s->nshards; k++)
-		if (save_shard(s, k) < 0)
-			return -1;
-	if (s->nshards > 1 && save_index(s) < 0)
-		return -1;
-	remove_stale(s);
-	o = config_to_json(c);
-	json_object_set_new(o, "torch_dtype", json_string(torch[s->o->dtype]));
-	return put_json(s->dir, "config.json", o, s->e);
-}
-
-int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
-    const float *flat,
-    const struct modeldir_out *o, char *fingerprint, struct err *e)
-{
-	struct save s = { .dir = dir, .ps = ps, .flat = flat, .o = o, .e = e };
-	char *manifest = file_join(dir, "cluster_manifest.json"), own[33];
-	int r = -1;
-
-	s.buf = malloc(CHUNK * sizeof(double));
-	s.shard = malloc((size_t)ps->n * sizeof *s.shard);
-	if (access(manifest, F_OK) == 0)
-		err_set(e, EX_CANTCREAT, "%s: holds a packed model", dir);
-	else if (!s.buf || !s.shard)
-		err_set(e, EX_OSERR, "out of memory");
-	else
-		r = save_files(&s, c, fingerprint ? fingerprint : own);
-	free(manifest);
-	free(s.buf);
-	free(s.shard);
-	return r;
 }

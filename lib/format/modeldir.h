@@ -24,6 +24,7 @@
 #include "format/safetensors.h"
 #include "backend/tensor.h"
 
+#define MODELDIR_INDEX "model.safetensors.index.json"
 #define INTENT_NAME "intent.safetensors"	/* beside the weights (intent.h) */
 
 struct modeldir {
@@ -37,7 +38,8 @@ struct modeldir {
 	char fingerprint[33];		/* "" until asked for */
 };
 
-/* A tensor where it lies. */
+/* A tensor where it lies, for tools that show or check files; parameters are read through the
+ * functions below, whatever tensors hold them. */
 struct view {
 	const struct st_tensor *t;	/* dtype, shape, nbytes, offset in the file, data
 					   (mapped) */
@@ -55,19 +57,23 @@ void modeldir_close(struct modeldir *md);
 /* 0, or -1: absent */
 int modeldir_find(const struct modeldir *md, const char *name, struct view *v);
 
-/* One parameter as float32, whatever type it is stored in; dst has param_size(p) entries. Read
- * with pread, so it leaves no mapped pages behind. Absent, of another shape or not a float type:
+/* One parameter, or n rows of it from `row` on, as float32, however it is stored (stored.h); dst
+ * has param_size(p) entries, or n * p->cols. Absent, of another shape or not a float type:
  * EX_DATAERR; EX_IOERR. */
 int modeldir_read_f32(const struct modeldir *md, const struct param *p, float *dst, struct err *e)
     CHR_MUST_CHECK;
+int modeldir_read_rows_f32(const struct modeldir *md, const struct param *p, int row, int n,
+    float *dst, struct err *e) CHR_MUST_CHECK;
 
-/* The type a parameter is stored in, and its bytes in dst as stored: mat_bytes(type, rows, cols)
- * of quant.h for a matrix. A matrix in blocks is a tensor of U8 and the metadata says of which
- * type: "quant.NAME" is "Q8 ROWS COLS". */
+/* The type a parameter is stored in, and its values in that type: mat_bytes(type, rows, cols) of
+ * quant.h for a matrix; of rows in blocks, whole panels. A matrix in our blocks is a tensor of U8
+ * and the metadata says of which type: "quant.NAME" is "Q8 ROWS COLS". */
 int modeldir_type(const struct modeldir *md, const struct param *p, enum dtype *t, struct err *e)
     CHR_MUST_CHECK;
 int modeldir_read(const struct modeldir *md, const struct param *p, void *dst, struct err *e)
     CHR_MUST_CHECK;
+int modeldir_read_rows(const struct modeldir *md, const struct param *p, int row, int n, void *dst,
+    struct err *e) CHR_MUST_CHECK;
 
 /* May all of them be read? The packed are refused, whose experts are not here, and what
  * modeldir_check() finds. */
@@ -89,13 +95,9 @@ const char *modeldir_meta(const struct modeldir *md, const char *key);
 /* all of it, an object of strings; new */
 json_t *modeldir_metadata(const struct modeldir *md);
 
-/* What tells one model from another: 32 hex digits, the first 16 bytes of SHA-256 over lines
- * "name dtype [shape] crc32" sorted by name, over all parameters as stored (config and metadata
- * do not count). Taken from metadata "chronos.fingerprint" when there, else computed by reading
- * everything. NULL on error. */
+/* What tells one model from another (fingerprint.h). Taken from metadata "chronos.fingerprint" when
+ * there, else computed by reading everything. NULL on error. */
 const char *modeldir_fingerprint(struct modeldir *md, struct err *e) CHR_MUST_CHECK;
-/* CRC-32 of a tensor as stored. */
-int modeldir_crc(const struct view *v, uint32_t *crc, struct err *e) CHR_MUST_CHECK;
 int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct err *e)
     CHR_MUST_CHECK;
 

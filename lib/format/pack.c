@@ -18,6 +18,7 @@
 #include "backend/quant.h"
 #include "base/sig.h"
 #include "format/sidefiles.h"
+#include "format/stored.h"
 
 #define CHUNK ((size_t)1 << 20)
 
@@ -308,22 +309,42 @@ static int convert(struct job *j, const struct param *pa, enum dtype to)
 	return 0;
 }
 
+/* A parameter in the type it has, so much at a time. */
+static int put_stored(struct job *j, const struct param *pa, enum dtype t, uint32_t *crc)
+{
+	struct stored s;
+	int step, rc = stored_find(j->p->md, pa, &s, j->e);
+
+	step = rc < 0 ? 0 : stored_step(&s, CHUNK);
+	for (int row = 0; row < pa->rows && rc == 0; row += step) {
+		int n = pa->rows - row < step ? pa->rows - row : step;
+		size_t bytes = (size_t)stored_bytes(&s, row, n);
+
+		rc = stored_read(&s, row, n, j->y, j->e);
+		if (rc == 0 && !dtype_blocks(t) &&
+		    !tensor_finite(j->y, t, (size_t)n * (size_t)pa->cols))
+			rc = not_finite(j, s.file, pa->name);
+		if (rc == 0)
+			rc = put(j, j->y, bytes, crc);
+	}
+	return rc;
+}
+
 static int put_param(struct job *j, const struct param *pa, uint32_t *crc)
 {
-	enum dtype to;
-	struct view v;
+	enum dtype to, was;
 
-	if (type_of(j->p, pa, &to, j->e) < 0 || modeldir_find(j->p->md, pa->name, &v) < 0)
+	if (type_of(j->p, pa, &to, j->e) < 0 || modeldir_type(j->p->md, pa, &was, j->e) < 0)
 		return -1;
 	j->p->by[to].tensors++;
 	j->p->by[to].bytes += (int64_t)mat_bytes(to, pa->rows, pa->cols);
-	if (v.t->dtype == st_of(to))
-		return put_view(j, &v, crc);
+	if (was == to && !dtype_blocks(was))
+		return put_stored(j, pa, to, crc);
 	if (modeldir_read_f32(j->p->md, pa, j->x, j->e) < 0)
 		return -1;
-	if (v.t->dtype == ST_U8)	/* in blocks already, whose scales may be no numbers */
-		return tensor_finite(j->x, DT_F32, (size_t)param_size(pa)) ? put_view(j, &v, crc) :
-		    not_finite(j, v.file, pa->name);
+	if (was == to)		/* in blocks already, whose scales may be no numbers */
+		return tensor_finite(j->x, DT_F32, (size_t)param_size(pa))
+		    ? put_stored(j, pa, to, crc) : not_finite(j, j->p->md->path, pa->name);
 	if (convert(j, pa, to) < 0)
 		return -1;
 	return put(j, j->y, mat_bytes(to, pa->rows, pa->cols), crc);

@@ -1,0 +1,400 @@
+/*
+ * Writing of a model directory. Tensors are those that the family publishes: a parameter each, or
+ * several in one, as the first entry of its names says (arch/param.h).
+ */
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "base/file.h"
+#include "format/fingerprint.h"
+#include "format/modeldir.h"
+#include "format/stored.h"
+
+#define CHUNK ((size_t)64 << 10)	/* elements converted at a time */
+
+struct tensor {			/* to be written */
+	char name[104];
+	int param;			/* the first that it holds */
+	const struct param_name *as;	/* NULL: that alone */
+	int ndim, shard;
+	uint64_t shape[3];
+};
+
+struct save {
+	const char *dir;
+	const struct config *c;
+	const struct params *ps;
+	const float *flat;
+	const struct modeldir_out *o;
+	const char *fingerprint;
+	char *buf;			/* CHUNK elements of the stored type */
+	float *slab;			/* what one expert has in the largest tensor of several */
+	struct err *e;
+	struct tensor *t;
+	int n, nshards;
+};
+
+static enum st_dtype stored_type(const struct save *s)
+{
+	return (enum st_dtype)st_dtype_parse(dtype_name(s->o->dtype));
+}
+
+static int64_t elements(const struct tensor *t)
+{
+	int64_t n = 1;
+
+	for (int i = 0; i < t->ndim; i++)
+		n *= (int64_t)t->shape[i];
+	return n;
+}
+
+static int64_t tensor_bytes(const struct save *s, const struct tensor *t)
+{
+	return elements(t) * (int64_t)dtype_size(s->o->dtype);
+}
+
+/* ---- which tensors ---- */
+
+/* How a family writes a kind; NULL: each in a tensor of its own. */
+static const struct param_name *written_as(const struct config *c, enum param_kind k)
+{
+	for (const struct param_name *n = c->names; n && n->name; n++)
+		if (n->kind == k)
+			return n->how ? n : NULL;
+	return NULL;
+}
+
+/* Several parameters are written with the first of them. */
+static bool leads(const struct param *p, const struct param_name *as)
+{
+	return !as || (!(as->how & (AT_SECOND | AT_ODD)) && !(as->how & AT_STACKED &&
+	    p->expert > 0));
+}
+
+static void add(struct save *s, int i)
+{
+	const struct param *p = &s->ps->p[i];
+	const struct param_name *as = written_as(s->c, p->kind);
+	struct tensor *t = &s->t[s->n];
+
+	if (!leads(p, as))
+		return;
+	*t = (struct tensor){ .param = i, .as = as };
+	if (as)
+		snprintf(t->name, sizeof t->name, as->name, p->layer, p->expert);
+	else
+		snprintf(t->name, sizeof t->name, "%s", p->name);
+	t->ndim = stored_shape(p, as ? as->how : 0, s->c->num_experts, t->shape);
+	s->n++;
+}
+
+static int plan_tensors(struct save *s)
+{
+	int64_t most = 1;
+
+	s->t = malloc((size_t)s->ps->n * sizeof *s->t);
+	if (!s->t)
+		return err_set(s->e, EX_OSERR, "out of memory");
+	for (int i = 0; i < s->ps->n; i++)
+		add(s, i);
+	for (int k = 0; k < s->n; k++) {
+		const struct tensor *t = &s->t[k];
+		bool stacked = t->as && t->as->how & AT_STACKED;
+		int64_t n = stacked ? elements(t) / (int64_t)t->shape[0] : elements(t);
+
+		most = t->as && n > most ? n : most;
+	}
+	s->slab = malloc((size_t)most * sizeof *s->slab);
+	return s->slab ? 0 : err_set(s->e, EX_OSERR, "out of memory");
+}
+
+static void plan_shards(struct save *s)
+{
+	int64_t size = 0, bytes;
+
+	s->nshards = 1;
+	for (int k = 0; k < s->n; k++) {
+		bytes = tensor_bytes(s, &s->t[k]);
+		if (s->o->shard_size > 0 && size > 0 && size + bytes > s->o->shard_size) {
+			s->nshards++;
+			size = 0;
+		}
+		size += bytes;
+		s->t[k].shard = s->nshards - 1;
+	}
+}
+
+/* ---- values ---- */
+
+static const float *values(const struct save *s, int i)
+{
+	return s->o->get ? s->o->get(s->o->ctx, i) : s->flat + s->ps->p[i].off;
+}
+
+/* The next of n values x as stored, from element i on, in s->buf; returns its bytes. */
+static size_t stored_chunk(const struct save *s, const float *x, int64_t n, int64_t i)
+{
+	size_t k = n - i < (int64_t)CHUNK ? (size_t)(n - i) : CHUNK;
+
+	tensor_from_f32(s->buf, s->o->dtype, x + i, k);
+	return k * dtype_size(s->o->dtype);
+}
+
+/* Is there a number among n values that is none as stored, in s->buf? */
+static bool overflows(const struct save *s, const float *x, size_t n)
+{
+	size_t size = dtype_size(s->o->dtype);
+
+	if (tensor_finite(s->buf, s->o->dtype, n))
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (isfinite(x[i]) && !tensor_finite(s->buf + i * size, s->o->dtype, 1))
+			return true;
+	return false;
+}
+
+/* CRC of a parameter x as stored. What is too large for the type is found here, before anything is
+ * written. */
+static int crc_values(const struct save *s, const struct param *p, const float *x, uint32_t *crc)
+{
+	enum dtype t = s->o->dtype;
+
+	*crc = (uint32_t)crc32(0, NULL, 0);
+	for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK) {
+		size_t n = stored_chunk(s, x, param_size(p), k);
+
+		if (overflows(s, x + k, n / dtype_size(t)))
+			return err_set(s->e, EX_DATAERR, "%s has a value that is too large for %s: "
+			    "the model is not written", p->name, dtype_name(t));
+		*crc = (uint32_t)crc32(*crc, (Bytef *)s->buf, (uInt)n);
+	}
+	return 0;
+}
+
+static int save_fingerprint(const struct save *s, char out[33])
+{
+	struct fingerprint_line *l = malloc((size_t)s->ps->n * sizeof *l);
+	int rc = l ? 0 : err_set(s->e, EX_OSERR, "out of memory");
+
+	for (int i = 0; i < s->ps->n && rc == 0; i++) {
+		l[i] = (struct fingerprint_line){ .p = &s->ps->p[i],
+		    .dtype = dtype_name(s->o->dtype) };
+		rc = crc_values(s, l[i].p, values(s, i), &l[i].crc);
+	}
+	if (rc == 0)
+		fingerprint_of(l, s->ps->n, out);
+	free(l);
+	return rc;
+}
+
+/* ---- files ---- */
+
+static void shard_name(const struct save *s, int k, char out[64])
+{
+	if (s->nshards == 1)
+		snprintf(out, 64, "model.safetensors");
+	else
+		snprintf(out, 64, "model-%05d-of-%05d.safetensors", k + 1, s->nshards);
+}
+
+/* The writer's errors are sticky: whatever failed here, st_writer_finish() says so. */
+static void declare(const struct save *s, int shard, struct st_writer *w, struct st_error *se)
+{
+	const char *key;
+	json_t *v;
+
+	if (!json_object_get(s->o->meta, "format"))
+		st_writer_meta(w, "format", "pt", se);		/* transformers looks for it */
+	json_object_foreach((json_t *)s->o->meta, key, v)
+		if (json_is_string(v) && strcmp(key, "chronos.fingerprint") != 0)
+			st_writer_meta(w, key, json_string_value(v), se);
+	st_writer_meta(w, "chronos.fingerprint", s->fingerprint, se);
+	for (int k = 0; k < s->n; k++)
+		if (s->t[k].shard == shard)
+			st_writer_add(w, s->t[k].name, stored_type(s), s->t[k].ndim, s->t[k].shape,
+			    0, se);
+	st_writer_begin(w, se);
+}
+
+static void put_values(const struct save *s, struct st_writer *w, const float *x, int64_t n)
+{
+	struct st_error se;
+
+	for (int64_t at = 0; at < n; at += (int64_t)CHUNK)
+		st_writer_data(w, s->buf, stored_chunk(s, x, n, at), &se);
+}
+
+/* The part of parameter i in what expert `expert` has of tensor t; n elements in all. */
+static void put_part(const struct save *s, const struct tensor *t, const struct param_name *as,
+    int i, int64_t n)
+{
+	const struct param *p = &s->ps->p[i];
+	const float *x = values(s, i);
+	struct layout at;
+
+	stored_layout(p, as->how, s->c->num_experts, t->ndim, t->shape, &at);
+	if (as->how & AT_STACKED)
+		at.first -= p->expert * n;
+	for (int64_t r = 0; r < p->rows; r++)
+		for (int64_t c = 0; c < p->cols; c++)
+			s->slab[at.first + r * at.row_step + c * at.col_step] = x[r * p->cols + c];
+}
+
+/* A tensor of several parameters, expert after expert. */
+static void put_several(const struct save *s, const struct tensor *t, struct st_writer *w)
+{
+	const struct param *lead = &s->ps->p[t->param];
+	int times = t->as->how & AT_STACKED ? (int)t->shape[0] : 1;
+	int64_t n = elements(t) / times;
+
+	for (int k = 0; k < times; k++) {
+		int expert = lead->expert < 0 ? -1 : lead->expert + k;
+
+		for (const struct param_name *as = s->c->names; as->name; as++) {
+			const struct param *p = params_get(s->ps, as->kind, lead->layer, expert);
+
+			if (p && strcmp(as->name, t->as->name) == 0 &&
+			    as == written_as(s->c, as->kind))
+				put_part(s, t, as, (int)(p - s->ps->p), n);
+		}
+		put_values(s, w, s->slab, n);
+	}
+}
+
+static int save_shard(const struct save *s, int shard)
+{
+	struct st_error se;
+	struct st_writer *w;
+	char name[64], *path;
+	int r = 0;
+
+	shard_name(s, shard, name);
+	path = file_join(s->dir, name);
+	w = st_writer_create(path, &se);
+	if (!w)
+		r = err_set(s->e, EX_CANTCREAT, "%s: %s", path, se.msg);
+	else
+		declare(s, shard, w, &se);
+	for (int k = 0; w && k < s->n; k++) {
+		const struct tensor *t = &s->t[k];
+
+		if (t->shard == shard && t->as)
+			put_several(s, t, w);
+		else if (t->shard == shard)
+			put_values(s, w, values(s, t->param), elements(t));
+	}
+	if (w && st_writer_finish(w, &se) < 0)
+		r = modeldir_st_err(s->e, path, &se);
+	free(path);
+	return r;
+}
+
+static int put_json(const char *dir, const char *name, json_t *o, struct err *e)
+{
+	char *path = file_join(dir, name),
+	    *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
+	size_t len = text ? strlen(text) : 0;
+	int r;
+
+	if (text)
+		text[len] = '\n';	/* in place of the NUL */
+	r = text ? file_put(path, text, len + 1, e) : err_set(e, EX_OSERR, "out of memory");
+	free(text);
+	free(path);
+	json_decref(o);
+	return r;
+}
+
+static int save_index(const struct save *s)
+{
+	json_t *map = json_object();
+	int64_t total = 0;
+	char name[64];
+
+	for (int k = 0; k < s->n; k++) {
+		shard_name(s, s->t[k].shard, name);
+		json_object_set_new(map, s->t[k].name, json_string(name));
+		total += tensor_bytes(s, &s->t[k]);
+	}
+	return put_json(s->dir, MODELDIR_INDEX, json_pack("{s:{s:I}, s:o}", "metadata",
+	    "total_size", (json_int_t)total, "weight_map", map), s->e);
+}
+
+/* Files of the model that was here before, under names this one does not use. The new ones are
+ * complete by now. */
+static void remove_stale(const struct save *s)
+{
+	DIR *d = opendir(s->dir);
+	struct dirent *f;
+	unsigned a, b;
+	int end;
+
+	while (d && (f = readdir(d))) {
+		bool single = strcmp(f->d_name, "model.safetensors") == 0, index = strcmp(f->d_name,
+		    MODELDIR_INDEX) == 0;
+		char *path;
+
+		end = 0;
+		a = b = 0;
+		if (sscanf(f->d_name, "model-%5u-of-%5u.safetensors%n", &a, &b, &end) != 2 ||
+		    !end || f->d_name[end])
+			b = 0;
+		if (!(s->nshards > 1 ? single || (b && b != (unsigned)s->nshards) : index || b))
+			continue;
+		path = file_join(s->dir, f->d_name);
+		unlink(path);
+		free(path);
+	}
+	if (d)
+		closedir(d);
+}
+
+static int save_files(struct save *s, char *fingerprint)
+{
+	/* by enum dtype */
+	static const char *const torch[] = { "float64", "float32", "bfloat16", "float16" };
+	json_t *o;
+
+	if (plan_tensors(s) < 0)
+		return -1;
+	plan_shards(s);
+	if (save_fingerprint(s, fingerprint) < 0)
+		return -1;
+	s->fingerprint = fingerprint;
+	for (int k = 0; k < s->nshards; k++)
+		if (save_shard(s, k) < 0)
+			return -1;
+	if (s->nshards > 1 && save_index(s) < 0)
+		return -1;
+	remove_stale(s);
+	o = config_to_json(s->c);
+	json_object_set_new(o, "torch_dtype", json_string(torch[s->o->dtype]));
+	return put_json(s->dir, "config.json", o, s->e);
+}
+
+int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
+    const float *flat,
+    const struct modeldir_out *o, char *fingerprint, struct err *e)
+{
+	struct save s = { .dir = dir, .c = c, .ps = ps, .flat = flat, .o = o, .e = e };
+	char *manifest = file_join(dir, "cluster_manifest.json"), own[33];
+	int r = -1;
+
+	s.buf = malloc(CHUNK * sizeof(double));
+	if (access(manifest, F_OK) == 0)
+		err_set(e, EX_CANTCREAT, "%s: holds a packed model", dir);
+	else if (!s.buf)
+		err_set(e, EX_OSERR, "out of memory");
+	else
+		r = save_files(&s, fingerprint ? fingerprint : own);
+	free(manifest);
+	free(s.buf);
+	free(s.slab);
+	free(s.t);
+	return r;
+}
