@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/human.h"
 #include "base/json.h"
+#include "experts/cluster.h"
 #include "format/manifest.h"
 #include "base/mem.h"
 #include "format/modeldir.h"
@@ -21,7 +22,7 @@
 
 static struct {
 	const char *model, *out;
-	int dtype, quant, dense, threads;
+	int layout, dtype, quant, dense, threads;
 	struct opt_list rule;
 	bool unpack, force;
 } o;
@@ -29,6 +30,8 @@ static struct {
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory to read" },
 	{ 'o', "output", OPT_STR | OPT_TALKS, &o.out, .arg = "DIR", .help = "directory to make" },
+	{ 0, "layout", OPT_CHOICE, &o.layout, .arg = "manifest|layer",
+	    .help = "order of experts; layer: one layer after the other, without a MANIFEST" },
 	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "model|f32|bf16|f16",
 	    .help = "type of the experts; model: as they are" },
 	{ 0, "quant", OPT_CHOICE, &o.quant, .arg = "none|q8|q4|q4a",
@@ -49,7 +52,8 @@ static struct opt opts[] = {
 
 static const struct opt_prog prog = { "chr-pack", "-m DIR -o DIR [options] [MANIFEST]",
 	"pack the experts of a model into cluster files",
-	"MANIFEST comes from chr-cluster, on standard input when not given. --unpack needs none.",
+	"MANIFEST comes from chr-cluster, on standard input when not given. --layout layer and "
+	    "--unpack need none.",
 	    false };
 
 /* What the model said of itself, and this command as the last of its ancestors. */
@@ -152,6 +156,16 @@ static struct pack_rule *rules(void)
 	return r;
 }
 
+/* The manifest: that of the packed directory, one that is given, or one that we make. */
+static int order(struct pack *p, const char *path, struct err *e)
+{
+	if (o.unpack)
+		return manifest_load_dir(p->manifest, o.model, e);
+	if (o.layout)
+		return cluster_in_order(p->manifest, &p->md->cfg, pack_expert_bytes(p), e);
+	return manifest_load(p->manifest, path, e);
+}
+
 int main(int argc, char **argv)
 {
 	static const int dtype[] = { -1, DT_F32, DT_BF16, DT_F16 }, quant[] = { -1, DT_Q8, DT_Q4,
@@ -168,10 +182,10 @@ int main(int argc, char **argv)
 	first = opt_parse(argc, argv, opts, &prog);
 	if (!o.model || !o.out)
 		opt_usage("give a model with -m and an output directory with -o");
-	if (argc - first > (o.unpack ? 0 : 1))
+	if (argc - first > (o.unpack || o.layout ? 0 : 1))
 		opt_usage("unexpected operand \"%s\"", argv[argc - 1]);
-	if (o.unpack && (o.dtype || o.quant || o.dense || o.rule.n))
-		opt_usage("--unpack keeps types: no --dtype, --quant, --quant-dense or "
+	if (o.unpack && (o.layout || o.dtype || o.quant || o.dense || o.rule.n))
+		opt_usage("--unpack keeps types: no --layout, --dtype, --quant, --quant-dense or "
 		    "--quant-for");
 	if (o.dtype && o.quant)
 		opt_usage("--dtype or --quant, not both");
@@ -179,14 +193,13 @@ int main(int argc, char **argv)
 	pool_init(o.threads);
 	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0)
 		err_exit(&e);
-	if ((o.unpack ? manifest_load_dir(&m, o.model, &e) :
-	    manifest_load(&m, first < argc ? argv[first] : "-", &e)) < 0)
-		err_exit(&e);
 	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force,
 	    .rule = rules(), .nrules = o.rule.n,
 	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = o.dense ? quant[o.dense]
 	    : 0 };
-	if (!o.unpack && pack_check(&p, &e) < 0)
+	if ((!o.unpack && pack_types(&p, &e) < 0) ||
+	    order(&p, first < argc ? argv[first] : "-", &e) < 0 ||
+	    (!o.unpack && pack_check(&p, &e) < 0))
 		err_exit(&e);
 	p.meta = meta = metadata(argc, argv, &md, o.unpack ? m.fingerprint : p.fingerprint);
 	rc = o.unpack ? pack_undo(&p, &e) : pack_write(&p, &e);

@@ -261,6 +261,21 @@ static void test_refusals(void)
 	ok(sh("test ! -e no && ! ls | grep tmp") == 0, "refusals leave nothing behind");
 }
 
+/* Without a manifest: the layout of chr-cluster, and nothing is read from standard input. */
+static void test_layout(void)
+{
+	ok(sh("chr-pack -m f32 -o plain --layout layer > plain.out < /dev/null && "
+	    "chr-pack --unpack -m plain -o plain.un > plain.out") == 0 &&
+	    same_tensors("f32", "plain.un"), "--layout layer needs no manifest");
+	ok(sh("printf '{\"type\":\"model\",\"layers\":3,\"experts\":8,\"top_k\":2,"
+	    "\"expert_bytes\":9216}\n{\"type\":\"act\",\"seq\":1,\"pos\":0,"
+	    "\"layers\":[[],[0,1],[2,3]]}\n' | chr-cluster -q --holdout 0 --layout layer | "
+	    "chr-pack -m f32 -o plain2 > plain.out && for f in plain/*.ctsr; do cmp $f "
+	    "plain2/${f#plain/} || exit 1; done") == 0, "and is what chr-cluster makes");
+	ok(sh("chr-pack -m f32 -o no --layout layer m.json") == 64, "no manifest with it");
+	ok(sh("chr-pack -m f32-model -o no --layout layer < /dev/null") == 65, "packed already");
+}
+
 /* Flips one byte in the middle of an expert. */
 static void test_corruption(void)
 {
@@ -371,6 +386,7 @@ int main(void)
 	make_manifest("finger.json", 3, 8, 1, "5eed");
 	test_types();
 	test_refusals();
+	test_layout();
 	test_corruption();
 	test_dense_types();
 	test_overflow("model.layers.1.mlp.experts.3.up_proj.weight", "--dtype f16");

@@ -353,9 +353,11 @@ static void put_plain(struct cluster_plan *p, const struct layer *y)
 	mem_free(id);
 }
 
-/* Joins groups that follow each other until a cluster has min experts, never above cap. */
-static void join_small(struct cluster_plan *p, int64_t min, int64_t cap)
+/* Joins groups that follow each other until a cluster has min_bytes, never above max_bytes. */
+static void join_small(struct cluster_plan *p, const struct cluster_opt *o)
 {
+	int64_t slot = manifest_align(o->expert_bytes), min = (o->min_bytes + slot - 1) / slot,
+	    cap = o->max_bytes / slot;
 	int n = 0;
 
 	for (int i = 0; i < p->n; i++) {
@@ -465,7 +467,7 @@ int cluster_plan(struct cluster_plan *p, const struct coact *c, const struct clu
 			put_plain(p, &y);
 	}
 	if (rc == 0) {
-		join_small(p, (o->min_bytes + slot - 1) / slot, cap);
+		join_small(p, o);
 		rc = measure(p, c, o, e);
 	}
 	if (rc < 0)
@@ -553,6 +555,22 @@ static json_t *clustering_json(const struct cluster_plan *p, const struct coact 
 	return j;
 }
 
+/* The manifest of a plan; takes over the reference to clustering, what is said of how it was made. */
+static int plan_manifest(struct manifest *m, const struct cluster_plan *p, const struct coact *c,
+    json_t *clustering, struct err *e)
+{
+	if (manifest_init(m, c->layers, c->experts, p->n, e) < 0) {
+		json_decref(clustering);
+		return -1;
+	}
+	for (int k = 0; k < p->n; k++)
+		for (int i = p->start[k]; i < p->start[k + 1]; i++)
+			m->place[p->order[i]] = (struct place){ .cluster = k,
+			    .rank = i - p->start[k] };
+	json_object_set_new(m->raw, "clustering", clustering);
+	return 0;
+}
+
 json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c,
     const struct cluster_opt *o,
     const char *fingerprint, struct err *e)
@@ -560,22 +578,42 @@ json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c,
 	json_t *stats = clustering_json(p, c, o, e), *out;
 	struct manifest m;
 
-	if (!stats)
+	if (!stats || plan_manifest(&m, p, c, stats, e) < 0)
 		return NULL;
-	if (manifest_init(&m, c->layers, c->experts, p->n, e) < 0) {
-		json_decref(stats);
-		return NULL;
-	}
-	for (int k = 0; k < p->n; k++)
-		for (int i = p->start[k]; i < p->start[k + 1]; i++)
-			m.place[p->order[i]] = (struct place){ .cluster = k,
-			    .rank = i - p->start[k] };
 	if (*fingerprint)
 		m.fingerprint = strdup(fingerprint);
-	json_object_set_new(m.raw, "clustering", stats);
 	out = manifest_json(&m);
 	manifest_free(&m);
 	if (!out)
 		err_set(e, EX_OSERR, "out of memory");
 	return out;
+}
+
+int cluster_in_order(struct manifest *m, const struct config *cfg, int64_t expert_bytes,
+    struct err *e)
+{
+	struct cluster_opt o = { .layout = LAYOUT_LAYER, .expert_bytes = expert_bytes };
+	struct coact c = { .layers = cfg->num_hidden_layers, .experts = cfg->num_experts };
+	size_t nodes = (size_t)c.layers * (size_t)c.experts;
+	struct cluster_plan p = { .order = mem_alloc(nodes * sizeof *p.order),
+	    .start = mem_alloc((nodes + 1) * sizeof *p.start) };
+	int64_t cap;
+	int rc;
+
+	c.sparse = mem_alloc((size_t)c.layers * sizeof *c.sparse);
+	for (int l = 0; l < c.layers; l++)
+		c.sparse[l] = cfg->block[l].sparse;
+	cluster_sizes(&c, &o);
+	cap = mem_max(o.max_bytes / manifest_align(expert_bytes), 1);
+	for (int l = 0; l < c.layers; l++)
+		if (c.sparse[l])
+			put_plain(&p, &(struct layer){ .c = &c, .o = &o, .l = l,
+			    .cap = cap < c.experts ? (int)cap : c.experts });
+	join_small(&p, &o);
+	rc = plan_manifest(m, &p, &c, json_pack("{s:s, s:I, s:I, s:I}", "layout", "layer",
+	    "max_bytes", (json_int_t)o.max_bytes, "min_bytes", (json_int_t)o.min_bytes,
+	    "expert_bytes", (json_int_t)expert_bytes), e);
+	cluster_plan_free(&p);
+	mem_free(c.sparse);
+	return rc;
 }

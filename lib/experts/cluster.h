@@ -23,8 +23,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "arch/config.h"
 #include "experts/actlog.h"
 #include "base/err.h"
+#include "format/manifest.h"
 
 struct coact {				/* what was counted; memory depends on the model only */
 	int layers, experts, top_k;
@@ -85,6 +87,11 @@ double cluster_sequential(const struct cluster_plan *p, const struct coact *c);
 json_t *cluster_manifest(const struct cluster_plan *p, const struct coact *c,
     const struct cluster_opt *o,
     const char *fingerprint, struct err *e) CHR_MUST_CHECK;
+
+/* The layout that needs no activations: experts layer after layer, of so many bytes each, in
+ * clusters of the sizes of cluster_sizes(). Fills *m, which has no fingerprint. */
+int cluster_in_order(struct manifest *m, const struct config *cfg, int64_t expert_bytes,
+    struct err *e) CHR_MUST_CHECK;
 
 const char *cluster_layout_name(enum cluster_layout l);
 

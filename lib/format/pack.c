@@ -151,17 +151,33 @@ static int expert_types(struct pack *p, struct err *e)
 	return 0;
 }
 
+int pack_types(struct pack *p, struct err *e)
+{
+	if (p->md->packed)
+		return err_set(e, EX_DATAERR, "%s is packed already (--unpack undoes it)",
+		    p->md->path);
+	if (p->md->cfg.num_sparse == 0)
+		return err_set(e, EX_DATAERR, "%s has no experts: nothing to pack", p->md->path);
+	for (int i = 0; i < p->nrules; i++)
+		if (check_rule(p, &p->rule[i], e) < 0)
+			return -1;
+	return check_fixed(p, e) < 0 ? -1 : expert_types(p, e);
+}
+
+int64_t pack_expert_bytes(const struct pack *p)
+{
+	int F = p->md->cfg.moe_intermediate_size, D = p->md->cfg.hidden_size;
+
+	return (int64_t)(mat_bytes(p->dt[0], F, D) + mat_bytes(p->dt[1], F, D) +
+	    mat_bytes(p->dt[2], D, F));
+}
+
 int pack_check(struct pack *p, struct err *e)
 {
 	const struct config *c = &p->md->cfg;
 	const struct manifest *m = p->manifest;
 	const char *fp;
 
-	if (p->md->packed)
-		return err_set(e, EX_DATAERR, "%s is packed already (--unpack undoes it)",
-		    p->md->path);
-	if (c->num_sparse == 0)
-		return err_set(e, EX_DATAERR, "%s has no experts: nothing to pack", p->md->path);
 	if (m->layers != c->num_hidden_layers || m->experts != c->num_experts)
 		return err_set(e, EX_DATAERR, "manifest is not of this model: %d layers of %d "
 		    "experts there, %d of %d in %s",
@@ -176,10 +192,7 @@ int pack_check(struct pack *p, struct err *e)
 		    " %s in %s", m->fingerprint,
 		    fp, p->md->path);
 	memcpy(p->fingerprint, fp, sizeof p->fingerprint);
-	for (int i = 0; i < p->nrules; i++)
-		if (check_rule(p, &p->rule[i], e) < 0)
-			return -1;
-	return check_fixed(p, e) < 0 ? -1 : expert_types(p, e);
+	return 0;
 }
 
 /* ---- tensors from the model to a writer ---- */

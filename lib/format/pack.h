@@ -4,7 +4,7 @@
  *
  *	struct pack p = { .md = &md, .manifest = &m, .out = "out/packed", .dtype = -1, .meta =
  *	    meta };
- *	if (pack_check(&p, &e) < 0 || pack_write(&p, &e) < 0)
+ *	if (pack_types(&p, &e) < 0 || pack_check(&p, &e) < 0 || pack_write(&p, &e) < 0)
  *		err_exit(&e);
  *
  * One expert is in memory at a time, whatever the size of the model.
@@ -58,10 +58,14 @@ struct pack {
 	char fingerprint[33];		/* of md; after pack_undo() of what was written */
 };
 
+/* Fills dt: EX_DATAERR when it is not the same in all experts, or there are none. EX_USAGE: a rule
+ * that matches no tensor, or asks for blocks of nothing but what has no PARAM_QUANTISES. */
+int pack_types(struct pack *p, struct err *e) CHR_MUST_CHECK;
+/* then: of one expert as it will be written, without padding */
+int64_t pack_expert_bytes(const struct pack *p);
+
 /* Is the manifest of this model: layers, experts, which layers are sparse, fingerprint when it
- * has one? EX_DATAERR says what differs. Fills dt (EX_DATAERR when it is not the same in all
- * experts) and fingerprint. EX_USAGE: a rule that matches no tensor, or asks for blocks of
- * nothing but what has no PARAM_QUANTISES. */
+ * has one? EX_DATAERR says what differs. Fills fingerprint. */
 int pack_check(struct pack *p, struct err *e) CHR_MUST_CHECK;
 
 /* Writes p->out: cluster files, model.safetensors of all other tensors, config.json, tokenizer,
