@@ -103,19 +103,25 @@ int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct
 
 struct modeldir_out {
 	enum dtype dtype;		/* DT_F32, DT_BF16, DT_F16 */
+	const enum dtype *types;	/* of each parameter, in place of dtype; NULL: all alike */
 	int64_t shard_size;		/* bytes; a larger model is written in shards. 0: never */
 	const json_t *meta;		/* an object of strings for __metadata__; may be NULL */
-	const float *(*get)(void *ctx, int i);	/* NULL, or: gives parameter i, until the next
-						   call, in place of flat; each parameter is
-						   asked for twice */
+	bool unprinted;			/* no fingerprint: each parameter is then read once */
+	/* What gives the values in place of flat; at most one of the two. A whole parameter, until
+	 * the next call; or n rows of it. Each is asked for twice. */
+	const float *(*get)(void *ctx, int i);
+	int (*rows)(void *ctx, int i, int row, int n, float *dst, struct err *e);
+	/* NULL, or called when so many more bytes are written; below 0: stop */
+	int (*tick)(void *ctx, int64_t bytes, struct err *e);
 	void *ctx;
 };
 
 /* Writes model.safetensors (or shards and index), then config.json, into an existing directory;
  * each file is whole or absent, files of a model that was there before are replaced. Adds
  * "format" and "chronos.fingerprint" to the metadata; fingerprint (33 bytes, may be NULL)
- * receives the latter. A number that is too large for o->dtype: EX_DATAERR with the tensor's name,
- * and nothing is written. */
+ * receives the latter. Tensors are those that the family publishes (param_name in arch/param.h). A
+ * number that is too large for o->dtype: EX_DATAERR with the tensor's name, and nothing is
+ * written, or, unprinted, no more. */
 int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
     const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e) CHR_MUST_CHECK;

@@ -34,15 +34,11 @@ struct save {
 	const char *fingerprint;
 	char *buf;			/* CHUNK elements of the stored type */
 	float *slab;			/* what one expert has in the largest tensor of several */
+	float *rows;			/* what o->rows gives at a time */
 	struct err *e;
 	struct tensor *t;
 	int n, nshards;
 };
-
-static enum st_dtype stored_type(const struct save *s)
-{
-	return (enum st_dtype)st_dtype_parse(dtype_name(s->o->dtype));
-}
 
 static int64_t elements(const struct tensor *t)
 {
@@ -53,9 +49,19 @@ static int64_t elements(const struct tensor *t)
 	return n;
 }
 
+static enum dtype type_of(const struct save *s, int i)
+{
+	return s->o->types ? s->o->types[i] : s->o->dtype;
+}
+
+static enum st_dtype st_of(enum dtype t)
+{
+	return (enum st_dtype)st_dtype_parse(dtype_name(t));
+}
+
 static int64_t tensor_bytes(const struct save *s, const struct tensor *t)
 {
-	return elements(t) * (int64_t)dtype_size(s->o->dtype);
+	return elements(t) * (int64_t)dtype_size(type_of(s, t->param));
 }
 
 /* ---- which tensors ---- */
@@ -95,7 +101,7 @@ static void add(struct save *s, int i)
 
 static int plan_tensors(struct save *s)
 {
-	int64_t most = 1;
+	int64_t most = 1, width = (int64_t)CHUNK;
 
 	s->t = malloc((size_t)s->ps->n * sizeof *s->t);
 	if (!s->t)
@@ -108,9 +114,12 @@ static int plan_tensors(struct save *s)
 		int64_t n = stacked ? elements(t) / (int64_t)t->shape[0] : elements(t);
 
 		most = t->as && n > most ? n : most;
+		width = s->ps->p[t->param].cols > width ? s->ps->p[t->param].cols : width;
 	}
 	s->slab = malloc((size_t)most * sizeof *s->slab);
-	return s->slab ? 0 : err_set(s->e, EX_OSERR, "out of memory");
+	if (s->o->rows)
+		s->rows = malloc((size_t)(most > width ? most : width) * sizeof *s->rows);
+	return s->slab && (s->rows || !s->o->rows) ? 0 : err_set(s->e, EX_OSERR, "out of memory");
 }
 
 static void plan_shards(struct save *s)
@@ -136,42 +145,62 @@ static const float *values(const struct save *s, int i)
 	return s->o->get ? s->o->get(s->o->ctx, i) : s->flat + s->ps->p[i].off;
 }
 
-/* The next of n values x as stored, from element i on, in s->buf; returns its bytes. */
-static size_t stored_chunk(const struct save *s, const float *x, int64_t n, int64_t i)
-{
-	size_t k = n - i < (int64_t)CHUNK ? (size_t)(n - i) : CHUNK;
-
-	tensor_from_f32(s->buf, s->o->dtype, x + i, k);
-	return k * dtype_size(s->o->dtype);
-}
-
 /* Is there a number among n values that is none as stored, in s->buf? */
-static bool overflows(const struct save *s, const float *x, size_t n)
+static bool overflows(const struct save *s, const float *x, enum dtype t, size_t n)
 {
-	size_t size = dtype_size(s->o->dtype);
+	size_t size = dtype_size(t);
 
-	if (tensor_finite(s->buf, s->o->dtype, n))
+	if (tensor_finite(s->buf, t, n))
 		return false;
 	for (size_t i = 0; i < n; i++)
-		if (isfinite(x[i]) && !tensor_finite(s->buf + i * size, s->o->dtype, 1))
+		if (isfinite(x[i]) && !tensor_finite(s->buf + i * size, t, 1))
 			return true;
 	return false;
 }
 
-/* CRC of a parameter x as stored. What is too large for the type is found here, before anything is
- * written. */
-static int crc_values(const struct save *s, const struct param *p, const float *x, uint32_t *crc)
+/* What takes the values of parameters as they are stored, piece after piece. */
+struct sink {
+	struct st_writer *w;		/* NULL: only the CRC is wanted */
+	uint32_t crc;
+};
+
+/* n values of parameter i. What is too large for its type is found here: before anything is
+ * written, where the fingerprint is computed first. */
+static int take(const struct save *s, struct sink *k, int i, const float *x, int64_t n)
 {
-	enum dtype t = s->o->dtype;
+	enum dtype t = type_of(s, i);
+	struct st_error se;
 
-	*crc = (uint32_t)crc32(0, NULL, 0);
-	for (int64_t k = 0; k < param_size(p); k += (int64_t)CHUNK) {
-		size_t n = stored_chunk(s, x, param_size(p), k);
+	for (int64_t at = 0; at < n; at += (int64_t)CHUNK) {
+		size_t m = n - at < (int64_t)CHUNK ? (size_t)(n - at) : CHUNK;
 
-		if (overflows(s, x + k, n / dtype_size(t)))
+		tensor_from_f32(s->buf, t, x + at, m);
+		if (overflows(s, x + at, t, m))
 			return err_set(s->e, EX_DATAERR, "%s has a value that is too large for %s: "
-			    "the model is not written", p->name, dtype_name(t));
-		*crc = (uint32_t)crc32(*crc, (Bytef *)s->buf, (uInt)n);
+			    "the model is not written", s->ps->p[i].name, dtype_name(t));
+		if (k->w)
+			st_writer_data(k->w, s->buf, m * dtype_size(t), &se);
+		else
+			k->crc = (uint32_t)crc32(k->crc, (Bytef *)s->buf,
+			    (uInt)(m * dtype_size(t)));
+	}
+	return k->w && s->o->tick ? s->o->tick(s->o->ctx, n * (int64_t)dtype_size(t), s->e) : 0;
+}
+
+/* All of parameter i, as much at a time as its source gives. */
+static int take_all(const struct save *s, struct sink *k, int i)
+{
+	const struct param *p = &s->ps->p[i];
+	int step = p->cols < (int)CHUNK ? (int)CHUNK / p->cols : 1;
+
+	if (!s->o->rows)
+		return take(s, k, i, values(s, i), param_size(p));
+	for (int row = 0; row < p->rows; row += step) {
+		int n = p->rows - row < step ? p->rows - row : step;
+
+		if (s->o->rows(s->o->ctx, i, row, n, s->rows, s->e) < 0 ||
+		    take(s, k, i, s->rows, (int64_t)n * p->cols) < 0)
+			return -1;
 	}
 	return 0;
 }
@@ -182,9 +211,11 @@ static int save_fingerprint(const struct save *s, char out[33])
 	int rc = l ? 0 : err_set(s->e, EX_OSERR, "out of memory");
 
 	for (int i = 0; i < s->ps->n && rc == 0; i++) {
+		struct sink k = { .crc = (uint32_t)crc32(0, NULL, 0) };
+
+		rc = take_all(s, &k, i);
 		l[i] = (struct fingerprint_line){ .p = &s->ps->p[i],
-		    .dtype = dtype_name(s->o->dtype) };
-		rc = crc_values(s, l[i].p, values(s, i), &l[i].crc);
+		    .dtype = dtype_name(type_of(s, i)), .crc = k.crc };
 	}
 	if (rc == 0)
 		fingerprint_of(l, s->ps->n, out);
@@ -213,57 +244,73 @@ static void declare(const struct save *s, int shard, struct st_writer *w, struct
 	json_object_foreach((json_t *)s->o->meta, key, v)
 		if (json_is_string(v) && strcmp(key, "chronos.fingerprint") != 0)
 			st_writer_meta(w, key, json_string_value(v), se);
-	st_writer_meta(w, "chronos.fingerprint", s->fingerprint, se);
-	for (int k = 0; k < s->n; k++)
-		if (s->t[k].shard == shard)
-			st_writer_add(w, s->t[k].name, stored_type(s), s->t[k].ndim, s->t[k].shape,
+	if (s->fingerprint)
+		st_writer_meta(w, "chronos.fingerprint", s->fingerprint, se);
+	for (int k = 0; k < s->n; k++) {
+		const struct tensor *t = &s->t[k];
+
+		if (t->shard == shard)
+			st_writer_add(w, t->name, st_of(type_of(s, t->param)), t->ndim, t->shape,
 			    0, se);
+	}
 	st_writer_begin(w, se);
 }
 
-static void put_values(const struct save *s, struct st_writer *w, const float *x, int64_t n)
-{
-	struct st_error se;
-
-	for (int64_t at = 0; at < n; at += (int64_t)CHUNK)
-		st_writer_data(w, s->buf, stored_chunk(s, x, n, at), &se);
-}
-
 /* The part of parameter i in what expert `expert` has of tensor t; n elements in all. */
-static void put_part(const struct save *s, const struct tensor *t, const struct param_name *as,
+static int put_part(const struct save *s, const struct tensor *t, const struct param_name *as,
     int i, int64_t n)
 {
 	const struct param *p = &s->ps->p[i];
-	const float *x = values(s, i);
+	const float *x = s->rows;
 	struct layout at;
 
+	if (!s->o->rows)
+		x = values(s, i);
+	else if (s->o->rows(s->o->ctx, i, 0, p->rows, s->rows, s->e) < 0)
+		return -1;
 	stored_layout(p, as->how, s->c->num_experts, t->ndim, t->shape, &at);
 	if (as->how & AT_STACKED)
 		at.first -= p->expert * n;
 	for (int64_t r = 0; r < p->rows; r++)
 		for (int64_t c = 0; c < p->cols; c++)
 			s->slab[at.first + r * at.row_step + c * at.col_step] = x[r * p->cols + c];
+	return 0;
 }
 
 /* A tensor of several parameters, expert after expert. */
-static void put_several(const struct save *s, const struct tensor *t, struct st_writer *w)
+static int put_several(const struct save *s, const struct tensor *t, struct sink *k)
 {
 	const struct param *lead = &s->ps->p[t->param];
 	int times = t->as->how & AT_STACKED ? (int)t->shape[0] : 1;
 	int64_t n = elements(t) / times;
 
-	for (int k = 0; k < times; k++) {
-		int expert = lead->expert < 0 ? -1 : lead->expert + k;
+	for (int i = 0; i < times; i++) {
+		int expert = lead->expert < 0 ? -1 : lead->expert + i;
 
 		for (const struct param_name *as = s->c->names; as->name; as++) {
 			const struct param *p = params_get(s->ps, as->kind, lead->layer, expert);
 
 			if (p && strcmp(as->name, t->as->name) == 0 &&
-			    as == written_as(s->c, as->kind))
-				put_part(s, t, as, (int)(p - s->ps->p), n);
+			    as == written_as(s->c, as->kind) &&
+			    put_part(s, t, as, (int)(p - s->ps->p), n) < 0)
+				return -1;
 		}
-		put_values(s, w, s->slab, n);
+		if (take(s, k, t->param, s->slab, n) < 0)
+			return -1;
 	}
+	return 0;
+}
+
+static int put_tensors(const struct save *s, int shard, struct st_writer *w)
+{
+	struct sink k = { .w = w };
+	int r = 0;
+
+	for (int i = 0; i < s->n && r == 0; i++)
+		if (s->t[i].shard == shard)
+			r = s->t[i].as ? put_several(s, &s->t[i], &k) : take_all(s, &k,
+			    s->t[i].param);
+	return r;
 }
 
 static int save_shard(const struct save *s, int shard)
@@ -271,25 +318,19 @@ static int save_shard(const struct save *s, int shard)
 	struct st_error se;
 	struct st_writer *w;
 	char name[64], *path;
-	int r = 0;
+	int r;
 
 	shard_name(s, shard, name);
 	path = file_join(s->dir, name);
-	w = st_writer_create(path, &se);
-	if (!w)
+	if (!(w = st_writer_create(path, &se))) {
 		r = err_set(s->e, EX_CANTCREAT, "%s: %s", path, se.msg);
-	else
+	} else {
 		declare(s, shard, w, &se);
-	for (int k = 0; w && k < s->n; k++) {
-		const struct tensor *t = &s->t[k];
-
-		if (t->shard == shard && t->as)
-			put_several(s, t, w);
-		else if (t->shard == shard)
-			put_values(s, w, values(s, t->param), elements(t));
+		if ((r = put_tensors(s, shard, w)) < 0)
+			st_writer_abort(w);
+		else if (st_writer_finish(w, &se) < 0)
+			r = modeldir_st_err(s->e, path, &se);
 	}
-	if (w && st_writer_finish(w, &se) < 0)
-		r = modeldir_st_err(s->e, path, &se);
 	free(path);
 	return r;
 }
@@ -363,9 +404,11 @@ static int save_files(struct save *s, char *fingerprint)
 	if (plan_tensors(s) < 0)
 		return -1;
 	plan_shards(s);
-	if (save_fingerprint(s, fingerprint) < 0)
-		return -1;
-	s->fingerprint = fingerprint;
+	if (!s->o->unprinted) {
+		if (save_fingerprint(s, fingerprint) < 0)
+			return -1;
+		s->fingerprint = fingerprint;
+	}
 	for (int k = 0; k < s->nshards; k++)
 		if (save_shard(s, k) < 0)
 			return -1;
@@ -395,6 +438,7 @@ int modeldir_save(const char *dir, const struct config *c, const struct params *
 	free(manifest);
 	free(s.buf);
 	free(s.slab);
+	free(s.rows);
 	free(s.t);
 	return r;
 }
