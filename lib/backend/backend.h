@@ -105,6 +105,44 @@ struct attn_cached_args {
 	const void *const *k2cache;		/* (n) G2 heads of dk2 values */
 };
 
+/* Rows row0..row0+n-1 are the next tokens of one sequence; `state` is what its tokens before
+ * left, zeros when there are none, and is changed to what these leave. */
+struct recur_seg {
+	dev_real *state;
+	int row0, n;
+};
+
+/* Each channel convolved with weights of its own over the last L inputs, the newest last:
+ * y = w[0] x[t-L+1] + .. + w[L-1] x[t] (+ bias), then silu where asked. The state is the last
+ * L - 1 inputs, (L - 1, C), oldest first. As of delta, the result of a row does not depend on how
+ * the tokens of its sequence are cut into calls, nor on other sequences. */
+struct conv_args {
+	const struct recur_seg *seg; int n;	/* sequences */
+	int64_t at;				/* of the state of this row in theirs */
+	int C, L;				/* L >= 2 */
+	const dev_real *x; int64_t ldx;		/* (rows, C) */
+	dev_real *y; int64_t ldy;		/* (rows, C), not x */
+	const dev_real *w, *bias;		/* (C, L); (C), or NULL */
+	bool silu;
+};
+
+/* The gated delta rule (Yang, Kautz, Hatamizadeh, arXiv:2412.06464), token by token. Each of H
+ * heads has a state S (dk, dv); with k and q of length one (x / sqrt(x . x + 1e-6)) and q divided
+ * by sqrt(dk),
+ *	S = d S + k (beta (v - (d S)^T k))^T,	o = S^T q,
+ *	d = exp(-exp(a_log) log(1 + exp(a + dt))),	beta = 1 / (1 + exp(-b)).
+ * Head h reads head h*G/H of q and k. */
+struct delta_args {
+	const struct recur_seg *seg; int n;
+	int64_t at;				/* of (H, dk, dv) in the states of sequences */
+	int H, G, dk, dv;
+	const dev_real *q, *k; int64_t ldq, ldk;	/* (rows, G*dk) */
+	const dev_real *v; int64_t ldv;		/* (rows, H*dv) */
+	const dev_real *a, *b;			/* (rows, H) */
+	const dev_real *a_log, *dt;		/* (H) */
+	dev_real *o;				/* (rows, H*dv) */
+};
+
 struct route_args {
 	const struct router *r;
 	int64_t n;

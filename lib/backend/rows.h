@@ -72,6 +72,12 @@ ROW(void, attn_back, (const struct backend *be, const struct attn_args *a))
 ROW(void, kv_put, (const struct backend *be, const struct kv_put_args *a))
 ROW(void, attn_cached, (const struct backend *be, const struct attn_cached_args *a))
 
+ROW(void, conv, (const struct backend *be, const struct conv_args *a))
+ROW(void, delta, (const struct backend *be, const struct delta_args *a))
+/* y = a * b, n pieces of w values, each ld apart; y may be a or b */
+ROW(void, mul, (const struct backend *be, dev_real *y, int64_t ldy, const dev_real *a, int64_t lda,
+    const dev_real *b, int64_t ldb, int64_t n, int w))
+
 /* y = silu(g) * u */
 ROW(void, swiglu, (const struct backend *be, dev_real *y, const dev_real *g, const dev_real *u,
     int64_t n))

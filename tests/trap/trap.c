@@ -414,6 +414,57 @@ static void trap_attn_cached(TRAP, const struct attn_cached_args *a)
 	CALL(attn_cached(cpu, a));
 }
 
+/* What sequences have, from `at` on, and how many rows there are in all. */
+static int64_t sequences(const char *row, const struct recur_seg *seg, int n, int64_t at,
+    int64_t size)
+{
+	int64_t rows = 0;
+
+	host(row, "seg", seg);
+	for (int i = 0; i < n; i++) {
+		dev(row, "state", seg[i].state + at, size * (int64_t)sizeof(real));
+		rows = seg[i].row0 + seg[i].n > rows ? seg[i].row0 + seg[i].n : rows;
+	}
+	return rows;
+}
+
+static void trap_conv(TRAP, const struct conv_args *a)
+{
+	int64_t rows = sequences(__func__, a->seg, a->n, a->at, (int64_t)(a->L - 1) * a->C);
+
+	HOST(a);
+	REALS(a->x, span(rows, a->ldx, a->C));
+	REALS(a->y, span(rows, a->ldy, a->C));
+	REALS(a->w, (int64_t)a->C * a->L);
+	REALS(a->bias, a->bias ? a->C : 0);
+	CALL(conv(cpu, a));
+}
+
+static void trap_delta(TRAP, const struct delta_args *a)
+{
+	int64_t rows = sequences(__func__, a->seg, a->n, a->at, (int64_t)a->H * a->dk * a->dv);
+
+	HOST(a);
+	REALS(a->q, span(rows, a->ldq, (int64_t)a->G * a->dk));
+	REALS(a->k, span(rows, a->ldk, (int64_t)a->G * a->dk));
+	REALS(a->v, span(rows, a->ldv, (int64_t)a->H * a->dv));
+	REALS(a->a, rows * a->H);
+	REALS(a->b, rows * a->H);
+	REALS(a->a_log, a->H);
+	REALS(a->dt, a->H);
+	REALS(a->o, rows * a->H * a->dv);
+	CALL(delta(cpu, a));
+}
+
+static void trap_mul(TRAP, real *y, int64_t ldy, const real *a, int64_t lda, const real *b,
+    int64_t ldb, int64_t n, int w)
+{
+	REALS(y, span(n, ldy, w));
+	REALS(a, span(n, lda, w));
+	REALS(b, span(n, ldb, w));
+	CALL(mul(cpu, y, ldy, a, lda, b, ldb, n, w));
+}
+
 static void trap_swiglu(TRAP, real *y, const real *g, const real *u, int64_t n)
 {
 	REALS(y, n);

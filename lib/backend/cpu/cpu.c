@@ -308,7 +308,7 @@ struct rows_ctx {		/* arguments of row-wise operations */
 	const real *x, *x2, *x3, *x4;
 	int32_t *ids;
 	const int32_t *in;
-	int64_t ld, ld2;
+	int64_t ld, ld2, ld3;
 	int w, k;
 	double a;
 	bool flag;
@@ -613,6 +613,25 @@ static void scale_rows(CPU, real *x, const real *s, int64_t n, int w)
 	pool_for(n, grain(w), scale_rows_rows, &c);
 }
 
+ROWS(mul_rows)
+{
+	CTX;
+	for (int64_t i = i0; i < i1; i++) {
+		const real *a = c->x + i * c->ld2, *b = c->x2 + i * c->ld3;
+
+		for (int j = 0; j < c->w; j++)
+			c->y[i * c->ld + j] = a[j] * b[j];
+	}
+}
+
+static void mul(CPU, real *y, int64_t ldy, const real *a, int64_t lda, const real *b, int64_t ldb,
+    int64_t n, int w)
+{
+	struct rows_ctx c = { .y = y, .ld = ldy, .x = a, .ld2 = lda, .x2 = b, .ld3 = ldb, .w = w };
+
+	pool_for(n, grain(w), mul_rows, &c);
+}
+
 static real logistic(real x) { return (real)(1 / (1 + exp(-(double)x))); }
 
 ROWS(sigmoid_range)
@@ -819,7 +838,8 @@ const struct backend backend_cpu = {
 	.qgemm = cpu_qgemm, .qffn = cpu_qffn, .rmsnorm = rmsnorm, .rmsnorm_back = rmsnorm_back,
 	.rope = rope, .rope_pairs = rope_pairs,
 	.copy2d = copy2d, .attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put,
-	.attn_cached = cpu_attn_cached, .swiglu = swiglu, .swiglu_back = swiglu_back,
+	.attn_cached = cpu_attn_cached, .conv = cpu_conv, .delta = cpu_delta, .mul = mul,
+	.swiglu = swiglu, .swiglu_back = swiglu_back,
 	.route = cpu_route, .route_weights = cpu_route_weights, .route_back = cpu_route_back,
 	.gather = gather, .gather_blocks = cpu_gather_blocks, .combine = combine,
 	.dot_rows = dot_rows, .scatter_add = scatter_add, .axpy = axpy, .scale = scale,

@@ -14,6 +14,8 @@ void cpu_attn(CPU, const struct attn_args *a);			/* cpu_attn.c */
 void cpu_attn_back(CPU, const struct attn_args *a);
 void cpu_kv_put(CPU, const struct kv_put_args *a);			/* cpu_decode.c */
 void cpu_attn_cached(CPU, const struct attn_cached_args *a);
+void cpu_conv(CPU, const struct conv_args *a);			/* cpu_recur.c */
+void cpu_delta(CPU, const struct delta_args *a);
 void cpu_gemm_bf16(CPU, enum gemm_kind kind, const struct gemm_job *jobs,
     int n);	/* cpu_bf16.c */
 const char *cpu_bf16_isa(void);		/* "amx-bf16", "avx512-bf16" or "portable" */

@@ -6,6 +6,7 @@
 #ifndef CHR_CPU_KERNELS_H
 #define CHR_CPU_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,6 +17,29 @@
 
 struct softmax {		/* of one head, on its way over the keys */
 	real max, sum;
+};
+
+/* Channels of the row conv, c (<= CPU_CONV_W) of n rows. */
+#define CPU_CONV_W 64
+struct conv_piece {
+	const real *past;	/* (L - 1, c) inputs before the first row, ldp apart */
+	const real *x;		/* (n, c) */
+	real *y;		/* (n, c) */
+	const real *w;		/* (L, CPU_CONV_W) weights, turned */
+	const real *bias;	/* (c), or NULL */
+	int64_t ldp, ldx, ldy;
+	int L;
+	bool silu;
+};
+
+struct delta_piece {		/* n tokens of one head of the row delta */
+	real *s;		/* (dk, dv) state */
+	const real *q, *k;	/* (n, dk) of length one, q scaled */
+	const real *v;		/* (n, dv) */
+	real *o;		/* (n, dv) */
+	const real *decay, *beta;	/* (n) */
+	int64_t ldv, ldo;
+	int n, dk, dv;
 };
 
 struct cpu_kernels {
@@ -67,6 +91,9 @@ struct cpu_kernels {
 	    int n, int w);
 	/* lossy types */
 	void (*unpack)(real *x, const void *rows, enum kv_type t, int n, int w);
+	/* cpu_recur.h: the same bytes from every table, however rows are cut */
+	void (*conv)(const struct conv_piece *p, int c, int n);
+	void (*delta)(const struct delta_piece *p);
 };
 
 extern const struct cpu_kernels cpu_kernels_portable;

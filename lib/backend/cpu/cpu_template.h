@@ -522,6 +522,7 @@ static TARGET double sumsq(const real *x, int64_t n)
 }
 
 #include "backend/cpu/cpu_cached.h"
+#include "backend/cpu/cpu_recur.h"
 
 const struct cpu_kernels KERNELS = {
 	.isa = ISA, .nt = nt, NARROW .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax,
@@ -530,4 +531,5 @@ const struct cpu_kernels KERNELS = {
 	    rmsnorm_dg,
 	.dot = kdot, .axpy = axpy, .adamw = adamw, .sumsq = sumsq,
 	.scores = scores, .soften = soften, .values = values, .unpack = unpack,
+	.conv = conv, .delta = delta,
 };
