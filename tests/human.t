@@ -18,6 +18,7 @@ chr-cluster|cluster|act.jsonl
 chr-fit|fit|-m model
 chr-bench|replay|replay --budget 50% act.jsonl
 chr-merge|merge|-m model -o out adapter
+chr-convert|convert|-o out model
 chr-intent|step *loss *kl|-m model -n 3 act.jsonl
 chr-ls|model$|model
 chr-pretrain|step *loss *base *lr|-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32 in.jsonl

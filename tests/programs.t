@@ -15,6 +15,7 @@ chr-orpo	prefs.jsonl	-m model -n 1 -o out -b 1 --seq 128
 chr-grpo	prompts.jsonl	-m model -n 1 -o out -b 1 -G 2 --seq 96 --new 4 --reward toy
 chr-distill	in.jsonl	-m model --teacher packed -n 1 -o out -b 2 --seq 64
 chr-merge	adapter	-m model -o out
+chr-convert	model	-o out
 chr-score	in.jsonl	-m model
 chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
@@ -109,7 +110,8 @@ spoil()
 	for b in truncated garbage garbage.gz; do
 		if [ -d "$1" ]; then
 			cp -r "$1" bad/$b
-			to=bad/$b/adapter_model.safetensors from=$1/adapter_model.safetensors
+			weights=$(cd "$1" && echo ./*model.safetensors)
+			to=bad/$b/$weights from=$1/$weights
 		else
 			to=bad/$b from=$1
 		fi

@@ -555,7 +555,7 @@ static json_t *clustering_json(const struct cluster_plan *p, const struct coact 
 	return j;
 }
 
-/* The manifest of a plan; takes over the reference to clustering, what is said of how it was made. */
+/* The manifest of a plan; takes over the reference to clustering, which says how it was made. */
 static int plan_manifest(struct manifest *m, const struct cluster_plan *p, const struct coact *c,
     json_t *clustering, struct err *e)
 {

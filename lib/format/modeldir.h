@@ -107,6 +107,8 @@ struct modeldir_out {
 	int64_t shard_size;		/* bytes; a larger model is written in shards. 0: never */
 	const json_t *meta;		/* an object of strings for __metadata__; may be NULL */
 	bool unprinted;			/* no fingerprint: each parameter is then read once */
+	bool keep;			/* files that are there already are whole, and of this:
+					   they stay */
 	/* What gives the values in place of flat; at most one of the two. A whole parameter, until
 	 * the next call; or n rows of it. Each is asked for twice. */
 	const float *(*get)(void *ctx, int i);
@@ -125,6 +127,11 @@ struct modeldir_out {
 int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
     const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e) CHR_MUST_CHECK;
+
+/* Writes the tensors of md as they are, also those that no parameter lies in, in shards of
+ * o->shard_size; config.json is not written. */
+int modeldir_copy(const char *dir, const struct modeldir *md, const struct modeldir_out *o,
+    struct err *e) CHR_MUST_CHECK;
 
 /* Fills e from a safetensors error: the status that fits, what else the file is if that can be
  * told, or "file: message (byte N)". Returns -1. */

@@ -19,6 +19,7 @@
 
 struct tensor {			/* to be written */
 	char name[104];
+	struct view copy;		/* copy.t: of another file, as it is there; else */
 	int param;			/* the first that it holds */
 	const struct param_name *as;	/* NULL: that alone */
 	int ndim, shard;
@@ -61,6 +62,8 @@ static enum st_dtype st_of(enum dtype t)
 
 static int64_t tensor_bytes(const struct save *s, const struct tensor *t)
 {
+	if (t->copy.t)
+		return (int64_t)t->copy.t->nbytes;
 	return elements(t) * (int64_t)dtype_size(type_of(s, t->param));
 }
 
@@ -249,7 +252,10 @@ static void declare(const struct save *s, int shard, struct st_writer *w, struct
 	for (int k = 0; k < s->n; k++) {
 		const struct tensor *t = &s->t[k];
 
-		if (t->shard == shard)
+		if (t->shard == shard && t->copy.t)
+			st_writer_add(w, t->copy.t->name, t->copy.t->dtype, t->copy.t->ndim,
+			    t->copy.t->shape, 0, se);
+		else if (t->shard == shard)
 			st_writer_add(w, t->name, st_of(type_of(s, t->param)), t->ndim, t->shape,
 			    0, se);
 	}
@@ -301,16 +307,46 @@ static int put_several(const struct save *s, const struct tensor *t, struct sink
 	return 0;
 }
 
+static int put_copy(const struct save *s, const struct view *v, struct st_writer *w)
+{
+	const uint64_t room = CHUNK * sizeof(double);
+	struct st_error se;
+
+	for (uint64_t at = 0; at < v->t->nbytes; at += room) {
+		size_t n = (size_t)(v->t->nbytes - at < room ? v->t->nbytes - at : room);
+
+		if (st_read(v->st, v->t, at, s->buf, n, &se) < 0)
+			return modeldir_st_err(s->e, v->file, &se);
+		st_writer_data(w, s->buf, n, &se);
+		if (s->o->tick && s->o->tick(s->o->ctx, (int64_t)n, s->e) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 static int put_tensors(const struct save *s, int shard, struct st_writer *w)
 {
 	struct sink k = { .w = w };
 	int r = 0;
 
-	for (int i = 0; i < s->n && r == 0; i++)
-		if (s->t[i].shard == shard)
-			r = s->t[i].as ? put_several(s, &s->t[i], &k) : take_all(s, &k,
-			    s->t[i].param);
+	for (int i = 0; i < s->n && r == 0; i++) {
+		const struct tensor *t = &s->t[i];
+
+		if (t->shard == shard)
+			r = t->copy.t ? put_copy(s, &t->copy, w) : t->as ? put_several(s, t, &k) :
+			    take_all(s, &k, t->param);
+	}
 	return r;
+}
+
+/* One that is there already. */
+static int skip_shard(const struct save *s, int shard)
+{
+	int64_t bytes = 0;
+
+	for (int i = 0; i < s->n; i++)
+		bytes += s->t[i].shard == shard ? tensor_bytes(s, &s->t[i]) : 0;
+	return s->o->tick ? s->o->tick(s->o->ctx, bytes, s->e) : 0;
 }
 
 static int save_shard(const struct save *s, int shard)
@@ -322,6 +358,10 @@ static int save_shard(const struct save *s, int shard)
 
 	shard_name(s, shard, name);
 	path = file_join(s->dir, name);
+	if (s->o->keep && access(path, F_OK) == 0) {
+		free(path);
+		return skip_shard(s, shard);
+	}
 	if (!(w = st_writer_create(path, &se))) {
 		r = err_set(s->e, EX_CANTCREAT, "%s: %s", path, se.msg);
 	} else {
@@ -395,6 +435,14 @@ static void remove_stale(const struct save *s)
 		closedir(d);
 }
 
+static int save_shards(struct save *s)
+{
+	for (int k = 0; k < s->nshards; k++)
+		if (save_shard(s, k) < 0)
+			return -1;
+	return s->nshards > 1 ? save_index(s) : 0;
+}
+
 static int save_files(struct save *s, char *fingerprint)
 {
 	/* by enum dtype */
@@ -409,15 +457,20 @@ static int save_files(struct save *s, char *fingerprint)
 			return -1;
 		s->fingerprint = fingerprint;
 	}
-	for (int k = 0; k < s->nshards; k++)
-		if (save_shard(s, k) < 0)
-			return -1;
-	if (s->nshards > 1 && save_index(s) < 0)
+	if (save_shards(s) < 0)
 		return -1;
 	remove_stale(s);
 	o = config_to_json(s->c);
 	json_object_set_new(o, "torch_dtype", json_string(torch[s->o->dtype]));
 	return put_json(s->dir, "config.json", o, s->e);
+}
+
+static void save_end(struct save *s)
+{
+	free(s->buf);
+	free(s->slab);
+	free(s->rows);
+	free(s->t);
 }
 
 int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
@@ -436,9 +489,44 @@ int modeldir_save(const char *dir, const struct config *c, const struct params *
 	else
 		r = save_files(&s, fingerprint ? fingerprint : own);
 	free(manifest);
-	free(s.buf);
-	free(s.slab);
-	free(s.rows);
-	free(s.t);
+	save_end(&s);
+	return r;
+}
+
+/* Every tensor of a directory, whether it is a parameter or not. */
+static int plan_copies(struct save *s, const struct modeldir *md)
+{
+	const struct st_tensor *t;
+	size_t n = 0;
+
+	for (int i = 0; i < md->nfiles; i++)
+		for (size_t k = 0; st_at(md->st[i], k); k++)
+			n++;
+	s->t = calloc(n + 1, sizeof *s->t);
+	if (!s->t)
+		return err_set(s->e, EX_OSERR, "out of memory");
+	for (int i = 0; i < md->nfiles; i++)
+		for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
+			if (strlen(t->name) >= sizeof s->t->name)
+				return err_set(s->e, EX_DATAERR, "%s: the name \"%s\" is too long",
+				    md->file[i], t->name);
+			snprintf(s->t[s->n].name, sizeof s->t->name, "%s", t->name);
+			s->t[s->n++].copy = (struct view){ t, md->st[i], md->file[i] };
+		}
+	return 0;
+}
+
+int modeldir_copy(const char *dir, const struct modeldir *md, const struct modeldir_out *o,
+    struct err *e)
+{
+	struct save s = { .dir = dir, .o = o, .e = e, .buf = malloc(CHUNK * sizeof(double)) };
+	int r = s.buf ? plan_copies(&s, md) : err_set(e, EX_OSERR, "out of memory");
+
+	if (r == 0) {
+		plan_shards(&s);
+		s.fingerprint = json_string_value(json_object_get(o->meta, "chronos.fingerprint"));
+		r = save_shards(&s);
+	}
+	save_end(&s);
 	return r;
 }

@@ -1,0 +1,165 @@
+#include "format/convert.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backend/quant.h"
+#include "base/file.h"
+#include "base/outdir.h"
+#include "base/progress.h"
+#include "base/sig.h"
+#include "format/sidefiles.h"
+
+struct job {
+	struct convert *c;
+	struct progress bar;
+	int64_t done;
+};
+
+/* ---- what will be written ---- */
+
+/* The type that parameter p will have. */
+static int type_of(const struct convert *c, const struct param *p, enum dtype *t, struct err *e)
+{
+	if (modeldir_type(c->md, p, t, e) < 0)
+		return -1;
+	if (c->dtype >= 0)
+		*t = (enum dtype)c->dtype;
+	else if (dtype_blocks(*t) || *t == DT_F64)
+		*t = DT_F32;
+	return 0;
+}
+
+static void count_copies(struct convert *c)
+{
+	const struct st_tensor *t;
+
+	for (int i = 0; i < c->md->nfiles; i++)
+		for (size_t k = 0; (t = st_at(c->md->st[i], k)); k++) {
+			c->tensors++;
+			c->bytes += (int64_t)t->nbytes;
+		}
+}
+
+static int count_params(struct convert *c, struct err *e)
+{
+	enum dtype t, was;
+
+	for (int i = 0; i < c->md->par.n; i++) {
+		const struct param *p = &c->md->par.p[i];
+
+		if (modeldir_type(c->md, p, &was, e) < 0 || type_of(c, p, &t, e) < 0)
+			return -1;
+		c->tensors++;
+		c->bytes += (int64_t)mat_bytes(t, p->rows, p->cols);
+		c->changed += t != was;
+	}
+	return 0;
+}
+
+int convert_plan(struct convert *c, struct err *e)
+{
+	if (c->md->packed)
+		return err_set(e, EX_DATAERR, "%s is packed (chr-pack --unpack undoes it)",
+		    c->md->path);
+	c->copies = c->dtype < 0;
+	if (!c->copies)
+		return count_params(c, e);
+	count_copies(c);
+	return 0;
+}
+
+/* ---- writing ---- */
+
+/* Tells this job from others: what is read, as it is now, and what is asked for. */
+static char *job_text(const struct convert *c)
+{
+	char *source = realpath(c->md->path, NULL), *text;
+	json_t *o = json_pack("{s:s?, s:i, s:I, s:[]}", "source", source, "dtype", c->dtype,
+	    "shard_size", (json_int_t)c->shard_size, "files");
+	struct stat st;
+
+	for (int i = 0; i < c->md->nfiles; i++)
+		if (stat(c->md->file[i], &st) == 0)
+			json_array_append_new(json_object_get(o, "files"), json_pack("[s, I, I, I]",
+			    c->md->file[i], (json_int_t)st.st_size, (json_int_t)st.st_mtim.tv_sec,
+			    (json_int_t)st.st_mtim.tv_nsec));
+	text = json_dumps(o, JSON_COMPACT);
+	json_decref(o);
+	free(source);
+	return text;
+}
+
+static int give_rows(void *ctx, int i, int row, int n, float *dst, struct err *e)
+{
+	const struct job *j = ctx;
+	const struct modeldir *md = j->c->md;
+
+	return modeldir_read_rows_f32(md, &md->par.p[i], row, n, dst, e);
+}
+
+static int tick(void *ctx, int64_t bytes, struct err *e)
+{
+	struct job *j = ctx;
+
+	j->done += bytes;
+	progress_at(&j->bar, (double)j->done / 1e6, NULL);
+	return sig_stop ? err_set(e, EX_TEMPFAIL, "stopped by signal %d: the same command goes on",
+	    (int)sig_stop) : 0;
+}
+
+static int write_params(struct job *j, const char *dir, struct modeldir_out *o, struct err *e)
+{
+	const struct params *ps = &j->c->md->par;
+	enum dtype *types = malloc((size_t)ps->n * sizeof *types);
+	int rc = types ? 0 : err_set(e, EX_OSERR, "out of memory");
+
+	for (int i = 0; i < ps->n && rc == 0; i++)
+		rc = type_of(j->c, &ps->p[i], &types[i], e);
+	o->types = types;
+	o->dtype = rc == 0 ? types[0] : DT_F32;
+	o->rows = give_rows;
+	if (rc == 0)
+		rc = modeldir_save(dir, &j->c->md->cfg, ps, NULL, o, NULL, e);
+	free(types);
+	return rc;
+}
+
+static int write_all(struct job *j, const char *dir, struct err *e)
+{
+	struct modeldir_out o = { .shard_size = j->c->shard_size, .meta = j->c->meta,
+	    .unprinted = true, .keep = true, .tick = tick, .ctx = j };
+	const char *from = j->c->md->path;
+
+	if (j->c->copies ? modeldir_copy(dir, j->c->md, &o, e) < 0 ||
+	    sidefiles_copy_one(from, dir, "config.json", e) < 0 : write_params(j, dir, &o, e) < 0)
+		return -1;
+	return sidefiles_copy(from, dir, e);
+}
+
+int convert_write(struct convert *c, struct err *e)
+{
+	struct job j = { .c = c };
+	char *text = job_text(c);
+	struct outdir d;
+	int rc = text ? outdir_resume(&d, c->out, c->md->path, c->force, text, e)
+	    : err_set(e, EX_OSERR, "out of memory");
+
+	free(text);
+	if (rc < 0)
+		return -1;
+	c->resumed = d.resumed;
+	progress_start(&j.bar, "converting", "MB", (double)c->bytes / 1e6);
+	rc = write_all(&j, d.tmp, e);
+	progress_end(&j.bar);
+	if (rc == 0)
+		return outdir_commit(&d, e);
+	if (e->status == EX_DATAERR)	/* the same again would come of it */
+		outdir_abort(&d);
+	else
+		outdir_leave(&d);
+	return -1;
+}

@@ -1,0 +1,40 @@
+/*
+ * convert: a model as others publish it into a model directory of the published layout.
+ *
+ *	struct convert c = { .md = &md, .out = "out", .dtype = -1, .shard_size = 5000000000 };
+ *	if (convert_plan(&c, &e) < 0 || convert_write(&c, &e) < 0)
+ *		err_exit(&e);
+ *
+ * Without a type, stored values stay as they are: of safetensors every tensor, bit for bit; of
+ * other files floats stay, and blocks become float32, which holds what they say.
+ */
+#ifndef CHR_CONVERT_H
+#define CHR_CONVERT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "format/modeldir.h"
+
+struct convert {
+	struct modeldir *md;		/* the model to read */
+	const char *out;
+	bool force;			/* replace a model directory at out */
+	int dtype;			/* enum dtype of all parameters; -1: as they are */
+	int64_t shard_size;		/* as in modeldir_out */
+	const json_t *meta;		/* for __metadata__; may be NULL */
+	/* results of convert_plan() */
+	bool copies;			/* tensors go as they are */
+	int64_t tensors, bytes;		/* that will be written */
+	int64_t changed;		/* parameters that get another type */
+	bool resumed;			/* after convert_write(): an earlier run had begun */
+};
+
+/* EX_DATAERR: a packed model. */
+int convert_plan(struct convert *c, struct err *e) CHR_MUST_CHECK;
+/* EX_CANTCREAT, EX_IOERR; EX_TEMPFAIL when a signal asked to stop: the same call goes on then with
+ * the first file that is not whole. */
+int convert_write(struct convert *c, struct err *e) CHR_MUST_CHECK;
+
+#endif
