@@ -435,7 +435,7 @@ static void refusals(void)
 		"\"pattern\":{\"Regex\":\"(\"}", "parenthesis");
 	hostile("\"pre_tokenizer\":{\"type\":\"ByteLevel\"",
 	    "\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":\"Isolated\","
-		"\"pattern\":{\"Regex\":\"[a&&[b]]\"}", "intersection");
+		"\"pattern\":{\"Regex\":\"(a)\\\\1\"}", "escape");
 	hostile("\"decoder\":{\"type\":\"ByteLevel\"", "\"decoder\":{\"type\":\"WordPiece\"",
 	    "WordPiece");
 	hostile("\"content\":\"<|endoftext|>\"", "\"content\":\"!\"", "1 in the vocab");

@@ -545,7 +545,7 @@ void tok_free(struct tok *t)
 		free_shared(t);
 	else
 		norm_unshare(&t->norm);
-	pre_free(&t->pre, t->shared);
+	pre_free(&t->pre);
 	for (int i = 0; i < 2; i++)
 		free(texts[i]);
 	unigram_free(t->unigram, t->shared);

@@ -12,10 +12,8 @@
 #ifndef CHR_TOK_IMPL_H
 #define CHR_TOK_IMPL_H
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include "text/bytemap.h"
+#include "text/pattern.h"
 #include "text/tok.h"
 
 #define TOK_NONE UINT32_MAX
@@ -27,32 +25,13 @@
 #define TOK_GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| " \
 	"?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
-/* A compiled regular expression, and what a match of it writes to. */
-struct pattern {
-	pcre2_code *code;		/* NULL: none */
-	pcre2_match_data *match;
-	pcre2_match_context *context;
-	pcre2_jit_stack *stack;
-};
-
-int pattern_open(struct pattern *p, const char *text, size_t len, bool literal, struct err *e)
-    CHR_MUST_CHECK;
-void pattern_share(struct pattern *p);			/* p: a copy, for another thread */
-void pattern_close(struct pattern *p, bool shared);
-/* The next match at or after pos, as [a, b). A pattern that runs into PCRE2's limits matches
- * nothing from there on. */
-bool pattern_find(const struct pattern *p, const char *s, size_t len, size_t pos, size_t *a,
-    size_t *b);
-
 enum norm_kind { NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD, NORM_LOWER, NORM_STRIP_LEFT,
     NORM_STRIP_RIGHT, NORM_PREPEND,
 	NORM_REPLACE };
 
 struct norm_step {
 	enum norm_kind kind;
-	char *what;			/* of NORM_REPLACE, or its pattern */
-	size_t what_len;
-	struct pattern pattern;
+	struct pattern *pattern;	/* of NORM_REPLACE */
 	char *to;			/* of NORM_PREPEND and NORM_REPLACE */
 	size_t to_len;
 };
@@ -67,9 +46,8 @@ struct norm {
 
 int norm_add(struct norm *n, enum norm_kind kind, const char *text, size_t len, struct err *e)
     CHR_MUST_CHECK;
-int norm_add_replace(struct norm *n, const char *pattern, size_t len, bool literal, const char *to,
-    size_t to_len,
-    struct err *e) CHR_MUST_CHECK;
+int norm_add_replace(struct norm *n, const char *pattern, size_t len, enum pattern_dialect d,
+    const char *to, size_t to_len, struct err *e) CHR_MUST_CHECK;
 /* s, or a text that the next call overwrites; any bytes. */
 const char *norm_run(struct norm *n, const char *s, size_t *len);
 /* the same steps for another thread */
@@ -83,7 +61,7 @@ enum pre_scheme { PRE_NEVER, PRE_FIRST, PRE_ALWAYS };
 
 struct pre_step {
 	enum pre_kind kind;
-	struct pattern pattern;		/* PRE_REGEX, and PRE_METASPACE that splits */
+	struct pattern *pattern;	/* PRE_REGEX, and PRE_METASPACE that splits */
 	enum pre_behavior behavior;
 	bool invert;
 	enum pre_scheme scheme;		/* PRE_METASPACE: when the mark is put in front */
@@ -102,16 +80,15 @@ struct piece_sink {
 	void *ctx;
 };
 
-int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
-    enum pre_behavior behavior, bool invert,
-    struct err *e) CHR_MUST_CHECK;
+int pre_add_regex(struct pre *p, const char *pattern, size_t len, enum pattern_dialect d,
+    enum pre_behavior behavior, bool invert, struct err *e) CHR_MUST_CHECK;
 int pre_add_space(struct pre *p, struct err *e) CHR_MUST_CHECK;
 int pre_add_metaspace(struct pre *p, const char *mark, enum pre_scheme scheme, bool split,
     struct err *e) CHR_MUST_CHECK;
 /* any bytes; first: they begin the text */
 void pre_split(struct pre *p, const char *s, size_t len, bool first, const struct piece_sink *sink);
 void pre_share(const struct pre *p, struct pre *own);	/* the same steps for another thread */
-void pre_free(struct pre *p, bool shared);
+void pre_free(struct pre *p);
 
 struct added {
 	const char *s;

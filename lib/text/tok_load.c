@@ -13,6 +13,7 @@
 #include "base/sniff.h"
 #include "text/jinja.h"
 #include "text/tok_impl.h"
+#include "text/uniset.h"
 
 /* What a file is read with: messages begin with its name. */
 struct loader {
@@ -515,24 +516,24 @@ static const json_t *parts_of(const json_t *o, const char *key)
 	return !strcmp(type_of(o), "Sequence") ? json_object_get(o, key) : NULL;
 }
 
-/* A String or a Regex; *literal says which. NULL: neither. */
-static const json_t *pattern_of(const json_t *o, bool *literal)
+/* A String or a Regex; *d says which. NULL: neither. */
+static const json_t *pattern_of(const json_t *o, enum pattern_dialect *d)
 {
 	const json_t *p = json_object_get(o, "pattern"), *regex = json_object_get(p, "Regex");
 
-	*literal = !json_is_string(regex);
-	p = *literal ? json_object_get(p, "String") : regex;
+	*d = json_is_string(regex) ? PATTERN_RUBY : PATTERN_LITERAL;
+	p = *d == PATTERN_LITERAL ? json_object_get(p, "String") : regex;
 	return json_is_string(p) ? p : NULL;
 }
 
 static int take_replace(struct loader *l, const json_t *o, struct err *why)
 {
-	bool literal;
-	const json_t *p = pattern_of(o, &literal), *to = json_object_get(o, "content");
+	enum pattern_dialect d;
+	const json_t *p = pattern_of(o, &d), *to = json_object_get(o, "content");
 
 	if (p == NULL || !json_is_string(to))
 		return err_set(why, EX_DATAERR, "Replace has no pattern or no content");
-	return norm_add_replace(&l->t->norm, json_string_value(p), json_string_length(p), literal,
+	return norm_add_replace(&l->t->norm, json_string_value(p), json_string_length(p), d,
 	    json_string_value(to), json_string_length(to), why);
 }
 
@@ -590,12 +591,13 @@ static int add_decoded(struct loader *l, const char *what, const char *to)
 static int take_decoder_one(struct loader *l, const json_t *o)
 {
 	const char *type = type_of(o);
-	bool literal;
+	enum pattern_dialect d;
 	const json_t *p;
 
 	if (!strcmp(type, "ByteLevel") || !strcmp(type, "Fuse") || !strcmp(type, "ByteFallback"))
 		return 0;
-	if (!strcmp(type, "Replace") && (p = pattern_of(o, &literal)) != NULL && literal)
+	if (!strcmp(type, "Replace") && (p = pattern_of(o, &d)) != NULL &&
+	    d == PATTERN_LITERAL)
 		return add_decoded(l, json_string_value(p), string_of(o, "content"));
 	if (!strcmp(type, "Metaspace")) {
 		l->t->strip = strcmp(string_of(o, "prepend_scheme"), "never") != 0 &&
@@ -626,12 +628,12 @@ static int take_decoder(struct loader *l, const json_t *o, int depth)
 	return 0;
 }
 
-static int add_regex(struct loader *l, const char *pattern, size_t len, bool literal,
+static int add_regex(struct loader *l, const char *pattern, size_t len, enum pattern_dialect d,
     enum pre_behavior b, bool invert)
 {
 	struct err why = { 0 };
 
-	if (pre_add_regex(&l->t->pre, pattern, len, literal, b, invert, &why))
+	if (pre_add_regex(&l->t->pre, pattern, len, d, b, invert, &why))
 		return bad(l, "pre_tokenizer: %s", why.msg);
 	return 0;
 }
@@ -652,15 +654,15 @@ static int behavior_of(const struct loader *l, const json_t *o, enum pre_behavio
 
 static int take_split(struct loader *l, const json_t *o)
 {
-	bool literal;
-	const json_t *v = pattern_of(o, &literal);
+	enum pattern_dialect d;
+	const json_t *v = pattern_of(o, &d);
 	enum pre_behavior b = PRE_ISOLATED;
 
 	if (v == NULL)
 		return bad(l, "pre_tokenizer Split has no pattern");
 	if (behavior_of(l, o, &b) < 0)
 		return -1;
-	return add_regex(l, json_string_value(v), json_string_length(v), literal, b,
+	return add_regex(l, json_string_value(v), json_string_length(v), d, b,
 	    flag(o, "invert", false));
 }
 
@@ -670,8 +672,8 @@ static int take_byte_level(struct loader *l, const json_t *o)
 
 	if (flag(o, "add_prefix_space", true) && pre_add_space(&l->t->pre, &why))
 		return bad(l, "pre_tokenizer: %s", why.msg);
-	return flag(o, "use_regex", true) ? add_regex(l, TOK_GPT2, strlen(TOK_GPT2), false,
-	    PRE_ISOLATED, false) : 0;
+	return flag(o, "use_regex", true) ? add_regex(l, TOK_GPT2, strlen(TOK_GPT2),
+	    PATTERN_RUBY, PRE_ISOLATED, false) : 0;
 }
 
 static int take_metaspace(struct loader *l, const json_t *o)
@@ -688,25 +690,47 @@ static int take_metaspace(struct loader *l, const json_t *o)
 	return 0;
 }
 
+/* Those that the Hugging Face library has in code are of Rust, not of the engine of patterns:
+ * Digits asks Rust's library (Unicode 17), Punctuation a crate of Unicode 8. */
+static int take_digits(struct loader *l, const json_t *o)
+{
+	char class[64], *p = class + sprintf(class, "[\\p{N}");
+
+	for (int i = 0; i < uni_numeric17_n; i++)
+		p += sprintf(p, "\\x{%x}-\\x{%x}", uni_numeric17[i].a, uni_numeric17[i].b);
+	strcpy(p, flag(o, "individual_digits", false) ? "]" : "]+");
+	return add_regex(l, class, strlen(class), PATTERN_RUST, PRE_ISOLATED, false);
+}
+
+static int take_punctuation(struct loader *l, const json_t *o)
+{
+	size_t room = 32 * ((size_t)uni_punctuation8_n + 2);
+	char *class = bytemap_grow(NULL, room, 1), *p = class;
+	enum pre_behavior b = PRE_ISOLATED;
+	int rc = json_object_get(o, "behavior") ? behavior_of(l, o, &b) : 0;
+
+	p += sprintf(p, "[!-/:-@\\[-`{-~");
+	for (int i = 0; i < uni_punctuation8_n; i++)
+		p += sprintf(p, "\\x{%x}-\\x{%x}", uni_punctuation8[i].a, uni_punctuation8[i].b);
+	strcpy(p, "]");
+	rc = rc == 0 ? add_regex(l, class, strlen(class), PATTERN_RUST, b, false) : rc;
+	free(class);
+	return rc;
+}
+
 /* Those that are one pattern. 1: not of these. */
 static int take_pattern(struct loader *l, const json_t *o)
 {
-	static const char words[] = "\\w+|[^\\w\\s]+", punctuation[] = "[!-/:-@\\[-`{-~\\p{P}]";
-	const char *type = type_of(o), *digits = flag(o, "individual_digits", false) ? "\\p{N}"
-	    : "\\p{N}+";
-	enum pre_behavior b = PRE_ISOLATED;
+	static const char words[] = "\\w+|[^\\w\\s]+";
+	const char *type = type_of(o);
 
 	if (!strcmp(type, "Digits"))
-		return add_regex(l, digits, strlen(digits), false, PRE_ISOLATED, false);
+		return take_digits(l, o);
 	if (!strcmp(type, "Whitespace"))
-		return add_regex(l, words, strlen(words), false, PRE_REMOVED, true);
+		return add_regex(l, words, strlen(words), PATTERN_RUST, PRE_REMOVED, true);
 	if (!strcmp(type, "WhitespaceSplit"))
-		return add_regex(l, "\\s", 2, false, PRE_REMOVED, false);
-	if (strcmp(type, "Punctuation") != 0)
-		return 1;
-	if (json_object_get(o, "behavior") && behavior_of(l, o, &b) < 0)
-		return -1;
-	return add_regex(l, punctuation, strlen(punctuation), false, b, false);
+		return add_regex(l, "\\s", 2, PATTERN_RUST, PRE_REMOVED, false);
+	return strcmp(type, "Punctuation") == 0 ? take_punctuation(l, o) : 1;
 }
 
 /* ByteLevel turns text into stand-ins for bytes, so it must be last. */

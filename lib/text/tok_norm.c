@@ -4,7 +4,9 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "base/plain.h"
 #include "text/tok_impl.h"
+#include "text/uniset.h"
 
 static void put(struct norm_text *t, const char *s, size_t n)
 {
@@ -48,9 +50,8 @@ int norm_add(struct norm *n, enum norm_kind kind, const char *text, size_t len, 
 	return 0;
 }
 
-int norm_add_replace(struct norm *n, const char *pattern, size_t len, bool literal, const char *to,
-    size_t to_len,
-    struct err *e)
+int norm_add_replace(struct norm *n, const char *pattern, size_t len, enum pattern_dialect d,
+    const char *to, size_t to_len, struct err *e)
 {
 	struct norm_step *st = add_step(n, NORM_REPLACE, e);
 
@@ -58,20 +59,17 @@ int norm_add_replace(struct norm *n, const char *pattern, size_t len, bool liter
 		return -1;
 	st->to = copy(to, to_len);
 	st->to_len = to_len;
-	if (literal) {
-		st->what = copy(pattern, len);
-		st->what_len = len;
-		return len > 0 ? 0 : err_set(e, EX_DATAERR, "Replace of an empty string");
-	}
-	return pattern_open(&st->pattern, pattern, len, false, e);
+	if (len == 0)
+		return err_set(e, EX_DATAERR, "Replace of an empty string");
+	st->pattern = pattern_open(pattern, len, d, e);
+	return st->pattern != NULL ? 0 : -1;
 }
 
 void norm_free(struct norm *n)
 {
 	for (int i = 0; i < n->n; i++) {
-		free(n->step[i].what);
 		free(n->step[i].to);
-		pattern_close(&n->step[i].pattern, false);
+		pattern_close(n->step[i].pattern);
 	}
 	memset(n, 0, sizeof *n);
 }
@@ -81,13 +79,13 @@ void norm_share(const struct norm *n, struct norm *own)
 {
 	*own = *n;
 	for (int i = 0; i < own->n; i++)
-		pattern_share(&own->step[i].pattern);
+		own->step[i].pattern = pattern_share(n->step[i].pattern);
 }
 
 void norm_unshare(struct norm *own)
 {
 	for (int i = 0; i < own->n; i++)
-		pattern_close(&own->step[i].pattern, true);
+		pattern_close(own->step[i].pattern);
 }
 
 /* --- the steps: each takes valid UTF-8 and appends to *to --- */
@@ -100,7 +98,7 @@ static bool ascii(const char *s, size_t len)
 	return true;
 }
 
-static void form(const char *s, size_t len, utf8proc_option_t options, struct norm_text *to)
+static void form_run(const char *s, size_t len, utf8proc_option_t options, struct norm_text *to)
 {
 	utf8proc_uint8_t *out;
 	utf8proc_ssize_t n;
@@ -117,16 +115,55 @@ static void form(const char *s, size_t len, utf8proc_option_t options, struct no
 	free(out);
 }
 
+/* The library that published tokenizers were made with has the normal forms of Unicode 9.0: what
+ * came later is a character like any other to it, which neither changes nor moves. */
+static void form(const char *s, size_t len, utf8proc_option_t options, struct norm_text *to)
+{
+	size_t from = 0, n;
+
+	for (size_t i = 0; i < len; i += n) {
+		uint32_t c = 0;
+
+		n = plain_utf8(s + i, len - i, &c);
+		if (c < uni_late[0].a || !uni_in(uni_late, uni_late_n, c))
+			continue;
+		form_run(s + from, i - from, options, to);
+		put(to, s + i, n);
+		from = i + n;
+	}
+	form_run(s + from, len - from, options, to);
+}
+
+/* Letters with a lower case that utf8proc may be too old for: those of Unicode 15 to 17. */
+static uint32_t new_lower(uint32_t c)
+{
+	static const uint32_t single[][2] = { { 0x1c89, 0x1c8a }, { 0xa7cb, 0x264 },
+	    { 0xa7cc, 0xa7cd }, { 0xa7ce, 0xa7cf }, { 0xa7d2, 0xa7d3 }, { 0xa7d4, 0xa7d5 },
+	    { 0xa7da, 0xa7db }, { 0xa7dc, 0x19b } };
+
+	if (c >= 0x10d50 && c <= 0x10d65)
+		return c + 0x20;
+	if (c >= 0x16ea0 && c <= 0x16eb8)
+		return c + 0x1b;
+	for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+		if (single[i][0] == c)
+			return single[i][1];
+	return c;
+}
+
 static void lower(const char *s, size_t len, struct norm_text *to)
 {
-	for (size_t i = 0; i < len;) {
-		utf8proc_int32_t c;
-		utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)s + i,
-		    (utf8proc_ssize_t)(len - i), &c);
+	for (size_t i = 0, n; i < len; i += n) {
+		uint32_t c = 0, low[3];
 		char out[4];
+		int k;
 
-		put(to, out, utf8_put(out, (uint32_t)utf8proc_tolower(c)));
-		i += (size_t)n;
+		n = plain_utf8(s + i, len - i, &c);
+		k = uni_full(c, UNI_LOWER, low);
+		if (k == 1 && low[0] == c)
+			low[0] = new_lower(c);
+		for (int j = 0; j < k; j++)
+			put(to, out, utf8_put(out, low[j]));
 	}
 }
 
@@ -147,20 +184,13 @@ static void replace(const struct norm_step *st, const char *s, size_t len, struc
 {
 	size_t at = 0, a, b;
 
-	while (at < len) {
-		if (st->what != NULL) {
-			const char *p = memmem(s + at, len - at, st->what, st->what_len);
-
-			a = p != NULL ? (size_t)(p - s) : len;
-			b = a + st->what_len;
-		} else if (!pattern_find(&st->pattern, s, len, at, &a, &b) || b == a)
-			a = len;
+	pattern_begin(st->pattern, s, len);
+	while (pattern_next(st->pattern, &a, &b)) {
 		put(to, s + at, a - at);
-		if (a == len)
-			return;
 		put(to, st->to, st->to_len);
 		at = b;
 	}
+	put(to, s + at, len - at);
 }
 
 static void run_step(const struct norm_step *st, const char *s, size_t len, struct norm_text *to)

@@ -115,12 +115,13 @@ int pre_add_metaspace(struct pre *p, const char *mark, enum pre_scheme scheme, b
 	st->behavior = PRE_NEXT;
 	strcpy(st->mark, mark);
 	p->n++;
-	return split ? pattern_open(&st->pattern, mark, strlen(mark), true, e) : 0;
+	if (split)
+		st->pattern = pattern_open(mark, strlen(mark), PATTERN_LITERAL, e);
+	return split && st->pattern == NULL ? -1 : 0;
 }
 
-int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
-    enum pre_behavior behavior, bool invert,
-    struct err *e)
+int pre_add_regex(struct pre *p, const char *pattern, size_t len, enum pattern_dialect d,
+    enum pre_behavior behavior, bool invert, struct err *e)
 {
 	struct pre_step *st = add_step(p, e);
 
@@ -129,77 +130,8 @@ int pre_add_regex(struct pre *p, const char *pattern, size_t len, bool literal,
 	st->behavior = behavior;
 	st->invert = invert;
 	p->n++;		/* now pre_free() knows of the pattern */
-	return pattern_open(&st->pattern, pattern, len, literal, e);
-}
-
-/* --- patterns --- */
-
-/* Patterns may recurse deeply on long pieces: the machine stack's 32 KiB are too few. */
-static int own_match(struct pattern *p)
-{
-	p->match = pcre2_match_data_create_from_pattern(p->code, NULL);
-	p->context = pcre2_match_context_create(NULL);
-	p->stack = pcre2_jit_stack_create(32 << 10, 16 << 20, NULL);
-	if (p->context && p->stack)
-		pcre2_jit_stack_assign(p->context, NULL, p->stack);
-	return p->match && p->context ? 0 : -1;
-}
-
-int pattern_open(struct pattern *p, const char *text, size_t len, bool literal, struct err *e)
-{
-	uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL
-	    : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
-	PCRE2_UCHAR why[128];
-	PCRE2_SIZE at;
-	int code;
-
-	/* The dialect of the Hugging Face library has set operations in classes; PCRE2 reads
-	 * them as plain characters. */
-	if (!literal && memmem(text, len, "&&[", 3))
-		return err_set(e, EX_DATAERR, "pattern \"%.100s\": class intersection (&&) is not "
-		    "supported", text);
-	p->code = pcre2_compile((PCRE2_SPTR)text, len, options, &code, &at, NULL);
-	if (!p->code) {
-		pcre2_get_error_message(code, why, sizeof why);
-		return err_set(e, EX_DATAERR, "pattern \"%.100s\": %s at offset %zu", text,
-		    (char *)why, at);
-	}
-	pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);	/* when it cannot, matching is slower */
-	return own_match(p) == 0 ? 0 : err_set(e, EX_OSERR, "out of memory for the tokenizer");
-}
-
-void pattern_share(struct pattern *p)
-{
-	if (p->code && own_match(p) < 0)
-		err_die(EX_OSERR, "out of memory for the tokenizer");
-}
-
-void pattern_close(struct pattern *p, bool shared)
-{
-	pcre2_match_data_free(p->match);
-	pcre2_jit_stack_free(p->stack);
-	pcre2_match_context_free(p->context);
-	if (!shared)
-		pcre2_code_free(p->code);
-	memset(p, 0, sizeof *p);
-}
-
-bool pattern_find(const struct pattern *p, const char *s, size_t len, size_t pos, size_t *a,
-    size_t *b)
-{
-	int rc = pcre2_match(p->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK, p->match,
-	    p->context);
-	PCRE2_SIZE *ov;
-
-	if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-		rc = pcre2_match(p->code, (PCRE2_SPTR)s, len, pos, PCRE2_NO_UTF_CHECK |
-		    PCRE2_NO_JIT, p->match, p->context);
-	if (rc < 0)
-		return false;
-	ov = pcre2_get_ovector_pointer(p->match);
-	*a = ov[0];
-	*b = ov[1];
-	return *a >= pos && *b >= *a && *b <= len;	/* \K in a lookaround breaks this */
+	st->pattern = pattern_open(pattern, len, d, e);
+	return st->pattern != NULL ? 0 : -1;
 }
 
 /* Compiled patterns are only read; what a match writes to is not shared. */
@@ -207,13 +139,13 @@ void pre_share(const struct pre *p, struct pre *own)
 {
 	*own = *p;
 	for (int i = 0; i < own->n; i++)
-		pattern_share(&own->step[i].pattern);
+		own->step[i].pattern = pattern_share(p->step[i].pattern);
 }
 
-void pre_free(struct pre *p, bool shared)
+void pre_free(struct pre *p)
 {
 	for (int i = 0; i < p->n; i++)
-		pattern_close(&p->step[i].pattern, shared);
+		pattern_close(p->step[i].pattern);
 	memset(p, 0, sizeof *p);
 }
 
@@ -273,19 +205,15 @@ static void run_regex(struct pre *p, int k, const char *s, size_t len,
     const struct piece_sink *sink)
 {
 	struct splitter x = { .p = p, .k = k, .s = s, .sink = sink };
-	size_t pos = 0, done = 0, a, b;
-	bool matched = false;
+	struct pattern *pattern = p->step[k].pattern;
+	size_t done = 0, a, b;
 
-	while (pos < len && pattern_find(&p->step[k].pattern, s, len, pos, &a, &b)) {
-		if (a == b && a == done && matched) {	/* empty, right after a match */
-			pos = a < len ? a + utf8_char(s + a, len - a) : len;
-			continue;
-		}
+	pattern_begin(pattern, s, len);
+	while (pattern_next(pattern, &a, &b)) {
 		if (a > done)
 			span(&x, done, a, false);
 		span(&x, a, b, true);
-		matched = true;
-		pos = done = b;
+		done = b;
 	}
 	if (done < len)
 		span(&x, done, len, false);
@@ -327,7 +255,7 @@ static void run_metaspace(struct pre *p, int k, const char *s, size_t len,
 			n += m;
 		} else
 			t[n++] = s[i];
-	if (st->pattern.code)
+	if (st->pattern != NULL)
 		run_regex(p, k, t, n, sink);
 	else
 		run_step(p, k + 1, t, n, sink);

@@ -75,7 +75,8 @@ struct tok_trainer *tok_trainer_new(void)
 	struct err e = { 0 };
 
 	memset(r, 0, sizeof *r);
-	if (pre_add_regex(&r->pre, TOK_GPT2, strlen(TOK_GPT2), false, PRE_ISOLATED, false, &e))
+	if (pre_add_regex(&r->pre, TOK_GPT2, strlen(TOK_GPT2), PATTERN_RUBY, PRE_ISOLATED, false,
+	    &e))
 		err_exit(&e);	/* out of memory: the pattern is ours */
 	return r;
 }
@@ -84,7 +85,7 @@ void tok_trainer_free(struct tok_trainer *r)
 {
 	if (!r)
 		return;
-	pre_free(&r->pre, false);
+	pre_free(&r->pre);
 	bytemap_free(&r->pieces);
 	free(r->symbols);
 	free(r->word);
