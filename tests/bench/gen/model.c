@@ -1,7 +1,7 @@
 /*
  * A model of random weights, of any shape, to measure with: build/bench/gen/model DIR LOCALITY
  * SEED [KEY=VALUE...] Writes config.json, BF16 shards, manifest.json (experts in layer order,
- * for chr-pack) and prompts.jsonl.
+ * for chr-pack) and prompts.jsonl. A config.json that is there, of any family, gives the shape.
  *
  * Weights are normal and scaled so that activations neither grow nor die: routing is then nearly
  * uniform, the worst case for any cache. LOCALITY, 0 to 1, is a dial built into the weights.
@@ -14,7 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "arch/arch.h"
 #include "arch/config.h"
 #include "base/err.h"
 #include "base/file.h"
@@ -281,11 +283,13 @@ int main(int argc, char **argv)
 	seed = (uint64_t)atoll(argv[3]);
 	mkdir(argv[1], 0777);
 	path = file_join(argv[1], "config.json");
-	if (file_put(path, shape, strlen(shape), &e) < 0 || config_load(&cfg, path, argc - 4,
+	if ((access(path, F_OK) < 0 && file_put(path, shape, strlen(shape), &e) < 0) ||
+	    config_load(&cfg, path, argc - 4,
 	    (const char *const *)argv + 4, &e) < 0
 	    || params_build(&ps, &cfg, &e) < 0)
 		err_exit(&e);
-	put_json(argv[1], "config.json", config_to_json(&cfg));
+	if (cfg.arch == &arch_chronos)
+		put_json(argv[1], "config.json", config_to_json(&cfg));
 	pool_init(0);
 	for (int i = 0; i < cfg.vocab_size && i < 1 << 20; i++)
 		token_topic[i] = topic_of(2, (uint64_t)i);
