@@ -22,10 +22,15 @@ int main(int argc, char **argv)
 {
 	static const struct opt opts[] = {
 		{ .kind = OPT_TABLE, .value = (void *)train_opts },
+		{ .kind = OPT_GROUP, .help = "Upcycling" },
+		{ 0, "upcycle", OPT_STR, &train_flags.upcycle, 0, 0, "DIR",
+		    "begin with this dense model: each expert is a copy of its MLP" },
+		{ 0, "upcycle-drop", OPT_FLOAT, &train_flags.upcycle_drop, 0, 1, "X",
+		    "share of each expert that is drawn anew" },
 		{ .kind = OPT_END }
 	};
 	static const struct opt_prog prog = {
-		.name = "chr-pretrain", .operands = "[options] -c FILE -o DIR [FILE...]",
+		.name = "chr-pretrain", .operands = "[options] (-c FILE | -m DIR | --upcycle DIR) -o DIR [FILE...]",
 		.purpose = "train a model on documents to predict their next token",
 		.notes = "FILE is JSONL (text, messages, tokens; .gz too) or a token shard "
 		    "(.safetensors). Step records go to\n"

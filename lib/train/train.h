@@ -48,14 +48,14 @@
 
 struct train_opt {
 	const char *model, *out, *config, *tokenizer, *backend, *eval, *grad_dump, *keep_best,
-	    *dump_bad;
+	    *dump_bad, *upcycle;
 	struct opt_list sets, freeze, lora_target;
 	int64_t steps, stop_after, warmup, save_every, eval_every, eval_batches, patience,
 	    log_every, shard_size, ram,
 	    seed, data_ram, shuffle_window, skip_nonfinite;
 	double epochs, lr, clip, weight_decay, mask_prob, dropout, anchor, lora_alpha, neftune,
 	    max_spike, guard_warn,
-	    guard_stop;
+	    guard_stop, upcycle_drop;
 	int batch, accum, seq, threads, keep, dtype, compute, lora_rank, expert_parallel;
 	bool shuffle, skip_bad, resume, force, dry_run, guard, profile, recompute;
 };

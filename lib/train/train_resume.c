@@ -148,7 +148,8 @@ static int differs(const struct train *t, const char *key, const json_t *now, co
 		return other_data(t, now, was, e);
 	if (strcmp(key, "model") == 0)
 		return err_set(e, EX_USAGE, "--resume: %s: not the model that %s started from",
-		    t->o.model != NULL ? t->o.model : "no -m", t->resume);
+		    t->o.model != NULL ? t->o.model : t->o.upcycle != NULL ? t->o.upcycle :
+		    "no -m or --upcycle", t->resume);
 	if (strcmp(key, "tokenizer") == 0)
 		return err_set(e, EX_USAGE, "--resume: the tokenizer is not that of %s",
 		    t->resume);

@@ -13,6 +13,7 @@
 #include "format/modeldir.h"
 #include "format/sidefiles.h"
 #include "train/train_plan.h"
+#include "train/upcycle.h"
 #include "base/pool.h"
 #include "base/sig.h"
 
@@ -117,7 +118,12 @@ static int check_options(struct train *t, struct err *e)
 {
 	struct train_opt *o = &t->o;
 
-	if (o->config == NULL && o->model == NULL && !o->resume)
+	if (o->upcycle != NULL && (o->config != NULL || o->model != NULL))
+		return err_set(e, EX_USAGE, "--upcycle says what the model is, so it goes without "
+		    "-c and -m");
+	if (o->upcycle_drop > 0 && o->upcycle == NULL)
+		return err_set(e, EX_USAGE, "--upcycle-drop needs --upcycle DIR");
+	if (o->config == NULL && o->model == NULL && o->upcycle == NULL && !o->resume)
 		return err_set(e, EX_USAGE, "a new model needs a configuration: -c FILE (or -m DIR "
 		    "to go on from a model)");
 	if (o->out == NULL && o->grad_dump == NULL && !o->dry_run && !t->measured)
@@ -169,7 +175,7 @@ static int look_at_out(struct train *t, struct err *e)
 	if (t->resume == NULL && !t->o.force && ckpt_occupied(out))
 		return err_set(e, EX_CANTCREAT, "%s: holds a model already (--resume goes on, "
 		    "--force replaces it)", out);
-	if (t->resume == NULL && t->o.config == NULL && t->o.model == NULL)
+	if (t->resume == NULL && t->o.config == NULL && t->o.model == NULL && t->o.upcycle == NULL)
 		return err_set(e, EX_USAGE, "nothing to resume, and a new model needs -c FILE");
 	return 0;
 }
@@ -232,8 +238,10 @@ static int open_config(struct train *t, struct err *e)
 {
 	const struct train_opt *o = &t->o;
 	const char *path = o->config != NULL ? o->config : o->model != NULL ? o->model : t->resume;
+	const char *const *sets = (const char *const *)o->sets.v;
 
-	if (config_load(&t->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
+	if (o->upcycle != NULL ? upcycle_config(&t->cfg, o->upcycle, o->sets.n, sets, e) < 0
+	    : config_load(&t->cfg, path, o->sets.n, sets, e) < 0)
 		return -1;
 	settle(t);
 	if (o->seq > t->cfg.max_position_embeddings)
@@ -270,12 +278,18 @@ static int check_beside(const char *path, struct err *e)
 	return rc;
 }
 
+/* The model whose weights the new one begins with; NULL: none. */
+static const char *start(const struct train *t)
+{
+	return t->o.upcycle != NULL ? t->o.upcycle : t->o.model;
+}
+
 static int open_tokenizer(struct train *t, struct err *e)
 {
 	const char *path = t->o.tokenizer;
 
-	if (path == NULL && holds_tokenizer(t->o.model))
-		path = t->o.model;
+	if (path == NULL && holds_tokenizer(start(t)))
+		path = start(t);
 	if (path == NULL && holds_tokenizer(t->resume))
 		path = t->resume;
 	if (path == NULL)
@@ -432,9 +446,9 @@ static int open_parent(struct train *t, struct err *e)
 	struct modeldir md;
 	const char *fingerprint;
 
-	if (t->o.model == NULL)
+	if (start(t) == NULL)
 		return 0;
-	if (modeldir_open(&md, t->o.model, 0, NULL, e) < 0)
+	if (modeldir_open(&md, start(t), 0, NULL, e) < 0)
 		return -1;
 	t->metadata = modeldir_metadata(&md);
 	if ((fingerprint = modeldir_fingerprint(&md, e)) != NULL)
@@ -448,9 +462,11 @@ static int first_weights(struct train *t, struct err *e)
 {
 	if (t->o.model != NULL && (t->resume == NULL || t->o.lora_rank > 0))
 		return ckpt_load_weights(t->o.model, &t->m, e);
-	if (t->resume == NULL)
-		model_init_weights(&t->m, (uint64_t)t->o.seed);
-	return 0;
+	if (t->resume != NULL)
+		return 0;
+	model_init_weights(&t->m, (uint64_t)t->o.seed);
+	return t->o.upcycle == NULL ? 0 : upcycle_weights(&t->m, t->o.upcycle, t->o.upcycle_drop,
+	    (uint64_t)t->o.seed, e);
 }
 
 /* What is trained, its optimizer, and the checkpoint of both. */
