@@ -30,7 +30,8 @@ int main(int argc, char **argv)
 		{ .kind = OPT_END }
 	};
 	static const struct opt_prog prog = {
-		.name = "chr-pretrain", .operands = "[options] (-c FILE | -m DIR | --upcycle DIR) -o DIR [FILE...]",
+		.name = "chr-pretrain",
+		.operands = "[options] (-c FILE | -m DIR | --upcycle DIR) -o DIR [FILE...]",
 		.purpose = "train a model on documents to predict their next token",
 		.notes = "FILE is JSONL (text, messages, tokens; .gz too) or a token shard "
 		    "(.safetensors). Step records go to\n"
