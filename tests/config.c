@@ -177,6 +177,120 @@ static void test_positions(void)
 	    7.90569415e-05 }, 1);
 }
 
+/* The base of the frequencies of a config. */
+static double theta(const char *text)
+{
+	struct err e = { 0 };
+	struct config c;
+	double t;
+
+	if (load(&c, text, &e) < 0) {
+		printf("# %s\n", e.msg);
+		return 0;
+	}
+	t = c.block[0].rope.theta;
+	config_free(&c);
+	return t;
+}
+
+#define LLAMA "{\"model_type\":\"llama\",\"vocab_size\":99,\"hidden_size\":64," \
+	"\"num_hidden_layers\":2,\"num_attention_heads\":4,\"intermediate_size\":96," \
+	"\"max_position_embeddings\":128,"
+
+/* Which of two objects and keys counts, as in transformers. */
+static void test_which_rope(void)
+{
+	static const char *const set[] = { "rope_theta=77" };
+	struct err e = { 0 };
+	struct config c;
+	json_t *o;
+
+	ok(theta(LLAMA "\"rope_theta\":500,\"rope_parameters\":{\"rope_theta\":3e5}}") == 3e5,
+	    "rope_theta of the object goes before that beside it");
+	ok(theta(LLAMA "\"rope_theta\":500,\"rope_parameters\":{\"rope_theta\":3e5},"
+	    "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}") == 500,
+	    "with rope_scaling, rope_parameters is not looked at");
+	ok(theta(LLAMA "\"rope_scaling\":{},\"rope_parameters\":{\"rope_theta\":7e4}}") == 7e4,
+	    "an empty rope_scaling is none");
+	o = json_loads(LLAMA "\"rope_parameters\":{\"rope_theta\":3e5}}", 0, NULL);
+	ok(config_from_json(&c, o, 1, set, &e) == 0 && c.block[0].rope.theta == 77,
+	    "--set rope_theta goes before both");
+	config_free(&c);
+	json_decref(o);
+	ok(load(&c, LLAMA "\"rope_parameters\":{\"rope_type\":\"dynamic\",\"factor\":4.0}}", &e)
+	    == 0 && c.block[0].rope.theta == 1e4 && c.block[0].rope.limit == 128,
+	    "dynamic positions are the plain ones, up to a limit");
+	config_free(&c);
+	refused(LLAMA "\"rope_parameters\":{\"rope_type\":\"dynamic\",\"factor\":4.0,"
+	    "\"alpha\":9.0}}", "rope_parameters.alpha");
+	ok(load(&c, LLAMA "\"rope_interleaved\":false,\"is_llama_config\":true,"
+	    "\"transformers.js_config\":{\"kv_cache_dtype\":{}}}", &e) == 0,
+	    "what SmolLM2 says besides changes nothing");
+	config_free(&c);
+}
+
+#define HUNYUAN "{\"model_type\":\"hunyuan_v1_moe\",\"vocab_size\":99,\"hidden_size\":64," \
+	"\"num_hidden_layers\":2,\"num_attention_heads\":4,\"intermediate_size\":48," \
+	"\"max_position_embeddings\":128,\"num_experts\":8,\"num_shared_expert\":[1,1]," \
+	"\"norm_topk_prob\":true,\"dense_list\":[4096,0],\"pool_type\":\"last\"," \
+	"\"moe_intermediate_size\":[48,48],\"attention_head_dim\":16,\"rope_scaling\":{" \
+	"\"alpha\":1000.0,\"beta_fast\":32,\"beta_slow\":1,\"factor\":1.0,\"mscale\":1.0," \
+	"\"mscale_all_dim\":1.0,\"type\":\"dynamic\"},"
+
+/* Configs as they are published, where they say more than transformers writes. */
+static void test_published(void)
+{
+	struct err e = { 0 };
+	struct config c;
+	json_t *o;
+
+	ok(load(&c, HUNYUAN "\"moe_topk\":[3,3]}", &e) == 0 && c.num_experts_per_tok == 3 &&
+	    fabs(c.block[0].rope.theta / (1e4 * pow(1000, 16 / 14.)) - 1) < 1e-12 &&
+	    c.block[0].rope.limit == 0, "Hunyuan: lists over layers, alpha %s", e.msg);
+	o = config_to_json(&c);
+	ok(json_array_size(json_object_get(o, "moe_topk")) == 2, "a list is written back");
+	json_decref(o);
+	config_free(&c);
+	refused(HUNYUAN "\"moe_topk\":[3,2]}", "moe_topk: entry 1");
+	refused(HUNYUAN "\"moe_topk\":3,\"mlp_bias\":true}", "mlp_bias");
+	refused("{\"model_type\":\"qwen3_moe\",\"num_hidden_layers\":2,\"layer_types\":"
+	    "[\"full_attention\",\"sliding_attention\"]}", "use_sliding_window");
+	ok(load(&c, "{\"model_type\":\"qwen3_moe\",\"num_hidden_layers\":2,"
+	    "\"use_sliding_window\":true,\"sliding_window\":null}", &e) == 0 &&
+	    c.block[0].attn == ATTN_FULL, "a window of null is none");
+	config_free(&c);
+	ok(load(&c, "{\"model_type\":\"qwen3_moe\",\"num_hidden_layers\":2,"
+	    "\"use_sliding_window\":true}", &e) == 0 && c.block[1].window == 4096,
+	    "an absent one is the default");
+	config_free(&c);
+	refused("{\"model_type\":\"qwen2\",\"vocab_size\":99,\"hidden_size\":64,"
+	    "\"num_hidden_layers\":1,\"num_attention_heads\":4,\"intermediate_size\":96,"
+	    "\"max_position_embeddings\":128,\"layer_types\":[\"sliding_attention\"]}",
+	    "use_sliding_window is false");
+}
+
+#define V2 "{\"model_type\":\"deepseek_v2\",\"vocab_size\":99,\"hidden_size\":64," \
+	"\"num_hidden_layers\":1,\"num_attention_heads\":4,\"intermediate_size\":96," \
+	"\"max_position_embeddings\":128,\"n_routed_experts\":8,\"num_experts_per_tok\":2," \
+	"\"moe_intermediate_size\":32,\"qk_nope_head_dim\":16," \
+	"\"partial_rotary_factor\":1.0,"
+
+static void test_latent(void)
+{
+	struct err e = { 0 };
+	struct config c;
+	double m = 0.1 * 0.7 * log(40) + 1;
+
+	refused(V2 "\"qk_rope_head_dim\":9,\"v_head_dim\":16}", "qk_rope_head_dim: 9 is odd");
+	refused(V2 "\"qk_rope_head_dim\":8,\"v_head_dim\":32}", "above the 24");
+	ok(load(&c, V2 "\"qk_rope_head_dim\":8,\"v_head_dim\":16,\"rope_scaling\":{\"type\":"
+	    "\"yarn\",\"factor\":40,\"original_max_position_embeddings\":64,\"mscale\":0.7,"
+	    "\"mscale_all_dim\":0.7}}", &e) == 0 &&
+	    fabs(c.block[0].scale * sqrt(24) / (m * m) - 1) < 1e-12,
+	    "DeepSeek-V2: mscale_all_dim scales the scores %s", e.msg);
+	config_free(&c);
+}
+
 static void test_spellings(void)
 {
 	struct err e = { 0 };
@@ -415,6 +529,9 @@ int main(void)
 	test_divide();
 	test_refusals();
 	test_positions();
+	test_which_rope();
+	test_published();
+	test_latent();
 	test_spellings();
 	test_sets();
 	test_files();

@@ -305,6 +305,11 @@ static void test_choices(void)
 	be->route(be, &a);
 	ok(ids[0] == 2 && fabs(w[0] - 1 / (1 + exp(1))) < 1e-6,
 	    "a bias counts for the choice only");
+	bias[0] = bias[1] = -9;			/* chosen all the same: the others are out */
+	bias[2] = bias[3] = bias[6] = bias[7] = -99;
+	memcpy(p, z, sizeof(z));
+	be->route(be, &a);
+	ok(ids[0] == 4 && ids[1] == 5 && ids[2] == 1, "no expert of a group that is out");
 	a = (struct route_args){ .r = &one, .n = 1, .E = 8, .K = 2, .probs = p, .ids = ids,
 	    .weights = w };
 	memcpy(p, z, sizeof(z));

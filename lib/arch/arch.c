@@ -44,7 +44,7 @@ static const char *const harmless[] = {
 	"router_z_loss_coef", "sep_token_id", "seq_aux", "suppress_tokens",
 	"task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k",
 	"top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p",
-	"unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+	"transformers.js_config", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 	"vision_end_token_id", "vision_start_token_id",
 	"num_nextn_predict_layers",		/* its tensors are passed over: arch_harmless() */
 };
@@ -156,6 +156,7 @@ static bool is_off(const json_t *v)
 	    (json_is_string(v) && *json_string_value(v) == '\0');
 }
 
+/* A list has a value where each of its entries, one a layer, has it. */
 static bool same_value(const json_t *v, const char *text)
 {
 	json_t *o = json_loads(text, JSON_DECODE_ANY, NULL);
@@ -164,6 +165,8 @@ static bool same_value(const json_t *v, const char *text)
 	    json_equal(v, o);
 
 	json_decref(o);
+	for (size_t i = 0; json_is_array(v) && (i == 0 || same) && i < json_array_size(v); i++)
+		same = same_value(json_array_get(v, i), text);
 	return same;
 }
 
@@ -182,14 +185,19 @@ static int refuse(const struct keys *k, const char *key, const json_t *v, const 
 
 int arch_check_key(const struct keys *k, const char *key, const json_t *v, const char *shown)
 {
+	const char *only = NULL;
+
 	if (*key == '_' || in_list(harmless, sizeof harmless / sizeof *harmless, key) ||
 	    in_list(ignored.v, (size_t)ignored.n, shown))
 		return 0;
-	for (const struct key_off *x = k->arch->ignores; x && x->key; x++)
-		if (strcmp(x->key, key) == 0)
-			return !x->value || json_is_null(v) || same_value(v, x->value) ? 0 :
-			    refuse(k, shown, v, x->value);
-	return is_off(v) ? 0 : refuse(k, shown, v, NULL);
+	for (const struct key_off *x = k->arch->ignores; x && x->key; x++) {
+		if (strcmp(x->key, key) != 0)
+			continue;
+		if (!x->value || json_is_null(v) || same_value(v, x->value))
+			return 0;
+		only = only ? only : x->value;
+	}
+	return !only && is_off(v) ? 0 : refuse(k, shown, v, only);
 }
 
 int arch_check_keys(const struct keys *k)

@@ -24,7 +24,8 @@ struct key_alias {		/* a key of struct key in the family's spelling; ends with N
 	const char *key, *theirs;
 };
 
-/* a key that may be ignored with this value (JSON text), or any (NULL) */
+/* A key that may be ignored with this value (JSON text), or any (NULL); one with several values has
+ * an entry for each. */
 struct key_off {
 	const char *key, *value;
 };

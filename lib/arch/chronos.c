@@ -50,11 +50,7 @@ const struct key chronos_keys[] = {
 	{ 0 }
 };
 
-const char *const chronos_reads[] = {
-	"layer_types", "mlp_layer_types", "lookahead_scope", "use_hybrid_attention", "use_moe",
-	"model_type", "rope_scaling", "rope_parameters", "inference_rope_scaling",
-	"decoder_sparse_step", "mlp_only_layers", "sliding_window", "use_sliding_window", NULL
-};
+static const char *const reads[] = { CHRONOS_READS, NULL };
 
 /* The reference's own keys of its offloading and its page. */
 static const struct key_off ignores[] = {
@@ -74,22 +70,38 @@ const char *const chronos_attn_names[] = {
 	[ATTN_FULL] = "full_attention",
 };
 
+/* In transformers a Qwen3-MoE slides in all layers or in none, whatever layer_types says: one that
+ * is not ours must not say something else. */
+static int check_published(const struct config *c, const struct keys *k, bool slide)
+{
+	for (int i = 0; i < c->num_hidden_layers && !keys_get(k, "chronos_format"); i++)
+		if ((c->block[i].attn == ATTN_SLIDING) != slide)
+			return keys_bad(k, "layer_types", "entry %d is not what use_sliding_window "
+			    "and sliding_window say, which alone count in transformers", i);
+	return 0;
+}
+
 static int read_layer_types(struct config *c, const struct keys *k, bool published)
 {
 	int type[CFG_MAX_LAYERS];
 	const json_t *window = keys_get(k, "sliding_window");
 	bool found, hybrid = false, slide = false, slides = false;
+	/* null, there: no window; absent: the default one */
+	bool none = published && json_is_null(json_object_get(k->o, "sliding_window"));
 
 	if (keys_list(k, "layer_types", c->num_hidden_layers, chronos_attn_names, 3, type, &found) <
 	    0 || keys_bool(k, "use_hybrid_attention", !published, &hybrid) < 0 ||
 	    keys_bool(k, "use_sliding_window", false, &slide) < 0)
 		return -1;
+	slide = slide && !none;
 	for (int i = 0; i < c->num_hidden_layers; i++) {
 		c->block[i].attn = found ? (enum attn_kind)type[i] :
 		    hybrid ? (i % 2 ? ATTN_SLIDING : ATTN_MLA) :
 		    published && slide ? ATTN_SLIDING : ATTN_FULL;
 		slides |= c->block[i].attn == ATTN_SLIDING;
 	}
+	if (published && found && check_published(c, k, slide) < 0)
+		return -1;
 	/* Published configs have a window of 0 where nothing slides. */
 	if (!window || keys_get(k, "sliding_window_size") ||
 	    (!slides && json_is_integer(window) && json_integer_value(window) == 0))
@@ -259,4 +271,4 @@ static const char *const architectures[] = { "ChronosForCausalLM", NULL };
 static const struct key *const tables[] = { chronos_keys, NULL };
 
 const struct arch arch_chronos = { .model_type = "chronos", .architectures = architectures,
-	.keys = tables, .reads = chronos_reads, .ignores = ignores, .ours = true, .read = read };
+	.keys = tables, .reads = reads, .ignores = ignores, .ours = true, .read = read };

@@ -21,10 +21,15 @@ static void drop_stronger(const struct arch *a, json_t *o, const char *key)
 		{ "rope_parameters", "rope_scaling" }, { "inference_rope_scaling", "rope_scaling" },
 		{ "sliding_window", "sliding_window_size" },
 	};
+	static const char *const inner[] = { "rope_theta", "partial_rotary_factor" },
+	    *const objects[] = { "rope_scaling", "rope_parameters" };
 
 	for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
 		if (strcmp(key, pairs[i].key) == 0)
 			json_object_del(o, pairs[i].stronger);
+	for (size_t i = 0; i < sizeof inner / sizeof *inner; i++)
+		for (size_t j = 0; strcmp(key, inner[i]) == 0 && j < 2; j++)
+			json_object_del(json_object_get(o, objects[j]), key);
 	for (const struct key_alias *x = a->aliases; x && x->key; x++)
 		if (strcmp(key, x->key) == 0)
 			json_object_del(o, x->theirs);
@@ -183,8 +188,9 @@ static json_t *rope_json(const struct rope *r)
 {
 	json_t *o;
 
-	if (r->kind == ROPE_LINEAR)
-		return json_pack("{s:s, s:f}", "type", "linear", "factor", r->factor);
+	if (r->kind == ROPE_LINEAR || r->kind == ROPE_DYNAMIC)
+		return json_pack("{s:s, s:f}", "type", r->kind == ROPE_LINEAR ? "linear"
+		    : "dynamic", "factor", r->factor);
 	if (r->kind == ROPE_LLAMA3)
 		return json_pack("{s:s, s:f, s:i, s:f, s:f}", "rope_type", "llama3", "factor",
 		    r->factor,
@@ -225,7 +231,8 @@ json_t *config_to_json(const struct config *c)
 		for (const struct key *f = *table; f->key; f++) {
 			const char *name = arch_spelling(c->arch, c->raw, f->key);
 
-			if (!(f->kind == KEY_ID && json_is_array(json_object_get(o, name))))
+			if (!((f->kind == KEY_ID || f->kind == KEY_SAME) &&
+			    json_is_array(json_object_get(o, name))))
 				json_object_set_new(o, name, key_json(c, f));
 		}
 	if (c->arch->ours)

@@ -9,11 +9,13 @@ static const char *const reads[] = { FAMILY_LATENT_READS, FAMILY_DEEPSEEK_READS,
 	"topk_method", "norm_topk_prob", NULL };
 
 static const struct key_off ignores[] = {
-	FAMILY_LATENT_IGNORES,
+	FAMILY_LATENT_IGNORES, { "partial_rotary_factor", "1" },
 	{ "scoring_func", "\"softmax\"" }, { 0 }
 };
 
-static const struct key_fallback fallbacks[] = { { 0 } };
+static const struct key_fallback fallbacks[] = {
+	{ "num_experts", 64 }, { "moe_intermediate_size", 1407 }, { 0 }
+};
 
 static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
@@ -26,16 +28,11 @@ static int read(struct config *c, const struct keys *k)
 		return keys_bad(k, "topk_method",
 		    "only greedy and group_limited_greedy are supported");
 	c->norm_topk_prob = false;		/* transformers does not look at it */
-	if (family_deepseek_begin(c, k, true, false) < 0 ||
-	    family_deepseek_experts(c, k, (struct family_deepseek){ 0, 2, 1, 1, 1 }) < 0)
+	if (family_deepseek_begin(c, k, true) < 0 ||
+	    family_deepseek_experts(c, k, (struct family_deepseek){ 0, 2, 1, 1, 1, true }) < 0)
 		return -1;
-	for (int l = 0; l < c->num_hidden_layers; l++) {
-		struct block *b = &c->block[l];
-
-		b->router.sigmoid = false;
-		b->router_bias = false;
-		b->router.groups = groups ? b->router.groups : 1;
-	}
+	for (int l = 0; !groups && l < c->num_hidden_layers; l++)
+		c->block[l].router.groups = 1;
 	return 0;
 }
 

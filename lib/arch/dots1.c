@@ -7,7 +7,7 @@ static const char *const reads[] = { "rope_scaling", "rope_parameters", "attenti
 
 static const struct key_off ignores[] = {
 	{ "hidden_act", "\"silu\"" }, { "attention_dropout", NULL }, { "scoring_func",
-	"\"sigmoid\"" },
+	"\"sigmoid\"" }, { "scoring_func", "\"noaux_tc\"" },
 	{ "topk_method", "\"noaux_tc\"" }, { "moe_layer_freq", "1" },
 	{ "use_sliding_window", "false" }, { 0 }
 };
@@ -21,7 +21,7 @@ static int read(struct config *c, const struct keys *k)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		c->block[l].qk_norm = QK_NORM_HEAD;
-	return family_deepseek_experts(c, k, (struct family_deepseek){ 0, 0, 1, 1, 1 });
+	return family_deepseek_experts(c, k, (struct family_deepseek){ 0, 0, 1, 1, 1, false });
 }
 
 static const char *const architectures[] = { "Dots1ForCausalLM", NULL };

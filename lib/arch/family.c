@@ -126,7 +126,7 @@ int family_sparse_done(struct config *c, const struct keys *k)
 
 /* --- positions --- */
 
-static const char *const rope_names[] = { "default", "linear", "llama3", "yarn" };
+static const char *const rope_names[] = { "default", "linear", "llama3", "yarn", "dynamic" };
 
 /* A number of the object; absent or null: as it was. */
 static int rope_real(const struct keys *k, const char *key, const json_t *o, const char *name,
@@ -163,8 +163,7 @@ static int rope_yarn(struct rope *r, const char *key, const json_t *o, const str
 	if (rope_real(k, key, o, "beta_fast", 1e-3, 1e6, &r->fast) < 0 ||
 	    rope_real(k, key, o, "beta_slow", 1e-3, 1e6, &r->slow) < 0 ||
 	    rope_bool(k, key, o, "truncate", &r->truncate) < 0 ||
-	    rope_real(k, key, o, "mscale", 0, 1e3, &mscale) < 0 ||
-	    rope_real(k, key, o, "mscale_all_dim", 0, 1e3, &r->all_dim) < 0)
+	    rope_real(k, key, o, "mscale", 0, 1e3, &mscale) < 0)
 		return -1;
 	r->magnitude = yarn_magnitude(r->factor, 1);
 	if (mscale != 0 && r->all_dim != 0)
@@ -195,7 +194,10 @@ static int rope_check(const struct keys *k, const char *key, const json_t *o)
 	json_object_foreach((json_t *)o, name, v) {
 		size_t i = 0;
 
-		if (strcmp(name, "partial_rotary_factor") == 0 && arch_knows(k->arch, name))
+		if (strcmp(name, "partial_rotary_factor") == 0 && (arch_knows(k->arch, name) ||
+		    (json_is_number(v) && json_number_value(v) == 1)))
+			continue;
+		if (strcmp(name, "alpha") == 0 && arch_knows(k->arch, name))
 			continue;
 		while (i < sizeof known / sizeof *known && strcmp(known[i], name) != 0)
 			i++;
@@ -216,7 +218,7 @@ static int rope_kind(struct rope *r, const char *key, const json_t *o, const str
 		i++;
 	if (i == n)
 		return keys_bad(k, key,
-		    "type %s is not supported, only default, linear, llama3 and yarn",
+		    "type %s is not supported, only default, linear, dynamic, llama3 and yarn",
 		    type);
 	if (!type && json_object_get(o, "factor"))
 		return keys_bad(k, key, "has a factor and no type");
@@ -224,9 +226,34 @@ static int rope_kind(struct rope *r, const char *key, const json_t *o, const str
 	return 0;
 }
 
+const char *family_rope_key(const struct keys *k)
+{
+	const json_t *v = keys_get(k, "rope_scaling");
+
+	return v && !(json_is_object(v) && json_object_size(v) == 0) ? "rope_scaling"
+	    : "rope_parameters";
+}
+
+/* Up to the positions of the config the frequencies are the plain ones; Hunyuan's alpha raises
+ * theta for good. */
+static int rope_dynamic(const struct config *c, struct rope *r, const char *key, const json_t *o,
+    const struct keys *k)
+{
+	double alpha = 0;
+
+	if (rope_real(k, key, o, "alpha", 0, 1e9, &alpha) < 0)
+		return -1;
+	if (alpha > 0 && r->dims < 4)
+		return keys_bad(k, key, "alpha needs a head of 4 elements at least");
+	r->limit = alpha > 0 ? 0 : c->max_position_embeddings;
+	if (alpha > 0)
+		r->theta *= pow(alpha, r->dims / (r->dims - 2.0));
+	return 0;
+}
+
 int family_rope(struct config *c, const struct keys *k, int width)
 {
-	const char *key = keys_get(k, "rope_scaling") ? "rope_scaling" : "rope_parameters";
+	const char *key = family_rope_key(k);
 	const json_t *o = keys_get(k, key), *v;
 	struct rope *r = &c->rope;
 
@@ -234,9 +261,7 @@ int family_rope(struct config *c, const struct keys *k, int width)
 	    .original_max = c->max_position_embeddings, .last = width - 1 };
 	if (o && !json_is_object(o))
 		return keys_bad(k, key, "must be an object or null");
-	v = keys_get(k, "rope_parameters");
-	if (!keys_get(k, "rope_theta") && json_is_object(v) &&
-	    rope_real(k, "rope_parameters", v, "rope_theta", 1, 1e18, &c->rope_theta) < 0)
+	if (rope_real(k, key, o, "rope_theta", 1, 1e18, &c->rope_theta) < 0)
 		return -1;
 	r->theta = c->rope_theta;
 	v = json_object_get(o, "original_max_position_embeddings");
@@ -245,10 +270,16 @@ int family_rope(struct config *c, const struct keys *k, int width)
 		return -1;
 	if (r->kind == ROPE_YARN)
 		r->factor = fmax(1, (double)c->max_position_embeddings / r->original_max);
-	if (rope_real(k, key, o, "factor", 1, 1e6, &r->factor) < 0)
+	if (rope_real(k, key, o, "factor", 1, 1e6, &r->factor) < 0 ||
+	    rope_real(k, key, o, "mscale_all_dim", 0, 1e3, &r->all_dim) < 0)
 		return -1;
-	return r->kind == ROPE_YARN ? rope_yarn(r, key, o, k) :
-	    r->kind == ROPE_LLAMA3 ? rope_llama3(r, key, o, k) : 0;
+	switch (r->kind) {
+	case ROPE_YARN: return rope_yarn(r, key, o, k);
+	case ROPE_LLAMA3: return rope_llama3(r, key, o, k);
+	case ROPE_DYNAMIC: return rope_dynamic(c, r, key, o, k);
+	case ROPE_DEFAULT: case ROPE_LINEAR: break;
+	}
+	return 0;
 }
 
 /* A default id beyond a tiny vocabulary is no id; one that was asked for is a mistake. */
@@ -301,28 +332,36 @@ int family_attention_bias(struct config *c, const struct keys *k)
 	return 0;
 }
 
-int family_windows(struct config *c, const struct keys *k, const bool *wanted)
+/* The width of windows: absent, as the family has it; null: there are none, 0. */
+static int window_width(const struct keys *k, int *width)
+{
+	const json_t *v = json_object_get(k->o, "sliding_window");
+
+	if (json_is_null(v))
+		*width = 0;
+	return v && !json_is_null(v) ? keys_int(k, "sliding_window", v, 0, 1 << 30, width) : 0;
+}
+
+int family_windows(struct config *c, const struct keys *k, bool on, const bool *wanted, int width)
 {
 	static const char *const names[] = { "full_attention", "sliding_attention" };
-	const json_t *v = keys_get(k, "sliding_window");
-	int type[CFG_MAX_LAYERS], width = 0;
+	int type[CFG_MAX_LAYERS];
 	bool found, slides = false;
 
-	if (keys_list(k, "layer_types", c->num_hidden_layers, names, 2, type, &found) < 0)
+	if (keys_list(k, "layer_types", c->num_hidden_layers, names, 2, type, &found) < 0 ||
+	    window_width(k, &width) < 0)
 		return -1;
-	for (int l = 0; l < c->num_hidden_layers; l++)
-		slides |= found ? type[l] == 1 : wanted[l];
-	if (!slides)
-		return 0;
-	if (!v)
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		bool slide = found ? type[l] == 1 : on && wanted[l] && width > 0;
+
+		c->block[l].attn = slide ? ATTN_SLIDING : ATTN_FULL;
+		c->block[l].window = slide ? width : 0;
+		slides |= slide;
+	}
+	if (slides && !on)
+		return keys_bad(k, "layer_types", "layers slide, and use_sliding_window is false");
+	if (slides && width == 0)
 		return keys_bad(k, "sliding_window", "is missing, and layers slide");
-	if (keys_int(k, "sliding_window", v, 1, 1 << 30, &width) < 0)
-		return -1;
-	for (int l = 0; l < c->num_hidden_layers; l++)
-		if (found ? type[l] == 1 : wanted[l]) {
-			c->block[l].attn = ATTN_SLIDING;
-			c->block[l].window = width;
-		}
 	return 0;
 }
 
@@ -334,19 +373,18 @@ int family_late_windows(struct config *c, const struct keys *k, bool slide, int 
 	if (v && keys_int(k, "max_window_layers", v, 0, INT_MAX, &from) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		wanted[l] = slide && l >= from && keys_get(k, "sliding_window");
-	return family_windows(c, k, wanted);
+		wanted[l] = l >= from;
+	return family_windows(c, k, slide, wanted, 4096);
 }
 
 int family_partial(struct config *c, const struct keys *k, double factor)
 {
-	const json_t *v = keys_get(k, "partial_rotary_factor"), *o = keys_get(k, "rope_parameters");
+	const json_t *v = keys_get(k, "partial_rotary_factor");
+	const char *key = family_rope_key(k);
 
 	if (family_heads(c, k) < 0 ||
 	    (v && keys_real(k, "partial_rotary_factor", v, 1e-3, 1, &factor) < 0) ||
-	    (json_is_object(o) && rope_real(k, "rope_parameters", o, "partial_rotary_factor", 1e-3,
-	    1,
-	    &factor) < 0))
+	    rope_real(k, key, keys_get(k, key), "partial_rotary_factor", 1e-3, 1, &factor) < 0)
 		return -1;
 	c->rope_dim = (int)(c->head_dim * factor);
 	return c->rope_dim >= 2 && c->rope_dim % 2 == 0 ? 0 :
@@ -383,7 +421,10 @@ int family_count(const struct keys *k, const char *key, int lo, int *x)
 static int check_groups(const struct config *c, const struct keys *k,
     const struct family_deepseek *d)
 {
-	if (d->groups > 1 && (c->num_experts % d->groups || c->num_experts / d->groups < 2))
+	int least = d->softmax ? 1 : 2;	/* experts by which a group is judged */
+
+	if (d->groups > 1 && (c->num_experts % d->groups ||
+	    c->num_experts / d->groups < least))
 		return keys_bad(k, "n_group", "%d groups of %d experts", d->groups, c->num_experts);
 	if (d->kept > d->groups || c->num_experts / d->groups * d->kept < c->num_experts_per_tok)
 		return keys_bad(k, "topk_group", "%d of %d groups for %d experts a token", d->kept,
@@ -416,16 +457,16 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 		b->sparse = found ? type[l] == 1 : l >= d.first_dense;
 		if (!b->sparse)
 			continue;
-		b->router = (struct router){ .sigmoid = true, .groups = d.groups, .kept = d.kept,
-		    .scale = d.factor };
-		b->router_bias = true;
+		b->router = (struct router){ .sigmoid = !d.softmax, .groups = d.groups,
+		    .kept = d.kept, .scale = d.factor };
+		b->router_bias = !d.softmax;
 		b->shared = d.shared > 0;
 		b->shared_width = d.shared * c->moe_intermediate_size;
 	}
 	return family_experts(c, k);
 }
 
-int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs, bool sharpen)
+int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs)
 {
 	int rank = 0, latent = 512, nope = 128, turned = 64, value = 128;
 	double scale, more = 1;
@@ -447,7 +488,7 @@ int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs, bo
 	c->num_key_value_heads = c->num_attention_heads;
 	if (family_begin(c, k) < 0)
 		return -1;
-	if (sharpen && c->rope.kind == ROPE_YARN && c->rope.all_dim != 0)
+	if (c->rope.kind != ROPE_DEFAULT && c->rope.all_dim != 0)
 		more = yarn_magnitude(c->rope.factor, c->rope.all_dim);
 	scale = more * more / sqrt((double)c->head_dim);
 	for (int l = 0; l < c->num_hidden_layers; l++) {

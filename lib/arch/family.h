@@ -22,9 +22,9 @@ extern const struct key family_keys[], family_head_keys[], family_moe_keys[],
 int family_begin(struct config *c, const struct keys *k);
 /* attention_bias: q, k, v and o. */
 int family_attention_bias(struct config *c, const struct keys *k);
-/* The windows of layers: layer_types where it is there, else wanted[l]; `window` is their width,
- * NULL where the config has none. */
-int family_windows(struct config *c, const struct keys *k, const bool *wanted);
+/* The windows of layers: layer_types where it is there, else wanted[l]. on: use_sliding_window,
+ * without which none may slide; width: of a window where the config has no such key, 0: none. */
+int family_windows(struct config *c, const struct keys *k, bool on, const bool *wanted, int width);
 /* Windows for the layers from max_window_layers on; slide: whether there are any where layer_types
  * is absent. */
 int family_late_windows(struct config *c, const struct keys *k, bool slide, int from);
@@ -41,6 +41,7 @@ int family_count(const struct keys *k, const char *key, int lo, int *x);
 struct family_deepseek {
 	int first_dense, shared, groups, kept;
 	double factor;
+	bool softmax;		/* as in DeepSeek-V2: scores by softmax, and no bias */
 };
 int family_deepseek_experts(struct config *c, const struct keys *k, struct family_deepseek d);
 /* Keys that it reads, for lists of them, and its aliases and names of tensors. */
@@ -53,8 +54,8 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 extern const struct key_alias family_deepseek_aliases[];
 
 /* In place of family_begin(): attention from a latent as DeepSeek-V2 and those after it have it.
- * sharpen: mscale_all_dim of YaRN scales the scores too. */
-int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs, bool sharpen);
+ * mscale_all_dim scales the scores too. pairs: of neighbours turn. */
+int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs);
 #define FAMILY_LATENT_READS "rope_scaling", "rope_parameters", "q_lora_rank", "kv_lora_rank", \
 	"qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"
 #define FAMILY_LATENT_IGNORES { "hidden_act", "\"silu\"" }, { "attention_dropout", NULL }, \
@@ -66,7 +67,10 @@ int family_experts(struct config *c, const struct keys *k);
 
 /* Keys of our own models, which also models have that were published and trained here. */
 extern const struct key chronos_keys[];
-extern const char *const chronos_reads[];
+#define CHRONOS_READS "layer_types", "mlp_layer_types", "lookahead_scope", \
+	"use_hybrid_attention", "use_moe", "model_type", "rope_scaling", "rope_parameters", \
+	"inference_rope_scaling", "decoder_sparse_step", "mlp_only_layers", "sliding_window", \
+	"use_sliding_window"
 extern const char *const chronos_attn_names[];		/* by enum attn_kind */
 /* Everything that follows from them, blocks too. published: absent keys mean what they mean in
  * transformers. */
@@ -81,6 +85,8 @@ int family_sparse_done(struct config *c, const struct keys *k);
 /* rope_scaling or rope_parameters as transformers understands them, into c->rope for heads of which
  * `width` elements turn. */
 int family_rope(struct config *c, const struct keys *k, int width);
+/* The one that counts where both are there. */
+const char *family_rope_key(const struct keys *k);
 /* token ids against the vocabulary */
 int family_ids(struct config *c, const struct keys *k);
 

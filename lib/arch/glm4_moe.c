@@ -14,6 +14,11 @@ static const struct key_off ignores[] = {
 	{ "topk_method", "\"noaux_tc\"" }, { "moe_layer_freq", "1" }, { 0 }
 };
 
+static const struct key_fallback fallbacks[] = {
+	{ "norm_topk_prob", 1 }, { "num_experts", 128 }, { "num_experts_per_tok", 8 },
+	{ "moe_intermediate_size", 1408 }, { "rms_norm_eps", 1e-5 }, { 0 }
+};
+
 static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
 static int read(struct config *c, const struct keys *k)
@@ -28,7 +33,7 @@ static int read(struct config *c, const struct keys *k)
 		c->block[l].qkv_bias = bias;
 		c->block[l].qk_norm = norm ? QK_NORM_HEAD : QK_NORM_NONE;
 	}
-	return family_deepseek_experts(c, k, (struct family_deepseek){ 1, 1, 1, 1, 1 });
+	return family_deepseek_experts(c, k, (struct family_deepseek){ 1, 1, 1, 1, 1, false });
 }
 
 static const char *const architectures[] = { "Glm4MoeForCausalLM", NULL };
@@ -37,7 +42,5 @@ static const struct key *const tables[] = { family_keys, family_head_keys, famil
 	family_norm_topk_keys, family_train_keys, NULL };
 
 const struct arch arch_glm4_moe = { .model_type = "glm4_moe", .architectures = architectures,
-	.keys = tables, .fallbacks = (const struct key_fallback[]){ { "norm_topk_prob", 1 },
-	    { 0 } },
-	.aliases = family_deepseek_aliases, .reads = reads, .ignores = ignores, .names = names,
-	.read = read };
+	.keys = tables, .fallbacks = fallbacks, .aliases = family_deepseek_aliases, .reads = reads,
+	.ignores = ignores, .names = names, .read = read };

@@ -6,11 +6,15 @@ static const char *const reads[] = { FAMILY_LATENT_READS, FAMILY_DEEPSEEK_READS,
 	"rope_interleave", "mlp_layer_types", NULL };
 
 static const struct key_off ignores[] = {
-	FAMILY_LATENT_IGNORES,
+	FAMILY_LATENT_IGNORES, { "partial_rotary_factor", "1" },
 	{ "scoring_func", "\"sigmoid\"" }, { "topk_method", "\"noaux_tc\"" }, { 0 }
 };
 
-static const struct key_fallback fallbacks[] = { { "norm_topk_prob", 1 }, { 0 } };
+static const struct key_fallback fallbacks[] = {
+	{ "norm_topk_prob", 1 }, { "num_experts", 64 },
+	{ "num_experts_per_tok", 4 }, { "moe_intermediate_size", 1536 },
+	{ "rms_norm_eps", 1e-5 }, { 0 }
+};
 
 static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
@@ -19,9 +23,9 @@ static int read(struct config *c, const struct keys *k)
 	bool pairs = true;
 
 	if (keys_bool(k, "rope_interleave", true, &pairs) < 0 ||
-	    family_deepseek_begin(c, k, pairs, true) < 0)
+	    family_deepseek_begin(c, k, pairs) < 0)
 		return -1;
-	return family_deepseek_experts(c, k, (struct family_deepseek){ 1, 1, 1, 1, 1.8 });
+	return family_deepseek_experts(c, k, (struct family_deepseek){ 1, 1, 1, 1, 1.8, false });
 }
 
 static const char *const architectures[] = { "Glm4MoeLiteForCausalLM", NULL };

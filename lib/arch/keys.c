@@ -73,6 +73,23 @@ int keys_real(const struct keys *k, const char *key, const json_t *v, double lo,
 	return 0;
 }
 
+int keys_same(const struct keys *k, const char *key, double lo, double hi, int *out)
+{
+	const json_t *v = keys_get(k, key), *one;
+	size_t i;
+
+	if (!json_is_array(v))
+		return v ? keys_int(k, key, v, lo, hi, out) : 0;
+	if (json_array_size(v) == 0)
+		return keys_bad(k, key, "an empty list");
+	json_array_foreach(v, i, one)
+		if (!json_equal(one, json_array_get(v, 0)))
+			return keys_bad(k, key,
+			    "entry %zu differs from the first; only one value for all layers is "
+			    "supported", i);
+	return keys_int(k, key, json_array_get(v, 0), lo, hi, out);
+}
+
 int keys_read(const struct keys *k, const struct key *f, double fallback, struct config *c)
 {
 	const json_t *v = keys_get(k, f->key), *one;
@@ -95,6 +112,9 @@ int keys_read(const struct keys *k, const struct key *f, double fallback, struct
 	case KEY_INT:
 		*(int *)at = (int)fallback;
 		return v ? keys_int(k, f->key, v, f->lo, f->hi, (int *)at) : 0;
+	case KEY_SAME:
+		*(int *)at = (int)fallback;
+		return keys_same(k, f->key, f->lo, f->hi, (int *)at);
 	case KEY_REAL:
 		*(double *)at = fallback;
 		return v ? keys_real(k, f->key, v, f->lo, f->hi, (double *)at) : 0;

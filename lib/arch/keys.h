@@ -24,7 +24,8 @@ struct keys {
 	struct err *e;
 };
 
-enum key_kind { KEY_INT, KEY_ID, KEY_REAL, KEY_BOOL };
+/* KEY_SAME: an integer, or a list of one and the same */
+enum key_kind { KEY_INT, KEY_SAME, KEY_ID, KEY_REAL, KEY_BOOL };
 
 #define KEY_REQUIRED (-1e300)		/* a fallback: the key must be there */
 
@@ -46,6 +47,8 @@ int keys_int(const struct keys *k, const char *key, const json_t *v, double lo, 
     int *out);
 int keys_real(const struct keys *k, const char *key, const json_t *v, double lo, double hi,
     double *out);
+/* An integer, or a list of one and the same; absent: *out stays as it is. */
+int keys_same(const struct keys *k, const char *key, double lo, double hi, int *out);
 int keys_read(const struct keys *k, const struct key *f, double fallback, struct config *c);
 /* A list of n names, one a layer; out[i] is the index of entry i in names. *found: the key was
  * there. */

@@ -7,7 +7,8 @@ static const char *const reads[] = { "rope_scaling", "rope_parameters", "attenti
 
 static const struct key_off ignores[] = {
 	{ "hidden_act", "\"silu\"" }, { "mlp_bias", "false" }, { "attention_dropout", NULL },
-	{ "rope_interleaved", "false" }, { 0 }
+	{ "rope_interleaved", "false" }, { "is_llama_config", NULL },
+	{ "max_sequence_length", NULL }, { 0 }
 };
 
 static int read(struct config *c, const struct keys *k)

@@ -13,7 +13,8 @@ static const char *const reads[] = { "rope_scaling", "rope_parameters", "partial
 	"rotary_dim", "attn_type_list", NULL };
 
 static const struct key_fallback fallbacks[] = {
-	{ "rope_theta", 5e6 }, { "num_experts", 256 }, { "num_experts_per_tok", 8 }, { 0 }
+	{ "rope_theta", 5e6 }, { "head_dim", 128 }, { "num_experts", 256 },
+	{ "num_experts_per_tok", 8 }, { 0 }
 };
 
 static const struct key_off ignores[] = {
@@ -23,6 +24,7 @@ static const struct key_off ignores[] = {
 	"\"per_layer\"" },
 	{ "shared_intermediate_size", "0" }, { "layernorm_full_attention_beta", "1" },
 	{ "layernorm_linear_attention_beta", "1" }, { "layernorm_mlp_beta", "1" },
+	{ "mlp_intermediate_size", NULL }, { "shared_moe_mode", "\"sigmoid\"" },
 	{ "use_mtp", NULL }, { "num_mtp_modules", NULL }, { "mtp_transformer_layers", NULL },
 	{ 0 }
 };
@@ -48,11 +50,13 @@ static int check_types(const struct keys *k)
 static int read(struct config *c, const struct keys *k)
 {
 	const json_t *v = keys_get(k, "rotary_dim");
+	int turned = 0;
 
 	c->moe_intermediate_size = c->intermediate_size;
 	c->norm_topk_prob = true;
-	if (check_types(k) < 0 || family_partial(c, k, 1) < 0 ||
-	    (v && keys_int(k, "rotary_dim", v, 2, c->head_dim, &c->rope_dim) < 0) ||
+	if (check_types(k) < 0 || family_heads(c, k) < 0 ||
+	    (v && keys_int(k, "rotary_dim", v, 2, c->head_dim, &turned) < 0) ||
+	    family_partial(c, k, v ? (double)turned / c->head_dim : 1) < 0 ||
 	    family_begin(c, k) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++) {

@@ -37,9 +37,9 @@ static int read(struct config *c, const struct keys *k)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		c->block[l].sparse = true;
-		wanted[l] = keys_get(k, "sliding_window") != NULL;
+		wanted[l] = true;
 	}
-	return family_windows(c, k, wanted) < 0 ? -1 : family_experts(c, k);
+	return family_windows(c, k, true, wanted, 0) < 0 ? -1 : family_experts(c, k);
 }
 
 static const char *const architectures[] = { "MixtralForCausalLM", NULL };

@@ -40,8 +40,8 @@ static int read_windows(struct config *c, const struct keys *k)
 	    (v && keys_int(k, "max_window_layers", v, 0, INT_MAX, &until) < 0))
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		wanted[l] = slide && l % 2 == 0 && l < until;
-	return family_windows(c, k, wanted);
+		wanted[l] = l % 2 == 0 && l < until;
+	return family_windows(c, k, slide, wanted, 4096);
 }
 
 static int read(struct config *c, const struct keys *k)

@@ -5,6 +5,8 @@
 static const char *const reads[] = { "rope_scaling", "rope_parameters", "sliding_window",
 	"use_sliding_window", "max_window_layers", "layer_types", "attention_bias", NULL };
 
+static const struct key_fallback fallbacks[] = { { "head_dim", 128 }, { 0 } };
+
 static const struct key_off ignores[] = {
 	{ "hidden_act", "\"silu\"" }, { "attention_dropout", NULL }, { 0 }
 };
@@ -26,4 +28,4 @@ static const struct key *const tables[] = { family_keys, family_head_keys, famil
     NULL };
 
 const struct arch arch_qwen3 = { .model_type = "qwen3", .architectures = architectures,
-	.keys = tables, .reads = reads, .ignores = ignores, .read = read };
+	.keys = tables, .fallbacks = fallbacks, .reads = reads, .ignores = ignores, .read = read };

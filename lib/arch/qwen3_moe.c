@@ -15,20 +15,22 @@ static const struct key_fallback fallbacks[] = {
 
 static const struct key_alias aliases[] = { { "num_experts", "num_local_experts" }, { 0 } };
 
+static const char *const reads[] = { CHRONOS_READS, "attention_bias", NULL };
+
 static const struct key_off ignores[] = {
-	{ "hidden_act", "\"silu\"" }, { "attention_bias", "false" }, { "attention_dropout", NULL },
+	{ "hidden_act", "\"silu\"" }, { "attention_dropout", NULL },
 	{ "max_window_layers", NULL },		/* this family slides in all layers or in none */
 	{ 0 }
 };
 
 static int read(struct config *c, const struct keys *k)
 {
-	return chronos_layers(c, k, true);
+	return chronos_layers(c, k, true) < 0 ? -1 : family_attention_bias(c, k);
 }
 
 static const char *const architectures[] = { "Qwen3MoeForCausalLM", NULL };
 static const struct key *const tables[] = { chronos_keys, NULL };
 
 const struct arch arch_qwen3_moe = { .model_type = "qwen3_moe", .architectures = architectures,
-	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = chronos_reads,
+	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,
 	.ignores = ignores, .ours = true, .read = read };

@@ -39,7 +39,7 @@ static double frequency(const struct rope *r, int i)
 	double freq = pow(r->theta, -2.0 * i / r->dims);
 
 	switch (r->kind) {
-	case ROPE_DEFAULT: return freq;
+	case ROPE_DEFAULT: case ROPE_DYNAMIC: return freq;
 	case ROPE_LINEAR: return freq / r->factor;
 	case ROPE_LLAMA3: return llama3(r, freq);
 	case ROPE_YARN: return yarn(r, freq, i);

@@ -15,7 +15,8 @@ enum rope_kind {
 	ROPE_DEFAULT,
 	ROPE_LINEAR,		/* every frequency divided by factor */
 	ROPE_LLAMA3,		/* long waves divided by factor, short ones kept, a blend between */
-	ROPE_YARN		/* Peng et al., arXiv:2309.00071: a ramp over the frequencies */
+	ROPE_YARN,		/* Peng et al., arXiv:2309.00071: a ramp over the frequencies */
+	ROPE_DYNAMIC		/* as the default up to `limit`, beyond which they would change */
 };
 
 struct rope {
@@ -25,7 +26,7 @@ struct rope {
 	/* the i-th frequency is theta^(-2i/dims); it is width but in format 1 */
 	int dims;
 	double theta, factor;
-	double all_dim;		/* YaRN: mscale_all_dim, 0: not given */
+	double all_dim;		/* mscale_all_dim, 0: not given */
 	/* cosines and sines are multiplied by it (YaRN's attention factor), 1 otherwise */
 	double magnitude;
 	int original_max;	/* positions of the model before it was stretched */
@@ -33,6 +34,7 @@ struct rope {
 	double slow, fast;
 	bool truncate;		/* YaRN: the ends of the ramp are whole numbers, */
 	int last;		/* and at most this */
+	int limit;		/* positions for which the table holds; 0: any number */
 };
 
 void rope_table(const struct rope *r, int n, real *table);	/* (n, 2, width) */

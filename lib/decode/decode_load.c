@@ -208,6 +208,10 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 		    "experts", dir);
 	if (o->route_bias > 0 && !plain_routers(g->cfg))
 		return err_set(e, EX_USAGE, "%s: --route-bias needs routers by softmax alone", dir);
+	if (g->cfg->rope.limit && o->max_tokens > g->cfg->rope.limit)
+		return err_set(e, EX_USAGE, "%s: dynamic positions change beyond the %d that it "
+		    "was made for: a context of %d is not supported", dir, g->cfg->rope.limit,
+		    o->max_tokens);
 	if ((dense = dense_bytes(g, e)) < 0)
 		return -1;
 	look0 = params_get(g->par, P_LOOK0, -1, -1);

@@ -54,8 +54,7 @@ static real group_score(const real *x, int n, bool two)
 	return two ? first + second : first;
 }
 
-/* Scores of groups that are out become 0, as in transformers: a score below that, which a bias can
- * make, is worse still. */
+/* Experts of groups that are out are no choice at all. */
 static void keep_groups(const struct router *r, real *x, int E)
 {
 	int n = E / r->groups;
@@ -71,7 +70,7 @@ static void keep_groups(const struct router *r, real *x, int E)
 		in[best[g]] = true;
 	for (int e = 0; e < E; e++)
 		if (!in[e / n])
-			x[e] = 0;
+			x[e] = -INFINITY;
 }
 
 static void choose(const struct route_args *a, int64_t i)
