@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "base/pool.h"
 #include "decode/decode.h"
 #include "format/safetensors.h"
@@ -102,9 +103,41 @@ static bool greedy_same(struct engine *g, const struct gold *x, real *logits)
 	return same;
 }
 
+/* Both rows in one call after 11 and 17 tokens each, the second from a fork that outlives
+ * its model: the bytes of `all`. */
+static bool together_same(struct engine *g, const struct gold *x, const real *all, real *logits)
+{
+	enum { FIRST = 11, SECOND = 17 };
+	struct err e = { 0 };
+	struct seq *a = seq_new(g, &e), *b = seq_new(g, &e), *fork;
+	struct eval_item it[2] = {
+		{ .s = a, .tok = (const uint32_t *)x->tok, .n = FIRST },
+		{ .s = b, .tok = (const uint32_t *)x->tok + T, .n = SECOND } };
+	int64_t n1 = (int64_t)(T - FIRST) * x->V, n2 = (int64_t)(T - SECOND) * x->V;
+
+	if (engine_eval(g, it, 2, NULL, &e) < 0 || (fork = seq_fork(b, &e)) == NULL)
+		return false;
+	seq_free(b);
+	b = seq_new(g, &e);		/* the same place, other tokens */
+	it[0] = (struct eval_item){ .s = b, .tok = (const uint32_t *)x->tok + 3, .n = 2 };
+	if (engine_eval(g, it, 1, NULL, &e) < 0)
+		return false;
+	it[0] = (struct eval_item){ .s = a, .tok = (const uint32_t *)x->tok + FIRST,
+	    .n = T - FIRST, .logits = logits, .all = true };
+	it[1] = (struct eval_item){ .s = fork, .tok = (const uint32_t *)x->tok + T + SECOND,
+	    .n = T - SECOND, .logits = logits + n1, .all = true };
+	if (engine_eval(g, it, 2, NULL, &e) < 0)
+		return false;
+	seq_free(a);
+	seq_free(b);
+	seq_free(fork);
+	return memcmp(logits, all + (int64_t)FIRST * x->V, (size_t)n1 * sizeof *all) == 0 &&
+	    memcmp(logits + n1, all + (int64_t)(T + SECOND) * x->V, (size_t)n2 * sizeof *all) == 0;
+}
+
 static void test_engine(const char *name, const char *dir, const struct gold *x)
 {
-	struct engine_opt o = { .max_seqs = 1, .max_tokens = 64, .max_rows = 64, .kv = KV_F32 };
+	struct engine_opt o = { .max_seqs = 3, .max_tokens = 64, .max_rows = 64, .kv = KV_F32 };
 	struct err e = { 0 };
 	struct engine *g = engine_open(dir, &o, &backend_cpu, NULL, &e);
 	int64_t n = (int64_t)B * T * x->V;
@@ -122,10 +155,22 @@ static void test_engine(const char *name, const char *dir, const struct gold *x)
 	w = worst(all, x->logits, n);
 	ok(w < 1e-3, "%s: logits of transformers, at most %.1e away", name, w);
 	ok(memcmp(all, cut, (size_t)n * sizeof *all) == 0, "%s: the same in chunks of 7", name);
+	ok(together_same(g, x, all, cut), "%s: the same beside another and from a fork", name);
 	ok(greedy_same(g, x, all), "%s: the same greedy tokens", name);
 	engine_close(g);
 	free(all);
 	free(cut);
+}
+
+/* Families that can be run only say so by name. */
+static void test_refused(const char *name, const struct config *c)
+{
+	struct model_opt o = { .max_b = B, .max_t = T };
+	struct err e = { 0 };
+	struct model m;
+
+	ok(model_open(&m, c, &o, &backend_cpu, &e) < 0 && e.status == EX_UNAVAILABLE &&
+	    strstr(e.msg, c->arch->model_type), "%s: is not trained: %s", name, e.msg);
 }
 
 /* The forward pass of training. */
@@ -144,7 +189,14 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 	double w;
 
 	memset(target, -1, sizeof target);
-	if (!ok(modeldir_open(&md, dir, 0, NULL, &e) == 0 && model_open(&m, &md.cfg, &o,
+	if (!ok(modeldir_open(&md, dir, 0, NULL, &e) == 0, "%s: config and files %s", name, e.msg))
+		return;
+	if (config_recurs(&md.cfg)) {
+		test_refused(name, &md.cfg);
+		modeldir_close(&md);
+		return;
+	}
+	if (!ok(model_open(&m, &md.cfg, &o,
 	    &backend_cpu, &e) == 0 &&
 	    modeldir_load_f32(&md, &m.par, m.w, &e) == 0, "%s: opens for training %s", name, e.msg))
 		return;
@@ -162,9 +214,10 @@ int main(void)
 {
 	static const char *const families[] = { "deepseek_v2", "deepseek_v3",
 	    "deepseek_v3-mtp", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite",
-	    "hunyuan_v1_moe", "llama",
+	    "hunyuan_v1_moe", "lfm2_moe", "llama",
 	    "minimax_m2", "mixtral", "olmoe", "qwen2",
-	    "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_moe-bf16-shards" };
+	    "qwen2_moe", "qwen3", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe",
+	    "qwen3_moe-bf16-shards", "qwen3_next" };
 	const char *shared = getenv("CHR_SHARED");
 	char dir[400];
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Published families through the programs: packed and streamed as resident, batch as single, and
-# every trainer.
+# every trainer, or a refusal by each.
 . "$(dirname "$0")/lib.sh"
 families=$shared/golden/families
 if [ ! -d "$families" ]; then
@@ -17,7 +17,8 @@ head -n 2 datasets/prompts.jsonl > sums.jsonl
 head -n 2 datasets/chat.jsonl > chat.jsonl
 
 for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyuan_v1_moe \
-	minimax_m2 mixtral olmoe qwen2_moe qwen3_moe; do
+	lfm2_moe minimax_m2 mixtral olmoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe \
+	qwen3_next; do
 	d=$families/$f
 	# shellcheck disable=SC2016
 	ok "$f: streamed as resident; q8 is near" sh -e -c '
@@ -54,5 +55,32 @@ for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyu
 			chr-score -q -m o/$m -t tokenizer.json three.jsonl > /dev/null
 			[ "$(sed -n "s/.*\"model_type\": \"\(.*\)\".*/\1/p" o/$m/config.json)" = "$2" ]
 		done' sh "$d" "$f"
+done
+
+# A prompt in chunks and beside others, greedy: the same text; -B trap: states stay on the device.
+for f in lfm2_moe qwen3_next qwen3_5_moe; do
+	d=$families/$f
+	# shellcheck disable=SC2016
+	ok "$f: batch as single, chunks, plans, a device's memory" sh -e -c '
+		d="-q -m $1 -t tokenizer.json"
+		texts() { sed "s/,\"timing.*//"; }
+		d="$d --temperature 0 -n 9"
+		chr-generate $d three.jsonl | texts > a
+		chr-generate $d --batch 3 --chunk 5 --threads 2 three.jsonl | texts > b
+		cmp a b
+		CHR_BACKEND_PATH=$2/tests chr-generate $d -B trap three.jsonl | texts > b
+		cmp a b
+		chr-generate $d --dry-run three.jsonl | grep -q "states of sequences"
+		chr-fit -q --stage generate -m "$1" > /dev/null; chr-ls "$1" > /dev/null' sh "$d" "$bld"
+	# shellcheck disable=SC2016
+	for p in "chr-pretrain in.jsonl" "chr-sft chat.jsonl" "chr-dpo prefs.jsonl" \
+		"chr-orpo prefs.jsonl" "chr-grpo --reward toy sums.jsonl" \
+		"chr-distill --teacher $d in.jsonl"; do
+		ok "$f: ${p%% *} refuses, by name and in one line" sh -c '
+			${3%% *} -q -m "$1" -t tokenizer.json -n 1 -b 1 -o o/no ${3#* } 2> say
+			[ $? = 69 ] && grep -q "$2.*not trained" say && [ "$(wc -l < say)" = 1 ]' \
+			sh "$d" "$f" "$p"
+	done
+	status "$f: so does the plan of one" 69 chr-fit -q --stage sft -m "$d"
 done
 done_testing

@@ -7,11 +7,12 @@
 
 #include "arch/config.h"
 
-/* One a file. */
+/* One a file, but for what is the same with a part more or less. */
 #define FAMILIES(F) F(chronos) F(deepseek_v2) F(deepseek_v3) F(dots1) F(ernie4_5_moe) \
 	F(glm4_moe) F(glm4_moe_lite) \
-	F(hunyuan_v1_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
-	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_moe)
+	F(hunyuan_v1_moe) F(lfm2) F(lfm2_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
+	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_5_moe) F(qwen3_5_moe_text) F(qwen3_moe) \
+	F(qwen3_next)
 #define DECLARE(name) extern const struct arch arch_##name;
 #define ADDRESS(name) &arch_##name,
 
@@ -207,6 +208,11 @@ int arch_check_keys(const struct keys *k)
 
 	json_object_foreach((json_t *)k->raw, key, v)
 		if (!arch_knows(k->arch, key) && arch_check_key(k, key, v, key) < 0)
+			return -1;
+	if (k->whole == k->raw)
+		return 0;
+	json_object_foreach((json_t *)k->whole, key, v)
+		if (v != k->raw && !arch_knows(k->arch, key) && arch_check_key(k, key, v, key) < 0)
 			return -1;
 	return 0;
 }

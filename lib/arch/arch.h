@@ -41,6 +41,9 @@ struct arch {
 	const char *const *reads;
 	const struct key_off *ignores;		/* ends with a NULL key */
 	const struct param_name *names;
+	/* the key of an object in which all of that is, in a config of more than a network of
+	 * text; NULL: it is the config */
+	const char *within;
 	/* config_to_json() writes every key of chr-model(5) */
 	bool ours;
 	int (*read)(struct config *c, const struct keys *k);	/* after the plain values */

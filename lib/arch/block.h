@@ -10,6 +10,7 @@
 #define CHR_BLOCK_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "arch/rope.h"
 #include "backend/router.h"
@@ -20,7 +21,18 @@ enum attn_kind {
 	ATTN_MLA,		/* keys and values from a latent, in the reference's form */
 	/* the same as DeepSeek published it (arXiv:2405.04434): one turned key for all heads,
 	 * beside the latent */
-	ATTN_LATENT
+	ATTN_LATENT,
+	/* what follows has no keys and values, but a state of fixed size for each sequence */
+	ATTN_DELTA,		/* the gated delta rule (arXiv:2412.06464), after a convolution */
+	ATTN_CONV		/* a short convolution between two gates (LFM2) */
+};
+
+/* ATTN_DELTA: heads of values with a state (dk, dv) each, which share G heads of keys. */
+struct delta_heads {
+	int H, G, dk, dv;
+	/* q, k, v, z of a key head lie together in one projection, and b, a in another; else each
+	 * of qkv, z, b and a has its own */
+	bool grouped;
 };
 
 enum qk_norm {
@@ -41,6 +53,11 @@ struct block {
 	int q_rank, value;
 	double latent_eps;	/* of the norms within attention from a latent */
 	double scale;		/* of scores, q . k */
+	bool gated;		/* heads of q are twice as wide: the second half, by sigmoid,
+				   multiplies what the head gives */
+	struct delta_heads delta;
+	int taps;		/* inputs that a convolution sees: ATTN_DELTA, ATTN_CONV */
+	bool conv_bias;		/* it and the projection before it have biases */
 
 	bool sparse;		/* routed experts; else one dense MLP */
 	int width;		/* F of a routed expert, or that of the dense MLP */
@@ -61,6 +78,18 @@ static inline double block_shared_weight(const struct block *b, double times)
 static inline bool block_latent(const struct block *b)
 {
 	return b->attn == ATTN_MLA || b->attn == ATTN_LATENT;
+}
+
+/* Has it a state in place of keys and values? */
+static inline bool block_recurs(const struct block *b)
+{
+	return b->attn == ATTN_DELTA || b->attn == ATTN_CONV;
+}
+
+/* Values of the projection that a convolution reads, all heads of q, k and v. */
+static inline int64_t block_delta_width(const struct block *b)
+{
+	return 2 * (int64_t)b->delta.G * b->delta.dk + (int64_t)b->delta.H * b->delta.dv;
 }
 
 /* FFNs that every row passes: the shared experts, or the one MLP of a dense layer. */

@@ -89,6 +89,22 @@ static void balance_default(struct config *c, const struct keys *k)
 		c->lambda_balance = 0.1;
 }
 
+json_t *config_keys(const struct config *c)
+{
+	return c->arch && c->arch->within ? json_object_get(c->raw, c->arch->within) : c->raw;
+}
+
+/* Where the keys are is known when the family is. */
+static int find_keys(struct config *c, struct keys *k)
+{
+	k->whole = c->raw;
+	k->raw = config_keys(c);
+	if (!json_is_object(k->raw))
+		return err_set(k->e, EX_DATAERR, "%s: %s: %s", k->name, c->arch->within,
+		    k->raw ? "must be an object" : "is missing");
+	return 0;
+}
+
 static int read_all(struct config *c, struct keys *k)
 {
 	if (!(k->o = respell(k)))
@@ -111,15 +127,13 @@ static int config_read(struct config *c, const json_t *o, const char *name, int 
 	c->raw = json_deep_copy(o);
 	if (!c->raw)
 		return err_set(e, EX_OSERR, "out of memory");
-	k.raw = c->raw;
 	for (int i = 0; i < nsets; i++)
 		if (strncmp(sets[i], "model_type=", 11) == 0)
 			json_object_set_new(c->raw, "model_type", json_string(sets[i] + 11));
 	c->arch = k.arch = arch_find(c->raw, name, e);
-	if (!c->arch)
-		r = -1;
+	r = c->arch ? find_keys(c, &k) : -1;
 	for (int i = 0; i < nsets && r == 0; i++)
-		r = apply_set(c->arch, c->raw, sets[i], e);
+		r = apply_set(c->arch, config_keys(c), sets[i], e);
 	if (r == 0) {
 		c->names = c->arch->names;
 		r = read_all(c, &k);
@@ -226,14 +240,15 @@ static void our_keys(const struct config *c, json_t *o)
 json_t *config_to_json(const struct config *c)
 {
 	json_t *o = c->raw ? json_deep_copy(c->raw) : json_object();
+	json_t *keys = c->arch->within ? json_object_get(o, c->arch->within) : o;
 
 	for (const struct key *const *table = c->arch->keys; *table; table++)
 		for (const struct key *f = *table; f->key; f++) {
-			const char *name = arch_spelling(c->arch, c->raw, f->key);
+			const char *name = arch_spelling(c->arch, keys, f->key);
 
 			if (!((f->kind == KEY_ID || f->kind == KEY_SAME) &&
-			    json_is_array(json_object_get(o, name))))
-				json_object_set_new(o, name, key_json(c, f));
+			    json_is_array(json_object_get(keys, name))))
+				json_object_set_new(keys, name, key_json(c, f));
 		}
 	if (c->arch->ours)
 		our_keys(c, o);
@@ -253,8 +268,25 @@ bool config_biased(const struct config *c)
 	bool any = false;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		any |= c->block[l].qkv_bias || c->block[l].o_bias;
+		any |= c->block[l].qkv_bias || c->block[l].o_bias || c->block[l].conv_bias;
 	return any;
+}
+
+bool config_recurs(const struct config *c)
+{
+	bool any = false;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		any |= block_recurs(&c->block[l]);
+	return any;
+}
+
+int config_trains(const struct config *c, struct err *e)
+{
+	if (!config_recurs(c) && !c->norm_plus_one)
+		return 0;
+	return err_set(e, EX_UNAVAILABLE, "models of the family %s can be run, but not trained",
+	    c->arch->model_type);
 }
 
 const struct rope *config_rope(const struct config *c, bool mla)

@@ -32,6 +32,7 @@ struct config {
 	int intermediate_size;		/* width of dense MLPs */
 	int moe_intermediate_size, num_experts, num_experts_per_tok, num_shared_experts;
 	bool norm_topk_prob, tie_word_embeddings;
+	bool norm_plus_one;		/* norms multiply by 1 + weight (PARAM_PLUS_ONE) */
 	int kv_latent_dim, rope_dim, sliding_window_size;
 	double rope_theta, rms_norm_eps;
 	int max_position_embeddings;
@@ -71,6 +72,11 @@ static inline int config_ahead_pairs(const struct config *c)
 	return c->lambda_ahead > 0 && c->num_sparse > 1 ? c->num_sparse - 1 : 0;
 }
 bool config_biased(const struct config *c);	/* has any layer a bias? */
+bool config_recurs(const struct config *c);	/* has any layer a state? */
+/* The object in which the keys of the network are: all of c->raw, or a part (struct arch). */
+json_t *config_keys(const struct config *c);
+/* EX_UNAVAILABLE where it can be run, but not trained. */
+int config_trains(const struct config *c, struct err *e) CHR_MUST_CHECK;
 /* The positions of the layers with or without MLA, which are all alike; NULL: there is no such
  * layer. */
 const struct rope *config_rope(const struct config *c, bool mla);

@@ -61,6 +61,18 @@ int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs);
 #define FAMILY_LATENT_IGNORES { "hidden_act", "\"silu\"" }, { "attention_dropout", NULL }, \
 	{ "attention_bias", "false" }, { "mlp_bias", "false" }, { "head_dim", NULL }, \
 	{ "qk_head_dim", NULL }, { "moe_layer_freq", "1" }
+/* What Qwen3-Next and those after it have in common, in place of family_begin(): gated attention
+ * with norms of 1 + weight in some layers, the gated delta rule in the others, and in all that the
+ * caller makes sparse one shared expert with a gate; family_experts() comes after it. grouped: as
+ * in struct delta_heads. */
+int family_delta(struct config *c, const struct keys *k, bool grouped);
+#define FAMILY_DELTA_READS "rope_scaling", "rope_parameters", "partial_rotary_factor", \
+	"attention_bias", "layer_types", "full_attention_interval", "linear_conv_kernel_dim", \
+	"linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", \
+	"linear_num_value_heads", "shared_expert_intermediate_size"
+/* layer_types of full attention (0) and one other; *found as of keys_list(). */
+int family_two_types(const struct config *c, const struct keys *k, const char *other, int *type,
+    bool *found);
 /* All layers that are sparse get experts of moe_intermediate_size; ends the reading of a family
  * with experts. */
 int family_experts(struct config *c, const struct keys *k);

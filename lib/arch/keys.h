@@ -16,7 +16,8 @@ struct config;
 
 struct keys {
 	const char *name;		/* of the file, in messages */
-	const json_t *raw;		/* as in the file, with the values of --set */
+	const json_t *whole;		/* as in the file, with the values of --set */
+	const json_t *raw;		/* the object of it that has the keys */
 	const json_t *o;		/* the same in the spelling of struct key */
 	int nsets;
 	const char *const *sets;	/* of the command line */

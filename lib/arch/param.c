@@ -9,6 +9,8 @@
 
 #define LAYER "model.layers.%d."
 #define ATTN LAYER "self_attn."
+#define DELTA LAYER "linear_attn."
+#define CONV LAYER "conv."
 #define MLP LAYER "mlp."
 
 enum {
@@ -24,18 +26,20 @@ const struct param_class param_class[P_KINDS] = {
 	    PARAM_QUANTISES | PARAM_ROW },
 	[P_HEAD] = { "lm_head.weight", WHEN_UNTIED, DIM_V, DIM_D,
 	    PARAM_DECAYS | PARAM_QUANTISES | PARAM_LATE },
-	[P_NORM] = { "model.norm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, PARAM_LATE },
-	[P_IN_NORM] = { LAYER "input_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE, 0 },
+	[P_NORM] = { "model.norm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
+	    PARAM_LATE | PARAM_PLUS_ONE },
+	[P_IN_NORM] = { LAYER "input_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
+	    PARAM_PLUS_ONE },
 	[P_POST_NORM] = { LAYER "post_attention_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
-	    0 },
+	    PARAM_PLUS_ONE },
 	[P_Q] = { ATTN "q_proj.weight", WHEN_Q, DIM_Q, DIM_D, PRODUCT },
 	[P_K] = { ATTN "k_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
 	[P_V] = { ATTN "v_proj.weight", WHEN_GQA, DIM_KV, DIM_D, PRODUCT },
 	[P_Q_BIAS] = { ATTN "q_proj.bias", WHEN_QKV_BIAS, DIM_Q, DIM_NONE, PARAM_BIAS },
 	[P_K_BIAS] = { ATTN "k_proj.bias", WHEN_QKV_BIAS, DIM_KV, DIM_NONE, PARAM_BIAS },
 	[P_V_BIAS] = { ATTN "v_proj.bias", WHEN_QKV_BIAS, DIM_KV, DIM_NONE, PARAM_BIAS },
-	[P_QNORM] = { ATTN "q_norm.weight", WHEN_QK_NORM, DIM_QNORM, DIM_NONE, 0 },
-	[P_KNORM] = { ATTN "k_norm.weight", WHEN_QK_NORM, DIM_KNORM, DIM_NONE, 0 },
+	[P_QNORM] = { ATTN "q_norm.weight", WHEN_QK_NORM, DIM_QNORM, DIM_NONE, PARAM_PLUS_ONE },
+	[P_KNORM] = { ATTN "k_norm.weight", WHEN_QK_NORM, DIM_KNORM, DIM_NONE, PARAM_PLUS_ONE },
 	[P_QA] = { ATTN "q_a_proj.weight", WHEN_Q_RANK, DIM_QA, DIM_D, PRODUCT },
 	[P_QA_NORM] = { ATTN "q_a_layernorm.weight", WHEN_Q_RANK, DIM_QA, DIM_NONE, 0 },
 	[P_QB] = { ATTN "q_b_proj.weight", WHEN_Q_RANK, DIM_Q, DIM_QA, PRODUCT },
@@ -51,8 +55,23 @@ const struct param_class param_class[P_KINDS] = {
 	[P_KNOPE] = { ATTN "k_nope_proj.weight", WHEN_MLA, DIM_GN, DIM_C, MATRIX | PARAM_TURNED },
 	[P_KROPE] = { ATTN "k_rope_proj.weight", WHEN_MLA, DIM_GR, DIM_C, MATRIX },
 	[P_MLA_V] = { ATTN "v_proj.weight", WHEN_MLA, DIM_KV, DIM_C, MATRIX },
-	[P_O] = { ATTN "o_proj.weight", WHEN_ALWAYS, DIM_D, DIM_O, PRODUCT },
+	[P_O] = { ATTN "o_proj.weight", WHEN_ATTENTION, DIM_D, DIM_O, PRODUCT },
 	[P_O_BIAS] = { ATTN "o_proj.bias", WHEN_O_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
+	[P_DELTA_QKVZ] = { DELTA "in_proj_qkvz.weight", WHEN_GROUPED, DIM_DQKVZ, DIM_D, PRODUCT },
+	[P_DELTA_BA] = { DELTA "in_proj_ba.weight", WHEN_GROUPED, DIM_DBA, DIM_D, MATRIX },
+	[P_DELTA_QKV] = { DELTA "in_proj_qkv.weight", WHEN_APART, DIM_DQKV, DIM_D, PRODUCT },
+	[P_DELTA_Z] = { DELTA "in_proj_z.weight", WHEN_APART, DIM_DZ, DIM_D, PRODUCT },
+	[P_DELTA_B] = { DELTA "in_proj_b.weight", WHEN_APART, DIM_DH, DIM_D, MATRIX },
+	[P_DELTA_A] = { DELTA "in_proj_a.weight", WHEN_APART, DIM_DH, DIM_D, MATRIX },
+	[P_DELTA_LOG_A] = { DELTA "A_log", WHEN_DELTA, DIM_DH, DIM_NONE, 0 },
+	[P_DELTA_DT] = { DELTA "dt_bias", WHEN_DELTA, DIM_DH, DIM_NONE, 0 },
+	[P_DELTA_NORM] = { DELTA "norm.weight", WHEN_DELTA, DIM_DV, DIM_NONE, 0 },
+	[P_CONV_IN] = { CONV "in_proj.weight", WHEN_CONV, DIM_3D, DIM_D, PRODUCT },
+	[P_CONV_IN_BIAS] = { CONV "in_proj.bias", WHEN_CONV_BIAS, DIM_3D, DIM_NONE, PARAM_BIAS },
+	[P_CONV] = { CONV "conv.weight", WHEN_RECURS, DIM_CHANNELS, DIM_TAPS, MATRIX },
+	[P_CONV_BIAS] = { CONV "conv.bias", WHEN_CONV_BIAS, DIM_CHANNELS, DIM_NONE, PARAM_BIAS },
+	[P_MIX] = { CONV "out_proj.weight", WHEN_RECURS, DIM_D, DIM_MIX, PRODUCT },
+	[P_MIX_BIAS] = { CONV "out_proj.bias", WHEN_CONV_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
 	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
 	[P_GATE_BIAS] = { MLP "gate.e_score_correction_bias", WHEN_ROUTER_BIAS, DIM_BIAS,
 	    DIM_BIAS_COLS,
@@ -76,6 +95,26 @@ const struct param_class param_class[P_KINDS] = {
 	    MATRIX | PARAM_LOOK },
 };
 
+/* Of layers with a state. */
+static int recurrent_dim(const struct config *c, const struct block *b, enum param_dim d)
+{
+	int values = b->delta.H * b->delta.dv, qkv = (int)block_delta_width(b);
+
+	switch (d) {
+	case DIM_DQKVZ: return qkv + values;
+	case DIM_DBA: return 2 * b->delta.H;
+	case DIM_DQKV: return qkv;
+	case DIM_DZ: return values;
+	case DIM_DH: return b->delta.H;
+	case DIM_DV: return b->delta.dv;
+	case DIM_3D: return 3 * c->hidden_size;
+	case DIM_CHANNELS: return b->attn == ATTN_DELTA ? qkv : c->hidden_size;
+	case DIM_TAPS: return b->taps;
+	case DIM_MIX: return b->attn == ATTN_DELTA ? values : c->hidden_size;
+	default: return 0;
+	}
+}
+
 static int dim(const struct config *c, const struct block *b, enum param_dim d)
 {
 	int H = c->num_attention_heads, G = c->num_key_value_heads, D = c->hidden_size;
@@ -87,7 +126,7 @@ static int dim(const struct config *c, const struct block *b, enum param_dim d)
 	case DIM_D: return D;
 	case DIM_QUARTER: return D / 4;
 	case DIM_LOOK: return config_lookahead_rows(c);
-	case DIM_Q: return H * c->head_dim;
+	case DIM_Q: return H * c->head_dim * (b->gated ? 2 : 1);
 	case DIM_KV: return G * c->head_dim;
 	case DIM_QNORM: return b->qk_norm == QK_NORM_WIDTH ? H * c->head_dim : c->head_dim;
 	case DIM_KNORM: return b->qk_norm == QK_NORM_WIDTH ? G * c->head_dim : c->head_dim;
@@ -107,23 +146,25 @@ static int dim(const struct config *c, const struct block *b, enum param_dim d)
 	case DIM_E: return c->num_experts;
 	case DIM_F: return b->width;
 	case DIM_SF: return b->shared_width;
+	default: return recurrent_dim(c, b, d);
 	}
-	return 0;
 }
 
 static bool present(const struct config *c, const struct block *b, enum param_when when)
 {
-	bool mla = b && b->attn == ATTN_MLA, latent = b && b->attn == ATTN_LATENT;
+	bool mla = b && b->attn == ATTN_MLA, latent = b && b->attn == ATTN_LATENT,
+	    recurs = b && block_recurs(b), delta = b && b->attn == ATTN_DELTA,
+	    plain = !mla && !latent && !recurs;
 
 	switch (when) {
 	case WHEN_ALWAYS: return true;
 	case WHEN_UNTIED: return !c->tie_word_embeddings;
 	case WHEN_LOOK: return config_lookahead_rows(c) > 0;
-	case WHEN_Q: return !mla && !(latent && b->q_rank);
-	case WHEN_GQA: return !mla && !latent;
-	case WHEN_QKV_BIAS: return !mla && !latent && b->qkv_bias;
-	case WHEN_O_BIAS: return b->o_bias;
-	case WHEN_QK_NORM: return !mla && !latent && b->qk_norm != QK_NORM_NONE;
+	case WHEN_Q: return plain || (latent && !b->q_rank);
+	case WHEN_GQA: return plain;
+	case WHEN_QKV_BIAS: return plain && b->qkv_bias;
+	case WHEN_O_BIAS: return !recurs && b->o_bias;
+	case WHEN_QK_NORM: return plain && b->qk_norm != QK_NORM_NONE;
 	case WHEN_MLA: return mla;
 	case WHEN_LATENT: return latent;
 	case WHEN_Q_RANK: return latent && b->q_rank > 0;
@@ -131,6 +172,13 @@ static bool present(const struct config *c, const struct block *b, enum param_wh
 	case WHEN_ROUTER_BIAS: return b->sparse && b->router_bias;
 	case WHEN_SHARED_GATE: return b->sparse && b->shared_gate;
 	case WHEN_DENSE: return !b->sparse;
+	case WHEN_ATTENTION: return !recurs;
+	case WHEN_DELTA: return delta;
+	case WHEN_GROUPED: return delta && b->delta.grouped;
+	case WHEN_APART: return delta && !b->delta.grouped;
+	case WHEN_CONV: return recurs && !delta;
+	case WHEN_CONV_BIAS: return recurs && b->conv_bias;
+	case WHEN_RECURS: return recurs;
 	}
 	return false;
 }

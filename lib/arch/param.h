@@ -24,6 +24,13 @@ enum param_kind {
 	P_QNOPE, P_QROPE, P_QNOPE_NORM, P_QROPE_NORM, P_KVDOWN, P_KVDOWN_NORM, P_KNOPE, P_KROPE,
 	P_MLA_V,
 	P_O, P_O_BIAS,						/* of any attention */
+	/* gated delta rule: projections of key heads together (q, k, v, z and b, a of each), or
+	 * apart */
+	P_DELTA_QKVZ, P_DELTA_BA, P_DELTA_QKV, P_DELTA_Z, P_DELTA_B, P_DELTA_A,
+	P_DELTA_LOG_A, P_DELTA_DT, P_DELTA_NORM,		/* (H), (H), (dv) */
+	P_CONV_IN, P_CONV_IN_BIAS,			/* short convolution: (3D, D), (3D) */
+	P_CONV, P_CONV_BIAS,					/* (channels, taps), (channels) */
+	P_MIX, P_MIX_BIAS,					/* output projection of both */
 	P_GATE, P_GATE_BIAS,					/* router (E, D), (E) */
 	P_EXP_GATE, P_EXP_UP, P_EXP_DOWN,			/* routed experts */
 	P_SH_GATE, P_SH_UP, P_SH_DOWN,				/* shared experts */
@@ -47,7 +54,8 @@ enum param_trait {
 	PARAM_ROW = 1 << 7,		/* a token reads one row of it */
 	PARAM_LOOK = 1 << 8,		/* of the lookahead head */
 	PARAM_BIAS = 1 << 9,		/* begins as 0; other vectors are norms and begin as 1 */
-	PARAM_TURNED = 1 << 10		/* decoding wants it transposed per key head */
+	PARAM_TURNED = 1 << 10,		/* decoding wants it transposed per key head */
+	PARAM_PLUS_ONE = 1 << 11	/* a norm that is stored less 1 (norm_plus_one) */
 };
 
 /* What a parameter's shape is made of. */
@@ -59,7 +67,9 @@ enum param_dim {
 	/* width of the block's FFN, of its shared */
 	DIM_QA, DIM_KVA, DIM_KVB, DIM_O,	/* Q, C + r, H*(N+V), H*V */
 	DIM_BIAS, DIM_BIAS_COLS,		/* (E) of a router, or (1, E) */
-	DIM_E, DIM_F, DIM_SF
+	DIM_E, DIM_F, DIM_SF,
+	DIM_DQKVZ, DIM_DBA, DIM_DQKV, DIM_DZ, DIM_DH, DIM_DV,	/* delta rule */
+	DIM_3D, DIM_CHANNELS, DIM_TAPS, DIM_MIX			/* convolutions; D or H*dv */
 };
 
 /* Which layers have it, or whether the model does. */
@@ -67,7 +77,9 @@ enum param_when {
 	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_Q, WHEN_GQA, WHEN_QKV_BIAS, WHEN_O_BIAS,
 	WHEN_QK_NORM,
 	WHEN_MLA, WHEN_LATENT, WHEN_Q_RANK, WHEN_SPARSE,
-	WHEN_ROUTER_BIAS, 	WHEN_SHARED_GATE, WHEN_DENSE
+	WHEN_ROUTER_BIAS, WHEN_SHARED_GATE, WHEN_DENSE,
+	WHEN_ATTENTION, WHEN_DELTA, WHEN_GROUPED, WHEN_APART, WHEN_CONV, WHEN_CONV_BIAS,
+	WHEN_RECURS
 };
 
 struct param_class {

@@ -9,7 +9,8 @@
 struct router {
 	bool sigmoid;		/* a score is sigmoid(logit); else the softmax of the logits */
 	bool renormalised;	/* weights are divided by the sum of the chosen scores, */
-	double floor;		/* or by this where that is less */
+	double floor;		/* or by this where that is less; */
+	double more;		/* this is added to the sum before */
 	/* experts lie in so many groups, and the choice is among those of the `kept` best; up to
 	 * 1: among all. A group is as good as its best expert, or with sigmoid scores as its
 	 * best two together */

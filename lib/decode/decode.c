@@ -36,6 +36,33 @@ static void *twin(struct room *r, void *dev, int64_t n, size_t size)
 	return r->apart ? mem_carve(&r->host, n, size) : dev;
 }
 
+/* What goes into output projections. */
+static int64_t widest_mix(const struct config *c)
+{
+	int64_t n = (int64_t)c->num_attention_heads * c->head_dim;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if (block_recurs(&c->block[l]))
+			n = mem_max(n, c->block[l].attn == ATTN_CONV ? c->hidden_size
+			    : (int64_t)c->block[l].delta.H * c->block[l].delta.dv);
+	return n;
+}
+
+static void carve_recurrent(struct scratch *s, const struct config *c, int64_t R, struct room *v)
+{
+	int64_t most[4] = { 0 }, w[4];
+
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		recur_widths(c, l, w);
+		for (int i = 0; i < 4; i++)
+			most[i] = mem_max(most[i], w[i]);
+	}
+	s->mix = reals(v, R * most[0]);
+	s->apart = reals(v, R * most[1]);
+	s->z = reals(v, R * most[2]);
+	s->ab = reals(v, R * most[3]);
+}
+
 static void carve_attention(struct scratch *s, struct tables *t, const struct config *c, int64_t R,
     struct room *v)
 {
@@ -55,7 +82,8 @@ static void carve_attention(struct scratch *s, struct tables *t, const struct co
 	s->k = reals(v, R * mem_max(G * d, C));
 	s->k2 = reals(v, R * G * d);
 	s->ctx = reals(v, R * mem_max(H * C, C + r));
-	s->att = reals(v, R * H * d);
+	s->att = reals(v, R * widest_mix(c));
+	carve_recurrent(s, c, R, v);
 	t->kcache = hosts(v, R, sizeof(*t->kcache));
 	t->vcache = hosts(v, R, sizeof(*t->vcache));
 }
@@ -105,7 +133,7 @@ static void carve_experts(struct scratch *s, struct tables *t, const struct conf
     bool blocks, struct room *v)
 {
 	int64_t rows = 0, inner = 0, hidden = 0,
-	    most = mem_max(c->hidden_size, (int64_t)c->num_attention_heads * c->head_dim);
+	    most = mem_max(c->hidden_size, widest_mix(c));
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		int64_t n = layer_rows(c, l, R);
@@ -149,6 +177,7 @@ static void carve_scratch(struct scratch *s, struct tables *t, const struct conf
 	t->head_row = hosts(v, R, sizeof(*t->head_row));
 	t->about = hosts(v, R, sizeof(*t->about));
 	t->seg = hosts(v, o->max_seqs, sizeof(*t->seg));
+	t->recur = hosts(v, config_recurs(c) ? o->max_seqs : 0, sizeof(*t->recur));
 }
 
 /* For a plan: on a device whose memory the host reads. */
@@ -175,13 +204,14 @@ static bool open_scratch(struct engine *g)
 	return g->scratch_mem != NULL;
 }
 
-int64_t kv_bytes(const struct engine *g)
+int64_t kv_bytes(const struct engine *g, bool states)
 {
 	int64_t n = 0;
 	struct kv kv;
 
 	for (int l = 0; l < g->cfg->num_hidden_layers; l++)
-		n += kv_layout(g->cfg, &g->opt, l, &kv, NULL);
+		if (block_recurs(&g->cfg->block[l]) == states)
+			n += kv_layout(g->cfg, &g->opt, l, &kv, NULL);
 	return n;
 }
 
@@ -198,7 +228,7 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 {
 	int L = g->cfg->num_hidden_layers;
 	size_t each = (size_t)g->cfg->num_sparse * (size_t)g->cfg->num_experts + 1;
-	int64_t per_seq = kv_bytes(g);
+	int64_t per_seq = kv_bytes(g, false) + kv_bytes(g, true);
 
 	g->kv_mem = g->be->alloc(g->be, (size_t)(per_seq * g->opt.max_seqs));
 	g->seqs = calloc((size_t)g->opt.max_seqs, sizeof(*g->seqs));
@@ -538,6 +568,13 @@ static int pass(struct engine *g, struct err *e)
 	return 0;
 }
 
+/* States that a pass which failed has changed in part cannot go back. */
+static void forget(struct engine *g)
+{
+	for (int j = 0; config_recurs(g->cfg) && j < g->nseg; j++)
+		seq_reset(g->t.seg[j].it->s);
+}
+
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st, struct err *e)
 {
 	struct eval_stats own;
@@ -557,7 +594,8 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 			intend(g, it[i].tok, it[i].n);
 	while (status == 0 && fill_pass(g, it, n, &first, &done) > 0) {
 		rows += g->rows;
-		status = pass(g, e);
+		if ((status = pass(g, e)) < 0)
+			forget(g);
 	}
 	store_stats(g->store, &after);
 	g->st->wall = progress_clock() - t0;

@@ -89,7 +89,7 @@ struct store *engine_store(struct engine *g);
 const char *engine_fingerprint(struct engine *g, struct err *e) CHR_MUST_CHECK;
 int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
 /* What one token takes besides attention over its context: bytes of weights as they lie in
- * memory, and multiply-adds. */
+ * memory and of states, read and written, and multiply-adds. */
 void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products);
 
 /* NULL when max_seqs are in use */
@@ -133,7 +133,8 @@ int engine_expect(struct engine *g, int n, struct expectation *x, struct err *e)
 
 /* 0, or -1: EX_DATAERR (token outside the vocabulary, caches full, corrupt expert), EX_IOERR
  * (unreadable expert). The sequences are then as long as before the call, up to chunks that were
- * complete. */
+ * complete; those of a model with states (config_recurs) that were in the chunk which failed are
+ * empty. */
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st,
     struct err *e) CHR_MUST_CHECK;
 

@@ -40,6 +40,10 @@ int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, str
 	struct shape s = kv_shape(c, l);
 	int64_t slots = o->max_tokens, bytes;
 
+	if (block_recurs(&c->block[l])) {
+		*kv = (struct kv){ .a = base };
+		return recur_bytes(&c->block[l], c->hidden_size);
+	}
 	if (c->block[l].window > 0 && (int64_t)c->block[l].window - 1 + o->max_rows < slots)
 		slots = (int64_t)c->block[l].window - 1 + o->max_rows;
 	bytes = mem_align64((int64_t)kv_cache_bytes(o->kv, s.heads[0], (int)slots, s.w[0]));
@@ -52,6 +56,11 @@ void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from
 {
 	struct shape s = kv_shape(g->cfg, l);
 
+	if (block_recurs(&g->cfg->block[l])) {
+		g->be->copy(g->be, to->a, from->a, (size_t)recur_bytes(&g->cfg->block[l],
+		    g->cfg->hidden_size));
+		return;
+	}
 	for (int i = 0; i < 2; i++) {
 		size_t head = kv_cache_bytes(g->opt.kv, 1, from->slots, s.w[i]);
 		size_t used = kv_cache_bytes(g->opt.kv, 1, len < from->slots ? len : from->slots,
@@ -104,8 +113,7 @@ static struct gemm_job product(dev_real *y, int64_t ldy, const dev_real *x, int6
 	    .m = rows, .n = out, .k = in };
 }
 
-/* y(R, w) += a bias(w) */
-static void add_bias(struct engine *g, dev_real *y, const dev_real *bias, int w)
+void attn_bias(struct engine *g, dev_real *y, const dev_real *bias, int w)
 {
 	g->be->combine(g->be, y, bias, g->s.zeros, NULL, g->rows, 1, w);
 }
@@ -137,15 +145,18 @@ static void gqa_project(struct engine *g, int l)
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
 	int H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
-	struct linear qkv[3] = { { s->q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 },
+	dev_real *q = b->gated ? s->mix : s->q;
+	struct linear qkv[3] = { { q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 },
 	    { s->k2, s->x, w->v, 0 } };
 
 	linear(g, qkv, 3, g->rows);
 	if (b->qkv_bias) {
-		add_bias(g, s->q, w->q_bias, H * d);
-		add_bias(g, s->k, w->k_bias, G * d);
-		add_bias(g, s->k2, w->v_bias, G * d);
+		attn_bias(g, q, w->q_bias, w->q.rows);
+		attn_bias(g, s->k, w->k_bias, G * d);
+		attn_bias(g, s->k2, w->v_bias, G * d);
 	}
+	if (b->gated)
+		gate_split(g);
 	if (!b->norm_after) {
 		if (b->qk_norm != QK_NORM_NONE) {
 			qk_norm(g, b, s->q, w->q_norm, H);
@@ -176,6 +187,8 @@ static void gqa(struct engine *g, int l)
 	    .scale = (real)c->block[l].scale, .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
 	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = t->kcache, .vcache = t->vcache,
 	    .lo = s->lo, .hi = s->hi });
+	if (c->block[l].gated)
+		gate_close(g);
 }
 
 /* Queries and the new cache rows: q_abs (R, H*C), q2 (R, H*r), k latent (R, C), k2 rotated keys
@@ -276,11 +289,13 @@ void attn_layer(struct engine *g, int l)
 
 	g->be->rmsnorm(g->be, s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size,
 	    c->rms_norm_eps);
-	if (block_latent(&c->block[l]))
+	if (block_recurs(&c->block[l]))
+		recur_layer(g, l);
+	else if (block_latent(&c->block[l]))
 		mla(g, l);
 	else
 		gqa(g, l);
 	linear(g, &out, 1, g->rows);
 	if (c->block[l].o_bias)
-		add_bias(g, s->h, w->o_bias, c->hidden_size);
+		attn_bias(g, s->h, w->o_bias, c->hidden_size);
 }

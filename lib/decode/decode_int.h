@@ -1,7 +1,7 @@
 /*
  * decode_int: what the files of decode share: decode.c (opening, sequences, one pass),
- * decode_load.c (plan and weights), decode_attn.c (attention and caches), decode_moe.c
- * (experts). Not installed.
+ * decode_load.c (plan and weights), decode_attn.c (attention and caches), decode_recur.c (layers
+ * with a state), decode_moe.c (experts). Not installed.
  *
  * Letters as in config.h; N head width without rope (MLA); I = width of a dense MLP; R rows of a
  * pass, each one new token of some sequence. Index arrays are in host memory.
@@ -32,6 +32,9 @@ struct layer {
 	const dev_real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
 	struct mat qa, qb, kv_a;		/* (Q, D), (H*d, Q), (C + r, D) */
 	const dev_real *qa_norm;		/* (Q) */
+	struct mat in, ba, z, b, a;		/* of layers with a state: param.h */
+	const dev_real *in_bias, *conv, *conv_bias;	/* (3D), (channels, taps), (channels) */
+	const dev_real *log_a, *dt, *delta_norm;	/* (H), (H), (dv) */
 	const dev_real *gate;			/* (E, D) router */
 	const dev_real *router_bias;		/* (E), or NULL */
 	const dev_real *shared_gate;		/* (D) */
@@ -42,7 +45,8 @@ struct layer {
 /* Caches of one layer of one sequence (kv.h); of a sliding layer rings. */
 struct kv {
 	dev_byte *a, *b;	/* keys (G heads of d) and values (likewise); MLA: latent (one of
-				   C) and rotated keys (G of r) */
+				   C) and rotated keys (G of r). Of a layer with a state, that in a,
+				   always in full precision (recur_bytes) */
 	int slots;
 };
 
@@ -74,6 +78,8 @@ struct scratch {
 	dev_real *qa;			/* (R, Q) */
 	dev_real *q, *q2, *q_abs;	/* (R, H*max(d,N)), (R, H*r), (R, H*C) */
 	dev_real *k, *k2;		/* (R, max(G*d, C)), (R, max(G*d, G*r)) */
+	dev_real *mix, *apart, *z, *ab;	/* of layers with a state and of gated attention:
+					   decode_recur.c */
 	dev_real *ctx, *att;		/* (R, H*C), (R, H*d) */
 	dev_real *router, *router_next;	/* (R, E) */
 	dev_real *ahead;		/* (R, D) what the next router will see, nearly */
@@ -103,6 +109,7 @@ struct tables {
 	const void **kcache, **vcache;	/* (R) on the device */
 	struct predict_row *about;	/* (R) */
 	struct seg *seg;		/* (max_seqs) */
+	struct recur_seg *recur;	/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */
 	struct gemm_job *job;		/* (2 * (E + S) + H) */
 	struct qffn_job *qffn;		/* (E + S) */
@@ -159,7 +166,8 @@ struct engine {
 /* decode.c */
 void engine_settle(struct engine_opt *o);	/* what follows from other options */
 int64_t scratch_bytes(const struct config *c, const struct params *ps, const struct engine_opt *o);
-int64_t kv_bytes(const struct engine *g);	/* of one sequence */
+/* Of the layers of one sequence that have keys and values, or a state. */
+int64_t kv_bytes(const struct engine *g, bool states);
 int64_t seq_bytes(const struct config *c);	/* what a sequence holds besides */
 
 /* decode_load.c */
@@ -205,6 +213,16 @@ int64_t kv_layout(const struct config *c, const struct engine_opt *o, int l, str
     dev_byte *base);
 void kv_copy(const struct engine *g, int l, struct kv *to, const struct kv *from, int len);
 void attn_layer(struct engine *g, int l);
+void attn_bias(struct engine *g, dev_real *y, const dev_real *bias, int w);	/* y(R, w) += */
+
+/* decode_recur.c */
+int64_t recur_bytes(const struct block *b, int width);	/* of a state; width D */
+/* Widths of mix, apart, z and ab, in that order, that layer l needs. */
+void recur_widths(const struct config *c, int l, int64_t w[4]);
+void recur_layer(struct engine *g, int l);	/* att = Mix(x) */
+/* Gated attention: q and the gate's factor (z) from the projection in mix; att *= z. */
+void gate_split(struct engine *g);
+void gate_close(struct engine *g);
 
 /* decode_intent.c */
 int64_t intend_bytes(const struct config *c);		/* besides intent_bytes */

@@ -166,7 +166,9 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	    (int64_t)sizeof(real));
 	mem_plan_add(plan, o->kv == KV_F32 ? "KV caches" : o->kv == KV_BF16 ? "KV caches, bf16"
 	    : "KV caches, q8",
-	    kv_bytes(g) * o->max_seqs);
+	    kv_bytes(g, false) * o->max_seqs);
+	if (config_recurs(g->cfg))
+		mem_plan_add(plan, "states of sequences", kv_bytes(g, true) * o->max_seqs);
 	mem_plan_add(plan, "activations", scratch_bytes(g->cfg, g->par, o));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
 	    + o->max_seqs * seq_bytes(g->cfg) + (g->md.packed && o->predict & SRC_BIT(SRC_INTENT)
@@ -311,6 +313,8 @@ static int read_dense(struct engine *g, const struct param *p, float *host, dev_
 	for (int64_t i = 0; sizeof(real) != sizeof(float) && !param_is(p, PARAM_TURNED) && i < n;
 	    i++)
 		out[i] = (real)host[i];
+	for (int64_t i = 0; g->cfg->norm_plus_one && param_is(p, PARAM_PLUS_ONE) && i < n; i++)
+		out[i] += 1;
 	backend_settle(g->be, w, out, bytes);
 	return 0;
 }
@@ -345,6 +349,11 @@ static const struct where {
 	[P_KNOPE] = VEC(k_nope_t), [P_KROPE] = VEC(k_rope), [P_MLA_V] = VEC(mla_v),
 	[P_Q_BIAS] = VEC(q_bias), [P_K_BIAS] = VEC(k_bias), [P_V_BIAS] = VEC(v_bias),
 	[P_O_BIAS] = VEC(o_bias), [P_GATE] = VEC(gate),
+	[P_DELTA_QKVZ] = MAT(in), [P_DELTA_QKV] = MAT(in), [P_CONV_IN] = MAT(in),
+	[P_DELTA_BA] = MAT(ba), [P_DELTA_Z] = MAT(z), [P_DELTA_B] = MAT(b), [P_DELTA_A] = MAT(a),
+	[P_DELTA_LOG_A] = VEC(log_a), [P_DELTA_DT] = VEC(dt), [P_DELTA_NORM] = VEC(delta_norm),
+	[P_CONV_IN_BIAS] = VEC(in_bias), [P_CONV] = VEC(conv), [P_CONV_BIAS] = VEC(conv_bias),
+	[P_MIX] = MAT(o), [P_MIX_BIAS] = VEC(o_bias),
 	[P_GATE_BIAS] = VEC(router_bias), [P_SH_SIGMOID] = VEC(shared_gate),
 #undef MAT
 #undef VEC

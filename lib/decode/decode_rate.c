@@ -19,6 +19,12 @@ static bool read_by_token(const struct engine *g, const struct param *p)
 	return !param_routed(p);
 }
 
+/* Multiply-adds of a token with the state of a layer: it is summed twice and changed once. */
+static int64_t state_products(const struct block *b)
+{
+	return 3 * (int64_t)b->delta.H * b->delta.dk * b->delta.dv;
+}
+
 void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products)
 {
 	int64_t experts = (int64_t)g->cfg->num_sparse * g->cfg->num_experts_per_tok;
@@ -38,6 +44,11 @@ void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products
 		    : (int64_t)mat_bytes(t, p->rows, p->cols);
 		*products += p->ndim == 2 ? param_size(p) : 0;
 	}
+	for (int l = 0; l < g->cfg->num_hidden_layers; l++)
+		if (block_recurs(&g->cfg->block[l])) {
+			*bytes += 2 * recur_bytes(&g->cfg->block[l], g->cfg->hidden_size);
+			*products += state_products(&g->cfg->block[l]);
+		}
 }
 
 enum { PROBES = 4, PROBE_ROWS = 64 };
@@ -112,12 +123,15 @@ static int probe(struct engine *g, struct err *e)
 static double attention(const struct engine *g, double n)
 {
 	const struct config *c = g->cfg;
-	double span = 0;
+	double span = 0, state = 0;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		span += c->block[l].window > 0 &&
-		    c->block[l].window < n ? c->block[l].window : n / 2;
-	return 2 * n * span * c->num_attention_heads * c->head_dim;
+		if (block_recurs(&c->block[l]))
+			state += (double)state_products(&c->block[l]);
+		else
+			span += c->block[l].window > 0 &&
+			    c->block[l].window < n ? c->block[l].window : n / 2;
+	return n * (2 * span * c->num_attention_heads * c->head_dim + state);
 }
 
 /* Multiplications of one token, but for attention. */

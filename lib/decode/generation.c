@@ -130,7 +130,7 @@ static void add(struct gentext_opt *o, int64_t id)
 void generation_ends(const struct generation *d, const struct config *c, const struct tok *t,
     struct gentext_opt *o)
 {
-	const json_t *list = json_object_get(c->raw, "eos_token_id");
+	const json_t *list = json_object_get(config_keys(c), "eos_token_id");
 	size_t i;
 	json_t *id;
 

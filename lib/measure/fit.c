@@ -178,6 +178,8 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 	if ((f->be = backend_open("cpu", e)) == NULL ||
 	    config_load(&f->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
 		return -1;
+	if (o->stage != FIT_GENERATE && config_trains(&f->cfg, e) < 0)
+		return -1;
 	if (has_weights(o->model) && check_weights(o->model, e) < 0)
 		return -1;
 	settle(f);

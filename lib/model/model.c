@@ -466,6 +466,8 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 	m->be = be;
 	m->bf16 = o->bf16;
 	m->recompute = o->recompute;
+	if (config_trains(c, e) < 0)
+		return -1;
 	if ((int64_t)o->max_b * o->max_t > INT32_MAX / 64)
 		return err_set(e, EX_USAGE, "batch of %d sequences of %d tokens is too large",
 		    o->max_b, o->max_t);

@@ -22,7 +22,8 @@ static real sum_of(const struct route_args *a, int64_t i)
 /* The chosen scores' sum, as weights are divided by it. */
 static real denominator(const struct router *r, real sum)
 {
-	return r->floor > 0 ? (real)fmax((double)sum, r->floor) : sum + EPSILON;
+	return r->floor > 0 ? (real)fmax((double)sum, r->floor)
+	    : sum + (r->more > 0 ? (real)r->more : EPSILON);
 }
 
 /* Weights of row i from its shares, of scores that sum to `all`. */
