@@ -3,9 +3,11 @@
  * environment), where bytes come from, and bounds.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "tap.h"
 #include "text/jinja.h"
@@ -116,8 +118,39 @@ static void test_deep(void)
 	    "an error has a line: %s", e.msg);
 }
 
-int main(void)
+/* For tests/pypi.py: the template of a file, rendered with each context of standard input. */
+static int render_lines(const char *path)
 {
+	struct err e = { 0 };
+	char *source, *line = NULL;
+	size_t len, cap = 0;
+
+	if (file_get(path, &source, &len, &e) < 0)
+		err_exit(&e);
+	while (getline(&line, &cap, stdin) > 0) {
+		json_t *o = json_loads(line, 0, NULL), *said = json_object();
+		struct jinja_text t;
+
+		if (render(source, json_object_get(o, "own"), json_object_get(o, "given"), &t,
+		    &e) == 0) {
+			json_object_set_new(said, "text", json_stringn(t.text, t.len));
+			jinja_text_free(&t);
+		} else
+			json_object_set_new(said, "error", json_string(e.msg));
+		json_dumpf(said, stdout, JSON_COMPACT);
+		putchar('\n');
+		json_decref(said);
+		json_decref(o);
+	}
+	free(line);
+	free(source);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 1)
+		return render_lines(argv[1]);
 	test_cases();
 	test_from();
 	test_bounds();

@@ -71,7 +71,7 @@ static void ruby(void)
 		{ "a|(?i)b|c", "aBC", "[a][B][C]" },
 		{ "\\s+(?!\\S)|\\s+", "a   b  ", "a[  ][ ]b[  ]" },
 		{ "\\d+|x?", "1\xc3\xa9" "2", "[1]\xc3\xa9[2]" },
-		/* letters of Unicode 15.0, 15.1 and 16.0, a mark, digits, and what 17.0 has first */
+		/* letters of Unicode 15.0, 15.1 and 16.0, a mark, digits, and those of 17.0 */
 		{ "\\p{L}+", "\xf0\x9e\x93\x90 \xf0\xae\xaf\xb0 \xf0\x90\xb5\x90",
 		    "[\xf0\x9e\x93\x90] [\xf0\xae\xaf\xb0] [\xf0\x90\xb5\x90]" },
 		{ "\\p{M}", "\xe0\xa2\x97", "[\xe0\xa2\x97]" },

@@ -1,7 +1,7 @@
 /*
  * jinja_int: what the files of jinja share: jinja_parse.c makes a tree of a template,
  * jinja_eval.c walks it, jinja_value.c knows what values are, jinja_lib.c has filters, tests,
- * methods and functions.
+ * methods and functions, jinja_text.c what strings are made of.
  *
  * Errors leave by longjmp: all memory of a parse or of a rendering is in one arena, so nothing
  * is lost on the way.
@@ -164,6 +164,17 @@ struct val jinja_lib_method(struct run *r, const struct method *m, const struct 
 bool jinja_lib_has_method(struct val v, const struct str *name);
 struct val jinja_lib_func(struct run *r, int func, const struct args *a);
 int jinja_lib_find_func(const struct str *name);		/* -1: none */
+
+/* jinja_text.c: strings as Python's str has them */
+uint32_t jinja_char(const struct str *s, size_t i, size_t *n);	/* at byte i, of *n bytes */
+bool jinja_is_space(uint32_t c);
+bool jinja_ends_line(uint32_t c);
+bool jinja_is_printable(uint32_t c);
+enum jinja_kind { JINJA_DIGIT, JINJA_ALPHA, JINJA_ALNUM, JINJA_SPACE, JINJA_UPPER, JINJA_LOWER };
+bool jinja_all(const struct str *s, enum jinja_kind kind);	/* isdigit() and the like */
+/* title(), and the filter of that name, which asks otherwise where a word begins */
+enum jinja_change { JINJA_LOWERED, JINJA_UPPERED, JINJA_CAPITAL, JINJA_TITLED, JINJA_WORDS };
+const struct str *jinja_case(struct run *r, const struct str *s, enum jinja_change how);
 
 /* jinja_parse.c */
 struct node *jinja_parse(struct run *r, const char *source, size_t n, bool *marks);

@@ -60,42 +60,33 @@ static bool flag_arg(const struct args *a, int i, const char *name, bool absent)
 
 /* --- strings --- */
 
-static bool in_set(const struct str *set, char c)
+static bool in_set(const struct str *set, uint32_t c)
 {
-	return set != NULL ? set->n > 0 && memchr(set->p, c, set->n) != NULL
-	    : isspace((unsigned char)c) || (c >= 28 && c <= 31);
+	if (set == NULL)
+		return jinja_is_space(c);
+	for (size_t i = 0, n; i < set->n; i += n)
+		if (jinja_char(set, i, &n) == c)
+			return true;
+	return false;
 }
 
 static const struct str *strip(struct run *r, const struct str *s, const struct str *set, int sides)
 {
-	size_t from = 0, to = s->n;
+	size_t from = 0, to = s->n, n;
 
-	while (sides & 1 && from < to && in_set(set, s->p[from]))
-		from++;
-	while (sides & 2 && to > from && in_set(set, s->p[to - 1]))
-		to--;
-	return jinja_str_slice(r, s, from, to - from);
-}
+	while (sides & 1 && from < to && in_set(set, jinja_char(s, from, &n)))
+		from += n;
+	while (sides & 2 && to > from) {
+		size_t last = to - 1;
 
-enum change { LOWER, UPPER, CAPITAL, TITLE };
-
-/* Letters of ASCII only; others stay as they are. */
-static const struct str *change_case(struct run *r, const struct str *s, enum change how)
-{
-	char *p = jinja_alloc(r, s->n + 1);
-	struct str *t = jinja_alloc(r, sizeof *t);
-	bool start = true;
-
-	for (size_t i = 0; i < s->n; i++) {
-		unsigned char c = (unsigned char)s->p[i];
-		bool up = how == UPPER || (how == CAPITAL && i == 0) || (how == TITLE && start);
-
-		p[i] = (char)(c >= 0x80 ? c : up ? toupper(c) : tolower(c));
-		start = !isalpha(c) && c < 0x80;
+		while (last > from && (s->p[last] & 0xc0) == 0x80)
+			last--;
+		if (!in_set(set, jinja_char(s, last, &n)))
+			break;
+		to = last;
 	}
-	*t = *s;
-	t->p = p;
-	return t;
+	jinja_step(r, set != NULL ? (int64_t)(set->n * (s->n - (to - from))) : 0);
+	return jinja_str_slice(r, s, from, to - from);
 }
 
 static const char *find(const struct str *s, size_t from, const struct str *what)
@@ -123,28 +114,29 @@ static const struct str *replace(struct run *r, const struct str *s, const struc
 	return jinja_str_join(r, out, jinja_str_slice(r, s, at, s->n - at));
 }
 
+/* The first byte at or after i of a character that is a blank (or is none). */
+static size_t next_blank(const struct str *s, size_t i, bool blank)
+{
+	for (size_t n; i < s->n; i += n)
+		if (jinja_is_space(jinja_char(s, i, &n)) == blank)
+			break;
+	return i;
+}
+
 static struct val split_space(struct run *r, const struct str *s, int64_t most)
 {
 	struct val v = jinja_val_list(r, false);
-	size_t i = 0;
 
-	for (;;) {
-		size_t from;
+	for (size_t i = 0, from; (from = next_blank(s, i, false)) < s->n;) {
+		const struct str *part;
 
-		while (i < s->n && in_set(NULL, s->p[i]))
-			i++;
-		if (i == s->n)
-			return v;
-		from = i;
-		if (most == 0)
-			i = s->n;
-		while (i < s->n && !in_set(NULL, s->p[i]))
-			i++;
-		jinja_list_push(r, v.l,
-		    jinja_val_str(most-- == 0 ? strip(r, jinja_str_slice(r, s, from, i - from),
-		    NULL, 2)
-		    : jinja_str_slice(r, s, from, i - from)));
+		jinja_step(r, 1);
+		i = most == 0 ? s->n : next_blank(s, from, true);
+		part = jinja_str_slice(r, s, from, i - from);
+		jinja_list_push(r, v.l, jinja_val_str(most-- == 0 ? strip(r, part, NULL, 2)
+		    : part));
 	}
+	return v;
 }
 
 static struct val split(struct run *r, const struct str *s, const struct str *by, int64_t most)
@@ -190,14 +182,18 @@ static struct val rsplit(struct run *r, const struct str *s, const struct str *b
 static struct val split_lines(struct run *r, const struct str *s)
 {
 	struct val v = jinja_val_list(r, false);
+	size_t from = 0;
 
-	for (size_t i = 0, from = 0; i <= s->n; i++)
-		if (i == s->n ? from < i : s->p[i] == '\n' || s->p[i] == '\r') {
-			jinja_list_push(r, v.l,
-			    jinja_val_str(jinja_str_slice(r, s, from, i - from)));
-			i += i + 1 < s->n && s->p[i] == '\r' && s->p[i + 1] == '\n';
-			from = i + 1;
-		}
+	for (size_t i = 0, n; i < s->n; i += n) {
+		if (!jinja_ends_line(jinja_char(s, i, &n)))
+			continue;
+		jinja_step(r, 1);
+		jinja_list_push(r, v.l, jinja_val_str(jinja_str_slice(r, s, from, i - from)));
+		n += s->p[i] == '\r' && i + 1 < s->n && s->p[i + 1] == '\n';
+		from = i + n;
+	}
+	if (from < s->n)
+		jinja_list_push(r, v.l, jinja_val_str(jinja_str_slice(r, s, from, s->n - from)));
 	return v;
 }
 
@@ -249,14 +245,6 @@ static struct val join(struct run *r, struct val v, const struct str *by,
 		    ? jinja_attr(r, l->v[i], attribute) : l->v[i]));
 	}
 	return jinja_val_str(out);
-}
-
-static struct val all_chars(const struct str *s, int (*is)(int))
-{
-	for (size_t i = 0; i < s->n; i++)
-		if (!is((unsigned char)s->p[i]))
-			return jinja_val_bool(false);
-	return jinja_val_bool(s->n > 0);
 }
 
 static const struct str *pad(struct run *r, const struct str *s, int64_t width, char fill, int left)
@@ -377,7 +365,6 @@ static const struct str *string_affix(struct run *r, const struct str *s, const 
 
 static struct val string_method(struct run *r, int m, const struct str *s, const struct args *a)
 {
-	static int (*const is[])(int) = { isdigit, isalpha, isalnum, isspace, isupper, islower };
 	const struct val *v;
 
 	switch (m) {
@@ -391,10 +378,10 @@ static struct val string_method(struct run *r, int m, const struct str *s, const
 	case M_RSTRIP: return jinja_val_str(strip(r, s, text_arg(r, a, 0, "chars", NULL), 2));
 	case M_STARTS: case M_ENDS: return starts_with(r, s, *need(r, a, 0, NULL, "startswith"),
 	    m == M_ENDS);
-	case M_UPPER: return jinja_val_str(change_case(r, s, UPPER));
-	case M_LOWER: return jinja_val_str(change_case(r, s, LOWER));
-	case M_TITLE: return jinja_val_str(change_case(r, s, TITLE));
-	case M_CAPITAL: return jinja_val_str(change_case(r, s, CAPITAL));
+	case M_UPPER: return jinja_val_str(jinja_case(r, s, JINJA_UPPERED));
+	case M_LOWER: return jinja_val_str(jinja_case(r, s, JINJA_LOWERED));
+	case M_TITLE: return jinja_val_str(jinja_case(r, s, JINJA_TITLED));
+	case M_CAPITAL: return jinja_val_str(jinja_case(r, s, JINJA_CAPITAL));
 	case M_REPLACE:
 		v = need(r, a, 1, "new", "replace");
 		return jinja_val_str(replace(r, s,
@@ -410,7 +397,7 @@ static struct val string_method(struct run *r, int m, const struct str *s, const
 	case M_LJUST: return jinja_val_str(pad(r, s, int_arg(r, a, 0, NULL, 0), ' ', 1));
 	case M_RJUST: return jinja_val_str(pad(r, s, int_arg(r, a, 0, NULL, 0), ' ', 0));
 	case M_CENTER: return jinja_val_str(pad(r, s, int_arg(r, a, 0, NULL, 0), ' ', 2));
-	default: return all_chars(s, is[m - M_ISDIGIT]);
+	default: return jinja_val_bool(jinja_all(s, (enum jinja_kind)(m - M_ISDIGIT)));
 	}
 }
 
@@ -637,10 +624,16 @@ static struct val path(struct run *r, struct val v, const struct str *p)
 }
 
 /* select, reject, selectattr, rejectattr: at says where the name of the test is. */
+/* What select and map go through: anything that is false is nothing. */
+static struct list *some(struct run *r, struct val v)
+{
+	return jinja_val_true(v) ? jinja_val_items(r, v) : jinja_val_list(r, false).l;
+}
+
 static struct val chosen(struct run *r, struct val v, const struct args *a, bool attribute,
     bool keep)
 {
-	struct list *l = jinja_val_items(r, v);
+	struct list *l = some(r, v);
 	struct val out = jinja_val_list(r, false);
 	const struct str *of = attribute ? jinja_val_text(r, *need(r, a, 0, NULL, "selectattr"))
 	    : NULL;
@@ -663,7 +656,7 @@ static struct val chosen(struct run *r, struct val v, const struct args *a, bool
 
 static struct val map(struct run *r, struct val v, const struct args *a)
 {
-	struct list *l = jinja_val_items(r, v);
+	struct list *l = some(r, v);
 	struct val out = jinja_val_list(r, false);
 	const struct val *attribute = arg(a, a->n, "attribute"), *absent = arg(a, a->n, "default");
 	struct args rest = { .n = a->n > 0 ? a->n - 1 : 0, .v = a->v + 1, .nkw = a->nkw,
@@ -687,7 +680,7 @@ static struct val sort_key(struct run *r, struct val v, const struct str *attrib
 {
 	if (attribute != NULL)
 		v = path(r, v, attribute);
-	return v.k == V_STR && !exact ? jinja_val_str(change_case(r, v.s, LOWER)) : v;
+	return v.k == V_STR && !exact ? jinja_val_str(jinja_case(r, v.s, JINJA_LOWERED)) : v;
 }
 
 static struct val sorted(struct run *r, struct val v, const struct str *attribute, bool down,
@@ -960,10 +953,10 @@ static struct val text_filter(struct run *r, int f, struct val v, const struct a
 	const struct str *s = jinja_val_text(r, v);
 
 	switch (f) {
-	case F_LOWER: return jinja_val_str(change_case(r, s, LOWER));
-	case F_UPPER: return jinja_val_str(change_case(r, s, UPPER));
-	case F_CAPITALIZE: return jinja_val_str(change_case(r, s, CAPITAL));
-	case F_TITLE: return jinja_val_str(change_case(r, s, TITLE));
+	case F_LOWER: return jinja_val_str(jinja_case(r, s, JINJA_LOWERED));
+	case F_UPPER: return jinja_val_str(jinja_case(r, s, JINJA_UPPERED));
+	case F_CAPITALIZE: return jinja_val_str(jinja_case(r, s, JINJA_CAPITAL));
+	case F_TITLE: return jinja_val_str(jinja_case(r, s, JINJA_WORDS));
 	case F_TRIM: return jinja_val_str(strip(r, s, text_arg(r, a, 0, "chars", NULL), 3));
 	case F_REPLACE:
 		return jinja_val_str(replace(r, s,

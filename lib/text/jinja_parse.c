@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "text/jinja_int.h"
+#include "text/tok_impl.h"
 
 enum tok_kind { T_END, T_NAME, T_STR, T_INT, T_FLOAT, T_OP };
 
@@ -58,27 +59,20 @@ static int hex_digits(const char *p, int n)
 	return n;
 }
 
-static void put_character(unsigned c, char **to)
-{
-	if (c >= 0x800) {
-		*(*to)++ = (char)(0xe0 | c >> 12);
-		*(*to)++ = (char)(0x80 | (c >> 6 & 63));
-	} else if (c >= 0x80)
-		*(*to)++ = (char)(0xc0 | c >> 6);
-	*(*to)++ = (char)(c >= 0x80 ? 0x80 | (c & 63) : c);
-}
-
 /* One escape of a string literal, after the backslash. The source ends with a NUL. */
 static const char *escape(const char *p, char **to)
 {
 	static const char from[] = "ntrbfav", is[] = "\n\t\r\b\f\a\v";
 	const char *f = *p != '\0' ? strchr(from, *p) : NULL;
-	int digits = *p == 'u' ? hex_digits(p + 1, 4) : *p == 'x' ? hex_digits(p + 1, 2) : 0;
-	char hex[5] = "";
+	int digits = *p == 'u' ? hex_digits(p + 1, 4) : *p == 'x' ? hex_digits(p + 1, 2)
+	    : *p == 'U' ? hex_digits(p + 1, 8) : 0;
+	char hex[9] = "";
+	uint32_t c;
 
 	if (digits > 0) {
 		memcpy(hex, p + 1, (size_t)digits);
-		put_character((unsigned)strtoul(hex, NULL, 16), to);
+		c = (uint32_t)strtoul(hex, NULL, 16);
+		*to += utf8_put(*to, c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0xfffd : c);
 		return p + 1 + digits;
 	}
 	if (f == NULL && strchr("\\'\"\n", *p) == NULL)

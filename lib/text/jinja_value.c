@@ -473,20 +473,21 @@ static uint8_t from_at(const struct str *s, size_t i) { return s->from ? s->from
 static void put_quoted(struct text *t, const struct str *s)
 {
 	char quote = memchr(s->p, '\'', s->n) != NULL && memchr(s->p, '"', s->n) == NULL ? '"'
-	    : '\'', esc[8];
+	    : '\'', esc[12];
 
 	put(t, &quote, 1, NULL, JINJA_DATA);
-	for (size_t i = 0; i < s->n; i++) {
-		unsigned char c = (unsigned char)s->p[i];
+	for (size_t i = 0, n; i < s->n; i += n) {
+		uint32_t c = jinja_char(s, i, &n);
 
 		if (c == '\\' || c == (unsigned char)quote)
-			snprintf(esc, sizeof esc, "\\%c", c);
+			snprintf(esc, sizeof esc, "\\%c", (int)c);
 		else if (c == '\n' || c == '\r' || c == '\t')
 			snprintf(esc, sizeof esc, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
-		else if (c < 32 || c == 127)
-			snprintf(esc, sizeof esc, "\\x%02x", c);
+		else if (!jinja_is_printable(c))
+			snprintf(esc, sizeof esc, c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x"
+			    : "\\U%08x", c);
 		else
-			snprintf(esc, sizeof esc, "%c", c);
+			snprintf(esc, sizeof esc, "%.*s", (int)n, s->p + i);
 		put(t, esc, strlen(esc), NULL, from_at(s, i));
 	}
 	put(t, &quote, 1, NULL, JINJA_DATA);

@@ -98,6 +98,21 @@ bool uni_in(const struct unirange *r, int n, uint32_t c)
 	return lo < n && r[lo].a <= c;
 }
 
+const char *uni_category_of(uint32_t c)
+{
+	int lo = 0, hi = uni_category_n;
+
+	while (hi - lo > 1) {		/* the last run that begins at or before it */
+		int m = (lo + hi) / 2;
+
+		if (uni_category[m] >> 8 <= c)
+			lo = m;
+		else
+			hi = m;
+	}
+	return uni_category_name[uni_category[lo] & 0xff];
+}
+
 bool uniset_has(const struct uniset *s, uint32_t c)
 {
 	return uni_in(s->r, s->n, c);

@@ -53,6 +53,8 @@ extern const int uni_category_names, uni_category_n, uni_script_names, uni_scrip
     uni_alphabetic_n, uni_lowercase_n, uni_uppercase_n, uni_numeric17_n, uni_punctuation8_n,
     uni_late_n, uni_orbits, uni_full_cases;
 
+/* The General_Category of c: two letters. */
+const char *uni_category_of(uint32_t c);
 /* Is c in ranges that are in order? */
 bool uni_in(const struct unirange *r, int n, uint32_t c);
 /* What becomes of c in full: out gets up to three characters, their number is returned. */
