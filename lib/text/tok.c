@@ -161,15 +161,16 @@ static void characters(struct tok *t, const char *s, size_t len, struct ids *out
 	}
 }
 
-/* Bytes that have no token, as those that UTF-8 never holds, become U+FFFD. */
+/* Bytes that UTF-8 never holds become U+FFFD where they have no token; others that have none are
+ * left out, as `tokenizers` does (tok_load.c says which may lack one). */
 static void stand_ins(const struct tok *t, const char *s, size_t len, struct ids *out)
 {
 	for (size_t i = 0; i < len; i++) {
-		uint32_t id = t->byte_id[(unsigned char)s[i]];
+		unsigned b = (unsigned char)s[i];
 
-		if (id != TOK_NONE)
-			ids_push(out, id);
-		else
+		if (t->byte_id[b] != TOK_NONE)
+			ids_push(out, t->byte_id[b]);
+		else if (!tok_byte_valid(b))
 			for (int k = 0; k < 3; k++)
 				ids_push(out, t->byte_id[(unsigned char)"\xef\xbf\xbd"[k]]);
 	}

@@ -2,6 +2,7 @@
  * tok_impl: what the files of the tokenizer share and nobody else sees.
  *
  *	tok_load.c	tokenizer.json and tokenizer_config.json in and out
+ *	tok_gguf.c	the same two files out of a GGUF file
  *	tok_norm.c	text as the vocabulary spells it: the normalizer
  *	tok_pre.c	text to pieces: the pre-tokenizer, and added tokens in the text
  *	tok.c		pieces to ids by merges, ids to bytes
@@ -179,6 +180,7 @@ bool tok_blank_before(const char *s, size_t len, size_t *n);	/* a blank ends it 
 size_t utf8_char(const char *s, size_t len);	/* bytes of the character at s; 0: not valid */
 size_t utf8_valid(const char *s, size_t len);	/* length of the valid UTF-8 that s begins with */
 unsigned utf8_put(char *out, uint32_t c);
+bool tok_byte_valid(unsigned b);		/* can UTF-8 hold it? */
 uint32_t tok_byte_char(unsigned b);		/* GPT-2's printable stand-in for a byte */
 
 #endif

@@ -1,4 +1,5 @@
-/* tokenizer.json and tokenizer_config.json, the Hugging Face layout, in and out. */
+/* tokenizer.json and tokenizer_config.json, the Hugging Face layout, in and out; in also from a GGUF
+ * file, which is made into them first. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,7 +12,9 @@
 #include "base/plain.h"
 #include "base/sha256.h"
 #include "base/sniff.h"
+#include "format/gguf_model.h"
 #include "text/jinja.h"
+#include "text/tok_gguf.h"
 #include "text/tok_impl.h"
 #include "text/uniset.h"
 
@@ -397,11 +400,23 @@ static int take_unknown(struct loader *l, const json_t *m)
 	return 0;
 }
 
+bool tok_byte_valid(unsigned b)
+{
+	return b < 0xf5 && b != 0xc0 && b != 0xc1;
+}
+
+/* Bytes that hardly any text holds: control characters, and those that begin characters of planes
+ * to which nothing readable belongs. Published vocabularies lack some (SmolLM2: 0x04, 0xf1). */
+static bool may_lack(unsigned b)
+{
+	return (b < 0x20 && b != '\t' && b != '\n' && b != '\r') || (b >= 0xf1 && b <= 0xf4);
+}
+
 /* Every byte that text can hold must have a token, or text would be lost without a word. */
 static int take_bytes(struct loader *l)
 {
 	for (unsigned b = 0; b < 256; b++) {
-		bool in_utf8 = b < 0xf5 && b != 0xc0 && b != 0xc1;
+		bool wanted = tok_byte_valid(b) && !may_lack(b);
 		char name[8];
 		size_t n = l->t->chars ? (size_t)snprintf(name, sizeof name, "<0x%02X>", b)
 		    : utf8_put(name, tok_byte_char(b));
@@ -409,7 +424,7 @@ static int take_bytes(struct loader *l)
 
 		l->t->byte_id[b] = v ? (uint32_t)json_integer_value(v) : l->t->chars ? TOK_NONE
 		    : l->t->unk;
-		if (l->t->byte_id[b] == TOK_NONE && !l->t->chars && in_utf8)
+		if (l->t->byte_id[b] == TOK_NONE && !l->t->chars && wanted)
 			return bad(l, "no token for byte 0x%02x, and no unk_token", b);
 	}
 	return 0;
@@ -927,26 +942,29 @@ static int check_tokens(const json_t *config, const char *path, struct err *e)
 	return 0;
 }
 
-static int read_config(struct tok *t, const char *path, struct err *e)
+static int take_config(struct tok *t, const json_t *config, const char *path, struct err *e)
 {
-	json_t *config;
-
-	if (file_get_regular(path, &t->config_json, &t->config_len, e))
+	if (check_tokens(config, path, e) < 0)
 		return -1;
-	config = jsonfile_parse(t->config_json, t->config_len, path, e);
-	if (!config)
-		return -1;
-	if (check_tokens(config, path, e) < 0) {
-		json_decref(config);
-		return -1;
-	}
 	t->bos = named_token(t, config, "bos_token");
 	t->eos = named_token(t, config, "eos_token");
 	t->pad = named_token(t, config, "pad_token");
 	t->adds_bos = flag(config, "add_bos_token", t->adds_bos);
 	take_template(t, config, path);
-	json_decref(config);
 	return 0;
+}
+
+static int read_config(struct tok *t, const char *path, struct err *e)
+{
+	json_t *config;
+	int rc;
+
+	if (file_get_regular(path, &t->config_json, &t->config_len, e))
+		return -1;
+	config = jsonfile_parse(t->config_json, t->config_len, path, e);
+	rc = config ? take_config(t, config, path, e) : -1;
+	json_decref(config);
+	return rc;
 }
 
 struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e)
@@ -1017,14 +1035,46 @@ static int read_beside(struct tok *t, const char *file, struct err *e)
 	return rc;
 }
 
+/* What tok_gguf() makes of a file goes the way of any other. */
+static struct tok *load_gguf(const char *file, struct err *e)
+{
+	struct gguf *g = gguf_open(file, e);
+	json_t *root = NULL, *config = NULL;
+	struct tok *t = NULL;
+	char *json;
+
+	if (g && tok_gguf(g, &root, &config, e) == 0) {
+		json = json_dumps(root, JSON_COMPACT);
+		t = tok_parse(json, strlen(json), file, e);
+	}
+	if (t) {
+		t->config_json = json_dumps(config, JSON_INDENT(2));
+		t->config_len = strlen(t->config_json);
+		if (take_config(t, config, file, e) < 0) {
+			tok_free(t);
+			t = NULL;
+		}
+	}
+	json_decref(root);
+	json_decref(config);
+	gguf_close(g);
+	return t;
+}
+
 struct tok *tok_load(const char *path, struct err *e)
 {
 	bool dir = is_dir(path);
-	char *file = dir ? file_join(path, "tokenizer.json") : strdup(path);
+	char *file, *json, *first;
 	struct tok *t = NULL;
-	char *json;
 	size_t len;
+	int found = gguf_path(path, &first, e);
 
+	if (found != 0) {
+		t = found > 0 ? load_gguf(first, e) : NULL;
+		free(first);
+		return t;
+	}
+	file = dir ? file_join(path, "tokenizer.json") : strdup(path);
 	if (!(dir ? file_get_regular : file_get)(file, &json, &len, e))
 		t = tok_parse(json, len, file, e);
 	if (t && read_beside(t, file, e)) {
