@@ -105,7 +105,7 @@ PROVE := PERL5LIB=tests prove --formatter Skips
 TRAP := $B/tests/trap.so
 $(TRAP): tests/trap/trap.c $B/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALLFLAGS) -DCHR_BACKEND_SIDE -fPIC -shared -MMD -MP -o $@ $<
+	$(CC) $(ALLFLAGS) -DCHR_BACKEND_SIDE -fPIC -shared -MMD -MF $@.d -MP -o $@ $<
 
 check: all $(TESTS) $(TRAP)
 	BUILD=$B $(PROVE) $(if $(V),-v) $(TESTS) $(wildcard tests/*.t) < /dev/null

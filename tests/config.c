@@ -308,7 +308,7 @@ static void test_spellings(void)
 	refused("{\"model_type\":\"qwen3_moe\",\"num_local_experts\":16,\"num_experts\":8}",
 	    "differ");
 	refused("{\"model_type\":\"qwen3_moe\",\"num_local_experts\":\"8\"}", "num_local_experts");
-	refused("{\"architectures\":[\"GptOssForCausalLM\"]}", "GptOssForCausalLM");
+	refused("{\"architectures\":[\"JambaForCausalLM\"]}", "JambaForCausalLM");
 	ok(load(&c, "{\"architectures\":[\"Qwen3MoeForCausalLM\"]}", &e) == 0 &&
 	    c.num_experts == 128,
 	    "without model_type the architecture names the family");

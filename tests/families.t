@@ -16,9 +16,9 @@ head -n 2 datasets/prefs.jsonl > prefs.jsonl
 head -n 2 datasets/prompts.jsonl > sums.jsonl
 head -n 2 datasets/chat.jsonl > chat.jsonl
 
-for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyuan_v1_moe \
-	lfm2_moe minimax_m2 mixtral olmoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe \
-	qwen3_next; do
+for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_oss granitemoe \
+	hunyuan_v1_moe lfm2_moe minimax_m2 mixtral olmoe qwen2_moe qwen3_5_moe qwen3_5_moe_text \
+	qwen3_moe qwen3_next; do
 	d=$families/$f
 	# shellcheck disable=SC2016
 	ok "$f: streamed as resident; q8 is near" sh -e -c '
@@ -37,8 +37,8 @@ for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyu
 		cmp a b; rm -rf u' sh "$d"
 done
 
-for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite hunyuan_v1_moe \
-	llama minimax_m2 mixtral olmoe qwen2 qwen2_moe qwen3 qwen3_moe; do
+for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_oss granitemoe \
+	hunyuan_v1_moe llama minimax_m2 mixtral olmoe qwen2 qwen2_moe qwen3 qwen3_moe; do
 	d=$families/$f
 	# shellcheck disable=SC2016
 	ok "$f: every trainer, full and with adapters" sh -e -c '

@@ -64,6 +64,7 @@ static float rounded(enum kv_type t, const float *x, int j, int w)
 struct problem {		/* attention of n rows over caches of T positions, of which a
 				   window is seen */
 	int n, H, G, dk, dv, G2, dk2, T, slots, window;
+	bool sinks;
 };
 
 struct cache {
@@ -93,7 +94,7 @@ static struct cache cache_of(enum kv_type t, const real *x, int T, int heads, in
 /* The last n positions attend, each to its window. o (n, H*dv) */
 static void attend(const struct problem *p, const struct cache *k, const struct cache *v,
     const struct cache *k2,
-    const real *q, const real *q2, real *o)
+    const real *q, const real *q2, const real *sinks, real *o)
 {
 	const void *kp[64], *vp[64], *k2p[64];
 	int32_t lo[64], hi[64];
@@ -112,7 +113,7 @@ static void attend(const struct problem *p, const struct cache *k, const struct 
 	    .scale = 0.2f, .q = q, .ldq = p->H * p->dk, .o = o, .ldo = p->H * p->dv, .type = k->t,
 	    .slots = k->slots,
 	    .kcache = kp, .vcache = vp, .lo = lo, .hi = hi, .G2 = p->G2, .dk2 = p->dk2, .q2 = q2,
-	    .ldq2 = p->H * p->dk2, .k2cache = k2p });
+	    .ldq2 = p->H * p->dk2, .k2cache = k2p, .sinks = p->sinks ? sinks : NULL });
 }
 
 /* n rows of w values as a cache of type t makes them. */
@@ -128,7 +129,7 @@ static real *kept(enum kv_type t, const real *x, int64_t n, int w)
 
 /* Keys, values, rotated keys and queries of a problem. */
 struct docpack {
-	real *k, *v, *k2, *q, *q2;
+	real *k, *v, *k2, *q, *q2, *sinks;
 };
 
 /* How far o is from softmax attention in double precision. */
@@ -141,7 +142,7 @@ static double error(const struct problem *p, const struct docpack *d, const real
 			int hi = p->T - p->n + i, lo = hi + 1 > p->window ? hi + 1 - p->window : 0;
 			int g = h * p->G / p->H, g2 = p->dk2 ? h * p->G2 / p->H : 0,
 			    row = i * p->H + h;
-			double sum = 0, out[256] = { 0 };
+			double sum = p->sinks ? exp((double)d->sinks[h]) : 0, out[256] = { 0 };
 
 			for (int s = lo; s <= hi; s++) {
 				double x = 0, y;
@@ -171,7 +172,7 @@ static void solve(const struct problem *p, enum kv_type t, const struct docpack 
 	struct cache k2 = cache_of(t, d->k2, p->T, p->G2, p->dk2, slots);
 
 	memset(o, 0xff, sizeof(*o) * (size_t)p->n * (size_t)p->H * (size_t)p->dv);
-	attend(p, &k, &v, &k2, d->q, d->q2, o);
+	attend(p, &k, &v, &k2, d->q, d->q2, d->sinks, o);
 	backend_cpu.free(&backend_cpu, k.p);
 	backend_cpu.free(&backend_cpu, v.p);
 	backend_cpu.free(&backend_cpu, k2.p);
@@ -185,10 +186,10 @@ static void test_problem(const struct problem *p, enum kv_type t)
 	    randoms((int64_t)p->T * p->G * p->dv, 2),
 		randoms((int64_t)p->T * (p->G2 + 1) * (p->dk2 + 1), 3),
 		    randoms((int64_t)p->n * p->H * p->dk, 4),
-		randoms((int64_t)p->n * p->H * (p->dk2 + 1), 5) };
+		randoms((int64_t)p->n * p->H * (p->dk2 + 1), 5), randoms(p->H, 6) };
 	struct docpack r = { kept(t, d.k, (int64_t)p->T * p->G, p->dk),
 	    kept(t, d.v, (int64_t)p->T * p->G, p->dv),
-		kept(t, d.k2, (int64_t)p->T * p->G2, p->dk2), d.q, d.q2 };
+		kept(t, d.k2, (int64_t)p->T * p->G2, p->dk2), d.q, d.q2, d.sinks };
 	real *o = malloc(bytes), *other = malloc(bytes);
 	bool same = true;
 
@@ -205,7 +206,7 @@ static void test_problem(const struct problem *p, enum kv_type t)
 	ok(same, "%s, %d heads over %d of %d: every kernel, ring or not, as exact caches of its "
 	    "values", name[t], p->H, p->G, p->dk);
 	ok(error(p, &r, o) < 2e-6, "%s: which is softmax attention", name[t]);
-	free(d.k), free(d.v), free(d.k2), free(d.q), free(d.q2);
+	free(d.k), free(d.v), free(d.k2), free(d.q), free(d.q2), free(d.sinks);
 	free(r.k), free(r.v), free(r.k2);
 	free(o), free(other);
 }
@@ -213,9 +214,13 @@ static void test_problem(const struct problem *p, enum kv_type t)
 static void test_rows(void)
 {
 	static const struct problem p[] = {
-		{ 5, 4, 2, 33, 33, 0, 0, 300, 104, 100 }, { 3, 8, 1, 70, 48, 0, 0, 211, 211, 1000 },
-		{ 1, 2, 2, 16, 16, 0, 0, 65, 17, 9 }, { 6, 12, 1, 100, 100, 4, 20, 150, 150, 1000 },
-		{ 4, 16, 16, 64, 64, 0, 0, 129, 67, 64 }, { 2, 6, 3, 7, 5, 0, 0, 40, 9, 8 },
+		{ 5, 4, 2, 33, 33, 0, 0, 300, 104, 100, false },
+		{ 3, 8, 1, 70, 48, 0, 0, 211, 211, 1000, false },
+		{ 1, 2, 2, 16, 16, 0, 0, 65, 17, 9, false },
+		{ 6, 12, 1, 100, 100, 4, 20, 150, 150, 1000, false },
+		{ 4, 16, 16, 64, 64, 0, 0, 129, 67, 64, false },
+		{ 2, 6, 3, 7, 5, 0, 0, 40, 9, 8, false },
+		{ 5, 16, 2, 33, 33, 0, 0, 300, 104, 100, true },
 	};
 
 	for (size_t i = 0; i < sizeof(p) / sizeof(*p); i++)

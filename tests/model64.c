@@ -283,6 +283,20 @@ static void check_families(void)
 	    ", \"num_experts\": 6, \"moe_topk\": 2}", 0, 0.2, false);
 	check_config("minimax_m2", "{\"model_type\": \"minimax_m2\", " PUBLISHED EXPERTS
 	    ", \"rotary_dim\": 4}", 0, 0, false);
+	check_config("granitemoe", "{\"model_type\": \"granitemoe\", " PUBLISHED EXPERTS
+	    ", \"embedding_multiplier\": 3, \"residual_multiplier\": 0.4,"
+	    "\"attention_multiplier\": 0.2, \"logits_scaling\": 1.7,"
+	    "\"attention_bias\": true, \"tie_word_embeddings\": true}", 0, 0, false);
+	check_config("granitemoe, dropout, foreseen", "{\"model_type\": \"granitemoe\", " PUBLISHED
+	    EXPERTS ", \"residual_multiplier\": 0.4, \"lookahead_steps\": 1,"
+	    "\"lambda_ahead\": 0.7}", 0.2, 0, false);
+	check_config("gpt_oss", "{\"model_type\": \"gpt_oss\", " PUBLISHED EXPERTS
+	    ", \"sliding_window\": 4, \"swiglu_limit\": 0.7}", 0, 0, false);
+	check_config("gpt_oss, foreseen, dropout, experts given", "{\"model_type\": \"gpt_oss\", "
+	    PUBLISHED EXPERTS ", \"attention_bias\": false, \"swiglu_alpha\": 1.1,"
+	    "\"lambda_ahead\": 0.7, \"lookahead_steps\": 1}", 0.2, 0, true);
+	check_config("olmoe, clipped", "{\"model_type\": \"olmoe\", " PUBLISHED EXPERTS
+	    ", \"clip_qkv\": 0.8}", 0, 0, false);
 	check_config("qwen2_moe, misses", "{\"model_type\": \"qwen2_moe\", " PUBLISHED EXPERTS
 	    ", \"moe_intermediate_size\": 10, \"shared_expert_intermediate_size\": 9}", 0, 0.4,
 	    false);

@@ -173,7 +173,7 @@ static void test_rope(int w, bool pairs)
 
 static void attn_f(void *c) { be->attn(be, c); }
 
-static void test_attn(const char *name, int T, int window, double drop)
+static void test_attn(const char *name, int T, int window, double drop, bool sinks)
 {
 	enum { B = 2, NH = 4, G = 2, DQ = 5, DV = 3 };
 	int R = B * T;
@@ -191,6 +191,10 @@ static void test_attn(const char *name, int T, int window, double drop)
 	a.q = q, a.k = k, a.v = v, a.o = randoms(R * NH * DV), a.lse = randoms(R * NH),
 	    a.d_o = seed;
 	a.dq_ = randoms(R * NH * DQ), a.dk = randoms(R * G * DQ), a.dv_ = randoms(R * G * DV);
+	real *sink = randoms(NH), *dsink = zeros(NH, sizeof(real));
+
+	if (sinks)
+		a.sinks = sink, a.dsinks = dsink;
 	o.out = a.o;
 	be->attn(be, &a);
 	be->attn_back(be, &a);
@@ -200,6 +204,8 @@ static void test_attn(const char *name, int T, int window, double drop)
 	check(&o, what, k, a.dk, R * G * DQ);
 	snprintf(what, sizeof(what), "attention, %s: values", name);
 	check(&o, what, v, a.dv_, R * G * DV);
+	if (sinks)
+		check(&o, "attention: sinks", sink, dsink, NH);
 	for (int r = 0; r < R; r++)
 		for (int h = 0; doc[r] < 0 && h < NH * DV; h++)
 			if (a.o[r * NH * DV + h] != 0) {
@@ -209,19 +215,46 @@ static void test_attn(const char *name, int T, int window, double drop)
 	ok(1, "padding attends to nothing");
 }
 
-struct glu { real *g, *u, *y; int n; };
-static void glu_f(void *c) { struct glu *x = c; be->swiglu(be, x->y, x->g, x->u, x->n); }
-static void sigmoid_f(void *c) { struct glu *x = c; be->sigmoid(be, x->y, x->g, x->n); }
-static void silu_f(void *c) { struct glu *x = c; be->silu(be, x->y, x->g, x->n); }
+struct unit { real *g, *u, *y; int n; struct glu glu; };
+static void glu_f(void *c) { struct unit *x = c; be->swiglu(be, x->y, x->g, x->u, x->n, x->glu); }
+static void sigmoid_f(void *c) { struct unit *x = c; be->sigmoid(be, x->y, x->g, x->n); }
+static void silu_f(void *c) { struct unit *x = c; be->silu(be, x->y, x->g, x->n); }
+static void clip_f(void *c)
+{
+	struct unit *x = c;
+
+	memcpy(x->y, x->g, (size_t)x->n * sizeof(real));
+	be->clip(be, x->y, x->glu.limit, x->n);
+}
+
+/* Some of the values are beyond the limit, on either side. */
+static void test_clamped(void)
+{
+	int n = 50;
+	struct unit x = { randoms(n), randoms(n), randoms(n), n, { 0.6, 1.702 } };
+	real *seed = randoms(n), *dg = randoms(n), *du = randoms(n);
+	struct op o = { glu_f, &x, x.y, seed, n }, c = { clip_f, &x, x.y, seed, n };
+	int out = 0;
+
+	for (int i = 0; i < n; i++)
+		out += fabs(x.g[i]) > 0.6;
+	ok(out > 5 && out < n - 5, "%d of %d values are beyond the limit", out, n);
+	be->swiglu_back(be, dg, du, seed, x.g, x.u, n, x.glu);
+	check(&o, "clamped swiglu: gate", x.g, dg, n);
+	check(&o, "clamped swiglu: up", x.u, du, n);
+	memcpy(dg, seed, (size_t)n * sizeof(real));
+	be->clip_back(be, dg, x.g, x.glu.limit, n);
+	check(&c, "clip", x.g, dg, n);
+}
 
 static void test_swiglu(void)
 {
 	int n = 50;
-	struct glu x = { randoms(n), randoms(n), randoms(n), n };
+	struct unit x = { randoms(n), randoms(n), randoms(n), n, { 0, 0 } };
 	real *seed = randoms(n), *dg = randoms(n), *du = randoms(n);
 	struct op o = { glu_f, &x, x.y, seed, n }, s = { silu_f, &x, x.y, seed, n };
 
-	be->swiglu_back(be, dg, du, seed, x.g, x.u, n);
+	be->swiglu_back(be, dg, du, seed, x.g, x.u, n, x.glu);
 	check(&o, "swiglu: gate", x.g, dg, n);
 	check(&o, "swiglu: up", x.u, du, n);
 	be->silu_back(be, dg, seed, x.g, n);
@@ -467,10 +500,13 @@ int main(void)
 	test_rope(6, false);
 	test_rope(6, true);
 	test_rope(5, false);
-	test_attn("causal", 11, 0, 0);
-	test_attn("window", 11, 3, 0);
-	test_attn("several tiles, window, dropout", 71, 40, 0.3);
+	test_attn("causal", 11, 0, 0, false);
+	test_attn("window", 11, 3, 0, false);
+	test_attn("several tiles, window, dropout", 71, 40, 0.3, false);
+	test_attn("sinks", 11, 3, 0, true);
+	test_attn("several tiles, sinks, dropout", 71, 40, 0.3, true);
 	test_swiglu();
+	test_clamped();
 	test_route("routing, plain weights", (struct router){ .scale = 1 }, false);
 	test_route("routing, normalised weights", (struct router){ .renormalised = true,
 	    .scale = 1 },

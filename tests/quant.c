@@ -348,8 +348,9 @@ static void test_product(const char *isa, enum dtype t)
 	printf("# worst %.2g of the sum of magnitudes\n", worst);
 }
 
-/* The hidden row of a fused FFN is that of two products, SwiGLU, and quantising. */
-static void test_ffn(const char *isa, enum dtype t)
+/* The hidden row of a fused FFN is that of two products, with biases or not, SwiGLU, and
+ * quantising. */
+static void test_ffn(const char *isa, enum dtype t, bool biased)
 {
 	int D = 70, F = 50, m = 11;
 	float *wg = randoms((int64_t)F * D, 1, false), *wu = randoms((int64_t)F * D, 2, false),
@@ -359,18 +360,26 @@ static void test_ffn(const char *isa, enum dtype t)
 	size_t bytes = quant_row_bytes(F) * (size_t)m;
 	char *a = aligned_alloc(64, quant_row_bytes(D) * (size_t)m), *h = aligned_alloc(64, bytes),
 	    *want = aligned_alloc(64, bytes);
-	struct qffn_job j = { a, h, { gate, t, F, D }, { up, t, F, D }, m };
+	float *bias = biased ? randoms(2 * F, 4, false) : NULL;
+	struct glu glu = { biased ? 0.9 : 0, 1.702 };
+	struct qffn_job j = { a, h, { gate, t, F, D }, { up, t, F, D }, m, bias, biased ? bias + F
+	    : NULL, glu };
 
 	memset(h, 0, bytes);
 	memset(want, 0, bytes);
 	isa_force(isa);
 	backend_cpu.quantize(&backend_cpu, a, x, m, D);
 	backend_cpu.qffn(&backend_cpu, &j, 1);
-	backend_cpu.swiglu(&backend_cpu, g, g, u, (int64_t)m * F);
+	for (int i = 0; biased && i < m * F; i++) {
+		g[i] += bias[i % F];
+		u[i] += bias[F + i % F];
+	}
+	backend_cpu.swiglu(&backend_cpu, g, g, u, (int64_t)m * F, glu);
 	backend_cpu.quantize(&backend_cpu, want, g, m, F);
-	ok(memcmp(h, want, bytes) == 0, "%s, %s: fused gate, up and SwiGLU", isa, dtype_name(t));
+	ok(memcmp(h, want, bytes) == 0, "%s, %s: fused gate, up%s and SwiGLU", isa, dtype_name(t),
+	    biased ? ", biases" : "");
 	free(wg), free(wu), free(x), free(gate), free(up), free(g), free(u), free(a), free(h),
-	    free(want);
+	    free(want), free(bias);
 }
 
 int main(void)
@@ -394,7 +403,8 @@ int main(void)
 		}
 		for (size_t i = 0; i < 3; i++) {
 			test_product(isa[k], types[i]);
-			test_ffn(isa[k], types[i]);
+			test_ffn(isa[k], types[i], false);
+			test_ffn(isa[k], types[i], true);
 		}
 	}
 	ok(mat_bytes(DT_Q8, 0, 5) == 0 && mat_bytes(DT_Q4, 16, 32) == 64 + 256 &&

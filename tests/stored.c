@@ -34,6 +34,11 @@ static const struct param_name rows[] = {
 	{ P_EXP_UP, EXPERTS "both", AT_STACKED | AT_ODD },
 	{ P_IN_NORM, "model.layers.%d.norms", AT_FIRST },
 	{ P_POST_NORM, "model.layers.%d.norms", AT_SECOND }, { 0 } };
+static const struct param_name across[] = {
+	{ P_EXP_GATE, EXPERTS "both", AT_STACKED | AT_EVEN | AT_ACROSS },
+	{ P_EXP_UP, EXPERTS "both", AT_STACKED | AT_ODD | AT_ACROSS },
+	{ P_K, "model.layers.%d.attn.kv", AT_FIRST | AT_ACROSS },
+	{ P_V, "model.layers.%d.attn.kv", AT_SECOND | AT_ACROSS }, { 0 } };
 /* A second way in, for a file written in the first. */
 static const struct param_name either[] = {
 	{ P_EXP_GATE, EXPERTS "%d.w1", 0 }, { P_EXP_GATE, EXPERTS "both", AT_STACKED | AT_FIRST },
@@ -158,6 +163,15 @@ static void test_places(void)
 	ok(element(&md, down, (2 * F + 3) * D + 5) == given(P_EXP_DOWN, 2, 5, 3),
 	    "down is (E, F, D)");
 	st_close(md.st[0]);
+	setup(across);
+	if (!ok(save(DT_F32) == 0 && open_file(&md) == 0, "written side by side"))
+		return;
+	ok(element(&md, both, (2 * F + 5) * 2 * D + 6) == given(P_EXP_GATE, 2, 5, 3) &&
+	    element(&md, both, (2 * F + 5) * 2 * D + 7) == given(P_EXP_UP, 2, 5, 3),
+	    "columns take turns");
+	ok(element(&md, "model.layers.1.attn.kv", 5 * 2 * D + D + 3) == given(P_V, -1, 5, 3),
+	    "or follow each other");
+	st_close(md.st[0]);
 }
 
 static void test_choice(void)
@@ -215,6 +229,7 @@ int main(void)
 	test_layout("halves", halves);
 	test_layout("transposed, even and odd columns", woven);
 	test_layout("even and odd rows, halves of vectors", rows);
+	test_layout("even and odd columns, halves of columns", across);
 	test_places();
 	test_choice();
 	test_types();

@@ -9,7 +9,7 @@
 
 /* One a file, but for what is the same with a part more or less. */
 #define FAMILIES(F) F(chronos) F(deepseek_v2) F(deepseek_v3) F(dots1) F(ernie4_5_moe) \
-	F(glm4_moe) F(glm4_moe_lite) \
+	F(glm4_moe) F(glm4_moe_lite) F(gpt_oss) F(granitemoe) \
 	F(hunyuan_v1_moe) F(lfm2) F(lfm2_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
 	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_5_moe) F(qwen3_5_moe_text) F(qwen3_moe) \
 	F(qwen3_next)
@@ -77,7 +77,7 @@ static const struct arch *by_type(const char *type)
 
 static int unknown(const char *name, const char *key, const char *value, struct err *e)
 {
-	char list[256] = "";
+	char list[512] = "";
 
 	for (size_t i = 0; i < NFAMILIES; i++)
 		snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",

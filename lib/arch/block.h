@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "arch/rope.h"
+#include "backend/glu.h"
 #include "backend/router.h"
 
 enum attn_kind {
@@ -47,6 +48,10 @@ struct block {
 	enum qk_norm qk_norm;
 	bool norm_after;	/* the norm of q and k comes after the rotation */
 	bool qkv_bias, o_bias;	/* q, k and v have a bias each; the output projection has one */
+	/* q (after its norm), k and v are cut to -clip..clip before they turn; 0: they are not. It
+	 * needs a norm of q and k before the rotation. */
+	double clip;
+	bool sinks;		/* each head has one more score, learned, of a key without value */
 	struct rope rope;	/* of its width: d, or r of MLA */
 	int latent, nope;	/* of a latent: C, and the part of a head without positions */
 	/* ATTN_LATENT: rank of the queries, 0: full; width of a head's values */
@@ -62,8 +67,11 @@ struct block {
 	bool sparse;		/* routed experts; else one dense MLP */
 	int width;		/* F of a routed expert, or that of the dense MLP */
 	struct router router;
+	bool logit_bias;	/* of the router's product: it is in the logits */
 	bool router_bias;	/* added to the scores for the choice only */
 	bool router_bias_row;	/* it is stored as (1, E) */
+	bool expert_bias;	/* gate, up and down of each routed expert have a bias each */
+	struct glu glu;		/* of every FFN */
 	int shared;		/* shared experts, that every token passes */
 	int shared_width;	/* F of one of them */
 	bool shared_gate;	/* their output is multiplied by sigmoid(x . gate) */

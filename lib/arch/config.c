@@ -122,6 +122,7 @@ static int config_read(struct config *c, const json_t *o, const char *name, int 
 	int r = 0;
 
 	memset(c, 0, sizeof *c);
+	c->embedding_multiplier = c->residual_multiplier = c->logits_scaling = 1;
 	if (!json_is_object(o))
 		return err_set(e, EX_DATAERR, "%s: not a JSON object", name);
 	c->raw = json_deep_copy(o);
@@ -268,7 +269,17 @@ bool config_biased(const struct config *c)
 	bool any = false;
 
 	for (int l = 0; l < c->num_hidden_layers; l++)
-		any |= c->block[l].qkv_bias || c->block[l].o_bias || c->block[l].conv_bias;
+		any |= c->block[l].qkv_bias || c->block[l].o_bias || c->block[l].conv_bias ||
+		    c->block[l].logit_bias;
+	return any;
+}
+
+bool config_expert_biased(const struct config *c)
+{
+	bool any = false;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		any |= c->block[l].sparse && c->block[l].expert_bias;
 	return any;
 }
 

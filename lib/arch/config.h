@@ -35,6 +35,10 @@ struct config {
 	bool norm_plus_one;		/* norms multiply by 1 + weight (PARAM_PLUS_ONE) */
 	int kv_latent_dim, rope_dim, sliding_window_size;
 	double rope_theta, rms_norm_eps;
+	/* The embedding is multiplied by the first, what attention and MLP add to the stream by the
+	 * second; logits are divided by the third. 1 in most families. */
+	double embedding_multiplier, residual_multiplier, logits_scaling;
+	double attention_multiplier;	/* of scores, where a family has it */
 	int max_position_embeddings;
 	/* of full and sliding attention, before format 1 decides whether it counts */
 	struct rope rope;
@@ -71,7 +75,8 @@ static inline int config_ahead_pairs(const struct config *c)
 {
 	return c->lambda_ahead > 0 && c->num_sparse > 1 ? c->num_sparse - 1 : 0;
 }
-bool config_biased(const struct config *c);	/* has any layer a bias? */
+bool config_biased(const struct config *c);	/* has any layer a bias of a product? */
+bool config_expert_biased(const struct config *c);	/* one of routed experts? */
 bool config_recurs(const struct config *c);	/* has any layer a state? */
 /* The object in which the keys of the network are: all of c->raw, or a part (struct arch). */
 json_t *config_keys(const struct config *c);

@@ -16,7 +16,7 @@ static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
 static int read(struct config *c, const struct keys *k)
 {
-	if (family_begin(c, k) < 0 || family_attention_bias(c, k) < 0 ||
+	if (family_begin(c, k) < 0 || family_attention_bias(c, k, false) < 0 ||
 	    family_late_windows(c, k, true, 62) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)

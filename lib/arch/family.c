@@ -321,11 +321,11 @@ int family_begin(struct config *c, const struct keys *k)
 	return family_sparse_done(c, k);
 }
 
-int family_attention_bias(struct config *c, const struct keys *k)
+int family_attention_bias(struct config *c, const struct keys *k, bool fallback)
 {
-	bool bias = false;
+	bool bias = fallback;
 
-	if (keys_bool(k, "attention_bias", false, &bias) < 0)
+	if (keys_bool(k, "attention_bias", fallback, &bias) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		c->block[l].qkv_bias = c->block[l].o_bias = bias;

@@ -20,8 +20,8 @@ extern const struct key family_keys[], family_head_keys[], family_moe_keys[],
 /* What most published families have in common: heads, positions, and in every layer full attention
  * and a dense MLP; the caller adds what it has besides. */
 int family_begin(struct config *c, const struct keys *k);
-/* attention_bias: q, k, v and o. */
-int family_attention_bias(struct config *c, const struct keys *k);
+/* attention_bias, of q, k, v and o; absent: `fallback`. */
+int family_attention_bias(struct config *c, const struct keys *k, bool fallback);
 /* The windows of layers: layer_types where it is there, else wanted[l]. on: use_sliding_window,
  * without which none may slide; width: of a window where the config has no such key, 0: none. */
 int family_windows(struct config *c, const struct keys *k, bool on, const bool *wanted, int width);

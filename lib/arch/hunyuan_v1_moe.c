@@ -59,7 +59,8 @@ static int read(struct config *c, const struct keys *k)
 	c->moe_intermediate_size = c->intermediate_size;
 	c->norm_topk_prob = true;
 	c->num_shared_experts = 1;
-	if (family_begin(c, k) < 0 || check_widths(c, k) < 0 || family_attention_bias(c, k) < 0)
+	if (family_begin(c, k) < 0 || check_widths(c, k) < 0 ||
+	    family_attention_bias(c, k, false) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		struct block *b = &c->block[l];

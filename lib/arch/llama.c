@@ -13,7 +13,7 @@ static const struct key_off ignores[] = {
 
 static int read(struct config *c, const struct keys *k)
 {
-	return family_begin(c, k) < 0 ? -1 : family_attention_bias(c, k);
+	return family_begin(c, k) < 0 ? -1 : family_attention_bias(c, k, false);
 }
 
 static const char *const architectures[] = { "LlamaForCausalLM", NULL };

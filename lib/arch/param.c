@@ -72,9 +72,17 @@ const struct param_class param_class[P_KINDS] = {
 	[P_CONV_BIAS] = { CONV "conv.bias", WHEN_CONV_BIAS, DIM_CHANNELS, DIM_NONE, PARAM_BIAS },
 	[P_MIX] = { CONV "out_proj.weight", WHEN_RECURS, DIM_D, DIM_MIX, PRODUCT },
 	[P_MIX_BIAS] = { CONV "out_proj.bias", WHEN_CONV_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
+	[P_SINKS] = { ATTN "sinks", WHEN_SINKS, DIM_H, DIM_NONE, PARAM_BIAS },
 	[P_GATE] = { MLP "gate.weight", WHEN_SPARSE, DIM_E, DIM_D, MATRIX },
+	[P_LOGIT_BIAS] = { MLP "gate.bias", WHEN_LOGIT_BIAS, DIM_E, DIM_NONE, PARAM_BIAS },
 	[P_GATE_BIAS] = { MLP "gate.e_score_correction_bias", WHEN_ROUTER_BIAS, DIM_BIAS,
 	    DIM_BIAS_COLS,
+	    PARAM_BIAS },
+	[P_EXP_GATE_BIAS] = { MLP "experts.gate_proj_bias", WHEN_EXPERT_BIAS, DIM_E, DIM_F,
+	    PARAM_BIAS },
+	[P_EXP_UP_BIAS] = { MLP "experts.up_proj_bias", WHEN_EXPERT_BIAS, DIM_E, DIM_F,
+	    PARAM_BIAS },
+	[P_EXP_DOWN_BIAS] = { MLP "experts.down_proj_bias", WHEN_EXPERT_BIAS, DIM_E, DIM_D,
 	    PARAM_BIAS },
 	[P_EXP_GATE] = { MLP "experts.%d.gate_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
 	[P_EXP_UP] = { MLP "experts.%d.up_proj.weight", WHEN_SPARSE, DIM_F, DIM_D, EXPERT },
@@ -146,6 +154,7 @@ static int dim(const struct config *c, const struct block *b, enum param_dim d)
 	case DIM_E: return c->num_experts;
 	case DIM_F: return b->width;
 	case DIM_SF: return b->shared_width;
+	case DIM_H: return H;
 	default: return recurrent_dim(c, b, d);
 	}
 }
@@ -169,7 +178,9 @@ static bool present(const struct config *c, const struct block *b, enum param_wh
 	case WHEN_LATENT: return latent;
 	case WHEN_Q_RANK: return latent && b->q_rank > 0;
 	case WHEN_SPARSE: return b->sparse;
+	case WHEN_LOGIT_BIAS: return b->sparse && b->logit_bias;
 	case WHEN_ROUTER_BIAS: return b->sparse && b->router_bias;
+	case WHEN_EXPERT_BIAS: return b->sparse && b->expert_bias;
 	case WHEN_SHARED_GATE: return b->sparse && b->shared_gate;
 	case WHEN_DENSE: return !b->sparse;
 	case WHEN_ATTENTION: return !recurs;
@@ -179,6 +190,7 @@ static bool present(const struct config *c, const struct block *b, enum param_wh
 	case WHEN_CONV: return recurs && !delta;
 	case WHEN_CONV_BIAS: return recurs && b->conv_bias;
 	case WHEN_RECURS: return recurs;
+	case WHEN_SINKS: return !mla && !latent && b->sinks;
 	}
 	return false;
 }

@@ -31,7 +31,10 @@ enum param_kind {
 	P_CONV_IN, P_CONV_IN_BIAS,			/* short convolution: (3D, D), (3D) */
 	P_CONV, P_CONV_BIAS,					/* (channels, taps), (channels) */
 	P_MIX, P_MIX_BIAS,					/* output projection of both */
-	P_GATE, P_GATE_BIAS,					/* router (E, D), (E) */
+	P_SINKS,				/* (H) of full and sliding attention */
+	P_GATE, P_LOGIT_BIAS, P_GATE_BIAS,	/* router (E, D), (E), (E) */
+	/* of all routed experts: (E, F), (E, F), (E, D) */
+	P_EXP_GATE_BIAS, P_EXP_UP_BIAS, P_EXP_DOWN_BIAS,
 	P_EXP_GATE, P_EXP_UP, P_EXP_DOWN,			/* routed experts */
 	P_SH_GATE, P_SH_UP, P_SH_DOWN,				/* shared experts */
 	/* gate of the shared expert (1, D) */
@@ -67,7 +70,7 @@ enum param_dim {
 	/* width of the block's FFN, of its shared */
 	DIM_QA, DIM_KVA, DIM_KVB, DIM_O,	/* Q, C + r, H*(N+V), H*V */
 	DIM_BIAS, DIM_BIAS_COLS,		/* (E) of a router, or (1, E) */
-	DIM_E, DIM_F, DIM_SF,
+	DIM_E, DIM_F, DIM_SF, DIM_H,
 	DIM_DQKVZ, DIM_DBA, DIM_DQKV, DIM_DZ, DIM_DH, DIM_DV,	/* delta rule */
 	DIM_3D, DIM_CHANNELS, DIM_TAPS, DIM_MIX			/* convolutions; D or H*dv */
 };
@@ -77,7 +80,8 @@ enum param_when {
 	WHEN_ALWAYS, WHEN_UNTIED, WHEN_LOOK, WHEN_Q, WHEN_GQA, WHEN_QKV_BIAS, WHEN_O_BIAS,
 	WHEN_QK_NORM,
 	WHEN_MLA, WHEN_LATENT, WHEN_Q_RANK, WHEN_SPARSE,
-	WHEN_ROUTER_BIAS, WHEN_SHARED_GATE, WHEN_DENSE,
+	WHEN_LOGIT_BIAS, WHEN_ROUTER_BIAS, WHEN_EXPERT_BIAS, WHEN_SHARED_GATE, WHEN_DENSE,
+	WHEN_SINKS,
 	WHEN_ATTENTION, WHEN_DELTA, WHEN_GROUPED, WHEN_APART, WHEN_CONV, WHEN_CONV_BIAS,
 	WHEN_RECURS
 };
@@ -100,6 +104,8 @@ enum param_how {
 	AT_EVEN = 1 << 4,		/* rows 0, 2, .. of (2 rows, cols) */
 	AT_ODD = 1 << 5,		/* rows 1, 3, .. */
 	AT_FLAT = 1 << 6,		/* (rows, 1, cols), as convolutions have it */
+	/* halves, and every second, are those of the columns: of (rows, 2 cols) */
+	AT_ACROSS = 1 << 7,
 	/* it holds others too */
 	AT_SEVERAL = AT_STACKED | AT_FIRST | AT_SECOND | AT_EVEN | AT_ODD
 };

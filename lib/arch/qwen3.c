@@ -16,7 +16,7 @@ static int read(struct config *c, const struct keys *k)
 	bool slide = false;
 
 	if (keys_bool(k, "use_sliding_window", false, &slide) < 0 || family_begin(c, k) < 0 ||
-	    family_attention_bias(c, k) < 0)
+	    family_attention_bias(c, k, false) < 0)
 		return -1;
 	for (int l = 0; l < c->num_hidden_layers; l++)
 		c->block[l].qk_norm = QK_NORM_HEAD;

@@ -25,7 +25,7 @@ static const struct key_off ignores[] = {
 
 static int read(struct config *c, const struct keys *k)
 {
-	return chronos_layers(c, k, true) < 0 ? -1 : family_attention_bias(c, k);
+	return chronos_layers(c, k, true) < 0 ? -1 : family_attention_bias(c, k, false);
 }
 
 static const char *const architectures[] = { "Qwen3MoeForCausalLM", NULL };

@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "backend/glu.h"
 #include "backend/kv.h"
 #include "base/real.h"
 #include "backend/router.h"
@@ -51,12 +52,13 @@ struct qgemm_job {		/* C(m, w.rows) = A(m, w.cols) W^T + beta C */
 	real beta;
 };
 
-struct qffn_job {		/* h = silu(A gate^T) * (A up^T), quantised rows of gate.rows
-				   values */
+struct qffn_job {		/* h = glu(A gate^T, A up^T), quantised rows of gate.rows values */
 	const dev_byte *a;
 	dev_byte *h;
 	struct mat gate, up;
 	int64_t m;
+	const dev_real *gate_bias, *up_bias;	/* (gate.rows) added to the products; NULL: none */
+	struct glu glu;
 };
 
 /* Self-attention of training: B sequences of T rows, causal, query t of row b sees keys
@@ -72,9 +74,12 @@ struct attn_args {
 	bool bf16;			/* products of values rounded to BF16, as of gemm_bf16 */
 	double dropout; uint64_t drop_key;
 	const dev_real *q, *k, *v;
+	const dev_real *sinks;			/* (H) scores of one key more, whose value is 0;
+						   NULL: none */
 	dev_real *o, *lse;			/* lse (R, H) log-sum-exp kept for backward */
 	const dev_real *d_o;		/* backward: dO in, */
 	dev_real *dq_, *dk, *dv_;		/* gradients out (overwritten) */
+	dev_real *dsinks;			/* (H) added to; only with sinks */
 };
 
 /* Stores x (n, heads * w) as positions pos..pos+n-1 of a cache (kv.h); n <= slots. */
@@ -100,6 +105,7 @@ struct attn_cached_args {
 	int slots;				/* of all caches */
 	const void *const *kcache, *const *vcache;	/* (n) G heads of dk and of dv values */
 	const dev_i32 *lo, *hi;			/* (n) */
+	const dev_real *sinks;			/* (H) as in attn_args */
 	int G2, dk2;
 	const dev_real *q2; int64_t ldq2;		/* (n, H*dk2) */
 	const void *const *k2cache;		/* (n) G2 heads of dk2 values */

@@ -78,11 +78,16 @@ ROW(void, delta, (const struct backend *be, const struct delta_args *a))
 ROW(void, mul, (const struct backend *be, dev_real *y, int64_t ldy, const dev_real *a, int64_t lda,
     const dev_real *b, int64_t ldb, int64_t n, int w))
 
-/* y = silu(g) * u */
+/* y of g and u as in glu.h */
 ROW(void, swiglu, (const struct backend *be, dev_real *y, const dev_real *g, const dev_real *u,
-    int64_t n))
+    int64_t n, struct glu glu))
 ROW(void, swiglu_back, (const struct backend *be, dev_real *dg, dev_real *du, const dev_real *dy,
-    const dev_real *g, const dev_real *u, int64_t n))
+    const dev_real *g, const dev_real *u, int64_t n, struct glu glu))
+
+/* x = x within -limit and limit; back, from x before that: dx = 0 where it was not within */
+ROW(void, clip, (const struct backend *be, dev_real *x, double limit, int64_t n))
+ROW(void, clip_back, (const struct backend *be, dev_real *dx, const dev_real *x, double limit,
+    int64_t n))
 
 /* Rows of router logits -> shares, K best ids (descending; ties: lowest id) and weights. */
 ROW(void, route, (const struct backend *be, const struct route_args *a))

@@ -109,6 +109,7 @@ static void carve_choices(struct scratch *s, struct tables *t, const struct conf
     int64_t rows, struct room *v)
 {
 	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts;
+	bool biased = config_expert_biased(c);
 
 	s->sgate = reals(v, S > 0 ? R : 0);
 	t->router = twin(v, s->router = reals(v, R * E), R * E, sizeof(real));
@@ -118,6 +119,8 @@ static void carve_choices(struct scratch *s, struct tables *t, const struct conf
 	t->ids = twin(v, s->ids = ints(v, R * K), R * K, sizeof(int32_t));
 	t->slot = twin(v, s->slot = ints(v, R * (K + S + 1)), R * (K + S + 1), sizeof(int32_t));
 	t->rowidx = twin(v, s->rowidx = ints(v, rows), rows, sizeof(int32_t));
+	s->row_expert = biased ? ints(v, rows) : NULL;
+	t->row_expert = biased ? twin(v, s->row_expert, rows, sizeof(int32_t)) : NULL;
 	t->count = hosts(v, E, sizeof(*t->count));
 	t->start = hosts(v, E + 1, sizeof(*t->start));
 	t->order = hosts(v, R * K, sizeof(*t->order));
@@ -494,6 +497,8 @@ static void head_block(struct engine *g, const int32_t *rows, real *const *out, 
 	g->be->rmsnorm(g->be, s->head_x, NULL, s->head_x, g->norm, n, D,
 	    g->cfg->rms_norm_eps);
 	linear(g, &l, 1, n);
+	if (g->cfg->logits_scaling != 1)
+		g->be->scale(g->be, s->logits, 1 / g->cfg->logits_scaling, (int64_t)n * V);
 	for (int i = 0; i < n; i++)
 		g->be->get(g->be, out[i], s->logits + (int64_t)i * V,
 		    sizeof(real) * (size_t)V);
@@ -667,4 +672,7 @@ void embed_rows(struct engine *g)
 		g->be->gather_blocks(g->be, g->s.h, w, g->s.tok, g->rows);
 	else
 		g->be->gather(g->be, g->s.h, w->p, g->s.tok, g->rows, g->cfg->hidden_size);
+	if (g->cfg->embedding_multiplier != 1)
+		g->be->scale(g->be, g->s.h, g->cfg->embedding_multiplier,
+		    (int64_t)g->rows * g->cfg->hidden_size);
 }

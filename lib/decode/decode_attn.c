@@ -137,6 +137,20 @@ static void turn(struct engine *g, const struct block *b, dev_real *x, int heads
 	    heads, b->rope.width, g->rope, g->s.pos, false);
 }
 
+/* q, k and v (in k2) of the rows of this pass, before they turn. */
+static void clip(struct engine *g, const struct block *b)
+{
+	const struct config *c = g->cfg;
+	int64_t kv = (int64_t)g->rows * c->num_key_value_heads * c->head_dim;
+
+	if (b->clip == 0)
+		return;
+	g->be->clip(g->be, g->s.q, b->clip, (int64_t)g->rows * c->num_attention_heads *
+	    c->head_dim);
+	g->be->clip(g->be, g->s.k, b->clip, kv);
+	g->be->clip(g->be, g->s.k2, b->clip, kv);
+}
+
 /* q, k and v (in k2) of the rows of this pass, turned. */
 static void gqa_project(struct engine *g, int l)
 {
@@ -162,6 +176,7 @@ static void gqa_project(struct engine *g, int l)
 			qk_norm(g, b, s->q, w->q_norm, H);
 			qk_norm(g, b, s->k, w->k_norm, G);
 		}
+		clip(g, b);
 		turn(g, b, s->q, H);
 		turn(g, b, s->k, G);
 	} else {
@@ -186,7 +201,7 @@ static void gqa(struct engine *g, int l)
 	    .n = R, .H = c->num_attention_heads, .G = c->num_key_value_heads, .dk = d, .dv = d,
 	    .scale = (real)c->block[l].scale, .q = s->q, .ldq = Hd, .o = s->att, .ldo = Hd,
 	    .type = g->opt.kv, .slots = kv_slots(g, l), .kcache = t->kcache, .vcache = t->vcache,
-	    .lo = s->lo, .hi = s->hi });
+	    .lo = s->lo, .hi = s->hi, .sinks = g->layer[l].sinks });
 	if (c->block[l].gated)
 		gate_close(g);
 }
@@ -285,7 +300,8 @@ void attn_layer(struct engine *g, int l)
 	const struct config *c = g->cfg;
 	struct layer *w = &g->layer[l];
 	struct scratch *s = &g->s;
-	struct linear out = { s->h, s->att, w->o, 1 };
+	bool times = c->residual_multiplier != 1;
+	struct linear out = { times ? s->x : s->h, s->att, w->o, times ? 0 : 1 };
 
 	g->be->rmsnorm(g->be, s->x, NULL, s->h, w->in_norm, g->rows, c->hidden_size,
 	    c->rms_norm_eps);
@@ -297,5 +313,8 @@ void attn_layer(struct engine *g, int l)
 		gqa(g, l);
 	linear(g, &out, 1, g->rows);
 	if (c->block[l].o_bias)
-		attn_bias(g, s->h, w->o_bias, c->hidden_size);
+		attn_bias(g, out.y, w->o_bias, c->hidden_size);
+	if (times)
+		g->be->axpy(g->be, s->h, s->x, c->residual_multiplier,
+		    (int64_t)g->rows * c->hidden_size);
 }

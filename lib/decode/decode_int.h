@@ -35,8 +35,11 @@ struct layer {
 	struct mat in, ba, z, b, a;		/* of layers with a state: param.h */
 	const dev_real *in_bias, *conv, *conv_bias;	/* (3D), (channels, taps), (channels) */
 	const dev_real *log_a, *dt, *delta_norm;	/* (H), (H), (dv) */
-	const dev_real *gate;			/* (E, D) router */
+	const dev_real *sinks;			/* (H), or NULL */
+	const dev_real *gate, *logit_bias;	/* (E, D) router, (E) or NULL */
 	const dev_real *router_bias;		/* (E), or NULL */
+	/* (E, F), (E, F), (E, D) of all routed experts; NULL: they have none */
+	const dev_real *gate_bias, *up_bias, *down_bias;
 	const dev_real *shared_gate;		/* (D) */
 	struct expert *ffn;			/* shared experts (S), or the one MLP of a dense
 						   layer */
@@ -70,6 +73,7 @@ struct seg {			/* rows row0..row0+n-1 of a pass are the next tokens of one item 
 struct ffn_part {		/* rows row0..row0+n-1 of moe_x go through one FFN */
 	struct expert x;
 	int row0, n;
+	int layer, expert;	/* -1: none of the routed ones */
 };
 
 /* Arrays for max_rows rows, reused by every pass: those of the device, */
@@ -94,13 +98,15 @@ struct scratch {
 	dev_i32 *zeros;			/* (R) of models with biases */
 	dev_real *sgate;		/* (R) gates of shared experts */
 	dev_i32 *ids, *slot, *rowidx;	/* (R, K), (R, K+S), (R*(K+S)) */
+	dev_i32 *row_expert;		/* (R*(K+S)) whose biases a row of moe_x gets, -1: none; of
+					   models with such biases */
 };
 
 /* and of the host. The first are those of the device as the host has them: the same memory where
  * it reads the device's, else pull() and push() copy them. */
 struct tables {
 	real *router, *router_next, *weight, *coef, *look;
-	int32_t *tok, *pos, *lo, *hi, *ids, *slot, *rowidx;
+	int32_t *tok, *pos, *lo, *hi, *ids, *slot, *rowidx, *row_expert;
 
 	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
 	int32_t *wanted;		/* (E) */
@@ -236,6 +242,8 @@ void bias_route(struct engine *g, int l);
 
 /* decode_moe.c */
 int ffn_layer(struct engine *g, int l, struct err *e) CHR_MUST_CHECK;
+/* Row `at` of moe_x is row `row` of x, with the biases of an expert, -1: without. */
+void ffn_place(struct engine *g, int at, int row, int expert);
 /* rows rowidx of s.x (and s.xq) */
 void ffn_parts(struct engine *g, const struct ffn_part *p, int n);
 void look_rows(struct engine *g);

@@ -354,6 +354,9 @@ static const struct where {
 	[P_DELTA_LOG_A] = VEC(log_a), [P_DELTA_DT] = VEC(dt), [P_DELTA_NORM] = VEC(delta_norm),
 	[P_CONV_IN_BIAS] = VEC(in_bias), [P_CONV] = VEC(conv), [P_CONV_BIAS] = VEC(conv_bias),
 	[P_MIX] = MAT(o), [P_MIX_BIAS] = VEC(o_bias),
+	[P_SINKS] = VEC(sinks), [P_LOGIT_BIAS] = VEC(logit_bias),
+	[P_EXP_GATE_BIAS] = VEC(gate_bias), [P_EXP_UP_BIAS] = VEC(up_bias),
+	[P_EXP_DOWN_BIAS] = VEC(down_bias),
 	[P_GATE_BIAS] = VEC(router_bias), [P_SH_SIGMOID] = VEC(shared_gate),
 #undef MAT
 #undef VEC

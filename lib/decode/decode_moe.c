@@ -25,6 +25,36 @@ static bool parts_alike(const struct ffn_part *p, const struct ffn_part *q)
 	return part_blocks(p) == part_blocks(q) && part_width(p) == part_width(q);
 }
 
+/* Of a table of all experts' biases, that of a part. */
+static const dev_real *bias_of(const struct ffn_part *p, const dev_real *table)
+{
+	return table && p->expert >= 0 ? table + (int64_t)p->expert * part_width(p) : NULL;
+}
+
+/* x, of n rows of width w from row0 of moe_x on, += the biases of their experts. */
+static void add_biases(struct engine *g, dev_real *x, const dev_real *table, int64_t row0,
+    int64_t n, int w)
+{
+	if (table)
+		g->be->combine(g->be, x, table, g->s.row_expert + row0, NULL, n, 1, w);
+}
+
+void ffn_place(struct engine *g, int at, int row, int expert)
+{
+	g->t.rowidx[at] = row;
+	if (g->s.row_expert)
+		g->t.row_expert[at] = expert;
+}
+
+/* Which rows of x, and of whose experts, n rows of moe_x from row0 on are. */
+static void push_rows(struct engine *g, int64_t row0, int64_t n)
+{
+	push(g, g->s.rowidx + row0, g->t.rowidx + row0, (size_t)n * sizeof *g->t.rowidx);
+	if (g->s.row_expert)
+		push(g, g->s.row_expert + row0, g->t.row_expert + row0,
+		    (size_t)n * sizeof *g->t.row_expert);
+}
+
 /*
  * FFNs of n parts whose rows follow each other in moe_x, in two steps, for floats and for
  * blocks: SwiGLU of gate and up, then down; the result replaces the input in moe_x. s->xq has
@@ -35,17 +65,18 @@ static void up_blocks(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
 	struct tables *t = &g->t;
+	const struct layer *l = &g->layer[p->layer];
 	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(part_width(p));
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	push(g, s->rowidx + row0, t->rowidx + row0, (size_t)rows * sizeof *t->rowidx);
+	push_rows(g, row0, rows);
 	g->be->gather(g->be, (dev_real *)(s->moe_xq + row0 * row), (const dev_real *)s->xq,
 	    s->rowidx + row0, rows,
 	    (int)(row / sizeof(real)));
 	for (int i = 0; i < n; i++)
 		t->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 *
-		    hidden, p[i].x.gate, p[i].x.up,
-		    p[i].n };
+		    hidden, p[i].x.gate, p[i].x.up, p[i].n, bias_of(&p[i], l->gate_bias),
+		    bias_of(&p[i], l->up_bias), g->cfg->block[p->layer].glu };
 	g->be->qffn(g->be, t->qffn, n);
 }
 
@@ -67,10 +98,11 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 {
 	struct scratch *s = &g->s;
 	struct tables *t = &g->t;
+	const struct layer *l = &g->layer[p->layer];
 	int D = g->cfg->hidden_size, width = part_width(p);
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
 
-	push(g, s->rowidx + row0, t->rowidx + row0, (size_t)rows * sizeof *t->rowidx);
+	push_rows(g, row0, rows);
 	g->be->gather(g->be, s->moe_x + row0 * D, s->x, s->rowidx + row0, rows, D);
 	for (int i = 0; i < n; i++) {
 		const dev_real *x = s->moe_x + (int64_t)p[i].row0 * D;
@@ -81,9 +113,10 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 		    p[i].n);
 	}
 	g->be->gemm(g->be, GEMM_NT, t->job, 2 * n);
+	add_biases(g, s->moe_g + row0 * width, l->gate_bias, row0, rows, width);
+	add_biases(g, s->moe_u + row0 * width, l->up_bias, row0, rows, width);
 	g->be->swiglu(g->be, s->moe_g + row0 * width, s->moe_g + row0 * width,
-	    s->moe_u + row0 * width,
-	    rows * width);
+	    s->moe_u + row0 * width, rows * width, g->cfg->block[p->layer].glu);
 }
 
 static void down_floats(struct engine *g, const struct ffn_part *p, int n)
@@ -106,7 +139,11 @@ static void ffn_up(struct engine *g, const struct ffn_part *p, int n)
 
 static void ffn_down(struct engine *g, const struct ffn_part *p, int n)
 {
+	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
+	int D = g->cfg->hidden_size;
+
 	(part_blocks(p) ? down_blocks : down_floats)(g, p, n);
+	add_biases(g, g->s.moe_x + row0 * D, g->layer[p->layer].down_bias, row0, rows, D);
 }
 
 void ffn_parts(struct engine *g, const struct ffn_part *p, int n)
@@ -125,9 +162,9 @@ static int fixed_parts(struct engine *g, int l, struct ffn_part *p)
 	int n = block_fixed(&g->cfg->block[l]);
 
 	for (int f = 0; f < n; f++) {
-		p[f] = (struct ffn_part){ g->layer[l].ffn[f], f * g->rows, g->rows };
+		p[f] = (struct ffn_part){ g->layer[l].ffn[f], f * g->rows, g->rows, l, -1 };
 		for (int r = 0; r < g->rows; r++)
-			g->t.rowidx[f * g->rows + r] = r;
+			ffn_place(g, f * g->rows + r, r, -1);
 	}
 	return n;
 }
@@ -163,6 +200,9 @@ static void router(struct engine *g, int l, const dev_real *x, dev_real *logits)
 	struct gemm_job job = times_mat(logits, x, &gate, g->rows);
 
 	g->be->gemm(g->be, GEMM_NT, &job, 1);
+	if (g->layer[l].logit_bias)
+		g->be->combine(g->be, logits, g->layer[l].logit_bias, g->s.zeros, NULL, g->rows, 1,
+		    g->cfg->num_experts);
 }
 
 /* What the router of layer l says of rows of x, to the predictor. */
@@ -222,7 +262,7 @@ static void look_past_shared(struct engine *g, int l, int next)
 	g->be->copy(g->be, s->ahead, s->h, sizeof(real) * (size_t)g->rows * (size_t)D);
 	for (int i = 0; i < g->rows * S; i++) {
 		t->slot[i] = i % S * g->rows + i / S;
-		t->coef[i] = (real)block_shared_weight(b, 1);
+		t->coef[i] = (real)(block_shared_weight(b, 1) * c->residual_multiplier);
 	}
 	push_slots(g, S);
 	if (S > 0)
@@ -311,10 +351,12 @@ static void place_rows(struct engine *g, int l, int x, int row, struct ffn_part 
 
 	p->row0 = row;
 	p->n = t->count[x];
+	p->layer = l;
+	p->expert = x;
 	for (int i = t->start[x]; i < t->start[x + 1]; i++, row++) {
 		int j = t->order[i];
 
-		t->rowidx[row] = j / K;
+		ffn_place(g, row, j / K, x);
 		t->slot[j / K * width + j % K] = row;
 	}
 }
@@ -416,23 +458,27 @@ static int compute(struct engine *g, int l, int32_t *ids, int n, int fixed, int 
 }
 
 /* Weights of a row's slots; shared experts are averaged, and take the weight of what is missing
- * once more. */
+ * once more. All that a layer adds is multiplied by a factor in some families. */
 static void coefficients(struct engine *g, const struct block *b)
 {
 	struct tables *t = &g->t;
 	int K = b->sparse ? g->cfg->num_experts_per_tok : 0, n = block_fixed(b);
+	real times = (real)g->cfg->residual_multiplier;
 
 	for (int r = 0; r < g->rows; r++) {
 		real *coef = t->coef + (int64_t)r * (K + n), missing = 0;
 		int32_t *slot = t->slot + (int64_t)r * (K + n);
 
 		for (int k = 0; k < K; k++) {
-			coef[k] = t->weight[(int64_t)r * K + k];
+			real weight = t->weight[(int64_t)r * K + k];
+
+			coef[k] = weight * times;
 			if (slot[k] < 0)
-				missing += coef[k];
+				missing += weight;
 		}
 		for (int f = 0; f < n; f++) {
-			coef[K + f] = b->sparse ? (real)block_shared_weight(b, 1 + missing) : 1;
+			coef[K + f] = times * (b->sparse ? (real)block_shared_weight(b, 1 + missing)
+			    : 1);
 			slot[K + f] = f * g->rows + r;
 		}
 		g->replaced += (double)missing;

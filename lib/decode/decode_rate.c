@@ -42,7 +42,7 @@ void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products
 			t = DT_REAL;
 		*bytes += t == DT_REAL ? param_size(p) * (int64_t)sizeof(real)
 		    : (int64_t)mat_bytes(t, p->rows, p->cols);
-		*products += p->ndim == 2 ? param_size(p) : 0;
+		*products += p->ndim == 2 && !param_is(p, PARAM_BIAS) ? param_size(p) : 0;
 	}
 	for (int l = 0; l < g->cfg->num_hidden_layers; l++)
 		if (block_recurs(&g->cfg->block[l])) {
@@ -91,12 +91,13 @@ static int probe_drive(struct engine *g, int l, struct expert *x, double *second
 /* Multiplications per second with expert x, on rows of zeros. */
 static double probe_compute(struct engine *g, int l, const struct expert *x)
 {
-	struct ffn_part p = { *x, 0, g->opt.max_rows < PROBE_ROWS ? g->opt.max_rows : PROBE_ROWS };
+	struct ffn_part p = { *x, 0, g->opt.max_rows < PROBE_ROWS ? g->opt.max_rows : PROBE_ROWS, l,
+	    -1 };
 	int D = g->cfg->hidden_size, F = g->cfg->block[l].width;
 	double t = 0;
 
 	for (int r = 0; r < p.n; r++)
-		g->t.rowidx[r] = r;
+		ffn_place(g, r, r, -1);
 	g->be->zero(g->be, g->s.x, sizeof(real) * (size_t)p.n * (size_t)D);
 	if (g->opt.blocks)
 		g->be->quantize(g->be, g->s.xq, g->s.x, p.n, D);

@@ -176,7 +176,7 @@ static void delta(struct engine *g, int l)
 	    .a = s->ab + heads, .a_log = w->log_a, .dt = w->dt, .o = s->att });
 	g->be->rmsnorm(g->be, s->att, NULL, s->att, w->delta_norm, heads, d->dv,
 	    g->cfg->rms_norm_eps);
-	g->be->swiglu(g->be, s->att, s->z, s->att, heads * d->dv);
+	g->be->swiglu(g->be, s->att, s->z, s->att, heads * d->dv, (struct glu){ 0 });
 }
 
 /* ---- the short convolution ---- */

@@ -19,9 +19,11 @@ static bool halved(unsigned how)
 
 int stored_shape(const struct param *p, unsigned how, int experts, uint64_t shape[3])
 {
-	uint64_t rows = (uint64_t)p->rows * (halved(how) ? 2 : 1), cols = (uint64_t)p->cols;
+	uint64_t rows = (uint64_t)p->rows, cols = (uint64_t)p->cols;
 	int n = 0;
 
+	if (halved(how))
+		*(how & AT_ACROSS ? &cols : &rows) *= 2;
 	if (how & AT_STACKED)
 		shape[n++] = (uint64_t)experts;
 	shape[n++] = how & AT_TURNED ? cols : rows;
@@ -35,19 +37,23 @@ int stored_shape(const struct param *p, unsigned how, int experts, uint64_t shap
 int stored_layout(const struct param *p, unsigned how, int experts, int ndim,
     const uint64_t shape[], struct layout *at)
 {
-	int64_t rows = (int64_t)p->rows * (halved(how) ? 2 : 1), unit, row;
+	int64_t rows = (int64_t)p->rows * (halved(how) && !(how & AT_ACROSS) ? 2 : 1),
+	    cols = (int64_t)p->cols * (how & AT_ACROSS ? 2 : 1);
+	int64_t down = how & AT_TURNED ? 1 : cols, right = how & AT_TURNED ? rows : 1;
+	int64_t *halve = how & AT_ACROSS ? &right : &down;
+	int64_t half = how & AT_ACROSS ? p->cols : p->rows;
 	uint64_t want[3];
 
 	if (stored_shape(p, how, experts, want) != ndim ||
 	    memcmp(shape, want, (size_t)ndim * sizeof *want) != 0)
 		return -1;
-	unit = how & AT_TURNED ? 1 : p->cols;
-	row = how & AT_SECOND ? p->rows : how & AT_ODD ? 1 : 0;
-	*at = (struct layout){ .first = row * unit,
-	    .row_step = how & (AT_EVEN | AT_ODD) ? 2 * unit : unit,
-	    .col_step = how & AT_TURNED ? rows : 1 };
+	at->first = how & AT_SECOND ? half * *halve : how & AT_ODD ? *halve : 0;
+	if (how & (AT_EVEN | AT_ODD))
+		*halve *= 2;
+	at->row_step = down;
+	at->col_step = right;
 	if (how & AT_STACKED)
-		at->first += p->expert * rows * p->cols;
+		at->first += p->expert * rows * cols;
 	return 0;
 }
 

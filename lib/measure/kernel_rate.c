@@ -209,7 +209,8 @@ static void floats(const struct kernel_rate_ffn *f, const char *w, int n)
 		    f->D);
 	}
 	backend_cpu.gemm(&backend_cpu, GEMM_NT, job, 2 * n);
-	backend_cpu.swiglu(&backend_cpu, f->gate, f->gate, f->up, hidden * n);
+	backend_cpu.swiglu(&backend_cpu, f->gate, f->gate, f->up, hidden * n,
+	    (struct glu){ 0 });
 	for (int i = 0; i < n; i++)
 		job[i] = product(f, f->y + (int64_t)f->rows * f->D * i, f->gate + hidden * i,
 		    w + i * f->all + 2 * f->one, f->D, f->F);
@@ -234,8 +235,9 @@ double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
 		for (int i = 0; i < n; i++) {
 			const char *p = f->w + (size_t)(x + i) * f->all;
 
-			up[i] = (struct qffn_job){ f->a, f->h + h * (size_t)i,
-			    { p, f->t, f->F, f->D }, { p + f->one, f->t, f->F, f->D }, f->rows };
+			up[i] = (struct qffn_job){ .a = f->a, .h = f->h + h * (size_t)i,
+			    .gate = { p, f->t, f->F, f->D },
+			    .up = { p + f->one, f->t, f->F, f->D }, .m = f->rows };
 			down[i] = (struct qgemm_job){ f->y + (int64_t)f->rows * f->D * i, f->D,
 			    up[i].h,
 			    { p + 2 * f->one, f->t, f->D, f->F }, f->rows, 0 };

@@ -107,6 +107,7 @@ static void layout_mlp(struct layout *x, struct layer_act *a, const struct confi
 	a->slot = take_ids(x, "router", R * K);
 	a->order = take_ids(x, "router", R * K);
 	a->rows = take_ids(x, "router", R * K);
+	a->expert = take_ids(x, "router", b->expert_bias ? R * K : 0);
 	a->miss = take_ids(x, "router", R * K);
 	a->miss_row = take_ids(x, "router", R * K);
 	a->first = take_host(x, "router", (size_t)c->num_experts + 1, sizeof(int32_t));
@@ -175,7 +176,7 @@ static void layout_shared_layers(struct layout *x, struct layer_act *a, const st
 				struct layer_act *f = &a[first_mlp[s]];
 
 				b->rsum = f->rsum, b->weights = f->weights, b->slot = f->slot,
-				    b->order = f->order, b->rows = f->rows;
+				    b->order = f->order, b->rows = f->rows, b->expert = f->expert;
 				b->miss = f->miss, b->miss_row = f->miss_row;
 				b->first = f->first, b->eg = f->eg, b->eu = f->eu, b->sg = f->sg,
 				    b->su = f->su;
@@ -231,6 +232,7 @@ static void layout_dispatch(struct layout *x, struct dispatch *d, const struct m
 	d->first = take_host(x, "dispatch to experts", E + 1, sizeof *d->first);
 	d->sort = take_ids(x, "dispatch to experts", room);
 	d->unsort = take_ids(x, "dispatch to experts", room);
+	d->expert = take_ids(x, "dispatch to experts", config_expert_biased(c) ? room : 0);
 	d->out_at = take_host(x, "dispatch to experts", n, sizeof *d->out_at);
 	d->out_n = take_host(x, "dispatch to experts", n, sizeof *d->out_n);
 	d->in_at = take_host(x, "dispatch to experts", n, sizeof *d->in_at);
@@ -323,6 +325,7 @@ static void layout_scratch(struct layout *x, struct model *m, const struct model
 	a->t2 = take_real(x, "scratch", R * wide);
 	a->xs = take_real(x, "scratch", sparse ? R * K * D : 0);
 	a->ys = take_real(x, "scratch", sparse ? R * K * D : 0);
+	a->branch = take_real(x, "scratch", c->residual_multiplier != 1 ? R * D : 0);
 	a->a1 = take_real(x, "scratch", inner);
 	a->jobs = take_host(x, "scratch",
 	    (size_t)(2 * (c->num_experts + c->num_key_value_heads) + 8),
@@ -505,6 +508,7 @@ void model_close(struct model *m)
 		backend_mirror_free(&m->act->dispatch.there);
 		backend_mirror_free(&m->act->dispatch.sorted);
 		backend_mirror_free(&m->act->dispatch.unsorted);
+		backend_mirror_free(&m->act->dispatch.whose);
 	}
 	act_close(m);
 	params_free(&m->par);
@@ -578,6 +582,16 @@ void model_linear_back(const struct model *m, dev_real *dx, real beta, dev_real 
 	if (dx)
 		model_gemm(m, GEMM_NN, &j, 1);
 	model_gemm(m, GEMM_TN, &g, 1);
+}
+
+void model_add_bias(struct model *m, int l, enum param_kind bias, dev_real *y, int w)
+{
+	m->be->combine(m->be, y, model_w(m, bias, l, -1), m->act->zeros, NULL, m->act->R, 1, w);
+}
+
+void model_add_bias_back(struct model *m, int l, enum param_kind bias, const dev_real *dy, int w)
+{
+	m->be->scatter_add(m->be, model_g(m, bias, l, -1), dy, m->act->zeros, m->act->R, w);
 }
 
 uint64_t model_key(const struct model *m, int layer, int what)
@@ -694,6 +708,8 @@ void model_forward(struct model *m, const struct batch *b, const struct forward_
 	m->be->gather(m->be, a->layer[0].x, model_w(m, P_EMBED, -1, -1), a->tok, a->R, D);
 	if (o->train && o->neftune > 0)
 		embedding_noise(m, b, o->neftune);
+	if (c->embedding_multiplier != 1)
+		m->be->scale(m->be, a->layer[0].x, c->embedding_multiplier, (int64_t)a->R * D);
 	if (o->train && c->dropout > 0)
 		m->be->dropout(m->be, a->layer[0].x, (int64_t)a->R * D, c->dropout, model_key(m, 0,
 		    0));
@@ -784,6 +800,8 @@ void model_backward(struct model *m, const struct batch *b)
 	profile_begin(m->profile, PROFILE_EMBED);
 	if (a->fo.train && c->dropout > 0)
 		m->be->dropout(m->be, a->dh, (int64_t)a->R * D, c->dropout, model_key(m, 0, 0));
+	if (c->embedding_multiplier != 1)
+		m->be->scale(m->be, a->dh, c->embedding_multiplier, (int64_t)a->R * D);
 	m->be->scatter_add(m->be, model_g(m, P_EMBED, -1, -1), a->dh, a->tok, a->R, D);
 	profile_begin(m->profile, PROFILE_OTHER);
 }

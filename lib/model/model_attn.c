@@ -26,17 +26,6 @@ static struct gemm_job nt_job(dev_real *y, int64_t ldy, const dev_real *x, const
 	return (struct gemm_job){ y, ldy, x, k, w, k, DT_REAL, rows, n, k, 0 };
 }
 
-/* y(R, w) += a bias(w) */
-static void add_bias(struct model *m, int l, enum param_kind bias, dev_real *y, int w)
-{
-	m->be->combine(m->be, y, model_w(m, bias, l, -1), m->act->zeros, NULL, m->act->R, 1, w);
-}
-
-static void add_bias_back(struct model *m, int l, enum param_kind bias, const dev_real *dy, int w)
-{
-	m->be->scatter_add(m->be, model_g(m, bias, l, -1), dy, m->act->zeros, m->act->R, w);
-}
-
 /* How a norm of q or k cuts the rows of its heads: n rows of w. */
 struct cut { int64_t n; int w; };
 
@@ -77,6 +66,11 @@ static const dev_real *turn_norm_back(struct model *m, int l, dev_real *dx, dev_
 		turn(m, l, dy, heads, true);
 	if (b->qk_norm == QK_NORM_NONE)
 		return dy;
+	if (b->clip > 0) {		/* what was cut is the norm's output */
+		m->be->rmsnorm(m->be, m->act->t5, NULL, x, model_w(m, norm, l, -1), c.n, c.w,
+		    m->cfg.rms_norm_eps);
+		m->be->clip_back(m->be, dy, m->act->t5, b->clip, c.n * c.w);
+	}
 	m->be->rmsnorm_back(m->be, dx, model_g(m, norm, l, -1), dy, x, model_w(m, norm, l, -1),
 	    rstd, c.n, c.w, false);
 	if (b->norm_after)
@@ -102,9 +96,9 @@ static void gqa_project(struct model *m, int l)
 	model_gemm(m, GEMM_NT, j, 3);
 	profile_begin(m->profile, PROFILE_NORM);
 	if (b->qkv_bias) {
-		add_bias(m, l, P_Q_BIAS, q, s.H * s.d);
-		add_bias(m, l, P_K_BIAS, k, s.G * s.d);
-		add_bias(m, l, P_V_BIAS, x->v, s.G * s.d);
+		model_add_bias(m, l, P_Q_BIAS, q, s.H * s.d);
+		model_add_bias(m, l, P_K_BIAS, k, s.G * s.d);
+		model_add_bias(m, l, P_V_BIAS, x->v, s.G * s.d);
 	}
 	if (b->norm_after) {
 		turn(m, l, x->qa, s.H, false);
@@ -113,6 +107,11 @@ static void gqa_project(struct model *m, int l)
 	if (norm) {
 		qk_norm(m, l, x->q, x->rqa, x->qa, P_QNORM, s.H);
 		qk_norm(m, l, x->k, x->rka, x->ka, P_KNORM, s.G);
+	}
+	if (b->clip > 0) {
+		m->be->clip(m->be, x->q, b->clip, (int64_t)a->R * s.H * s.d);
+		m->be->clip(m->be, x->k, b->clip, (int64_t)a->R * s.G * s.d);
+		m->be->clip(m->be, x->v, b->clip, (int64_t)a->R * s.G * s.d);
 	}
 	if (!b->norm_after) {
 		turn(m, l, x->q, s.H, false);
@@ -311,6 +310,7 @@ static struct attn_args attn_args(const struct model *m, int l)
 		    .bf16 = m->bf16,
 		.dropout = drop ? c->dropout : 0, .drop_key = drop ? model_key(m, l, 1) : 0,
 		.q = x->q, .k = x->k, .v = x->v, .o = x->o, .lse = x->lse,
+		.sinks = c->block[l].sinks ? model_w(m, P_SINKS, l, -1) : NULL,
 	};
 }
 
@@ -332,7 +332,7 @@ void model_attn_forward(struct model *m, int l)
 	struct layer_act *x = &a->layer[l];
 	struct dims s = dims(c, l);
 	struct attn_args at;
-	bool drop = a->fo.train && c->dropout > 0;
+	bool drop = a->fo.train && c->dropout > 0, apart = drop || c->residual_multiplier != 1;
 
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(m->be, x->n1, x->rstd1, x->x, model_w(m, P_IN_NORM, l, -1), a->R, s.D,
@@ -349,17 +349,18 @@ void model_attn_forward(struct model *m, int l)
 	m->be->attn(m->be, &at);
 	profile_begin(m->profile, PROFILE_PROJECT);
 	m->be->copy(m->be, x->mid, x->x, (size_t)a->R * (size_t)s.D * sizeof(real));
-	if (drop) {
+	if (apart) {
 		model_linear(m, a->t1, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.v, 0);
 		if (c->block[l].o_bias)
-			add_bias(m, l, P_O_BIAS, a->t1, s.D);
-		m->be->dropout(m->be, a->t1, (int64_t)a->R * s.D, c->dropout, model_key(m,
-		    l, 2));
-		m->be->axpy(m->be, x->mid, a->t1, 1, (int64_t)a->R * s.D);
+			model_add_bias(m, l, P_O_BIAS, a->t1, s.D);
+		if (drop)
+			m->be->dropout(m->be, a->t1, (int64_t)a->R * s.D, c->dropout,
+			    model_key(m, l, 2));
+		m->be->axpy(m->be, x->mid, a->t1, c->residual_multiplier, (int64_t)a->R * s.D);
 	} else {
 		model_linear(m, x->mid, x->o, model_w(m, P_O, l, -1), s.D, s.H * s.v, 1);
 		if (c->block[l].o_bias)
-			add_bias(m, l, P_O_BIAS, x->mid, s.D);
+			model_add_bias(m, l, P_O_BIAS, x->mid, s.D);
 	}
 }
 
@@ -370,7 +371,7 @@ static void project_back(struct model *m, int l, enum param_kind w, enum param_k
 	struct layer_act *x = &m->act->layer[l];
 
 	if (m->cfg.block[l].qkv_bias)
-		add_bias_back(m, l, bias, dy, width);
+		model_add_bias_back(m, l, bias, dy, width);
 	model_linear_back(m, m->act->dn, beta, model_g(m, w, l, -1), dy, x->n1,
 	    model_w(m, w, l, -1), width, m->cfg.hidden_size);
 }
@@ -383,6 +384,9 @@ static void gqa_project_back(struct model *m, int l)
 	struct dims s = dims(&m->cfg, l);
 	const dev_real *dy;
 
+	if (m->cfg.block[l].clip > 0)
+		m->be->clip_back(m->be, a->t3, x->v, m->cfg.block[l].clip,
+		    (int64_t)a->R * s.G * s.d);
 	project_back(m, l, P_V, P_V_BIAS, a->t3, s.G * s.d, 0);
 	dy = turn_norm_back(m, l, a->t3, a->t1, x->qa, x->rqa, P_QNORM, s.H);
 	project_back(m, l, P_Q, P_Q_BIAS, dy, s.H * s.d, 1);
@@ -445,19 +449,23 @@ void model_attn_back(struct model *m, int l)
 	struct dims s = dims(c, l);
 	struct attn_args at = attn_args(m, l);
 	const dev_real *dout = a->dh;
+	bool drop = a->fo.train && c->dropout > 0;
 
 	profile_begin(m->profile, PROFILE_PROJECT_BACK);
-	if (a->fo.train && c->dropout > 0) {
+	if (drop || c->residual_multiplier != 1) {
 		m->be->copy(m->be, a->dn, a->dh, (size_t)a->R * (size_t)s.D * sizeof(real));
-		m->be->dropout(m->be, a->dn, (int64_t)a->R * s.D, c->dropout, model_key(m,
-		    l, 2));
+		m->be->scale(m->be, a->dn, c->residual_multiplier, (int64_t)a->R * s.D);
 		dout = a->dn;
 	}
+	if (drop)
+		m->be->dropout(m->be, a->dn, (int64_t)a->R * s.D, c->dropout,
+		    model_key(m, l, 2));
 	model_linear_back(m, a->t4, 0, model_g(m, P_O, l, -1), dout, x->o, model_w(m, P_O, l, -1),
 	    s.D, s.H * s.v);
 	if (c->block[l].o_bias)
-		add_bias_back(m, l, P_O_BIAS, dout, s.D);
+		model_add_bias_back(m, l, P_O_BIAS, dout, s.D);
 	at.d_o = a->t4, at.dq_ = a->t1, at.dk = a->t2, at.dv_ = a->t3;
+	at.dsinks = at.sinks ? model_g(m, P_SINKS, l, -1) : NULL;
 	profile_begin(m->profile, PROFILE_ATTN_BACK);
 	profile_flop(m->profile, 2.5 * attn_flop(m, &at));
 	m->be->attn_back(m->be, &at);

@@ -77,9 +77,11 @@ static void plan_order(const struct model *m, int64_t lo)
 {
 	struct dispatch *d = &m->act->dispatch;
 	int each = m->cfg.num_experts / d->n, next[d->n];
+	bool biased = config_expert_biased(&m->cfg);
 	size_t bytes = (size_t)d->room * sizeof *d->sort;
 	int32_t *sort = backend_draft(m->be, d->sort, &d->sorted, bytes), i = 0,
-	    *unsort = backend_draft(m->be, d->unsort, &d->unsorted, bytes);
+	    *unsort = backend_draft(m->be, d->unsort, &d->unsorted, bytes),
+	    *expert = biased ? backend_draft(m->be, d->expert, &d->whose, bytes) : NULL;
 	int64_t at = -lo, before;
 
 	memcpy(next, d->in_at, sizeof next);
@@ -91,10 +93,14 @@ static void plan_order(const struct model *m, int64_t lo)
 			for (int j = 0; j < n; j++, i++) {
 				sort[i] = next[r]++;
 				unsort[sort[i]] = i;
+				if (biased)
+					expert[i] = e;
 			}
 		}
 	backend_settle(m->be, d->sort, sort, (size_t)i * sizeof *sort);
 	backend_settle(m->be, d->unsort, unsort, (size_t)i * sizeof *unsort);
+	if (biased)
+		backend_settle(m->be, d->expert, expert, (size_t)i * sizeof *expert);
 }
 
 /* Of the rounds that the rank with the most rows takes. */
@@ -181,7 +187,8 @@ void model_dispatch_forward(struct model *m, int l, const int32_t *first)
 	struct model_act *a = m->act;
 	struct dispatch *d = &a->dispatch;
 	int64_t n = first[m->cfg.num_experts];
-	const struct rows s = { .first = d->first, .x = d->x, .g = d->g, .u = d->u, .y = d->y };
+	const struct rows s = { .first = d->first, .x = d->x, .expert = d->expert, .g = d->g,
+	    .u = d->u, .y = d->y };
 
 	count_rows(m, first);
 	for (int round = 0; plan_round(m, round, first); round++) {
@@ -196,8 +203,9 @@ void model_dispatch_back(struct model *m, int l, const int32_t *first)
 {
 	struct model_act *a = m->act;
 	struct dispatch *d = &a->dispatch;
-	const struct rows up = { .first = d->first, .x = d->x, .g = d->g, .u = d->u };
-	const struct rows s = { d->first, d->x, d->g, d->u, d->y, d->w, d->dw };
+	const struct rows up = { .first = d->first, .x = d->x, .expert = d->expert, .g = d->g,
+	    .u = d->u };
+	const struct rows s = { d->first, d->x, d->expert, d->g, d->u, d->y, d->w, d->dw };
 	int64_t n = first[m->cfg.num_experts];
 	int D = m->cfg.hidden_size;
 

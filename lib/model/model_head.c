@@ -9,6 +9,13 @@ static enum param_kind head_kind(const struct model *m)
 	return m->cfg.tie_word_embeddings ? P_EMBED : P_HEAD;
 }
 
+/* Logits, or their gradient, of n rows, in place. */
+static void scale_logits(struct model *m, dev_real *logits, int64_t n)
+{
+	if (m->cfg.logits_scaling != 1)
+		m->be->scale(m->be, logits, 1 / m->cfg.logits_scaling, n * m->cfg.vocab_size);
+}
+
 static void chunk_logits(struct model *m, dev_real *logits, int64_t r0, int64_t n)
 {
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
@@ -17,11 +24,12 @@ static void chunk_logits(struct model *m, dev_real *logits, int64_t r0, int64_t 
 
 	profile_begin(m->profile, PROFILE_HEAD);
 	model_gemm(m, GEMM_NT, &j, 1);
+	scale_logits(m, logits, n);
 	profile_begin(m->profile, PROFILE_LOSS);
-
 }
 
-static void chunk_back(struct model *m, const dev_real *dlogits, int64_t r0, int64_t n)
+/* dlogits is overwritten. */
+static void chunk_back(struct model *m, dev_real *dlogits, int64_t r0, int64_t n)
 {
 	int D = m->cfg.hidden_size, V = m->cfg.vocab_size;
 	struct gemm_job dx = { m->dhidden + r0 * D, D, dlogits, V, model_w(m, head_kind(m), -1, -1),
@@ -30,10 +38,10 @@ static void chunk_back(struct model *m, const dev_real *dlogits, int64_t r0, int
 	    D, DT_REAL, V, D, n, 1 };
 
 	profile_begin(m->profile, PROFILE_HEAD);
+	scale_logits(m, dlogits, n);
 	model_gemm(m, GEMM_NN, &dx, 1);
 	model_gemm(m, GEMM_TN, &dw, 1);
 	profile_begin(m->profile, PROFILE_LOSS);
-
 }
 
 /* Log-probs of the chunk's targets to the host. coef: on the device, or NULL. */

@@ -24,6 +24,7 @@ struct layer_act {
 	dev_real *rsum;		/* (R) sums of sigmoid scores */
 	dev_i32 *slot;		/* (R, K) place in expert order, -1: expert missing */
 	dev_i32 *order, *rows;	/* (R*K) which (row, k) a slot is, and its row */
+	dev_i32 *expert;	/* (R*K) whose it is, where experts have biases */
 	int32_t *first;		/* host (E+1): slots of expert e are first[e]..first[e+1]-1 */
 	dev_i32 *miss, *miss_row;	/* (R, K) own index, and row, where the expert is
 					   missing, else -1 */
@@ -40,6 +41,7 @@ struct layer_act {
 struct rows {
 	const int32_t *first;	/* host (E+1): rows of expert e are first[e]..first[e+1]-1 */
 	const dev_real *x;		/* (n, D) inputs */
+	const dev_i32 *expert;		/* (n) whose each is, where experts have biases */
 	dev_real *g, *u;		/* (n, F) gate and up projections */
 	dev_real *y;		/* (n, D) outputs; backward: their gradients in, those of the
 				   inputs out */
@@ -57,12 +59,13 @@ struct dispatch {
 	int32_t *none;		/* (E+1) zeros: first of a rank that has no rows */
 	int32_t *first;		/* (E+1) of the rows at hand */
 	dev_i32 *sort, *unsort;	/* (room) row i by experts is row sort[i] as they came */
+	dev_i32 *expert;	/* (room) whose row i is, where experts have biases */
 	int *out_at, *out_n, *in_at, *in_n;	/* (n) as in struct comm_rows */
 	dev_real *raw, *x, *y;	/* (room, D) as they came; by experts */
 	dev_real *g, *u;		/* (room, F) */
 	dev_real *w, *dw;		/* (room) */
 	struct mirror here, there;	/* rows as they come and go, and their order */
-	struct mirror sorted, unsorted;
+	struct mirror sorted, unsorted, whose;
 };
 
 struct model_act {
@@ -88,6 +91,8 @@ struct model_act {
 	dev_real *xs, *ys;		/* (R*K, D) */
 	dev_real *a1, *a2, *a3, *a4;	/* (slots, room of dispatch or S*R, F) or (R, I) */
 	dev_real *dh, *dn;		/* (R, D) gradients of the stream and of a norm's output */
+	dev_real *branch;		/* (R, D) what an MLP gives, or its gradient, where that is
+					   multiplied before it joins the stream */
 	dev_real *dw, *wslot, *dwslot, *drow;	/* (R, K), (R*K), (R*K), (R) */
 	struct gemm_job *jobs;		/* host */
 	struct dispatch dispatch;
@@ -117,6 +122,10 @@ void model_linear_back(const struct model *m, dev_real *dx, real beta, dev_real 
     const dev_real *dy,
     const dev_real *x,
     const dev_real *w, int n, int k);
+
+/* y(R, w) += a bias(w) of layer l; and its gradient. */
+void model_add_bias(struct model *m, int l, enum param_kind bias, dev_real *y, int w);
+void model_add_bias_back(struct model *m, int l, enum param_kind bias, const dev_real *dy, int w);
 
 enum { MODEL_MISSES = 3 };	/* a `what` that all ranks share */
 /* of random numbers in this forward pass */

@@ -5,6 +5,8 @@
  *
  *	out = mid + sum_k w_k (a_k expert_k(x) + (1 - a_k) shared(x)) + shared(x),	a_k:
  *	expert available
+ *
+ * Where the model has a residual_multiplier, what comes after mid is multiplied by it.
  */
 #include <string.h>
 
@@ -21,9 +23,8 @@ static struct ffn ffn_w(const struct model *m, enum param_kind gate, int l, int 
 }
 
 /* g, u = x gate^T, x up^T; y (+)= scale-free down(silu(g) * u), if y is wanted */
-static void ffn_forward(struct model *m, struct ffn f, const dev_real *x, dev_real *g, dev_real *u,
-    dev_real *y,
-    int F, real beta)
+static void ffn_forward(struct model *m, int l, struct ffn f, const dev_real *x, dev_real *g,
+    dev_real *u, dev_real *y, int F, real beta)
 {
 	struct model_act *a = m->act;
 	int D = m->cfg.hidden_size;
@@ -35,7 +36,7 @@ static void ffn_forward(struct model *m, struct ffn f, const dev_real *x, dev_re
 	model_gemm(m, GEMM_NT, j, 2);
 	if (!y)
 		return;
-	m->be->swiglu(m->be, a->a1, g, u, (int64_t)a->R * F);
+	m->be->swiglu(m->be, a->a1, g, u, (int64_t)a->R * F, m->cfg.block[l].glu);
 	model_linear(m, y, a->a1, f.down, D, F, beta);
 }
 
@@ -46,12 +47,13 @@ static void ffn_back(struct model *m, enum param_kind gate, int l, int e, const 
 {
 	struct model_act *a = m->act;
 	struct ffn f = ffn_w(m, gate, l, e);
+	struct glu glu = m->cfg.block[l].glu;
 	int D = m->cfg.hidden_size;
 	int64_t n = (int64_t)a->R * F;
 
-	m->be->swiglu(m->be, a->a1, g, u, n);
+	m->be->swiglu(m->be, a->a1, g, u, n, glu);
 	model_linear_back(m, a->a2, 0, model_g(m, gate + 2, l, e), dy, a->a1, f.down, D, F);
-	m->be->swiglu_back(m->be, a->a3, a->a4, a->a2, g, u, n);
+	m->be->swiglu_back(m->be, a->a3, a->a4, a->a2, g, u, n, glu);
 	model_linear_back(m, a->dn, 1, model_g(m, gate, l, e), a->a3, x, f.gate, F, D);
 	model_linear_back(m, a->dn, 1, model_g(m, gate + 1, l, e), a->a4, x, f.up, F, D);
 }
@@ -84,7 +86,7 @@ static void draw_available(const struct model *m, int l, uint8_t *avail)
 /* Places every chosen (row, k) of an available expert: experts ascending, rows ascending within
  * one. */
 static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids,
-    const uint8_t *avail)
+    const uint8_t *avail, bool biased)
 {
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, K = m->cfg.num_experts_per_tok, n = a->R * K;
@@ -113,6 +115,10 @@ static void place_slots(struct model *m, struct layer_act *x, const int32_t *ids
 	m->be->put(m->be, x->slot, a->hslot, (size_t)n * 4);
 	m->be->put(m->be, x->miss, a->hmiss, (size_t)n * 4);
 	m->be->put(m->be, x->order, a->horder, (size_t)n * 4);
+	for (int s = 0; biased && s < x->first[E]; s++)
+		a->hslot[s] = ids[a->horder[s]];
+	if (biased)
+		m->be->put(m->be, x->expert, a->hslot, (size_t)x->first[E] * 4);
 	for (int i = 0; i < n; i++) {
 		a->hmiss[i] = a->hmiss[i] < 0 ? -1 : i / K;
 		a->horder[i] /= K;	/* entries past the last slot are never read */
@@ -202,16 +208,35 @@ static void route(struct model *m, int l, struct layer_act *x)
 	/* In FP32 always: a rounded score can change the choice (Switch Transformers,
 	 * arXiv:2101.03961, section 2.4). */
 	model_gemm_f32(m, GEMM_NT, logits, next ? 2 : 1);
+	if (c->block[l].logit_bias)
+		model_add_bias(m, l, P_LOGIT_BIAS, args.probs, E);
+	if (next && c->block[next->layer].logit_bias)
+		model_add_bias(m, next->layer, P_LOGIT_BIAS, m->ahead + at, E);
 	m->be->route(m->be, &args);
 	m->be->get(m->be, a->hid, args.ids, (size_t)(a->R * K) * 4);
 	if (a->fo.replay)
 		replay(m, l, args.ids);
 	draw_available(m, l, avail);
-	place_slots(m, x, a->hid, avail);
+	place_slots(m, x, a->hid, avail, c->block[l].expert_bias);
 	shared_coef(m, x);
 }
 
 /* ---- forward ---- */
+
+/* y, a row of width w for each of s, += the bias of its expert. */
+static void add_biases(struct model *m, int l, enum param_kind bias, const struct rows *s,
+    dev_real *y, int w)
+{
+	m->be->combine(m->be, y, model_w(m, bias, l, -1), s->expert, NULL,
+	    s->first[m->cfg.num_experts], 1, w);
+}
+
+static void add_biases_back(struct model *m, int l, enum param_kind bias, const struct rows *s,
+    const dev_real *dy, int w)
+{
+	m->be->scatter_add(m->be, model_g(m, bias, l, -1), dy, s->expert,
+	    s->first[m->cfg.num_experts], w);
+}
 
 static void experts_up(struct model *m, int l, const struct rows *s)
 {
@@ -231,6 +256,10 @@ static void experts_up(struct model *m, int l, const struct rows *s)
 		    DT_REAL, rows, F, D, 0 };
 	}
 	model_gemm(m, GEMM_NT, a->jobs, n);
+	if (m->cfg.block[l].expert_bias) {
+		add_biases(m, l, P_EXP_GATE_BIAS, s, s->g, F);
+		add_biases(m, l, P_EXP_UP_BIAS, s, s->u, F);
+	}
 }
 
 static void experts_down(struct model *m, int l, const struct rows *s)
@@ -238,7 +267,7 @@ static void experts_down(struct model *m, int l, const struct rows *s)
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width, n = 0;
 
-	m->be->swiglu(m->be, a->a1, s->g, s->u, (int64_t)s->first[E] * F);
+	m->be->swiglu(m->be, a->a1, s->g, s->u, (int64_t)s->first[E] * F, m->cfg.block[l].glu);
 	for (int e = 0; e < E; e++) {
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
@@ -247,6 +276,8 @@ static void experts_down(struct model *m, int l, const struct rows *s)
 				model_w(m, P_EXP_DOWN, l, e), F, DT_REAL, rows, D, F, 0 };
 	}
 	model_gemm(m, GEMM_NT, a->jobs, n);
+	if (m->cfg.block[l].expert_bias)
+		add_biases(m, l, P_EXP_DOWN_BIAS, s, s->y, D);
 }
 
 void model_experts_forward(struct model *m, int l, const struct rows *s)
@@ -280,7 +311,7 @@ static void shared_forward(struct model *m, int l, struct layer_act *x, dev_real
 	if (S == 0)
 		return;
 	for (int s = 0; s < S; s++)
-		ffn_forward(m, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F,
+		ffn_forward(m, l, ffn_w(m, P_SH_GATE, l, s), x->n2, x->sg + (int64_t)s * a->R * F,
 		    x->su + (int64_t)s * a->R * F, wanted ? x->shared : NULL, F, s > 0);
 	if (S > 1 && wanted)
 		m->be->scale(m->be, x->shared, block_shared_weight(b, 1), (int64_t)a->R * D);
@@ -304,7 +335,7 @@ static void moe_forward(struct model *m, int l, dev_real *out)
 	profile_begin(m->profile, PROFILE_EXPERTS);
 	if (a->dispatch.n == 1)
 		model_experts_forward(m, l, &(struct rows){ .first = x->first, .x = a->xs,
-		    .g = x->eg, .u = x->eu,
+		    .expert = x->expert, .g = x->eg, .u = x->eu,
 		    .y = out ? a->ys : NULL });
 	else if (out)
 		model_dispatch_forward(m, l, x->first);
@@ -322,6 +353,7 @@ void model_mlp_forward(struct model *m, int l, dev_real *out)
 	const struct config *c = &m->cfg;
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
+	dev_real *into = out && c->residual_multiplier != 1 ? a->branch : out;
 
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm(m->be, x->n2, x->rstd2, x->mid, model_w(m, P_POST_NORM, l, -1), a->R,
@@ -329,12 +361,17 @@ void model_mlp_forward(struct model *m, int l, dev_real *out)
 	if (out)
 		m->be->copy(m->be, out, x->mid,
 		    (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
+	if (into != out)
+		m->be->zero(m->be, into, (size_t)a->R * (size_t)c->hidden_size * sizeof(real));
 	profile_begin(m->profile, PROFILE_DENSE);
 	if (c->block[l].sparse)
-		moe_forward(m, l, out);
+		moe_forward(m, l, into);
 	else
-		ffn_forward(m, ffn_w(m, P_MLP_GATE, l, -1), x->n2, x->sg, x->su, out,
+		ffn_forward(m, l, ffn_w(m, P_MLP_GATE, l, -1), x->n2, x->sg, x->su, into,
 		    c->block[l].width, 1);
+	if (into != out)
+		m->be->axpy(m->be, out, into, c->residual_multiplier,
+		    (int64_t)a->R * c->hidden_size);
 }
 
 /* ---- backward ---- */
@@ -348,7 +385,7 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 	int64_t slots = s->first[E];
 	int n = 0;
 
-	m->be->swiglu(m->be, a->a1, s->g, s->u, slots * F);
+	m->be->swiglu(m->be, a->a1, s->g, s->u, slots * F, m->cfg.block[l].glu);
 	for (int e = 0; e < E; e++) {
 		int64_t at = s->first[e], rows = s->first[e + 1] - at;
 
@@ -358,6 +395,11 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 	}
 	model_gemm(m, GEMM_NN, a->jobs, n);
 	m->be->dot_rows(m->be, s->dw, a->a2, a->iota, a->a1, a->iota, slots, F);
+	if (m->cfg.block[l].expert_bias) {
+		m->be->dot_rows(m->be, a->a3, s->y, a->iota, model_w(m, P_EXP_DOWN_BIAS, l, -1),
+		    s->expert, slots, D);
+		m->be->axpy(m->be, s->dw, a->a3, 1, slots);
+	}
 	m->be->scale_rows(m->be, a->a2, s->w, slots, F);
 	m->be->scale_rows(m->be, a->a1, s->w, slots, F);
 	n = 0;
@@ -370,6 +412,10 @@ static void experts_back_down(struct model *m, int l, const struct rows *s)
 				DT_REAL, D, F, rows, 1 };
 	}
 	model_gemm(m, GEMM_TN, a->jobs, n);
+	if (m->cfg.block[l].expert_bias) {
+		m->be->scale_rows(m->be, s->y, s->w, slots, D);
+		add_biases_back(m, l, P_EXP_DOWN_BIAS, s, s->y, D);
+	}
 }
 
 /* Through gate and up: weight gradients, then dx into y. */
@@ -378,7 +424,12 @@ static void experts_back_up(struct model *m, int l, const struct rows *s)
 	struct model_act *a = m->act;
 	int E = m->cfg.num_experts, D = m->cfg.hidden_size, F = m->cfg.block[l].width;
 
-	m->be->swiglu_back(m->be, a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F);
+	m->be->swiglu_back(m->be, a->a3, a->a4, a->a2, s->g, s->u, (int64_t)s->first[E] * F,
+	    m->cfg.block[l].glu);
+	if (m->cfg.block[l].expert_bias) {
+		add_biases_back(m, l, P_EXP_GATE_BIAS, s, a->a3, F);
+		add_biases_back(m, l, P_EXP_UP_BIAS, s, a->a4, F);
+	}
 	for (int pass = 0; pass < 3; pass++) {
 		int n = 0;
 
@@ -412,19 +463,19 @@ void model_experts_back(struct model *m, int l, const struct rows *s)
 	experts_back_up(m, l, s);
 }
 
-static void experts_back(struct model *m, int l, struct layer_act *x)
+static void experts_back(struct model *m, int l, struct layer_act *x, const dev_real *dy)
 {
 	struct model_act *a = m->act;
 	int D = m->cfg.hidden_size, K = m->cfg.num_experts_per_tok;
 	int64_t slots = x->first[m->cfg.num_experts];
 
-	m->be->gather(m->be, a->ys, a->dh, x->rows, slots, D);
+	m->be->gather(m->be, a->ys, dy, x->rows, slots, D);
 	m->be->gather(m->be, a->xs, x->n2, x->rows, slots, D);
 	m->be->gather(m->be, a->wslot, x->weights, x->order, slots, 1);
 	profile_begin(m->profile, PROFILE_EXPERTS_BACK);
 	if (a->dispatch.n == 1)
-		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->eg, x->eu, a->ys,
-		    a->wslot, a->dwslot });
+		model_experts_back(m, l, &(struct rows){ x->first, a->xs, x->expert, x->eg, x->eu,
+		    a->ys, a->wslot, a->dwslot });
 	else
 		model_dispatch_back(m, l, x->first);
 	profile_begin(m->profile, PROFILE_SORT);
@@ -433,7 +484,7 @@ static void experts_back(struct model *m, int l, struct layer_act *x)
 	m->be->combine(m->be, a->dn, a->ys, x->slot, NULL, a->R, K, D);
 }
 
-/* Of each row dh . shared is in drow: the gradients of the gate, and of what missing experts
+/* Of each row dy . shared is in drow: the gradients of the gate, and of what missing experts
  * weigh. */
 static void shared_weights_back(struct model *m, int l, struct layer_act *x)
 {
@@ -454,7 +505,7 @@ static void shared_weights_back(struct model *m, int l, struct layer_act *x)
 		    R * m->cfg.num_experts_per_tok, 1, 1);
 }
 
-static void shared_back(struct model *m, int l, struct layer_act *x)
+static void shared_back(struct model *m, int l, struct layer_act *x, const dev_real *dy)
 {
 	struct model_act *a = m->act;
 	const struct block *b = &m->cfg.block[l];
@@ -463,10 +514,10 @@ static void shared_back(struct model *m, int l, struct layer_act *x)
 	if (S == 0)
 		return;
 	if (x->any_miss || b->shared_gate) {
-		m->be->dot_rows(m->be, a->drow, a->dh, a->iota, x->shared, a->iota, a->R, D);
+		m->be->dot_rows(m->be, a->drow, dy, a->iota, x->shared, a->iota, a->R, D);
 		shared_weights_back(m, l, x);
 	}
-	m->be->copy(m->be, a->t1, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
+	m->be->copy(m->be, a->t1, dy, (size_t)a->R * (size_t)D * sizeof(real));
 	m->be->scale_rows(m->be, a->t1, b->shared_gate ? x->sfull : x->scoef, a->R, D);
 	if (S > 1)
 		m->be->scale(m->be, a->t1, block_shared_weight(b, 1), (int64_t)a->R * D);
@@ -490,6 +541,10 @@ static void router_back(struct model *m, int l, struct layer_act *x)
 	model_linear_back(m, a->dn, 1, model_g(m, P_GATE, l, -1), a->t1, x->n2,
 	    model_w(m, P_GATE, l, -1), (int)E,
 	    c->hidden_size);
+	if (c->block[l].logit_bias)
+		model_add_bias_back(m, l, P_LOGIT_BIAS, a->t1, (int)E);
+	if (next && c->block[next->layer].logit_bias)
+		model_add_bias_back(m, next->layer, P_LOGIT_BIAS, m->dahead + at, (int)E);
 	if (next)
 		model_linear_back(m, a->dn, 1, m->g + next->off, m->dahead + at, x->n2,
 		    m->w + next->off, (int)E, c->hidden_size);
@@ -501,17 +556,23 @@ void model_mlp_back(struct model *m, int l)
 	struct model_act *a = m->act;
 	struct layer_act *x = &a->layer[l];
 	int D = c->hidden_size;
+	const dev_real *dy = a->dh;
 
 	profile_begin(m->profile, PROFILE_SORT);
+	if (c->residual_multiplier != 1) {
+		m->be->copy(m->be, a->branch, a->dh, (size_t)a->R * (size_t)D * sizeof(real));
+		m->be->scale(m->be, a->branch, c->residual_multiplier, (int64_t)a->R * D);
+		dy = a->branch;
+	}
 	m->be->zero(m->be, a->dn, (size_t)a->R * (size_t)D * sizeof(real));
 	if (c->block[l].sparse) {
-		experts_back(m, l, x);
+		experts_back(m, l, x, dy);
 		profile_begin(m->profile, PROFILE_DENSE_BACK);
-		shared_back(m, l, x);
+		shared_back(m, l, x, dy);
 		profile_begin(m->profile, PROFILE_ROUTER);
 		router_back(m, l, x);
 	} else
-		ffn_back(m, P_MLP_GATE, l, -1, a->dh, x->n2, x->sg, x->su, c->block[l].width);
+		ffn_back(m, P_MLP_GATE, l, -1, dy, x->n2, x->sg, x->su, c->block[l].width);
 	profile_begin(m->profile, PROFILE_NORM);
 	m->be->rmsnorm_back(m->be, a->dh, model_g(m, P_POST_NORM, l, -1), a->dn, x->mid,
 	    model_w(m, P_POST_NORM, l, -1), x->rstd2,

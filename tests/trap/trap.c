@@ -301,6 +301,8 @@ static void trap_qffn(TRAP, const struct qffn_job *jobs, int n)
 		BYTES(j->h, j->m * (int64_t)quant_row_bytes(j->gate.rows));
 		matrix(__func__, &j->gate);
 		matrix(__func__, &j->up);
+		REALS(j->gate_bias, j->gate_bias ? j->gate.rows : 0);
+		REALS(j->up_bias, j->up_bias ? j->up.rows : 0);
 	}
 	CALL(qffn(cpu, jobs, n));
 }
@@ -366,6 +368,7 @@ static void attention(const char *row, const struct attn_args *a)
 	dev(row, "v", a->v, R * a->G * a->dv * size);
 	dev(row, "o", a->o, R * a->H * a->dv * size);
 	dev(row, "lse", a->lse, R * a->H * size);
+	dev(row, "sinks", a->sinks, a->sinks ? a->H * size : 0);
 }
 
 static void trap_attn(TRAP, const struct attn_args *a)
@@ -383,6 +386,7 @@ static void trap_attn_back(TRAP, const struct attn_args *a)
 	REALS(a->dq_, R * a->H * a->dq);
 	REALS(a->dk, R * a->G * a->dq);
 	REALS(a->dv_, R * a->G * a->dv);
+	REALS(a->dsinks, a->sinks ? a->H : 0);
 	CALL(attn_back(cpu, a));
 }
 
@@ -405,6 +409,7 @@ static void trap_attn_cached(TRAP, const struct attn_cached_args *a)
 	REALS(a->q2, a->dk2 ? span(a->n, a->ldq2, (int64_t)a->H * a->dk2) : 0);
 	INTS(a->lo, a->n);
 	INTS(a->hi, a->n);
+	REALS(a->sinks, a->sinks ? a->H : 0);
 	for (int i = 0; i < a->n; i++) {
 		BYTES(a->kcache[i], kv_cache_bytes(a->type, a->G, a->slots, a->dk));
 		BYTES(a->vcache[i], kv_cache_bytes(a->type, a->G, a->slots, a->dv));
@@ -465,23 +470,36 @@ static void trap_mul(TRAP, real *y, int64_t ldy, const real *a, int64_t lda, con
 	CALL(mul(cpu, y, ldy, a, lda, b, ldb, n, w));
 }
 
-static void trap_swiglu(TRAP, real *y, const real *g, const real *u, int64_t n)
+static void trap_swiglu(TRAP, real *y, const real *g, const real *u, int64_t n, struct glu glu)
 {
 	REALS(y, n);
 	REALS(g, n);
 	REALS(u, n);
-	CALL(swiglu(cpu, y, g, u, n));
+	CALL(swiglu(cpu, y, g, u, n, glu));
 }
 
 static void trap_swiglu_back(TRAP, real *dg, real *du, const real *dy, const real *g,
-    const real *u, int64_t n)
+    const real *u, int64_t n, struct glu glu)
 {
 	REALS(dg, n);
 	REALS(du, n);
 	REALS(dy, n);
 	REALS(g, n);
 	REALS(u, n);
-	CALL(swiglu_back(cpu, dg, du, dy, g, u, n));
+	CALL(swiglu_back(cpu, dg, du, dy, g, u, n, glu));
+}
+
+static void trap_clip(TRAP, real *x, double limit, int64_t n)
+{
+	REALS(x, n);
+	CALL(clip(cpu, x, limit, n));
+}
+
+static void trap_clip_back(TRAP, real *dx, const real *x, double limit, int64_t n)
+{
+	REALS(dx, n);
+	REALS(x, n);
+	CALL(clip_back(cpu, dx, x, limit, n));
 }
 
 static void router(const char *row, const struct route_args *a)

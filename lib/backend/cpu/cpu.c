@@ -311,6 +311,7 @@ struct rows_ctx {		/* arguments of row-wise operations */
 	int64_t ld, ld2, ld3;
 	int w, k;
 	double a;
+	struct glu glu;
 	bool flag;
 	uint64_t key;
 	const real *table;
@@ -471,11 +472,15 @@ static void copy2d(CPU, real *dst, int64_t ldd, const real *src, int64_t lds, in
 	pool_for(n, grain(w), copy2d_rows, &c);
 }
 
-ROWS(swiglu_rows) { CTX; cpu_kernels()->swiglu(c->y + i0, c->x + i0, c->x2 + i0, i1 - i0); }
-
-static void swiglu(CPU, real *y, const real *g, const real *u, int64_t n)
+ROWS(swiglu_rows)
 {
-	struct rows_ctx c = { .y = y, .x = g, .x2 = u };
+	CTX;
+	cpu_kernels()->swiglu(c->y + i0, c->x + i0, c->x2 + i0, i1 - i0, c->glu);
+}
+
+static void swiglu(CPU, real *y, const real *g, const real *u, int64_t n, struct glu glu)
+{
+	struct rows_ctx c = { .y = y, .x = g, .x2 = u, .glu = glu };
 
 	cpu_kernels();
 	pool_for(n, 16384, swiglu_rows, &c);
@@ -485,16 +490,48 @@ ROWS(swiglu_back_rows)
 {
 	CTX;
 	cpu_kernels()->swiglu_back(c->y + i0, c->y2 + i0, c->x + i0, c->x2 + i0, c->x3 + i0,
-	    i1 - i0);
+	    i1 - i0, c->glu);
 }
 
 static void swiglu_back(CPU, real *dg, real *du, const real *dy, const real *g, const real *u,
-    int64_t n)
+    int64_t n, struct glu glu)
 {
-	struct rows_ctx c = { .y = dg, .y2 = du, .x = dy, .x2 = g, .x3 = u };
+	struct rows_ctx c = { .y = dg, .y2 = du, .x = dy, .x2 = g, .x3 = u, .glu = glu };
 
 	cpu_kernels();
 	pool_for(n, 16384, swiglu_back_rows, &c);
+}
+
+ROWS(clip_rows)
+{
+	CTX;
+	real limit = (real)c->a;
+
+	for (int64_t i = i0; i < i1; i++)
+		c->y[i] = c->y[i] > limit ? limit : c->y[i] < -limit ? -limit : c->y[i];
+}
+
+static void clip(CPU, real *x, double limit, int64_t n)
+{
+	struct rows_ctx c = { .y = x, .a = limit };
+
+	pool_for(n, 65536, clip_rows, &c);
+}
+
+ROWS(clip_back_rows)
+{
+	CTX;
+	real limit = (real)c->a;
+
+	for (int64_t i = i0; i < i1; i++)
+		c->y[i] = c->x[i] > -limit && c->x[i] < limit ? c->y[i] : 0;
+}
+
+static void clip_back(CPU, real *dx, const real *x, double limit, int64_t n)
+{
+	struct rows_ctx c = { .y = dx, .x = x, .a = limit };
+
+	pool_for(n, 65536, clip_back_rows, &c);
 }
 
 ROWS(gather_rows)
@@ -840,6 +877,7 @@ const struct backend backend_cpu = {
 	.copy2d = copy2d, .attn = cpu_attn, .attn_back = cpu_attn_back, .kv_put = cpu_kv_put,
 	.attn_cached = cpu_attn_cached, .conv = cpu_conv, .delta = cpu_delta, .mul = mul,
 	.swiglu = swiglu, .swiglu_back = swiglu_back,
+	.clip = clip, .clip_back = clip_back,
 	.route = cpu_route, .route_weights = cpu_route_weights, .route_back = cpu_route_back,
 	.gather = gather, .gather_blocks = cpu_gather_blocks, .combine = combine,
 	.dot_rows = dot_rows, .scatter_add = scatter_add, .axpy = axpy, .scale = scale,

@@ -166,7 +166,7 @@ static void forward_tile(const struct attn_args *a, int b, int h, int t0)
 
 	memset(x->o, 0, (size_t)(nq * dv) * sizeof(real));
 	for (int i = 0; i < nq; i++)
-		x->max[i] = -INFINITY, x->sum[i] = 0;
+		x->max[i] = a->sinks ? a->sinks[h] : -INFINITY, x->sum[i] = a->sinks ? 1 : 0;
 	for (int s0 = lo; lo >= 0 && s0 < t0 + nq; s0 += TILE) {
 		int nk = t0 + nq - s0 < TILE ? t0 + nq - s0 : TILE;
 
@@ -302,6 +302,25 @@ static void backward_tasks(void *ctx, int64_t i0, int64_t i1, int worker)
 	bf16_end(a);
 }
 
+/* A sink's probability takes from every key; its value is 0. */
+static void sink_tasks(void *ctx, int64_t h0, int64_t h1, int worker)
+{
+	const struct attn_args *a = ctx;
+
+	(void)worker;
+	for (int64_t h = h0; h < h1; h++) {
+		real sum = 0;
+
+		for (int64_t r = 0; r < (int64_t)a->B * a->T; r++) {
+			real p = (real)exp((double)(a->sinks[h] - a->lse[r * a->H + h]));
+
+			sum += p * cpu_kernels()->dot(head_q(a, a->d_o, r, (int)h, a->dv),
+			    head_q(a, a->o, r, (int)h, a->dv), a->dv);
+		}
+		a->dsinks[h] -= sum;
+	}
+}
+
 void cpu_attn_back(CPU, const struct attn_args *a)
 {
 	size_t rows = (size_t)a->B * (size_t)a->T;
@@ -311,4 +330,6 @@ void cpu_attn_back(CPU, const struct attn_args *a)
 	backend_cpu.zero(&backend_cpu, a->dk, rows * (size_t)(a->G * a->dq) * sizeof(real));
 	backend_cpu.zero(&backend_cpu, a->dv_, rows * (size_t)(a->G * a->dv) * sizeof(real));
 	pool_for((int64_t)a->B * a->G, 1, backward_tasks, (void *)(uintptr_t)a);
+	if (a->sinks)
+		pool_for(a->H, 1, sink_tasks, (void *)(uintptr_t)a);
 }

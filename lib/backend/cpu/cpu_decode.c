@@ -154,7 +154,8 @@ static void attend(const struct work *k, int i, int h0, real *room)
 
 	memset(o, 0, sizeof(real) * (size_t)k->heads * (size_t)a->dv);
 	for (int h = 0; h < k->heads; h++)
-		soft[h] = (struct softmax){ .max = -INFINITY };
+		soft[h] = a->sinks ? (struct softmax){ .max = a->sinks[h0 + h], .sum = 1 }
+		    : (struct softmax){ .max = -INFINITY };
 	for (int p = a->lo[i], n; p <= a->hi[i]; p += n) {
 		n = a->hi[i] + 1 - p < BLOCK ? a->hi[i] + 1 - p : BLOCK;
 		memset(s, 0, sizeof(real) * BLOCK * (size_t)k->heads);

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backend/glu.h"
 #include "backend/kv.h"
 #include "base/isa.h"
 #include "base/real.h"
@@ -63,9 +64,9 @@ struct cpu_kernels {
 	/* exp(x - max) in place over w values, returns the sum */
 	real (*exp_sum)(real *x, int w, real max);
 	real (*max)(const real *x, int w);
-	void (*swiglu)(real *y, const real *g, const real *u, int64_t n);
+	void (*swiglu)(real *y, const real *g, const real *u, int64_t n, struct glu glu);
 	void (*swiglu_back)(real *dg, real *du, const real *dy, const real *g, const real *u,
-	    int64_t n);
+	    int64_t n, struct glu glu);
 	void (*rmsnorm)(real *y, real *rstd, const real *x, const real *g, int64_t n, int w,
 	    double eps);
 	void (*rmsnorm_dx)(real *dx, const real *dy, const real *x, const real *g, const real *rstd,

@@ -230,6 +230,16 @@ static int64_t ffn_tasks(const void *jobs, int i)
 	return j->m > 0 ? quant_blocks(j->gate.rows) : 0;
 }
 
+/* Of m rows of a panel, values from `at` on of F. */
+static void add_bias(float *x, const float *bias, int at, int F, int m)
+{
+	int n = F - at < QUANT_PANEL ? F - at : QUANT_PANEL;
+
+	for (int r = 0; bias && r < m; r++)
+		for (int i = 0; i < n; i++)
+			x[r * QUANT_PANEL + i] += bias[at + i];
+}
+
 /* Values b*32.. of the hidden rows i..i+m-1 */
 static void ffn_block(const struct ctx *c, const struct qffn_job *j, int b, int64_t i, int m)
 {
@@ -246,7 +256,9 @@ static void ffn_block(const struct ctx *c, const struct qffn_job *j, int b, int6
 		    j->gate.cols, a, m);
 		c->k->mul(u, (const char *)j->up.p + (size_t)(b * PAIR + p) * up, j->up.dt,
 		    j->up.cols, a, m);
-		cpu_kernels()->swiglu(g, g, u, (int64_t)m * QUANT_PANEL);
+		add_bias(g, j->gate_bias, b * QUANT_BLOCK + p * QUANT_PANEL, F, m);
+		add_bias(u, j->up_bias, b * QUANT_BLOCK + p * QUANT_PANEL, F, m);
+		cpu_kernels()->swiglu(g, g, u, (int64_t)m * QUANT_PANEL, j->glu);
 		for (int r = 0; r < m; r++)
 			memcpy(h[r] + p * QUANT_PANEL, g + r * QUANT_PANEL,
 			    QUANT_PANEL * sizeof(*g));

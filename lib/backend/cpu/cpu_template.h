@@ -407,15 +407,49 @@ static TARGET void softmax(real *x, int64_t n, int w)
 	}
 }
 
-static TARGET void swiglu(real *y, const real *g, const real *u, int64_t n)
+static TARGET real within(real x, real lo, real hi)
 {
+	return x > hi ? hi : x < lo ? lo : x;
+}
+
+static TARGET void clamped(real *y, const real *g, const real *u, int64_t n, real limit, real alpha)
+{
+	for (int64_t i = 0; i < n; i++) {
+		real x = g[i] > limit ? limit : g[i];
+
+		y[i] = x / (1 + kexp(-alpha * x)) * (within(u[i], -limit, limit) + 1);
+	}
+}
+
+static TARGET void clamped_back(real *dg, real *du, const real *dy, const real *g, const real *u,
+    int64_t n, real limit, real alpha)
+{
+	for (int64_t i = 0; i < n; i++) {
+		real x = g[i] > limit ? limit : g[i], y = within(u[i], -limit, limit),
+		    s = 1 / (1 + kexp(-alpha * x)), d = dy[i];
+
+		du[i] = y == u[i] ? d * x * s : 0;
+		dg[i] = x == g[i] ? d * (y + 1) * (s + alpha * x * s * (1 - s)) : 0;
+	}
+}
+
+static TARGET void swiglu(real *y, const real *g, const real *u, int64_t n, struct glu glu)
+{
+	if (glu.limit > 0) {
+		clamped(y, g, u, n, (real)glu.limit, (real)glu.alpha);
+		return;
+	}
 	for (int64_t i = 0; i < n; i++)
 		y[i] = g[i] / (1 + kexp(-g[i])) * u[i];
 }
 
 static TARGET void swiglu_back(real *dg, real *du, const real *dy, const real *g, const real *u,
-    int64_t n)
+    int64_t n, struct glu glu)
 {
+	if (glu.limit > 0) {
+		clamped_back(dg, du, dy, g, u, n, (real)glu.limit, (real)glu.alpha);
+		return;
+	}
 	for (int64_t i = 0; i < n; i++) {
 		real s = 1 / (1 + kexp(-g[i])), silu = g[i] * s, d = dy[i];
 
