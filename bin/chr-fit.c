@@ -7,6 +7,7 @@
 #include "arch/arch.h"
 #include "base/err.h"
 #include "measure/fit.h"
+#include "measure/fit_for.h"
 #include "base/human.h"
 #include "base/json.h"
 #include "model/lora.h"
@@ -23,7 +24,7 @@ static struct {
 	const char *replay, *calibration, *predict, *heat;
 	int64_t ram;
 	double margin;
-	int stage, dtype, quant, dense, threads;
+	int stage, dtype, quant, dense, threads, server, seqs, context;
 	bool learn;
 } a = { .margin = 5, .predict = "gate,same,lookahead,previous,popularity" };
 
@@ -81,6 +82,12 @@ static const struct opt opts[] = {
 	    "with -c: and other matrices" },
 	{ 0, "replay", OPT_STR, &a.replay, 0, 0, "FILE",
 	    "records of chr-bench replay: what speed which memory buys" },
+	{ .kind = OPT_GROUP, .help = "Another server" },
+	{ 0, "for", OPT_CHOICE, &a.server, 0, 0, "none|vllm|sglang|llama.cpp",
+	    "the flags with which it holds the model within --vram" },
+	{ 0, "seqs", OPT_INT, &a.seqs, 0, 1 << 16, "N", "parallel sequences; 0: what fits" },
+	{ 0, "context", OPT_INT, &a.context, 0, 1 << 30, "N",
+	    "tokens of one; 0: the model's, 32768 at most, or what fits" },
 	{ .kind = OPT_GROUP, .help = "Limits" },
 	{ 0, "ram", OPT_BYTES, &a.ram, 0, 0, "BYTES",
 	    "memory; 0: what this process may still take on this machine" },
@@ -197,6 +204,24 @@ static int fit(struct err *e)
 	return rc < 0 ? -1 : x.as_asked ? 0 : EX_NO;
 }
 
+/* Exit status, or -1. */
+static int other(struct err *e)
+{
+	static const enum dtype quant[] = { DT_F32, DT_Q8, DT_Q4, DT_Q4A };
+	const struct fit_for f = { .server = (enum fit_server)a.server, .vram = o.vram,
+	    .limit = (int64_t)((double)o.vram * (1 - a.margin / 100)), .ram = a.ram,
+	    .seqs = a.seqs, .context = a.context, .small_kv = o.kv == KV_Q8,
+	    .quant = quant[a.quant] };
+	int rc;
+
+	if (o.vram == 0)
+		opt_usage("how large is the card? --for needs --vram");
+	if (a.quant && f.server != FOR_LLAMA)
+		opt_usage("--quant with --for is for llama.cpp");
+	rc = fit_for(o.model, o.config, &o.sets, &f, e);
+	return rc < 0 ? -1 : rc ? 0 : EX_NO;
+}
+
 static void settle(void)
 {
 	const char *why;
@@ -205,7 +230,9 @@ static void settle(void)
 
 	if ((o.model != NULL) == (o.config != NULL))
 		opt_usage("which model? -m DIR, or -c FILE");
-	if (o.model != NULL && (o.packed || a.dtype || a.quant || a.dense))
+	if ((a.seqs > 0 || a.context > 0) && a.server == FOR_NONE)
+		opt_usage("--seqs and --context are for --for; else it is -b and --seq");
+	if (a.server == FOR_NONE && o.model != NULL && (o.packed || a.dtype || a.quant || a.dense))
 		opt_usage("--packed, --dtype, --quant and --quant-dense are for -c; a directory "
 		    "says so itself");
 	if (a.dtype && a.quant)
@@ -252,7 +279,8 @@ int main(int argc, char **argv)
 	if (a.calibration != NULL && fit_calibration(a.calibration, fit_stage_name[a.stage],
 	    &o.factor, &e) < 0)
 		err_exit(&e);
-	rc = a.learn ? learn(argc - first, argv + first, &e) : fit(&e);
+	rc = a.learn ? learn(argc - first, argv + first, &e) : a.server != FOR_NONE ? other(&e)
+	    : fit(&e);
 	human_end();
 	if (rc < 0)
 		err_exit(&e);

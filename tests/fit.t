@@ -239,6 +239,69 @@ status "3 ranks in pairs: 64" 64 chr-fit -m model --ranks 3 --expert-parallel 2
 status "rollouts with divided experts: 64" 64 chr-fit -m model --stage grpo --ranks 2 \
 	--expert-parallel 2
 
+# Another server. Qwen3-30B-A3B: 30532122624 parameters, 48 layers of 4 heads of 128.
+q30=tests/data/qwen3-30b-a3b.json
+for_()		# OPTIONS...
+{
+	chr-fit -q -c "$q30" "$@" > fit
+}
+weights()
+{
+	sed 's/.*"weights":\([0-9]*\),"weights_f.*/\1/' fit
+}
+for_ --for vllm --vram 80G --seqs 4 --context 40960
+is "vllm: it fits" $? 0
+is "weights of 2 bytes" "$(weights) $(key fit weights_from)" '61064245248 "config"'
+is "keys and values of a token" "$(key fit kv_bytes_per_token)" $((48 * 2 * 4 * 128 * 2))
+is "of four sequences" "$(key fit 'keys and values')" $((48 * 2 * 4 * 128 * 2 * 4 * 40960))
+is "as planned in all" "$(key fit total)" $((61064245248 + $(key fit 'keys and values') +
+	$(key fit activations) + 3 * 512 * 1048576))
+share=$(sed 's/.*utilization \([0-9.]*\).*/\1/' fit)
+ok "the share is enough, and no more: $share" awk 'BEGIN { s = '"$share"' * 80 * 2 ^ 30
+	t = '"$(key fit total)"'; exit !(s >= t && s < t + 90e6) }'
+for_ --for vllm --vram 80G --seqs 5 --context 40960
+is "one more: no" "$? $(key fit fits)" "1 false"
+over=$(key fit over)
+is "by how much" "$over" $(($(key fit total) - $(sed 's/.*"limit":\([0-9]*\).*/\1/' fit)))
+ok "and what helps" grep -q '"flag":"--kv-cache-dtype fp8","saves":[0-9]*,"enough":true' fit
+ok "which is what it proposes" grep -q 'args.*--max-num-seqs 5 .*--kv-cache-dtype fp8"' fit
+for_ --for vllm --vram 80G --context 32768
+most=$(key fit sequences)
+is "as many as fit: $most" "$(for_ --for vllm --vram 80G --context 32768 --seqs "$most"; echo $?) $(
+	for_ --for vllm --vram 80G --context 32768 --seqs $((most + 1)); echo $?)" "0 1"
+for_ --for vllm --vram 24G
+is "weights that do not fit: no" $? 1
+ok "to the host with what is too much" grep -q 'args.*--cpu-offload-gb [0-9.]*"' fit
+for_ --for sglang --vram 80G --seqs 4 --context 32768
+ok "sglang" grep -q 'args.*--context-length 32768 --max-running-requests 4 .*--mem-fraction-static' fit
+for_ --for llama.cpp --vram 24G --context 8192
+is "llama.cpp: experts of the first layers stay with the host" $? 0
+n=$(sed 's/.*--n-cpu-moe \([0-9]*\).*/\1/' fit)
+is "no more than need be: $n" "$(key fit weights)" \
+	$((48 * (128 * 3 * 768 * 2048 * 2 + 2 * 2048 * (32 + 4) * 128 * 2 + 128 * 2048 * 4 +
+	(2 * 2048 + 2 * 128) * 4) + 151936 * 2048 * 2 + 2048 * 4 - n * 128 * 3 * 768 * 2048 * 2))
+ok "one fewer would not fit" [ $(($(key fit total) + 128 * 3 * 768 * 2048 * 2)) -gt \
+	$((24 * 1073741824 * 95 / 100)) ]
+for_ --for llama.cpp --vram 24G --quant q4 --context 32768 --kv-type q8
+ok "blocks of 4 bits fit, and a cache of 8" grep -q 'c 32768 -np 1 .*-ngl 49 -fa on -ctk q8_0' fit
+is "blocks of 34 bytes" "$(key fit kv_bytes_per_token)" $((48 * 2 * 4 * 128 / 32 * 34))
+for_ --for llama.cpp --vram 24G --ram 32G
+is "more than card and host hold: no" $? 1
+status "--for without --vram: 64" 64 chr-fit -q -c "$q30" --for vllm
+status "--seqs without --for: 64" 64 chr-fit -q -c "$q30" --seqs 2
+status "of a family of our own: 65" 65 chr-fit -q -m model --for vllm --vram 1G
+status "a packed model: 65" 65 chr-fit -q -m packed --for vllm --vram 1G
+if [ -d "$shared/golden/families" ]; then
+	f=$shared/golden/families
+	chr-fit -q -m "$f/deepseek_v3" --for vllm --vram 2G --seqs 1 --context 512 > fit
+	is "a latent and a key that is turned" "$(key fit kv_bytes_per_token)" $((3 * (32 + 8) * 2))
+	chr-fit -q -m "$f/qwen3_next" --for llama.cpp --vram 2G > fit
+	ok "states of layers without keys" [ "$(key fit state_bytes_per_sequence)" -gt 0 ]
+	chr-fit -q -m "$f/qwen3_moe-bf16-shards" --for vllm --vram 2G > fit
+	is "weights as the shards hold them" "$(weights)" "$(sed -n 's/.*"total_size": *//p' \
+		"$f/qwen3_moe-bf16-shards/model.safetensors.index.json")"
+fi
+
 # Mistakes
 status "no model: 64" 64 chr-fit
 status "a model that is not there: 66" 66 chr-fit -q -m nowhere
