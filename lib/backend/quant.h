@@ -74,6 +74,9 @@ static inline size_t mat_bytes(enum dtype t, int rows, int cols)
  * would be cut off. Threads of the pool. */
 int quant_pack(void *dst, enum dtype t, const float *src, int rows, int cols);
 void quant_unpack(float *dst, const void *src, enum dtype t, int rows, int cols);
+/* The same of one panel, n <= QUANT_PANEL rows, by the thread that calls. */
+int quant_pack_panel(void *dst, enum dtype t, const float *src, int n, int cols);
+void quant_unpack_panel(float *dst, const void *src, enum dtype t, int n, int cols);
 void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int cols);
 
 /* A row of activations: (nb, 32) values, (nb) scales, (nb) corrections: -128 times the sum of
