@@ -23,9 +23,10 @@
 static struct {
 	const char *model, *out;
 	int layout, dtype, quant, dense, threads;
+	int64_t ram, shard_size;
 	struct opt_list rule;
-	bool unpack, force;
-} o;
+	bool unpack, force, dry_run;
+} o = { .shard_size = (int64_t)4 << 30 };
 
 static struct opt opts[] = {
 	{ 'm', "model", OPT_STR, &o.model, .arg = "DIR", .help = "model directory to read" },
@@ -41,7 +42,14 @@ static struct opt opts[] = {
 	{ 0, "quant-for", OPT_LIST, &o.rule, .arg = "PATTERN=TYPE",
 	    .help = "tensors whose name matches; q8, q4, q4a, f32, bf16 or f16; later ones go "
 	    "before earlier" },
-	{ 'j', "threads", OPT_INT, &o.threads, 0, 256, "N", "threads; 0: one for each processor" },
+	{ 0, "shard-size", OPT_BYTES, &o.shard_size, 0, 0, "BYTES",
+	    "write what is no expert in shards above this size; 0: never" },
+	{ 'j', "threads", OPT_INT | OPT_TALKS, &o.threads, 0, 256, "N",
+	    "threads; 0: one for each processor" },
+	{ 0, "ram", OPT_BYTES | OPT_TALKS, &o.ram, 0, 0, "BYTES",
+	    "limit of all memory; 0: what is of use" },
+	{ 0, "dry-run", OPT_FLAG | OPT_TALKS, &o.dry_run,
+	    .help = "print the memory plan and stop" },
 	{ 0, "unpack", OPT_FLAG, &o.unpack, .help = "from a packed directory back to a plain one" },
 	{ 0, "force", OPT_FLAG | OPT_TALKS, &o.force,
 	    .help = "replace a model directory that is there" },
@@ -49,6 +57,8 @@ static struct opt opts[] = {
 	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
 };
+
+static struct mem_plan plan;
 
 static const struct opt_prog prog = { "chr-pack", "-m DIR -o DIR [options] [MANIFEST]",
 	"pack the experts of a model into cluster files",
@@ -111,18 +121,31 @@ static void warn_of_loss(const struct pack *p)
 		    dtype_name(p->worst_type), p->worst);
 }
 
+/* "resumed": what an earlier run did took none of our seconds. */
+static void report_work(json_t *r, const struct pack *p, double seconds)
+{
+	json_set_int(r, "source_bytes", p->source_bytes);
+	if (p->resumed)
+		json_set_int(r, "resumed_files", p->resumed);
+	else if (seconds > 0)
+		json_set_num(r, "bytes_per_s", (double)p->source_bytes / seconds);
+	json_set_int(r, "mem_plan", mem_plan_total(&plan));
+	json_set_int(r, "mem_peak", mem_peak_rss());
+}
+
 static void report(const struct pack *p, double seconds)
 {
 	json_t *r = json_pack("{s:s}", "type", o.unpack ? "unpack" : "pack");
 	struct err e = {0};
 
-	json_set_int(r, "clusters", p->manifest->nclusters);
+	json_set_int(r, "clusters", p->manifest ? p->manifest->nclusters : 0);
 	json_set_int(r, "experts", p->experts);
 	json_set_int(r, "bytes", p->bytes);
 	if (!o.unpack)
 		json_set_int(r, "padding_bytes", p->padding);
 	json_set_int(r, "dense_bytes", p->dense_bytes);
-	json_set_str(r, "dtype", dtype_name(p->dt[0]));
+	if (p->manifest)
+		json_set_str(r, "dtype", dtype_name(p->dt[0]));
 	if (p->dt[1] != p->dt[0])
 		json_set_str(r, "up_dtype", dtype_name(p->dt[1]));
 	if (p->dt[2] != p->dt[0])
@@ -131,6 +154,8 @@ static void report(const struct pack *p, double seconds)
 		report_types(r, p);
 	json_set_str(r, "fingerprint", p->fingerprint);
 	json_set_num(r, "seconds", seconds);
+	if (!o.unpack)
+		report_work(r, p, seconds);
 	if (human_put(r, &e) < 0)
 		err_exit(&e);
 	json_decref(r);
@@ -161,9 +186,41 @@ static int order(struct pack *p, const char *path, struct err *e)
 {
 	if (o.unpack)
 		return manifest_load_dir(p->manifest, o.model, e);
+	if (p->md->cfg.num_sparse == 0 && !o.layout)
+		return err_set(e, EX_USAGE, "%s has no experts to order: give --layout layer",
+		    o.model);
+	if (p->md->cfg.num_sparse == 0) {
+		p->manifest = NULL;
+		return 0;
+	}
 	if (o.layout)
 		return cluster_in_order(p->manifest, &p->md->cfg, pack_expert_bytes(p), e);
 	return manifest_load(p->manifest, path, e);
+}
+
+/* Plans, says so, and checks the limit; ends here when that was all. */
+static void make_plan(struct pack *p)
+{
+	struct err e = { 0 };
+	char hint[48];
+	json_t *r;
+
+	mem_plan_add(&plan, "program", mem_program(pool_threads()) + (o.dry_run ? MEM_JITTER : 0));
+	if (pack_plan(p, &plan, o.ram, &e) < 0)
+		err_exit(&e);
+	snprintf(hint, sizeof hint, "use --ram %lldM",
+	    (long long)((mem_plan_total(&plan) + MEM_JITTER) >> 20) + 1);
+	if (mem_plan_check(&plan, o.ram, hint, &e) < 0 || opt_verbose)
+		mem_plan_print(&plan, stderr);
+	if (e.status)
+		err_exit(&e);
+	if (!o.dry_run)
+		return;
+	r = mem_plan_json(&plan);
+	if (human_put(r, &e) < 0)
+		err_exit(&e);
+	err_close_stdout();
+	exit(EX_OK);
 }
 
 int main(int argc, char **argv)
@@ -172,7 +229,7 @@ int main(int argc, char **argv)
 	    DT_Q4A };
 	double began = progress_clock();
 	struct modeldir md;
-	struct manifest m;
+	struct manifest m = { 0 };
 	struct pack p;
 	struct err e = {0};
 	json_t *meta;
@@ -184,6 +241,8 @@ int main(int argc, char **argv)
 		opt_usage("give a model with -m and an output directory with -o");
 	if (argc - first > (o.unpack || o.layout ? 0 : 1))
 		opt_usage("unexpected operand \"%s\"", argv[argc - 1]);
+	if (o.unpack && (o.ram || o.dry_run))
+		opt_usage("--unpack takes little memory: no --ram or --dry-run");
 	if (o.unpack && (o.layout || o.dtype || o.quant || o.dense || o.rule.n))
 		opt_usage("--unpack keeps types: no --layout, --dtype, --quant, --quant-dense or "
 		    "--quant-for");
@@ -194,13 +253,15 @@ int main(int argc, char **argv)
 	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0)
 		err_exit(&e);
 	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force,
-	    .rule = rules(), .nrules = o.rule.n,
+	    .rule = rules(), .nrules = o.rule.n, .shard_size = o.shard_size,
 	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = o.dense ? quant[o.dense]
 	    : 0 };
 	if ((!o.unpack && pack_types(&p, &e) < 0) ||
 	    order(&p, first < argc ? argv[first] : "-", &e) < 0 ||
 	    (!o.unpack && pack_check(&p, &e) < 0))
 		err_exit(&e);
+	if (!o.unpack)
+		make_plan(&p);
 	p.meta = meta = metadata(argc, argv, &md, o.unpack ? m.fingerprint : p.fingerprint);
 	rc = o.unpack ? pack_undo(&p, &e) : pack_write(&p, &e);
 	if (rc < 0)
@@ -208,6 +269,7 @@ int main(int argc, char **argv)
 	warn_of_loss(&p);
 	report(&p, progress_clock() - began);
 	json_decref(meta);
+	pack_free(&p);
 	manifest_free(&m);
 	modeldir_close(&md);
 	err_close_stdout();

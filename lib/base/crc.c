@@ -59,3 +59,9 @@ uint32_t crc_32(const void *p, size_t n)
 }
 
 #endif
+
+uint32_t crc_32_more(uint32_t crc, const void *p, size_t n)
+{
+	return n < 4096 ? (uint32_t)crc32_z(crc, p, n)
+	    : (uint32_t)crc32_combine(crc, crc_32(p, n), (z_off_t)n);
+}

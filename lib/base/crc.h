@@ -9,5 +9,7 @@
 #include <stdint.h>
 
 uint32_t crc_32(const void *p, size_t n);	/* == zlib's crc32(0, p, n) */
+/* of what has this CRC, with n bytes more: == crc32(crc, p, n) */
+uint32_t crc_32_more(uint32_t crc, const void *p, size_t n);
 
 #endif

@@ -206,13 +206,14 @@ int outdir_commit(struct outdir *d, struct err *e)
 	if (rc == 0)
 		rc = file_sync_dir(slash ? parent : ".", e);
 	free(parent);
-	if (rc < 0) {
+	if (rc < 0 && d->job < 0) {
 		outdir_abort(d);
 		return -1;
 	}
-	drop_job(d);
+	if (rc == 0)
+		drop_job(d);
 	release(d);
-	return 0;
+	return rc;
 }
 
 void outdir_abort(struct outdir *d)

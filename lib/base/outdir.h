@@ -34,7 +34,7 @@ int outdir_begin(struct outdir *d, const char *path, const char *source, bool fo
 int outdir_resume(struct outdir *d, const char *path, const char *source, bool force,
     const char *job, struct err *e) CHR_MUST_CHECK;
 void outdir_leave(struct outdir *d);	/* ends it so that it can be resumed */
-/* what was at path is then gone; aborts on error */
+/* what was at path is then gone; on error aborts, or leaves what can be resumed */
 int outdir_commit(struct outdir *d, struct err *e) CHR_MUST_CHECK;
 void outdir_abort(struct outdir *d);
 

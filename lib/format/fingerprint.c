@@ -87,13 +87,20 @@ int modeldir_compute_fingerprint(const struct modeldir *md, char out[33], struct
 	return r;
 }
 
+const char *fingerprint_stored(const struct modeldir *md)
+{
+	const char *s = modeldir_meta(md, "chronos.fingerprint");
+
+	return s && strlen(s) == 32 && strspn(s, "0123456789abcdef") == 32 ? s : NULL;
+}
+
 const char *modeldir_fingerprint(struct modeldir *md, struct err *e)
 {
-	const char *stored = modeldir_meta(md, "chronos.fingerprint");
+	const char *stored = fingerprint_stored(md);
 
 	if (md->fingerprint[0])
 		return md->fingerprint;
-	if (stored && strlen(stored) == 32 && strspn(stored, "0123456789abcdef") == 32) {
+	if (stored) {
 		memcpy(md->fingerprint, stored, 33);
 		return md->fingerprint;
 	}

@@ -19,6 +19,8 @@ struct fingerprint_line {
 	uint32_t crc;			/* zlib's, of the values as stored, row after row */
 };
 
+/* What the metadata say; NULL: nothing, or no such digits. */
+const char *fingerprint_stored(const struct modeldir *md);
 /* Sorts the lines. */
 void fingerprint_of(struct fingerprint_line *lines, int n, char out[33]);
 /* Reads a parameter for its line. */

@@ -146,6 +146,8 @@ int st_writer_pad(struct st_writer *w, uint64_t align, struct st_error *e);
 int st_writer_begin(struct st_writer *w, struct st_error *e);
 /* place in the file of the i-th tensor added */
 uint64_t st_writer_offset(const struct st_writer *w, size_t i);
+/* of the file being written */
+int st_writer_fd(const struct st_writer *w);
 /* in order, any pieces */
 int st_writer_data(struct st_writer *w, const void *buf, size_t len, struct st_error *e);
 /* frees w in any case; NULL fails with e as it is */
@@ -1266,6 +1268,11 @@ int st_writer_pad(struct st_writer *w, uint64_t align, struct st_error *e)
 uint64_t st_writer_offset(const struct st_writer *w, size_t i)
 {
 	return w->data_start + w->d[w->added[i]].offset;
+}
+
+int st_writer_fd(const struct st_writer *w)
+{
+	return w->fd;
 }
 
 /* Appends text to the header; memory that runs out is noticed at the end, by the sticky error. */

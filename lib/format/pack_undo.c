@@ -1,0 +1,321 @@
+/* Unpacking: cluster files and the rest, one tensor after the other, into one model.safetensors. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/crc.h"
+#include "base/file.h"
+#include "base/outdir.h"
+#include "base/sig.h"
+#include "format/pack_int.h"
+#include "format/stored.h"
+
+static const enum param_kind kinds[3] = { P_EXP_GATE, P_EXP_UP, P_EXP_DOWN };
+
+struct job {			/* one unpacking */
+	struct pack *p;
+	struct err *e;
+	const char *dir;	/* being written */
+	const char *fingerprint;	/* for model.safetensors, NULL: none that holds */
+	char *name;		/* of the file being written, for messages */
+	struct st_writer *w;
+	char *buf;		/* size bytes */
+	size_t size;
+	struct st_file **ctsr;	/* (nclusters) opened when first needed */
+	struct progress bar;
+	int64_t done;		/* bytes written */
+};
+
+/* ---- tensors to the writer ---- */
+
+static int writer_failed(struct job *j, const struct st_error *se)
+{
+	return modeldir_st_err(j->e, j->name, se);
+}
+
+/* Appends to the file; crc may be NULL. */
+static int put(struct job *j, const void *data, size_t len, uint32_t *crc)
+{
+	struct st_error se;
+
+	if (sig_stop)
+		return err_set(j->e, EX_TEMPFAIL, "stopped by signal %d, nothing was written",
+		    (int)sig_stop);
+	if (crc)
+		*crc = crc_32_more(*crc, data, len);
+	if (st_writer_data(j->w, data, len, &se) < 0)
+		return writer_failed(j, &se);
+	j->done += (int64_t)len;
+	progress_at(&j->bar, (double)j->done / 1e6, NULL);
+	return 0;
+}
+
+static int not_finite(struct job *j, const char *file, const char *name)
+{
+	return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite", file, name);
+}
+
+/* Packing noted what it wrote: it is compared with that. */
+static int put_dense(struct job *j, const struct param *pa)
+{
+	uint32_t crc = 0, noted;
+	struct stored s;
+	int step, rc = stored_find(j->p->md, pa, &s, j->e);
+
+	step = rc < 0 ? 0 : stored_step(&s, PACK_CHUNK);
+	for (int row = 0; row < pa->rows && rc == 0; row += step) {
+		int n = pa->rows - row < step ? pa->rows - row : step;
+
+		rc = stored_read(&s, row, n, j->buf, j->e);
+		if (rc == 0 && !tensor_finite(j->buf, s.type, (size_t)n * (size_t)pa->cols))
+			rc = not_finite(j, s.file, pa->name);
+		if (rc == 0)
+			rc = put(j, j->buf, (size_t)stored_bytes(&s, row, n), &crc);
+	}
+	if (rc == 0 && manifest_dense(j->p->manifest, pa->name, &noted) && noted != crc)
+		return err_set(j->e, EX_DATAERR, "%s: %s is corrupt (CRC-32 %08x, not %08x)",
+		    j->p->md->path, pa->name, crc, noted);
+	return rc;
+}
+
+/* ---- experts ---- */
+
+static int open_ctsr(struct job *j, int k)
+{
+	struct st_error se;
+	char *path;
+	int rc = 0;
+
+	if (j->ctsr[k])
+		return 0;
+	path = file_join(j->p->md->path, j->p->manifest->file[k]);
+	if (!(j->ctsr[k] = st_open(path, ST_READ, &se)))
+		rc = modeldir_st_err(j->e, path, &se);
+	free(path);
+	return rc;
+}
+
+/* The i-th matrix of an expert, where manifest and file agree that it lies. */
+static int find_packed(struct job *j, const struct param *pa, int i, struct view *v)
+{
+	const struct manifest *m = j->p->manifest;
+	const struct place *pl = manifest_at(m, pa->layer, pa->expert);
+	int64_t before[3] = { 0, m->gate_bytes, m->gate_bytes + m->up_bytes };
+	char key[64];
+
+	if (open_ctsr(j, pl->cluster) < 0)
+		return -1;
+	pack_ctsr_key(key, pa->layer, pa->expert, i);
+	*v = (struct view){ st_find(j->ctsr[pl->cluster], key), j->ctsr[pl->cluster],
+	    m->file[pl->cluster] };
+	if (!v->t || v->t->dtype != pack_st_type(m->dt[i]) || v->t->ndim != 2 ||
+	    v->t->shape[0] != (uint64_t)pa->rows
+	    || v->t->shape[1] != (uint64_t)pa->cols ||
+	    v->t->offset != (uint64_t)(pl->offset + before[i]))
+		return err_set(j->e, EX_DATAERR, "%s/%s: %s is not where the manifest says",
+		    j->p->md->path, v->file, key);
+	return 0;
+}
+
+/* Parameters come gate, up, down, expert after expert (config.h), so the CRC of an expert is
+ * taken on its gate. */
+static int check_crc(struct job *j, const struct param *pa)
+{
+	const struct place *pl = manifest_at(j->p->manifest, pa->layer, pa->expert);
+	uint32_t crc = 0;
+
+	for (int i = 0; i < 3; i++) {
+		const struct param *part_i = params_get(&j->p->md->par, kinds[i], pa->layer,
+		    pa->expert);
+		struct st_error se;
+		struct view v;
+
+		if (find_packed(j, part_i, i, &v) < 0)
+			return -1;
+		for (uint64_t at = 0; at < v.t->nbytes; at += PACK_CHUNK) {
+			size_t n = v.t->nbytes - at < PACK_CHUNK ? (size_t)(v.t->nbytes - at)
+			    : PACK_CHUNK;
+
+			if (st_read(v.st, v.t, at, j->buf, n, &se) < 0)
+				return modeldir_st_err(j->e, v.file, &se);
+			crc = crc_32_more(crc, j->buf, n);
+		}
+	}
+	if (crc != pl->crc)
+		return err_set(j->e, EX_DATAERR, "%s/%s: layer %d, expert %d is corrupt (CRC-32 "
+		    "%08x, not %08x)",
+		    j->p->md->path, j->p->manifest->file[pl->cluster], pa->layer, pa->expert, crc,
+		    pl->crc);
+	return 0;
+}
+
+static int put_packed(struct job *j, const struct param *pa)
+{
+	int i = param_part(pa), rc = 0;
+	struct st_error se;
+	struct view v;
+
+	if ((i == 0 && check_crc(j, pa) < 0) || find_packed(j, pa, i, &v) < 0)
+		return -1;
+	for (uint64_t at = 0; at < v.t->nbytes && rc == 0; at += PACK_CHUNK) {
+		size_t n = v.t->nbytes - at < PACK_CHUNK ? (size_t)(v.t->nbytes - at) : PACK_CHUNK;
+		enum dtype t = j->p->manifest->dt[i];
+
+		if (st_read(v.st, v.t, at, j->buf, n, &se) < 0)
+			rc = modeldir_st_err(j->e, v.file, &se);
+		else if (!tensor_finite(j->buf, t, n / dtype_size(t)))
+			rc = not_finite(j, v.file, v.t->name);
+		else
+			rc = put(j, j->buf, n, NULL);
+	}
+	return rc;
+}
+
+/* ---- the file ---- */
+
+static int declare(struct job *j, const struct param *pa, struct st_error *se)
+{
+	enum dtype t = DT_F32;
+
+	if (param_routed(pa))
+		t = j->p->manifest->dt[param_part(pa)];
+	else if (modeldir_type(j->p->md, pa, &t, j->e) < 0)
+		return -1;
+	j->p->bytes += (int64_t)mat_bytes(t, pa->rows, pa->cols);
+	if (!param_routed(pa))
+		j->p->dense_bytes += (int64_t)mat_bytes(t, pa->rows, pa->cols);
+	return pack_declare(j->w, pa->name, pa, t, 0, se) < 0 ? writer_failed(j, se) : 0;
+}
+
+static int write_model(struct job *j)
+{
+	const struct params *ps = &j->p->md->par;
+	struct st_error se;
+
+	j->name = file_join(j->dir, "model.safetensors");
+	if (!(j->w = st_writer_create(j->name, &se)))
+		return writer_failed(j, &se);
+	pack_meta(j->w, j->p, j->fingerprint);
+	for (int i = 0; i < ps->n; i++)
+		if (declare(j, &ps->p[i], &se) < 0)
+			return -1;
+	if (pack_fits(j->dir, j->p->out, j->p->bytes, j->e) < 0)
+		return -1;
+	if (st_writer_begin(j->w, &se) < 0)
+		return writer_failed(j, &se);
+	progress_start(&j->bar, "unpacking", "MB", (double)j->p->bytes / 1e6);
+	for (int i = 0; i < ps->n; i++)
+		if ((param_routed(&ps->p[i]) ? put_packed(j, &ps->p[i])
+		    : put_dense(j, &ps->p[i])) < 0)
+			return -1;
+	if (st_writer_finish(j->w, &se) < 0) {
+		j->w = NULL;
+		return writer_failed(j, &se);
+	}
+	j->w = NULL;
+	return 0;
+}
+
+/* ---- all of it ---- */
+
+/* Did packing leave every type as it was? */
+static bool types_kept(const struct manifest *m)
+{
+	const char *was = json_string_value(json_object_get(m->raw, "model_dtype"));
+
+	return was && json_integer_value(json_object_get(m->raw, "dense_converted")) == 0 &&
+	    strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
+}
+
+/* Blocks do not give back what they were made of. */
+static const char *quantised(const struct pack *p)
+{
+	const struct params *ps = &p->md->par;
+	struct err e;
+	enum dtype t;
+
+	for (int i = 0; i < ps->n; i++)
+		if (param_routed(&ps->p[i]) ? dtype_blocks(p->manifest->dt[param_part(&ps->p[i])])
+		    : modeldir_type(p->md, &ps->p[i], &t, &e) == 0 && dtype_blocks(t))
+			return ps->p[i].name;
+	return NULL;
+}
+
+/* The model that was written is the one that was packed. */
+static int check_identity(struct job *j)
+{
+	struct modeldir md;
+	int rc;
+
+	if (modeldir_open(&md, j->dir, 0, NULL, j->e) < 0)
+		return -1;
+	rc = modeldir_compute_fingerprint(&md, j->p->fingerprint, j->e);
+	modeldir_close(&md);
+	if (rc == 0 && j->fingerprint && strcmp(j->p->fingerprint, j->fingerprint) != 0)
+		return err_set(j->e, EX_DATAERR, "%s: tensors have fingerprint %s, the model that "
+		    "was packed had %s",
+		    j->p->md->path, j->p->fingerprint, j->fingerprint);
+	return rc;
+}
+
+/* Bytes of the largest piece that is read at a time. */
+static int take_buffer(struct job *j)
+{
+	const struct params *ps = &j->p->md->par;
+	struct stored s;
+
+	j->size = PACK_CHUNK;
+	for (int i = 0; i < ps->n; i++) {
+		if (param_routed(&ps->p[i]))
+			continue;
+		if (stored_find(j->p->md, &ps->p[i], &s, j->e) < 0)
+			return -1;
+		j->size = (size_t)mem_max((int64_t)j->size,
+		    stored_bytes(&s, 0, stored_step(&s, PACK_CHUNK)));
+	}
+	j->buf = mem_alloc(j->size);
+	j->ctsr = calloc((size_t)j->p->manifest->nclusters + 1, sizeof *j->ctsr);
+	return j->ctsr ? 0 : err_set(j->e, EX_OSERR, "out of memory");
+}
+
+static void drop(struct job *j)
+{
+	st_writer_abort(j->w);
+	progress_end(&j->bar);
+	for (int k = 0; j->ctsr && k < j->p->manifest->nclusters; k++)
+		st_close(j->ctsr[k]);
+	free(j->ctsr);
+	free(j->name);
+	mem_free(j->buf);
+}
+
+int pack_undo(struct pack *p, struct err *e)
+{
+	struct job j = { .p = p, .e = e };
+	const struct manifest *m = p->manifest;
+	struct outdir d;
+	int rc;
+
+	if (!p->md->packed || !m->packed)
+		return err_set(e, EX_DATAERR, "%s is not a packed model", p->md->path);
+	if (pack_check_manifest(p, e) < 0)
+		return -1;
+	if (quantised(p))
+		return err_set(e, EX_DATAERR, "%s: %s is quantised: what it was made from cannot "
+		    "be given back", p->md->path,
+		    quantised(p));
+	j.fingerprint = types_kept(m) ? m->fingerprint : NULL;
+	memcpy(p->dt, m->dt, sizeof p->dt);
+	p->experts = p->md->cfg.num_sparse * m->experts;
+	if (outdir_begin(&d, p->out, p->md->path, p->force, e) < 0)
+		return -1;
+	j.dir = d.tmp;
+	rc = take_buffer(&j) < 0 || write_model(&j) < 0 ||
+	    pack_side_files(p, d.tmp, j.fingerprint != NULL, e) < 0 || check_identity(&j) < 0 ? -1
+	    : 0;
+	drop(&j);
+	if (rc == 0)
+		return outdir_commit(&d, e);
+	outdir_abort(&d);
+	return -1;
+}
