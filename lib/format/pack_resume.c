@@ -1,7 +1,7 @@
 /*
- * The journal in the directory being written: a line for each file that is complete. Each line is the CRC-32 of its text, a space, and the text, which
- * is JSON; a line that is not whole ends it. Nothing in it is trusted before the file has been
- * read and has the CRC-32 that it is said to have.
+ * The journal in the directory being written: a line for each file that is complete. Each line is
+ * the CRC-32 of its text, a space, and the text, which is JSON; a line that is not whole ends it.
+ * Nothing in it is trusted before the file has been read and has the CRC-32 that it is said to have.
  */
 #include <dirent.h>
 #include <errno.h>
