@@ -423,6 +423,11 @@ int file_mkdirs(const char *path, struct err *e)
 	return make_dirs(path, true, e);
 }
 
+int file_mkdir_parents(const char *path, struct err *e)
+{
+	return make_dirs(path, false, e);
+}
+
 int file_mkdir_new(const char *path, struct err *e)
 {
 	if (make_dirs(path, false, e))

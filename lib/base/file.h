@@ -49,7 +49,8 @@ bool file_same(const char *a, const char *b);	/* one regular file, by whatever n
 int file_is_stdout(int fd, const char *name, struct err *e) CHR_MUST_CHECK;
 
 int file_mkdirs(const char *path, struct err *e) CHR_MUST_CHECK;		/* like mkdir -p */
-/* The same, but the last one must not be there yet. */
+/* All but the last; and the last one too, which must not be there yet. */
+int file_mkdir_parents(const char *path, struct err *e) CHR_MUST_CHECK;
 int file_mkdir_new(const char *path, struct err *e) CHR_MUST_CHECK;
 int file_sync_dir(const char *path, struct err *e) CHR_MUST_CHECK;
 /* A directory of plain files, one level deep or more. Who cleans up after another error need not

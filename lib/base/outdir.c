@@ -161,7 +161,8 @@ int outdir_resume(struct outdir *d, const char *path, const char *source, bool f
 	bool known = name && access(name, F_OK) == 0;
 
 	if (rc == 0)
-		rc = name ? lock_job(d, name, e) : err_set(e, EX_OSERR, "out of memory");
+		rc = !name ? err_set(e, EX_OSERR, "out of memory") : file_mkdir_parents(name, e) < 0
+		    ? -1 : lock_job(d, name, e);
 	if (rc == 0) {
 		d->resumed = access(d->tmp, F_OK) == 0 && same_job(d, job);
 		rc = d->resumed ? 0 : begin_job(d, job, known, e);
