@@ -57,6 +57,51 @@ for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_o
 		done' sh "$d" "$f"
 done
 
+# fuse DIR: experts of all layers stacked, gate and up of one together, as they are published
+fuse()
+{
+	cp "$families/$1/config.json" "$2" && perl -MJSON::PP -e '
+		my ($in, $out) = @ARGV; local $/;
+		open my $f, "<:raw", $in or die; my $b = <$f>;
+		my $n = unpack("Q<", $b); my $h = decode_json(substr($b, 8, $n));
+		my (%e, $o, $d); $d = "";
+		my $take = sub { my ($x, $y) = @{$_[0]{data_offsets}};
+			substr($b, 8 + $n + $x, $y - $x) };
+		for (sort keys %$h) {
+			next if $_ eq "__metadata__";
+			if (/(.*experts)\.(\d+)\.(gate|up|down)_proj/) { $e{$1}[$2]{$3} = $h->{$_}; next }
+			$o->{$_} = $h->{$_}; my $at = length $d; $d .= $take->($h->{$_});
+			$o->{$_}{data_offsets} = [$at, length $d];
+		}
+		for my $l (sort keys %e) {
+			my @e = @{$e{$l}}; my ($F, $D) = @{$e[0]{gate}{shape}}; my $at = length $d;
+			$d .= $take->($_->{gate}) . $take->($_->{up}) for @e;
+			$o->{"$l.gate_up_proj"} = { dtype => "F32", shape => [scalar @e, 2 * $F, $D],
+				data_offsets => [$at, length $d] };
+			$at = length $d; $d .= $take->($_->{down}) for @e;
+			$o->{"$l.down_proj"} = { dtype => "F32", shape => [scalar @e, $D, $F],
+				data_offsets => [$at, length $d] };
+		}
+		my $j = encode_json($o); $j .= " " x (-length($j) % 8);
+		open $f, ">:raw", $out or die; print $f pack("Q<", length $j), $j, $d;' \
+		"$families/$1/model.safetensors" "$2/model.safetensors"
+}
+
+for f in qwen3_5_moe qwen3_next; do
+	rm -rf fused; mkdir fused; fuse $f fused
+	# shellcheck disable=SC2016
+	ok "$f: fused experts, packed and converted too" sh -e -c '
+		numbers() { sed "s/,\"seconds.*//"; }
+		grep -q "experts.gate_up_proj" fused/model.safetensors
+		chr-score -q -m "$1" -t tokenizer.json three.jsonl | numbers > a
+		rm -rf p q && chr-pack -q -m fused --layout layer -o p > /dev/null
+		chr-convert -q fused -o q > /dev/null
+		for m in fused p q; do
+			chr-score -q -m $m -t tokenizer.json three.jsonl | numbers > b
+			cmp a b
+		done' sh "$families/$f"
+done
+
 # A prompt in chunks and beside others, greedy: the same text; -B trap: states stay on the device.
 for f in lfm2_moe qwen3_next qwen3_5_moe; do
 	d=$families/$f
