@@ -39,6 +39,11 @@ static const struct param_name across[] = {
 	{ P_EXP_UP, EXPERTS "both", AT_STACKED | AT_ODD | AT_ACROSS },
 	{ P_K, "model.layers.%d.attn.kv", AT_FIRST | AT_ACROSS },
 	{ P_V, "model.layers.%d.attn.kv", AT_SECOND | AT_ACROSS }, { 0 } };
+/* As transformers 5 holds experts in memory. */
+static const struct param_name memory[] = {
+	{ P_EXP_GATE, EXPERTS "gate_up_proj", AT_STACKED | AT_FIRST },
+	{ P_EXP_UP, EXPERTS "gate_up_proj", AT_STACKED | AT_SECOND },
+	{ P_EXP_DOWN, EXPERTS "down_proj", AT_STACKED }, { 0 } };
 /* A second way in, for a file written in the first. */
 static const struct param_name either[] = {
 	{ P_EXP_GATE, EXPERTS "%d.w1", 0 }, { P_EXP_GATE, EXPERTS "both", AT_STACKED | AT_FIRST },
@@ -187,6 +192,13 @@ static void test_choice(void)
 	st_close(md.st[0]);
 	ok(save(DT_F32) == 0 && open_file(&md) == 0 && differing(&md, 1 << 20) == 0,
 	    "the first of two is written and read");
+	st_close(md.st[0]);
+	setup(memory);
+	if (!ok(save(DT_F32) == 0, "written as in the memory of transformers"))
+		return;
+	setup(NULL);
+	ok(open_file(&md) == 0 && differing(&md, 1 << 20) == 0 &&
+	    modeldir_check(&md, &ps, &(struct err){ 0 }) == 0, "which any family reads");
 	st_close(md.st[0]);
 }
 

@@ -25,7 +25,8 @@ static const struct key_off ignores[] = {
 
 static const struct param_name names[] = {
 	FAMILY_DEEPSEEK_NAMES,
-	{ P_GATE_BIAS, "model.layers.%d.mlp.moe_statics.e_score_correction_bias", 0 }, { 0 }
+	{ P_GATE_BIAS, "model.layers.%d.mlp.moe_statics.e_score_correction_bias", 0 },
+	{ P_GATE_BIAS, "model.layers.%d.mlp.gate.moe_statics.e_score_correction_bias", 0 }, { 0 }
 };
 
 static int read(struct config *c, const struct keys *k)

@@ -123,6 +123,13 @@ static int recurrent_dim(const struct config *c, const struct block *b, enum par
 	}
 }
 
+const struct param_name param_also[] = {
+	{ P_GATE, MLP "gate.weight", 0 },
+	{ P_EXP_GATE, MLP "experts.gate_up_proj", AT_STACKED | AT_FIRST },
+	{ P_EXP_UP, MLP "experts.gate_up_proj", AT_STACKED | AT_SECOND },
+	{ P_EXP_DOWN, MLP "experts.down_proj", AT_STACKED }, { 0 }
+};
+
 static int dim(const struct config *c, const struct block *b, enum param_dim d)
 {
 	int H = c->num_attention_heads, G = c->num_key_value_heads, D = c->hidden_size;

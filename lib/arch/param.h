@@ -119,6 +119,10 @@ struct param_name {
 	unsigned how;		/* of enum param_how; 0: as it is */
 };
 
+/* Where the routers and routed experts of any family may lie besides: as transformers holds them in
+ * memory since its fifth version. */
+extern const struct param_name param_also[];
+
 struct param {
 	char name[104];			/* of its tensor, where it has one of its own */
 	enum param_kind kind;

@@ -116,20 +116,33 @@ static int place(const struct modeldir *md, const struct param *p, unsigned how,
 	return 0;
 }
 
-int stored_find(const struct modeldir *md, const struct param *p, struct stored *s, struct err *e)
+/* The first of a list of names for p whose tensor is there; NULL: none is. */
+static const struct param_name *listed(const struct modeldir *md, const struct param *p,
+    const struct param_name *n, struct view *v)
 {
 	char name[sizeof p->name];
-	struct view v;
 
-	for (const struct param_name *n = md->cfg.names; n && n->name; n++) {
+	for (; n && n->name; n++) {
 		if (n->kind != p->kind)
 			continue;
 		snprintf(name, sizeof name, n->name, p->layer, p->expert);
-		if (modeldir_find(md, name, &v) == 0)
-			return place(md, p, n->how, &v, s, e);
+		if (modeldir_find(md, name, v) == 0)
+			return n;
 	}
+	return NULL;
+}
+
+int stored_find(const struct modeldir *md, const struct param *p, struct stored *s, struct err *e)
+{
+	const struct param_name *n;
+	struct view v;
+
+	if ((n = listed(md, p, md->cfg.names, &v)))
+		return place(md, p, n->how, &v, s, e);
 	if (modeldir_find(md, p->name, &v) == 0)
 		return place(md, p, 0, &v, s, e);
+	if ((n = listed(md, p, param_also, &v)))
+		return place(md, p, n->how, &v, s, e);
 	return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is missing", md->file[0], p->name);
 }
 
