@@ -21,7 +21,7 @@ static struct {
 
 static const struct opt opts[] = {
 	{ 't', "tokenizer", OPT_STR, &o.tokenizer, 0, 0, "FILE",
-	    "tokenizer.json, or a directory that holds one" },
+	    "a tokenizer.json or another file of one, or its directory" },
 	{ 'o', "out", OPT_OUT, &o.out, 0, 0, "FILE",
 	    "--train: the tokenizer to write; else a token shard" },
 	{ 'd', "decode", OPT_FLAG, &o.decode, 0, 0, NULL, "tokens to text" },

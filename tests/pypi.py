@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compares our tokenizers and templates with those of Python's packages, over directories of
-published tokenizers: python3 tests/pypi.py tokens|chats BUILD SEED COUNT DIR...
+published tokenizers: python3 tests/pypi.py tokens|files|chats BUILD SEED COUNT DIR...
 
 tokens: ids and decoded text of COUNT generated strings per directory, with `tokenizers`.
+files:  the same of tiktoken, tekken and SentencePiece files, with `tiktoken` and `sentencepiece`.
 chats:  what COUNT generated conversations become, with `jinja2` in transformers' environment.
 Prints a TAP line per directory."""
 import json
@@ -103,6 +104,52 @@ def decodes(build, where, ids, texts):
             return 1
         at += len(text)
     return int(at != len(got))
+
+
+def files(build, rng, count, where):
+    """Other files of tokenizers, with tiktoken and sentencepiece; special tokens stay text."""
+    name = next(n for n in ("tekken.json", "tiktoken.model", "tokenizer.model", "qwen.tiktoken", "spiece.model")
+                if os.path.exists(os.path.join(where, n)))
+    path = os.path.join(where, name)
+    texts = [string(rng, ["<s>", "</s>", "<|endoftext|>", "<unk>", "[INST]"]) for _ in range(count)]
+    want = foreign(where, path, texts)
+    got = ours(build, ["chr-tokenize", "-q", "-t", where, "--jsonl"], [json.dumps({"text": t}) for t in texts])
+    wrong = 0
+    for t, w, g in zip(texts, want, got):
+        if w is not None and w != g["tokens"]:
+            wrong += 1
+            if wrong < 4:
+                show("ids", w, g["tokens"], t)
+    return sum(w is not None for w in want), wrong
+
+
+def foreign(where, path, texts):
+    with open(path, "rb") as f:
+        raw = f.read()
+    if path.endswith("tekken.json"):
+        import base64
+        j = json.loads(raw)
+        first, most = j["config"]["default_num_special_tokens"], j["config"]["default_vocab_size"]
+        ranks = {base64.b64decode(t["token_bytes"]): t["rank"] for t in j["vocab"] if t["rank"] < most - first}
+        return [[i + first for i in ids] for ids in ranked(ranks, j["config"]["pattern"], texts)]
+    if raw[:1] != b"\n":
+        import base64
+        ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in raw.splitlines() if line)}
+        with open(os.path.join(where, "pattern"), encoding="utf-8") as f:
+            return ranked(ranks, f.read(), texts)
+    import sentencepiece
+    model = sentencepiece.SentencePieceProcessor(model_file=path)
+    # What begins with a space gets no second one from us, and graphemes are mapped as a whole, as in
+    # transformers.
+    return [None if (t.startswith(" ") and model.encode(" a") != model.encode("a")) or any(
+        unicodedata.category(c)[0] in "MC" or 0x1100 <= ord(c) < 0x1200 for c in t) else model.encode(t) for t in texts]
+
+
+def ranked(ranks, pattern, texts):
+    import tiktoken
+    model = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    # Qwen's code composes before; this Python may know other characters.
+    return [model.encode_ordinary(t) if unicodedata.is_normalized("NFC", t) else None for t in texts]
 
 
 # --- templates ---
@@ -273,7 +320,7 @@ def main():
     what, build, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     for where in sys.argv[5:]:
         rng = random.Random(f"{seed} {os.path.basename(where)}")
-        n, wrong = {"tokens": tokens, "chats": chats}[what](build, rng, count, where)
+        n, wrong = {"tokens": tokens, "chats": chats, "files": files}[what](build, rng, count, where)
         print(f"{'ok' if wrong == 0 else 'not ok'} - {what} {os.path.basename(where)}: {n}, {wrong} differ", flush=True)
 
 

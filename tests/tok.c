@@ -39,13 +39,15 @@ static bool same_ids(const struct ids *a, const json_t *want)
 	return true;
 }
 
+/* tests/data/tok/make.py's records say nothing of special tokens, which it lets the text have. */
 static bool check_line(struct tok *t, const json_t *o)
 {
 	const json_t *text = json_object_get(o, "text"), *want = json_object_get(o, "ids");
 	struct ids got = { 0 };
 	bool good;
 
-	tok_encode(t, json_string_value(text), json_string_length(text), true, &got);
+	tok_encode(t, json_string_value(text), json_string_length(text),
+	    !json_is_false(json_object_get(o, "special")), &got);
 	good = same_ids(&got, want);
 	if (!good) {
 		char *s = json_dumps(o, JSON_COMPACT | JSON_ENSURE_ASCII);
@@ -60,26 +62,27 @@ static bool check_line(struct tok *t, const json_t *o)
 	return good;
 }
 
-static void golden(const char *name)
+static void golden(const char *name, const char *records)
 {
 	struct tok *t = load(name);
 	struct err e = { 0 };
+	const char *own = strchr(name, '/') ? strchr(name, '/') + 1 : name;
 	char *all, *line, *rest;
 	int n = 0, wrong = 0;
 	size_t len;
 
-	if (!ok(t != NULL, "%s loads", name) || file_get(DATA "expected.jsonl", &all, &len, &e))
+	if (!ok(t != NULL, "%s loads", name) || file_get(records, &all, &len, &e))
 		return;
 	for (line = strtok_r(all, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
 		json_t *o = json_loads(line, JSON_ALLOW_NUL, NULL);
 
-		if (!strcmp(json_string_value(json_object_get(o, "tokenizer")), name)) {
+		if (!strcmp(json_string_value(json_object_get(o, "tokenizer")), own)) {
 			n++;
 			wrong += !check_line(t, o);
 		}
 		json_decref(o);
 	}
-	ok(n > 50 && !wrong, "%s: the ids of %d texts are those of the reference", name, n);
+	ok(n > 15 && !wrong, "%s: the ids of %d texts are those of the reference", name, n);
 	free(all);
 	tok_free(t);
 }
@@ -454,6 +457,113 @@ static void refusals(void)
 	    "a missing file");
 }
 
+static void put_file(const char *name, const char *s, size_t len)
+{
+	struct err e = { 0 };
+	char path[96];
+
+	snprintf(path, sizeof path, "%s/%s", tmp, name);
+	if (file_put(path, s, len, &e) < 0)
+		err_exit(&e);
+}
+
+static void put_config(const char *s)
+{
+	put_file("tokenizer_config.json", s, strlen(s));
+}
+
+static bool id_is(const struct tok *t, const char *token, int id)
+{
+	return t != NULL && tok_id(t, token) == id;
+}
+
+/* The configuration beside a file of ranks says what the file does not. What is saved is a
+ * tokenizer.json with the same ids. */
+static void foreign(void)
+{
+	struct err e = { 0 };
+	struct tok *t;
+	char *s, *path;
+	size_t len;
+
+	if (file_get(DATA "files/x.tiktoken", &s, &len, &e) < 0)
+		err_exit(&e);
+	put_file("tiktoken.model", s, len);
+	put_config("{\"added_tokens_decoder\":{\"900\":{\"content\":\"<e>\",\"special\":true}},"
+	    "\"eos_token\":\"<e>\",\"tokenizer_class\":\"TikTokenTokenizer\"}");
+	path = tok_find(tmp);
+	ok(path != NULL && strstr(path, "/tiktoken.model") != NULL, "found in a directory");
+	free(path);
+	t = tok_load(tmp, &e);
+	ok(id_is(t, "<e>", 900) && tok_eos(t) == 900 && tok_is_special(t, 900),
+	    "tiktoken: tokens of the configuration %s", e.msg);
+	ok(t != NULL && tok_id(t, "<|reserved_token_407|>") == 407,
+	    "Kimi's: ids that are held free have names");
+	ok(t != NULL && tok_save(t, tmp, &e) == 0, "it is saved as a tokenizer.json");
+	tok_free(t);
+	t = tok_load(tmp, &e);
+	path = tok_find(tmp);
+	ok(id_is(t, "<e>", 900) && strstr(path, "/tokenizer.json") != NULL && tok_eos(t) == 900,
+	    "and loaded from it");
+	remove(path);
+	free(path);
+	tok_free(t);
+	put_config("{\"tokenizer_class\":\"QWenTokenizer\"}");
+	t = tok_load(tmp, &e);
+	ok(t != NULL && tok_id(t, "<|im_end|>") == tok_id(t, "<|endoftext|>") + 2 &&
+	    tok_id(t, "<|extra_204|>") == tok_vocab(t) - 1, "Qwen's first tokenizers");
+	tok_free(t);
+	put_config("{\"pat_str\":\"\\\\p{N}{1,3}+\"}");
+	ok(tok_load(tmp, &e) == NULL && strstr(e.msg, "pat_str"), "a pattern that is not Ruby's");
+	put_config("{\"added_tokens_decoder\":{\"x\":{\"content\":\"<e>\"}}}");
+	ok(tok_load(tmp, &e) == NULL && strstr(e.msg, "added_tokens_decoder"),
+	    "an id that is none");
+	free(s);
+}
+
+static void foreign_is(const char *name, const char *s, size_t len, const char *why)
+{
+	struct err e = { 0 };
+	struct tok *t;
+	char path[96];
+
+	put_file(name, s, len);
+	snprintf(path, sizeof path, "%s/%s", tmp, name);
+	t = tok_load(path, &e);
+	if (!ok(t == NULL && e.status == EX_DATAERR && strstr(e.msg, why) && strstr(e.msg, name),
+	    "%s is refused: %s", name, why))
+		printf("# %s\n", e.msg);
+	tok_free(t);
+	remove(path);
+}
+
+static void foreign_refusals(void)
+{
+	static const char *const ranks[][2] = { { "IQ== 0\nIQ== 1\n", "twice" },
+	    { "IQ== 0\nIg== 0\n", "twice" }, { "IQ== 0\nIg==\n", ":2: not a token" },
+	    { "IQ== 0\n!!!! 1\n", ":2: not a token" }, { "IQ== 99999999\n", "out of range" },
+	    { "IQ== 0\n", "no token for byte" } };
+	static const char none[] = "{\"config\":{}}", bits[] = "{\"config\":{\"pattern\":\"a\","
+	    "\"default_vocab_size\":9,\"default_num_special_tokens\":1},\"vocab\":[{\"rank\":0,"
+	    "\"token_bytes\":\"?\"}]}";
+	struct err e = { 0 };
+	char *s;
+	size_t len;
+
+	put_config("{}");
+	for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++)
+		foreign_is("tiktoken.model", ranks[i][0], strlen(ranks[i][0]), ranks[i][1]);
+	foreign_is("tekken.json", none, strlen(none), "config");
+	foreign_is("tekken.json", bits, strlen(bits), "base64");
+	if (file_get(DATA "files/unigram.model", &s, &len, &e) < 0)
+		err_exit(&e);
+	foreign_is("tokenizer.model", s, len / 2, "tokenizer.model");
+	foreign_is("tokenizer.model", s, 20, "no");
+	s[2] = 0x7f;
+	foreign_is("tokenizer.model", s, len, "tokenizer.model");
+	free(s);
+}
+
 /* A tokenizer_config.json with the model_max_length that the Hugging Face library writes for
  * "none". */
 static void long_number(void)
@@ -482,12 +592,18 @@ int main(void)
 	static const char *const names[] = { "gpt2.json", "qwen.json", "llama3.json",
 	    "deepseek.json", "behaviors.json", "llama2.json", "mistral.json", "gemma.json",
 	    "unigram.json", "unigram_bytes.json" };
+	static const char *const files[] = { "files/x.tiktoken", "files/tekken.json",
+	    "files/bpe.model", "files/unigram.model" };
 	struct err e = { 0 };
 
 	if (!mkdtemp(tmp))
 		return 1;
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-		golden(names[i]);
+		golden(names[i], DATA "expected.jsonl");
+	for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+		golden(files[i], DATA "files/expected.jsonl");
+	foreign();
+	foreign_refusals();
 	for (int i = 0; i < 3; i++)	/* the others strip or add blanks */
 		round_trips(names[i]);
 	training();

@@ -94,8 +94,8 @@ void infer_begin(bool tok)
 	if ((infer.be = backend_open(infer.backend, &e)) == NULL ||
 	    config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
 		err_exit(&e);
-	path = infer.tokenizer ? strdup(infer.tokenizer) : file_join(infer.model, "tokenizer.json");
-	if (tok || infer.tokenizer || access(path, F_OK) == 0)
+	path = tok_find(infer.model);
+	if (tok || infer.tokenizer || path != NULL)
 		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) ==
 		    NULL)
 			err_exit(&e);

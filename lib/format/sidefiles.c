@@ -7,6 +7,8 @@
 #include "base/file.h"
 
 static const char *const names[] = { "generation_config.json", "tokenizer.json",
+	"tokenizer.model", "tiktoken.model", "qwen.tiktoken", "tekken.json", "spiece.model",
+	"sentencepiece.bpe.model",
 	"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
 	"merges.txt", "chat_template.jinja", "chat_template.json" };
 

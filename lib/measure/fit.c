@@ -119,6 +119,15 @@ static bool has_file(const char *dir, const char *name)
 	return there;
 }
 
+static bool has_tokenizer(const char *dir)
+{
+	char *path = dir != NULL ? tok_find(dir) : NULL;
+	bool there = path != NULL;
+
+	free(path);
+	return there;
+}
+
 static int open_packed(struct fit *f, struct err *e)
 {
 	f->packed = f->o->model != NULL ? has_file(f->o->model, MANIFEST_NAME) : f->o->packed;
@@ -187,7 +196,7 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings "
 		    "%d", f->asked.seq,
 		    f->cfg.max_position_embeddings);
-	if (tok == NULL && has_file(o->model, "tokenizer.json"))
+	if (tok == NULL && has_tokenizer(o->model))
 		tok = o->model;
 	if (tok != NULL && (f->tok = tok_load(tok, e)) == NULL)
 		return -1;

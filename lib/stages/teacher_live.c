@@ -58,11 +58,11 @@ static int same_tokens(const char *dir, const struct tok *a, const struct tok *b
 
 static int check_tokens(const char *dir, const struct tok *tok, struct err *e)
 {
-	char *path = file_join(dir, "tokenizer.json");
+	char *path = tok_find(dir);
 	struct tok *own = NULL;
 	int rc = 0;
 
-	if (tok != NULL && access(path, F_OK) == 0)
+	if (tok != NULL && path != NULL)
 		rc = (own = tok_load(dir, e)) == NULL ? -1 : same_tokens(dir, own, tok, e);
 	tok_free(own);
 	free(path);

@@ -7,6 +7,7 @@
 
 #include "text/bytemap.h"
 #include "text/pattern_int.h"
+#include "text/tok_impl.h"
 
 #define PAGE 256		/* code points of one */
 #define PAGES ((UNI_TOP + 1) / PAGE)
@@ -247,6 +248,11 @@ struct pattern *pattern_open(const char *text, size_t len, enum pattern_dialect 
 
 	*p = (struct pattern){ .text_len = len };
 	if (d == PATTERN_LITERAL) {
+		if (utf8_valid(text, len) < len) {
+			err_set(e, EX_DATAERR, "pattern \"%.100s\": no UTF-8", text);
+			pattern_close(p);
+			return NULL;
+		}
 		p->text = memcpy(bytemap_grow(NULL, len + 1, 1), text, len);
 		return p;
 	}

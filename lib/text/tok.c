@@ -243,7 +243,7 @@ static void encode_piece(struct tok *t, const char *s, size_t len, struct ids *o
 {
 	uint64_t *whole = t->ignore_merges ? bytemap_get(&t->vocab, s, len) : NULL;
 
-	if (whole)
+	if (whole && !t->token[*whole].special)
 		ids_push(out, (uint32_t)*whole);
 	else if (t->unigram)
 		unigram_encode(t, s, len, out);

@@ -23,9 +23,13 @@ void ids_push(struct ids *a, uint32_t id);
 void ids_append(struct ids *a, const uint32_t *v, size_t n);
 void ids_free(struct ids *a);
 
-/* path: a tokenizer.json, or a directory that holds one (tokenizer_config.json beside it is read
- * for bos, eos, pad); or a GGUF file, or a directory of one (gguf_model.h). */
+/* path: a tokenizer.json or another file of a tokenizer (tok_foreign.h), or a directory that holds
+ * one (tokenizer_config.json beside it is read for bos, eos, pad); or a GGUF file, or a directory
+ * of one (gguf_model.h). */
 struct tok *tok_load(const char *path, struct err *e) CHR_MUST_CHECK;
+/* The file that tok_load() would read in a directory (or a GGUF file), malloc'ed; NULL: none is
+ * there. */
+char *tok_find(const char *dir);
 /* a directory gets tokenizer_config.json too */
 int tok_save(const struct tok *t, const char *dir_or_file, struct err *e) CHR_MUST_CHECK;
 void tok_free(struct tok *t);

@@ -1,8 +1,10 @@
 /*
  * tok_impl: what the files of the tokenizer share and nobody else sees.
  *
- *	tok_load.c	tokenizer.json and tokenizer_config.json in and out
+ *	tok_file.c	files and directories, in and out
+ *	tok_load.c	a tokenizer.json to a tokenizer
  *	tok_gguf.c	the same two files out of a GGUF file
+ *	tok_ranks.c, tok_pieces.c	other files, made into a tokenizer.json
  *	tok_norm.c	text as the vocabulary spells it: the normalizer
  *	tok_pre.c	text to pieces: the pre-tokenizer, and added tokens in the text
  *	tok.c		pieces to ids by merges, ids to bytes
@@ -28,11 +30,12 @@
 
 enum norm_kind { NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD, NORM_LOWER, NORM_STRIP_LEFT,
     NORM_STRIP_RIGHT, NORM_PREPEND,
-	NORM_REPLACE };
+	NORM_REPLACE, NORM_CHARSMAP };
 
 struct norm_step {
 	enum norm_kind kind;
 	struct pattern *pattern;	/* of NORM_REPLACE */
+	struct charsmap *map;		/* of NORM_CHARSMAP */
 	char *to;			/* of NORM_PREPEND and NORM_REPLACE */
 	size_t to_len;
 };
@@ -49,6 +52,8 @@ int norm_add(struct norm *n, enum norm_kind kind, const char *text, size_t len, 
     CHR_MUST_CHECK;
 int norm_add_replace(struct norm *n, const char *pattern, size_t len, enum pattern_dialect d,
     const char *to, size_t to_len, struct err *e) CHR_MUST_CHECK;
+int norm_add_charsmap(struct norm *n, const unsigned char *s, size_t len, struct err *e)
+    CHR_MUST_CHECK;
 /* s, or a text that the next call overwrites; any bytes. */
 const char *norm_run(struct norm *n, const char *s, size_t *len);
 /* the same steps for another thread */
@@ -159,9 +164,13 @@ struct tok {
 /* The template of tokenizers that bring none; for tokenizer_config.json too. */
 extern const char tok_chat_template[];
 
-/* Takes json over, on error too. name is for messages. Special tokens are guessed from their
- * names. */
-struct tok *tok_parse(char *json, size_t len, const char *name, struct err *e) CHR_MUST_CHECK;
+/* Takes json, a tokenizer.json or another file of tok_foreign.h, over, on error too. name is for
+ * messages. config: the tokenizer_config.json of another file, or NULL. Special tokens are guessed
+ * from their names. */
+struct tok *tok_parse(char *json, size_t len, const char *name, const json_t *config,
+    struct err *e) CHR_MUST_CHECK;
+/* bos, eos, pad and the template of a tokenizer that has no configuration: by the names in use. */
+void tok_defaults(struct tok *t);
 /* The ids of one character that is not in the vocabulary: its bytes, or the unknown token. */
 void tok_unknown(const struct tok *t, const char *s, size_t n, struct ids *out);
 

@@ -5,6 +5,7 @@
 #include <utf8proc.h>
 
 #include "base/plain.h"
+#include "text/tok_charsmap.h"
 #include "text/tok_impl.h"
 #include "text/uniset.h"
 
@@ -65,10 +66,21 @@ int norm_add_replace(struct norm *n, const char *pattern, size_t len, enum patte
 	return st->pattern != NULL ? 0 : -1;
 }
 
+int norm_add_charsmap(struct norm *n, const unsigned char *s, size_t len, struct err *e)
+{
+	struct norm_step *st = add_step(n, NORM_CHARSMAP, e);
+
+	if (st == NULL)
+		return -1;
+	st->map = charsmap_open(s, len, e);
+	return st->map != NULL ? 0 : -1;
+}
+
 void norm_free(struct norm *n)
 {
 	for (int i = 0; i < n->n; i++) {
 		free(n->step[i].to);
+		charsmap_free(n->step[i].map);
 		pattern_close(n->step[i].pattern);
 	}
 	memset(n, 0, sizeof *n);
@@ -193,6 +205,11 @@ static void replace(const struct norm_step *st, const char *s, size_t len, struc
 	put(to, s + at, len - at);
 }
 
+static void put_part(void *to, const char *s, size_t len)
+{
+	put(to, s, len);
+}
+
 static void run_step(const struct norm_step *st, const char *s, size_t len, struct norm_text *to)
 {
 	switch (st->kind) {
@@ -208,6 +225,7 @@ static void run_step(const struct norm_step *st, const char *s, size_t len, stru
 		put(to, s, len);
 		break;
 	case NORM_REPLACE: replace(st, s, len, to); break;
+	case NORM_CHARSMAP: charsmap_run(st->map, s, len, put_part, to); break;
 	}
 }
 

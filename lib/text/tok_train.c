@@ -406,7 +406,7 @@ static struct tok *finish(const struct tok_trainer *r, struct err *e)
 		err_set(e, EX_OSERR, "out of memory for the tokenizer");
 		return NULL;
 	}
-	return tok_parse(text, strlen(text), "trained tokenizer", e);
+	return tok_parse(text, strlen(text), "trained tokenizer", NULL, e);
 }
 
 struct tok *tok_trainer_run(struct tok_trainer *r, int vocab, int64_t min_freq,

@@ -74,7 +74,7 @@ static void extend(struct tok *t, const char *s, size_t len, size_t at, size_t n
 
 		if (k < len - at && (s[at + k] & 0xc0) == 0x80)
 			continue;
-		if ((id = bytemap_get(&t->vocab, s + at, k)) == NULL)
+		if ((id = bytemap_get(&t->vocab, s + at, k)) == NULL || t->token[*id].special)
 			continue;
 		offer(u, at, at + k, (uint32_t)*id, u->score[*id]);
 		single = single || k == n;

@@ -257,8 +257,8 @@ static int open_config(struct train *t, struct err *e)
 
 static bool holds_tokenizer(const char *dir)
 {
-	char *path = dir != NULL ? file_join(dir, "tokenizer.json") : NULL;
-	bool there = path != NULL && access(path, F_OK) == 0;
+	char *path = dir != NULL ? tok_find(dir) : NULL;
+	bool there = path != NULL;
 
 	free(path);
 	return there;

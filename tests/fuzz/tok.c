@@ -36,7 +36,7 @@ static void check_file(const uint8_t *buf, size_t len)
 	    "\xff\xfe<|im_end|><think>\0x";
 	struct err e = { 0 };
 	char *copy = malloc(len + 1);
-	struct tok *t = tok_parse(memcpy(copy, buf, len), len, "input", &e);
+	struct tok *t = tok_parse(memcpy(copy, buf, len), len, "input", NULL, &e);
 
 	if (!t && (!e.status || !*e.msg))
 		abort();

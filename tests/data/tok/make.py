@@ -191,4 +191,5 @@ def main():
                 f.write(json.dumps({"tokenizer": make.__name__ + ".json", "text": s, "ids": t.encode(s).ids}) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
