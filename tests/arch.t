@@ -152,15 +152,6 @@ ok "without --seq, sequences are as long as the model was made for" sh -e -c '
 	sed 1d a | cmp - b
 	chr-score -q -m short two.jsonl > /dev/null'
 
-if [ -d "$top/$shared/golden/families/dots1" ] || [ -d "$shared/golden/families/dots1" ]; then
-	(cd "$top" && cp -r "$shared/golden/families/dots1" "$tmp/w/dots")
-	cp tokenizer.json dots
-	status "chr-generate: no --route-bias where a bias chooses" 64 chr-generate -q -m dots \
-		-n 2 --route-bias 1 -p word
-else
-	skip "chr-generate: no --route-bias where a bias chooses" "no golden families"
-fi
-
 ok "a config of absurd size is refused at once" sh -c '
 	echo "{\"num_hidden_layers\": 256, \"num_experts\": 4096, \"chronos_format\": 2}" > big.json
 	mkdir big && cp big.json big/config.json && cp model/model.safetensors big

@@ -56,7 +56,8 @@ static double worst(const real *a, const float *b, int64_t n)
 }
 
 /* Row b of the tokens in chunks; logits of all positions. */
-static int eval(struct engine *g, const struct gold *x, int b, int chunk, real *logits)
+static int eval(struct engine *g, const struct gold *x, int b, int chunk, real *logits,
+    struct eval_stats *st)
 {
 	struct err e = { 0 };
 	struct seq *s = seq_new(g, &e);
@@ -67,7 +68,7 @@ static int eval(struct engine *g, const struct gold *x, int b, int chunk, real *
 		    .n = T - i < chunk ? T - i : chunk, .logits = logits + (int64_t)i * x->V,
 		    .all = true };
 
-		if ((r = engine_eval(g, &it, 1, NULL, &e)) < 0)
+		if ((r = engine_eval(g, &it, 1, st, &e)) < 0)
 			printf("# %s\n", e.msg);
 	}
 	if (s)
@@ -137,7 +138,9 @@ static bool together_same(struct engine *g, const struct gold *x, const real *al
 
 static void test_engine(const char *name, const char *dir, const struct gold *x)
 {
-	struct engine_opt o = { .max_seqs = 3, .max_tokens = 64, .max_rows = 64, .kv = KV_F32 };
+	struct engine_opt o = { .max_seqs = 3, .max_tokens = 64, .max_rows = 64, .kv = KV_F32,
+	    .predict = SRC_BIT(SRC_CONTROL) };
+	struct eval_stats st;
 	struct err e = { 0 };
 	struct engine *g = engine_open(dir, &o, &backend_cpu, NULL, &e);
 	int64_t n = (int64_t)B * T * x->V;
@@ -149,14 +152,18 @@ static void test_engine(const char *name, const char *dir, const struct gold *x)
 	all = malloc((size_t)n * sizeof *all);
 	cut = malloc((size_t)n * sizeof *cut);
 	for (int b = 0; b < B; b++) {
-		eval(g, x, b, T, all + (int64_t)b * T * x->V);
-		eval(g, x, b, 7, cut + (int64_t)b * T * x->V);
+		eval(g, x, b, T, all + (int64_t)b * T * x->V, &st);
+		eval(g, x, b, 7, cut + (int64_t)b * T * x->V, NULL);
 	}
 	w = worst(all, x->logits, n);
 	ok(w < 1e-3, "%s: logits of transformers, at most %.1e away", name, w);
 	ok(memcmp(all, cut, (size_t)n * sizeof *all) == 0, "%s: the same in chunks of 7", name);
 	ok(together_same(g, x, all, cut), "%s: the same beside another and from a fork", name);
 	ok(greedy_same(g, x, all), "%s: the same greedy tokens", name);
+	ok(st.source[SRC_CONTROL].hit == st.source[SRC_CONTROL].slots,
+	    "%s: predictors choose as its routers do, %lu of %lu", name,
+	    (unsigned long)st.source[SRC_CONTROL].hit,
+	    (unsigned long)st.source[SRC_CONTROL].slots);
 	engine_close(g);
 	free(all);
 	free(cut);

@@ -26,6 +26,7 @@ struct problem {
 	struct route_lambda lam;
 	struct route_scratch *scratch;
 	real *ref;		/* probabilities of another model */
+	real *bias;		/* of the choices, or NULL */
 	real coef[NB * NT];
 };
 
@@ -50,7 +51,7 @@ static struct route_in part_in(const struct problem *p, const struct batch *b, r
 	return (struct route_in){ .cfg = c, .B = b->B, .T = NT, .doc_start = b->doc_start,
 	    .probs = p->m.probs, .topk = p->m.topk,
 	    .look = c->lookahead_steps > 0 ? p->m.look : NULL, .ref_probs = ref,
-	    .ahead = p->m.ahead };
+	    .ahead = p->m.ahead, .bias = p->bias };
 }
 
 /* Of a step of one micro-batch, or of NB. */
@@ -194,6 +195,10 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	for (int64_t i = 0; i < p.m.par.total; i++)	/* norms away from one, routers away from
 							   flat */
 		p.m.w[i] = p.m.w[i] * 1.5 + 0.05 * rng_normal(1, 2, (uint64_t)i);
+	if (config_choice_bias(&c)) {
+		p.bias = malloc((size_t)(c.num_sparse * c.num_experts) * sizeof *p.bias);
+		model_choice_bias(&p.m, p.bias);
+	}
 	model_forward(&p.m, &p.b, &p.fo);
 	size_t np = (size_t)c.num_sparse * NB * NT * (size_t)c.num_experts * sizeof(real);
 
@@ -214,7 +219,7 @@ static void check_config(const char *name, const char *json, double dropout, dou
 	}
 	ok(worst < 1e-5, "%s: %d tensors against differences", name, p.m.par.n);
 	printf("# worst %.2g at %s\n", worst, at);
-	free(p.b.tok), free(p.b.target), free(p.b.doc_start), free(p.ref),
+	free(p.b.tok), free(p.b.target), free(p.b.doc_start), free(p.ref), free(p.bias),
 	    free((void *)(uintptr_t)p.fo.replay);
 	route_scratch_free(p.scratch);
 	model_close(&p.m);
@@ -261,7 +266,8 @@ static void check_families(void)
 	    "\"decoder_sparse_step\": 2}", 0, 0, false);
 	check_config("dots1", "{\"model_type\": \"dots1\", " PUBLISHED DEEPSEEK ", \"n_group\": 2,"
 	    "\"topk_group\": 1, \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5,"
-	    "\"first_k_dense_replace\": 1}", 0, 0, false);
+	    "\"first_k_dense_replace\": 1, \"lambda_ahead\": 0.6, \"lookahead_steps\": 2}", 0, 0,
+	    false);
 	check_config("dots1, weights as they are, experts given", "{\"model_type\": \"dots1\", "
 	    PUBLISHED DEEPSEEK ", \"routed_scaling_factor\": 1.5}", 0, 0.3, true);
 	check_config("deepseek_v3, yarn",
@@ -278,11 +284,12 @@ static void check_families(void)
 	    "\"partial_rotary_factor\": 0.67}", 0, 0, false);
 	check_config("ernie4_5_moe", "{\"model_type\": \"ernie4_5_moe\", " PUBLISHED
 	    ", \"moe_num_experts\": 6, \"moe_k\": 2, \"moe_intermediate_size\": 10,"
+	    "\"moe_layer_start_index\": 0, \"lambda_ahead\": 0.6,"
 	    "\"tie_word_embeddings\": false}", 0, 0, false);
 	check_config("hunyuan_v1_moe", "{\"model_type\": \"hunyuan_v1_moe\", " PUBLISHED
 	    ", \"num_experts\": 6, \"moe_topk\": 2}", 0, 0.2, false);
 	check_config("minimax_m2", "{\"model_type\": \"minimax_m2\", " PUBLISHED EXPERTS
-	    ", \"rotary_dim\": 4}", 0, 0, false);
+	    ", \"rotary_dim\": 4, \"lambda_ahead\": 0.6}", 0, 0, false);
 	check_config("granitemoe", "{\"model_type\": \"granitemoe\", " PUBLISHED EXPERTS
 	    ", \"embedding_multiplier\": 3, \"residual_multiplier\": 0.4,"
 	    "\"attention_multiplier\": 0.2, \"logits_scaling\": 1.7,"

@@ -9,6 +9,7 @@
 #include "backend/backend.h"
 #include "base/pool.h"
 #include "base/rng.h"
+#include "base/topk.h"
 #include "tap.h"
 
 #define STEP 1e-6
@@ -351,6 +352,38 @@ static void test_choices(void)
 	    "groups by their best, scaled");
 }
 
+/* What a prediction goes by: the largest K are the choice, and all is finite. */
+static void test_wants(void)
+{
+	static const struct router of[] = {
+		{ .scale = 1 }, { .sigmoid = true, .scale = 1 },
+		{ .sigmoid = true, .groups = 4, .kept = 2, .scale = 1 },
+		{ .groups = 4, .kept = 1, .scale = 1 }, { .sigmoid = true, .groups = 2, .kept = 1,
+		    .scale = 2 },
+	};
+	int E = 16, K = 3, wrong = 0, n = 0;
+	real *z = randoms(E), *bias = randoms(E), s[16], wants[16];
+	int32_t ids[3], by[3];
+
+	for (size_t i = 0; i < sizeof of / sizeof *of; i++)
+		for (int pass = 0; pass < 100; pass++, n++) {
+			const real *b = pass % 2 ? bias : NULL;
+
+			for (int e = 0; e < E; e++) {
+				z[e] = (real)rng_normal(31, (uint64_t)n, (uint64_t)e);
+				bias[e] = (real)(0.5 * rng_normal(32, (uint64_t)n, (uint64_t)e));
+			}
+			router_scores(&of[i], z, E, s);
+			router_choose(&of[i], b, s, E, K, ids);
+			router_wants(&of[i], b, z, E, K, wants);
+			topk_best(wants, E, K, by);
+			wrong += memcmp(ids, by, sizeof ids) != 0;
+			for (int e = 0; e < E; e++)
+				wrong += !isfinite(wants[e]);
+		}
+	ok(wrong == 0, "what routers want: %d of %d are other choices", wrong, n);
+}
+
 struct lp { real *z, *tmp, *logp; int32_t *target; int n, V; };
 static void lp_f(void *c)
 {
@@ -518,6 +551,7 @@ int main(void)
 	    .renormalised = true, .groups = 4, .kept = 2, .scale = 2.5 }, true);
 	test_ties();
 	test_choices();
+	test_wants();
 	test_logprob();
 	test_diverge(DIVERGE_FORWARD, "forward KL");
 	test_diverge(DIVERGE_REVERSE, "reverse KL");

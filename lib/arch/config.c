@@ -264,6 +264,15 @@ void config_free(struct config *c)
 	c->raw = NULL;
 }
 
+bool config_choice_bias(const struct config *c)
+{
+	bool any = false;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		any |= c->block[l].sparse && c->block[l].router_bias;
+	return any;
+}
+
 bool config_biased(const struct config *c)
 {
 	bool any = false;

@@ -75,6 +75,8 @@ static inline int config_ahead_pairs(const struct config *c)
 {
 	return c->lambda_ahead > 0 && c->num_sparse > 1 ? c->num_sparse - 1 : 0;
 }
+/* Has the router of any layer a bias for the choice? */
+bool config_choice_bias(const struct config *c);
 bool config_biased(const struct config *c);	/* has any layer a bias of a product? */
 bool config_expert_biased(const struct config *c);	/* one of routed experts? */
 bool config_recurs(const struct config *c);	/* has any layer a state? */

@@ -115,6 +115,7 @@ static void carve_choices(struct scratch *s, struct tables *t, const struct conf
 	t->router = twin(v, s->router = reals(v, R * E), R * E, sizeof(real));
 	t->router_next = twin(v, s->router_next = reals(v, R * E), R * E, sizeof(real));
 	t->weight = twin(v, s->weight = reals(v, R * K), R * K, sizeof(real));
+	t->sums = twin(v, s->sums = reals(v, R), R, sizeof(real));
 	t->coef = twin(v, s->coef = reals(v, R * (K + S + 1)), R * (K + S + 1), sizeof(real));
 	t->ids = twin(v, s->ids = ints(v, R * K), R * K, sizeof(int32_t));
 	t->slot = twin(v, s->slot = ints(v, R * (K + S + 1)), R * (K + S + 1), sizeof(int32_t));
@@ -126,6 +127,7 @@ static void carve_choices(struct scratch *s, struct tables *t, const struct conf
 	t->order = hosts(v, R * K, sizeof(*t->order));
 	t->wanted = hosts(v, E, sizeof(*t->wanted));
 	t->exact = hosts(v, K, sizeof(*t->exact));
+	t->bias = hosts(v, config_choice_bias(c) ? c->num_sparse * E : 0, sizeof(*t->bias));
 	t->part = hosts(v, E + S + 1, sizeof(*t->part));
 	t->qffn = hosts(v, E + S + 1, sizeof(*t->qffn));
 	t->qgemm = hosts(v, E + S + 1, sizeof(*t->qgemm));
@@ -226,6 +228,20 @@ int64_t seq_bytes(const struct config *c)
 	    + c->num_hidden_layers * (int64_t)sizeof(struct kv);
 }
 
+/* Those of routers, where the host needs them. */
+static void keep_biases(struct engine *g)
+{
+	int E = g->cfg->num_experts;
+
+	for (int i = 0; i < g->cfg->num_sparse; i++) {
+		const struct layer *w = &g->layer[g->sparse[i]];
+
+		if (w->router_bias)
+			g->be->get(g->be, g->t.bias + (int64_t)i * E, w->router_bias,
+			    (size_t)E * sizeof(real));
+	}
+}
+
 /* Sequences, scratch, store and predictor, in memory that the plan counted. */
 static int open_state(struct engine *g, const char *dir, struct err *e)
 {
@@ -259,6 +275,7 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 	for (int l = 0, i = 0; l < L; l++)
 		if (g->cfg->block[l].sparse)
 			g->sparse[i++] = l;
+	keep_biases(g);
 	return g->store ? intend_open(g, dir, e) : -1;
 }
 

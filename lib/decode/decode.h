@@ -116,8 +116,8 @@ struct eval_item {		/* new tokens of one sequence; a sequence may appear once in
 
 struct eval_stats {		/* of one engine_eval call */
 	double wall, compute, stall;		/* seconds; wall = compute + stall */
-	double replaced_mass;	/* routing weight not given to the router's own choice, mean over
-				   rows and layers */
+	double replaced_mass;	/* share of the routing weight not given to the router's own
+				   choice, mean over rows and layers */
 	struct source_stats source[SRC_N];
 };
 

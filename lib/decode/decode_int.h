@@ -88,6 +88,7 @@ struct scratch {
 	dev_real *router, *router_next;	/* (R, E) */
 	dev_real *ahead;		/* (R, D) what the next router will see, nearly */
 	dev_real *weight, *coef;	/* (R, K), (R, K+S) */
+	dev_real *sums;			/* (R) of sigmoid scores */
 	dev_real *moe_x, *moe_g, *moe_u;	/* (R*(K+S), D), (.., F), (.., F) */
 	dev_byte *xq;			/* (R) quantised rows of what is being multiplied */
 	dev_byte *moe_xq, *moe_hq;	/* (R*(K+S)) quantised rows of D and of F or I */
@@ -105,12 +106,13 @@ struct scratch {
 /* and of the host. The first are those of the device as the host has them: the same memory where
  * it reads the device's, else pull() and push() copy them. */
 struct tables {
-	real *router, *router_next, *weight, *coef, *look;
+	real *router, *router_next, *weight, *coef, *look, *sums;
 	int32_t *tok, *pos, *lo, *hi, *ids, *slot, *rowidx, *row_expert;
 
 	int32_t *count, *start, *order;	/* (E), (E+1), (R*K): slots sorted by expert */
 	int32_t *wanted;		/* (E) */
 	int32_t *exact;			/* (K) the router's own choice for a row */
+	real *bias;			/* (Ls, E) of routers that have one, for the choice */
 	int32_t *head_row;		/* (R) */
 	const void **kcache, **vcache;	/* (R) on the device */
 	struct predict_row *about;	/* (R) */
@@ -239,6 +241,8 @@ void intend(struct engine *g, const uint32_t *tok, int n);
 /* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and
  * weights change. */
 void bias_route(struct engine *g, int l);
+/* (E) of layer l, for the choice; NULL: none */
+const real *router_bias(const struct engine *g, int l);
 
 /* decode_moe.c */
 int ffn_layer(struct engine *g, int l, struct err *e) CHR_MUST_CHECK;

@@ -180,17 +180,6 @@ int64_t engine_program(void)
 	return mem_program(0) + pool_threads() * THREAD_BYTES;
 }
 
-/* Are all choices by probability, and weights in proportion to it? */
-static bool plain_routers(const struct config *c)
-{
-	bool plain = true;
-
-	for (int l = 0; l < c->num_hidden_layers; l++)
-		plain &= !c->block[l].sparse ||
-		    (router_plain(&c->block[l].router) && !c->block[l].router_bias);
-	return plain;
-}
-
 /* Opens the directory and adds up every byte the engine will hold, and what the process holds
  * already. */
 int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct err *e)
@@ -208,8 +197,6 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 	if (o->on_miss == ONMISS_SHARED && g->cfg->num_shared_experts == 0)
 		return err_set(e, EX_USAGE, "%s: --on-miss shared needs a model with shared "
 		    "experts", dir);
-	if (o->route_bias > 0 && !plain_routers(g->cfg))
-		return err_set(e, EX_USAGE, "%s: --route-bias needs routers by softmax alone", dir);
 	if (g->cfg->rope.limit && o->max_tokens > g->cfg->rope.limit)
 		return err_set(e, EX_USAGE, "%s: dynamic positions change beyond the %d that it "
 		    "was made for: a context of %d is not supported", dir, g->cfg->rope.limit,

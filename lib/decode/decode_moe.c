@@ -205,15 +205,26 @@ static void router(struct engine *g, int l, const dev_real *x, dev_real *logits)
 		    g->cfg->num_experts);
 }
 
+const real *router_bias(const struct engine *g, int l)
+{
+	return g->layer[l].router_bias ? g->t.bias + (int64_t)g->layer[l].sparse *
+	    g->cfg->num_experts : NULL;
+}
+
 /* What the router of layer l says of rows of x, to the predictor. */
 static void hear(struct engine *g, enum predictor who, int l, const dev_real *x)
 {
 	struct scratch *s = &g->s;
 	struct tables *t = &g->t;
-	size_t n = (size_t)g->rows * (size_t)g->cfg->num_experts;
+	int E = g->cfg->num_experts;
+	size_t n = (size_t)g->rows * (size_t)E;
 
 	router(g, l, x, s->router_next);
 	pull(g, t->router_next, s->router_next, n * sizeof *t->router_next);
+	for (int r = 0; r < g->rows; r++)
+		router_wants(&g->cfg->block[l].router, router_bias(g, l),
+		    t->router_next + (int64_t)r * E, E, g->cfg->num_experts_per_tok,
+		    t->router_next + (int64_t)r * E);
 	predict_hear(g->predict, who, g->layer[l].sparse, t->router_next, g->rows);
 }
 
@@ -235,7 +246,7 @@ static void choose(struct engine *g, int l)
 		hear(g, SRC_CONTROL, l, s->x);
 	g->be->route(g->be, &(struct route_args){ .r = &c->block[l].router, .n = g->rows,
 	    .E = c->num_experts, .K = c->num_experts_per_tok, .bias = g->layer[l].router_bias,
-	    .probs = s->router, .ids = s->ids, .weights = s->weight });
+	    .probs = s->router, .sums = s->sums, .ids = s->ids, .weights = s->weight });
 	pull(g, t->ids, s->ids, n * sizeof *t->ids);
 	pull(g, t->weight, s->weight, n * sizeof *t->weight);
 }
@@ -466,12 +477,13 @@ static void coefficients(struct engine *g, const struct block *b)
 	real times = (real)g->cfg->residual_multiplier;
 
 	for (int r = 0; r < g->rows; r++) {
-		real *coef = t->coef + (int64_t)r * (K + n), missing = 0;
+		real *coef = t->coef + (int64_t)r * (K + n), missing = 0, all = 0;
 		int32_t *slot = t->slot + (int64_t)r * (K + n);
 
 		for (int k = 0; k < K; k++) {
 			real weight = t->weight[(int64_t)r * K + k];
 
+			all += weight;
 			coef[k] = weight * times;
 			if (slot[k] < 0)
 				missing += weight;
@@ -481,7 +493,7 @@ static void coefficients(struct engine *g, const struct block *b)
 			    : 1);
 			slot[K + f] = f * g->rows + r;
 		}
-		g->replaced += (double)missing;
+		g->replaced += missing > 0 ? (double)(missing / all) : 0;
 	}
 }
 

@@ -197,12 +197,12 @@ static void margins(struct predict *p, enum predictor who, int i, float *margin,
 		margin[x] = within((margin[x] - border) / *spread);
 }
 
-void predict_hear(struct predict *p, enum predictor who, int i, const real *logits, int R)
+void predict_hear(struct predict *p, enum predictor who, int i, const real *wants, int R)
 {
 	int64_t E = p->cfg->num_experts;
 
 	for (int r = 0; r < R; r++)
-		margins(p, who, i, p->heard[who] + r * E, logits + r * E);
+		margins(p, who, i, p->heard[who] + r * E, wants + r * E);
 	p->heard_of[who] = i;
 	p->told[who][i] = progress_clock();
 }

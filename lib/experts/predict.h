@@ -15,12 +15,12 @@
  *	control		a layer's own router on its own input: right by construction; if not, the
  *			accounting is wrong
  *
- * A source gives a margin per expert: how far its logit is above the border between the K-th and
- * the next, in units of how far logits of that layer are apart (previous: 1 or -1; popularity:
- * log of the share over an even one). The probability is a logistic regression on the margins,
- * one for each layer and horizon, learned as the run goes: after each layer the router's choice
- * says what was right. In the middle of a prompt many rows ask at once: there what the gate
- * expects of all of them counts, with a regression of its own.
+ * A source gives a margin per expert: how far its logit, or what else the router chooses by, is
+ * above the border between the K-th and the next, in units of how far those of that layer are apart
+ * (previous: 1 or -1; popularity: log of the share over an even one). The probability is a logistic
+ * regression on the margins, one for each layer and horizon, learned as the run goes: after each
+ * layer the router's choice says what was right. In the middle of a prompt many rows ask at once:
+ * there what the gate expects of all of them counts, with a regression of its own.
  *
  * Every source that is on is also measured by itself: of the K experts it names, how many the
  * router then chose, how often all, and how long before.
@@ -71,9 +71,9 @@ void predict_free(struct predict *p);
 /* what predict_new takes */
 int64_t predict_bytes(const struct config *c, int max_rows);
 
-/* logits (R, E) of layer i's router as `who` computed them: gate, shared or control. i counts
- * sparse layers. */
-void predict_hear(struct predict *p, enum predictor who, int i, const real *logits, int R);
+/* What layer i's router would choose by (R, E), as `who` computed it: gate, shared or control. The
+ * largest K are the choice: logits, or router_wants() of them. i counts sparse layers. */
+void predict_hear(struct predict *p, enum predictor who, int i, const real *wants, int R);
 /* Tells the store about layer i, the next, all that is known of it. */
 void predict_next(struct predict *p, struct store *s, int i, const struct predict_row *row, int R);
 /* logits (rows of the head) after layer 0 of a token: same and coming get its offsets 0 and 1 as

@@ -108,6 +108,9 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
 void model_close(struct model *m);
 void model_init_weights(struct model *m, uint64_t seed);
 
+/* (Ls, E) on the host: what routers choose by besides their scores (config_choice_bias). */
+void model_choice_bias(const struct model *m, real *bias);
+
 /* A rank that has no rows in this pass calls both with an empty batch (B 0): where experts are
  * divided it has those of others. */
 void model_forward(struct model *m, const struct batch *b, const struct forward_opt *o);

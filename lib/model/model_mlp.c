@@ -153,6 +153,18 @@ static struct route_args route_args(const struct model *m, int l)
 	    .weights = x->weights };
 }
 
+void model_choice_bias(const struct model *m, real *bias)
+{
+	const struct config *c = &m->cfg;
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if (c->block[l].sparse && c->block[l].router_bias) {
+			m->be->get(m->be, bias, model_w(m, P_GATE_BIAS, l, -1),
+			    (size_t)c->num_experts * sizeof *bias);
+			bias += c->num_experts;
+		}
+}
+
 /* Replaces the choice (a->hid on the host, and ids) by the given one where there is one. The
  * gradient goes through the weights as always. (R3, arXiv:2510.11370: training must use the
  * experts that sampling used.) */

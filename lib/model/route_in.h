@@ -15,13 +15,15 @@ struct route_in {		/* this rank's rows of a batch; other ranks (comm.h) have oth
 	const struct config *cfg;
 	int B, T;
 	const int32_t *doc_start;	/* (R), -1 padding */
-	const real *probs;		/* (Ls, R, E) */
+	const real *probs;		/* (Ls, R, E) shares of the scores, which sum to 1 */
 	const int32_t *topk;		/* (Ls, R, K) */
 	const real *look;		/* (R, rows) logits or NULL */
 	const real *ref_probs;		/* (Ls, R, E) of the anchor's reference on the same
 					   tokens, or NULL */
 	const real *ahead;		/* (Ls-1, R, E) logits of layer i+1's router on layer i's
 					   input, or NULL */
+	const real *bias;		/* (Ls, E) that routers choose by besides their scores;
+					   NULL: none has any */
 };
 
 #endif

@@ -33,4 +33,26 @@ static inline void route_look_softmax(const struct route_in *in, int layer, int6
 	host_softmax(in->look + route_look_at(in, layer, r, k), in->cfg->num_experts, q);
 }
 
+/* Layer i of those with experts. */
+static inline const struct router *route_router(const struct route_in *in, int i)
+{
+	const struct block *b = in->cfg->block;
+
+	while (!b->sparse || i-- > 0)
+		b++;
+	return &b->router;
+}
+
+/* Whom the router of layer i > 0 would choose (K) of what layer i-1 says at row r. */
+static inline void route_said(const struct route_in *in, int i, int64_t r, int32_t *said)
+{
+	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
+	const struct router *router = route_router(in, i);
+	int64_t R = (int64_t)in->B * in->T;
+	real s[E];
+
+	router_scores(router, in->ahead + ((i - 1) * R + r) * E, E, s);
+	router_choose(router, in->bias ? in->bias + (int64_t)i * E : NULL, s, E, K, said);
+}
+
 #endif

@@ -253,32 +253,49 @@ static void anchor_term(struct view *v, int64_t r, const real *ref)
 	}
 }
 
+/* -ln of the share of each of K ids in the scores of logits z, summed; dz (E, may be NULL) gets g
+ * times the gradient of their mean. Where scores are sigmoids s that sum to S,
+ * d ln(s_j / S) / dz_e = (1 - s_e) ([e is j] - s_e / S). */
+static double shares_entropy(const struct router *router, const real *z, int E, const int32_t *ids,
+    int K, real g, real *dz)
+{
+	real q[E], sum = router->sigmoid ? router_shares(router, z, E, q) : 0;
+	double ln = router->sigmoid ? log((double)at_least_min(sum)) : host_softmax(z, E, q);
+	uint8_t set[E];
+	double ce = 0;
+
+	mark(set, E, ids, K);
+	for (int k = 0; k < K; k++) {
+		double x = (double)z[ids[k]];
+
+		ce += ln - (router->sigmoid ? -log1p(exp(-x)) : x);
+	}
+	for (int e = 0; dz && e < E; e++)
+		dz[e] += g * (router->sigmoid ? 1 - q[e] * sum : 1) *
+		    (q[e] - (set[e] ? (real)1 / K : 0));
+	return ce;
+}
+
 /* What the layer before says learns the router's choice, and the router the choice of what was
  * said: both give way, or routers stay as hard to foresee as they are. z, dz: row r of in->ahead
- * for this layer, and its gradient; dz NULL: no gradients. */
-static void ahead_term(struct view *v, int64_t r, const real *z, real *dz)
+ * for layer i, and its gradient; dz NULL: no gradients. */
+static void ahead_term(struct view *v, int i, int64_t r, const real *z, real *dz)
 {
 	int E = v->in->cfg->num_experts, K = v->in->cfg->num_experts_per_tok;
 	const real *p = v->p + r * E;
-	const int32_t *ids = v->ids + r * K;
 	int32_t said[K];
-	uint8_t set[E];
-	double ce = 0;
-	real q[E], g = (real)(v->lam->ahead * v->share / v->n->pairs[0]);
-	double log_sum = host_softmax(z, E, q);
+	real g = (real)(v->lam->ahead * v->share / v->n->pairs[0]);
+	double ce = shares_entropy(route_router(v->in, i), z, E, v->ids + r * K, K, g, dz);
 
-	topk_best(z, E, K, said);
+	route_said(v->in, i, r, said);
 	for (int k = 0; k < K; k++) {
 		real ps = p[said[k]];
 
-		ce += log_sum - (double)z[ids[k]] - log((double)at_least_min(ps));
+		ce -= log((double)at_least_min(ps));
 		if (dz && ps > MASS_MIN)
 			v->dp[r * E + said[k]] -= g / K / ps;
 	}
 	v->sum.ahead += ce / K;
-	mark(set, E, ids, K);
-	for (int e = 0; dz && e < E; e++)
-		dz[e] += g * (q[e] - (set[e] ? (real)1 / K : 0));
 }
 
 /* Cross-entropy and top-k mass of offset k at row r. Format 1 learns the router's probabilities,
@@ -458,7 +475,7 @@ static void layer_ahead(struct view *v, struct route_ctx *x, int i)
 		int64_t at = ((i - 1) * R + r) * E;
 
 		if (in->doc_start[r] >= 0)
-			ahead_term(&a, r, in->ahead + at,
+			ahead_term(&a, i, r, in->ahead + at,
 			    a.dp && x->dahead ? x->dahead + at : NULL);
 	}
 	v->sum.ahead = a.sum.ahead;

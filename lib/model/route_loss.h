@@ -2,6 +2,11 @@
  * route_loss: loss terms of the router with their gradients. Format 2 terms are per layer and
  * masked to real tokens; format 1 uses the mean over layers and a raw balance sum.
  *
+ * P is a distribution over experts whatever the router: of a softmax its probabilities, of sigmoid
+ * scores the share of each in their sum (as in the balance of DeepSeek-V3, arXiv:2412.19437, eq.
+ * 18). A bias for the choice, groups and scaling are not in P: they are in the choices, topK(P)
+ * below, which are always the router's own.
+ *
  *   balance    E/K * sum_e f_e P_e per layer, 1 at uniform load (Switch Transformer,
  *              arXiv:2101.03961; over the global batch: arXiv:2501.11873)
  *   temporal   mean sum_e (P_t - P_{t-1})^2
@@ -9,9 +14,9 @@
  *   lookahead  CE of head offset k at t against the router at t+k; topk and union: mass on the
  *              chosen sets
  *   anchor     mean KL(P || P_ref), same tokens
- *   ahead      CE of a layer's router, applied to the input of the router before it, against
- *              its choice on its own input, plus CE of the latter against the choice of the
- *              former
+ *   ahead      CE of a layer's router, applied to the input of the router before it (as P, a
+ *              distribution), against its choice on its own input, plus CE of the latter's P
+ *              against the choice that it would make of the former
  *
  * All are means over the rows of a whole optimiser step, of all its micro-batches and ranks, so
  * that cutting the same rows differently changes neither the loss nor its gradient:

@@ -97,7 +97,7 @@ static void stat_view(struct route_stats *s, const struct route_in *in, int laye
 static void stat_ahead(struct route_stats *s, const struct route_in *in, int i, int64_t r0,
     int64_t r1)
 {
-	int E = in->cfg->num_experts, K = in->cfg->num_experts_per_tok;
+	int K = in->cfg->num_experts_per_tok;
 	int64_t R = (int64_t)in->B * in->T;
 	int32_t best[K];
 
@@ -106,7 +106,7 @@ static void stat_ahead(struct route_stats *s, const struct route_in *in, int i, 
 
 		if (in->doc_start[r] < 0)
 			continue;
-		topk_best(in->ahead + ((i - 1) * R + r) * E, E, K, best);
+		route_said(in, i, r, best);
 		n = hits(in->topk + (i * R + r) * K, best, K);
 		s->ahead_slots += K, s->ahead_hit += n;
 		s->ahead_sets++, s->ahead_whole += n == K;

@@ -51,6 +51,7 @@ struct train {
 	struct route_lambda lambda;
 	struct route_step route;	/* of the step, or of the evaluation */
 	struct route_scratch *scratch;
+	real *choice_bias;		/* (Ls, E) of routers, or NULL: none has any */
 	struct {			/* what the router's losses see of the models, and give */
 		struct mirror probs, topk, look, ref, ahead, dprobs, dlook, dahead;
 	} seen;

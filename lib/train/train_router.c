@@ -50,6 +50,7 @@ static struct route_in view(struct train *t, const struct batch *b)
 		in.look = seen(t, t->m.look, &t->seen.look, head_values(t, R));
 	if (t->has_ref)
 		in.ref_probs = seen(t, t->ref.probs, &t->seen.ref, n);
+	in.bias = t->choice_bias;
 	in.ahead = seen(t, t->m.ahead, &t->seen.ahead, ahead_values(t, R));
 	return in;
 }

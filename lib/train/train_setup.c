@@ -489,6 +489,11 @@ static int open_trained(struct train *t, struct err *e)
 		return -1;
 	if (t->resume != NULL && adapter)
 		lora_apply(&t->lora, t->m.w);
+	if (config_choice_bias(&t->cfg)) {
+		t->choice_bias = mem_alloc((size_t)t->cfg.num_sparse * (size_t)t->cfg.num_experts *
+		    sizeof *t->choice_bias);
+		model_choice_bias(&t->m, t->choice_bias);
+	}
 	return 0;
 }
 
@@ -584,6 +589,7 @@ void train_teardown(struct train *t)
 	mem_free(t->logp);
 	route_step_close(&t->route);
 	route_scratch_free(t->scratch);
+	mem_free(t->choice_bias);
 	for (size_t i = 0; i < sizeof t->seen / sizeof(struct mirror); i++)
 		backend_mirror_free((struct mirror *)&t->seen + i);
 	optim_close(&t->opt);

@@ -10,94 +10,17 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/cpu_kernels.h"
 #include "base/pool.h"
-#include "base/topk.h"
-
-#define EPSILON ((real)1e-20)
 
 static real sum_of(const struct route_args *a, int64_t i)
 {
 	return a->r->sigmoid ? a->sums[i] : 1;
 }
 
-/* The chosen scores' sum, as weights are divided by it. */
-static real denominator(const struct router *r, real sum)
-{
-	return r->floor > 0 ? (real)fmax((double)sum, r->floor)
-	    : sum + (r->more > 0 ? (real)r->more : EPSILON);
-}
-
 /* Weights of row i from its shares, of scores that sum to `all`. */
 static void weigh(const struct route_args *a, int64_t i, real all)
 {
-	real *w = a->weights + i * a->K, sum = 0;
-	const real *p = a->probs + i * a->E;
-	const int32_t *ids = a->ids + i * a->K;
-
-	for (int k = 0; k < a->K; k++)
-		sum += w[k] = a->r->sigmoid ? p[ids[k]] * all : p[ids[k]];
-	for (int k = 0; a->r->renormalised && k < a->K; k++)
-		w[k] /= denominator(a->r, sum);
-	for (int k = 0; a->r->scale != 1 && k < a->K; k++)
-		w[k] *= (real)a->r->scale;
-}
-
-/* What groups are chosen by. */
-static real group_score(const real *x, int n, bool two)
-{
-	real first = -INFINITY, second = -INFINITY;
-
-	for (int e = 0; e < n; e++)
-		if (x[e] > first) {
-			second = first;
-			first = x[e];
-		} else if (x[e] > second)
-			second = x[e];
-	return two ? first + second : first;
-}
-
-/* Experts of groups that are out are no choice at all. */
-static void keep_groups(const struct router *r, real *x, int E)
-{
-	int n = E / r->groups;
-	real score[r->groups];
-	int32_t best[r->groups];
-	bool in[r->groups];
-
-	memset(in, 0, sizeof(in));
-	for (int g = 0; g < r->groups; g++)
-		score[g] = group_score(x + g * n, n, r->sigmoid);
-	topk_best(score, r->groups, r->kept, best);
-	for (int g = 0; g < r->kept; g++)
-		in[best[g]] = true;
-	for (int e = 0; e < E; e++)
-		if (!in[e / n])
-			x[e] = -INFINITY;
-}
-
-static void choose(const struct route_args *a, int64_t i)
-{
-	const real *s = a->probs + i * a->E;
-	real by[a->E];
-
-	if (!a->bias && a->r->groups <= 1) {
-		topk_best(s, a->E, a->K, a->ids + i * a->K);
-		return;
-	}
-	for (int e = 0; e < a->E; e++)
-		by[e] = s[e] + (a->bias ? a->bias[e] : 0);
-	if (a->r->groups > 1)
-		keep_groups(a->r, by, a->E);
-	topk_best(by, a->E, a->K, a->ids + i * a->K);
-}
-
-/* Logits become scores; returns their sum. */
-static real sigmoids(real *z, int E)
-{
-	real sum = 0;
-
-	for (int e = 0; e < E; e++)
-		sum += z[e] = (real)(1 / (1 + exp(-(double)z[e])));
-	return sum;
+	router_weigh(a->r, a->probs + i * a->E, all, a->ids + i * a->K, a->K,
+	    a->weights + i * a->K);
 }
 
 static void route_rows(void *ctx, int64_t i0, int64_t i1, int worker)
@@ -108,9 +31,11 @@ static void route_rows(void *ctx, int64_t i0, int64_t i1, int worker)
 	if (!a->r->sigmoid)
 		cpu_kernels()->softmax(a->probs + i0 * a->E, i1 - i0, a->E);
 	for (int64_t i = i0; i < i1; i++) {
-		real *p = a->probs + i * a->E, all = a->r->sigmoid ? sigmoids(p, a->E) : 1;
+		real *p = a->probs + i * a->E, all = 1;
 
-		choose(a, i);
+		if (a->r->sigmoid)
+			all = router_scores(a->r, p, a->E, p);
+		router_choose(a->r, a->bias, p, a->E, a->K, a->ids + i * a->K);
 		for (int e = 0; a->r->sigmoid && e < a->E; e++)
 			p[e] /= all;
 		if (a->sums)
@@ -165,7 +90,7 @@ static void through_weights(const struct route_args *a, int64_t i, real *d, real
 		dot += dw[k] * w[k];
 	}
 	if (a->r->renormalised)
-		by = denominator(a->r, sum);
+		by = router_denominator(a->r, sum);
 	if (!a->r->renormalised || (a->r->floor > 0 && (double)sum < a->r->floor))
 		dot = 0;		/* divided by what does not depend on them */
 	for (int k = 0; k < a->K; k++)
