@@ -27,6 +27,11 @@ static int by_name(const void *a, const void *b)
 	return strcmp(x->p->name, y->p->name);
 }
 
+const char *fingerprint_type(enum dtype t)
+{
+	return dtype_blocks(t) ? "U8" : dtype_name(t);
+}
+
 void fingerprint_of(struct fingerprint_line *pr, int n, char out[33])
 {
 	struct sha256 s;
@@ -60,7 +65,7 @@ int fingerprint_line(const struct modeldir *md, const struct param *p, struct fi
 	if (!(buf = malloc((size_t)stored_bytes(&s, 0, step))))
 		return err_set(e, EX_OSERR, "out of memory");
 	*pr = (struct fingerprint_line){ .p = p, .crc = (uint32_t)crc32(0, NULL, 0),
-	    .dtype = st_dtype_name(s.t->dtype) };
+	    .dtype = fingerprint_type(s.type) };
 	for (int row = 0; row < s.rows && r == 0; row += step) {
 		int n = s.rows - row < step ? s.rows - row : step;
 

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "arch/param.h"
+#include "backend/tensor.h"
 #include "base/err.h"
 
 struct modeldir;
@@ -21,6 +22,8 @@ struct fingerprint_line {
 
 /* What the metadata say; NULL: nothing, or no such digits. */
 const char *fingerprint_stored(const struct modeldir *md);
+/* What a line says of a type. */
+const char *fingerprint_type(enum dtype t);
 /* Sorts the lines. */
 void fingerprint_of(struct fingerprint_line *lines, int n, char out[33]);
 /* Reads a parameter for its line. */

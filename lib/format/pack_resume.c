@@ -1,7 +1,7 @@
 /*
  * The journal in the directory being written: a line for each file that is complete. Each line is
  * the CRC-32 of its text, a space, and the text, which is JSON; a line that is not whole ends it.
- * Nothing in it is trusted before the file has been read and has the CRC-32 that it is said to have.
+ * Nothing in it is trusted before the file was read and has the CRC-32 that it is said to have.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -416,7 +416,7 @@ static int print_of(const struct pack_job *j, bool read, char out[33], struct er
 		enum dtype t = read ? pt->was : pt->to;
 
 		line[i] = (struct fingerprint_line){ .p = pt->pa,
-		    .dtype = dtype_blocks(t) ? "U8" : dtype_name(t),
+		    .dtype = fingerprint_type(t),
 		    .crc = read ? pt->source : pt->crc };
 	}
 	fingerprint_of(line, j->nparts, out);
