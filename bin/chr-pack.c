@@ -88,7 +88,7 @@ static void report_types(json_t *r, const struct pack *p)
 	json_t *types = json_object();
 	double error = 0, square = 0;
 
-	for (int t = 0; t <= DT_Q4A; t++) {
+	for (int t = 0; t < DTYPES; t++) {
 		const struct pack_sum *s = &p->by[t];
 		json_t *one;
 

@@ -9,6 +9,7 @@
 #include "backend/backend.h"
 #include "base/isa.h"
 #include "backend/cpu/cpu_kernels.h"
+#include "backend/published.h"
 #include "base/pool.h"
 #include "base/rng.h"
 #include "tap.h"
@@ -177,6 +178,68 @@ static void test_invariance(const char *isa, enum dtype dt)
 	free(a), free(w), free(one), free(all), free(b);
 }
 
+/* Random bits of numbers, in panels: E4M3 without its NaN, scales of many sizes. */
+static char *panels(enum dtype t, int rows, int cols)
+{
+	char *w = aligned_alloc(64, mat_bytes(t, rows, cols));
+	int nb = quant_blocks(cols);
+	uint8_t *values = malloc((size_t)QUANT_PANEL * (size_t)nb * QUANT_BLOCK), *s = malloc(
+	    (size_t)nb * QUANT_PANEL);
+	float *d = malloc((size_t)nb * sizeof *d);
+
+	for (int p = 0; p < quant_panels(rows); p++) {
+		int n = rows - p * QUANT_PANEL < QUANT_PANEL ? rows - p * QUANT_PANEL : QUANT_PANEL;
+		void *to = w + (size_t)p * quant_panel_bytes(t, cols);
+
+		for (int i = 0; i < QUANT_PANEL * nb * QUANT_BLOCK; i++) {
+			values[i] = (uint8_t)rng_hash((uint64_t)p, (uint64_t)i);
+			if (t == DT_F8 && (values[i] & 127) == 127)
+				values[i] = 0;
+		}
+		for (int i = 0; i < QUANT_PANEL * nb; i++)
+			s[i] = (uint8_t)(i % 11 == 0 ? 0 : 120 + rng_hash(77, (uint64_t)i) % 16);
+		for (int b = 0; b < nb; b++)
+			d[b] = (float)rng_normal(6, (uint64_t)p, (uint64_t)b) * 0.01f;
+		if (t == DT_F8)
+			published_f8_put(to, values, d, QUANT_BLOCK, n, cols);
+		else
+			published_mxfp4_put(to, values, s, n, cols);
+	}
+	free(values), free(s), free(d);
+	return w;
+}
+
+/* Panels of F8 and MXFP4 against the same matrix in floats: the same bytes. */
+static void test_panels(const char *isa, enum dtype t)
+{
+	static const int size[][2] = { { 1, 1 }, { 16, 32 }, { 17, 33 }, { 40, 100 }, { 200, 77 },
+	    { 5, 31 }, { 33, 4 }, { 16, 48 }, { 70, 257 } };
+	static const int rows[] = { 1, 2, 9, 100 };
+	int same = 1;
+
+	isa_force(isa);
+	for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+		for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+			for (int beta = 0; beta < 2; beta++) {
+				int m = rows[r], n = size[i][0], k = size[i][1];
+				char *w = panels(t, n, k);
+				float *f = malloc(sizeof *f * (size_t)n * (size_t)k),
+				    *a = randoms((int64_t)m * k, 8),
+				    *c = randoms((int64_t)m * n, 3),
+				    *d = randoms((int64_t)m * n, 3);
+				struct gemm_job j = { c, n, a, k, w, 0, t, m, n, k, (real)beta };
+
+				quant_unpack(f, w, t, n, k);
+				backend_cpu.gemm(&backend_cpu, GEMM_NT, &j, 1);
+				j = (struct gemm_job){ d, n, a, k, f, k, DT_F32, m, n, k,
+				    (real)beta };
+				backend_cpu.gemm(&backend_cpu, GEMM_NT, &j, 1);
+				same &= memcmp(c, d, sizeof *c * (size_t)m * (size_t)n) == 0;
+				free(w), free(f), free(a), free(c), free(d);
+			}
+	ok(same, "%s: %s weights are what they are as floats", isa, dtype_name(t));
+}
+
 /* More threads get smaller tasks. */
 static void test_threads(const char *isa)
 {
@@ -222,6 +285,8 @@ int main(void)
 		test_threads(isa[i]);
 		for (int t = DT_F32; t <= DT_F16; t++)
 			test_invariance(isa[i], (enum dtype)t);
+		test_panels(isa[i], DT_F8);
+		test_panels(isa[i], DT_MXFP4);
 	}
 	return tap_done();
 }

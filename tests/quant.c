@@ -12,7 +12,7 @@
 #include "base/isa.h"
 #include "backend/cpu/cpu_quant.h"
 #include "base/pool.h"
-#include "backend/quant.h"
+#include "backend/published.h"
 #include "base/rng.h"
 #include "tap.h"
 
@@ -382,6 +382,123 @@ static void test_ffn(const char *isa, enum dtype t, bool biased)
 	    free(want), free(bias);
 }
 
+/* Every E4M3 and every E2M1 with every scale, by their definitions. */
+static void test_numbers(void)
+{
+	bool f8 = true, f4 = true;
+
+	for (int u = 0; u < 256; u++) {
+		int e = u >> 3 & 15;
+		double x = e ? ldexp(1 + (u & 7) / 8.0, e - 7) : ldexp((u & 7) / 8.0, -6);
+
+		x = u & 128 ? -x : x;
+		f8 = f8 && ((u & 127) == 127 ? isnan(published_e4m3((uint8_t)u))
+		    : (double)published_e4m3((uint8_t)u) == x);
+	}
+	for (int s = 0; s < 255; s++)
+		f4 = f4 && (double)published_e8m0((uint8_t)s) == ldexp(1, s - 127);
+	for (int u = 0; u < 16; u++) {
+		int e = u >> 1 & 3;
+		double x = e ? ldexp(1 + (u & 1) / 2.0, e - 1) : (u & 1) / 2.0;
+
+		f4 = f4 && (double)published_e2m1((uint8_t)u) == (u & 8 ? -x : x);
+	}
+	ok(f8, "E4M3: all 256 numbers");
+	ok(f4 && isinf(published_e8m0(255)), "E2M1 and E8M0: all numbers");
+}
+
+static uint8_t *bits(size_t n, uint64_t stream)
+{
+	uint8_t *p = malloc(n);
+
+	for (size_t i = 0; i < n; i++) {
+		p[i] = (uint8_t)rng_hash(stream, i);
+		if ((p[i] & 127) == 127)	/* no number in E4M3, or a scale that large */
+			p[i] = 64;
+	}
+	return p;
+}
+
+/* FP8 with rectangles of `high` rows and `wide` columns, to panels and back; and its values. */
+static void test_f8(int rows, int cols, int high, int wide)
+{
+	int across = (cols + wide - 1) / wide, down = (rows + high - 1) / high;
+	size_t n = (size_t)rows * (size_t)cols, bytes = quant_panel_bytes(DT_F8, cols);
+	uint8_t *v = bits(n, 3), *back = calloc(n, 1);
+	float *s = randoms((int64_t)down * across, 4, false), *s2 = calloc((size_t)(down * across),
+	    sizeof *s2), *x = malloc(n * sizeof *x);
+	char *w = aligned_alloc(64, mat_bytes(DT_F8, rows, cols));
+	bool same = true;
+
+	for (int r = 0; r < rows; r += QUANT_PANEL) {
+		char *panel = w + (size_t)(r / QUANT_PANEL) * bytes;
+		int m = rows - r < QUANT_PANEL ? rows - r : QUANT_PANEL;
+
+		published_f8_put(panel, v + (int64_t)r * cols, s + r / high * across, wide, m,
+		    cols);
+		published_f8_get(back + (int64_t)r * cols, s2 + r / high * across, panel, wide, m,
+		    cols);
+	}
+	quant_unpack(x, w, DT_F8, rows, cols);
+	for (int r = 0; r < rows; r++)
+		for (int c = 0; c < cols; c++)
+			same = same && x[r * cols + c] == published_e4m3(v[r * cols + c]) *
+			    s[r / high * across + c / wide];
+	ok(same && memcmp(v, back, n) == 0 &&
+	    memcmp(s, s2, (size_t)(down * across) * sizeof *s) == 0,
+	    "F8: %d x %d, a scale for %d x %d: the same bits back", rows, cols, high, wide);
+	free(v), free(back), free(s), free(s2), free(x), free(w);
+}
+
+static void test_mxfp4(int rows, int cols)
+{
+	size_t nb = (size_t)quant_blocks(cols), n = (size_t)rows * nb,
+	    bytes = quant_panel_bytes(DT_MXFP4, cols);
+	uint8_t *v = bits(n * 16, 5), *s = bits(n, 6), *v2 = calloc(n, 16), *s2 = calloc(n, 1);
+	float *x = malloc((size_t)rows * (size_t)cols * sizeof *x);
+	char *w = aligned_alloc(64, mat_bytes(DT_MXFP4, rows, cols));
+	bool same = true;
+
+	for (size_t i = 0; i < n; i++)
+		s[i] = s[i] > 250 ? 250 : s[i];
+	for (int r = 0; r < rows; r += QUANT_PANEL) {
+		char *panel = w + (size_t)(r / QUANT_PANEL) * bytes;
+		int m = rows - r < QUANT_PANEL ? rows - r : QUANT_PANEL;
+		size_t at = (size_t)r * nb;
+
+		published_mxfp4_put(panel, v + at * 16, s + at, m, cols);
+		published_mxfp4_get(v2 + at * 16, s2 + at, panel, m, cols);
+	}
+	quant_unpack(x, w, DT_MXFP4, rows, cols);
+	for (int r = 0; r < rows; r++)
+		for (int c = 0; c < cols; c++) {
+			size_t b = (size_t)r * nb + (size_t)(c / 32);
+			uint8_t u = v[b * 16 + (size_t)(c % 32 / 2)] >> c % 2 * 4 & 15;
+
+			same = same && (double)x[r * cols + c] == ldexp((double)published_e2m1(u),
+			    s[b] - 127);
+		}
+	ok(same && (cols % 32 || memcmp(v, v2, n * 16) == 0) && memcmp(s, s2, n) == 0,
+	    "MXFP4: %d x %d: the same bits back", rows, cols);
+	free(v), free(s), free(v2), free(s2), free(x), free(w);
+}
+
+static void test_published(void)
+{
+	test_numbers();
+	test_f8(200, 300, 128, 128);
+	test_f8(128, 128, 128, 128);
+	test_f8(1, 1, 128, 128);
+	test_f8(50, 70, 16, 32);
+	test_f8(97, 161, 48, 96);
+	test_mxfp4(1, 32);
+	test_mxfp4(40, 96);
+	test_mxfp4(17, 70);
+	ok(mat_bytes(DT_F8, 17, 33) == 2 * (64 + 1024) && mat_bytes(DT_MXFP4, 16, 160) == 128 +
+	    5 * 256 && published_f8_fits(128, 128) && !published_f8_fits(8, 128) &&
+	    !published_f8_fits(128, 40), "F8 and MXFP4: sizes");
+}
+
 int main(void)
 {
 	static const char *const isa[] = { "portable", "avx2", "avx512" };
@@ -410,5 +527,6 @@ int main(void)
 	ok(mat_bytes(DT_Q8, 0, 5) == 0 && mat_bytes(DT_Q4, 16, 32) == 64 + 256 &&
 	    mat_bytes(DT_Q8, 17, 33) == 2 * (64 + 1024),
 	    "sizes");
+	test_published();
 	return tap_done();
 }

@@ -28,7 +28,7 @@
 
 enum gemm_kind {
 	GEMM_NT,	/* C(M,N) = A(M,K) B(N,K)^T + beta C forward of y = x W^T; B may be F32,
-			   BF16 or F16 */
+			   BF16, F16, F8 or MXFP4 (the last two in panels of quant.h) */
 	GEMM_NN,	/* C(M,N) = A(M,K) B(K,N)    + beta C	dx = dy W */
 	GEMM_TN		/* C(M,N) = A(K,M)^T B(K,N)  + beta C	dW = dy^T x */
 };
@@ -36,14 +36,15 @@ enum gemm_kind {
 struct gemm_job {
 	dev_real *c; int64_t ldc;
 	const dev_real *a; int64_t lda;
-	const void *b; int64_t ldb; enum dtype bt;	/* bt is DT_REAL except for GEMM_NT */
+	/* bt is DT_REAL except for GEMM_NT; panels have no ldb */
+	const void *b; int64_t ldb; enum dtype bt;
 	int64_t m, n, k;				/* m 0 is a no-op */
 	real beta;					/* 0 (c is not read) or 1 */
 };
 
-/* Products with matrices in blocks (quant.h). Rows of activations are quantised by the quantize
- * row, quant_row_bytes(w) apart. As with GEMM_NT, one row of c depends on that row of a and on w
- * only. */
+/* Products with matrices in Q8, Q4 or Q4A (quant.h). Rows of activations are quantised by the
+ * quantize row, quant_row_bytes(w) apart. As with GEMM_NT, one row of c depends on that row of a
+ * and on w only. */
 struct qgemm_job {		/* C(m, w.rows) = A(m, w.cols) W^T + beta C */
 	dev_real *c; int64_t ldc;
 	const dev_byte *a;

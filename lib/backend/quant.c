@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/pool.h"
+#include "backend/published.h"
 #include "backend/quant_fit.h"
 
 struct pack {
@@ -114,6 +115,10 @@ void quant_unpack_row(float *dst, const void *src, enum dtype t, int row, int co
 	const char *panel = (const char *)src + (size_t)(row / QUANT_PANEL) * quant_panel_bytes(t,
 	    cols);
 
+	if (!dtype_rounded(t)) {
+		published_row(dst, panel, t, row % QUANT_PANEL, cols);
+		return;
+	}
 	for (int k = 0; k < cols; k++)
 		dst[k] = value_at(&p, panel, row % QUANT_PANEL, k);
 }

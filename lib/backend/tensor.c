@@ -5,7 +5,8 @@
 #include <strings.h>
 
 static const char *const names[] = { [DT_F64] = "F64", [DT_F32] = "F32", [DT_BF16] = "BF16",
-	[DT_F16] = "F16", [DT_Q8] = "Q8", [DT_Q4] = "Q4", [DT_Q4A] = "Q4A" };
+	[DT_F16] = "F16", [DT_Q8] = "Q8", [DT_Q4] = "Q4", [DT_Q4A] = "Q4A",
+	[DT_F8] = "F8", [DT_MXFP4] = "MXFP4" };
 
 const char *dtype_name(enum dtype t)
 {
@@ -102,7 +103,7 @@ void tensor_to_f32(float *dst, const void *src, enum dtype from, size_t n)
 			dst[i] = f32_from_f16(h);
 		}
 		break;
-	case DT_Q8: case DT_Q4: case DT_Q4A:
+	default:
 		abort();		/* matrices only: quant_unpack */
 	}
 }
@@ -135,7 +136,7 @@ void tensor_from_f32(void *dst, enum dtype to, const float *src, size_t n)
 			memcpy(p + i * sizeof h, &h, sizeof h);
 		}
 		break;
-	case DT_Q8: case DT_Q4: case DT_Q4A:
+	default:
 		abort();
 	}
 }

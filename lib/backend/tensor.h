@@ -28,13 +28,20 @@ typedef struct { char of_device; } dev_byte;
 
 enum dtype {			/* of weights; files may hold more (safetensors.h) */
 	DT_F64, DT_F32, DT_BF16, DT_F16,
-	DT_Q8, DT_Q4, DT_Q4A	/* matrices in blocks of 32 values (quant.h) */
+	DT_Q8, DT_Q4, DT_Q4A,	/* matrices in blocks of 32 values (quant.h) */
+	DT_F8, DT_MXFP4,
+	DTYPES
 };
 
 const char *dtype_name(enum dtype t);			/* "F32", as in safetensors; "Q8" */
 int dtype_parse(const char *name, enum dtype *t);	/* "f32", "BF16", "q4a"; -1 unknown */
 
 static inline bool dtype_blocks(enum dtype t) { return t >= DT_Q8; }
+
+/* Of the blocks, those that floats are rounded to here, and that rounded activations are multiplied
+ * with (rows quantize, qgemm and qffn). The others are published in their blocks and multiplied as
+ * the floats that they stand for (row gemm). */
+static inline bool dtype_rounded(enum dtype t) { return t >= DT_Q8 && t <= DT_Q4A; }
 
 static inline size_t dtype_size(enum dtype t)		/* of one value; 0 for blocks */
 {

@@ -656,7 +656,7 @@ void linear(struct engine *g, const struct linear *l, int n, int rows)
 	int nd = 0, nb = 0;
 
 	for (int i = 0; i < n; i++)
-		if (!dtype_blocks(l[i].w.dt))
+		if (!dtype_rounded(l[i].w.dt))
 			dense[nd++] = (struct gemm_job){ .c = l[i].y, .ldc = l[i].w.rows,
 			    .a = l[i].x, .lda = l[i].w.cols,
 			    .b = l[i].w.p, .ldb = l[i].w.cols, .bt = l[i].w.dt, .m = rows,
@@ -665,7 +665,7 @@ void linear(struct engine *g, const struct linear *l, int n, int rows)
 	if (nd > 0)
 		g->be->gemm(g->be, GEMM_NT, dense, nd);
 	for (int i = 0; i < n; i++) {
-		if (!dtype_blocks(l[i].w.dt))
+		if (!dtype_rounded(l[i].w.dt))
 			continue;
 		if (quantised && quantised != l[i].x) {
 			g->be->qgemm(g->be, blocks, nb);

@@ -35,15 +35,15 @@ static int64_t dense_bytes(struct engine *g, struct err *e)
 	int64_t n = 0, bytes;
 	enum dtype t;
 
-	g->opt.blocks = g->md.packed && (dtype_blocks(g->man.dt[0]) || dtype_blocks(g->man.dt[1]) ||
-	    dtype_blocks(g->man.dt[2]));
+	g->opt.blocks = g->md.packed && (dtype_rounded(g->man.dt[0]) ||
+	    dtype_rounded(g->man.dt[1]) || dtype_rounded(g->man.dt[2]));
 	for (int i = 0; i < ps->n; i++) {
 		if (param_routed(&ps->p[i]))
 			continue;
 		if (dense_type(g, &ps->p[i], &t, &bytes, e) < 0)
 			return -1;
 		n += bytes;
-		g->opt.blocks = g->opt.blocks || dtype_blocks(t);
+		g->opt.blocks = g->opt.blocks || dtype_rounded(t);
 	}
 	return n;
 }
@@ -245,7 +245,7 @@ int engine_plan_config(const struct config *c, const struct params *ps, enum dty
 		return err_set(e, EX_OSERR, "out of memory");
 	g->opt = *o;
 	engine_settle(&g->opt);
-	g->opt.blocks = dtype_blocks(dense) || dtype_blocks(expert);
+	g->opt.blocks = dtype_rounded(dense) || dtype_rounded(expert);
 	g->cfg = c;
 	g->par = ps;
 	g->md.path = "the model";
@@ -397,8 +397,8 @@ static int check_alike(const struct engine *g, struct err *e)
 		for (int f = 0; f < block_fixed(&g->cfg->block[l]); f++) {
 			const struct expert *x = &g->layer[l].ffn[f];
 
-			if (dtype_blocks(x->gate.dt) != dtype_blocks(x->up.dt) ||
-			    dtype_blocks(x->gate.dt) != dtype_blocks(x->down.dt))
+			if (dtype_rounded(x->gate.dt) != dtype_rounded(x->up.dt) ||
+			    dtype_rounded(x->gate.dt) != dtype_rounded(x->down.dt))
 				return err_set(e, EX_DATAERR,
 				    "%s: layer %d: gate, up and down are partly in blocks, partly "
 				    "not",

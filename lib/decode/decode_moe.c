@@ -16,7 +16,7 @@ static struct gemm_job times_mat(dev_real *y, const dev_real *x, const struct ma
 	    .bt = w->dt, .m = rows, .n = w->rows, .k = w->cols };
 }
 
-static bool part_blocks(const struct ffn_part *p) { return dtype_blocks(p->x.gate.dt); }
+static bool part_blocks(const struct ffn_part *p) { return dtype_rounded(p->x.gate.dt); }
 
 static int part_width(const struct ffn_part *p) { return p->x.gate.rows; }
 

@@ -186,7 +186,8 @@ static int parse_types(const json_t *j, enum dtype t[3])
 		if (!name || dtype_parse(name, &t[i]) < 0 || t[i] == DT_F64)
 			return -1;
 	}
-	if (dtype_blocks(t[0]) != dtype_blocks(t[1]) || dtype_blocks(t[0]) != dtype_blocks(t[2]))
+	if (dtype_rounded(t[0]) != dtype_rounded(t[1]) ||
+	    dtype_rounded(t[0]) != dtype_rounded(t[2]))
 		return -1;
 	return json_is_array(j) && json_array_size(j) != 3 ? -1 : 0;
 }

@@ -55,7 +55,7 @@ struct pack {
 	/* results */
 	int model_dtype;		/* of the experts in md; -1: several */
 	enum dtype dt[3];		/* of gate, up and down as written */
-	struct pack_sum by[DT_Q4A + 1];	/* (enum dtype) after pack_write() */
+	struct pack_sum by[DTYPES];	/* (enum dtype) after pack_write() */
 	int experts;
 	int64_t bytes, padding;		/* of experts; of what lies between them */
 	int64_t dense_bytes;		/* tensors of model.safetensors */

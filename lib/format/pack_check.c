@@ -77,8 +77,8 @@ static int check_fixed(const struct pack *p, struct err *e)
 			if (pack_type(p, params_get(ps, (enum param_kind)(pa->kind + k), pa->layer,
 			    pa->expert), &t[k], e) < 0)
 				return -1;
-		if (dtype_blocks(t[0]) != dtype_blocks(t[1]) || dtype_blocks(t[0]) !=
-		    dtype_blocks(t[2]))
+		if (dtype_rounded(t[0]) != dtype_rounded(t[1]) || dtype_rounded(t[0]) !=
+		    dtype_rounded(t[2]))
 			return err_set(e, EX_DATAERR,
 			    "%s: with up and down it would be %s, %s and %s: all of them in blocks,"
 			    " or none",
@@ -119,8 +119,8 @@ static int expert_types(struct pack *p, struct err *e)
 		p->dt[k] = t;
 		found[k] = (int)t;
 	}
-	if (dtype_blocks(p->dt[0]) != dtype_blocks(p->dt[1]) || dtype_blocks(p->dt[0]) !=
-	    dtype_blocks(p->dt[2]))
+	if (dtype_rounded(p->dt[0]) != dtype_rounded(p->dt[1]) || dtype_rounded(p->dt[0]) !=
+	    dtype_rounded(p->dt[2]))
 		return err_set(e, EX_DATAERR, "gate, up and down of an expert would be %s, %s and "
 		    "%s: all of them in blocks, or none",
 		    dtype_name(p->dt[0]), dtype_name(p->dt[1]), dtype_name(p->dt[2]));

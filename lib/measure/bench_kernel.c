@@ -110,7 +110,7 @@ void bench_kernel(void)
 		err_warn("%s", blas->describe(blas));
 		products(blas);
 	}
-	for (enum dtype t = DT_Q8; t <= DT_Q4A; t++)
+	for (enum dtype t = DT_Q8; t < DTYPES; t++)
 		for (int rows = 1; rows <= 128; rows *= rows == 1 ? 16 : 8)
 			experts(w, bytes, t, rows);
 	free(w);

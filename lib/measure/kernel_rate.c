@@ -227,7 +227,7 @@ double kernel_rate_ffn_seconds(const struct kernel_rate_ffn *f)
 	for (int x = 0; x < f->experts; x += AT_ONCE) {
 		int n = f->experts - x < AT_ONCE ? f->experts - x : AT_ONCE;
 
-		if (!dtype_blocks(f->t)) {
+		if (!dtype_rounded(f->t)) {
 			floats(f, f->w + (size_t)x * f->all, n);
 			continue;
 		}

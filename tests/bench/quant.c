@@ -55,7 +55,7 @@ int main(int argc, char **argv)
 	printf("%s, %d threads; reading memory: %.1f GB/s\n\n| type | rows | GB/s of weights | "
 	    "GOP/s |\n|---|---|---|---|\n",
 	    isa_name(), pool_threads(), best / 1e9);
-	for (enum dtype t = DT_Q8; t <= DT_Q4A; t++)
+	for (enum dtype t = DT_Q8; t < DTYPES; t++)
 		for (int m = 1; m <= 128; m *= m == 1 ? 4 : m == 4 ? 4 : 8)
 			pass(w, t, m);
 	for (enum dtype t = DT_F32; t <= DT_F16; t++)

@@ -223,7 +223,8 @@ static void trap_event_wait(TRAP, uint64_t until, bool to_host)
 
 static void product(const char *row, enum gemm_kind kind, const struct gemm_job *j)
 {
-	int64_t size = j->bt == DT_REAL ? (int64_t)sizeof(real) : (int64_t)dtype_size(j->bt);
+	int64_t size = j->bt == DT_REAL ? (int64_t)sizeof(real) : (int64_t)dtype_size(j->bt),
+	    blocks = dtype_blocks(j->bt) ? (int64_t)mat_bytes(j->bt, (int)j->n, (int)j->k) : 0;
 	bool tn = kind == GEMM_TN;
 
 	if (j->m == 0)
@@ -233,9 +234,8 @@ static void product(const char *row, enum gemm_kind kind, const struct gemm_job 
 		return;
 	dev(row, "a", j->a, (tn ? span(j->k, j->lda, j->m) : span(j->m, j->lda, j->k)) *
 	    (int64_t)sizeof(real));
-	dev(row, "b", j->b, (kind == GEMM_NT ? span(j->n, j->ldb, j->k) : span(j->k, j->ldb,
-	    j->n)) *
-	    size);
+	dev(row, "b", j->b, blocks > 0 ? blocks : (kind == GEMM_NT ? span(j->n, j->ldb, j->k)
+	    : span(j->k, j->ldb, j->n)) * size);
 }
 
 static void trap_gemm(TRAP, enum gemm_kind kind, const struct gemm_job *jobs, int n)

@@ -13,6 +13,7 @@
 
 #include "base/topk.h"
 #include "backend/cpu/cpu_kernels.h"
+#include "backend/quant.h"
 #include "base/isa.h"
 #include "base/pool.h"
 #include "base/rng.h"
@@ -122,6 +123,7 @@ static void event_wait(CPU, CPU_ANY(uint64_t, event), CPU_ANY(bool, host)) { }
 #define GEMM_NB1 64	/* columns in one task when A has few rows */
 #define GEMM_KB 512	/* rows of A copied together for A^T B */
 #define GEMM_CONV 16	/* rows of a BF16 or F16 B converted at a time */
+#define GEMM_ALONE 4	/* rows of A at most that a B in panels is decoded for one by one */
 
 struct gemm_ctx {
 	enum gemm_kind kind;
@@ -172,11 +174,45 @@ static const char *narrow_row(const struct gemm_job *j, int64_t r)
 }
 #endif
 
+#ifndef CHR_DOUBLE
+/* Columns c0.. of a B in panels, which c0 begins one of: one after the other. */
+static void nt_panels(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
+{
+	size_t bytes = quant_panel_bytes(j->bt, (int)j->k);
+	float *w = cpu_thread_buffer(QUANT_PANEL * (size_t)j->k * sizeof(float));
+
+	for (int64_t c = c0; c < c0 + n; c += QUANT_PANEL) {
+		const char *panel = (const char *)j->b + (size_t)(c / QUANT_PANEL) * bytes;
+		int nc = c0 + n - c < QUANT_PANEL ? (int)(c0 + n - c) : QUANT_PANEL;
+		real *out = j->c + i0 * j->ldc + c;
+
+		if (m <= GEMM_ALONE && nc == QUANT_PANEL && cpu_kernels()->panel) {
+			for (int64_t i = 0; i < m; i++)
+				cpu_kernels()->panel((int)j->k, j->a + (i0 + i) * j->lda, panel,
+				    j->bt, out + i * j->ldc, j->beta);
+			continue;
+		}
+		if (cpu_kernels()->unfold)
+			cpu_kernels()->unfold(w, panel, j->bt, (int)j->k);
+		else
+			for (int r = 0; r < nc; r++)
+				quant_unpack_row(w + r * j->k, panel, j->bt, r, (int)j->k);
+		cpu_kernels()->nt((int)m, nc, (int)j->k, j->a + i0 * j->lda, j->lda, w, j->k, out,
+		    j->ldc, j->beta);
+	}
+}
+#endif
+
 static void nt_convert(const struct gemm_job *j, int64_t i0, int64_t m, int64_t c0, int64_t n)
 {
 #ifndef CHR_DOUBLE
-	float *w = cpu_thread_buffer(GEMM_CONV * (size_t)j->k * sizeof(float));
+	float *w;
 
+	if (dtype_blocks(j->bt)) {
+		nt_panels(j, i0, m, c0, n);
+		return;
+	}
+	w = cpu_thread_buffer(GEMM_CONV * (size_t)j->k * sizeof(float));
 	if (m == 1 && cpu_kernels()->narrow) {
 		cpu_kernels()->narrow((int)(n / 8 * 8), (int)j->k, j->a + i0 * j->lda,
 		    narrow_row(j, c0), j->ldb, j->bt,

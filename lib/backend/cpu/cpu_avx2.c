@@ -50,6 +50,24 @@ static inline TARGET __m128i load16(const uint16_t *p, int n)
 	return _mm_loadu_si128((const __m128i *)h);
 }
 
+/* The bits of 8 E4M3 as halves are their values times 2^-8, subnormals too. */
+static inline __attribute__((always_inline)) TARGET __m256 eighths(const uint8_t *p)
+{
+	__m128i h = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p));
+
+	return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(h, 7), _mm_set1_epi16((short)0xbf80)));
+}
+
+/* Eight of the positive numbers x by the three bits from `at` on, with the sign that follows. */
+static inline __attribute__((always_inline)) TARGET __m256 pick(__m256 x, __m256i w, const int at)
+{
+	__m256i sign = _mm256_and_si256(_mm256_slli_epi32(w, 28 - at),
+	    _mm256_set1_epi32((int)0x80000000));
+
+	return _mm256_or_ps(_mm256_permutevar8x32_ps(x, _mm256_srli_epi32(w, at)),
+	    _mm256_castsi256_ps(sign));
+}
+
 #define KERNELS cpu_kernels_avx2
 #define ISA "avx2"
 #define V __m256
@@ -59,6 +77,13 @@ static inline TARGET __m128i load16(const uint16_t *p, int n)
 #define V_LOADN(p, n) _mm256_maskload_ps(p, lanes(n))
 #define V_LOAD16(p, t) widened(_mm_loadu_si128((const __m128i *)(p)), t)
 #define V_LOAD16N(p, n, t) widened(load16(p, n), t)
+#define V_MUL(a, b) _mm256_mul_ps(a, b)
+#define V_E4M3(p) eighths(p)
+#define W __m256i
+#define W_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define V_E2M1 _mm256_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6)
+#define V_PICK(x, w, at) pick(x, w, at)
+#define PANEL_ROWS 8
 #define V_STORE(p, v) _mm256_storeu_ps(p, v)
 #define V_STOREN(p, n, v) _mm256_maskstore_ps(p, lanes(n), v)
 #define V_SET1(x) _mm256_set1_ps(x)

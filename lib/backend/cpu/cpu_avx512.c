@@ -42,6 +42,15 @@ static inline __attribute__((always_inline)) TARGET __m512 widened(__m256i h, en
 	    : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
+/* The bits of 16 E4M3 as halves are their values times 2^-8, subnormals too. */
+static inline __attribute__((always_inline)) TARGET __m512 eighths(const uint8_t *p)
+{
+	__m256i h = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+
+	return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(h, 7),
+	    _mm256_set1_epi16((short)0xbf80)));
+}
+
 #define LANES(n) ((__mmask16)((1u << (n)) - 1))
 #define KERNELS cpu_kernels_avx512
 #define ISA "avx512"
@@ -52,6 +61,13 @@ static inline __attribute__((always_inline)) TARGET __m512 widened(__m256i h, en
 #define V_LOADN(p, n) _mm512_maskz_loadu_ps(LANES(n), p)
 #define V_LOAD16(p, t) widened(_mm256_loadu_si256((const __m256i *)(p)), t)
 #define V_LOAD16N(p, n, t) widened(_mm256_maskz_loadu_epi16(LANES(n), p), t)
+#define V_MUL(a, b) _mm512_mul_ps(a, b)
+#define V_E4M3(p) eighths(p)
+#define W __m512i
+#define W_LOAD(p) _mm512_loadu_si512(p)
+#define V_E2M1 _mm512_setr_ps(0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6)
+#define V_PICK(x, w, at) _mm512_permutexvar_ps(_mm512_srli_epi32(w, at), x)
+#define PANEL_ROWS 16
 #define V_STORE(p, v) _mm512_storeu_ps(p, v)
 #define V_STOREN(p, n, v) _mm512_mask_storeu_ps(p, LANES(n), v)
 #define V_SET1(x) _mm512_set1_ps(x)

@@ -55,6 +55,10 @@ struct cpu_kernels {
 	void (*narrow)(int n, int k, const real *a, const void *b, int64_t ldb, enum dtype t,
 	    real *c, real beta);
 	void (*widen)(real *dst, const void *src, enum dtype t, int64_t n);
+	/* nt of one row with the 16 rows of a panel in F8 or MXFP4 (quant.h): the same sums; and
+	 * such a panel as floats (16, k). NULL: not here. */
+	void (*panel)(int k, const real *a, const void *w, enum dtype t, real *c, real beta);
+	void (*unfold)(real *dst, const void *w, enum dtype t, int k);
 	/* C(m,n) = sum_p A(i,p) B(p,j) + beta C with A(i,p) = a[i*ars + p*acs]; p ascending for
 	 * each element. */
 	void (*nn)(int m, int n, int k, const real *a, int64_t ars, int64_t acs, const real *b,

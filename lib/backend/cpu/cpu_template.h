@@ -9,7 +9,7 @@
  *	V_SUM4(a,b,c,d)	vreal4 (as V, of four lanes): sums of lanes, same tree for each
  *	SCORE_M VALUE_M VALUE_V	register tiles of cpu_cached.h
  *	V_LOAD16(p,t) V_LOAD16N(p,n,t)	BF16 or F16 values as floats; when not defined, narrow
- *					and widen are NULL
+ *					and widen are NULL, and what cpu_panel.h needs is not there
  *	NT_M NN_M NN_V	register tiles: NT is NT_M x 4 dot products, NN is NN_M rows x NN_V vectors
  * V_LOADN, V_LOAD16N and V_STOREN touch the first n lanes only, 0 < n <= VL; other lanes read as
  * zero.
@@ -20,6 +20,7 @@
 #include <string.h>
 
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE TARGET void put4(real *c, vreal4 s, real beta)
@@ -556,11 +557,17 @@ static TARGET double sumsq(const real *x, int64_t n)
 }
 
 #include "backend/cpu/cpu_cached.h"
+#ifdef V_LOAD16
+#include "backend/cpu/cpu_panel.h"
+#define PANEL .panel = panel, .unfold = unfold,
+#else
+#define PANEL
+#endif
 #include "backend/cpu/cpu_recur.h"
 
 const struct cpu_kernels KERNELS = {
-	.isa = ISA, .nt = nt, NARROW .nn = nn, .softmax = softmax, .exp_sum = exp_sum, .max = kmax,
-	    .swiglu = swiglu,
+	.isa = ISA, .nt = nt, NARROW PANEL .nn = nn, .softmax = softmax, .exp_sum = exp_sum,
+	    .max = kmax, .swiglu = swiglu,
 	.swiglu_back = swiglu_back, .rmsnorm = rmsnorm, .rmsnorm_dx = rmsnorm_dx, .rmsnorm_dg =
 	    rmsnorm_dg,
 	.dot = kdot, .axpy = axpy, .adamw = adamw, .sumsq = sumsq,
