@@ -90,16 +90,20 @@ void published_mxfp4_get(uint8_t *blocks, uint8_t *scales, const void *panel, in
 void published_row(float *dst, const void *panel, enum dtype t, int r, int cols)
 {
 	const uint8_t *v = values_of((void *)panel, t, cols), *s = panel;
-	const float *d = panel;
+	const float *scale = panel;
 
-	for (int k = 0; k < cols; k++) {
-		int b = k / QUANT_BLOCK, i = k % QUANT_BLOCK;
+	for (int b = 0; b < quant_blocks(cols); b++, v += quant_block_bytes(t)) {
+		float *x = dst + b * QUANT_BLOCK,
+		    d = t == DT_F8 ? scale[b] : published_e8m0(s[b * QUANT_PANEL + r]);
+		int n = block_width(b, cols);
 
 		if (t == DT_F8)
-			dst[k] = published_e4m3(v[(b * QUANT_PANEL + r) * QUANT_BLOCK + i]) * d[b];
+			for (int k = 0; k < n; k++)
+				x[k] = published_e4m3(v[r * QUANT_BLOCK + k]) * d;
 		else
-			dst[k] = published_e2m1(v[(int64_t)b * 256 + half_at(r, i) / 2] >>
-			    half_at(r, i) % 2 * 4) * published_e8m0(s[b * QUANT_PANEL + r]);
+			for (int k = 0; k < n; k++)
+				x[k] = published_e2m1(v[half_at(r, k) / 2] >> half_at(r, k) % 2 *
+				    4) * d;
 	}
 }
 

@@ -158,7 +158,9 @@ void quant_unpack_panel(float *dst, const void *src, enum dtype t, int n, int co
 	struct pack p = { .t = t, .cols = cols };
 	float x[QUANT_BLOCK * QUANT_PANEL];
 
-	for (int b = 0; b < quant_blocks(cols); b++) {
+	for (int r = 0; r < n && !dtype_rounded(t); r++)
+		published_row(dst + (int64_t)r * cols, src, t, r, cols);
+	for (int b = 0; b < quant_blocks(cols) && dtype_rounded(t); b++) {
 		int width = cols - b * QUANT_BLOCK < QUANT_BLOCK ? cols - b * QUANT_BLOCK
 		    : QUANT_BLOCK;
 
