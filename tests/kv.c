@@ -281,6 +281,13 @@ static const struct { const char *name; double price[3]; const char *json; } mod
 	    "\"moe_intermediate_size\":9,"
 	    "\"vocab_size\":50,\"use_hybrid_attention\":false,\"lookahead_steps\":0,"
 	    "\"num_shared_experts\":0}" },
+	{ "states between", { 0, 0.004, 0.009 }, "{\"model_type\":\"qwen3_next\","
+	    "\"hidden_size\":20,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
+	    "\"head_dim\":32,\"linear_num_key_heads\":1,\"linear_num_value_heads\":3,"
+	    "\"linear_key_head_dim\":7,\"linear_value_head_dim\":9,"
+	    "\"full_attention_interval\":2,\"num_hidden_layers\":4,\"num_experts\":6,"
+	    "\"num_experts_per_tok\":2,\"moe_intermediate_size\":13,\"vocab_size\":61,"
+	    "\"max_position_embeddings\":512}" },
 };
 
 static void write_model(const char *json)
@@ -384,7 +391,8 @@ static void test_plan(const char *model, enum kv_type t)
 	struct mem_plan plan = { 0 };
 	struct engine *g = open_engine(t, 9);
 	const struct config *c = engine_config(g);
-	int64_t want = 0, got = 0;
+	/* 3 inputs of 14 + 27 channels up to a multiple of 16, 3 heads of 7 x 9 */
+	int64_t want = 0, got = 0, states = 0, state = (128 + 189) * 4 / 64 * 64 + 64;
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		bool is_mla = c->block[l].attn == ATTN_MLA, ring = c->block[l].attn ==
@@ -394,7 +402,8 @@ static void test_plan(const char *model, enum kv_type t)
 		int w[2] = { is_mla ? c->kv_latent_dim : c->head_dim, is_mla ? c->rope_dim
 		    : c->head_dim };
 
-		for (int i = 0; i < 2; i++) {
+		states += block_recurs(&c->block[l]) ? state : 0;
+		for (int i = 0; i < 2 && !block_recurs(&c->block[l]); i++) {
 			int64_t row = t == KV_F32 ? 4 * w[i] : t == KV_BF16 ? 2 * w[i]
 			    : (w[i] + 31) / 32 * 4 + (w[i] + 3) / 4 * 4;
 
@@ -406,7 +415,10 @@ static void test_plan(const char *model, enum kv_type t)
 		if (strcmp(plan.item[i].name, t == KV_F32 ? "KV caches" : t == KV_BF16
 		    ? "KV caches, bf16" : "KV caches, q8") == 0)
 			got = plan.item[i].bytes;
+		else if (strcmp(plan.item[i].name, "states of sequences") == 0)
+			states -= plan.item[i].bytes / 3;
 	ok(got == want * 3, "%s, %s: the plan has the bytes of the caches", model, name[t]);
+	ok(states == 0, "%s, %s: and those of states", model, name[t]);
 	engine_close(g);
 }
 
