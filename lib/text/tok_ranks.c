@@ -392,9 +392,9 @@ static json_t *tekken_added(const json_t *given, json_int_t count)
 static json_t *begin_with(json_int_t id, const char *bos)
 {
 	return json_pack("{s:s, s:[{s:{s:s, s:i}}, {s:{s:s, s:i}}], s:[], "
-	    "s:{s:{s:s, s:[I], s:[s]}}}", "type", "TemplateProcessing", "single", "SpecialToken", "id", bos, "type_id", 0,
-	    "Sequence", "id", "A", "type_id", 0, "pair", "special_tokens", bos, "id", bos, "ids",
-	    id, "tokens", bos);
+	    "s:{s:{s:s, s:[I], s:[s]}}}", "type", "TemplateProcessing", "single",
+	    "SpecialToken", "id", bos, "type_id", 0, "Sequence", "id", "A", "type_id", 0, "pair",
+	    "special_tokens", bos, "id", bos, "ids", id, "tokens", bos);
 }
 
 json_t *tok_of_tekken(const json_t *root, const char *name, struct err *e)
