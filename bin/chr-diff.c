@@ -12,6 +12,7 @@
 #include "train/metric.h"
 #include "base/progress.h"
 #include "base/sig.h"
+#include "format/modeldir.h"
 
 #define LOGITS ((int64_t)8 << 20)	/* bytes of logits held at a time by each model, about */
 
@@ -283,7 +284,7 @@ static void setup(const char *a, const char *b)
 
 	infer.model = a;
 	infer_begin(false);
-	must(config_load(&other, b, 0, NULL, &s.e) < 0);
+	must(modeldir_config(&other, b, 0, NULL, &s.e) < 0);
 	most = infer_seq(b, &other, o.seq, 0);
 	o.seq = infer_seq(a, &infer.cfg, o.seq, 0);
 	o.seq = o.seq < most ? o.seq : most;

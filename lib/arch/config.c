@@ -151,6 +151,12 @@ int config_from_json(struct config *c, const json_t *o, int nsets, const char *c
 	return config_read(c, o, "config", nsets, sets, e);
 }
 
+int config_from_object(struct config *c, const json_t *o, const char *name, int nsets,
+    const char *const sets[], struct err *e)
+{
+	return config_read(c, o, name, nsets, sets, e);
+}
+
 int config_load(struct config *c, const char *path, int nsets, const char *const sets[],
     struct err *e)
 {

@@ -61,6 +61,9 @@ int config_load(struct config *c, const char *path, int nsets, const char *const
     struct err *e) CHR_MUST_CHECK;
 int config_from_json(struct config *c, const json_t *o, int nsets, const char *const sets[],
     struct err *e) CHR_MUST_CHECK;
+/* name: of what it came from, for messages */
+int config_from_object(struct config *c, const json_t *o, const char *name, int nsets,
+    const char *const sets[], struct err *e) CHR_MUST_CHECK;
 /* Every key of ours with its resolved value, and those of the file. */
 json_t *config_to_json(const struct config *c);
 void config_free(struct config *c);

@@ -106,6 +106,13 @@ enum param_how {
 	AT_FLAT = 1 << 6,		/* (rows, 1, cols), as convolutions have it */
 	/* halves, and every second, are those of the columns: of (rows, 2 cols) */
 	AT_ACROSS = 1 << 7,
+	/* of GGUF files (gguf_names.h): rows 0, d/2, 1, d/2 + 1, .. of each head of d, */
+	AT_PAIRS = 1 << 8,
+	AT_PLUS_ONE = 1 << 9,		/* 1 + w where w is meant, */
+	AT_EXP = 1 << 10,		/* -exp(x) where x is meant, */
+	AT_KV_APART = 1 << 11,		/* kv_b as two tensors: that of this name, (H, C, N), holds
+					   the keys of each head transposed, and that of the next
+					   entry, (H, V, C), the values */
 	/* it holds others too */
 	AT_SEVERAL = AT_STACKED | AT_FIRST | AT_SECOND | AT_EVEN | AT_ODD
 };

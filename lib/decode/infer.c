@@ -6,6 +6,7 @@
 #include "arch/arch.h"
 #include "base/comm.h"
 #include "base/file.h"
+#include "format/modeldir.h"
 #include "experts/usage.h"
 #include "decode/infer.h"
 #include "base/human.h"
@@ -92,7 +93,7 @@ void infer_begin(bool tok)
 		err_warn("--io uring with --buffered takes memory of the kernel that no plan "
 		    "counts");
 	if ((infer.be = backend_open(infer.backend, &e)) == NULL ||
-	    config_load(&infer.cfg, infer.model, 0, NULL, &e) < 0)
+	    modeldir_config(&infer.cfg, infer.model, 0, NULL, &e) < 0)
 		err_exit(&e);
 	path = tok_find(infer.model);
 	if (tok || infer.tokenizer || path != NULL)

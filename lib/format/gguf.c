@@ -525,6 +525,52 @@ int gguf_read(const struct gguf *g, const struct gguf_tensor *t, uint64_t from, 
 	return 0;
 }
 
+uint64_t gguf_elements(const struct gguf_tensor *t)
+{
+	return t->nbytes / (uint64_t)gguf_block_bytes(t->type) *
+	    (uint64_t)gguf_block_values(t->type);
+}
+
+/* Blocks from..from+n, through buf. */
+static int read_blocks(const struct gguf *g, const struct gguf_tensor *t, uint64_t from, uint64_t n,
+    char *buf, float *room, struct err *e)
+{
+	uint64_t bytes = (uint64_t)gguf_block_bytes(t->type);
+
+	if (gguf_read(g, t, from * bytes, buf, (size_t)(n * bytes), e) < 0)
+		return -1;
+	gguf_unpack(room, buf, t->type, (size_t)n);
+	return 0;
+}
+
+#define READ_VALUES 16384		/* at a time; a multiple of every block */
+
+int gguf_read_f32(const struct gguf *g, const struct gguf_tensor *t, uint64_t first, uint64_t n,
+    float *dst, struct err *e)
+{
+	uint64_t per = (uint64_t)gguf_block_values(t->type), end = first + n;
+	uint64_t bytes = READ_VALUES / per * (uint64_t)gguf_block_bytes(t->type);
+	float *room = malloc(READ_VALUES * sizeof *room + bytes);
+	int r = 0;
+
+	if (!room)
+		return err_set(e, EX_OSERR, "out of memory");
+	while (first < end && r == 0) {
+		uint64_t skip = first % per, here = READ_VALUES - skip, blocks;
+
+		if (here > end - first)
+			here = end - first;
+		blocks = (skip + here + per - 1) / per;
+		r = read_blocks(g, t, first / per, blocks, (char *)(room + READ_VALUES), room, e);
+		if (r == 0)
+			memcpy(dst, room + skip, here * sizeof *dst);
+		dst += here;
+		first += here;
+	}
+	free(room);
+	return r;
+}
+
 size_t gguf_value_count(const struct gguf *g)
 {
 	return g->nv;

@@ -68,6 +68,11 @@ const struct gguf_tensor *gguf_find(const struct gguf *g, const char *name);	/* 
 int gguf_read(const struct gguf *g, const struct gguf_tensor *t, uint64_t from, void *buf,
     size_t len, struct err *e) CHR_MUST_CHECK;
 
+/* n values from the `first` on, in whatever blocks they lie, as float32. EX_IOERR, EX_OSERR. */
+int gguf_read_f32(const struct gguf *g, const struct gguf_tensor *t, uint64_t first, uint64_t n,
+    float *dst, struct err *e) CHR_MUST_CHECK;
+uint64_t gguf_elements(const struct gguf_tensor *t);
+
 size_t gguf_value_count(const struct gguf *g);
 const struct gguf_value *gguf_value_at(const struct gguf *g, size_t i);	/* in order of keys */
 const struct gguf_value *gguf_value(const struct gguf *g, const char *key);	/* NULL: absent */

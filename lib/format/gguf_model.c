@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "arch/gguf_names.h"
 #include "base/file.h"
 #include "base/sniff.h"
 
@@ -93,4 +94,193 @@ int gguf_path(const char *path, char **file, struct err *e)
 		    "first", path, no, count);
 	*file = strdup(path);
 	return *file ? 1 : err_set(e, EX_OSERR, "out of memory");
+}
+
+/* ---- the files of a model ---- */
+
+/* A whole number, or `absent`. */
+static int64_t number(const struct gguf *g, const char *key, int64_t absent)
+{
+	const struct gguf_value *v = gguf_value(g, key);
+	struct err none = { 0 };
+	json_t *o = v && !v->array ? gguf_json(g, v, &none) : NULL;
+	int64_t n = json_is_integer(o) ? (int64_t)json_integer_value(o) : absent;
+
+	json_decref(o);
+	return n;
+}
+
+static int add_file(struct gguf_model *m, const char *file, struct err *e)
+{
+	struct gguf *g = gguf_open(file, e);
+
+	if (g)
+		m->g[m->n++] = g;
+	return g ? 0 : -1;
+}
+
+#define MOST_FILES 99999
+
+/* The files behind the first, of which there are `count` in all. */
+static int add_splits(struct gguf_model *m, const char *file, int count, struct err *e)
+{
+	size_t stem;
+	int no, named, r = 0;
+	char *name;
+
+	if (!split_name(file, &stem, &no, &named) || named != count)
+		return err_set(e, EX_NOINPUT, "%s: is the first of %d files of a model, but is "
+		    "not named -00001-of-%05d.gguf", file, count, count);
+	name = malloc(stem + 40);
+	if (!name)
+		return err_set(e, EX_OSERR, "out of memory");
+	memcpy(name, file, stem);
+	for (int i = 2; i <= count && r == 0; i++) {
+		snprintf(name + stem, 40, "-%05d-of-%05d.gguf", i, count);
+		r = add_file(m, name, e);
+		if (r == 0 && number(m->g[i - 1], "split.no", i - 1) != i - 1)
+			r = err_set(e, EX_DATAERR, "%s: split.no is not %d", name, i - 1);
+	}
+	free(name);
+	return r;
+}
+
+static int check_unique(const struct gguf_model *m, struct err *e)
+{
+	const struct gguf_tensor *t;
+
+	for (int i = 1; i < m->n; i++)
+		for (size_t k = 0; (t = gguf_at(m->g[i], k)); k++)
+			for (int j = 0; j < i; j++)
+				if (gguf_find(m->g[j], t->name))
+					return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is in %s "
+					    "too", gguf_name(m->g[i]), t->name, gguf_name(m->g[j]));
+	return 0;
+}
+
+static int open_all(struct gguf_model *m, const char *file, struct err *e)
+{
+	int64_t count, have = 0, want;
+
+	m->g = calloc(1, sizeof *m->g);
+	if (!m->g)
+		return err_set(e, EX_OSERR, "out of memory");
+	if (add_file(m, file, e) < 0)
+		return -1;
+	count = number(m->g[0], "split.count", 1);
+	if (count > 1) {
+		struct gguf **more = count > MOST_FILES ? NULL : realloc(m->g,
+		    (size_t)count * sizeof *more);
+
+		if (!more)
+			return err_set(e, EX_DATAERR, "%s: split.count is %lld", file,
+			    (long long)count);
+		m->g = more;
+		if (add_splits(m, file, (int)count, e) < 0)
+			return -1;
+	}
+	for (int i = 0; i < m->n; i++)
+		have += (int64_t)gguf_count(m->g[i]);
+	want = number(m->g[0], "split.tensors.count", have);
+	if (want != have)
+		return err_set(e, EX_DATAERR, "%s: there should be %lld tensors, there are %lld",
+		    file, (long long)want, (long long)have);
+	return check_unique(m, e);
+}
+
+/* ---- what it is ---- */
+
+#define LIST_MOST 4096			/* members of a list that may be one a layer */
+
+static int take_meta(const struct gguf *g, json_t *meta, struct err *e)
+{
+	const struct gguf_value *v;
+	json_t *o;
+
+	for (size_t i = 0; (v = gguf_value_at(g, i)); i++) {
+		if (v->array && v->n > LIST_MOST)
+			continue;
+		o = gguf_json(g, v, e);
+		if (!o)
+			return -1;
+		json_object_set_new(meta, v->key, o);
+	}
+	return 0;
+}
+
+static bool has(const void *ctx, const char *tensor)
+{
+	const struct gguf *g;
+
+	return gguf_model_find(ctx, tensor, &g) != NULL;
+}
+
+#define FREQS_MOST 4096
+
+static int describe(struct gguf_model *m, const json_t *meta, struct err *e)
+{
+	const struct gguf *g, *gf;
+	const struct gguf_tensor *emb = gguf_model_find(m, "token_embd.weight", &g);
+	const struct gguf_tensor *freqs = gguf_model_find(m, "rope_freqs.weight", &gf);
+	struct gguf_facts f = { .meta = meta, .name = gguf_name(m->g[0]), .has = has, .ctx = m };
+	float factor[FREQS_MOST];
+
+	if (!emb || emb->ndim != 2 || emb->shape[0] > INT32_MAX)
+		return err_set(e, EX_DATAERR, "%s: tensor \"token_embd.weight\" is missing or no "
+		    "matrix", gguf_name(m->g[0]));
+	f.vocab = (int)emb->shape[0];
+	if (freqs) {
+		if (freqs->ndim != 1 || freqs->shape[0] > FREQS_MOST)
+			return err_set(e, EX_DATAERR, "%s: rope_freqs.weight is no short vector",
+			    gguf_name(gf));
+		f.n_freqs = (int)freqs->shape[0];
+		f.freqs = factor;
+		if (gguf_read_f32(gf, freqs, 0, freqs->shape[0], factor, e) < 0)
+			return -1;
+	}
+	m->config = gguf_config(&f, &m->names, e);
+	return m->config ? 0 : -1;
+}
+
+struct gguf_model *gguf_model_open(const char *file, struct err *e)
+{
+	struct gguf_model *m = calloc(1, sizeof *m);
+	json_t *meta = json_object();
+	int r = m && meta ? 0 : err_set(e, EX_OSERR, "out of memory");
+
+	if (r == 0)
+		r = open_all(m, file, e);
+	if (r == 0)
+		r = take_meta(m->g[0], meta, e);
+	if (r == 0)
+		r = describe(m, meta, e);
+	json_decref(meta);
+	if (r == 0)
+		return m;
+	gguf_model_close(m);
+	return NULL;
+}
+
+void gguf_model_close(struct gguf_model *m)
+{
+	if (!m)
+		return;
+	for (int i = 0; i < m->n; i++)
+		gguf_close(m->g[i]);
+	json_decref(m->config);
+	free(m->g);
+	free(m);
+}
+
+const struct gguf_tensor *gguf_model_find(const struct gguf_model *m, const char *name,
+    const struct gguf **g)
+{
+	const struct gguf_tensor *t;
+
+	for (int i = 0; i < m->n; i++)
+		if ((t = gguf_find(m->g[i], name))) {
+			*g = m->g[i];
+			return t;
+		}
+	return NULL;
 }

@@ -6,9 +6,11 @@
 #include <unistd.h>
 
 #include "arch/arch.h"
+#include "arch/gguf_names.h"
 #include "base/file.h"
 #include "base/jsonfile.h"
 #include "base/sniff.h"
+#include "format/gguf_model.h"
 #include "format/stored.h"
 
 #define INDEX MODELDIR_INDEX
@@ -145,26 +147,58 @@ static int check_unique(const struct modeldir *md, struct err *e)
 	return 0;
 }
 
+static int open_gguf(struct modeldir *md, const char *file, int nsets, const char *const sets[],
+    struct err *e)
+{
+	md->gguf = gguf_model_open(file, e);
+	return md->gguf ? config_from_object(&md->cfg, md->gguf->config, file, nsets, sets, e) : -1;
+}
+
+static int open_weights(struct modeldir *md, struct err *e)
+{
+	md->packed = has_file(md, "cluster_manifest.json");
+	if (has_file(md, "model.safetensors") || !has_file(md, INDEX))
+		return add_file(md, "model.safetensors", e);
+	return open_index(md, e) < 0 || check_unique(md, e) < 0 ? -1 : 0;
+}
+
 static int open_files(struct modeldir *md, const char *path, int nsets, const char *const sets[],
     struct err *e)
 {
+	char *file;
 	int r;
 
 	memset(md, 0, sizeof *md);
-	if (config_load(&md->cfg, path, nsets, sets, e) < 0)
-		return -1;
+	r = gguf_path(path, &file, e);
+	if (r == 0)
+		r = config_load(&md->cfg, path, nsets, sets, e);
+	else if (r > 0)
+		r = open_gguf(md, file, nsets, sets, e);
+	free(file);
 	md->path = strdup(path);
-	if (params_build(&md->par, &md->cfg, e) < 0) {
-		modeldir_close(md);
-		return -1;
-	}
-	md->packed = has_file(md, "cluster_manifest.json");
-	if (has_file(md, "model.safetensors") || !has_file(md, INDEX))
-		r = add_file(md, "model.safetensors", e);
-	else
-		r = open_index(md, e) < 0 || check_unique(md, e) < 0 ? -1 : 0;
+	if (r == 0)
+		r = params_build(&md->par, &md->cfg, e);
+	if (r == 0 && !md->gguf)
+		r = open_weights(md, e);
 	if (r < 0)
 		modeldir_close(md);
+	return r;
+}
+
+int modeldir_config(struct config *c, const char *path, int nsets, const char *const sets[],
+    struct err *e)
+{
+	struct gguf_model *m;
+	char *file;
+	int r = gguf_path(path, &file, e);
+
+	memset(c, 0, sizeof *c);
+	if (r == 0)
+		return config_load(c, path, nsets, sets, e);
+	m = r > 0 ? gguf_model_open(file, e) : NULL;
+	r = m ? config_from_object(c, m->config, file, nsets, sets, e) : -1;
+	gguf_model_close(m);
+	free(file);
 	return r;
 }
 
@@ -176,6 +210,7 @@ void modeldir_close(struct modeldir *md)
 	}
 	free(md->st);
 	free(md->file);
+	gguf_model_close(md->gguf);
 	free(md->path);
 	params_free(&md->par);
 	config_free(&md->cfg);
@@ -195,7 +230,7 @@ int modeldir_find(const struct modeldir *md, const char *name, struct view *v)
 
 const char *modeldir_meta(const struct modeldir *md, const char *key)
 {
-	return st_meta(md->st[0], key);
+	return md->gguf ? NULL : st_meta(md->st[0], key);
 }
 
 json_t *modeldir_metadata(const struct modeldir *md)
@@ -203,7 +238,7 @@ json_t *modeldir_metadata(const struct modeldir *md)
 	json_t *o = json_object();
 	const char *key, *value;
 
-	for (size_t i = 0; (key = st_meta_at(md->st[0], i, &value)); i++)
+	for (size_t i = 0; !md->gguf && (key = st_meta_at(md->st[0], i, &value)); i++)
 		json_object_set_new(o, key, json_string(value));
 	return o;
 }
@@ -264,6 +299,14 @@ struct skipped {
 	const char *example, *why;	/* of the first */
 };
 
+static void skip(struct skipped *s, const char *name, const char *why)
+{
+	if (s->n++ == 0) {
+		s->example = name;
+		s->why = why;
+	}
+}
+
 static bool passed_over(const struct modeldir *md, const char *name, const char **why)
 {
 	char mark[64];
@@ -280,18 +323,17 @@ static bool passed_over(const struct modeldir *md, const char *name, const char 
 /* Tensors that hold parameters, in order of their addresses. */
 struct used {
 	size_t n;
-	const struct st_tensor **t;
+	const void **t;
 };
 
 static int by_address(const void *a, const void *b)
 {
-	const struct st_tensor *x = *(const struct st_tensor *const *)a;
-	const struct st_tensor *y = *(const struct st_tensor *const *)b;
+	const char *x = *(const char *const *)a, *y = *(const char *const *)b;
 
 	return (x > y) - (x < y);
 }
 
-static bool is_used(const struct used *u, const struct st_tensor *t)
+static bool is_used(const struct used *u, const void *t)
 {
 	return bsearch(&t, u->t, u->n, sizeof *u->t, by_address) != NULL;
 }
@@ -308,15 +350,32 @@ static int check_extra(const struct modeldir *md, int i, const struct used *u,
 
 		if (strncmp(t->name, "__pad.", 6) == 0 || is_used(u, t))
 			continue;
-		if (passed_over(md, t->name, &why)) {
-			*s = s->n ? (struct skipped){ s->n + 1, s->example, s->why }
-			    : (struct skipped){ 1, t->name, why };
-		} else if (!md->cfg.tie_word_embeddings || strcmp(t->name, "lm_head.weight") != 0)
+		if (passed_over(md, t->name, &why))
+			skip(s, t->name, why);
+		else if (!md->cfg.tie_word_embeddings || strcmp(t->name, "lm_head.weight") != 0)
 			return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"", md->file[i],
 			    t->name);
 		else if (check_tied_head(md, &v, e) < 0)
 			return -1;
 	}
+	return 0;
+}
+
+static int check_extra_gguf(const struct modeldir *md, const struct used *u, struct skipped *s,
+    struct err *e)
+{
+	const struct gguf_tensor *t;
+	const char *why;
+
+	for (int i = 0; i < md->gguf->n; i++)
+		for (size_t k = 0; (t = gguf_at(md->gguf->g[i], k)); k++) {
+			if (is_used(u, t) || strcmp(t->name, "rope_freqs.weight") == 0)
+				continue;
+			if ((why = gguf_harmless(t->name, md->cfg.num_hidden_layers)) == NULL)
+				return err_set(e, EX_DATAERR, "%s: unexpected tensor \"%s\"",
+				    gguf_name(md->gguf->g[i]), t->name);
+			skip(s, t->name, why);
+		}
 	return 0;
 }
 
@@ -332,9 +391,13 @@ static int find_all(const struct modeldir *md, const struct params *ps, struct u
 		bool packed = md->packed && param_routed(&ps->p[i]);
 
 		if (stored_find(md, &ps->p[i], &s, packed ? &none : e) == 0)
-			u->t[u->n++] = s.t;
+			u->t[u->n++] = s.g ? (const void *)s.gt : s.t;
 		else if (!packed)
 			return -1;
+		else
+			continue;
+		if (s.values)
+			u->t[u->n++] = s.values;
 	}
 	qsort(u->t, u->n, sizeof *u->t, by_address);
 	return 0;
@@ -343,11 +406,13 @@ static int find_all(const struct modeldir *md, const struct params *ps, struct u
 static int check(const struct modeldir *md, const struct params *ps, struct skipped *s,
     struct err *e)
 {
-	struct used u = { .t = malloc((size_t)ps->n * sizeof *u.t) };
+	struct used u = { .t = malloc(2 * (size_t)ps->n * sizeof *u.t) };
 	int r = u.t ? find_all(md, ps, &u, e) : err_set(e, EX_OSERR, "out of memory");
 
 	for (int i = 0; i < md->nfiles && r == 0; i++)
 		r = check_extra(md, i, &u, s, e);
+	if (r == 0 && md->gguf)
+		r = check_extra_gguf(md, &u, s, e);
 	free(u.t);
 	return r;
 }

@@ -9,6 +9,8 @@
  *	... modeldir_fingerprint(&md, &e), modeldir_meta(&md, "chronos.ancestry") ...
  *	modeldir_close(&md);
  *
+ * A model of GGUF files is read the same way. It has no files here: nfiles is 0.
+ *
  * A packed directory (one with a cluster_manifest.json) holds its experts in .ctsr files; here
  * they are then absent and not missed (store.h reads them).
  */
@@ -27,6 +29,8 @@
 #define MODELDIR_INDEX "model.safetensors.index.json"
 #define INTENT_NAME "intent.safetensors"	/* beside the weights (intent.h) */
 
+struct gguf_model;
+
 struct modeldir {
 	char *path;
 	struct config cfg;
@@ -35,6 +39,7 @@ struct modeldir {
 	int nfiles;
 	char **file;			/* (nfiles) paths */
 	struct st_file **st;		/* (nfiles) mapped */
+	struct gguf_model *gguf;	/* in place of these; NULL: it is none (gguf_model.h) */
 	char fingerprint[33];		/* "" until asked for */
 };
 
@@ -47,9 +52,13 @@ struct view {
 	const char *file;
 };
 
-/* Opens config (with overrides as in config_load) and files; reads no weights, but checks that
- * every tensor is there and none is too many, as modeldir_check() does. Tensors that are known to
- * be harmless are said once on stderr. EX_NOINPUT, EX_DATAERR. */
+/* The config of a model alone: config_load(), or of a model in GGUF files what their metadata say.
+ * path may also be a config.json. */
+int modeldir_config(struct config *c, const char *path, int nsets, const char *const sets[],
+    struct err *e) CHR_MUST_CHECK;
+/* Opens config (with overrides as in config_load) and files, or a GGUF file or a directory of one;
+ * reads no weights, but checks that every tensor is there and none is too many, as modeldir_check()
+ * does. Tensors that are known to be harmless are said once on stderr. EX_NOINPUT, EX_DATAERR. */
 int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *const sets[],
     struct err *e) CHR_MUST_CHECK;
 void modeldir_close(struct modeldir *md);
@@ -90,7 +99,7 @@ int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float 
 int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
     CHR_MUST_CHECK;
 
-/* of __metadata__; NULL if absent */
+/* of __metadata__, which a GGUF file has not; NULL if absent */
 const char *modeldir_meta(const struct modeldir *md, const char *key);
 /* all of it, an object of strings; new */
 json_t *modeldir_metadata(const struct modeldir *md);

@@ -137,6 +137,8 @@ int stored_find(const struct modeldir *md, const struct param *p, struct stored 
 	const struct param_name *n;
 	struct view v;
 
+	if (md->gguf)
+		return stored_gguf_find(md, p, s, e);
 	if ((n = listed(md, p, md->cfg.names, &v)))
 		return place(md, p, n->how, &v, s, e);
 	if (modeldir_find(md, p->name, &v) == 0)
@@ -164,7 +166,7 @@ int stored_step(const struct stored *s, int64_t bytes)
 {
 	int64_t n = bytes / ((int64_t)s->cols * (int64_t)sizeof(float));
 
-	if (s->at.col_step > 1)
+	if (s->at.col_step > 1 || s->values)
 		return s->rows;
 	if (dtype_blocks(s->type))
 		n = n / QUANT_PANEL * QUANT_PANEL;
@@ -241,6 +243,8 @@ static int read_spaced(const struct stored *s, int row, int n, char *dst, struct
 
 int stored_read(const struct stored *s, int row, int n, void *dst, struct err *e)
 {
+	if (s->g)
+		return stored_gguf_read(s, row, n, dst, e);
 	if (dtype_blocks(s->type))
 		return fetch(s, row / QUANT_PANEL * panel_bytes(s), dst, stored_bytes(s, row, n),
 		    e);

@@ -14,6 +14,8 @@
 #include "format/safetensors.h"
 
 struct modeldir;
+struct gguf;
+struct gguf_tensor;
 
 /* Value (r, c) of a parameter is element first + r*row_step + c*col_step of a tensor. */
 struct layout {
@@ -27,6 +29,12 @@ struct stored {
 	enum dtype type;		/* a type of blocks: the tensor is the parameter's own */
 	int rows, cols;
 	struct layout at;		/* of floats */
+	/* of a GGUF file, in place of st and t: */
+	const struct gguf *g;
+	const struct gguf_tensor *gt, *values;	/* values: the second of AT_KV_APART */
+	const struct gguf *gv;			/* the file that it is in */
+	unsigned how;
+	int head;			/* rows of a head, of AT_PAIRS and AT_KV_APART */
 };
 
 /* Where parameter p lies in a tensor that holds it as `how` says, of ndim sizes in shape. -1: the
@@ -51,5 +59,12 @@ int stored_read_f32(const struct stored *s, int row, int n, float *dst, struct e
 /* How many rows may be read at a time in about so many bytes as float32: 1 or more, whole panels of
  * blocks. A transposed matrix is read as a whole. */
 int stored_step(const struct stored *s, int64_t bytes);
+
+/* stored_find() and stored_read() of a model of GGUF files. Values in blocks of theirs are float32
+ * here. */
+int stored_gguf_find(const struct modeldir *md, const struct param *p, struct stored *s,
+    struct err *e) CHR_MUST_CHECK;
+int stored_gguf_read(const struct stored *s, int row, int n, void *dst, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

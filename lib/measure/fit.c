@@ -9,6 +9,7 @@
 #include "decode/decode.h"
 #include "stages/distill.h"
 #include "base/file.h"
+#include "format/gguf_model.h"
 #include "format/modeldir.h"
 #include "decode/gentext.h"
 #include "stages/grpo_int.h"
@@ -165,7 +166,13 @@ static int64_t program_bytes(struct fit *f)
 
 static bool has_weights(const char *dir)
 {
-	return has_file(dir, "model.safetensors") || has_file(dir, "model.safetensors.index.json");
+	struct err none = { 0 };
+	char *gguf = NULL;
+	bool there = dir && gguf_path(dir, &gguf, &none) > 0;
+
+	free(gguf);
+	return there || has_file(dir, "model.safetensors") ||
+	    has_file(dir, "model.safetensors.index.json");
 }
 
 /* Are the tensors those of the config? */
@@ -185,7 +192,7 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 
 	*f = (struct fit){ .o = o };
 	if ((f->be = backend_open("cpu", e)) == NULL ||
-	    config_load(&f->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
+	    modeldir_config(&f->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
 		return -1;
 	if (o->stage != FIT_GENERATE && config_trains(&f->cfg, e) < 0)
 		return -1;

@@ -178,14 +178,29 @@ static bool is_dir(const char *path)
 static const char *const files[] = { "tokenizer.json", "tekken.json", "tiktoken.model",
     "tokenizer.model", "qwen.tiktoken", "spiece.model", "sentencepiece.bpe.model" };
 
+static bool gguf_has_tokenizer(const char *file)
+{
+	struct err none = { 0 };
+	struct gguf *g = gguf_open(file, &none);
+	bool has = g && gguf_value(g, "tokenizer.ggml.model");
+
+	gguf_close(g);
+	return has;
+}
+
 char *tok_find(const char *dir)
 {
 	struct stat st;
 	struct err e = { 0 };
 	char *first;
 
-	if (gguf_path(dir, &first, &e) != 0)
+	if (gguf_path(dir, &first, &e) != 0) {
+		if (first && !gguf_has_tokenizer(first)) {
+			free(first);
+			first = NULL;
+		}
 		return first;
+	}
 	for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
 		char *path = file_join(dir, files[i]);
 

@@ -241,7 +241,8 @@ static int open_config(struct train *t, struct err *e)
 	const char *const *sets = (const char *const *)o->sets.v;
 
 	if ((o->upcycle != NULL ? upcycle_config(&t->cfg, o->upcycle, o->sets.n, sets, e)
-	    : config_load(&t->cfg, path, o->sets.n, sets, e)) < 0 || config_trains(&t->cfg, e) < 0)
+	    : modeldir_config(&t->cfg, path, o->sets.n, sets, e)) < 0 ||
+	    config_trains(&t->cfg, e) < 0)
 		return -1;
 	settle(t);
 	if (o->seq > t->cfg.max_position_embeddings)
