@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gradients of chr-pretrain against those of PyTorch's autograd, through scripts/bench-torch.py.
-# Skipped where torch is not.
+# Gradients of chr-pretrain against those of PyTorch's autograd: through scripts/bench-torch.py, and
+# of published families through transformers. Skipped where these are not.
 . "$(dirname "$0")/lib.sh"
 command -v chr-pretrain > /dev/null || skip_all "chr-pretrain is not built"
 py=${PYTHON:-python3}
@@ -31,4 +31,24 @@ status "of bf16 they are not, to a thousandth" 1 check bf16.safetensors
 status "the benchmark runs" 0 sh -c '"$0" "$1" --batch 1 --seq 16 --steps 1 model > bench.json' \
 	"$py" "$top/scripts/bench-torch.py"
 ok "and gives a rate" grep -q '"tok_per_s": [0-9]' bench.json
+
+# Published families, of which transformers is the authority.
+if families=$("$py" "$top/tests/torch-families.py" make 2> make.log); then
+	for f in $families; do
+		$train -m "$f" --set lambda_balance=0 --set lambda_temporal=0 \
+			--set lambda_router_locality=0 --fallback-mask-prob 0 \
+			--grad-dump "$f.safetensors" doc.jsonl > /dev/null
+	done
+	sed 's/,10,/,11,/' doc.jsonl > other.jsonl
+	"$py" "$top/tests/torch-families.py" check doc.jsonl $families > same 2> check.log
+	"$py" "$top/tests/torch-families.py" check other.jsonl gpt_oss > other 2>> check.log
+	for f in $families; do
+		ok "$f: gradients are those of transformers" \
+			grep -q "\"family\": \"$f\".*\"worst\": [0-9.]*e-0[5-9]" same
+	done
+	status "of other tokens they are not" 1 grep -q 'e-0[5-9]' other
+	sed 's/^/# /' same
+else
+	skip "gradients of published families" "no transformers here"
+fi
 done_testing
