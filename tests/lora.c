@@ -161,7 +161,11 @@ static bool takes(const char *rest, struct err *e)
 	o = json_loads(text, 0, NULL);
 	rc = peft_parse(&p, o, "c", e);
 	json_decref(o);
-	return rc == 0 && p.rank == 8 && p.alpha == 16;
+	if (rc < 0)
+		return false;
+	rc = p.rank == 8 && p.alpha == 16;
+	peft_free(&p);
+	return rc;
 }
 
 static void asks(const char *rest, const char *key)
@@ -178,13 +182,14 @@ static void asks(const char *rest, const char *key)
 static void test_variants(void)
 {
 	static const char *const fine[] = { "\"use_dora\":false", "\"use_rslora\":null",
-	    "\"rank_pattern\":{}", "\"modules_to_save\":[]", "\"init_lora_weights\":true",
+	    "\"rank_pattern\":{}", "\"use_rslora\":true", "\"rank_pattern\":{\"q_proj\":4}",
+	    "\"alpha_pattern\":{\"q_proj\":0.5}", "\"modules_to_save\":[]", "\"init_lora_weights\":true",
 	    "\"init_lora_weights\":false", "\"init_lora_weights\":\"gaussian\"",
 	    "\"init_lora_weights\":\"eva\"", "\"init_lora_weights\":\"orthogonal\"",
 	    "\"peft_type\":\"LORA\"", "\"bias\":\"none\"", "\"target_modules\":[\"q_proj\"]",
 	    "\"auto_mapping\":{\"unsloth_fixed\":true}", "\"some_new_key\":null",
 	    "\"megatron_core\":\"megatron.core\"", "\"qalora_group_size\":16" };
-	static const char *const on[] = { "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias",
+	static const char *const on[] = { "use_dora", "fan_in_fan_out", "lora_bias",
 	    "use_qalora", "some_new_key" };
 	static const char *const value[] = { "1", "\"true\"", "true", "0", "1.5", "{\"a\":1}" };
 	static const char *const init[] = { "pissa", "pissa_niter_16", "olora", "corda", "loftq",
@@ -207,12 +212,75 @@ static void test_variants(void)
 	asks("\"peft_type\":\"ADALORA\"", "peft_type");
 	asks("\"bias\":\"all\"", "bias");
 	asks("\"bias\":\"lora_only\"", "bias");
-	asks("\"rank_pattern\":{\"q_proj\":4}", "rank_pattern");
-	asks("\"alpha_pattern\":{\"q_proj\":4}", "alpha_pattern");
+	asks("\"use_rslora\":1", "use_rslora");
+	asks("\"rank_pattern\":[4]", "rank_pattern");
+	asks("\"alpha_pattern\":4", "alpha_pattern");
 	asks("\"modules_to_save\":[\"lm_head\"]", "modules_to_save");
 	asks("\"target_parameters\":[\"experts\"]", "target_parameters");
 	asks("\"layer_replication\":[[0,2]]", "layer_replication");
 	asks("\"trainable_token_indices\":[1]", "trainable_token_indices");
+}
+
+/* What PEFT 0.21 makes of patterns: get_pattern_key() of its utils, and LoraLayer's scale. */
+static void test_shapes(void)
+{
+	static const struct { const char *module; int rank; double factor; } want[] = {
+		{ "model.layers.0.self_attn.q_proj", 4, 8 / 2. },
+		{ "model.layers.10.self_attn.q_proj", 2, 8 / 1.4142135623730951 },
+		{ "model.layers.1.mlp.experts.3.up_proj", 9, 5 / 3. },
+		{ "model.layers.1.xq_proj", 16, 8 / 4. },
+		{ "model.layers.1.mlp.down_proj", 16, 0.5 / 4 },
+		{ "q_proj", 2, 8 / 1.4142135623730951 },
+	};
+	static const char *const wrong[] = { "\"rank_pattern\":{\"q(\":4}",
+	    "\"rank_pattern\":{\"q\":0}", "\"rank_pattern\":{\"q\":2.5}",
+	    "\"rank_pattern\":{\"q\":5000}", "\"alpha_pattern\":{\"q\":null}",
+	    "\"alpha_pattern\":{\"q\":0}", "\"alpha_pattern\":{\"q\":4,\"\\\\C\":4}" };
+	json_t *o = json_loads("{\"r\":16,\"lora_alpha\":8,\"use_rslora\":true,\"rank_pattern\":"
+	    "{\"layers.0.self_attn.q_proj\":4,\"q_proj\":2,\"mlp.*.(up|gate)_proj\":9},"
+	    "\"alpha_pattern\":{\"experts\\\\.[0-9]+\\\\.up_proj\":5,\"down_proj\":0.5}}", 0, NULL);
+	struct err e = {0};
+	struct peft p;
+
+	ok(peft_parse(&p, o, "c", &e) == 0, "patterns: %s", e.msg);
+	json_decref(o);
+	for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+		int rank = 0;
+		double factor = 0;
+
+		bool took = peft_shape(&p, want[i].module, &rank, &factor, &e) == 0;
+
+		ok(took && rank == want[i].rank && fabs(factor - want[i].factor) < 1e-12,
+		    "%s: rank %d, %g times", want[i].module, rank, factor);
+	}
+	peft_free(&p);
+	for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+		ok(!takes(wrong[i], &e) && e.status == EX_DATAERR, "refused: %s: %s", wrong[i],
+		    e.msg);
+	o = json_loads("{\"r\":1,\"lora_alpha\":1,\"rank_pattern\":{\"(?:(?:a|aa)*)*[bc]\":4}}", 0,
+	    NULL);
+	ok(peft_parse(&p, o, "c", &e) == 0 && peft_shape(&p,
+	    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", &(int){0}, &(double){0}, &e) < 0 &&
+	    e.status == EX_DATAERR, "a pattern without end: %s", e.msg);
+	peft_free(&p);
+	json_decref(o);
+}
+
+/* The same adapter, said in another way; worst difference from x. */
+static double said(const struct lora *l, const char *config, const real *x)
+{
+	real *y = mem_alloc((size_t)ps.total * sizeof *y);
+	struct err e = {0};
+	double worst = 0;
+
+	memcpy(y, w, (size_t)ps.total * sizeof *y);
+	write_adapter(l, 0, config);
+	if (lora_merge(dir, &ps, y, NULL, &e) < 0)
+		worst = INFINITY, printf("# %s\n", e.msg);
+	for (int64_t i = 0; i < ps.total; i++)
+		worst = fmax(worst, fabs((double)(x[i] - y[i])));
+	mem_free(y);
+	return worst;
 }
 
 /* A number is one, there and in range. */
@@ -256,6 +324,12 @@ static void test_merge(const struct lora *l, const real *x)
 	memcpy(y, w, (size_t)ps.total * sizeof *y);
 	ok(lora_merge(dir, &ps, y, &metadata, &e) == 0, "merged %s", e.msg);
 	ok(memcmp(x, y, (size_t)ps.total * sizeof *y) == 0, "bit for bit what was trained");
+	ok(said(l, "{\"r\": 64, \"lora_alpha\": 1, \"rank_pattern\": {\".*\": 3},"
+	    "\"alpha_pattern\": {\".*\": 7}}", x) == 0, "rank and factor by patterns");
+	ok(said(l, "{\"r\": 3, \"lora_alpha\": 4.0414518843273806, \"use_rslora\": true}", x) < 1e-5,
+	    "the rank-stabilised factor");
+	refused("another rank by a pattern", "{\"r\": 3, \"lora_alpha\": 7,"
+	    "\"rank_pattern\": {\"q_nope_proj\": 2}}", l, 0);
 	refused("a part absent", text, l, 1);
 	refused("another rank", "{\"r\": 4, \"lora_alpha\": 1}", l, 0);
 	refused("no rank", "{\"lora_alpha\": 1}", l, 0);
@@ -293,6 +367,7 @@ int main(void)
 	test_sum(&l, x);
 	test_merge(&l, x);
 	test_variants();
+	test_shapes();
 	test_numbers();
 	lora_close(&l);
 	hit[0] = true;

@@ -41,8 +41,8 @@ static void add_part(struct params *ps, const struct param *of, char part, int r
 	ps->count += param_size(p);
 }
 
-/* The adapter's parameters and its targets. */
-static int build(struct lora *l, const bool *hit, struct err *e)
+/* The adapter's parameters and its targets. each: (n of the model) their shapes, NULL: all alike. */
+static int build(struct lora *l, const bool *hit, const struct lora_shape *each, struct err *e)
 {
 	for (int i = 0; i < l->model->n; i++) {
 		if (hit[i] && !can_adapt(&l->model->p[i]))
@@ -52,8 +52,9 @@ static int build(struct lora *l, const bool *hit, struct err *e)
 		l->n += hit[i];
 	}
 	l->target = calloc((size_t)l->n + 1, sizeof *l->target);
+	l->each = calloc((size_t)l->n + 1, sizeof *l->each);
 	l->par.p = calloc((size_t)l->n * 2 + 1, sizeof *l->par.p);
-	if (l->target == NULL || l->par.p == NULL)
+	if (l->target == NULL || l->each == NULL || l->par.p == NULL)
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int i = 0, n = 0; i < l->model->n; i++) {
 		const struct param *p = &l->model->p[i];
@@ -61,55 +62,57 @@ static int build(struct lora *l, const bool *hit, struct err *e)
 		if (!hit[i])
 			continue;
 		l->target[n++] = i;
-		add_part(&l->par, p, 'A', l->rank, p->cols);
-		add_part(&l->par, p, 'B', p->rows, l->rank);
+		if (each != NULL)
+			l->each[n - 1] = each[i];
+		else
+			l->each[n - 1] = (struct lora_shape){ l->rank, l->alpha / l->rank };
+		add_part(&l->par, p, 'A', l->each[n - 1].rank, p->cols);
+		add_part(&l->par, p, 'B', p->rows, l->each[n - 1].rank);
 	}
 	return 0;
 }
 
 /* Elements of the copies W0, and of the largest A or B. */
-static void sizes(const struct params *model, const bool *hit, int rank, int64_t *copies,
-    int64_t *largest)
+static void sizes(const struct lora *l, int64_t *copies, int64_t *largest)
 {
 	*copies = *largest = 0;
-	for (int i = 0; i < model->n; i++) {
-		const struct param *p = &model->p[i];
+	for (int i = 0; i < l->n; i++) {
+		const struct param *p = &l->model->p[l->target[i]];
 		int64_t side = p->rows > p->cols ? p->rows : p->cols;
 
-		if (!hit[i])
-			continue;
 		*copies += param_span(p);
-		*largest = side * rank > *largest ? side * rank : *largest;
+		*largest = mem_max(*largest, side * l->each[i].rank);
 	}
 }
 
 void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, int rank)
 {
-	struct lora l = { .model = model, .rank = rank };
+	struct lora l = { .model = model, .rank = rank, .alpha = 1 };
 	struct err e = {0};
 	int64_t copies, largest;
 
-	sizes(model, hit, rank, &copies, &largest);
-	if (build(&l, hit, &e) == 0) {		/* else lora_open() will say why not */
+	if (build(&l, hit, NULL, &e) == 0) {	/* else lora_open() will say why not */
+		sizes(&l, &copies, &largest);
 		mem_plan_add(p, "adapter", (2 * l.par.total + largest) * (int64_t)sizeof(real));
 		optim_plan(p, &l.par, NULL);
 		mem_plan_add(p, "matrices under the adapter", copies * (int64_t)sizeof(real));
 	}
 	free(l.target);
+	free(l.each);
 	free(l.par.p);
 }
 
-int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
-    const struct backend *be, struct err *e)
+static int open_with(struct lora *l, const bool *hit, const struct lora_shape *each,
+    struct err *e)
 {
+	const struct backend *be = l->be;
 	int64_t copies, largest;
 
-	*l = (struct lora){ .be = be, .model = model, .rank = rank, .alpha = alpha };
-	if (build(l, hit, e) < 0) {
+	if (build(l, hit, each, e) < 0) {
 		lora_close(l);
 		return -1;
 	}
-	sizes(model, hit, rank, &copies, &largest);
+	sizes(l, &copies, &largest);
 	l->w = be->alloc(be, (size_t)l->par.total * sizeof *l->w);
 	l->g = be->alloc(be, (size_t)l->par.total * sizeof *l->g);
 	l->w0 = be->alloc(be, (size_t)copies * sizeof *l->w0);
@@ -121,6 +124,13 @@ int lora_open(struct lora *l, const struct params *model, const bool *hit, int r
 	return 0;
 }
 
+int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
+    const struct backend *be, struct err *e)
+{
+	*l = (struct lora){ .be = be, .model = model, .rank = rank, .alpha = alpha };
+	return open_with(l, hit, NULL, e);
+}
+
 void lora_close(struct lora *l)
 {
 	dev_real *const mine[] = { l->w, l->g, l->w0, l->scaled };
@@ -129,6 +139,7 @@ void lora_close(struct lora *l)
 		if (mine[i] != NULL)
 			l->be->free(l->be, mine[i]);
 	free(l->target);
+	free(l->each);
 	free(l->par.p);
 	memset(l, 0, sizeof *l);
 }
@@ -162,11 +173,11 @@ void lora_start(struct lora *l, const dev_real *w, uint64_t seed)
 	}
 }
 
-/* alpha/rank * part, in l->scaled */
-static const dev_real *scale_part(const struct lora *l, const struct param *p)
+/* The factor times a part of target i, in l->scaled. */
+static const dev_real *scale_part(const struct lora *l, int i, const struct param *p)
 {
 	l->be->copy(l->be, l->scaled, l->w + p->off, (size_t)param_size(p) * sizeof *l->w);
-	l->be->scale(l->be, l->scaled, l->alpha / l->rank, param_size(p));
+	l->be->scale(l->be, l->scaled, l->each[i].factor, param_size(p));
 	return l->scaled;
 }
 
@@ -176,9 +187,9 @@ void lora_apply(const struct lora *l, dev_real *w)
 
 	for (int i = 0; i < l->n; i++) {
 		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i];
-		struct gemm_job j = { w + p->off, p->cols, scale_part(l, a + 1), l->rank,
+		struct gemm_job j = { w + p->off, p->cols, scale_part(l, i, a + 1), a->rows,
 		    l->w + a->off, p->cols, DT_REAL,
-		    p->rows, p->cols, l->rank, 1 };
+		    p->rows, p->cols, a->rows, 1 };
 
 		l->be->copy(l->be, w + p->off, l->w0 + at,
 		    (size_t)param_size(p) * sizeof *w);
@@ -193,14 +204,14 @@ void lora_gradients(struct lora *l, const dev_real *g)
 		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i],
 		    *b = a + 1;
 		const dev_real *dw = g + p->off;
-		struct gemm_job db = { l->g + b->off, l->rank, dw, p->cols, NULL, p->cols, DT_REAL,
-		    p->rows, l->rank, p->cols, 0 };
-		struct gemm_job da = { l->g + a->off, p->cols, NULL, l->rank, dw, p->cols, DT_REAL,
-		    l->rank, p->cols, p->rows, 0 };
+		struct gemm_job db = { l->g + b->off, a->rows, dw, p->cols, NULL, p->cols, DT_REAL,
+		    p->rows, a->rows, p->cols, 0 };
+		struct gemm_job da = { l->g + a->off, p->cols, NULL, a->rows, dw, p->cols, DT_REAL,
+		    a->rows, p->cols, p->rows, 0 };
 
-		db.b = scale_part(l, a);
+		db.b = scale_part(l, i, a);
 		l->be->gemm_train(l->be, GEMM_NT, &db, 1);
-		da.a = scale_part(l, b);
+		da.a = scale_part(l, i, b);
 		l->be->gemm_train(l->be, GEMM_TN, &da, 1);
 	}
 }
@@ -226,10 +237,10 @@ json_t *lora_config(const struct lora *l, const char *base)
 
 /* --- merging --- */
 
-/* Which parameters of the model the file has parts of; each of its tensors must be one. */
+/* Which parameters of the model the file has parts of, and their shapes; each of its tensors must
+ * be one. */
 static int find_targets(const struct st_file *f, const char *path, const struct params *model,
-    bool *hit, int rank,
-    struct err *e)
+    const struct peft *c, bool *hit, struct lora_shape *each, struct err *e)
 {
 	const struct st_tensor *t;
 
@@ -237,6 +248,7 @@ static int find_targets(const struct st_file *f, const char *path, const struct 
 		char name[sizeof model->p->name];
 		size_t n = strlen(t->name), tail = strlen(".lora_A.weight");
 		const struct param *p = NULL;
+		struct lora_shape *s;
 		bool a = n > tail && strcmp(t->name + n - tail, ".lora_A.weight") == 0;
 		bool b = n > tail && strcmp(t->name + n - tail, ".lora_B.weight") == 0;
 
@@ -244,14 +256,18 @@ static int find_targets(const struct st_file *f, const char *path, const struct 
 			snprintf(name, sizeof name, "%.*s.weight", (int)(n - tail - strlen(PREFIX)),
 			    t->name + strlen(PREFIX));
 			p = params_find(model, name);
+			name[strlen(name) - strlen(".weight")] = '\0';
 		}
 		if (p == NULL || !can_adapt(p))
 			return err_set(e, EX_DATAERR,
 			    "%s: %s: no matrix of the model has such a part", path, t->name);
-		if (t->ndim != 2 || t->shape[0] != (uint64_t)(a ? rank : p->rows) ||
-		    t->shape[1] != (uint64_t)(a ? p->cols : rank))
-			return err_set(e, EX_DATAERR,
-			    "%s: %s: not of the shape that the model and r ask for", path, t->name);
+		s = &each[p - model->p];
+		if (peft_shape(c, name, &s->rank, &s->factor, e) < 0)
+			return -1;
+		if (t->ndim != 2 || t->shape[0] != (uint64_t)(a ? s->rank : p->rows) ||
+		    t->shape[1] != (uint64_t)(a ? p->cols : s->rank))
+			return err_set(e, EX_DATAERR, "%s: %s: not of the shape that the model and "
+			    "a rank of %d ask for", path, t->name, s->rank);
 		hit[p - model->p] = true;
 	}
 	return st_at(f, 0) != NULL ? 0 : err_set(e, EX_DATAERR, "%s: holds no adapter", path);
@@ -301,7 +317,7 @@ static json_t *file_metadata(const struct st_file *f)
 	return o;
 }
 
-/* The sum of finite numbers may be none: lora_alpha alone can make it so. */
+/* The sum of finite numbers may be none: the factor alone can make it so. */
 static int check_sum(const struct lora *l, const char *path, const real *w, struct err *e)
 {
 	for (int i = 0; i < l->n; i++) {
@@ -310,8 +326,8 @@ static int check_sum(const struct lora *l, const char *path, const real *w, stru
 		for (int64_t j = 0; j < param_size(p); j++)
 			if (!isfinite(w[p->off + j]))
 				return err_set(e, EX_DATAERR, "%s: %s is not finite with this "
-				    "adapter (lora_alpha %g, r %d)", path, p->name, l->alpha,
-				    l->rank);
+				    "adapter (r %d, %g times B A)", path, p->name,
+				    l->each[i].rank, l->each[i].factor);
 	}
 	return 0;
 }
@@ -320,11 +336,12 @@ static int merge_file(const struct st_file *f, const char *path, const struct pa
     real *w, const struct peft *c, struct err *e)
 {
 	bool *hit = mem_alloc((size_t)model->n * sizeof *hit);
-	struct lora l = {0};
-	int rc = find_targets(f, path, model, hit, c->rank, e);
+	struct lora_shape *each = mem_alloc((size_t)model->n * sizeof *each);
+	struct lora l = { .be = &backend_cpu, .model = model };
+	int rc = find_targets(f, path, model, c, hit, each, e);
 
 	if (rc == 0)
-		rc = lora_open(&l, model, hit, c->rank, c->alpha, &backend_cpu, e);
+		rc = open_with(&l, hit, each, e);
 	if (rc == 0) {
 		lora_start(&l, backend_cpu_memory(w), 0);
 		for (int i = 0; i < l.par.n && rc == 0; i++)
@@ -336,6 +353,7 @@ static int merge_file(const struct st_file *f, const char *path, const struct pa
 		lora_close(&l);
 	}
 	mem_free(hit);
+	mem_free(each);
 	return rc;
 }
 
@@ -370,6 +388,7 @@ int lora_merge(const char *dir, const struct params *model, real *w, json_t **me
 		if (rc == 0 && metadata != NULL)
 			*metadata = file_metadata(f);
 		st_close(f);
+		peft_free(&c);
 	}
 	free(path);
 	return rc;

@@ -1,11 +1,15 @@
+#define PCRE2_CODE_UNIT_WIDTH 8
 #include "model/peft.h"
 
-#include <stdbool.h>
+#include <math.h>
+#include <pcre2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
 #include "base/jsonfile.h"
+#include "base/mem.h"
 #include "model/lora.h"
 
 /* What cannot change the sum, whatever it says: where the adapter is from, which modules it was
@@ -17,11 +21,12 @@ static const char *const harmless[] = { "auto_mapping", "base_model_name_or_path
 	"eva_config", "loftq_config", "corda_config", "lora_ga_config", "megatron_core",
 	"qalora_group_size", "ensure_weight_tying", "runtime_config",
 	/* and these are looked at apart */
-	"r", "lora_alpha", "peft_type", "bias", "init_lora_weights" };
+	"r", "lora_alpha", "peft_type", "bias", "init_lora_weights", "use_rslora",
+	"rank_pattern", "alpha_pattern" };
 
 /* Known to be more than the sum when they are on. All others that are on are not known at all. */
-static const char *const variant[] = { "use_rslora", "use_dora", "use_qalora", "use_bdlora",
-	"fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
+static const char *const variant[] = { "use_dora", "use_qalora", "use_bdlora",
+	"fan_in_fan_out", "modules_to_save", "layer_replication",
 	"lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
 	"megatron_config", "arrow_config", "velora_config", "monteclora_config", "kasa_config" };
 
@@ -88,7 +93,123 @@ static int check_words(const json_t *o, const char *name, struct err *e)
 	if (init && !s && !json_is_boolean(init) && !json_is_null(init))
 		return refuse(name, "init_lora_weights", init, "neither true nor false nor a "
 		    "name", e);
+	init = json_object_get(o, "use_rslora");
+	if (init && !json_is_boolean(init) && !json_is_null(init))
+		return refuse(name, "use_rslora", init, "neither true nor false", e);
 	return 0;
+}
+
+/* --- patterns --- */
+
+enum { RULES = 4096, PATTERN = 1024, STEPS = 100000 };
+
+/* As PEFT does it: the end of a module's name, from one of its dots on or whole. */
+static int compile(struct peft_rule *r, const char *name, const char *key, const char *pattern,
+    struct err *e)
+{
+	char text[PATTERN + 32];
+	int error;
+	PCRE2_SIZE at;
+
+	if (strlen(pattern) > PATTERN)
+		return err_set(e, EX_DATAERR, "%s: \"%s\" has a pattern of %zu bytes, at most %d "
+		    "are read", name, key, strlen(pattern), PATTERN);
+	snprintf(text, sizeof text, "^(?:.*\\.)?(?:%s)$", pattern);
+	r->code = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED,
+	    PCRE2_NEVER_BACKSLASH_C | PCRE2_NEVER_UTF, &error, &at, NULL);
+	return r->code ? 0 : err_set(e, EX_DATAERR, "%s: \"%s\" has a pattern that is none: %.60s",
+	    name, key, pattern);
+}
+
+static int value(const json_t *o, const char *pattern, bool whole, double *x, const char *name,
+    struct err *e)
+{
+	int64_t n = 0;
+
+	if (!whole)
+		return jsonfile_number(o, pattern, x, name, e);
+	if (jsonfile_int(o, pattern, 1, LORA_MAX_RANK, &n, name, e) < 0)
+		return -1;
+	*x = (double)n;
+	return 0;
+}
+
+/* rank_pattern or alpha_pattern (whole: integers) of o. */
+static int read_rules(const json_t *o, const char *key, bool whole, const char *name,
+    struct peft_rule **rules, int *n, struct err *e)
+{
+	json_t *list = json_object_get(o, key), *v;
+	const char *pattern;
+
+	if (!list || json_is_null(list))
+		return 0;
+	if (!json_is_object(list))
+		return refuse(name, key, list, "not an object", e);
+	if (json_object_size(list) > RULES)
+		return err_set(e, EX_DATAERR, "%s: \"%s\" has %zu patterns, at most %d are read",
+		    name, key, json_object_size(list), RULES);
+	*rules = mem_alloc((json_object_size(list) + 1) * sizeof **rules);
+	json_object_foreach(list, pattern, v) {
+		struct peft_rule *r = &(*rules)[*n];
+
+		if (compile(r, name, key, pattern, e) < 0)
+			return -1;
+		++*n;
+		if (value(list, pattern, whole, &r->value, name, e) < 0)
+			return -1;
+		if (r->value == 0)
+			return err_set(e, EX_DATAERR, "%s: \"%s\" is 0 for %.60s: the adapter would "
+			    "change nothing", name, key, pattern);
+	}
+	return 0;
+}
+
+/* *x becomes the value of the first rule that fits the module. */
+static int apply(const struct peft_rule *rules, int n, const char *module, double *x,
+    struct err *e)
+{
+	pcre2_match_context *limits = pcre2_match_context_create(NULL);
+	int hit = PCRE2_ERROR_NOMATCH;
+
+	if (!limits)
+		return err_set(e, EX_OSERR, "out of memory");
+	pcre2_set_match_limit(limits, STEPS);
+	for (int i = 0; i < n && hit == PCRE2_ERROR_NOMATCH; i++) {
+		pcre2_match_data *m = pcre2_match_data_create(1, NULL);
+
+		hit = m ? pcre2_match(rules[i].code, (PCRE2_SPTR)module, strlen(module), 0, 0, m,
+		    limits) : PCRE2_ERROR_NOMEMORY;
+		pcre2_match_data_free(m);
+		if (hit >= 0)
+			*x = rules[i].value;
+	}
+	pcre2_match_context_free(limits);
+	return hit >= 0 || hit == PCRE2_ERROR_NOMATCH ? 0 : err_set(e, EX_DATAERR,
+	    "adapter_config.json: a pattern takes too long to be compared with %s", module);
+}
+
+int peft_shape(const struct peft *p, const char *module, int *rank, double *factor,
+    struct err *e)
+{
+	double r = p->rank, alpha = p->alpha;
+
+	if (apply(p->ranks, p->nranks, module, &r, e) < 0 ||
+	    apply(p->alphas, p->nalphas, module, &alpha, e) < 0)
+		return -1;
+	*rank = (int)r;
+	*factor = alpha / (p->rslora ? sqrt(r) : r);
+	return 0;
+}
+
+void peft_free(struct peft *p)
+{
+	for (int i = 0; i < p->nranks; i++)
+		pcre2_code_free(p->ranks[i].code);
+	for (int i = 0; i < p->nalphas; i++)
+		pcre2_code_free(p->alphas[i].code);
+	mem_free(p->ranks);
+	mem_free(p->alphas);
+	*p = (struct peft){ 0 };
 }
 
 int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e)
@@ -97,6 +218,7 @@ int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e)
 	int64_t rank;
 	json_t *v;
 
+	*p = (struct peft){ .rslora = json_is_true(json_object_get(o, "use_rslora")) };
 	if (!json_is_object(o))
 		return err_set(e, EX_DATAERR, "%s: not a JSON object", name);
 	if (check_words(o, name, e) < 0)
@@ -111,7 +233,11 @@ int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e)
 		return err_set(e, EX_DATAERR, "%s: \"lora_alpha\" is 0: the adapter would change "
 		    "nothing", name);
 	p->rank = (int)rank;
-	return 0;
+	if (read_rules(o, "rank_pattern", true, name, &p->ranks, &p->nranks, e) == 0 &&
+	    read_rules(o, "alpha_pattern", false, name, &p->alphas, &p->nalphas, e) == 0)
+		return 0;
+	peft_free(p);
+	return -1;
 }
 
 int peft_load(struct peft *p, const char *dir, struct err *e)

@@ -1,27 +1,45 @@
 /*
  * peft: adapter_config.json, as PEFT writes it. What it says decides whether an adapter is the
- * sum W + lora_alpha/r * B A and nothing else; a key that may make it more is refused by name,
- * also one that is not known here.
+ * sum W + factor * B A and nothing else; a key that may make it more is refused by name, also one
+ * that is not known here. factor is lora_alpha/r, or lora_alpha/sqrt(r) with use_rslora
+ * (arXiv:2312.03732); rank_pattern and alpha_pattern give some modules others of both.
  *
  *	struct peft p;
- *	if (peft_load(&p, "adapter", &e) < 0)
+ *	if (peft_load(&p, "adapter", &e) < 0 ||
+ *	    peft_shape(&p, "model.layers.0.self_attn.q_proj", &rank, &factor, &e) < 0)
  *		err_exit(&e);
+ *	peft_free(&p);
  */
 #ifndef CHR_PEFT_H
 #define CHR_PEFT_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 #include "base/err.h"
+
+struct peft_rule {
+	void *code;		/* of PCRE2: the modules it is for */
+	double value;
+};
 
 struct peft {
 	int rank;		/* r */
 	double alpha;		/* lora_alpha */
+	bool rslora;
+	/* rank_pattern and alpha_pattern: the first that fits counts */
+	struct peft_rule *ranks, *alphas;
+	int nranks, nalphas;
 };
 
-/* -1: EX_DATAERR; messages begin with name. */
+/* -1: EX_DATAERR; messages begin with name, and there is nothing to free. */
 int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e) CHR_MUST_CHECK;
 /* dir/adapter_config.json */
 int peft_load(struct peft *p, const char *dir, struct err *e) CHR_MUST_CHECK;
+void peft_free(struct peft *p);
+/* Of the adapter of one module, which is a matrix's name without .weight. -1: EX_DATAERR, a pattern
+ * that takes PCRE2 too long. */
+int peft_shape(const struct peft *p, const char *module, int *rank, double *factor,
+    struct err *e) CHR_MUST_CHECK;
 
 #endif

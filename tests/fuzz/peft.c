@@ -1,4 +1,4 @@
-/* Any JSON as adapter_config.json: refused with a message, or a rank and a factor to go by. */
+/* Any JSON as adapter_config.json: refused with a message, or ranks and factors to go by. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -17,8 +17,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len)
 	if (!o || peft_parse(&p, o, "fuzz", &e) < 0) {
 		if (e.status != EX_DATAERR || !e.msg[0])
 			abort();
-	} else if (p.rank < 1 || p.rank > LORA_MAX_RANK || !isfinite(p.alpha)) {
-		abort();
+	} else {
+		int rank = 0;
+		double factor;
+
+		if (p.rank < 1 || p.rank > LORA_MAX_RANK || !isfinite(p.alpha))
+			abort();
+		if (peft_shape(&p, "model.layers.0.self_attn.q_proj", &rank, &factor, &e) == 0
+		    ? rank < 1 || rank > LORA_MAX_RANK || !isfinite(factor)
+		    : e.status != EX_DATAERR)
+			abort();
+		peft_free(&p);
 	}
 	json_decref(o);
 	return 0;
