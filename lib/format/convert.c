@@ -6,11 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "backend/quant.h"
 #include "base/file.h"
 #include "base/outdir.h"
 #include "base/progress.h"
 #include "base/sig.h"
+#include "format/export.h"
 #include "format/sidefiles.h"
 
 struct job {
@@ -21,10 +23,16 @@ struct job {
 
 /* ---- what will be written ---- */
 
+/* What a parameter of what is written is in what is read. */
+static const struct param *source(const struct convert *c, const struct param *p)
+{
+	return params_get(&c->md->par, p->kind, p->layer, p->expert);
+}
+
 /* The type that parameter p will have. */
 static int type_of(const struct convert *c, const struct param *p, enum dtype *t, struct err *e)
 {
-	if (modeldir_type(c->md, p, t, e) < 0)
+	if (modeldir_type(c->md, source(c, p), t, e) < 0)
 		return -1;
 	if (c->dtype >= 0)
 		*t = (enum dtype)c->dtype;
@@ -48,10 +56,10 @@ static int count_params(struct convert *c, struct err *e)
 {
 	enum dtype t, was;
 
-	for (int i = 0; i < c->md->par.n; i++) {
-		const struct param *p = &c->md->par.p[i];
+	for (int i = 0; i < c->ps->n; i++) {
+		const struct param *p = &c->ps->p[i];
 
-		if (modeldir_type(c->md, p, &was, e) < 0 || type_of(c, p, &t, e) < 0)
+		if (modeldir_type(c->md, source(c, p), &was, e) < 0 || type_of(c, p, &t, e) < 0)
 			return -1;
 		c->tensors++;
 		c->bytes += (int64_t)mat_bytes(t, p->rows, p->cols);
@@ -60,12 +68,32 @@ static int count_params(struct convert *c, struct err *e)
 	return 0;
 }
 
+/* A model of ours as others know it. */
+static int plan_export(struct convert *c, struct err *e)
+{
+	if (!(c->config = export_config(&c->md->cfg, c->md->path, &c->python, e)) ||
+	    config_from_json(&c->own_cfg, c->config, 0, NULL, e) < 0)
+		return -1;
+	c->cfg = &c->own_cfg;
+	if (params_build(&c->own_ps, &c->own_cfg, e) < 0)
+		return -1;
+	c->ps = &c->own_ps;
+	c->left_out = c->md->par.n - c->ps->n;
+	return 0;
+}
+
 int convert_plan(struct convert *c, struct err *e)
 {
+	bool ours = c->md->cfg.arch->ours;
+
 	if (c->md->packed)
 		return err_set(e, EX_DATAERR, "%s is packed (chr-pack --unpack undoes it)",
 		    c->md->path);
-	c->copies = c->dtype < 0;
+	c->cfg = &c->md->cfg;
+	c->ps = &c->md->par;
+	if (c->hf && ours && plan_export(c, e) < 0)
+		return -1;
+	c->copies = c->dtype < 0 && !c->config;
 	if (!c->copies)
 		return count_params(c, e);
 	count_copies(c);
@@ -78,8 +106,8 @@ int convert_plan(struct convert *c, struct err *e)
 static char *job_text(const struct convert *c)
 {
 	char *source = realpath(c->md->path, NULL), *text;
-	json_t *o = json_pack("{s:s?, s:i, s:I, s:[]}", "source", source, "dtype", c->dtype,
-	    "shard_size", (json_int_t)c->shard_size, "files");
+	json_t *o = json_pack("{s:s?, s:i, s:b, s:I, s:[]}", "source", source, "dtype", c->dtype,
+	    "hf", c->hf, "shard_size", (json_int_t)c->shard_size, "files");
 	struct stat st;
 
 	for (int i = 0; i < c->md->nfiles; i++)
@@ -98,7 +126,7 @@ static int give_rows(void *ctx, int i, int row, int n, float *dst, struct err *e
 	const struct job *j = ctx;
 	const struct modeldir *md = j->c->md;
 
-	return modeldir_read_rows_f32(md, &md->par.p[i], row, n, dst, e);
+	return modeldir_read_rows_f32(md, source(j->c, &j->c->ps->p[i]), row, n, dst, e);
 }
 
 static int tick(void *ctx, int64_t bytes, struct err *e)
@@ -113,7 +141,7 @@ static int tick(void *ctx, int64_t bytes, struct err *e)
 
 static int write_params(struct job *j, const char *dir, struct modeldir_out *o, struct err *e)
 {
-	const struct params *ps = &j->c->md->par;
+	const struct params *ps = j->c->ps;
 	enum dtype *types = malloc((size_t)ps->n * sizeof *types);
 	int rc = types ? 0 : err_set(e, EX_OSERR, "out of memory");
 
@@ -123,7 +151,7 @@ static int write_params(struct job *j, const char *dir, struct modeldir_out *o, 
 	o->dtype = rc == 0 ? types[0] : DT_F32;
 	o->rows = give_rows;
 	if (rc == 0)
-		rc = modeldir_save(dir, &j->c->md->cfg, ps, NULL, o, NULL, e);
+		rc = modeldir_save(dir, j->c->cfg, ps, NULL, o, NULL, e);
 	free(types);
 	return rc;
 }
@@ -131,13 +159,18 @@ static int write_params(struct job *j, const char *dir, struct modeldir_out *o, 
 static int write_all(struct job *j, const char *dir, struct err *e)
 {
 	struct modeldir_out o = { .shard_size = j->c->shard_size, .meta = j->c->meta,
-	    .unprinted = true, .keep = true, .tick = tick, .ctx = j };
+	    .config = j->c->config, .unprinted = true, .keep = true, .tick = tick, .ctx = j };
 	const char *from = j->c->md->path;
 
 	if (j->c->copies ? modeldir_copy(dir, j->c->md, &o, e) < 0 ||
 	    sidefiles_copy_one(from, dir, "config.json", e) < 0 : write_params(j, dir, &o, e) < 0)
 		return -1;
-	return sidefiles_copy(from, dir, e);
+	if (j->c->python && export_python(dir, e) < 0)
+		return -1;
+	if (sidefiles_copy(from, dir, e) < 0)
+		return -1;
+	return j->c->config && j->c->md->cfg.arch == &arch_chronos
+	    ? export_tokenizer(dir, j->c->md->cfg.bos_token_id, e) : 0;
 }
 
 int convert_write(struct convert *c, struct err *e)
@@ -162,4 +195,13 @@ int convert_write(struct convert *c, struct err *e)
 	else
 		outdir_leave(&d);
 	return -1;
+}
+
+void convert_end(struct convert *c)
+{
+	if (c->ps == &c->own_ps)
+		params_free(&c->own_ps);
+	if (c->cfg == &c->own_cfg)
+		config_free(&c->own_cfg);
+	json_decref(c->config);
 }

@@ -6,7 +6,8 @@
  *		err_exit(&e);
  *
  * Without a type, stored values stay as they are: of safetensors every tensor, bit for bit; of
- * other files floats stay, and blocks become float32, which holds what they say.
+ * other files floats stay, and blocks become float32, which holds what they say. For transformers
+ * (hf) a published model is written like that; one of ours as export.h says.
  */
 #ifndef CHR_CONVERT_H
 #define CHR_CONVERT_H
@@ -23,18 +24,28 @@ struct convert {
 	bool force;			/* replace a model directory at out */
 	int dtype;			/* enum dtype of all parameters; -1: as they are */
 	int64_t shard_size;		/* as in modeldir_out */
+	bool hf;			/* for transformers */
 	const json_t *meta;		/* for __metadata__; may be NULL */
 	/* results of convert_plan() */
 	bool copies;			/* tensors go as they are */
 	int64_t tensors, bytes;		/* that will be written */
 	int64_t changed;		/* parameters that get another type */
+	int64_t left_out;		/* parameters that others have no place for */
+	bool python;			/* the model comes as a Python file */
 	bool resumed;			/* after convert_write(): an earlier run had begun */
+	/* private: what is written; of md unless exported */
+	const struct config *cfg;
+	const struct params *ps;
+	struct config own_cfg;
+	struct params own_ps;
+	json_t *config;
 };
 
-/* EX_DATAERR: a packed model. */
+/* EX_DATAERR: a packed model. convert_end() in any case. */
 int convert_plan(struct convert *c, struct err *e) CHR_MUST_CHECK;
 /* EX_CANTCREAT, EX_IOERR; EX_TEMPFAIL when a signal asked to stop: the same call goes on then with
  * the first file that is not whole. */
 int convert_write(struct convert *c, struct err *e) CHR_MUST_CHECK;
+void convert_end(struct convert *c);
 
 #endif

@@ -115,6 +115,8 @@ struct modeldir_out {
 	const enum dtype *types;	/* of each parameter, in place of dtype; NULL: all alike */
 	int64_t shard_size;		/* bytes; a larger model is written in shards. 0: never */
 	const json_t *meta;		/* an object of strings for __metadata__; may be NULL */
+	const json_t *config;		/* what config.json says but for the type, in place of what
+					   the config does; may be NULL */
 	bool unprinted;			/* no fingerprint: each parameter is then read once */
 	bool keep;			/* files that are there already are whole, and of this:
 					   they stay */

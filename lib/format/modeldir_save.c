@@ -460,7 +460,7 @@ static int save_files(struct save *s, char *fingerprint)
 	if (save_shards(s) < 0)
 		return -1;
 	remove_stale(s);
-	o = config_to_json(s->c);
+	o = s->o->config ? json_deep_copy(s->o->config) : config_to_json(s->c);
 	json_object_set_new(o, "torch_dtype", json_string(torch[s->o->dtype]));
 	return put_json(s->dir, "config.json", o, s->e);
 }

@@ -1,0 +1,189 @@
+#include "format/export.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "arch/arch.h"
+#include "base/file.h"
+#include "base/jsonfile.h"
+
+static const char python[] = {
+#include "format/modeling_chronos.inc"
+};
+
+/* Full attention with norms on heads, no shared expert, positions as they are. */
+static bool is_qwen3_moe(const struct config *c)
+{
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		const struct block *b = &c->block[l];
+
+		if (b->attn != ATTN_FULL || b->qk_norm != QK_NORM_HEAD || b->norm_after ||
+		    b->rope.kind != ROPE_DEFAULT || b->shared > 0)
+			return false;
+	}
+	return c->num_sparse > 0;
+}
+
+static json_t *id_or_null(int id)
+{
+	return id >= 0 ? json_integer(id) : json_null();
+}
+
+static json_t *dense_layers(const struct config *c)
+{
+	json_t *list = json_array();
+
+	for (int l = 0; l < c->num_hidden_layers; l++)
+		if (!c->block[l].sparse)
+			json_array_append_new(list, json_integer(l));
+	return list;
+}
+
+/* With the keys of transformers before and since version 5. */
+static json_t *qwen3_moe(const struct config *c)
+{
+	json_t *o = json_pack("{s:[s], s:s, s:b, s:f, s:s, s:f, s:b, s:b, s:n, s:n, s:i, s:o}",
+	    "architectures", "Qwen3MoeForCausalLM", "model_type", "qwen3_moe", "attention_bias", 0,
+	    "attention_dropout", 0.0, "hidden_act", "silu", "initializer_range", 0.02, "use_cache",
+	    1, "use_sliding_window", 0, "sliding_window", "rope_scaling", "decoder_sparse_step", 1,
+	    "mlp_only_layers", dense_layers(c));
+	const struct { const char *key; int value; } sizes[] = {
+		{ "vocab_size", c->vocab_size }, { "hidden_size", c->hidden_size },
+		{ "intermediate_size", c->intermediate_size },
+		{ "moe_intermediate_size", c->moe_intermediate_size },
+		{ "num_hidden_layers", c->num_hidden_layers },
+		{ "num_attention_heads", c->num_attention_heads },
+		{ "num_key_value_heads", c->num_key_value_heads }, { "head_dim", c->head_dim },
+		{ "num_experts", c->num_experts },
+		{ "num_experts_per_tok", c->num_experts_per_tok },
+		{ "max_position_embeddings", c->max_position_embeddings },
+	};
+
+	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+		json_object_set_new(o, sizes[i].key, json_integer(sizes[i].value));
+	json_object_set_new(o, "norm_topk_prob", json_boolean(c->norm_topk_prob));
+	json_object_set_new(o, "tie_word_embeddings", json_boolean(c->tie_word_embeddings));
+	json_object_set_new(o, "rms_norm_eps", json_real(c->rms_norm_eps));
+	json_object_set_new(o, "rope_theta", json_real(c->rope_theta));
+	json_object_set_new(o, "bos_token_id", id_or_null(c->bos_token_id));
+	json_object_set_new(o, "eos_token_id", id_or_null(c->eos_token_id));
+	json_object_set_new(o, "pad_token_id", id_or_null(c->pad_token_id));
+	return o;
+}
+
+/* Does the Python file compute these positions as we do? */
+static bool known_rope(const struct config *c)
+{
+	for (int l = 0; l < c->num_hidden_layers; l++) {
+		enum rope_kind k = c->block[l].rope.kind;
+		const json_t *o = json_object_get(c->raw, "rope_scaling");
+
+		if (k == ROPE_LLAMA3 || (k == ROPE_YARN && (c->arch != &arch_chronos ||
+		    json_object_get(o, "mscale") || json_object_get(o, "mscale_all_dim"))))
+			return false;
+	}
+	return true;
+}
+
+static json_t *chronos(const struct config *c)
+{
+	json_t *o = config_to_json(c);
+
+	json_object_set_new(o, "model_type", json_string("chronos"));
+	json_object_set_new(o, "architectures", json_pack("[s]", "ChronosForCausalLM"));
+	json_object_set_new(o, "auto_map", json_pack("{s:s, s:s, s:s}", "AutoConfig",
+	    "modeling_chronos.ChronosConfig", "AutoModel", "modeling_chronos.ChronosModel",
+	    "AutoModelForCausalLM", "modeling_chronos.ChronosForCausalLM"));
+	return o;
+}
+
+json_t *export_config(const struct config *c, const char *name, bool *needs_python, struct err *e)
+{
+	*needs_python = !is_qwen3_moe(c);
+	if (!*needs_python)
+		return qwen3_moe(c);
+	if (known_rope(c))
+		return chronos(c);
+	err_set(e, EX_DATAERR, "%s: rope_scaling of this kind is not exported", name);
+	return NULL;
+}
+
+/* The text of an added token; NULL: there is none of this id. */
+static const char *added_token(const json_t *tokenizer, int id)
+{
+	size_t i;
+	json_t *t;
+
+	json_array_foreach(json_object_get(tokenizer, "added_tokens"), i, t)
+		if (json_integer_value(json_object_get(t, "id")) == id)
+			return json_string_value(json_object_get(t, "content"));
+	return NULL;
+}
+
+static json_t *begins_with(const char *token, int id)
+{
+	return json_pack("{s:s, s:[{s:{s:s, s:i}}, {s:{s:s, s:i}}], s:[{s:{s:s, s:i}}, "
+	    "{s:{s:s, s:i}}, {s:{s:s, s:i}}], s:{s:{s:s, s:[i], s:[s]}}}", "type",
+	    "TemplateProcessing", "single", "SpecialToken", "id", token, "type_id", 0, "Sequence",
+	    "id", "A", "type_id", 0, "pair", "SpecialToken", "id", token, "type_id", 0, "Sequence",
+	    "id", "A", "type_id", 0, "Sequence", "id", "B", "type_id", 1, "special_tokens", token,
+	    "id", token, "ids", id, "tokens", token);
+}
+
+static int put_json(const char *path, const json_t *o, struct err *e)
+{
+	char *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+	int rc = text ? file_put(path, text, strlen(text), e) : err_set(e, EX_OSERR,
+	    "out of memory");
+
+	free(text);
+	return rc;
+}
+
+/* The object of a file of dir: 0 with NULL where it is not there. */
+static int get_json(const char *dir, const char *name, char **path, json_t **o, struct err *e)
+{
+	*path = file_join(dir, name);
+	*o = NULL;
+	if (access(*path, F_OK) < 0)
+		return 0;
+	*o = jsonfile_load(*path, e);
+	return *o ? 0 : -1;
+}
+
+int export_tokenizer(const char *dir, int bos, struct err *e)
+{
+	char *path, *config_path;
+	json_t *o, *config = NULL;
+	const char *token;
+	int rc = get_json(dir, "tokenizer.json", &path, &o, e);
+
+	token = o ? added_token(o, bos) : NULL;
+	if (token && !json_is_object(json_object_get(o, "post_processor"))) {
+		json_object_set_new(o, "post_processor", begins_with(token, bos));
+		rc = put_json(path, o, e);
+	}
+	free(path);
+	if (rc == 0)
+		rc = get_json(dir, "tokenizer_config.json", &config_path, &config, e);
+	else
+		config_path = NULL;
+	if (token && config) {
+		json_object_set_new(config, "add_bos_token", json_true());
+		rc = put_json(config_path, config, e);
+	}
+	json_decref(o);
+	json_decref(config);
+	free(config_path);
+	return rc;
+}
+
+int export_python(const char *dir, struct err *e)
+{
+	char *path = file_join(dir, EXPORT_PYTHON);
+	int rc = file_put(path, python, sizeof python, e);
+
+	free(path);
+	return rc;
+}
