@@ -322,6 +322,89 @@ static void test_spellings(void)
 	    "\"num_hidden_layers\":1}", "linear_attention");
 }
 
+#define SIZES "\"hidden_size\":32,\"num_hidden_layers\":5,\"num_attention_heads\":2," \
+	"\"vocab_size\":99,\"max_position_embeddings\":64"
+#define NEXT "{\"model_type\":\"qwen3_next\"," SIZES
+#define LFM "{\"model_type\":\"lfm2_moe\",\"intermediate_size\":48,\"num_key_value_heads\":1," \
+	SIZES ","
+
+/* Which layers have a state, by what a config may say of it; shapes of what is in one. */
+static void test_states(void)
+{
+	struct err e = { 0 };
+	struct config c;
+	struct params ps;
+
+	if (!ok(load(&c, NEXT ",\"linear_num_key_heads\":2,\"linear_num_value_heads\":6,"
+	    "\"linear_key_head_dim\":5,\"linear_value_head_dim\":7,\"num_experts\":8,"
+	    "\"num_experts_per_tok\":2}", &e) == 0,
+	    "Qwen3-Next: %s", e.msg))
+		return;
+	ok(c.block[2].attn == ATTN_DELTA && c.block[3].attn == ATTN_FULL && c.block[3].gated &&
+	    c.block[4].attn == ATTN_DELTA && c.rope.width == 64, "every fourth layer attends");
+	ok(params_build(&ps, &c, &e) == 0 &&
+	    params_get(&ps, P_DELTA_QKVZ, 0, -1)->rows == 2 * 2 * 5 + 2 * 6 * 7 &&
+	    params_get(&ps, P_CONV, 0, -1)->rows == 2 * 2 * 5 + 6 * 7 &&
+	    params_get(&ps, P_CONV, 0, -1)->cols == 4 && !params_get(&ps, P_K, 0, -1) &&
+	    !params_get(&ps, P_O, 0, -1) && params_get(&ps, P_Q, 3, -1)->rows == 2 * 2 * 256,
+	    "its projections");
+	ok(config_trains(&c, &e) < 0 && e.status == EX_UNAVAILABLE, "it is not trained");
+	params_free(&ps);
+	config_free(&c);
+	ok(load(&c, LFM "\"layer_types\":[\"conv\",\"conv\",\"full_attention\",\"conv\",\"conv\"]}",
+	    &e) == 0 && c.block[1].attn == ATTN_CONV && c.block[1].taps == 3 &&
+	    !c.block[1].sparse && c.block[2].sparse && c.block[2].attn == ATTN_FULL &&
+	    c.tie_word_embeddings, "LFM2-MoE: %s", e.msg);
+	config_free(&c);
+	ok(load(&c, "{\"model_type\":\"lfm2\",\"block_ff_dim\":300,\"block_multiple_of\":64,"
+	    "\"num_key_value_heads\":1,\"full_attn_idxs\":[0,4]," SIZES "}", &e) == 0 &&
+	    c.block[0].attn == ATTN_FULL && c.block[3].attn == ATTN_CONV && c.block[0].width == 256,
+	    "LFM2: %s", e.msg);
+	config_free(&c);
+}
+
+/* Keys within another object; what is beside it. */
+static void test_within(void)
+{
+#define WITHIN "{\"model_type\":\"qwen3_5_moe\",\"vision_config\":{\"depth\":3},"
+	static const char *const set[] = { "num_experts_per_tok=3" };
+	struct err e = { 0 };
+	struct config c;
+	json_t *o = json_loads(WITHIN "\"tie_word_embeddings\":true,\"text_config\":{"
+	    "\"eos_token_id\":[7,8],\"tie_word_embeddings\":false," SIZES "}}", 0, NULL), *back;
+
+	ok(config_from_json(&c, o, 1, set, &e) == 0 && c.hidden_size == 32 &&
+	    c.num_experts_per_tok == 3 && c.eos_token_id == 7 && c.tie_word_embeddings,
+	    "text_config: %s", e.msg);
+	back = config_to_json(&c);
+	ok(json_integer_value(json_object_get(json_object_get(back, "text_config"),
+	    "num_experts_per_tok")) == 3 && !json_object_get(back, "num_experts_per_tok") &&
+	    json_array_size(json_object_get(config_keys(&c), "eos_token_id")) == 2,
+	    "its keys are written back into it");
+	json_decref(back);
+	json_decref(o);
+	config_free(&c);
+	refused(WITHIN "\"hidden_size\":32}", "text_config: is missing");
+	refused(WITHIN "\"text_config\":[]}", "text_config: must be an object");
+	refused(WITHIN "\"adapters\":[1],\"text_config\":{" SIZES "}}", "adapters");
+	refused(WITHIN "\"text_config\":{\"adapters\":[1]," SIZES "}}", "adapters");
+	refused(WITHIN "\"tie_word_embeddings\":1,\"text_config\":{" SIZES "}}",
+	    "tie_word_embeddings");
+	refused(NEXT ",\"linear_num_key_heads\":3,\"linear_num_value_heads\":4}",
+	    "linear_num_value_heads: 4 is not a multiple");
+	refused(NEXT ",\"linear_conv_kernel_dim\":1}", "linear_conv_kernel_dim");
+	refused(NEXT ",\"linear_key_head_dim\":1000000}", "linear_key_head_dim");
+	refused(NEXT ",\"full_attention_interval\":0}", "full_attention_interval");
+	refused(NEXT ",\"layer_types\":[\"conv\"]}", "layer_types");
+	refused(NEXT ",\"hidden_act\":\"gelu\"}", "hidden_act");
+	refused("{\"model_type\":\"qwen3_5_text\",\"intermediate_size\":9,"
+	    "\"attn_output_gate\":false," SIZES "}", "attn_output_gate");
+	refused(LFM "\"full_attn_idxs\":[400]}", "full_attn_idxs");
+	refused(LFM "\"conv_L_cache\":1}", "layer_types: is missing");
+	refused("{\"model_type\":\"lfm2\",\"intermediate_size\":9,\"num_key_value_heads\":1,"
+	    "\"full_attn_idxs\":[400]," SIZES "}", "full_attn_idxs");
+}
+
 static void test_refusals(void)
 {
 	refused("[]", "not a JSON object");
@@ -527,6 +610,8 @@ int main(void)
 	test_qwen();
 	test_dense();
 	test_divide();
+	test_states();
+	test_within();
 	test_refusals();
 	test_positions();
 	test_which_rope();

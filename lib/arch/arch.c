@@ -11,8 +11,8 @@
 #define FAMILIES(F) F(chronos) F(deepseek_v2) F(deepseek_v3) F(dots1) F(ernie4_5_moe) \
 	F(glm4_moe) F(glm4_moe_lite) F(gpt_oss) F(granitemoe) \
 	F(hunyuan_v1_moe) F(lfm2) F(lfm2_moe) F(llama) F(minimax_m2) F(mixtral) F(olmoe) \
-	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_5_moe) F(qwen3_5_moe_text) F(qwen3_moe) \
-	F(qwen3_next)
+	F(qwen2) F(qwen2_moe) F(qwen3) F(qwen3_5) F(qwen3_5_moe) F(qwen3_5_moe_text) \
+	F(qwen3_5_text) F(qwen3_moe) F(qwen3_next)
 #define DECLARE(name) extern const struct arch arch_##name;
 #define ADDRESS(name) &arch_##name,
 

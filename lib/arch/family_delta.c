@@ -70,7 +70,7 @@ int family_delta(struct config *c, const struct keys *k, bool grouped)
 	    family_count(k, "shared_expert_intermediate_size", 1, &shared) < 0)
 		return -1;
 	c->norm_plus_one = true;
-	c->num_shared_experts = 1;
+	c->num_shared_experts = c->num_experts > 0;
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		struct block *b = &c->block[l];
 

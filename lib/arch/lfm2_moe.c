@@ -106,6 +106,8 @@ static int read(struct config *c, const struct keys *k)
 	int dense = 2;
 	bool bias;
 
+	if (!keys_get(k, "layer_types"))
+		return keys_bad(k, "layer_types", "is missing");
 	if (read_mixers(c, k) < 0 || family_count(k, "num_dense_layers", 0, &dense) < 0 ||
 	    keys_bool(k, "use_expert_bias", true, &bias) < 0 ||
 	    (v && keys_real(k, "routed_scaling_factor", v, 1e-6, 1e6, &scale) < 0))

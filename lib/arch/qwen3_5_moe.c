@@ -1,8 +1,8 @@
 /*
  * qwen3_5_moe: Qwen3.5 and 3.6 with experts: Qwen3-Next with projections of the delta rule apart,
- * and experts in every layer. Published directories hold a network of vision too, which is passed
- * over: the keys of that of text are in text_config, and its tensors have a prefix. Of text alone
- * the three positions of a token (mrope) are one.
+ * and experts in every layer; qwen3_5 is the same with dense MLPs. Published directories hold a
+ * network of vision too, which is passed over: the keys of that of text are in text_config, and its
+ * tensors have a prefix. Of text alone the three positions of a token (mrope) are one.
  */
 #include "arch/arch.h"
 #include "arch/family.h"
@@ -14,6 +14,10 @@ static const char *const reads[] = { FAMILY_DELTA_READS, NULL };
 static const struct key_fallback fallbacks[] = {
 	{ "num_experts", 256 }, { "num_experts_per_tok", 8 }, { "moe_intermediate_size", 512 },
 	{ "num_key_value_heads", 2 }, { "head_dim", 256 }, { "intermediate_size", 1 }, { 0 }
+};
+
+static const struct key_fallback dense_fallbacks[] = {
+	{ "num_key_value_heads", 4 }, { "head_dim", 256 }, { 0 }
 };
 
 static const struct key_off ignores[] = {
@@ -51,6 +55,9 @@ static const struct key_off ignores[] = {
 	{ P_DELTA_NORM, LAYER(in) "linear_attn.norm.weight", 0 }, \
 	{ P_CONV, LAYER(in) "linear_attn.conv1d.weight", AT_FLAT }, \
 	{ P_MIX, LAYER(in) "linear_attn.out_proj.weight", 0 }, \
+	{ P_MLP_GATE, LAYER(in) "mlp.gate_proj.weight", 0 }, \
+	{ P_MLP_UP, LAYER(in) "mlp.up_proj.weight", 0 }, \
+	{ P_MLP_DOWN, LAYER(in) "mlp.down_proj.weight", 0 }, \
 	{ P_GATE, LAYER(in) "mlp.gate.weight", 0 }, \
 	{ P_SH_GATE, LAYER(in) "mlp.shared_expert.gate_proj.weight", 0 }, \
 	{ P_SH_UP, LAYER(in) "mlp.shared_expert.up_proj.weight", 0 }, \
@@ -68,6 +75,11 @@ static const struct param_name names[] = { NAMES("model.language_model."), { 0 }
 static const struct param_name text_names[] = { NAMES("model."), NAMES("model.language_model."),
 	{ 0 } };
 
+static int read_dense(struct config *c, const struct keys *k)
+{
+	return family_delta(c, k, false);
+}
+
 static int read_text(struct config *c, const struct keys *k)
 {
 	for (int l = 0; l < c->num_hidden_layers; l++)
@@ -77,14 +89,24 @@ static int read_text(struct config *c, const struct keys *k)
 }
 
 /* Whether the head is tied is said of the whole. */
-static int read(struct config *c, const struct keys *k)
+static int read_tied(struct config *c, const struct keys *k)
 {
 	const json_t *v = json_object_get(k->whole, "tie_word_embeddings");
 
 	if (v && !json_is_null(v) && !json_is_boolean(v))
 		return keys_bad(k, "tie_word_embeddings", "must be true or false");
 	c->tie_word_embeddings = json_is_true(v);
-	return read_text(c, k);
+	return 0;
+}
+
+static int read(struct config *c, const struct keys *k)
+{
+	return read_tied(c, k) < 0 ? -1 : read_text(c, k);
+}
+
+static int read_dense_whole(struct config *c, const struct keys *k)
+{
+	return read_tied(c, k) < 0 ? -1 : read_dense(c, k);
 }
 
 static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
@@ -101,3 +123,18 @@ const struct arch arch_qwen3_5_moe_text = { .model_type = "qwen3_5_moe_text",
 	.architectures = text_architectures,
 	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,
 	.ignores = ignores, .names = text_names, .read = read_text };
+
+static const struct key *const dense_tables[] = { family_keys, family_head_keys,
+    family_train_keys, NULL };
+
+static const char *const dense_architectures[] = { "Qwen3_5ForConditionalGeneration", NULL };
+const struct arch arch_qwen3_5 = { .model_type = "qwen3_5",
+	.architectures = dense_architectures, .within = "text_config",
+	.keys = dense_tables, .fallbacks = dense_fallbacks, .reads = reads,
+	.ignores = ignores, .names = names, .read = read_dense_whole };
+
+static const char *const dense_text_architectures[] = { "Qwen3_5ForCausalLM", NULL };
+const struct arch arch_qwen3_5_text = { .model_type = "qwen3_5_text",
+	.architectures = dense_text_architectures,
+	.keys = dense_tables, .fallbacks = dense_fallbacks, .reads = reads,
+	.ignores = ignores, .names = text_names, .read = read_dense };

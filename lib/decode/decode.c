@@ -332,9 +332,11 @@ struct engine *engine_over(const struct config *c, const struct params *ps, cons
     const struct engine_opt *o,
     const struct backend *be, struct err *e)
 {
-	struct engine *g = calloc(1, sizeof(*g));
+	struct engine *g;
 
-	if (!g) {
+	if (config_trains(c, e) < 0)
+		return NULL;
+	if ((g = calloc(1, sizeof(*g))) == NULL) {
 		err_set(e, EX_OSERR, "out of memory");
 		return NULL;
 	}
