@@ -26,7 +26,7 @@
 #define PIECE_MOST ((int64_t)8 << 20)	/* as float32; larger ones gain nothing */
 #define WRITEBACK ((int64_t)16 << 20)	/* written before the drive is told to begin */
 #define BESIDE ((int64_t)256 << 10)	/* stacks, a writer, a line of the journal */
-#define JSON_EXPERT 1400		/* bytes of memory per expert in the manifest as JSON; */
+#define JSON_EXPERT 1700		/* bytes of memory per expert in the manifest as JSON; */
 #define JSON_TENSOR 300			/* and per other tensor */
 
 struct slot {

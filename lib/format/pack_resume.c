@@ -24,13 +24,25 @@
 
 /* ---- which work it is ---- */
 
-static void add_json(struct sha256 *s, json_t *o)
+static void add_json(struct sha256 *s, const json_t *o)
 {
 	char *text = json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS);
 
 	if (text)
 		sha256_update(s, text, strlen(text) + 1);
 	free(text);
+}
+
+/* The order of experts; as JSON it would take more memory than the work. */
+static void add_order(struct sha256 *s, const struct manifest *m)
+{
+	for (int k = 0; k < m->nclusters; k++)
+		sha256_update(s, m->file[k], strlen(m->file[k]) + 1);
+	for (int i = 0; i < m->layers * m->experts; i++) {
+		int at[2] = { m->place[i].cluster, m->place[i].rank };
+
+		sha256_update(s, at, sizeof at);
+	}
 }
 
 /* Size and time of each file of the model: reading them would take as long as the work. */
@@ -55,7 +67,6 @@ int pack_job_text(const struct pack_job *j, char out[65], struct err *e)
 	char *path = file_join(j->p->md->path, "config.json"), *config = NULL;
 	uint8_t digest[32];
 	struct sha256 s;
-	json_t *manifest;
 	size_t n;
 	int rc = file_get_regular(path, &config, &n, e);
 
@@ -65,10 +76,9 @@ int pack_job_text(const struct pack_job *j, char out[65], struct err *e)
 	sha256_init(&s);
 	sha256_update(&s, config, n + 1);
 	free(config);
-	add_json(&s, (json_t *)(uintptr_t)j->p->meta);
-	manifest = j->p->manifest ? manifest_json(j->p->manifest) : json_null();
-	add_json(&s, manifest);
-	json_decref(manifest);
+	add_json(&s, j->p->meta);
+	if (j->p->manifest)
+		add_order(&s, j->p->manifest);
 	if (add_files(&s, j->p->md, e) < 0)
 		return -1;
 	sha256_final(&s, digest);
