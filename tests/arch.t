@@ -87,7 +87,7 @@ key m clip_qkv 8.0; word='clip_qkv: 8[.0]* is not supported'
 ok "a number that is nobody's" all_refuse "$fit"
 key m hidden_act '"gelu"'; word='hidden_act: .*gelu.* is not supported'
 ok "a known key with a value that is not done" all_refuse "$fit"
-key m quantization_config '{"quant_method": "fp8"}'; word='quantization_config'
+key m quantization_config '{"quant_method": "gptq", "bits": 4}'; word='quant_method .*gptq.* is not supported'
 ok "weights of another kind" all_refuse "$fit"
 tensor m model.layers.0.mlp.gate.e_score_correction_bias; word=e_score_correction_bias
 ok "a tensor too many" all_refuse "$fit"

@@ -219,12 +219,11 @@ static void test_model(const char *name, const char *dir, const struct gold *x)
 
 int main(void)
 {
-	static const char *const families[] = { "deepseek_v2", "deepseek_v3",
-	    "deepseek_v3-mtp", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite",
-	    "gpt_oss", "granitemoe", "hunyuan_v1_moe", "lfm2_moe", "llama",
-	    "minimax_m2", "mixtral", "olmoe", "qwen2",
-	    "qwen2_moe", "qwen3", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe",
-	    "qwen3_moe-bf16-shards", "qwen3_next" };
+	static const char *const families[] = { "deepseek_v2", "deepseek_v3", "deepseek_v3-fp8",
+	    "deepseek_v3-mtp", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "gpt_oss",
+	    "gpt_oss-mxfp4", "granitemoe", "hunyuan_v1_moe", "lfm2_moe", "llama", "minimax_m2",
+	    "mixtral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe",
+	    "qwen3_5_moe_text", "qwen3_moe", "qwen3_moe-bf16-shards", "qwen3_next" };
 	const char *shared = getenv("CHR_SHARED");
 	char dir[400];
 

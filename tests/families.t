@@ -16,7 +16,8 @@ head -n 2 datasets/prefs.jsonl > prefs.jsonl
 head -n 2 datasets/prompts.jsonl > sums.jsonl
 head -n 2 datasets/chat.jsonl > chat.jsonl
 
-for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_oss granitemoe \
+for f in deepseek_v2 deepseek_v3 deepseek_v3-fp8 dots1 ernie4_5_moe glm4_moe glm4_moe_lite \
+	gpt_oss gpt_oss-mxfp4 granitemoe \
 	hunyuan_v1_moe lfm2_moe minimax_m2 mixtral olmoe qwen2_moe qwen3_5_moe qwen3_5_moe_text \
 	qwen3_moe qwen3_next; do
 	d=$families/$f
@@ -37,7 +38,8 @@ for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_o
 		cmp a b; rm -rf u' sh "$d"
 done
 
-for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_oss granitemoe \
+for f in deepseek_v2 deepseek_v3 deepseek_v3-fp8 dots1 ernie4_5_moe glm4_moe glm4_moe_lite \
+	gpt_oss gpt_oss-mxfp4 granitemoe \
 	hunyuan_v1_moe llama minimax_m2 mixtral olmoe qwen2 qwen2_moe qwen3 qwen3_moe; do
 	d=$families/$f
 	# shellcheck disable=SC2016
@@ -54,7 +56,8 @@ for f in deepseek_v2 deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite gpt_o
 		for m in p s d o g t m; do
 			chr-score -q -m o/$m -t tokenizer.json three.jsonl > /dev/null
 			[ "$(sed -n "s/.*\"model_type\": \"\(.*\)\".*/\1/p" o/$m/config.json)" = "$2" ]
-		done' sh "$d" "$f"
+			! grep -q quantization_config o/$m/config.json
+		done' sh "$d" "${f%-*}"
 done
 
 # fuse DIR: experts of all layers stacked, gate and up of one together, as they are published

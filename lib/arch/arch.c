@@ -47,6 +47,7 @@ static const char *const harmless[] = {
 	"top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p",
 	"transformers.js_config", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 	"vision_end_token_id", "vision_start_token_id",
+	"quantization_config",			/* quantization_read() */
 	"num_nextn_predict_layers",		/* its tensors are passed over: arch_harmless() */
 };
 
@@ -230,6 +231,9 @@ const char *arch_harmless(const struct config *c, const char *tensor, int *layer
 		return "multi-token prediction";
 	if (strncmp(tensor, "model.visual.", 13) == 0 || strncmp(tensor, "visual.", 7) == 0)
 		return "vision";
+	if (c->scale_rows > 0 && (fnmatch("*.activation_scale", tensor, 0) == 0 ||
+	    fnmatch("*.input_scale", tensor, 0) == 0))
+		return "scales of activations, which stay floats";
 	if (sscanf(tensor, "model.layers.%9d.%n", &l, &end) != 1 || end == 0 ||
 	    l < c->num_hidden_layers)
 		return NULL;

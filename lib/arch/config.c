@@ -7,6 +7,7 @@
 
 #include "arch/arch.h"
 #include "arch/family.h"
+#include "arch/quantization.h"
 #include "base/file.h"
 #include "base/jsonfile.h"
 
@@ -112,7 +113,7 @@ static int read_all(struct config *c, struct keys *k)
 	if (arch_check_keys(k) < 0 || arch_read_keys(c, k) < 0 || k->arch->read(c, k) < 0)
 		return -1;
 	balance_default(c, k);
-	return family_ids(c, k);
+	return quantization_read(c, k) < 0 ? -1 : family_ids(c, k);
 }
 
 static int config_read(struct config *c, const json_t *o, const char *name, int nsets,
@@ -259,6 +260,8 @@ json_t *config_to_json(const struct config *c)
 		}
 	if (c->arch->ours)
 		our_keys(c, o);
+	json_object_del(o, QUANTIZATION_KEY);
+	json_object_del(keys, QUANTIZATION_KEY);
 	set_default(o, "model_type", json_string(c->arch->model_type));
 	set_default(o, "architectures", json_pack("[s]", c->arch->architectures[0]));
 	return o;

@@ -51,6 +51,8 @@ struct config {
 	       lambda_lookahead_union, lambda_router_locality, lambda_router_anchor, lambda_ahead;
 	double dropout, fallback_mask_prob;
 	int bos_token_id, eos_token_id, pad_token_id;
+	int scale_rows, scale_cols;	/* quantization_config of FP8: of what one scale is for; 0:
+					   it has none */
 	json_t *raw;			/* the object as read, with overrides; owned */
 };
 

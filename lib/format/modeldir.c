@@ -420,6 +420,8 @@ static int find_all(const struct modeldir *md, const struct params *ps, struct u
 			continue;
 		if (s.values)
 			u->t[u->n++] = s.values;
+		if (s.pub.scale.t)
+			u->t[u->n++] = s.pub.scale.t;
 	}
 	qsort(u->t, u->n, sizeof *u->t, by_address);
 	return 0;

@@ -165,7 +165,7 @@ void pack_meta(struct st_writer *w, const struct pack *p, const char *fingerprin
 		st_writer_meta(w, "chronos.fingerprint", fingerprint, &se);
 	json_object_foreach((json_t *)(uintptr_t)p->meta, key, value)
 		if (json_is_string(value) && strcmp(key, "format") != 0 &&
-		    strcmp(key, "chronos.fingerprint") != 0)
+		    strcmp(key, "chronos.fingerprint") != 0 && strncmp(key, "quant.", 6) != 0)
 			st_writer_meta(w, key, json_string_value(value), &se);
 }
 

@@ -55,6 +55,27 @@ static int not_finite(struct job *j, const char *file, const char *name)
 	return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite", file, name);
 }
 
+/* n rows as they are stored; whole panels, of blocks. */
+static bool finite(const void *rows, enum dtype t, int n, int cols)
+{
+	float *x;
+	bool good;
+
+	if (!dtype_blocks(t))
+		return tensor_finite(rows, t, (size_t)n * (size_t)cols);
+	x = mem_alloc(QUANT_PANEL * (size_t)cols * sizeof *x);
+	good = true;
+	for (int r = 0; r < n && good; r += QUANT_PANEL) {
+		int k = n - r < QUANT_PANEL ? n - r : QUANT_PANEL;
+
+		quant_unpack_panel(x, (const char *)rows + (size_t)(r / QUANT_PANEL) *
+		    quant_panel_bytes(t, cols), t, k, cols);
+		good = tensor_finite(x, DT_F32, (size_t)k * (size_t)cols);
+	}
+	mem_free(x);
+	return good;
+}
+
 /* Packing noted what it wrote: it is compared with that. */
 static int put_dense(struct job *j, const struct param *pa)
 {
@@ -67,7 +88,7 @@ static int put_dense(struct job *j, const struct param *pa)
 		int n = pa->rows - row < step ? pa->rows - row : step;
 
 		rc = stored_read(&s, row, n, j->buf, j->e);
-		if (rc == 0 && !tensor_finite(j->buf, s.type, (size_t)n * (size_t)pa->cols))
+		if (rc == 0 && !finite(j->buf, s.type, n, pa->cols))
 			rc = not_finite(j, s.file, pa->name);
 		if (rc == 0)
 			rc = put(j, j->buf, (size_t)stored_bytes(&s, row, n), &crc);
@@ -108,9 +129,10 @@ static int find_packed(struct job *j, const struct param *pa, int i, struct view
 	pack_ctsr_key(key, pa->layer, pa->expert, i);
 	*v = (struct view){ st_find(j->ctsr[pl->cluster], key), j->ctsr[pl->cluster],
 	    m->file[pl->cluster] };
-	if (!v->t || v->t->dtype != pack_st_type(m->dt[i]) || v->t->ndim != 2 ||
-	    v->t->shape[0] != (uint64_t)pa->rows
-	    || v->t->shape[1] != (uint64_t)pa->cols ||
+	if (!v->t || !(dtype_blocks(m->dt[i]) ? v->t->dtype == ST_U8 : v->t->dtype ==
+	    pack_st_type(m->dt[i]) && v->t->ndim == 2 && v->t->shape[0] == (uint64_t)pa->rows
+	    && v->t->shape[1] == (uint64_t)pa->cols) ||
+	    v->t->nbytes != mat_bytes(m->dt[i], pa->rows, pa->cols) ||
 	    v->t->offset != (uint64_t)(pl->offset + before[i]))
 		return err_set(j->e, EX_DATAERR, "%s/%s: %s is not where the manifest says",
 		    j->p->md->path, v->file, key);
@@ -152,18 +174,24 @@ static int check_crc(struct job *j, const struct param *pa)
 static int put_packed(struct job *j, const struct param *pa)
 {
 	int i = param_part(pa), rc = 0;
+	size_t panel, step;
 	struct st_error se;
 	struct view v;
+	enum dtype t;
 
 	if ((i == 0 && check_crc(j, pa) < 0) || find_packed(j, pa, i, &v) < 0)
 		return -1;
-	for (uint64_t at = 0; at < v.t->nbytes && rc == 0; at += PACK_CHUNK) {
-		size_t n = v.t->nbytes - at < PACK_CHUNK ? (size_t)(v.t->nbytes - at) : PACK_CHUNK;
-		enum dtype t = j->p->manifest->dt[i];
+	t = j->p->manifest->dt[i];
+	panel = mat_bytes(t, QUANT_PANEL, pa->cols);
+	step = PACK_CHUNK / panel > 1 ? PACK_CHUNK / panel * panel : panel;
+	for (uint64_t at = 0; at < v.t->nbytes && rc == 0; at += step) {
+		size_t n = v.t->nbytes - at < step ? (size_t)(v.t->nbytes - at) : step;
+		int row = (int)(at / panel) * QUANT_PANEL, left = pa->rows - row,
+		    rows = (int)(step / panel) * QUANT_PANEL;
 
 		if (st_read(v.st, v.t, at, j->buf, n, &se) < 0)
 			rc = modeldir_st_err(j->e, v.file, &se);
-		else if (!tensor_finite(j->buf, t, n / dtype_size(t)))
+		else if (!finite(j->buf, t, left < rows ? left : rows, pa->cols))
 			rc = not_finite(j, v.file, v.t->name);
 		else
 			rc = put(j, j->buf, n, NULL);
@@ -227,7 +255,7 @@ static bool types_kept(const struct manifest *m)
 	    strcmp(was, dtype_name(m->dt[0])) == 0 && m->dt[0] == m->dt[1] && m->dt[0] == m->dt[2];
 }
 
-/* Blocks do not give back what they were made of. */
+/* Blocks that were rounded do not give back what they were made of. */
 static const char *quantised(const struct pack *p)
 {
 	const struct params *ps = &p->md->par;
@@ -235,8 +263,8 @@ static const char *quantised(const struct pack *p)
 	enum dtype t;
 
 	for (int i = 0; i < ps->n; i++)
-		if (param_routed(&ps->p[i]) ? dtype_blocks(p->manifest->dt[param_part(&ps->p[i])])
-		    : modeldir_type(p->md, &ps->p[i], &t, &e) == 0 && dtype_blocks(t))
+		if (param_routed(&ps->p[i]) ? dtype_rounded(p->manifest->dt[param_part(&ps->p[i])])
+		    : modeldir_type(p->md, &ps->p[i], &t, &e) == 0 && dtype_rounded(t))
 			return ps->p[i].name;
 	return NULL;
 }
@@ -273,6 +301,10 @@ static int take_buffer(struct job *j)
 		j->size = (size_t)mem_max((int64_t)j->size,
 		    stored_bytes(&s, 0, stored_step(&s, PACK_CHUNK)));
 	}
+	for (int i = 0; i < 3; i++)
+		j->size = (size_t)mem_max((int64_t)j->size, (int64_t)mat_bytes(
+		    j->p->manifest->dt[i], QUANT_PANEL, i == 2 ? j->p->md->cfg.moe_intermediate_size
+		    : j->p->md->cfg.hidden_size));
 	j->buf = mem_alloc(j->size);
 	j->ctsr = calloc((size_t)j->p->manifest->nclusters + 1, sizeof *j->ctsr);
 	return j->ctsr ? 0 : err_set(j->e, EX_OSERR, "out of memory");

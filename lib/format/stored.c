@@ -7,6 +7,7 @@
 #include "arch/config.h"
 #include "backend/quant.h"
 #include "format/modeldir.h"
+#include "format/stored_published.h"
 
 #define CHUNK ((int64_t)1 << 18)	/* elements in memory at a time */
 
@@ -106,6 +107,8 @@ static int place(const struct modeldir *md, const struct param *p, unsigned how,
 	    .cols = p->cols };
 	if (!(how & AT_SEVERAL) && in_blocks(v, p, &s->type))
 		return 0;
+	if (stored_is_published(v->t))
+		return stored_published(md, p, how, s, e);
 	/* a packed model has tensors of one parameter each, as they are */
 	if (stored_layout(p, how, md->cfg.num_experts, v->t->ndim, v->t->shape, &s->at) < 0 &&
 	    (how & AT_SEVERAL || stored_layout(p, 0, 0, v->t->ndim, v->t->shape, &s->at) < 0))
@@ -116,7 +119,7 @@ static int place(const struct modeldir *md, const struct param *p, unsigned how,
 	return 0;
 }
 
-/* The first of a list of names for p whose tensor is there; NULL: none is. */
+/* The first of a list of names for p whose tensor is there, or its blocks are; NULL: none is. */
 static const struct param_name *listed(const struct modeldir *md, const struct param *p,
     const struct param_name *n, struct view *v)
 {
@@ -126,6 +129,9 @@ static const struct param_name *listed(const struct modeldir *md, const struct p
 		if (n->kind != p->kind)
 			continue;
 		snprintf(name, sizeof name, n->name, p->layer, p->expert);
+		if (modeldir_find(md, name, v) == 0)
+			return n;
+		snprintf(name + strlen(name), sizeof name - strlen(name), STORED_BLOCKS);
 		if (modeldir_find(md, name, v) == 0)
 			return n;
 	}
@@ -245,6 +251,8 @@ int stored_read(const struct stored *s, int row, int n, void *dst, struct err *e
 {
 	if (s->g)
 		return stored_gguf_read(s, row, n, dst, e);
+	if (s->pub.scale.t)
+		return stored_published_read(s, row, n, dst, e);
 	if (dtype_blocks(s->type))
 		return fetch(s, row / QUANT_PANEL * panel_bytes(s), dst, stored_bytes(s, row, n),
 		    e);

@@ -22,11 +22,29 @@ struct layout {
 	int64_t first, row_step, col_step;
 };
 
+struct tensor_at {			/* a tensor, and the file that it is in */
+	const struct st_file *st;
+	const struct st_tensor *t;
+	const char *file;
+};
+
+/* FP8 or MXFP4 as it is published (stored_published.h). */
+struct published_at {
+	struct tensor_at scale;		/* t NULL: the parameter is stored in another way */
+	int64_t first;			/* number of its first row in the tensor, */
+	int step;			/* and of rows from one of its to the next */
+	int64_t scales;			/* in the tensor of scales, before the first one of its */
+	int top;			/* of FP8: its first row in the grid of rectangles, */
+	int high, wide;			/* of so many rows and columns, */
+	int across;			/* so many in a row of the grid */
+};
+
 struct stored {
 	const struct st_file *st;
 	const struct st_tensor *t;
 	const char *file;
-	enum dtype type;		/* a type of blocks: the tensor is the parameter's own */
+	enum dtype type;		/* a type of blocks: the tensor is the parameter's own, or
+					   it is published in them */
 	int rows, cols;
 	struct layout at;		/* of floats */
 	/* of a GGUF file, in place of st and t: */
@@ -35,6 +53,7 @@ struct stored {
 	const struct gguf *gv;			/* the file that it is in */
 	unsigned how;
 	int head;			/* rows of a head, of AT_PAIRS and AT_KV_APART */
+	struct published_at pub;
 };
 
 /* Where parameter p lies in a tensor that holds it as `how` says, of ndim sizes in shape. -1: the
