@@ -9,9 +9,10 @@
 
 /* ---- tensors ---- */
 
-#define ENDS \
-	{ P_EMBED, "token_embd.weight", 0 }, { P_NORM, "output_norm.weight", 0 }, \
-	{ P_HEAD, "output.weight", 0 }, { P_IN_NORM, BLK "attn_norm.weight", 0 }
+#define ENDS_OF(norm) \
+	{ P_EMBED, "token_embd.weight", 0 }, { P_NORM, "output_norm.weight", norm }, \
+	{ P_HEAD, "output.weight", 0 }, { P_IN_NORM, BLK "attn_norm.weight", norm }
+#define ENDS ENDS_OF(0)
 #define NORM2(name) { P_POST_NORM, BLK name ".weight", 0 }
 #define QKV(how) \
 	{ P_Q, BLK "attn_q.weight", how }, { P_K, BLK "attn_k.weight", how }, \
@@ -54,6 +55,33 @@ static const struct param_name deepseek_names[] = { ENDS, NORM2("ffn_norm"), DEN
 	{ 0 } };
 static const struct param_name glm_names[] = { ENDS, NORM2("post_attention_norm"), QKV(0),
 	QK_NORMS(0), DENSE, EXPERTS, SHARED, ROUTER_BIAS, { 0 } };
+
+static const struct param_name gpt_oss_names[] = { ENDS, NORM2("post_attention_norm"),
+	NORM2("ffn_norm"), QKV(0), EXPERTS, { P_SINKS, BLK "attn_sinks.weight", 0 },
+	{ P_LOGIT_BIAS, BLK "ffn_gate_inp.bias", 0 },
+	{ P_EXP_GATE_BIAS, BLK "ffn_gate_exps.bias", 0 },
+	{ P_EXP_UP_BIAS, BLK "ffn_up_exps.bias", 0 },
+	{ P_EXP_DOWN_BIAS, BLK "ffn_down_exps.bias", 0 }, { 0 } };
+
+/* Norms of 1 + w, and A as it is meant. */
+#define DELTA(tiled) \
+	ENDS_OF(AT_PLUS_ONE), QKV(0), QK_NORMS(AT_PLUS_ONE), EXPERTS, SHARED, DENSE, \
+	{ P_POST_NORM, BLK "post_attention_norm.weight", AT_PLUS_ONE }, \
+	{ P_DELTA_LOG_A, BLK "ssm_a", AT_EXP | (tiled) }, \
+	{ P_DELTA_LOG_A, BLK "ssm_a.weight", AT_EXP | (tiled) }, \
+	{ P_DELTA_DT, BLK "ssm_dt.bias", tiled }, { P_DELTA_NORM, BLK "ssm_norm.weight", 0 }, \
+	{ P_CONV, BLK "ssm_conv1d.weight", tiled }, \
+	{ P_MIX, BLK "ssm_out.weight", (tiled) ? (tiled) | AT_ACROSS : 0 }
+static const struct param_name qwen3next_names[] = { DELTA(0),
+	{ P_DELTA_QKVZ, BLK "ssm_in.weight", 0 },
+	{ P_DELTA_QKVZ, BLK "attn_qkv.weight", AT_QKVZ_APART },
+	{ P_DELTA_QKVZ, BLK "attn_gate.weight", AT_QKVZ_APART },
+	{ P_DELTA_BA, BLK "ssm_ba.weight", 0 }, { 0 } };
+static const struct param_name qwen35moe_names[] = { DELTA(AT_TILED),
+	{ P_DELTA_QKV, BLK "attn_qkv.weight", AT_TILED },
+	{ P_DELTA_Z, BLK "attn_gate.weight", AT_TILED },
+	{ P_DELTA_B, BLK "ssm_beta.weight", AT_TILED },
+	{ P_DELTA_A, BLK "ssm_alpha.weight", AT_TILED }, { 0 } };
 
 const char *gguf_harmless(const char *tensor, int layers)
 {
@@ -477,6 +505,72 @@ static void glm4moe(struct reader *r)
 	set(r, "use_qk_norm", json_boolean(has(r, "blk.0.attn_q_norm.weight")));
 }
 
+static void gpt_oss(struct reader *r)
+{
+	json_t *rope;
+
+	begin(r, "gpt_oss");
+	whole(r);
+	set_int(r, "intermediate_size", needed(r, "expert_feed_forward_length"));
+	set_int(r, "num_local_experts", needed(r, "expert_count"));
+	set_int(r, "num_experts_per_tok", needed(r, "expert_used_count"));
+	set_int(r, "sliding_window", needed(r, "attention.sliding_window"));
+	rope = json_object_get(r->o, "rope_scaling");
+	if (rope)
+		json_object_set_new(rope, "truncate", json_false());
+	else
+		set(r, "rope_parameters", json_pack("{s:s}", "rope_type", "default"));
+}
+
+/* Which layers have the gated delta rule. */
+static void delta_layers(struct reader *r)
+{
+	const json_t *list = get(r, "attention.recurrent_layers");
+	int n = layers_of(r);
+	json_t *types = json_array();
+
+	if (list && json_array_size(list) < (size_t)n)
+		fail(r, "attention.recurrent_layers", "is not a list of one a layer");
+	for (int l = 0; l < n; l++) {
+		json_int_t every = count(r, "full_attention_interval", 4);
+		bool delta = list ? json_is_true(json_array_get(list, (size_t)l)) ||
+		    json_integer_value(json_array_get(list, (size_t)l)) > 0
+		    : every > 0 && (l + 1) % every != 0;
+
+		json_array_append_new(types, json_string(delta ? "linear_attention"
+		    : "full_attention"));
+	}
+	set(r, "layer_types", types);
+}
+
+static void delta(struct reader *r, const char *type)
+{
+	json_int_t inner = needed(r, "ssm.inner_size"), n = needed(r, "ssm.time_step_rank");
+
+	begin(r, type);
+	partly(r);
+	delta_layers(r);
+	set_int(r, "intermediate_size", count(r, "feed_forward_length", 1));
+	experts(r, "expert_feed_forward_length", true);
+	set_int(r, "shared_expert_intermediate_size",
+	    needed(r, "expert_shared_feed_forward_length"));
+	set_int(r, "linear_conv_kernel_dim", needed(r, "ssm.conv_kernel"));
+	set_int(r, "linear_key_head_dim", needed(r, "ssm.state_size"));
+	set_int(r, "linear_num_key_heads", needed(r, "ssm.group_count"));
+	set_int(r, "linear_num_value_heads", n);
+	set_int(r, "linear_value_head_dim", n > 0 ? inner / n : 0);
+}
+
+static void qwen3next(struct reader *r)
+{
+	delta(r, "qwen3_next");
+}
+
+static void qwen35moe(struct reader *r)
+{
+	delta(r, "qwen3_5_moe_text");
+}
+
 #define COMMON "embedding_length", "feed_forward_length", "attention.head_count", \
 	"attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length", \
 	"attention.value_length", "rope.dimension_count", "rope.freq_base", "rope.scaling.type", \
@@ -487,11 +581,15 @@ static void glm4moe(struct reader *r)
 #define ROUTED "expert_count", "expert_used_count", "expert_feed_forward_length", \
 	"expert_weights_norm", "expert_weights_scale"
 
+#define DELTA_KEYS ROUTED, "expert_shared_feed_forward_length", "ssm.conv_kernel", \
+	"ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size", \
+	"full_attention_interval", "attention.recurrent_layers"
+
 static const struct architecture {
 	const char *name;
 	void (*read)(struct reader *r);
 	const struct param_name *names;
-	const char *keys[12];		/* besides those of all */
+	const char *keys[16];		/* besides those of all */
 } all[] = {
 	{ "llama", llama, llama_names, { "expert_count", "expert_used_count",
 	    "attention.sliding_window" } },
@@ -503,6 +601,9 @@ static const struct architecture {
 	{ "deepseek2", deepseek2, deepseek_names, { "attention.q_lora_rank",
 	    "attention.kv_lora_rank", "attention.key_length_mla", "attention.value_length_mla" } },
 	{ "glm4moe", glm4moe, glm_names, { NULL } },
+	{ "gpt-oss", gpt_oss, gpt_oss_names, { ROUTED, "attention.sliding_window" } },
+	{ "qwen3next", qwen3next, qwen3next_names, { DELTA_KEYS } },
+	{ "qwen35moe", qwen35moe, qwen35moe_names, { DELTA_KEYS } },
 };
 
 static const char *const common_keys[] = { COMMON };

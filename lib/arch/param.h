@@ -110,9 +110,13 @@ enum param_how {
 	AT_PAIRS = 1 << 8,
 	AT_PLUS_ONE = 1 << 9,		/* 1 + w where w is meant, */
 	AT_EXP = 1 << 10,		/* -exp(x) where x is meant, */
-	AT_KV_APART = 1 << 11,		/* kv_b as two tensors: that of this name, (H, C, N), holds
-					   the keys of each head transposed, and that of the next
-					   entry, (H, V, C), the values */
+	/* the value heads of each key head not together, but first the first of all key heads, then
+	 * the second: of rows, or with AT_ACROSS of columns, */
+	AT_TILED = 1 << 11,
+	/* in two tensors, of this name and of the next entry: keys, transposed (H, C, N), and values
+	 * (H, V, C) of kv_b; q, k, v and z of qkvz. */
+	AT_KV_APART = 1 << 12,
+	AT_QKVZ_APART = 1 << 13,
 	/* it holds others too */
 	AT_SEVERAL = AT_STACKED | AT_FIRST | AT_SECOND | AT_EVEN | AT_ODD
 };

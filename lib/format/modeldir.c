@@ -418,8 +418,8 @@ static int find_all(const struct modeldir *md, const struct params *ps, struct u
 			return -1;
 		else
 			continue;
-		if (s.values)
-			u->t[u->n++] = s.values;
+		if (s.second)
+			u->t[u->n++] = s.second;
 		if (s.pub.scale.t)
 			u->t[u->n++] = s.pub.scale.t;
 	}

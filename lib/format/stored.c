@@ -172,7 +172,7 @@ int stored_step(const struct stored *s, int64_t bytes)
 {
 	int64_t n = bytes / ((int64_t)s->cols * (int64_t)sizeof(float));
 
-	if (s->at.col_step > 1 || s->values)
+	if (s->at.col_step > 1 || s->second)
 		return s->rows;
 	if (dtype_blocks(s->type))
 		n = n / QUANT_PANEL * QUANT_PANEL;

@@ -14,6 +14,7 @@
 #include "format/safetensors.h"
 
 struct modeldir;
+struct block;
 struct gguf;
 struct gguf_tensor;
 
@@ -49,10 +50,11 @@ struct stored {
 	struct layout at;		/* of floats */
 	/* of a GGUF file, in place of st and t: */
 	const struct gguf *g;
-	const struct gguf_tensor *gt, *values;	/* values: the second of AT_KV_APART */
-	const struct gguf *gv;			/* the file that it is in */
+	const struct gguf_tensor *gt, *second;	/* second: where one is not enough, */
+	const struct gguf *g2;			/* and the file that it is in */
 	unsigned how;
-	int head;			/* rows of a head, of AT_PAIRS and AT_KV_APART */
+	const struct block *block;	/* of the parameter's layer; NULL: it has none */
+	int head;			/* rows of a head, of AT_PAIRS */
 	struct published_at pub;
 };
 

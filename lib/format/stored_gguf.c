@@ -1,4 +1,4 @@
-/* Parameters in GGUF files: rows lie whole, in another order at most; kv_b alone may be apart. */
+/* Parameters in GGUF files: rows lie whole, in another order at most, and some in two tensors. */
 #include "format/stored.h"
 
 #include <math.h>
@@ -42,7 +42,7 @@ static int wrong_shape(const struct stored *s, const struct gguf_tensor *t, int 
 static int place_rows(const struct modeldir *md, const struct param *p, struct stored *s,
     struct err *e)
 {
-	unsigned how = s->how & ~(unsigned)AT_FLAT;
+	unsigned how = s->how & (AT_STACKED | AT_FIRST | AT_SECOND);
 	uint64_t want[3];
 	int n = stored_shape(p, how, md->cfg.num_experts, want);
 
@@ -50,29 +50,36 @@ static int place_rows(const struct modeldir *md, const struct param *p, struct s
 		return wrong_shape(s, s->gt, n, want, e);
 	if (stored_layout(p, how, md->cfg.num_experts, n, want, &s->at) < 0)
 		return err_set(e, EX_SOFTWARE, "%s: tensor \"%s\"", s->file, s->gt->name);
-	s->head = md->cfg.head_dim;
 	return 0;
 }
 
-/* kv_b apart: row (h, i) is one of the keys of head h for i < N, else one of its values. */
-static int place_apart(const struct modeldir *md, const struct param *p, const char *second,
+/* Two tensors, each of the shape that it must have. */
+static int place_two(const struct modeldir *md, const struct param *p, const char *second,
     struct stored *s, struct err *e)
 {
-	const struct block *b = &md->cfg.block[p->layer];
+	const struct block *b = s->block;
+	const struct delta_heads *d = &b->delta;
 	uint64_t H = (uint64_t)md->cfg.num_attention_heads, C = (uint64_t)p->cols;
-	uint64_t keys[3] = { H, C, (uint64_t)b->nope }, values[3] = { H, (uint64_t)b->value, C };
+	uint64_t z = (uint64_t)d->H * (uint64_t)d->dv;
+	uint64_t qkv = 2 * (uint64_t)d->G * (uint64_t)d->dk + z;
+	uint64_t kv[2][3] = { { H, C, (uint64_t)b->nope }, { H, (uint64_t)b->value, C } };
+	uint64_t qkvz[2][2] = { { qkv, C }, { z, C } };
+	bool apart = s->how & AT_KV_APART;
+	int n = apart ? 3 : 2;
 
-	s->values = gguf_model_find(md->gguf, second, &s->gv);
-	if (!s->values)
+	s->second = gguf_model_find(md->gguf, second, &s->g2);
+	if (!s->second)
 		return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is missing", s->file, second);
-	s->head = b->nope + b->value;
-	return !same_shape(s->gt, 3, keys) ? wrong_shape(s, s->gt, 3, keys, e) :
-	    !same_shape(s->values, 3, values) ? wrong_shape(s, s->values, 3, values, e) : 0;
+	if (!same_shape(s->gt, n, apart ? kv[0] : qkvz[0]))
+		return wrong_shape(s, s->gt, n, apart ? kv[0] : qkvz[0], e);
+	if (!same_shape(s->second, n, apart ? kv[1] : qkvz[1]))
+		return wrong_shape(s, s->second, n, apart ? kv[1] : qkvz[1], e);
+	return 0;
 }
 
 static enum dtype type_of(const struct stored *s)
 {
-	if (s->how & (AT_PLUS_ONE | AT_EXP | AT_KV_APART))
+	if (s->how & (AT_PLUS_ONE | AT_EXP | AT_KV_APART | AT_QKVZ_APART | AT_ACROSS))
 		return DT_F32;
 	return s->gt->type == GGUF_F16 ? DT_F16 : s->gt->type == GGUF_BF16 ? DT_BF16 : DT_F32;
 }
@@ -88,19 +95,66 @@ int stored_gguf_find(const struct modeldir *md, const struct param *p, struct st
 		snprintf(name, sizeof name, n->name, p->layer, p->expert);
 		if (!*first)
 			memcpy(first, name, sizeof first);
-		*s = (struct stored){ .rows = p->rows, .cols = p->cols, .how = n->how };
+		*s = (struct stored){ .rows = p->rows, .cols = p->cols, .how = n->how,
+		    .head = md->cfg.head_dim,
+		    .block = p->layer < 0 ? NULL : &md->cfg.block[p->layer] };
 		s->gt = gguf_model_find(md->gguf, name, &s->g);
 		if (!s->gt)
 			continue;
 		s->file = gguf_name(s->g);
 		s->type = type_of(s);
-		if (!(n->how & AT_KV_APART))
+		if (!(n->how & (AT_KV_APART | AT_QKVZ_APART)))
 			return place_rows(md, p, s, e);
 		snprintf(name, sizeof name, n[1].name, p->layer);
-		return place_apart(md, p, name, s, e);
+		return place_two(md, p, name, s, e);
 	}
 	return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is missing", gguf_name(md->gguf->g[0]),
 	    *first ? first : p->name);
+}
+
+/* ---- where rows lie ---- */
+
+/* Value i of the value heads, each `width` wide: those of a key head together here, the first of
+ * all key heads first in the file. */
+static int64_t tiled(const struct delta_heads *d, int64_t i, int width)
+{
+	int64_t head = i / width, per = d->H / d->G;
+
+	return (head % per * d->G + head / per) * width + i % width;
+}
+
+/* Rows that are q and k come first and are as they are. */
+static int64_t tiled_row(const struct stored *s, int64_t r)
+{
+	const struct delta_heads *d = &s->block->delta;
+	int64_t before = 2 * (int64_t)d->G * d->dk;
+
+	if (s->rows != before + (int64_t)d->H * d->dv)
+		before = 0;
+	return r < before ? r : before + tiled(d, r - before, (int)(s->rows - before) / d->H);
+}
+
+/* The rows of a head lie as 0, d/2, 1, d/2 + 1, .. */
+static int64_t paired_row(const struct stored *s, int64_t r)
+{
+	int64_t i = r % s->head, half = s->head / 2;
+
+	return r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+}
+
+/* Of q, k, v and z of each key head: in which tensor, and where. */
+static int64_t apart_row(const struct stored *s, int64_t r, bool *second)
+{
+	const struct delta_heads *d = &s->block->delta;
+	int64_t v = (int64_t)d->H / d->G * d->dv, each = 2 * d->dk + 2 * v, g = r / each;
+	int64_t i = r % each, keys = (int64_t)d->G * d->dk;
+
+	*second = i >= 2 * d->dk + v;
+	if (i < d->dk)
+		return g * d->dk + i;
+	if (i < 2 * d->dk)
+		return keys + g * d->dk + i - d->dk;
+	return *second ? g * v + i - 2 * d->dk - v : 2 * keys + g * v + i - 2 * d->dk;
 }
 
 /* ---- reading ---- */
@@ -127,19 +181,38 @@ static int read_rows(const struct stored *s, int64_t from, int n, char *dst, str
 	return 0;
 }
 
-/* The rows of a head lie as 0, d/2, 1, d/2 + 1, .. */
-static int read_pairs(const struct stored *s, int row, int n, char *dst, struct err *e)
+/* Rows in another order. */
+static int read_scattered(const struct stored *s, int row, int n, char *dst, struct err *e)
 {
 	size_t width = (size_t)s->cols * dtype_size(s->type);
+	bool second = false;
 
-	for (int r = row; r < row + n; r++) {
-		int i = r % s->head, half = s->head / 2;
-		int at = r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+	for (int r = row; r < row + n; r++, dst += width) {
+		int64_t at = s->how & AT_PAIRS ? paired_row(s, r) : s->how & AT_TILED
+		    ? tiled_row(s, r) : apart_row(s, r, &second);
+		int rc = !(s->how & AT_QKVZ_APART) ? read_rows(s, at, 1, dst, e) :
+		    gguf_read_f32(second ? s->g2 : s->g, second ? s->second : s->gt,
+		    (uint64_t)(at * s->cols), (uint64_t)s->cols, (float *)dst, e);
 
-		if (read_rows(s, at, 1, dst + (size_t)(r - row) * width, e) < 0)
+		if (rc < 0)
 			return -1;
 	}
 	return 0;
+}
+
+/* Columns in another order. */
+static int read_across(const struct stored *s, int row, int n, float *dst, struct err *e)
+{
+	float *x = malloc((size_t)s->cols * sizeof *x);
+	int r = x ? 0 : err_set(e, EX_OSERR, "out of memory");
+
+	for (int k = row; k < row + n && r == 0; k++, dst += s->cols) {
+		r = read_rows(s, k, 1, (char *)x, e);
+		for (int c = 0; c < s->cols && r == 0; c++)
+			dst[c] = x[tiled(&s->block->delta, c, s->cols / s->block->delta.H)];
+	}
+	free(x);
+	return r;
 }
 
 /* Row i of the keys of a head is column i of (C, N) in `keys`. */
@@ -149,18 +222,18 @@ static void turn(float *dst, const float *keys, int i, int C, int N)
 		dst[c] = keys[(int64_t)c * N + i];
 }
 
-static int read_apart(const struct stored *s, int row, int n, float *dst, struct err *e)
+static int read_kv(const struct stored *s, int row, int n, float *dst, struct err *e)
 {
-	int C = s->cols, N = (int)s->gt->shape[s->gt->ndim - 1], V = s->head - N, here = -1, r = 0;
+	int C = s->cols, N = s->block->nope, V = s->block->value, here = -1, r = 0;
 	float *keys = malloc((size_t)C * (size_t)N * sizeof *keys);
 
 	if (!keys)
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int k = row; k < row + n && r == 0; k++, dst += C) {
-		int h = k / s->head, i = k % s->head;
+		int h = k / (N + V), i = k % (N + V);
 
 		if (i >= N) {
-			r = gguf_read_f32(s->gv, s->values, ((uint64_t)h * (uint64_t)V +
+			r = gguf_read_f32(s->g2, s->second, ((uint64_t)h * (uint64_t)V +
 			    (uint64_t)(i - N)) * (uint64_t)C, (uint64_t)C, dst, e);
 			continue;
 		}
@@ -177,6 +250,11 @@ static int read_apart(const struct stored *s, int row, int n, float *dst, struct
 
 int stored_gguf_read(const struct stored *s, int row, int n, void *dst, struct err *e)
 {
-	return s->values ? read_apart(s, row, n, dst, e) :
-	    s->how & AT_PAIRS ? read_pairs(s, row, n, dst, e) : read_rows(s, row, n, dst, e);
+	if (s->how & AT_KV_APART)
+		return read_kv(s, row, n, dst, e);
+	if (s->how & AT_ACROSS)
+		return read_across(s, row, n, dst, e);
+	if (s->how & (AT_PAIRS | AT_TILED | AT_QKVZ_APART))
+		return read_scattered(s, row, n, dst, e);
+	return read_rows(s, row, n, dst, e);
 }
