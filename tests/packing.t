@@ -80,6 +80,9 @@ is "it finds the fingerprint on the way" "$(field fingerprint calm.json)" \
 is "all headers have it" "$(grep -la "$(field fingerprint calm.json)" calm/* | wc -l)" \
 	"$(find calm -name '*.ctsr' -o -name '*.safetensors' -o -name '*manifest.json' | wc -l)"
 ok "chr-ls finds it whole" chr-ls -q --check calm
+chr-diff -q own calm in.jsonl > diff.json
+ok "it runs, close to the floats" awk -v kl="$(field kl diff.json)" \
+	'BEGIN { exit !(kl != "" && kl < 1e-2) }'
 chr-pack -q -m pub -o plain order.json > plain.json
 ok "without other types the model comes back, with its fingerprint" \
 	sh -c 'chr-pack -q --unpack -m plain -o back > back.json &&
