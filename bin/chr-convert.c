@@ -12,6 +12,7 @@
 #include "base/sig.h"
 #include "format/convert.h"
 #include "format/prov.h"
+#include "text/tok.h"
 
 static struct {
 	const char *out;
@@ -100,7 +101,8 @@ int main(int argc, char **argv)
 		err_exit(&e);
 	meta = metadata(argc, argv, &md);
 	c = (struct convert){ .md = &md, .out = o.out, .force = o.force, .dtype = dtype[o.dtype],
-	    .shard_size = o.shard_size, .meta = meta, .hf = o.to };
+	    .shard_size = o.shard_size, .meta = meta, .hf = o.to,
+	    .tokenizer = tok_copy };
 	if (convert_plan(&c, &e) < 0 || (!o.dry && convert_write(&c, &e) < 0))
 		err_exit(&e);
 	if (c.left_out > 0)

@@ -18,6 +18,7 @@
 #include "base/pool.h"
 #include "base/progress.h"
 #include "format/prov.h"
+#include "text/tok.h"
 #include "base/sig.h"
 
 static struct {
@@ -253,7 +254,7 @@ int main(int argc, char **argv)
 	if (modeldir_open(&md, o.model, 0, NULL, &e) < 0)
 		err_exit(&e);
 	p = (struct pack){ .md = &md, .manifest = &m, .out = o.out, .force = o.force,
-	    .rule = rules(), .nrules = o.rule.n, .shard_size = o.shard_size,
+	    .rule = rules(), .nrules = o.rule.n, .shard_size = o.shard_size, .tokenizer = tok_copy,
 	    .dtype = o.quant ? quant[o.quant] : dtype[o.dtype], .dense = o.dense ? quant[o.dense]
 	    : 0 };
 	if ((!o.unpack && pack_types(&p, &e) < 0) ||

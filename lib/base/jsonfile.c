@@ -158,3 +158,18 @@ int jsonfile_number(const json_t *o, const char *key, double *v, const char *nam
 	return err_set(e, EX_DATAERR, "%s: \"%s\" is %s, not a number", name, key,
 	    json_is_number(j) ? "infinite" : jsonfile_kind(j));
 }
+
+int jsonfile_put(const char *dir, const char *name, json_t *o, size_t flags, struct err *e)
+{
+	char *text = json_dumps(o, flags), *path = file_join(dir, name);
+	size_t n = text ? strlen(text) : 0;
+	int rc;
+
+	if (text)
+		text[n] = '\n';		/* in place of the NUL */
+	rc = text ? file_put(path, text, n + 1, e) : err_set(e, EX_OSERR, "out of memory");
+	json_decref(o);
+	free(text);
+	free(path);
+	return rc;
+}

@@ -23,6 +23,11 @@ json_t *jsonfile_load(const char *path, struct err *e) CHR_MUST_CHECK;
 /* Of what the user names: also a pipe, "-" for standard input, gzip. */
 json_t *jsonfile_input(const char *path, struct err *e) CHR_MUST_CHECK;
 
+/* Writes it, with a newline behind, as a file of a directory, whole or not at all; flags are those of
+ * jansson. Takes over the reference to o. */
+int jsonfile_put(const char *dir, const char *name, json_t *o, size_t flags, struct err *e)
+    CHR_MUST_CHECK;
+
 /* Members of an object of the file `name`. A number must be one: 8 is neither "8" nor true, and
  * what is missing is not 0. -1: EX_DATAERR with the key and what it is instead. */
 int jsonfile_int(const json_t *o, const char *key, int64_t lo, int64_t hi, int64_t *v,

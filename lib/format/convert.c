@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "arch/arch.h"
@@ -13,6 +12,7 @@
 #include "base/progress.h"
 #include "base/sig.h"
 #include "format/export.h"
+#include "format/gguf_model.h"
 #include "format/sidefiles.h"
 
 struct job {
@@ -93,7 +93,7 @@ int convert_plan(struct convert *c, struct err *e)
 	c->ps = &c->md->par;
 	if (c->hf && ours && plan_export(c, e) < 0)
 		return -1;
-	c->copies = c->dtype < 0 && !c->config;
+	c->copies = c->dtype < 0 && !c->config && !c->md->gguf;
 	if (!c->copies)
 		return count_params(c, e);
 	count_copies(c);
@@ -103,21 +103,17 @@ int convert_plan(struct convert *c, struct err *e)
 /* ---- writing ---- */
 
 /* Tells this job from others: what is read, as it is now, and what is asked for. */
-static char *job_text(const struct convert *c)
+static char *job_text(const struct convert *c, struct err *e)
 {
-	char *source = realpath(c->md->path, NULL), *text;
-	json_t *o = json_pack("{s:s?, s:i, s:b, s:I, s:[]}", "source", source, "dtype", c->dtype,
-	    "hf", c->hf, "shard_size", (json_int_t)c->shard_size, "files");
-	struct stat st;
+	char *from = realpath(c->md->path, NULL), *text = NULL;
+	json_t *model = modeldir_state(c->md, e), *o = model ? json_pack("{s:s?, s:i, s:b, s:I, "
+	    "s:o}", "source", from, "dtype", c->dtype, "hf", c->hf, "shard_size",
+	    (json_int_t)c->shard_size, "model", model) : NULL;
 
-	for (int i = 0; i < c->md->nfiles; i++)
-		if (stat(c->md->file[i], &st) == 0)
-			json_array_append_new(json_object_get(o, "files"), json_pack("[s, I, I, I]",
-			    c->md->file[i], (json_int_t)st.st_size, (json_int_t)st.st_mtim.tv_sec,
-			    (json_int_t)st.st_mtim.tv_nsec));
-	text = json_dumps(o, JSON_COMPACT);
+	if (model && !(text = json_dumps(o, JSON_COMPACT)))
+		err_set(e, EX_OSERR, "out of memory");
 	json_decref(o);
-	free(source);
+	free(from);
 	return text;
 }
 
@@ -156,30 +152,40 @@ static int write_params(struct job *j, const char *dir, struct modeldir_out *o, 
 	return rc;
 }
 
+/* What stands beside the weights; config.json is there where parameters were written. */
+static int beside(const struct convert *c, const char *dir, struct err *e)
+{
+	if (c->md->gguf && !gguf_value(c->md->gguf->g[0], "tokenizer.ggml.model"))
+		return 0;
+	if (c->md->gguf)
+		return c->tokenizer(c->md->path, dir, e);
+	if (c->copies)
+		return sidefiles_model(c->md, dir, NULL, e);
+	if (sidefiles_copy(c->md->path, dir, e) < 0)
+		return -1;
+	return c->config && c->md->cfg.arch == &arch_chronos
+	    ? export_tokenizer(dir, c->md->cfg.bos_token_id, e) : 0;
+}
+
 static int write_all(struct job *j, const char *dir, struct err *e)
 {
 	struct modeldir_out o = { .shard_size = j->c->shard_size, .meta = j->c->meta,
 	    .config = j->c->config, .unprinted = true, .keep = true, .tick = tick, .ctx = j };
-	const char *from = j->c->md->path;
 
-	if (j->c->copies ? modeldir_copy(dir, j->c->md, &o, e) < 0 ||
-	    sidefiles_copy_one(from, dir, "config.json", e) < 0 : write_params(j, dir, &o, e) < 0)
+	if (j->c->copies ? modeldir_copy(dir, j->c->md, &o, e) < 0 : write_params(j, dir, &o, e)
+	    < 0)
 		return -1;
 	if (j->c->python && export_python(dir, e) < 0)
 		return -1;
-	if (sidefiles_copy(from, dir, e) < 0)
-		return -1;
-	return j->c->config && j->c->md->cfg.arch == &arch_chronos
-	    ? export_tokenizer(dir, j->c->md->cfg.bos_token_id, e) : 0;
+	return beside(j->c, dir, e);
 }
 
 int convert_write(struct convert *c, struct err *e)
 {
 	struct job j = { .c = c };
-	char *text = job_text(c);
+	char *text = job_text(c, e);
 	struct outdir d;
-	int rc = text ? outdir_resume(&d, c->out, c->md->path, c->force, text, e)
-	    : err_set(e, EX_OSERR, "out of memory");
+	int rc = text ? outdir_resume(&d, c->out, c->md->path, c->force, text, e) : -1;
 
 	free(text);
 	if (rc < 0)

@@ -17,6 +17,7 @@
 
 #include "base/err.h"
 #include "format/modeldir.h"
+#include "format/sidefiles.h"
 
 struct convert {
 	struct modeldir *md;		/* the model to read */
@@ -25,6 +26,7 @@ struct convert {
 	int dtype;			/* enum dtype of all parameters; -1: as they are */
 	int64_t shard_size;		/* as in modeldir_out */
 	bool hf;			/* for transformers */
+	sidefiles_tokenizer *tokenizer;	/* of a model in a GGUF file */
 	const json_t *meta;		/* for __metadata__; may be NULL */
 	/* results of convert_plan() */
 	bool copies;			/* tensors go as they are */

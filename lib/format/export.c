@@ -1,7 +1,6 @@
 #include "format/export.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "arch/arch.h"
@@ -131,51 +130,38 @@ static json_t *begins_with(const char *token, int id)
 	    "id", token, "ids", id, "tokens", token);
 }
 
-static int put_json(const char *path, const json_t *o, struct err *e)
-{
-	char *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
-	int rc = text ? file_put(path, text, strlen(text), e) : err_set(e, EX_OSERR,
-	    "out of memory");
-
-	free(text);
-	return rc;
-}
+#define JSON_FORM (JSON_INDENT(2) | JSON_REAL_PRECISION(17))
 
 /* The object of a file of dir: 0 with NULL where it is not there. */
-static int get_json(const char *dir, const char *name, char **path, json_t **o, struct err *e)
+static int get_json(const char *dir, const char *name, json_t **o, struct err *e)
 {
-	*path = file_join(dir, name);
-	*o = NULL;
-	if (access(*path, F_OK) < 0)
-		return 0;
-	*o = jsonfile_load(*path, e);
-	return *o ? 0 : -1;
+	char *path = file_join(dir, name);
+	bool there = access(path, F_OK) == 0;
+
+	*o = there ? jsonfile_load(path, e) : NULL;
+	free(path);
+	return there && !*o ? -1 : 0;
 }
 
 int export_tokenizer(const char *dir, int bos, struct err *e)
 {
-	char *path, *config_path;
 	json_t *o, *config = NULL;
 	const char *token;
-	int rc = get_json(dir, "tokenizer.json", &path, &o, e);
+	int rc = get_json(dir, "tokenizer.json", &o, e);
 
-	token = o ? added_token(o, bos) : NULL;
-	if (token && !json_is_object(json_object_get(o, "post_processor"))) {
-		json_object_set_new(o, "post_processor", begins_with(token, bos));
-		rc = put_json(path, o, e);
-	}
-	free(path);
 	if (rc == 0)
-		rc = get_json(dir, "tokenizer_config.json", &config_path, &config, e);
-	else
-		config_path = NULL;
-	if (token && config) {
+		rc = get_json(dir, "tokenizer_config.json", &config, e);
+	token = o ? added_token(o, bos) : NULL;
+	if (rc == 0 && token && !json_is_object(json_object_get(o, "post_processor"))) {
+		json_object_set_new(o, "post_processor", begins_with(token, bos));
+		rc = jsonfile_put(dir, "tokenizer.json", json_incref(o), JSON_FORM, e);
+	}
+	if (rc == 0 && token && config) {
 		json_object_set_new(config, "add_bos_token", json_true());
-		rc = put_json(config_path, config, e);
+		rc = jsonfile_put(dir, "tokenizer_config.json", json_incref(config), JSON_FORM, e);
 	}
 	json_decref(o);
 	json_decref(config);
-	free(config_path);
 	return rc;
 }
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "arch/arch.h"
@@ -228,6 +229,33 @@ int modeldir_find(const struct modeldir *md, const char *name, struct view *v)
 			return 0;
 		}
 	return -1;
+}
+
+static int note_file(json_t *list, const char *name, struct err *e)
+{
+	struct stat st;
+
+	if (stat(name, &st) < 0)
+		return err_set(e, EX_NOINPUT, "%s:", name);
+	json_array_append_new(list, json_pack("[s, I, I, I]", name, (json_int_t)st.st_size,
+	    (json_int_t)st.st_mtim.tv_sec, (json_int_t)st.st_mtim.tv_nsec));
+	return 0;
+}
+
+json_t *modeldir_state(const struct modeldir *md, struct err *e)
+{
+	json_t *files = json_array(), *o = json_pack("{s:O, s:o}", "config", md->cfg.raw, "files",
+	    files);
+	int rc = 0;
+
+	for (int i = 0; i < md->nfiles && rc == 0; i++)
+		rc = note_file(files, md->file[i], e);
+	for (int i = 0; md->gguf && i < md->gguf->n && rc == 0; i++)
+		rc = note_file(files, gguf_name(md->gguf->g[i]), e);
+	if (rc == 0)
+		return o;
+	json_decref(o);
+	return NULL;
 }
 
 const char *modeldir_meta(const struct modeldir *md, const char *key)

@@ -11,6 +11,7 @@
 #include <zlib.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "format/fingerprint.h"
 #include "format/modeldir.h"
 #include "format/stored.h"
@@ -375,21 +376,7 @@ static int save_shard(const struct save *s, int shard)
 	return r;
 }
 
-static int put_json(const char *dir, const char *name, json_t *o, struct err *e)
-{
-	char *path = file_join(dir, name),
-	    *text = json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
-	size_t len = text ? strlen(text) : 0;
-	int r;
-
-	if (text)
-		text[len] = '\n';	/* in place of the NUL */
-	r = text ? file_put(path, text, len + 1, e) : err_set(e, EX_OSERR, "out of memory");
-	free(text);
-	free(path);
-	json_decref(o);
-	return r;
-}
+#define JSON_FORM (JSON_INDENT(2) | JSON_REAL_PRECISION(15))
 
 static int save_index(const struct save *s)
 {
@@ -402,8 +389,8 @@ static int save_index(const struct save *s)
 		json_object_set_new(map, s->t[k].name, json_string(name));
 		total += tensor_bytes(s, &s->t[k]);
 	}
-	return put_json(s->dir, MODELDIR_INDEX, json_pack("{s:{s:I}, s:o}", "metadata",
-	    "total_size", (json_int_t)total, "weight_map", map), s->e);
+	return jsonfile_put(s->dir, MODELDIR_INDEX, json_pack("{s:{s:I}, s:o}", "metadata",
+	    "total_size", (json_int_t)total, "weight_map", map), JSON_FORM, s->e);
 }
 
 /* Files of the model that was here before, under names this one does not use. The new ones are
@@ -462,7 +449,7 @@ static int save_files(struct save *s, char *fingerprint)
 	remove_stale(s);
 	o = s->o->config ? json_deep_copy(s->o->config) : config_to_json(s->c);
 	json_object_set_new(o, "torch_dtype", json_string(torch[s->o->dtype]));
-	return put_json(s->dir, "config.json", o, s->e);
+	return jsonfile_put(s->dir, "config.json", o, JSON_FORM, s->e);
 }
 
 static void save_end(struct save *s)

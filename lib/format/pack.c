@@ -9,6 +9,7 @@
 #include <zlib.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "base/opt.h"
 #include "base/outdir.h"
 #include "format/pack_int.h"
@@ -215,24 +216,6 @@ struct st_writer *pack_begin_file(struct pack_job *j, const struct pack_file *f,
 	return w;
 }
 
-static int put_json(const char *dir, const char *name, json_t *o, size_t flags, struct err *e)
-{
-	char *text = json_dumps(o, flags), *path = file_join(dir, name);
-	size_t n = text ? strlen(text) : 0;
-	int rc;
-
-	if (text) {
-		text[n] = '\n';		/* in place of the NUL */
-		rc = file_put(path, text, n + 1, e);
-	} else {
-		rc = err_set(e, EX_OSERR, "out of memory");
-	}
-	json_decref(o);
-	free(text);
-	free(path);
-	return rc;
-}
-
 /* The index of shards, where there are several. */
 static int put_index(const struct pack_job *j, struct err *e)
 {
@@ -249,7 +232,7 @@ static int put_index(const struct pack_job *j, struct err *e)
 		json_decref(map);
 		return 0;
 	}
-	return put_json(j->dir, MODELDIR_INDEX, json_pack("{s:{s:I}, s:o}", "metadata",
+	return jsonfile_put(j->dir, MODELDIR_INDEX, json_pack("{s:{s:I}, s:o}", "metadata",
 	    "total_size", (json_int_t)j->p->dense_bytes, "weight_map", map), JSON_INDENT(2), e);
 }
 
@@ -257,10 +240,9 @@ int pack_side_files(const struct pack *p, const char *dir, bool same_weights, st
 {
 	const char *from = p->md->path;
 
-	if (same_weights && sidefiles_copy_one(from, dir, INTENT_NAME, e) < 0)
+	if (same_weights && !p->md->gguf && sidefiles_copy_one(from, dir, INTENT_NAME, e) < 0)
 		return -1;
-	return sidefiles_copy_one(from, dir, "config.json", e) < 0 ? -1 :
-	    sidefiles_copy(from, dir, e);
+	return sidefiles_model(p->md, dir, p->tokenizer, e);
 }
 
 /* ---- the manifest ---- */
@@ -305,7 +287,7 @@ static int put_manifest(struct pack_job *j, struct err *e)
 	json_object_set_new(m->raw, "model_dtype", was < 0 ? json_null()
 	    : json_string(dtype_name((enum dtype)was)));
 	json_object_set_new(m->raw, "dense_converted", json_integer(converted));
-	return put_json(j->dir, MANIFEST_NAME, manifest_json(m), JSON_COMPACT, e);
+	return jsonfile_put(j->dir, MANIFEST_NAME, manifest_json(m), JSON_COMPACT, e);
 }
 
 /* ---- all of it ---- */

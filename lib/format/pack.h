@@ -24,6 +24,7 @@
 #include "base/mem.h"
 #include "format/manifest.h"
 #include "format/modeldir.h"
+#include "format/sidefiles.h"
 
 struct pack_rule {			/* tensors whose name matches the pattern (fnmatch) get
 					   this type */
@@ -50,6 +51,7 @@ struct pack {
 	int nrules;
 	int64_t shard_size;		/* bytes; more tensors than that which are no experts come
 					   in shards. 0: never */
+	sidefiles_tokenizer *tokenizer;	/* of a model in a GGUF file */
 	const json_t *meta;		/* object of strings for the __metadata__ of
 					   model.safetensors */
 	/* results */

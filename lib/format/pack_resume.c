@@ -45,42 +45,20 @@ static void add_order(struct sha256 *s, const struct manifest *m)
 	}
 }
 
-/* Size and time of each file of the model: reading them would take as long as the work. */
-static int add_files(struct sha256 *s, const struct modeldir *md, struct err *e)
-{
-	char text[96];
-	struct stat st;
-
-	for (int i = 0; i < md->nfiles; i++) {
-		if (stat(md->file[i], &st) < 0)
-			return err_set(e, EX_NOINPUT, "%s:", md->file[i]);
-		snprintf(text, sizeof text, "%lld %lld.%09ld", (long long)st.st_size,
-		    (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
-		sha256_update(s, md->file[i], strlen(md->file[i]) + 1);
-		sha256_update(s, text, strlen(text) + 1);
-	}
-	return 0;
-}
-
 int pack_job_text(const struct pack_job *j, char out[65], struct err *e)
 {
-	char *path = file_join(j->p->md->path, "config.json"), *config = NULL;
+	json_t *model = modeldir_state(j->p->md, e);
 	uint8_t digest[32];
 	struct sha256 s;
-	size_t n;
-	int rc = file_get_regular(path, &config, &n, e);
 
-	free(path);
-	if (rc < 0)
+	if (!model)
 		return -1;
 	sha256_init(&s);
-	sha256_update(&s, config, n + 1);
-	free(config);
+	add_json(&s, model);
+	json_decref(model);
 	add_json(&s, j->p->meta);
 	if (j->p->manifest)
 		add_order(&s, j->p->manifest);
-	if (add_files(&s, j->p->md, e) < 0)
-		return -1;
 	sha256_final(&s, digest);
 	for (int i = 0; i < 32; i++)
 		snprintf(out + 2 * i, 3, "%02x", digest[i]);

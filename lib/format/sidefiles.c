@@ -5,6 +5,9 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "base/jsonfile.h"
+#include "format/gguf_model.h"
+#include "format/modeldir.h"
 
 static const char *const names[] = { "generation_config.json", "tokenizer.json",
 	"tokenizer.model", "tiktoken.model", "qwen.tiktoken", "tekken.json", "spiece.model",
@@ -46,4 +49,16 @@ int sidefiles_copy(const char *from, const char *to, struct err *e)
 		if (sidefiles_copy_one(from, to, names[i], e) < 0)
 			return -1;
 	return 0;
+}
+
+int sidefiles_model(const struct modeldir *md, const char *dir, sidefiles_tokenizer *tokenizer,
+    struct err *e)
+{
+	if (!md->gguf)
+		return sidefiles_copy_one(md->path, dir, "config.json", e) < 0 ? -1 :
+		    sidefiles_copy(md->path, dir, e);
+	if (jsonfile_put(dir, "config.json", config_to_json(&md->cfg), JSON_INDENT(2) |
+	    JSON_REAL_PRECISION(15), e) < 0)
+		return -1;
+	return gguf_value(md->gguf->g[0], "tokenizer.ggml.model") ? tokenizer(md->path, dir, e) : 0;
 }

@@ -14,6 +14,15 @@
 
 #include "base/err.h"
 
+struct modeldir;
+
+/* Writes the tokenizer of a model that has no files for it (GGUF) into a directory. */
+typedef int sidefiles_tokenizer(const char *model, const char *dir, struct err *e);
+
+/* config.json, and all of sidefiles_copy(); of a GGUF file what its metadata say, and the tokenizer
+ * that `tokenizer` writes. */
+int sidefiles_model(const struct modeldir *md, const char *dir, sidefiles_tokenizer *tokenizer,
+    struct err *e) CHR_MUST_CHECK;
 /* All that there are but config.json and what holds only while the weights stay the same.
  * EX_DATAERR: a link that leads out; EX_NOINPUT: a link to nowhere, or no regular file. */
 int sidefiles_copy(const char *from, const char *to, struct err *e) CHR_MUST_CHECK;

@@ -30,6 +30,8 @@ struct tok *tok_load(const char *path, struct err *e) CHR_MUST_CHECK;
 /* The file that tok_load() would read in a directory (or a GGUF file), malloc'ed; NULL: none is
  * there. */
 char *tok_find(const char *dir);
+/* The tokenizer of a model, with its names of tokens and its chat template, into a directory. */
+int tok_copy(const char *model, const char *dir, struct err *e) CHR_MUST_CHECK;
 /* a directory gets tokenizer_config.json too */
 int tok_save(const struct tok *t, const char *dir_or_file, struct err *e) CHR_MUST_CHECK;
 void tok_free(struct tok *t);

@@ -383,3 +383,12 @@ int tok_save(const struct tok *t, const char *dir_or_file, struct err *e)
 	}
 	return rc ? rc : save_config(t, dir_or_file, e);
 }
+
+int tok_copy(const char *model, const char *dir, struct err *e)
+{
+	struct tok *t = tok_load(model, e);
+	int rc = t ? tok_save(t, dir, e) : -1;
+
+	tok_free(t);
+	return rc;
+}
