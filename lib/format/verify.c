@@ -89,7 +89,15 @@ static inline void scan_sized(struct piece *p, const char *buf, size_t size,
 	}
 }
 
-/* F8_E4M3 has no infinity and one NaN of either sign; F8_E8M0 only 0xff. */
+/* Bytes that are scales of MXFP4, as it is published. */
+static bool mxfp4_scales(const struct st_tensor *t)
+{
+	size_t n = strlen(t->name);
+
+	return t->dtype == ST_U8 && n > 7 && strcmp(t->name + n - 7, "_scales") == 0;
+}
+
+/* F8_E4M3 has no infinity and one NaN of either sign; F8_E8M0, as these scales are, only 0xff. */
 static void scan_f8(struct piece *p, const unsigned char *buf)
 {
 	unsigned mask = p->t->dtype == ST_F8_E4M3 ? 0x7f : 0xff;
@@ -104,7 +112,7 @@ static void scan_piece(struct piece *p, const char *buf)
 	const struct float_bits *b = float_bits(p->t->dtype);
 	uint64_t i0 = b ? p->from / b->size : 0;
 
-	if (p->t->dtype == ST_F8_E4M3 || p->t->dtype == ST_F8_E8M0)
+	if (p->t->dtype == ST_F8_E4M3 || p->t->dtype == ST_F8_E8M0 || mxfp4_scales(p->t))
 		scan_f8(p, (const unsigned char *)buf);
 	else if (b && b->size == 8)
 		scan_sized(p, buf, 8, b, i0);
