@@ -291,6 +291,20 @@ static void test_latent(void)
 	config_free(&c);
 }
 
+static void test_head(void)
+{
+	struct err e = { 0 };
+	struct config c;
+
+	ok(load(&c, V2 "\"qk_rope_head_dim\":8,\"v_head_dim\":16,\"lookahead_steps\":2}", &e) ==
+	    0 && c.lookahead_steps == 2 && config_lookahead_rows(&c) == 3 * 8,
+	    "a published family may have a lookahead head");
+	config_free(&c);
+	ok(load(&c, LLAMA "\"lookahead_steps\":2}", &e) == 0 && c.lookahead_steps == 0,
+	    "a dense one has nothing to look for");
+	config_free(&c);
+}
+
 static void test_spellings(void)
 {
 	struct err e = { 0 };
@@ -617,6 +631,7 @@ int main(void)
 	test_which_rope();
 	test_published();
 	test_latent();
+	test_head();
 	test_spellings();
 	test_sets();
 	test_files();

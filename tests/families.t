@@ -131,4 +131,24 @@ for f in lfm2_moe qwen3_next qwen3_5_moe; do
 	done
 	status "$f: so does the plan of one" 69 chr-fit -q --stage sft -m "$d"
 done
+
+# A lookahead head and terms of the router, which published models do not have.
+for f in deepseek_v3 ernie4_5_moe qwen3_moe gpt_oss; do
+	d=$families/$f
+	# shellcheck disable=SC2016
+	ok "$f: a new lookahead head, terms of the router, and resumed" sh -e -c '
+		rm -rf o; t="-q -m $1 -t tokenizer.json -n 3 -b 1 --seq 64 --set lookahead_steps=2"
+		t="$t --set lambda_ahead=0.3 --set lambda_router_anchor=0.2"
+		chr-sft $t -o o/a chat.jsonl > a
+		chr-sft $t --stop-after 2 -o o/b chat.jsonl > b || [ $? = 75 ]
+		chr-sft $t --resume -o o/b chat.jsonl >> b
+		cmp o/a/model.safetensors o/b/model.safetensors
+		for term in lookahead ahead anchor; do
+			tail -n 1 a | grep -q "\"$term\":[0-9.e-]*[1-9]"
+		done
+		chr-ls -q o/a | grep -q lookahead_router.proj.2
+		chr-score -q -m o/a -t tokenizer.json three.jsonl > /dev/null
+		if chr-sft $t --lora-rank 2 -o o/l chat.jsonl > /dev/null 2> why; then exit 1; fi
+		grep -q "lookahead_steps.*adapter" why' sh "$d"
+done
 done_testing

@@ -182,8 +182,10 @@ static void asks(const char *rest, const char *key)
 static void test_variants(void)
 {
 	static const char *const fine[] = { "\"use_dora\":false", "\"use_rslora\":null",
-	    "\"rank_pattern\":{}", "\"use_rslora\":true", "\"rank_pattern\":{\"q_proj\":4}",
-	    "\"alpha_pattern\":{\"q_proj\":0.5}", "\"modules_to_save\":[]", "\"init_lora_weights\":true",
+	    "\"rank_pattern\":{}", "\"use_rslora\":true",
+	    "\"rank_pattern\":{\"q_proj\":4}",
+	    "\"alpha_pattern\":{\"q_proj\":0.5}",
+	    "\"modules_to_save\":[]", "\"init_lora_weights\":true",
 	    "\"init_lora_weights\":false", "\"init_lora_weights\":\"gaussian\"",
 	    "\"init_lora_weights\":\"eva\"", "\"init_lora_weights\":\"orthogonal\"",
 	    "\"peft_type\":\"LORA\"", "\"bias\":\"none\"", "\"target_modules\":[\"q_proj\"]",
@@ -326,7 +328,8 @@ static void test_merge(const struct lora *l, const real *x)
 	ok(memcmp(x, y, (size_t)ps.total * sizeof *y) == 0, "bit for bit what was trained");
 	ok(said(l, "{\"r\": 64, \"lora_alpha\": 1, \"rank_pattern\": {\".*\": 3},"
 	    "\"alpha_pattern\": {\".*\": 7}}", x) == 0, "rank and factor by patterns");
-	ok(said(l, "{\"r\": 3, \"lora_alpha\": 4.0414518843273806, \"use_rslora\": true}", x) < 1e-5,
+	ok(said(l, "{\"r\": 3, \"lora_alpha\": 4.0414518843273806, \"use_rslora\": true}", x) <
+	    1e-5,
 	    "the rank-stabilised factor");
 	refused("another rank by a pattern", "{\"r\": 3, \"lora_alpha\": 7,"
 	    "\"rank_pattern\": {\"q_nope_proj\": 2}}", l, 0);

@@ -112,6 +112,8 @@ static int read_all(struct config *c, struct keys *k)
 		return -1;
 	if (arch_check_keys(k) < 0 || arch_read_keys(c, k) < 0 || k->arch->read(c, k) < 0)
 		return -1;
+	if (c->num_sparse == 0)
+		c->lookahead_steps = 0;		/* there is nothing to look for */
 	balance_default(c, k);
 	return quantization_read(c, k) < 0 ? -1 : family_ids(c, k);
 }

@@ -112,10 +112,8 @@ int family_sparse_done(struct config *c, const struct keys *k)
 	c->num_sparse = 0;
 	for (int i = 0; i < c->num_hidden_layers; i++)
 		c->num_sparse += c->block[i].sparse;
-	if (c->num_sparse == 0) {
-		c->lookahead_steps = 0;		/* there is nothing to look for */
+	if (c->num_sparse == 0)
 		return 0;
-	}
 	if (c->num_experts < 1)
 		return keys_bad(k, "num_experts", "0 with sparse layers");
 	if (c->num_experts_per_tok > c->num_experts)

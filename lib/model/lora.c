@@ -41,7 +41,8 @@ static void add_part(struct params *ps, const struct param *of, char part, int r
 	ps->count += param_size(p);
 }
 
-/* The adapter's parameters and its targets. each: (n of the model) their shapes, NULL: all alike. */
+/* The adapter's parameters and its targets. each: (n of the model) their shapes, NULL: all
+ * alike. */
 static int build(struct lora *l, const bool *hit, const struct lora_shape *each, struct err *e)
 {
 	for (int i = 0; i < l->model->n; i++) {

@@ -527,7 +527,8 @@ static void init_param(struct model *m, int i, uint64_t seed, real *buf)
 	m->be->put(m->be, m->w + p->off, buf, (size_t)param_size(p) * sizeof(real));
 }
 
-void model_init_weights(struct model *m, uint64_t seed)
+/* Those with any of the traits; 0: all. */
+static void init_params(struct model *m, unsigned traits, uint64_t seed)
 {
 	int64_t most = 0;
 	real *buf;
@@ -537,9 +538,20 @@ void model_init_weights(struct model *m, uint64_t seed)
 	if ((buf = malloc((size_t)most * sizeof(real))) == NULL)
 		err_die(EX_OSERR, "out of memory");
 	for (int i = 0; i < m->par.n; i++)
-		if (params_here(&m->par, &m->par.p[i]))
+		if (params_here(&m->par, &m->par.p[i]) &&
+		    (traits == 0 || param_is(&m->par.p[i], traits)))
 			init_param(m, i, seed, buf);
 	free(buf);
+}
+
+void model_init_weights(struct model *m, uint64_t seed)
+{
+	init_params(m, 0, seed);
+}
+
+void model_init_lookahead(struct model *m, uint64_t seed)
+{
+	init_params(m, PARAM_LOOK, seed);
 }
 
 static void count_flop(const struct model *m, const struct gemm_job *jobs, int n)

@@ -107,6 +107,7 @@ int model_open(struct model *m, const struct config *c, const struct model_opt *
     struct err *e) CHR_MUST_CHECK;
 void model_close(struct model *m);
 void model_init_weights(struct model *m, uint64_t seed);
+void model_init_lookahead(struct model *m, uint64_t seed);	/* of its head alone */
 
 /* (Ls, E) on the host: what routers choose by besides their scores (config_choice_bias). */
 void model_choice_bias(const struct model *m, real *bias);

@@ -158,8 +158,8 @@ static int read_rules(const json_t *o, const char *key, bool whole, const char *
 		if (value(list, pattern, whole, &r->value, name, e) < 0)
 			return -1;
 		if (r->value == 0)
-			return err_set(e, EX_DATAERR, "%s: \"%s\" is 0 for %.60s: the adapter would "
-			    "change nothing", name, key, pattern);
+			return err_set(e, EX_DATAERR, "%s: \"%s\" is 0 for %.60s: the adapter "
+			    "would change nothing", name, key, pattern);
 	}
 	return 0;
 }

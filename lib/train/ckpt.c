@@ -661,29 +661,49 @@ static int read_part(const struct st_file *f, const char *path, const char *pref
 	return rc;
 }
 
-static int load_weights(const char *dir, const struct weights *w, struct err *e)
+static bool has_head(const struct params *ps)
 {
-	struct modeldir md;
+	return params_get(ps, P_LOOK0, -1, -1) != NULL;
+}
+
+static int load_all(const struct modeldir *md, const struct weights *w, const struct params *ps,
+    struct err *e)
+{
 	struct transit t = {0};
-	int rc;
+	int rc = transit_open(&t, w->be, w->par, false, e);
 
-	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
-		return -1;
-	rc = modeldir_loadable(&md, w->par, e);
-	if (rc == 0)
-		rc = transit_open(&t, w->be, w->par, false, e);
-	for (int i = 0; rc == 0 && i < w->par->n; i++) {
-		const struct param *p = &w->par->p[i];
+	for (int i = 0; rc == 0 && i < ps->n; i++) {
+		const struct param *p = &ps->p[i];
 
-		if (!params_here(w->par, p))
+		if (!params_here(ps, p))
 			continue;
-		rc = modeldir_read_f32(&md, p, t.file != NULL ? t.file : in_place(w->be,
+		rc = modeldir_read_f32(md, p, t.file != NULL ? t.file : in_place(w->be,
 		    w->w + p->off), e);
 		if (rc == 0 && t.file != NULL)
 			w->be->put(w->be, w->w + p->off, from_file(&t, param_size(p)),
 			    (size_t)param_size(p) * sizeof(real));
 	}
 	transit_close(&t);
+	return rc;
+}
+
+/* *fresh: the directory has no lookahead head, which is what w's last parameters are of; NULL: that
+ * is an error. */
+static int load_weights(const char *dir, const struct weights *w, bool *fresh, struct err *e)
+{
+	struct params ps = *w->par;
+	struct modeldir md;
+	int rc;
+
+	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
+		return -1;
+	if (fresh)
+		*fresh = has_head(&ps) && !has_head(&md.par);
+	for (int i = ps.n - 1; fresh && *fresh && param_is(&ps.p[i], PARAM_LOOK); i--)
+		ps.n--;
+	rc = modeldir_loadable(&md, &ps, e);
+	if (rc == 0)
+		rc = load_all(&md, w, &ps, e);
 	modeldir_close(&md);
 	return rc;
 }
@@ -730,7 +750,7 @@ int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct opt
 		rc = load_adapter(dir, w, e);
 	else
 		rc = st_find(f, first) != NULL ? read_part(f, path, "master.", w, w->w, NULL, e)
-		    : load_weights(dir, w, e);
+		    : load_weights(dir, w, NULL, e);
 	if (rc == 0)
 		rc = read_part(f, path, "m.", w, o->m, o, e);
 	if (rc == 0)
@@ -743,6 +763,11 @@ int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct opt
 int ckpt_load_weights(const char *dir, struct model *m, struct err *e)
 {
 	const struct weights w = { &m->par, m->be, m->w, NULL };
+	bool fresh;
 
-	return load_weights(dir, &w, e);
+	if (load_weights(dir, &w, &fresh, e) < 0)
+		return -1;
+	if (fresh)
+		model_init_lookahead(m, 0);
+	return 0;
 }

@@ -234,6 +234,22 @@ static void settle(struct train *t)
 	    c->lambda_ahead };
 }
 
+/* An adapter holds no new head, and would leave it as it begins. */
+static int check_head(const struct train *t, struct err *e)
+{
+	struct config c;
+	int had;
+
+	if (t->o.lora_rank == 0 || t->o.model == NULL || config_lookahead_rows(&t->cfg) == 0)
+		return 0;
+	if (modeldir_config(&c, t->o.model, 0, NULL, e) < 0)
+		return -1;
+	had = config_lookahead_rows(&c);
+	config_free(&c);
+	return had ? 0 : err_set(e, EX_USAGE, "--set lookahead_steps: %s has no lookahead head, and "
+	    "an adapter (--lora-rank) cannot hold a new one", t->o.model);
+}
+
 static int open_config(struct train *t, struct err *e)
 {
 	const struct train_opt *o = &t->o;
@@ -242,7 +258,7 @@ static int open_config(struct train *t, struct err *e)
 
 	if ((o->upcycle != NULL ? upcycle_config(&t->cfg, o->upcycle, o->sets.n, sets, e)
 	    : modeldir_config(&t->cfg, path, o->sets.n, sets, e)) < 0 ||
-	    config_trains(&t->cfg, e) < 0)
+	    config_trains(&t->cfg, e) < 0 || check_head(t, e) < 0)
 		return -1;
 	settle(t);
 	if (o->seq > t->cfg.max_position_embeddings)
