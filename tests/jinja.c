@@ -81,6 +81,47 @@ static void test_from(void)
 	json_decref(own);
 }
 
+/* The end of a template, run with other values, is what whole renderings differ by. */
+static void test_tails(void)
+{
+	static const char once[] = "{% for m in messages %}{{ m.content }}{% endfor %}"
+	    "{% if add_generation_prompt %}P{% if enable_thinking is defined and not "
+	    "enable_thinking %}T{% endif %}{% endif %}";
+	static const char *const other[] = {
+		"{% if add_generation_prompt %}P{% endif %}x",
+		"{% if not add_generation_prompt %}x{% endif %}{% if add_generation_prompt %}P"
+		    "{% endif %}",
+		"{% set enable_thinking = true %}{% if add_generation_prompt %}P{% endif %}",
+		"{% set ns = namespace(a=1) %}{% if add_generation_prompt %}{{ ns.a }}{% endif %}",
+		"{% macro f() %}P{% endmacro %}{% if add_generation_prompt %}{{ f() }}{% endif %}",
+		"{% if add_generation_prompt %}{% set x = 1 %}{% endif %}", "a",
+	};
+	json_t *given = json_loads(messages, 0, NULL), *again[3];
+	struct jinja_text t, tail[3];
+	struct err e = { 0 };
+	struct jinja *j = jinja_open(once, strlen(once), "test", &e);
+
+	again[0] = json_pack("{s:b}", "add_generation_prompt", 1);
+	again[1] = json_pack("{s:b, s:b}", "add_generation_prompt", 1, "enable_thinking", 0);
+	again[2] = json_pack("{s:b}", "add_generation_prompt", 0);
+	ok(jinja_render_tails(j, NULL, given, &t, 3, again, tail, &e) == 0, "an end of its own");
+	ok(strcmp(t.text, "h\xc3\xa9llook") == 0 && strcmp(tail[0].text, "P") == 0 &&
+	    strcmp(tail[1].text, "PT") == 0 && tail[2].len == 0, "with other values");
+	for (int i = 0; i < 3; i++) {
+		jinja_text_free(&tail[i]);
+		json_decref(again[i]);
+	}
+	jinja_text_free(&t);
+	jinja_close(j);
+	for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+		j = jinja_open(other[i], strlen(other[i]), "test", &e);
+		ok(jinja_render_tails(j, NULL, given, &t, 0, again, tail, &e) == 1, "none: %s",
+		    other[i]);
+		jinja_close(j);
+	}
+	json_decref(given);
+}
+
 static void test_bounds(void)
 {
 	static const char *const source[] = {
@@ -153,6 +194,7 @@ int main(int argc, char **argv)
 		return render_lines(argv[1]);
 	test_cases();
 	test_from();
+	test_tails();
 	test_bounds();
 	test_deep();
 	return tap_done();

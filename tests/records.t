@@ -313,4 +313,38 @@ for v in NaN Infinity -Infinity True None; do
 	echo "{\"text\":\"a\",\"x\":$v}" > bad.jsonl
 	refuses "$v" 'bad.jsonl:1: .*is not JSON, which has' tok bad.jsonl
 done
+
+# A tokenizer with more tokens than the model has rows for
+chr-tokenize -q --train -v 400 -o more.json "$top/datasets/pretrain.jsonl"
+cp -r model tight && cp more.json tight/tokenizer.json
+for run in "chr-score -q -m model -t more.json in.jsonl" "chr-generate -q -m model -t more.json -n 1 in.jsonl" \
+	"chr-actlog -q -m model -t more.json in.jsonl" "chr-fit -q -m model -t more.json" \
+	"chr-sft -q -m model -t more.json -o no -n 1 -b 1 --seq 32 in.jsonl"; do
+	# shellcheck disable=SC2086
+	refuses "${run%% *}: a tokenizer that is too large" \
+		'more.json: the tokenizer has 400 tokens, the model.s vocab_size is only 320' $run
+done
+refuses "one that lies in the model" 'tight: the tokenizer has 400' chr-score -q -m tight in.jsonl
+ok "nothing is written" [ ! -e no ]
+
+# A template that refuses, and one whose end is not its own: the same as one whose end is
+mkdir raises once twice
+cp tokenizer.json raises && cp tokenizer.json once && cp tokenizer.json twice
+turns='{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}'
+ask='{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}'
+printf '%s\n{{ raise_exception("only odd turns") }}' "$turns" > raises/chat_template.jinja
+printf '%s%s' "$turns" "$ask" > once/chat_template.jinja
+printf '%s%s{{ "" }}' "$turns" "$ask" > twice/chat_template.jinja
+printf '{"messages":[%s,%s,%s,%s]}\n' "$u" "$a" "$u" "$a" > talk.jsonl
+refuses "a template that raises" \
+	'talk.jsonl:1: raises/chat_template.jinja:2: the template refuses: only odd turns' \
+	chr-tokenize -q -t raises talk.jsonl
+chr-tokenize -q --mask -t once talk.jsonl > once.jsonl
+chr-tokenize -q --mask -t twice talk.jsonl > twice.jsonl
+ok "a mask with one rendering" grep -q '"mask":\[0.*1.*0.*1' once.jsonl
+ok "is that with more" cmp once.jsonl twice.jsonl
+
+# Numbers that no double holds are not lost with all that is around them
+printf '{"tools":[{"name":"f","x":1e400}],"messages":[%s]}\n' "$u" > huge.jsonl
+ok "a tool with a huge number" sh -c 'chr-tokenize -q -t "$1" huge.jsonl | chr-tokenize -q -d -t "$1" | grep -q "\"f\""' sh tokenizer.json
 done_testing

@@ -96,10 +96,13 @@ void infer_begin(bool tok)
 	    modeldir_config(&infer.cfg, infer.model, 0, NULL, &e) < 0)
 		err_exit(&e);
 	path = tok_find(infer.model);
-	if (tok || infer.tokenizer || path != NULL)
-		if ((infer.tok = tok_load(infer.tokenizer ? infer.tokenizer : infer.model, &e)) ==
-		    NULL)
+	if (tok || infer.tokenizer || path != NULL) {
+		const char *from = infer.tokenizer ? infer.tokenizer : infer.model;
+
+		if ((infer.tok = tok_load(from, &e)) == NULL ||
+		    tok_fits(infer.tok, infer.cfg.vocab_size, from, &e) < 0)
 			err_exit(&e);
+	}
 	free(path);
 	pool_init(comm_threads(infer.threads));
 }

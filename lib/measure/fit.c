@@ -205,7 +205,8 @@ int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 		    f->cfg.max_position_embeddings);
 	if (tok == NULL && has_tokenizer(o->model))
 		tok = o->model;
-	if (tok != NULL && (f->tok = tok_load(tok, e)) == NULL)
+	if (tok != NULL && ((f->tok = tok_load(tok, e)) == NULL ||
+	    tok_fits(f->tok, f->cfg.vocab_size, tok, e) < 0))
 		return -1;
 	if (params_build(&f->ps, &f->cfg, e) < 0 || open_packed(f, e) < 0 || open_data(f, e) < 0)
 		return -1;

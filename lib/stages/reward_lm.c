@@ -108,6 +108,9 @@ int reward_open_lm(struct reward *r, const char *dir, const struct reward_opt *o
 		/* cppcheck-suppress memleak ; r owns lm: whoever opened r closes it, also after
 		 * an error */
 		return -1;
+	if (tok_fits(o->tok, engine_config(lm->g)->vocab_size, dir, e) < 0)
+		/* cppcheck-suppress memleak */
+		return -1;
 	lm->logits = malloc((size_t)BLOCK * (size_t)engine_config(lm->g)->vocab_size *
 	    sizeof *lm->logits);
 	if (lm->logits == NULL)

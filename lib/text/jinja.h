@@ -51,6 +51,17 @@ int jinja_render(const struct jinja *t, const json_t *own, const json_t *given,
     struct jinja_text *out, struct err *e) CHR_MUST_CHECK;
 void jinja_text_free(struct jinja_text *t);
 
+/* A template may end with a condition that is the only place where it asks for
+ * add_generation_prompt. What that end would write with other values can then be told with one
+ * rendering: for each of n objects of variables, which go before those given, the text is in
+ * tail[i] (n of them; freed by the caller when 0 is returned). 1, and nothing rendered: this
+ * template has no such end, or its end writes something in either case. */
+int jinja_render_tails(const struct jinja *t, const json_t *own, const json_t *given,
+    struct jinja_text *out, int n, json_t *const again[], struct jinja_text *tail, struct err *e)
+    CHR_MUST_CHECK;
+/* Is this word anywhere in the template? */
+int jinja_mentions(const struct jinja *t, const char *word);
+
 /* Does the template mark what is to be learned ({% generation %})? */
 int jinja_marks(const struct jinja *t);
 

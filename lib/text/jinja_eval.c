@@ -841,6 +841,7 @@ static int parse(struct run *r, struct jinja *t, size_t n)
 	if (setjmp(r->fail) != 0)
 		return -1;
 	t->body = jinja_parse(r, t->source, n, &t->marks);
+	t->tail = jinja_tail(t->body);
 	return 0;
 }
 
@@ -901,7 +902,11 @@ static void copy_out(const struct sink *s, struct jinja_text *out)
 	out->len = s->n;
 }
 
-static int render(struct run *r, const struct jinja *t, const json_t *own, const json_t *given)
+/* What a template's end writes with other values. */
+struct tails { int n; json_t *const *again; struct sink *sink; };
+
+static int render(struct run *r, const struct jinja *t, const json_t *own, const json_t *given,
+    const struct tails *tails)
 {
 	if (setjmp(r->fail) != 0)
 		return -1;
@@ -909,6 +914,15 @@ static int render(struct run *r, const struct jinja *t, const json_t *own, const
 	variables(r, own, JINJA_OWN);
 	variables(r, given, JINJA_DATA);
 	run(r, r->globals, t->body);
+	for (int i = 0; i < tails->n; i++) {
+		struct frame *f = r->globals;
+
+		r->out = &tails->sink[i];
+		r->globals = inner(r, f);
+		variables(r, tails->again[i], JINJA_DATA);
+		run(r, r->globals, t->tail);
+		r->globals = f;
+	}
 	return 0;
 }
 
@@ -918,13 +932,42 @@ int jinja_render(const struct jinja *t, const json_t *own, const json_t *given,
 	struct arena arena = { .limit = JINJA_BYTES };
 	struct sink sink = { 0 };
 	struct run r = { .name = t->name, .arena = &arena, .e = e, .out = &sink };
-	int rc = render(&r, t, own, given);
+	int rc = render(&r, t, own, given, &(struct tails){ 0 });
 
 	*out = (struct jinja_text){ 0 };
 	if (rc == 0)
 		copy_out(&sink, out);
 	jinja_arena_free(&arena);
 	return rc;
+}
+
+int jinja_render_tails(const struct jinja *t, const json_t *own, const json_t *given,
+    struct jinja_text *out, int n, json_t *const again[], struct jinja_text *tail, struct err *e)
+{
+	struct arena arena = { .limit = JINJA_BYTES };
+	struct sink sink = { 0 }, *more;
+	struct run r = { .name = t->name, .arena = &arena, .e = e, .out = &sink };
+	int rc;
+
+	if (t->tail == NULL)
+		return 1;
+	if ((more = calloc((size_t)n + 1, sizeof *more)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	rc = render(&r, t, own, given, &(struct tails){ n, again, more });
+	*out = (struct jinja_text){ 0 };
+	if (rc == 0) {
+		copy_out(&sink, out);
+		for (int i = 0; i < n; i++)
+			copy_out(&more[i], &tail[i]);
+	}
+	free(more);
+	jinja_arena_free(&arena);
+	return rc;
+}
+
+int jinja_mentions(const struct jinja *t, const char *word)
+{
+	return strstr(t->source, word) != NULL;
 }
 
 void jinja_text_free(struct jinja_text *t)

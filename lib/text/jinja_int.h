@@ -86,6 +86,7 @@ struct jinja {
 	char *source;
 	struct arena arena;
 	struct node *body;
+	struct node *tail;		/* of the body: jinja_render_tails(), or NULL */
 	bool marks;
 };
 
@@ -175,6 +176,9 @@ bool jinja_all(const struct str *s, enum jinja_kind kind);	/* isdigit() and the 
 /* title(), and the filter of that name, which asks otherwise where a word begins */
 enum jinja_change { JINJA_LOWERED, JINJA_UPPERED, JINJA_CAPITAL, JINJA_TITLED, JINJA_WORDS };
 const struct str *jinja_case(struct run *r, const struct str *s, enum jinja_change how);
+
+/* jinja_tail.c: the end of a body that can be run again, or NULL */
+struct node *jinja_tail(struct node *body);
 
 /* jinja_parse.c */
 struct node *jinja_parse(struct run *r, const char *source, size_t n, bool *marks);

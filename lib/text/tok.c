@@ -372,6 +372,12 @@ int tok_vocab(const struct tok *t)
 	return t->V;
 }
 
+int tok_fits(const struct tok *t, int vocab_size, const char *path, struct err *e)
+{
+	return t->V <= vocab_size ? 0 : err_set(e, EX_DATAERR, "%s: the tokenizer has %d tokens, "
+	    "the model's vocab_size is only %d", path, t->V, vocab_size);
+}
+
 int tok_bos(const struct tok *t)
 {
 	return t->bos;

@@ -40,6 +40,9 @@ void tok_free(struct tok *t);
  * NULL. */
 struct tok *tok_share(const struct tok *t);
 int tok_vocab(const struct tok *t);			/* largest id + 1 */
+/* Has a model with so many rows in its embedding one for each token? EX_DATAERR: it has not. path:
+ * of the tokenizer, for the message. */
+int tok_fits(const struct tok *t, int vocab_size, const char *path, struct err *e) CHR_MUST_CHECK;
 int tok_id(const struct tok *t, const char *token);	/* id of a token by its exact text
 							   ("<|im_end|>"), or -1 */
 /* -1: none */

@@ -262,7 +262,7 @@ static void add_tool(const struct tok *t, json_t *list, const char *s, size_t le
 	struct err why;
 
 	if (in == NULL)		/* it has numbers that only the other reader takes */
-		in = jsontext_parse(s, len, JSONTEXT_FILE, NULL, &why);
+		in = jsontext_parse(s, len, JSONTEXT_RECORD, NULL, &why);
 	if (t->own_template || json_is_string(in)) {
 		json_array_append(list, in);
 	} else {
@@ -351,23 +351,30 @@ static const struct jinja *template_of(const struct tok *t, const json_t *tools)
 	return tools && t->chat_tools ? t->chat_tools : t->chat;
 }
 
-/* think: 1 an empty block is asked for, 0 as the template has it. */
-static int render(const struct tok *t, const struct tok_chat *c, json_t *turns, bool generate,
-    bool think,
-    struct jinja_text *out, struct err *e)
+/* think: 1 an empty block is asked for, 0 as the template has it. *with is the template. New. */
+static json_t *given_of(const struct tok *t, const struct tok_chat *c, json_t *turns, bool generate,
+    bool think, const struct jinja **with)
 {
-	json_t *own = own_values(t), *given = json_is_object(c->more) ? json_copy((json_t *)c->more)
-	    : json_object();
+	json_t *given = json_is_object(c->more) ? json_copy((json_t *)c->more) : json_object();
 	json_t *tools = tools_of(t, c);
-	int rc;
 
+	*with = template_of(t, tools);
 	json_object_set(given, "messages", turns);
 	json_object_set_new(given, "add_generation_prompt", json_boolean(generate));
 	if (tools)
 		json_object_set_new(given, "tools", tools);
 	if (think)
 		json_object_set_new(given, "enable_thinking", json_false());
-	rc = jinja_render(template_of(t, tools), own, given, out, e);
+	return given;
+}
+
+static int render(const struct tok *t, const struct tok_chat *c, json_t *turns, bool generate,
+    bool think, struct jinja_text *out, struct err *e)
+{
+	const struct jinja *with;
+	json_t *own = own_values(t), *given = given_of(t, c, turns, generate, think, &with);
+	int rc = jinja_render(with, own, given, out, e);
+
 	json_decref(own);
 	json_decref(given);
 	return rc;
@@ -379,29 +386,90 @@ struct marker {
 	const struct tok *t;
 	struct jinja_text *text;
 	char *head[2];			/* what a prompt ends with: with an empty thought, and
-					   without; "" when unknown */
+					   without; "" when unknown; NULL: not looked for yet */
 	const char *end;		/* the end mark's text */
 	size_t end_len;
 };
 
-/* What add_generation_prompt adds to a conversation; "" when it changes what was there.
- * malloc'ed. */
+static char *copy(const char *s)
+{
+	char *p = strdup(s);
+
+	if (p == NULL)
+		err_die(EX_OSERR, "out of memory");
+	return p;
+}
+
+/* The text, and with the same rendering what a prompt would end with. 1: the template does not
+ * allow it. */
+static int render_once(const struct tok *t, const struct tok_chat *c, json_t *turns,
+    struct marker *x, struct err *e)
+{
+	const struct jinja *with;
+	json_t *own = own_values(t), *given = given_of(t, c, turns, c->generate, false, &with);
+	json_t *again[4];
+	struct jinja_text tail[4] = { { 0 } };
+	int rc;
+
+	for (int i = 0; i < 4; i++) {
+		again[i] = json_pack("{s:b}", "add_generation_prompt", i < 2);
+		if (i % 2 == 0)
+			json_object_set_new(again[i], "enable_thinking", json_false());
+	}
+	rc = jinja_render_tails(with, own, given, x->text, 4, again, tail, e);
+	if (rc == 0 && tail[2].len + tail[3].len > 0) {
+		jinja_text_free(x->text);
+		rc = 1;
+	}
+	for (int i = 0; i < 2 && rc == 0; i++)
+		x->head[i] = copy(tail[i].text);
+	for (int i = 0; i < 4; i++) {
+		json_decref(again[i]);
+		jinja_text_free(&tail[i]);
+	}
+	json_decref(own);
+	json_decref(given);
+	return rc;
+}
+
+/* The text of a prompt or of none: the one that there is, or *own. */
+static const struct jinja_text *text_of(const struct marker *x, const struct tok_chat *c,
+    json_t *turns, bool generate, bool think, struct jinja_text *own, struct err *e)
+{
+	if (generate == c->generate && think == c->think)
+		return x->text;
+	return render(x->t, c, turns, generate, think, own, e) == 0 ? own : NULL;
+}
+
+/* What add_generation_prompt adds to a conversation; "" when it changes what was there. */
 static int header(struct marker *x, const struct tok_chat *c, json_t *turns, bool think,
     char **head, struct err *e)
 {
-	struct jinja_text with, without;
+	struct jinja_text own[2] = { { 0 } };
+	const struct jinja_text *with = text_of(x, c, turns, true, think, &own[0], e);
+	const struct jinja_text *without = with != NULL ? text_of(x, c, turns, false, think,
+	    &own[1], e) : NULL;
 
-	if (render(x->t, c, turns, true, think, &with, e) < 0)
+	if (without != NULL)
+		*head = copy(with->len > without->len && memcmp(with->text, without->text,
+		    without->len) == 0 ? with->text + without->len : "");
+	jinja_text_free(&own[0]);
+	jinja_text_free(&own[1]);
+	return without != NULL ? 0 : -1;
+}
+
+static int headers(struct marker *x, const struct tok_chat *c, json_t *turns,
+    const struct jinja *with, struct err *e)
+{
+	if (x->head[0] != NULL)
+		return 0;
+	if (header(x, c, turns, c->think, &x->head[c->think ? 0 : 1], e) < 0)
 		return -1;
-	if (render(x->t, c, turns, false, think, &without, e) < 0) {
-		jinja_text_free(&with);
-		return -1;
+	if (!jinja_mentions(with, "enable_thinking")) {
+		x->head[c->think ? 1 : 0] = copy(x->head[c->think ? 0 : 1]);
+		return 0;
 	}
-	*head = strdup(with.len > without.len && memcmp(with.text, without.text, without.len) == 0 ?
-	    with.text + without.len : "");
-	jinja_text_free(&with);
-	jinja_text_free(&without);
-	return *head ? 0 : err_set(e, EX_OSERR, "out of memory");
+	return header(x, c, turns, !c->think, &x->head[c->think ? 1 : 0], e);
 }
 
 static bool is_at(const struct jinja_text *t, size_t at, const char *s, size_t n)
@@ -482,25 +550,32 @@ static void find_end(struct marker *x)
 	}
 }
 
-static int mark(const struct tok *t, const struct tok_chat *c, json_t *turns,
+/* The text of a conversation with marks on what is learned of it. */
+static int render_marked(const struct tok *t, const struct tok_chat *c, json_t *turns,
     struct jinja_text *text, struct err *e)
 {
 	struct marker x = { .t = t, .text = text };
 	json_t *tools = tools_of(t, c);
-	bool marks = jinja_marks(template_of(t, tools));
-	int rc;
+	const struct jinja *with = template_of(t, tools);
+	int rc = 1;
 
 	json_decref(tools);
-	if (marks)
-		return 0;
-	rc = header(&x, c, turns, true, &x.head[0], e);
-	if (rc == 0)
-		rc = header(&x, c, turns, false, &x.head[1], e);
-	find_end(&x);
-	if (rc == 0)
-		rc = mark_turns(&x, turns, e);
-	free(x.head[0]);
-	free(x.head[1]);
+	if (!jinja_marks(with) && !c->think)
+		rc = render_once(t, c, turns, &x, e);
+	if (rc > 0)
+		rc = render(t, c, turns, c->generate, c->think, text, e);
+	if (rc < 0)
+		return -1;
+	if (!jinja_marks(with)) {
+		rc = headers(&x, c, turns, with, e);
+		find_end(&x);
+		if (rc == 0)
+			rc = mark_turns(&x, turns, e);
+		free(x.head[0]);
+		free(x.head[1]);
+	}
+	if (rc < 0)
+		jinja_text_free(text);
 	return rc;
 }
 
@@ -580,11 +655,9 @@ int tok_chat(struct tok *t, const struct tok_chat *c, struct ids *out, struct id
 		    "it cannot do conversations");
 	if (check_given(c, e) < 0 || (turns = turns_of(t, c->messages, e)) == NULL)
 		return -1;
-	rc = render(t, c, turns, c->generate, c->think, &text, e);
+	rc = render_marked(t, c, turns, &text, e);
 	if (rc == 0) {
-		rc = mark(t, c, turns, &text, e);
-		if (rc == 0)
-			put_text(t, &text, out, mask);
+		put_text(t, &text, out, mask);
 		jinja_text_free(&text);
 	}
 	json_decref(turns);

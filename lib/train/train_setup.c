@@ -315,10 +315,8 @@ static int open_tokenizer(struct train *t, struct err *e)
 		return -1;
 	if ((t->tok = tok_load(path, e)) == NULL)
 		return -1;
-	if (tok_vocab(t->tok) > t->cfg.vocab_size)
-		return err_set(e, EX_DATAERR, "%s: has %d tokens, the model's vocab_size is only "
-		    "%d", path,
-		    tok_vocab(t->tok), t->cfg.vocab_size);
+	if (tok_fits(t->tok, t->cfg.vocab_size, path, e) < 0)
+		return -1;
 	t->cfg.bos_token_id = tok_bos(t->tok);
 	t->cfg.eos_token_id = tok_eos(t->tok);
 	t->cfg.pad_token_id = tok_pad(t->tok);
