@@ -346,5 +346,7 @@ ok "is that with more" cmp once.jsonl twice.jsonl
 
 # Numbers that no double holds are not lost with all that is around them
 printf '{"tools":[{"name":"f","x":1e400}],"messages":[%s]}\n' "$u" > huge.jsonl
-ok "a tool with a huge number" sh -c 'chr-tokenize -q -t "$1" huge.jsonl | chr-tokenize -q -d -t "$1" | grep -q "\"f\""' sh tokenizer.json
+printf '{{ tools | tojson }}{%% for m in messages %%}{{ m.content }}{%% endfor %%}' > raises/chat_template.jinja
+is "a tool with a huge number" "$(chr-tokenize -q -t raises huge.jsonl | chr-tokenize -q -d -t raises |
+	grep -c '"name": "f"')" 1
 done_testing
