@@ -1,7 +1,7 @@
 /*
  * decode: inference. An engine is the weights (dense part in memory, experts behind a store); a
- * seq is one timeline: its KV caches and position. One call evaluates new tokens of several
- * sequences at once.
+ * seq is one timeline: its KV caches, the states of layers that have one instead, and its
+ * position. One call evaluates new tokens of several sequences at once.
  *
  *	struct engine *g = engine_open(dir, &o, be, &plan, &e);
  *	struct seq *s = seq_new(g, &e);
