@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "measure/lsview.h"
 #include "format/manifest.h"
+#include "format/gguf_model.h"
 #include "format/modeldir.h"
 #include "base/opt.h"
 #include "base/pool.h"
@@ -122,6 +123,39 @@ static void list_file(const struct st_file *f, const char *file)
 			put_tensor(t, file);
 }
 
+/* A file of GGUF: lists of metadata that are longer than this are left out. */
+#define LIST_MOST 64
+
+static int list_gguf(const struct gguf *g, struct err *e)
+{
+	json_t *meta = json_object(), *x, *shape;
+	const struct gguf_value *v;
+	const struct gguf_tensor *t;
+
+	for (size_t i = 0; (v = gguf_value_at(g, i)); i++) {
+		if (v->array && v->n > LIST_MOST)
+			continue;
+		if (!(x = gguf_json(g, v, e))) {
+			json_decref(meta);
+			return -1;
+		}
+		json_object_set_new(meta, v->key, x);
+	}
+	put(json_pack("{s:s, s:s, s:I}", "type", "file", "file", gguf_name(g), "tensors",
+	    (json_int_t)gguf_count(g)));
+	put(json_pack("{s:s, s:s, s:o}", "type", "metadata", "file", gguf_name(g), "metadata",
+	    meta));
+	for (size_t i = 0; (t = gguf_at(g, i)); i++) {
+		shape = json_array();
+		for (int k = 0; k < t->ndim; k++)
+			json_array_append_new(shape, json_integer((json_int_t)t->shape[k]));
+		put(json_pack("{s:s, s:s, s:s, s:o, s:I, s:I, s:s}", "type", "tensor", "name",
+		    t->name, "dtype", gguf_type_name(t->type), "shape", shape, "bytes",
+		    (json_int_t)t->nbytes, "offset", (json_int_t)t->offset, "file", gguf_name(g)));
+	}
+	return 0;
+}
+
 static int64_t param_bytes(const struct modeldir *md, const struct param *p)
 {
 	struct err none;
@@ -207,6 +241,8 @@ static int list_model(const struct modeldir *md, struct err *e)
 	put_model(md, md->packed ? &m : NULL);
 	for (int i = 0; i < md->nfiles; i++)
 		list_file(md->st[i], md->file[i]);
+	for (int i = 0; md->gguf && i < md->gguf->n && r == 0; i++)
+		r = list_gguf(md->gguf->g[i], e);
 	if (md->packed) {
 		r = list_clusters(md, &m, e);
 		manifest_free(&m);
@@ -336,8 +372,15 @@ static int do_file(const char *path, struct err *e)
 static int do_operand(const char *path, struct err *e)
 {
 	struct stat st;
+	char *file;
+	int found = strcmp(path, "-") == 0 ? 0 : gguf_path(path, &file, e);
 
-	return stat(path, &st) == 0 && S_ISDIR(st.st_mode) ? do_model(path, e) : do_file(path, e);
+	if (found != 0)
+		free(file);
+	if (found < 0)
+		return -1;
+	return found > 0 || (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) ? do_model(path, e)
+	    : do_file(path, e);
 }
 
 int main(int argc, char **argv)

@@ -2,7 +2,8 @@
 # gguf.pl DIR OUT [OPTION...]: a published directory of float32 as a GGUF file, by the conventions
 # of the converters that people use. Options: kv_b (DeepSeek: not apart), fused (gate and up of
 # experts in one tensor), old (Qwen3-Next: one projection), llama3 (frequencies in a tensor),
-# q8_0, q4_0, f16 (of matrices whose rows divide by 32), split=N (files), tok=FILE (tokenizer.json).
+# spoil (them), q8_0, q4_0 (matrices whose rows divide by 32), split=N (files), tok=FILE
+# (tokenizer.json), pre=NAME, extra=KEY.
 use strict;
 use warnings;
 use JSON::PP;
@@ -113,6 +114,7 @@ if ($delta) {
 	u32("$arch.ssm.inner_size", $c->{linear_num_value_heads} * $c->{linear_value_head_dim});
 	u32("$arch.full_attention_interval", 4);
 }
+u32("$arch.$opt{extra}", 1) if $opt{extra};
 tokenizer($opt{tok}) if $opt{tok};
 
 # Byte-level BPE of GPT-2's pattern.
@@ -222,6 +224,7 @@ if ($opt{llama3}) {	# factor 8, low 1, high 4, of 256 positions
 		my $s = (256 / $wave - 1) / 3;
 		push @f, $wave > 256 ? 8 : $wave < 64 ? 1 : 1 / ((1 - $s) / 8 + $s);
 	}
+	$f[0] = 1.5 if $opt{spoil};
 	put('rope_freqs.weight', [[scalar @f], \@f]);
 }
 

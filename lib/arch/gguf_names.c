@@ -237,7 +237,7 @@ static void llama3(struct reader *r, double theta, int width)
 
 	if (n != width / 2)
 		fail(r, "rope.dimension_count", "does not agree with rope_freqs.weight");
-	for (int original = 1024; !r->failed && original <= 1 << 20; original *= 2)
+	for (int original = 64; !r->failed && original <= 1 << 20; original *= 2)
 		for (int high = 2; high <= 8; high++)
 			if (llama3_is(freq, n, theta, factor, 1, high, original)) {
 				set(r, "rope_scaling", json_pack(

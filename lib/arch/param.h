@@ -113,8 +113,8 @@ enum param_how {
 	/* the value heads of each key head not together, but first the first of all key heads, then
 	 * the second: of rows, or with AT_ACROSS of columns, */
 	AT_TILED = 1 << 11,
-	/* in two tensors, of this name and of the next entry: keys, transposed (H, C, N), and values
-	 * (H, V, C) of kv_b; q, k, v and z of qkvz. */
+	/* in two tensors, of this name and of the next entry: keys, transposed (H, C, N), and
+	 * values (H, V, C) of kv_b; q, k, v and z of qkvz. */
 	AT_KV_APART = 1 << 12,
 	AT_QKVZ_APART = 1 << 13,
 	/* it holds others too */

@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "measure/kernel_rate.h"
+#include "format/gguf_model.h"
 #include "format/manifest.h"
 #include "format/modeldir.h"
 #include "base/pool.h"
@@ -100,6 +101,8 @@ static void describe(struct side *x)
 	x->F = md.cfg.moe_intermediate_size;
 	x->block = MIB;
 	x->file = largest(x->infer.model, md.packed ? ".ctsr" : ".safetensors");
+	if (md.gguf)
+		x->file = strdup(gguf_name(md.gguf->g[0]));
 	if (md.packed)
 		read_manifest(x, fingerprint, &e);
 	if (!*fingerprint) {
