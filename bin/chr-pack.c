@@ -172,7 +172,7 @@ static struct pack_rule *rules(void)
 		const char *eq = strrchr(o.rule.v[i], '=');
 
 		if (!eq || eq == o.rule.v[i] || dtype_parse(eq + 1, &r[i].t) < 0 ||
-		    r[i].t == DT_F64)
+		    r[i].t == DT_F64 || (dtype_blocks(r[i].t) && !dtype_rounded(r[i].t)))
 			opt_usage("--quant-for %s: not PATTERN=q8, q4, q4a, f32, bf16 or f16",
 			    o.rule.v[i]);
 		r[i].pattern = strndup(o.rule.v[i], (size_t)(eq - o.rule.v[i]));

@@ -130,6 +130,9 @@ bits='
 chr-pack -q -m f8 --layout layer -o pk > /dev/null
 ok "FP8: the bits in .ctsr files are those of the source" perl -MJSON::PP -e "$bits" f8 pk
 
+status "FP8 is nothing that floats are made of" 64 \
+	chr-pack -q -m f8 --layout layer --quant-for '*=f8' -o out
+
 # refused NAME WORD [CHECK]: what is in m, by every way in; chr-ls --check says CHECK, if not WORD;
 # nothing where that is empty: it looks at tensors one by one
 refused()

@@ -92,7 +92,7 @@ int main(void)
 	char odd[13];
 	enum dtype t;
 
-	ok(dtype_parse("bf16", &t) == 0 && t == DT_BF16 && dtype_parse("F8", &t) < 0 &&
+	ok(dtype_parse("bf16", &t) == 0 && t == DT_BF16 && dtype_parse("F9", &t) < 0 &&
 	    dtype_size(DT_F16) == 2, "names");
 	test_all(DT_F16, 5, 10);
 	test_all(DT_BF16, 8, 7);
