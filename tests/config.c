@@ -252,6 +252,9 @@ static void test_published(void)
 	json_decref(o);
 	config_free(&c);
 	refused(HUNYUAN "\"moe_topk\":[3,2]}", "moe_topk: entry 1");
+	refused("{\"text_config\":{\"model_type\":\"llama\"}}", "neither model_type");
+	refused("{\"model_type\":\"llava\",\"text_config\":{\"model_type\":\"llama\"}}",
+	    "model_type \"llava\"");
 	refused(HUNYUAN "\"moe_topk\":3,\"mlp_bias\":true}", "mlp_bias");
 	refused("{\"model_type\":\"qwen3_moe\",\"num_hidden_layers\":2,\"layer_types\":"
 	    "[\"full_attention\",\"sliding_attention\"]}", "use_sliding_window");

@@ -103,6 +103,11 @@ const struct arch *arch_find(const json_t *o, const char *name, struct err *e)
 			unknown(name, "model_type", json_string_value(type), e);
 		return NULL;
 	}
+	if (!first && json_is_object(json_object_get(o, "text_config"))) {
+		err_set(e, EX_DATAERR, "%s: neither model_type nor architectures, which say what "
+		    "text_config is of", name);
+		return NULL;
+	}
 	if (!first)
 		return &arch_chronos;		/* a new model, of which only sizes are given */
 	if (!(a = by_architecture(first)))

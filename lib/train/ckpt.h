@@ -76,8 +76,8 @@ int ckpt_state(const char *dir, json_t **state, struct err *e) CHR_MUST_CHECK;
 int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o,
     struct err *e) CHR_MUST_CHECK;
 
-/* Any model directory, any float type. A lookahead head that its config does not ask for, and m has,
- * begins random. */
+/* Any model directory, any float type. A lookahead head that its config does not ask for, and m
+ * has, begins random. */
 int ckpt_load_weights(const char *dir, struct model *m, struct err *e) CHR_MUST_CHECK;
 /* w->g of what is not frozen, which optim_collect() has made whole, F32, by parameter name. All
  * ranks call it. */

@@ -246,8 +246,8 @@ static int check_head(const struct train *t, struct err *e)
 		return -1;
 	had = config_lookahead_rows(&c);
 	config_free(&c);
-	return had ? 0 : err_set(e, EX_USAGE, "--set lookahead_steps: %s has no lookahead head, and "
-	    "an adapter (--lora-rank) cannot hold a new one", t->o.model);
+	return had ? 0 : err_set(e, EX_USAGE, "--set lookahead_steps: %s has no lookahead head, "
+	    "and an adapter (--lora-rank) cannot hold a new one", t->o.model);
 }
 
 static int open_config(struct train *t, struct err *e)
