@@ -65,6 +65,22 @@ static const struct { const char *name, *json; } models[] = {
 	    "\"num_dense_layers\":1,"
 	    "\"num_experts\":5,\"num_experts_per_tok\":2,\"moe_intermediate_size\":9,"
 	    "\"vocab_size\":50,\"max_position_embeddings\":64}" },
+	{ "biases, sinks and windows", "{\"model_type\":\"gpt_oss\",\"hidden_size\":20,"
+	    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":8,"
+	    "\"intermediate_size\":9,\"num_hidden_layers\":3,\"num_local_experts\":5,"
+	    "\"num_experts_per_tok\":2,\"sliding_window\":6,\"swiglu_limit\":1.0,"
+	    "\"vocab_size\":50,\"max_position_embeddings\":64}" },
+	{ "multipliers", "{\"model_type\":\"granitemoe\",\"hidden_size\":20,"
+	    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"intermediate_size\":9,"
+	    "\"head_dim\":6,"
+	    "\"num_hidden_layers\":3,\"num_local_experts\":5,\"num_experts_per_tok\":2,"
+	    "\"embedding_multiplier\":3,\"residual_multiplier\":0.4,"
+	    "\"attention_multiplier\":0.2,\"logits_scaling\":1.7,\"attention_bias\":true,"
+	    "\"vocab_size\":50,\"max_position_embeddings\":64}" },
+	{ "clipped", "{\"model_type\":\"olmoe\",\"hidden_size\":20,"
+	    "\"num_attention_heads\":2,\"num_key_value_heads\":1,\"intermediate_size\":9,"
+	    "\"num_hidden_layers\":2,\"num_experts\":5,\"num_experts_per_tok\":2,"
+	    "\"clip_qkv\":0.8,\"vocab_size\":50,\"max_position_embeddings\":64}" },
 };
 #define MODELS ((int)(sizeof(models) / sizeof(*models)))
 

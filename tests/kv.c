@@ -288,6 +288,12 @@ static const struct { const char *name; double price[3]; const char *json; } mod
 	    "\"full_attention_interval\":2,\"num_hidden_layers\":4,\"num_experts\":6,"
 	    "\"num_experts_per_tok\":2,\"moe_intermediate_size\":13,\"vocab_size\":61,"
 	    "\"max_position_embeddings\":512}" },
+	{ "biases, sinks and windows", { 0, 0.01, 0.03 },
+	    "{\"model_type\":\"gpt_oss\",\"hidden_size\":20,"
+	    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":40,"
+	    "\"intermediate_size\":9,\"num_hidden_layers\":3,\"num_local_experts\":5,"
+	    "\"num_experts_per_tok\":2,\"sliding_window\":21,\"swiglu_limit\":1.0,"
+	    "\"vocab_size\":50,\"max_position_embeddings\":512}" },
 };
 
 static void write_model(const char *json)
@@ -397,7 +403,8 @@ static void test_plan(const char *model, enum kv_type t)
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		bool is_mla = c->block[l].attn == ATTN_MLA, ring = c->block[l].attn ==
 		    ATTN_SLIDING;
-		int slots = ring && c->sliding_window_size + 8 < T ? c->sliding_window_size + 8 : T,
+		int window = c->block[l].window,
+		    slots = ring && window + 8 < T ? window + 8 : T,
 		    G = c->num_key_value_heads;
 		int w[2] = { is_mla ? c->kv_latent_dim : c->head_dim, is_mla ? c->rope_dim
 		    : c->head_dim };

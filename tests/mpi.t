@@ -60,6 +60,15 @@ same "recomputed" chr-pretrain -c config.json -t tokenizer.json --seq 64 -n 2 --
 # Two experts for two ranks, of which one has far more than its share: its rows come in rounds.
 same "uneven" chr-pretrain -c config.json -t tokenizer.json --set num_experts=2 \
 	--set num_experts_per_tok=1 --seq 64 -n 2 few.jsonl
+# Biases of experts are in every rank, which adds to those of its own experts.
+cat > oss.json <<-END
+	{"model_type": "gpt_oss", $(grep -o '"vocab_size": *[0-9]*' config.json), "hidden_size": 32,
+	"intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+	"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256,
+	"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
+END
+same "divided, with biases" chr-pretrain -c oss.json -t tokenizer.json --seq 64 -l 0.01 --epochs 1 \
+	--accum 3 few.jsonl
 same "divided sft" chr-sft -m model --seq 64 -n 3 --eval datasets/chat.jsonl --eval-batches 3 \
 	--anchor-lambda 0.1 datasets/chat.jsonl
 same "divided adapter" chr-sft -m model --seq 64 -n 2 --lora-rank 2 datasets/chat.jsonl
