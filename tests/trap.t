@@ -58,6 +58,23 @@ trains pretrain chr-pretrain $new "$@" -n 3 -b 2 --accum 2 --dropout 0.1 \
 	--fallback-mask-prob 0.3 datasets/pretrain.jsonl
 trains "bf16, again, format 1" chr-pretrain $new --set chronos_format=1 -n 2 -b 2 --compute bf16 \
 	--recompute datasets/pretrain.jsonl
+cat > oss.json <<-END
+	{"model_type": "gpt_oss", $(grep -o '"vocab_size": *[0-9]*' config.json), "hidden_size": 32,
+	"intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+	"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256,
+	"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
+END
+sed 's/gpt_oss/granitemoe/; s/"sliding.*/"residual_multiplier": 0.5, "logits_scaling": 2}/' oss.json \
+	> granite.json
+sed 's/gpt_oss/olmoe/; s/local_//; s/"sliding.*/"clip_qkv": 0.5}/' oss.json > olmoe.json
+for f in oss granite olmoe; do
+	trains $f chr-pretrain -c $f.json -t tokenizer.json --seq 32 -n 2 -b 2 \
+		datasets/pretrain.jsonl
+	says "$f: score" chr-score -m on-cpu in.jsonl
+	rm -rf $f-q8
+	chr-pack -q -m on-cpu --quant q8 --layout layer -o $f-q8 > /dev/null
+	says "$f: score of q8, streamed" chr-score -m $f-q8 --ram 64M in.jsonl
+done
 trains resume sh -c 'o=$(for a; do case $p in -o) echo "$a";; esac; p=$a; done)
 	chr-pretrain -c config.json -t tokenizer.json --seq 32 -b 2 "$@" -n 4 --stop-after 2 datasets/pretrain.jsonl; rc=$?
 	[ $rc = 75 ] || exit 1
