@@ -3,7 +3,7 @@
 # of the converters that people use. Options: kv_b (DeepSeek: not apart), fused (gate and up of
 # experts in one tensor), old (Qwen3-Next: one projection), llama3 (frequencies in a tensor),
 # spoil (them), q8_0, q4_0 (matrices whose rows divide by 32), split=N (files), tok=FILE
-# (tokenizer.json), pre=NAME, extra=KEY.
+# (tokenizer.json), pre=NAME, spm (a tokenizer of pieces; spm=bare: no space before), extra=KEY.
 use strict;
 use warnings;
 use JSON::PP;
@@ -116,6 +116,26 @@ if ($delta) {
 }
 u32("$arch.$opt{extra}", 1) if $opt{extra};
 tokenizer($opt{tok}) if $opt{tok};
+pieces() if $opt{spm};
+
+# SentencePiece's BPE: bytes, then a few pieces; "ba" is more likely than "ab".
+sub pieces {
+	my $mark = "\xe2\x96\x81";
+	my @more = ([$mark, -5], ['a', -6], ['b', -7], ['ab', -1], ["${mark}ab", -2], ['ba', -0.5]);
+	my @tok = ('<unk>', '<s>', '</s>', (map { sprintf '<0x%02X>', $_ } 0 .. 255),
+		(map { $_->[0] } @more), '<|x|>');
+
+	text('tokenizer.ggml.model', 'llama');
+	list('tokenizer.ggml.tokens', 8, scalar @tok, join '', map { str($_) } @tok);
+	list('tokenizer.ggml.scores', 6, scalar @tok, pack 'f<*', (0) x 259,
+		(map { $_->[1] } @more), 0);
+	list('tokenizer.ggml.token_type', 5, scalar @tok, pack 'V*', 2, 3, 3, (6) x 256,
+		(1) x @more, 4);
+	u32('tokenizer.ggml.bos_token_id', 1);
+	u32('tokenizer.ggml.eos_token_id', 2);
+	u32('tokenizer.ggml.unknown_token_id', 0);
+	truth('tokenizer.ggml.add_space_prefix', 0) if $opt{spm} eq 'bare';
+}
 
 # Byte-level BPE of GPT-2's pattern.
 sub tokenizer {

@@ -102,6 +102,20 @@ ok "trained further" chr-sft -q -m m.gguf -n 1 -b 1 --seq 32 -o trained \
 	"$top/datasets/chat.jsonl"
 ok "in the published layout" grep -q '"model_type": *"qwen3_moe"' trained/config.json
 
+# Pieces with scores: the most likely pair first; bytes where there is none
+ids()
+{
+	printf '%s' "$2" > text
+	is "pieces: $1" "$(chr-tokenize -q -t m.gguf --text text | sed 's/.*"tokens":\(.*\)}/\1/')" "$3"
+}
+make "$families/llama" m.gguf spm
+ids "a space before, and two merges" "ab" "[263]"
+ids "the likelier pair" "aba" "[259,260,264]"
+ids "no piece" "é" "[259,198,172]"
+ids "a token of the user's" "b<|x|>" "[259,261,265]"
+make "$families/llama" m.gguf spm=bare
+ids "no space before" "ab" "[262]"
+
 # Refused by name
 make "$families/qwen3" m.gguf
 perl -pe 'BEGIN { undef $/; binmode STDIN; binmode STDOUT } s/\x05\0{7}qwen3/\x05\0\0\0\0\0\0\0gemma/' \
