@@ -6,8 +6,10 @@
 
 #include "arch/arch.h"
 #include "base/err.h"
+#include "format/modeldir.h"
 #include "measure/fit.h"
 #include "measure/fit_for.h"
+#include "measure/forecast.h"
 #include "base/human.h"
 #include "base/json.h"
 #include "model/lora.h"
@@ -20,6 +22,7 @@
 static struct fit_opt o = { .ranks = 1, .expert_parallel = 1, .group = 4, .max_new = 128,
     .chunk = 256, .readers = 4, .data = 1 << 20, .data_ram = (int64_t)1 << 30,
 	.temperature = 4, .factor = 1 };
+static struct forecast_opt w;
 static struct {
 	const char *replay, *calibration, *predict, *heat;
 	int64_t ram;
@@ -82,6 +85,13 @@ static const struct opt opts[] = {
 	    "with -c: and other matrices" },
 	{ 0, "replay", OPT_STR, &a.replay, 0, 0, "FILE",
 	    "records of chr-bench replay: what speed which memory buys" },
+	{ .kind = OPT_GROUP, .help = "Forecast, also of a published model without options" },
+	{ 0, "budgets", OPT_STR, &w.budgets, 0, 0, "LIST",
+	    "of memory, such as 8G,16G,32G" },
+	{ 0, "drive", OPT_STR, &w.drive, 0, 0, "BYTES_PER_S[,MS]",
+	    "its speed, and the latency of a read; measured where the model is by default" },
+	{ 0, "log", OPT_STR, &w.log, 0, 0, "FILE",
+	    "activation records (chr-actlog), which say how often an expert is in memory" },
 	{ .kind = OPT_GROUP, .help = "Another server" },
 	{ 0, "for", OPT_CHOICE, &a.server, 0, 0, "none|vllm|sglang|llama.cpp",
 	    "the flags with which it holds the model within --vram" },
@@ -222,6 +232,49 @@ static int other(struct err *e)
 	return rc < 0 ? -1 : rc ? 0 : EX_NO;
 }
 
+/* Exit status, or -1. */
+static int foresee(struct err *e)
+{
+	static char bytes[32];
+	struct fit f;
+	int rc;
+
+	if (a.ram > 0 && w.budgets == NULL) {
+		snprintf(bytes, sizeof bytes, "%lld", (long long)a.ram);
+		w.budgets = bytes;
+	}
+	human_table("forecast", "budget fits slots experts hit_rate read_bytes_per_token "
+	    "decode_tok_per_s prefill_tok_per_s bytes", false);
+	rc = fit_open(&f, &o, e);
+	if (rc == 0)
+		rc = forecast(&f, &o, &w, e);
+	fit_close(&f);
+	return rc < 0 ? -1 : rc > 0 ? 0 : EX_NO;
+}
+
+/* A forecast is asked for, or nothing of a model that somebody published. */
+static bool foresees(void)
+{
+	static const char *const other[] = { "stage", "batch", "accum", "seq", "ranks", "vram",
+	    "expert-parallel", "lora-rank", "lora-target", "freeze", "ref", "eval", "data",
+	    "tokenizer", "calibration" };
+	static struct config c;
+	struct err e = { 0 };
+	bool published;
+
+	if (w.budgets != NULL || w.log != NULL || w.drive != NULL)
+		return true;
+	for (size_t i = 0; i < sizeof other / sizeof *other; i++)
+		if (opt_given(other[i]))
+			return false;
+	if (o.nfiles > 0 || modeldir_config(&c, o.config ? o.config : o.model, o.sets.n,
+	    (const char *const *)o.sets.v, &e) < 0)
+		return false;
+	published = c.arch != &arch_chronos;
+	config_free(&c);
+	return published;
+}
+
 static void settle(void)
 {
 	const char *why;
@@ -232,7 +285,14 @@ static void settle(void)
 		opt_usage("which model? -m DIR, or -c FILE");
 	if ((a.seqs > 0 || a.context > 0) && a.server == FOR_NONE)
 		opt_usage("--seqs and --context are for --for; else it is -b and --seq");
-	if (a.server == FOR_NONE && o.model != NULL && (o.packed || a.dtype || a.quant || a.dense))
+	if (a.server == FOR_NONE && (o.model != NULL || o.config != NULL) && foresees()) {
+		if (opt_given("stage") && a.stage != FIT_GENERATE)
+			opt_usage("a forecast is of --stage generate");
+		a.stage = FIT_GENERATE;
+		o.as_packed = true;
+	}
+	if (a.server == FOR_NONE && !o.as_packed && o.model != NULL &&
+	    (o.packed || a.dtype || a.quant || a.dense))
 		opt_usage("--packed, --dtype, --quant and --quant-dense are for -c; a directory "
 		    "says so itself");
 	if (a.dtype && a.quant)
@@ -280,7 +340,7 @@ int main(int argc, char **argv)
 	    &o.factor, &e) < 0)
 		err_exit(&e);
 	rc = a.learn ? learn(argc - first, argv + first, &e) : a.server != FOR_NONE ? other(&e)
-	    : fit(&e);
+	    : o.as_packed ? foresee(&e) : fit(&e);
 	human_end();
 	if (rc < 0)
 		err_exit(&e);

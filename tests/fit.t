@@ -239,6 +239,120 @@ status "3 ranks in pairs: 64" 64 chr-fit -m model --ranks 3 --expert-parallel 2
 status "rollouts with divided experts: 64" 64 chr-fit -m model --stage grpo --ranks 2 \
 	--expert-parallel 2
 
+# Forecasts
+fc()		# OPTIONS...
+{
+	chr-fit -q -j 1 "$@" > fit
+}
+nth()		# N KEY: of the n-th forecast
+{
+	grep '"type":"forecast"' fit | sed -n "$1p" | sed 's/.*"'"$2"'":\([^,}]*\).*/\1/'
+}
+fc -c tests/data/qwen3-30b-a3b.json --quant q4 --quant-dense q4 --drive 3GB,0.1 \
+	--budgets 4G,8G,32G --seq 1024
+is "a configuration of what is not here" $? 0
+is "budgets that hold it, or not" "$(nth 1 fits) $(nth 2 fits) $(nth 3 fits)" "true true true"
+is "an expert of 4.5 bits" "$(nth 2 expert_bytes)" $((3 * 768 * 2048 * 18 / 32))
+is "even routing: hits are the share that fits" "$(nth 2 curve) $(nth 3 hit_rate)" '"even" 1.0'
+ok "at 8 GiB, too" awk 'BEGIN { h = '"$(nth 2 hit_rate)"'; exit !(h == h && (h - \
+	'"$(nth 2 slots)"' / (48 * 128)) ^ 2 < 1e-9) }'
+ok "and the rest is read" awk 'BEGIN { r = '"$(nth 2 read_bytes_per_token)"' / (48 * 8 * \
+	(1 - '"$(nth 2 hit_rate)"') * '"$(nth 2 expert_bytes)"'); exit !(r > 0.999 && r < 1.001) }'
+ok "more memory is no slower" awk 'BEGIN { exit !('"$(nth 1 decode_tok_per_s)"' <= \
+	'"$(nth 2 decode_tok_per_s)"' && '"$(nth 2 decode_tok_per_s)"' <= \
+	'"$(nth 3 decode_tok_per_s)"') }'
+cat > formula.pl <<'END'
+use JSON::PP;
+while (<>) {
+	my $o = decode_json $_;
+	my $d = $o->{decode} or next;
+	my ($K, $Ls, $h) = (8, 48, $o->{hit_rate});
+	my ($w, $c, $r) = (1 - $h ** $K, $d->{experts_s} / $K / $Ls, $d->{reads_s} / $Ls);
+	my ($wait, $all) = ($r + $w * $c, $K * $c);
+	my $t = $d->{dense_s} + $d->{attention_s} + $d->{layers_s} +
+		$Ls * ($wait > $all ? $wait : $all);
+	my $reads = $w * 1e-4 + $K * (1 - $h) * $o->{expert_bytes} / 3e9;
+	exit 1 if abs($t * $o->{decode_tok_per_s} - 1) > 1e-6 || abs($reads - $r) > 1e-8;
+}
+END
+ok "a token takes what its parts take" perl formula.pl fit
+is "what was assumed" "$(sed -n '2s/.*"assumed":\(\[.*\]\).*/\1/p' fit)" \
+	'["packed","even routing","no gain from reading ahead","drive","context half full"]'
+fc -c tests/data/qwen3-30b-a3b.json --drive 3GB --budgets 1G
+is "next to nothing: no" "$? $(nth 1 fits)" "1 false"
+fc -m packed --drive 1GB --budgets 64M --seq 256
+chr-generate -q -m packed --context 256 --dry-run < /dev/null > dry
+for i in '"dense weights"' '"KV caches"' '"activations"' '"expert store"'; do
+	is "a packed model: $i of chr-generate" \
+		"$(sed 's/.*"items":{\([^}]*\)}.*/\1/' fit | tail -1 | tr , '\n' | grep "$i")" \
+		"$(items dry | grep "$i")"
+done
+fc -m wide.packed --log wide.act --drive 1GB --budgets 28M --seq 256 --kv-type q8
+chr-bench replay --budget "$(nth 1 slots)" wide.act | grep '"policy":"auto"' > replay.jsonl
+is "hits by the log: $(nth 1 slots) of 16" "$(nth 1 hit_rate) $(nth 1 curve)" \
+	"$(sed 's/.*"hit_rate":\([^,]*\),"read.*/\1/' replay.jsonl) \"log\""
+fc -m model --quant q4 --drive 1GB --budgets 64M --seq 256
+a=$(nth 1 bytes)
+fc -m quant --drive 1GB --budgets 64M --seq 256
+ok "a directory is planned as packed from it" awk \
+	'BEGIN { d = '"$a - $(nth 1 bytes)"'; exit !(d > -700000 && d < 700000) }'
+fc -m packed --budgets 64M --seq 256
+ok "the drive is measured where the model is" grep -q '"drive_from":"packed","drive_direct"' fit
+is "and no file is left there" "$(find packed -name '.chr-fit*')" ''
+status "a log of another model: 65" 65 chr-fit -q -c tests/data/qwen3-30b-a3b.json --log act.jsonl
+status "budgets of no bytes: 64" 64 chr-fit -q -m packed --drive 1G --budgets 0
+status "budgets that are no numbers: 64" 64 chr-fit -q -m packed --drive 1G --budgets 8G,x
+status "a drive of 0: 64" 64 chr-fit -q -m packed --drive 0 --budgets 8G
+status "a drive with a latency below 0: 64" 64 chr-fit -q -m packed --drive 1G,-1 --budgets 8G
+if [ -d "$shared/golden/families" ]; then
+	f=$shared/golden/families
+	for m in qwen3_moe-bf16-shards deepseek_v3 gpt_oss qwen3_next llama; do
+		fc -m "$f/$m" --drive 1GB
+		is "$m, without another option: $(nth 3 decode_tok_per_s) tok/s" \
+			"$? $(nth 3 fits) $(grep -c '"type":"forecast"' fit)" "0 true 3"
+	done
+	status "a published model for training: as before" 0 chr-fit -q -m "$f/olmoe" --stage sft \
+		-b 1 --seq 64 --ram 1G
+fi
+# Headers are all that is read of shards of 170 MB.
+cat > shards.pl <<'END'
+use JSON::PP;
+my ($D, $F, $V, $i, %map) = (1024, 16384, 32768, 0);
+my $l = "model.layers.0";
+my %shape = ("model.embed_tokens.weight" => [$V, $D], "model.norm.weight" => [$D],
+	"$l.input_layernorm.weight" => [$D], "$l.post_attention_layernorm.weight" => [$D],
+	"$l.mlp.down_proj.weight" => [$D, $F]);
+$shape{"$l.mlp.${_}_proj.weight"} = [$F, $D] for qw(gate up);
+$shape{"$l.self_attn.${_}_proj.weight"} = [$D, $D] for qw(q k v o);
+mkdir "shards";
+for my $n (sort keys %shape) {
+	my ($b, $f) = (2, sprintf("model-%05d.safetensors", ++$i));
+	$b *= $_ for @{$shape{$n}};
+	my $h = encode_json {$n => {dtype => "BF16", shape => $shape{$n}, data_offsets => [0, $b]}};
+	open F, ">", "shards/$f";
+	print F pack("Q<", length $h), $h, "\0" x $b;
+	close F;
+	$map{$n} = $f;
+}
+open F, ">", "shards/model.safetensors.index.json";
+print F encode_json {weight_map => \%map};
+open F, ">", "shards/config.json";
+print F encode_json {model_type => "llama", hidden_size => $D, intermediate_size => $F,
+	num_hidden_layers => 1, num_attention_heads => 16, num_key_value_heads => 16,
+	vocab_size => $V, max_position_embeddings => 2048, rms_norm_eps => 1e-6,
+	tie_word_embeddings => JSON::PP::true};
+END
+perl shards.pl
+sync shards/*
+for i in shards/*.safetensors; do
+	dd if="$i" iflag=nocache count=0 2> log
+done
+fc -m shards --budgets 4G --drive 1GB
+ok "of $(du -sm shards | cut -f 1) MB so many bytes were read: $(key fit disk_bytes)" \
+	[ "$(sed -n '1s/.*"disk_bytes":\([0-9]*\).*/\1/p' fit)" -lt 4000000 ]
+sed -n 1p fit > one
+ok "a dense model has no drive of its own" grep -q '"drive_from":"--drive"' one
+
 # Another server. Qwen3-30B-A3B: 30532122624 parameters, 48 layers of 4 heads of 128.
 q30=tests/data/qwen3-30b-a3b.json
 for_()		# OPTIONS...

@@ -902,7 +902,7 @@ struct st_file *st_open(const char *path, int mode, struct st_error *e)
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), why = errno;
 	struct st_file *f = st__start(fd, NULL, 0, e);
 	struct stat st;
-	void *p;
+	void *p = NULL;
 
 	if (!f) {
 		if (fd >= 0)
@@ -931,8 +931,13 @@ struct st_file *st_open(const char *path, int mode, struct st_error *e)
 		}
 		f->base = (const unsigned char *)p;
 		f->mapped = 1;
+		/* The header alone is wanted; the kernel would read megabytes behind it. */
+		posix_madvise(p, (size_t)f->size, POSIX_MADV_RANDOM);
 	}
-	return st__ready(f, e);
+	f = st__ready(f, e);
+	if (f && f->mapped)
+		posix_madvise(p, (size_t)f->size, POSIX_MADV_NORMAL);
+	return f;
 }
 
 void st_close(struct st_file *f)

@@ -131,16 +131,20 @@ static bool has_tokenizer(const char *dir)
 
 static int open_packed(struct fit *f, struct err *e)
 {
-	f->packed = f->o->model != NULL ? has_file(f->o->model, MANIFEST_NAME) : f->o->packed;
+	bool there = f->o->model != NULL && has_file(f->o->model, MANIFEST_NAME);
+
+	f->packed = there || (f->o->model == NULL && f->o->packed) ||
+	    (f->o->as_packed && f->cfg.num_sparse > 0);
+	f->supposed = !there && (f->o->model == NULL || f->o->as_packed);
 	if (f->o->stage != FIT_GENERATE || !f->packed)
 		return 0;
-	if (f->o->model == NULL) {
+	if (f->supposed) {
 		int F = f->cfg.moe_intermediate_size, D = f->cfg.hidden_size;
-		int64_t in = (int64_t)mat_bytes(f->o->expert, F, D);
+		int64_t in = (int64_t)mat_bytes(f->expert, F, D);
 
 		f->man = (struct manifest){ .layers = f->cfg.num_hidden_layers,
 		    .experts = f->cfg.num_experts, .nclusters = 1,
-		    .gate_bytes = in, .up_bytes = in, .down_bytes = (int64_t)mat_bytes(f->o->expert,
+		    .gate_bytes = in, .up_bytes = in, .down_bytes = (int64_t)mat_bytes(f->expert,
 		    D, F) };
 		return 0;
 	}
@@ -164,7 +168,7 @@ static int64_t program_bytes(struct fit *f)
 	return engine_program() + MEM_JITTER + tok;
 }
 
-static bool has_weights(const char *dir)
+bool fit_has_weights(const char *dir)
 {
 	struct err none = { 0 };
 	char *gguf = NULL;
@@ -175,35 +179,51 @@ static bool has_weights(const char *dir)
 	    has_file(dir, "model.safetensors.index.json");
 }
 
-/* Are the tensors those of the config? */
-static int check_weights(const char *dir, struct err *e)
+enum dtype fit_config_dtype(const struct config *c)
+{
+	const json_t *v = json_object_get(c->raw, "dtype");
+	const char *s = json_string_value(v ? v : json_object_get(c->raw, "torch_dtype"));
+
+	return s && strcmp(s, "float32") == 0 ? DT_F32 : s && strcmp(s, "float16") == 0 ? DT_F16
+	    : DT_BF16;
+}
+
+/* Are the tensors those of the config? And of what type are experts? */
+static int check_weights(struct fit *f, struct err *e)
 {
 	struct modeldir md;
+	int rc = 0, i = 0;
 
-	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
+	if (modeldir_open(&md, f->o->model, 0, NULL, e) < 0)
 		return -1;
+	while (i < md.par.n && !param_routed(&md.par.p[i]))
+		i++;
+	if (f->o->as_packed && f->o->expert == DT_F32 && !md.packed && i < md.par.n)
+		rc = modeldir_type(&md, &md.par.p[i], &f->expert, e);
 	modeldir_close(&md);
-	return 0;
+	return rc;
 }
 
 int fit_open(struct fit *f, const struct fit_opt *o, struct err *e)
 {
 	const char *path = o->config != NULL ? o->config : o->model, *tok = o->tokenizer;
 
-	*f = (struct fit){ .o = o };
+	*f = (struct fit){ .o = o, .expert = o->expert };
 	if ((f->be = backend_open("cpu", e)) == NULL ||
 	    modeldir_config(&f->cfg, path, o->sets.n, (const char *const *)o->sets.v, e) < 0)
 		return -1;
 	if (o->stage != FIT_GENERATE && config_trains(&f->cfg, e) < 0)
 		return -1;
-	if (has_weights(o->model) && check_weights(o->model, e) < 0)
+	if (fit_has_weights(o->model) && check_weights(f, e) < 0)
 		return -1;
+	if (o->as_packed && o->expert == DT_F32 && !fit_has_weights(o->model))
+		f->expert = fit_config_dtype(&f->cfg);
 	settle(f);
 	if (f->asked.seq > f->cfg.max_position_embeddings && o->stage != FIT_GENERATE)
 		return err_set(e, EX_USAGE, "--seq %d is above the model's max_position_embeddings "
 		    "%d", f->asked.seq,
 		    f->cfg.max_position_embeddings);
-	if (tok == NULL && has_tokenizer(o->model))
+	if (tok == NULL && !o->as_packed && has_tokenizer(o->model))
 		tok = o->model;
 	if (tok != NULL && ((f->tok = tok_load(tok, e)) == NULL ||
 	    tok_fits(f->tok, f->cfg.vocab_size, tok, e) < 0))
@@ -301,10 +321,9 @@ static int plan_engine(struct fit *f, const struct fit_point *at, int64_t slots,
 	 * the limit. */
 	if (slots == 0)
 		o.ram = f->o->factor > 0 ? (int64_t)((double)f->o->ram / f->o->factor) : f->o->ram;
-	if (f->o->model != NULL)
+	if (!f->supposed)
 		return engine_plan(f->o->model, &o, plan, e);
-	return engine_plan_config(&f->cfg, &f->ps, f->o->dense, f->o->expert, f->packed, &o, plan,
-	    e);
+	return engine_plan_config(&f->cfg, &f->ps, f->o->dense, f->expert, f->packed, &o, plan, e);
 }
 
 int fit_plan(struct fit *f, const struct fit_point *at, struct mem_plan *plan, struct err *e)

@@ -47,7 +47,10 @@ struct fit_opt {
 	bool heat;				/* as of chr-generate */
 	bool packed;				/* a configuration of FIT_GENERATE: experts are
 						   streamed */
-	enum dtype dense, expert;		/* of it */
+	bool as_packed;				/* a plain directory of FIT_GENERATE is planned as
+						   chr-pack would pack it; its tokenizer
+						   is not read */
+	enum dtype dense, expert;		/* of both; DT_F32 of the latter: as stored */
 	int64_t data, teacher_ram, data_ram, window;	/* data_ram, window: --data-ram,
 							   --shuffle-window */
 	int64_t ram, vram;			/* limits; 0: none */
@@ -68,6 +71,8 @@ struct fit {
 	struct tok *tok;
 	struct manifest man;			/* of a packed model */
 	bool packed, ref;
+	bool supposed;				/* no directory, or as_packed of a plain one */
+	enum dtype expert;			/* of a model that is supposed */
 	int group;
 	struct fit_point asked;
 	struct train_opt train;			/* as a trainer would have it, for the point
@@ -80,6 +85,11 @@ struct fit {
 
 int fit_open(struct fit *f, const struct fit_opt *o, struct err *e) CHR_MUST_CHECK;
 void fit_close(struct fit *f);
+
+bool fit_has_weights(const char *dir);		/* or is there only a configuration? */
+
+/* in which a published config.json says that its weights are; BF16 where it does not */
+enum dtype fit_config_dtype(const struct config *c);
 
 /* -1: EX_OSERR when a packed model's experts leave no room within o->ram (the plan is filled
  * then too), or other errors. */

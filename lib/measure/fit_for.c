@@ -14,7 +14,9 @@
 #include "backend/quant.h"
 #include "base/human.h"
 #include "base/json.h"
+#include "format/gguf_model.h"
 #include "format/modeldir.h"
+#include "measure/fit.h"
 
 #define GIB ((int64_t)1 << 30)
 #define LONGEST 32768		/* context where none is asked for */
@@ -42,7 +44,7 @@ struct weights {
 	int64_t unused;			/* tensors that the server passes over */
 };
 
-struct place {				/* a setting */
+struct setting {				/* a setting */
 	int seqs, context;
 	bool small_kv;
 	int64_t offload;		/* weights that stay with the host, of vLLM and SGLang */
@@ -53,7 +55,7 @@ struct held {				/* on the card by a setting */
 	int64_t weights, kv, state, activations, itself, total, host;
 };
 
-struct model {
+struct served {
 	const struct fit_for *o;
 	const struct server *s;
 	struct config cfg;
@@ -64,21 +66,24 @@ struct model {
 
 /* --- weights --- */
 
-static void weigh(struct model *m, const char *name, int64_t bytes)
+static void weigh(struct served *m, const char *name, int64_t bytes)
 {
 	const char *at = strstr(name, "layers.");
+	bool embeds = strstr(name, "embed_tokens") || strncmp(name, "token_embd", 10) == 0,
+	    routed = strstr(name, ".experts.") || strstr(name, "_exps.");
 	int l = -1;
 
-	if (at == NULL || sscanf(at, "layers.%9d.", &l) != 1 || l < 0 ||
-	    l >= m->cfg.num_hidden_layers) {
-		*(strstr(name, "embed_tokens") ? &m->w.embed : &m->w.head) += bytes;
-		return;
-	}
-	*(strstr(name, ".experts.") ? &m->w.experts[l] : &m->w.layer[l]) += bytes;
+	if ((at == NULL || sscanf(at, "layers.%9d.", &l) != 1) &&
+	    sscanf(name, "blk.%9d.", &l) != 1)
+		l = -1;
+	if (l < 0 || l >= m->cfg.num_hidden_layers)
+		*(l >= 0 ? &m->w.unused : embeds ? &m->w.embed : &m->w.head) += bytes;
+	else
+		*(routed ? &m->w.experts[l] : &m->w.layer[l]) += bytes;
 }
 
 /* As GGUF would hold the tensor: FP8 becomes BF16 there and its scales go. */
-static int64_t stored_bytes(const struct model *m, const struct st_tensor *t)
+static int64_t stored_bytes(const struct served *m, const struct st_tensor *t)
 {
 	if (m->o->server != FOR_LLAMA || st_dtype_size(t->dtype) != 1 ||
 	    strncmp(st_dtype_name(t->dtype), "F8_E4M3", 7) != 0)
@@ -87,12 +92,16 @@ static int64_t stored_bytes(const struct model *m, const struct st_tensor *t)
 	return 2 * (int64_t)t->nbytes;
 }
 
-static void weigh_files(struct model *m, const struct modeldir *md)
+static void weigh_files(struct served *m, const struct modeldir *md)
 {
 	const struct st_tensor *t;
 	int layer;
 
 	m->weights_from = "files";
+	for (int i = 0; md->gguf && i < md->gguf->n; i++)
+		for (size_t k = 0; k < gguf_count(md->gguf->g[i]); k++)
+			weigh(m, gguf_at(md->gguf->g[i], k)->name,
+			    (int64_t)gguf_at(md->gguf->g[i], k)->nbytes);
 	for (int i = 0; i < md->nfiles; i++)
 		for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
 			bool tied = m->cfg.tie_word_embeddings &&
@@ -116,17 +125,9 @@ static int64_t gguf_bytes(const struct param *p, enum dtype quant)
 	return param_size(p) / 32 * (quant == DT_Q8 ? 34 : quant == DT_Q4A ? 20 : 18);
 }
 
-static int config_dtype(const struct config *c)
+static void weigh_params(struct served *m)
 {
-	const json_t *v = json_object_get(c->raw, "dtype");
-	const char *s = json_string_value(v ? v : json_object_get(c->raw, "torch_dtype"));
-
-	return s && strcmp(s, "float32") == 0 ? 4 : 2;
-}
-
-static void weigh_params(struct model *m)
-{
-	int each = config_dtype(&m->cfg);
+	int64_t each = (int64_t)dtype_size(fit_config_dtype(&m->cfg));
 	bool gguf = m->o->server == FOR_LLAMA;
 
 	m->weights_from = gguf && m->o->quant != DT_F32 ? "blocks" : "config";
@@ -154,20 +155,20 @@ static int64_t kv_values(const struct config *c, int l)
 }
 
 /* Bytes that one token takes in a layer. */
-static int64_t kv_bytes(const struct model *m, int l, bool small)
+static int64_t kv_bytes(const struct served *m, int l, bool small)
 {
 	int64_t n = kv_values(&m->cfg, l);
 
 	return !small ? 2 * n : m->o->server == FOR_LLAMA ? n / 32 * 34 + n % 32 : n;
 }
 
-static int64_t pages(const struct model *m, int64_t tokens)
+static int64_t pages(const struct served *m, int64_t tokens)
 {
 	return (tokens + m->s->page - 1) / m->s->page * m->s->page;
 }
 
 /* Tokens that a layer keeps of a sequence: past a window, those of the prompt being evaluated. */
-static int64_t kept(const struct model *m, int l, int context)
+static int64_t kept(const struct served *m, int l, int context)
 {
 	int64_t all = pages(m, context), window = m->cfg.block[l].window,
 	    some = pages(m, window + m->s->rows) + (m->o->server == FOR_VLLM ? m->s->page : 0);
@@ -176,7 +177,7 @@ static int64_t kept(const struct model *m, int l, int context)
 }
 
 /* Bytes that a sequence keeps in a layer, however long it is. */
-static int64_t state_bytes(const struct model *m, int l)
+static int64_t state_bytes(const struct served *m, int l)
 {
 	const struct block *b = &m->cfg.block[l];
 	int conv = m->o->server == FOR_LLAMA ? 4 : 2;
@@ -187,7 +188,7 @@ static int64_t state_bytes(const struct model *m, int l)
 	return b->attn == ATTN_CONV ? (int64_t)(b->taps - 1) * m->cfg.hidden_size * conv : 0;
 }
 
-static int64_t all_states(const struct model *m)
+static int64_t all_states(const struct served *m)
 {
 	int64_t n = 0;
 
@@ -197,7 +198,7 @@ static int64_t all_states(const struct model *m)
 }
 
 /* SGLang keeps two more for prefixes that may come again. */
-static int states(const struct model *m, int seqs)
+static int states(const struct served *m, int seqs)
 {
 	return m->o->server == FOR_SGLANG ? 3 * seqs : seqs;
 }
@@ -220,7 +221,7 @@ static int64_t widest(const struct config *c)
 	return ffn > w ? ffn : w;
 }
 
-static int64_t activations(const struct model *m, int seqs)
+static int64_t activations(const struct served *m, int seqs)
 {
 	const struct config *c = &m->cfg;
 	int64_t row = 2 * (int64_t)c->hidden_size + widest(c), V = c->vocab_size;
@@ -231,7 +232,7 @@ static int64_t activations(const struct model *m, int seqs)
 
 /* --- a setting --- */
 
-static int64_t all_weights(const struct model *m)
+static int64_t all_weights(const struct served *m)
 {
 	int64_t n = m->w.embed + m->w.head;
 
@@ -242,7 +243,7 @@ static int64_t all_weights(const struct model *m)
 
 /* llama.cpp: the embedding stays with the host, then the first layers; the output is the first
  * to come to the card, for tied models as a copy. */
-static void hold_layers(const struct model *m, const struct place *p, struct held *h)
+static void hold_layers(const struct served *m, const struct setting *p, struct held *h)
 {
 	const struct weights *w = &m->w;
 	int L = m->cfg.num_hidden_layers, first = L + 1 - p->layers;
@@ -257,7 +258,7 @@ static void hold_layers(const struct model *m, const struct place *p, struct hel
 	    ? w->embed : 0);
 }
 
-static struct held hold(const struct model *m, const struct place *p)
+static struct held hold(const struct served *m, const struct setting *p)
 {
 	struct held h = { .activations = activations(m, p->seqs), .itself = m->s->itself };
 
@@ -275,7 +276,7 @@ static struct held hold(const struct model *m, const struct place *p)
 }
 
 /* By how much the card is too small; 0: it is not. */
-static int64_t over_card(const struct model *m, const struct place *p)
+static int64_t over_card(const struct served *m, const struct setting *p)
 {
 	int64_t n = hold(m, p).total - m->o->limit;
 
@@ -283,7 +284,7 @@ static int64_t over_card(const struct model *m, const struct place *p)
 }
 
 /* And the host. */
-static int64_t over(const struct model *m, const struct place *p)
+static int64_t over(const struct served *m, const struct setting *p)
 {
 	int64_t n = m->o->ram > 0 ? hold(m, p).host - m->o->ram : 0;
 
@@ -291,7 +292,7 @@ static int64_t over(const struct model *m, const struct place *p)
 }
 
 /* llama.cpp: experts of as few layers as need be go to the host, then whole layers. */
-static bool settle_layers(const struct model *m, struct place *p)
+static bool settle_layers(const struct served *m, struct setting *p)
 {
 	int L = m->cfg.num_hidden_layers;
 
@@ -307,7 +308,7 @@ static bool settle_layers(const struct model *m, struct place *p)
 }
 
 /* The largest *x from lo to hi, a multiple of step, with which it fits; false: none. */
-static bool largest(const struct model *m, struct place *p, int *x, int lo, int hi, int step)
+static bool largest(const struct served *m, struct setting *p, int *x, int lo, int hi, int step)
 {
 	int a = lo / step, b = hi / step;
 
@@ -325,17 +326,17 @@ static bool largest(const struct model *m, struct place *p, int *x, int lo, int 
 }
 
 /* What was asked for; and where nothing was, what fits. */
-static bool settle(const struct model *m, struct place *p)
+static bool settle(const struct served *m, struct setting *p)
 {
 	const struct fit_for *o = m->o;
 	int most = m->cfg.max_position_embeddings;
 	bool fits;
 
-	*p = (struct place){ .seqs = o->seqs > 0 ? o->seqs : 1, .context = o->context > 0
+	*p = (struct setting){ .seqs = o->seqs > 0 ? o->seqs : 1, .context = o->context > 0
 	    ? o->context : most < LONGEST ? most : LONGEST, .small_kv = o->small_kv };
 	fits = settle_layers(m, p);
 	if (!fits && o->context == 0 && most > SHORTEST) {
-		struct place q = *p;
+		struct setting q = *p;
 
 		if ((fits = largest(m, &q, &q.context, SHORTEST, p->context, SHORTEST)))
 			*p = q;
@@ -349,7 +350,7 @@ static bool settle(const struct model *m, struct place *p)
 
 static double up(double x, double step) { return ceil(x / step - 1e-9) * step; }
 
-static int vllm_flags(const struct model *m, const struct place *p, char *s, size_t size)
+static int vllm_flags(const struct served *m, const struct setting *p, char *s, size_t size)
 {
 	struct held h = hold(m, p);
 	int n = snprintf(s, size, "--max-model-len %d --max-num-seqs %d --max-num-batched-tokens %d"
@@ -362,7 +363,7 @@ static int vllm_flags(const struct model *m, const struct place *p, char *s, siz
 	return n;
 }
 
-static int sglang_flags(const struct model *m, const struct place *p, char *s, size_t size)
+static int sglang_flags(const struct served *m, const struct setting *p, char *s, size_t size)
 {
 	struct held h = hold(m, p);
 	int64_t fixed = h.weights + h.kv + h.state, full = pages(m, p->context), window = full;
@@ -385,7 +386,7 @@ static int sglang_flags(const struct model *m, const struct place *p, char *s, s
 	return n;
 }
 
-static int llama_flags(const struct model *m, const struct place *p, char *s, size_t size)
+static int llama_flags(const struct served *m, const struct setting *p, char *s, size_t size)
 {
 	int n = snprintf(s, size, "-c %lld -np %d -ub %d -ngl %d", (long long)pages(m, p->context) *
 	    p->seqs, p->seqs, m->s->rows, p->layers);
@@ -397,7 +398,7 @@ static int llama_flags(const struct model *m, const struct place *p, char *s, si
 	return n;
 }
 
-static void flags(const struct model *m, const struct place *p, char s[512])
+static void flags(const struct served *m, const struct setting *p, char s[512])
 {
 	int n = m->o->server == FOR_VLLM ? vllm_flags(m, p, s, 512) : m->o->server == FOR_SGLANG
 	    ? sglang_flags(m, p, s, 512) : llama_flags(m, p, s, 512);
@@ -410,8 +411,8 @@ static void flags(const struct model *m, const struct place *p, char s[512])
 
 /* A change of one thing: what it saves, and whether it is enough; then it becomes *best unless
  * there is one. */
-static void help(const struct model *m, json_t *list, const char *flag, const struct place *from,
-    struct place *to, struct place *best, bool *found)
+static void help(const struct served *m, json_t *list, const char *flag, const struct setting *from,
+    struct setting *to, struct setting *best, bool *found)
 {
 	int64_t saves = m->o->server == FOR_LLAMA ? over(m, from) - over(m, to)
 	    : hold(m, from).total - hold(m, to).total;
@@ -431,7 +432,7 @@ static void help(const struct model *m, json_t *list, const char *flag, const st
 }
 
 /* As much of the weights goes to the host as does not fit, in the steps of the flag. */
-static void offload(const struct model *m, struct place *p)
+static void offload(const struct served *m, struct setting *p)
 {
 	double step = m->o->server == FOR_VLLM ? 0.1 : 1;
 	int64_t all = all_weights(m), n = (int64_t)(up((double)over(m, p) / (double)GIB, step) *
@@ -440,10 +441,11 @@ static void offload(const struct model *m, struct place *p)
 	p->offload = n < all ? n : all;
 }
 
-static json_t *helps(const struct model *m, const struct place *p, struct place *best, bool *found)
+static json_t *helps(const struct served *m, const struct setting *p, struct setting *best,
+    bool *found)
 {
 	json_t *list = json_array();
-	struct place q = *p;
+	struct setting q = *p;
 	char flag[64];
 
 	q.small_kv = true;
@@ -475,7 +477,7 @@ static json_t *helps(const struct model *m, const struct place *p, struct place 
 
 /* --- the record --- */
 
-static void put_layers(const struct model *m, json_t *r)
+static void put_layers(const struct served *m, json_t *r)
 {
 	static const char *const name[] = { "full", "sliding", "mla", "latent", "delta", "conv" };
 	json_t *o = json_object();
@@ -504,7 +506,7 @@ static void put_held(json_t *r, const struct held *h)
 	json_set_int(r, "host", h->host);
 }
 
-static void put_model(const struct model *m, json_t *r, const struct place *p)
+static void put_model(const struct served *m, json_t *r, const struct setting *p)
 {
 	int64_t kv = 0;
 
@@ -524,7 +526,7 @@ static void put_model(const struct model *m, json_t *r, const struct place *p)
 }
 
 /* The same choice of experts for -ot, which knows no numbers of layers. */
-static void put_tensors(const struct model *m, json_t *r, const struct place *p)
+static void put_tensors(const struct served *m, json_t *r, const struct setting *p)
 {
 	char s[CFG_MAX_LAYERS * 4 + 64];
 	int n = snprintf(s, sizeof s, "blk\\.(");
@@ -538,12 +540,12 @@ static void put_tensors(const struct model *m, json_t *r, const struct place *p)
 	json_set_str(r, "override_tensor", s);
 }
 
-static int put(const struct model *m, struct place *p, bool fits, struct err *e)
+static int put(const struct served *m, struct setting *p, bool fits, struct err *e)
 {
 	json_t *r = json_pack("{s:s, s:s, s:s}", "type", "fit", "step", "for", "server",
 	    m->s->name);
 	struct held h = hold(m, p);
-	struct place best = *p;
+	struct setting best = *p;
 	bool found = false;
 	char args[512];
 	int rc;
@@ -575,7 +577,7 @@ static int put(const struct model *m, struct place *p, bool fits, struct err *e)
 
 /* --- the model --- */
 
-static int refuse(const struct model *m, const char *name, bool packed, struct err *e)
+static int refuse(const struct served *m, const char *name, bool packed, struct err *e)
 {
 	if (packed)
 		return err_set(e, EX_DATAERR, "%s: packed: another server needs the model that it "
@@ -586,7 +588,7 @@ static int refuse(const struct model *m, const char *name, bool packed, struct e
 	return 0;
 }
 
-static int open_model(struct model *m, const char *model, const char *config,
+static int open_model(struct served *m, const char *model, const char *config,
     const struct opt_list *sets, struct err *e)
 {
 	const char *const *v = (const char *const *)sets->v;
@@ -616,11 +618,11 @@ static int open_model(struct model *m, const char *model, const char *config,
 int fit_for(const char *model, const char *config, const struct opt_list *sets,
     const struct fit_for *o, struct err *e)
 {
-	static struct model m;		/* too large for a stack */
-	struct place p;
+	static struct served m;		/* too large for a stack */
+	struct setting p;
 	int rc;
 
-	m = (struct model){ .o = o, .s = &servers[o->server] };
+	m = (struct served){ .o = o, .s = &servers[o->server] };
 	rc = open_model(&m, model, config, sets, e);
 	if (rc == 0) {
 		bool fits = settle(&m, &p);

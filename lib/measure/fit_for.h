@@ -4,7 +4,7 @@
  * the host. Nothing but headers is read.
  *
  *	struct fit_for o = { .server = FOR_VLLM, .vram = 24 << 30, .limit = 23 << 30 };
- *	rc = fit_for("Qwen3-30B-A3B", NULL, &o, &e);		(1: it fits as asked, 0: it does not)
+ *	rc = fit_for("Qwen3-30B-A3B", NULL, &sets, &o, &e);	(1: it fits, 0: it does not)
  *
  * Weights are what the files hold, keys and values what each kind of layer keeps of a token, states
  * what it keeps of a sequence; the rest are estimates, which the record names as such.

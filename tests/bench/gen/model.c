@@ -294,7 +294,8 @@ int main(int argc, char **argv)
 	for (int i = 0; i < cfg.vocab_size && i < 1 << 20; i++)
 		token_topic[i] = topic_of(2, (uint64_t)i);
 	write_weights(argv[1], &ps);
-	write_manifest(argv[1]);
+	if (cfg.num_sparse > 0)
+		write_manifest(argv[1]);
 	write_prompts(argv[1]);
 	params_free(&ps);
 	free(path);
