@@ -483,8 +483,30 @@ static void test_mxfp4(int rows, int cols)
 	free(v), free(s), free(v2), free(s2), free(x), free(w);
 }
 
+/* Bits that are no numbers, in the last of a panel's values and scales. */
+static void test_finite(void)
+{
+	static const uint8_t v8[QUANT_PANEL * 40] = { 0x7e }, v4[QUANT_PANEL * 32] = { 1 },
+	    s4[QUANT_PANEL * 2] = { 252 };
+	_Alignas(64) char f8[64 + 2 * 512], f4[64 + 2 * 256];
+	float d[2] = { 1, 7e35f };
+	bool good;
+
+	published_f8_put(f8, v8, d, QUANT_BLOCK, QUANT_PANEL, 40);
+	published_mxfp4_put(f4, v4, s4, QUANT_PANEL, 64);
+	good = published_finite(f8, DT_F8, 40) && published_finite(f4, DT_MXFP4, 64);
+	f8[sizeof f8 - 1] = (char)0xff;
+	f4[2 * QUANT_PANEL - 1] = (char)253;
+	ok(good && !published_finite(f8, DT_F8, 40) && !published_finite(f4, DT_MXFP4, 64),
+	    "a NaN, and a scale that is too large, are found");
+	d[1] = 8e35f;
+	published_f8_put(f8, v8, d, QUANT_BLOCK, QUANT_PANEL, 40);
+	ok(!published_finite(f8, DT_F8, 40), "F8: so is one in floats");
+}
+
 static void test_published(void)
 {
+	test_finite();
 	test_numbers();
 	test_f8(200, 300, 128, 128);
 	test_f8(128, 128, 128, 128);

@@ -53,20 +53,44 @@ static int half_at(int r, int k)
 	return 2 * (r / 4 * 64 + k % 16 * 4 + r % 4) + k / 16;
 }
 
+/* A block of one row, which lies in every fourth byte of its place in a panel. */
+static void mxfp4_put_row(uint8_t *to, const uint8_t *from, int width)
+{
+	uint8_t x[QUANT_BLOCK / 2] = { 0 };
+
+	memcpy(x, from, (size_t)(width + 1) / 2);
+	if (width % 2)
+		x[width / 2] &= 15;
+	for (int i = 0; i < QUANT_BLOCK / 4; i++) {
+		uint8_t a = x[i], b = x[QUANT_BLOCK / 4 + i];
+
+		to[8 * i] = (uint8_t)((a & 15) | b << 4);
+		to[8 * i + 4] = (uint8_t)(a >> 4 | (b & 240));
+	}
+}
+
+static void mxfp4_get_row(uint8_t *to, const uint8_t *from)
+{
+	for (int i = 0; i < QUANT_BLOCK / 4; i++) {
+		uint8_t a = from[8 * i], b = from[8 * i + 4];
+
+		to[i] = (uint8_t)((a & 15) | b << 4);
+		to[QUANT_BLOCK / 4 + i] = (uint8_t)(a >> 4 | (b & 240));
+	}
+}
+
 void published_mxfp4_put(void *panel, const uint8_t *blocks, const uint8_t *scales, int n, int cols)
 {
 	int nb = quant_blocks(cols);
 	uint8_t *v = values_of(panel, DT_MXFP4, cols), *s = panel;
 
 	memset(panel, 0, quant_panel_bytes(DT_MXFP4, cols));
-	for (int b = 0; b < nb; b++, v += quant_block_bytes(DT_MXFP4), s += QUANT_PANEL)
-		for (int r = 0; r < n; r++) {
-			const uint8_t *from = blocks + ((int64_t)r * nb + b) * (QUANT_BLOCK / 2);
-
-			s[r] = scales[(int64_t)r * nb + b];
-			for (int k = 0; k < block_width(b, cols); k++)
-				v[half_at(r, k) / 2] |= (uint8_t)((from[k / 2] >> k % 2 * 4 & 15)
-				    << half_at(r, k) % 2 * 4);
+	for (int r = 0; r < n; r++)
+		for (int b = 0; b < nb; b++) {
+			s[b * QUANT_PANEL + r] = scales[(int64_t)r * nb + b];
+			mxfp4_put_row(v + (size_t)b * quant_block_bytes(DT_MXFP4) +
+			    half_at(r, 0) / 2, blocks + ((int64_t)r * nb + b) * (QUANT_BLOCK / 2),
+			    block_width(b, cols));
 		}
 }
 
@@ -75,15 +99,11 @@ void published_mxfp4_get(uint8_t *blocks, uint8_t *scales, const void *panel, in
 	int nb = quant_blocks(cols);
 	const uint8_t *v = values_of((void *)panel, DT_MXFP4, cols), *s = panel;
 
-	memset(blocks, 0, (size_t)n * (size_t)nb * (QUANT_BLOCK / 2));
-	for (int b = 0; b < nb; b++, v += quant_block_bytes(DT_MXFP4), s += QUANT_PANEL)
-		for (int r = 0; r < n; r++) {
-			uint8_t *to = blocks + ((int64_t)r * nb + b) * (QUANT_BLOCK / 2);
-
-			scales[(int64_t)r * nb + b] = s[r];
-			for (int k = 0; k < QUANT_BLOCK; k++)
-				to[k / 2] |= (uint8_t)((v[half_at(r, k) / 2] >> half_at(r, k) % 2 *
-				    4 & 15) << k % 2 * 4);
+	for (int r = 0; r < n; r++)
+		for (int b = 0; b < nb; b++) {
+			scales[(int64_t)r * nb + b] = s[b * QUANT_PANEL + r];
+			mxfp4_get_row(blocks + ((int64_t)r * nb + b) * (QUANT_BLOCK / 2),
+			    v + (size_t)b * quant_block_bytes(DT_MXFP4) + half_at(r, 0) / 2);
 		}
 }
 
@@ -93,18 +113,43 @@ void published_row(float *dst, const void *panel, enum dtype t, int r, int cols)
 	const float *scale = panel;
 
 	for (int b = 0; b < quant_blocks(cols); b++, v += quant_block_bytes(t)) {
-		float *x = dst + b * QUANT_BLOCK,
-		    d = t == DT_F8 ? scale[b] : published_e8m0(s[b * QUANT_PANEL + r]);
-		int n = block_width(b, cols);
+		float x[QUANT_BLOCK];
 
-		if (t == DT_F8)
-			for (int k = 0; k < n; k++)
-				x[k] = published_e4m3(v[r * QUANT_BLOCK + k]) * d;
-		else
-			for (int k = 0; k < n; k++)
-				x[k] = published_e2m1(v[half_at(r, k) / 2] >> half_at(r, k) % 2 *
-				    4) * d;
+		for (int k = 0; t == DT_F8 && k < QUANT_BLOCK; k++)
+			x[k] = published_e4m3(v[r * QUANT_BLOCK + k]) * scale[b];
+		for (int k = 0; t == DT_MXFP4 && k < QUANT_BLOCK / 2; k++) {
+			float d = published_e8m0(s[b * QUANT_PANEL + r]);
+			uint8_t two = v[half_at(r, k) / 2];
+
+			x[k] = published_e2m1(two) * d;
+			x[QUANT_BLOCK / 2 + k] = published_e2m1(two >> 4) * d;
+		}
+		memcpy(dst + b * QUANT_BLOCK, x, (size_t)block_width(b, cols) * sizeof *x);
 	}
+}
+
+/* Bytes that are a NaN when their low seven bits are all set; a loop with no way out is wide. */
+static bool any_nan(const uint8_t *v, size_t n)
+{
+	unsigned bad = 0;
+
+	for (size_t i = 0; i < n; i++)
+		bad |= (v[i] & 127) == 127;
+	return bad;
+}
+
+bool published_finite(const void *panel, enum dtype t, int cols)
+{
+	const uint8_t *v = values_of((void *)panel, t, cols), *s = panel;
+	size_t nb = (size_t)quant_blocks(cols);
+	const float *d = panel;
+	bool good = t != DT_F8 || !any_nan(v, nb * quant_block_bytes(t));
+
+	for (size_t b = 0; t == DT_F8 && b < nb; b++)
+		good &= isfinite(d[b] * 448);
+	for (size_t i = 0; t == DT_MXFP4 && i < nb * QUANT_PANEL; i++)
+		good &= isfinite(published_e8m0(s[i]) * 6);
+	return good;
 }
 
 /* ---- numbers ---- */

@@ -32,6 +32,9 @@ void published_mxfp4_get(uint8_t *blocks, uint8_t *scales, const void *panel, in
 /* The values of row r of a panel of type t. */
 void published_row(float *dst, const void *panel, enum dtype t, int r, int cols);
 
+/* Are all values of a panel finite, whatever the bits of those whose scale is large? */
+bool published_finite(const void *panel, enum dtype t, int cols);
+
 /* The numbers that bits stand for: E4M3, with its NaN; E2M1 (the low four bits); 2^(s - 127), where
  * s = 255 gives infinity. */
 float published_e4m3(uint8_t bits);

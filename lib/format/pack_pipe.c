@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "backend/published.h"
 #include "base/crc.h"
 #include "base/isa.h"
 #include "base/pool.h"
@@ -306,6 +307,8 @@ static bool kept(const struct convert *c, int64_t panel, int n, float *x)
 
 	if (!dtype_blocks(c->pt->was))
 		return tensor_finite(raw, c->pt->was, values);
+	if (!dtype_rounded(c->pt->was))
+		return published_finite(raw, c->pt->was, c->pt->pa->cols);
 	to_f32(x, raw, c->pt->was, n, c->pt->pa->cols);
 	return tensor_finite(x, DT_F32, values);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/published.h"
 #include "base/crc.h"
 #include "base/file.h"
 #include "base/outdir.h"
@@ -55,24 +56,15 @@ static int not_finite(struct job *j, const char *file, const char *name)
 	return err_set(j->e, EX_DATAERR, "%s: %s has a value that is not finite", file, name);
 }
 
-/* n rows as they are stored; whole panels, of blocks. */
-static bool finite(const void *rows, enum dtype t, int n, int cols)
+/* n rows as they are stored; of blocks, which are then published ones, whole panels. */
+static bool finite(const char *rows, enum dtype t, int n, int cols)
 {
-	float *x;
-	bool good;
+	bool good = true;
 
 	if (!dtype_blocks(t))
 		return tensor_finite(rows, t, (size_t)n * (size_t)cols);
-	x = mem_alloc(QUANT_PANEL * (size_t)cols * sizeof *x);
-	good = true;
-	for (int r = 0; r < n && good; r += QUANT_PANEL) {
-		int k = n - r < QUANT_PANEL ? n - r : QUANT_PANEL;
-
-		quant_unpack_panel(x, (const char *)rows + (size_t)(r / QUANT_PANEL) *
-		    quant_panel_bytes(t, cols), t, k, cols);
-		good = tensor_finite(x, DT_F32, (size_t)k * (size_t)cols);
-	}
-	mem_free(x);
+	for (int i = 0; i < quant_panels(n); i++, rows += quant_panel_bytes(t, cols))
+		good &= published_finite(rows, t, cols);
 	return good;
 }
 
