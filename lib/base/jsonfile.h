@@ -23,8 +23,8 @@ json_t *jsonfile_load(const char *path, struct err *e) CHR_MUST_CHECK;
 /* Of what the user names: also a pipe, "-" for standard input, gzip. */
 json_t *jsonfile_input(const char *path, struct err *e) CHR_MUST_CHECK;
 
-/* Writes it, with a newline behind, as a file of a directory, whole or not at all; flags are those of
- * jansson. Takes over the reference to o. */
+/* Writes it, with a newline behind, as a file of a directory, whole or not at all; flags are
+ * those of jansson. Takes over the reference to o. */
 int jsonfile_put(const char *dir, const char *name, json_t *o, size_t flags, struct err *e)
     CHR_MUST_CHECK;
 

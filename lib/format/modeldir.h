@@ -99,8 +99,8 @@ int modeldir_load_f32(const struct modeldir *md, const struct params *ps, float 
 int modeldir_check(const struct modeldir *md, const struct params *ps, struct err *e)
     CHR_MUST_CHECK;
 
-/* What tells this model, as it is on disk now, from another without reading its weights: its config,
- * and the name, size and time of each file; new. NULL: EX_NOINPUT, a file is gone. */
+/* What tells this model, as it is on disk now, from another without reading its weights: its
+ * config, and the name, size and time of each file; new. NULL: EX_NOINPUT, a file is gone. */
 json_t *modeldir_state(const struct modeldir *md, struct err *e) CHR_MUST_CHECK;
 
 /* of __metadata__, which a GGUF file has not; NULL if absent */
