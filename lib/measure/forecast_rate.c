@@ -160,7 +160,9 @@ static double run(struct engine *g, struct err *e)
 	real logits[64];
 	double v[TOKENS];
 
-	for (int i = 0; s && i < TOKENS; i++) {
+	if (s == NULL)
+		return -1;
+	for (int i = 0; i < TOKENS; i++) {
 		const uint32_t tok = (uint32_t)i % 64;
 		struct eval_item it = { .s = s, .tok = &tok, .n = 1, .logits = logits };
 		double begun = progress_clock();
@@ -170,7 +172,7 @@ static double run(struct engine *g, struct err *e)
 		v[i] = progress_clock() - begun;
 	}
 	seq_free(s);
-	return s ? median(v, TOKENS) : -1;
+	return median(v, TOKENS);
 }
 
 /* Seconds of a token of so many layers, or -1. */
