@@ -98,6 +98,8 @@ int keys_read(const struct keys *k, const struct key *f, double fallback, struct
 
 	if (!v && fallback == KEY_REQUIRED)
 		return keys_bad(k, f->key, "is missing");
+	if (v)
+		fallback = 0;		/* KEY_REQUIRED fits no int */
 	switch (f->kind) {
 	case KEY_ID:
 		if (json_object_get(k->o, f->key) && !v)	/* null: there is none */
