@@ -183,7 +183,7 @@ static void test_no_json(void)
 static void tensors_of(const char *path, const struct image *m)
 {
 	struct err e = { 0 };
-	struct gguf *g = path ? gguf_open(path, &e) : gguf_open_mem(m->b, m->n, "f", &e);
+	struct gguf *g = m ? gguf_open_mem(m->b, m->n, "f", &e) : gguf_open(path, &e);
 	const struct gguf_tensor *t;
 	unsigned char b[8];
 

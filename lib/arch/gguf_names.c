@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/config.h"
+
 #define BLK "blk.%d."
 
 /* ---- tensors ---- */
@@ -324,7 +326,11 @@ static void set_tokens(struct reader *r)
 
 static int layers_of(struct reader *r)
 {
-	return (int)(needed(r, "block_count") - count(r, "nextn_predict_layers", 0));
+	json_int_t n = needed(r, "block_count") - count(r, "nextn_predict_layers", 0);
+
+	if (n < 1 || n > CFG_MAX_LAYERS)
+		fail(r, "block_count", "is out of range");
+	return r->failed ? 0 : (int)n;
 }
 
 static void begin(struct reader *r, const char *type)
