@@ -61,6 +61,8 @@ static int take_list(const struct source *s, const char *name, size_t n, json_ty
 		return 0;
 	snprintf(msg, sizeof msg, "tokenizer.%s is not a list of %s, one a token", name,
 	    type == JSON_STRING ? "texts" : type == JSON_REAL ? "real numbers" : "integers");
+	json_decref(*v);
+	*v = NULL;
 	return bad(s, msg);
 }
 
@@ -73,6 +75,8 @@ static int take_text(const struct source *s, const char *name, json_t **v)
 	if (!*v || json_is_string(*v))
 		return 0;
 	snprintf(msg, sizeof msg, "tokenizer.%s is %s, not a text", name, jsonfile_kind(*v));
+	json_decref(*v);
+	*v = NULL;
 	return bad(s, msg);
 }
 
