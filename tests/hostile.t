@@ -55,8 +55,11 @@ done
 for kind in "lfs Git LFS pointer" "page web page" "gguf GGUF"; do
 	file=${kind%% *} what=${kind#* }
 	says "$file from standard input" 65 "<stdin>: is .*$what" sh -c "exec chr-ls < $file"
-	says "$file as a model" 65 "$file: is .*$what" chr-score -q -m $file in.jsonl
-	says "$file as a configuration" 65 "$file: is .*$what" chr-pretrain -q -c $file \
+	# a GGUF file may be a model, so this one is looked into
+	why="is .*$what"
+	[ $file != gguf ] || why=".*tensors in a file of 40 bytes"
+	says "$file as a model" 65 "$file: $why" chr-score -q -m $file in.jsonl
+	says "$file as a configuration" 65 "$file: $why" chr-pretrain -q -c $file \
 		-t tokenizer.json -o none in.jsonl
 	fresh
 	mkdir -p a && cp $file a/adapter_config.json

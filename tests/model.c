@@ -235,7 +235,7 @@ static void test_ahead(void)
 	int32_t ids[2 * T * K], doc[T] = { 0 };
 	double pull = 0, stray = 0;
 	struct config c = { .format = 2, .num_experts = E, .num_experts_per_tok = K, .num_sparse =
-	    2 };
+	    2, .num_hidden_layers = 2, .block = { { .sparse = true }, { .sparse = true } } };
 	struct route_in in = { .cfg = &c, .B = 1, .T = T, .doc_start = doc, .probs = probs,
 	    .topk = ids, .ahead = ahead };
 	struct route_lambda lam = { .ahead = 0.5 };

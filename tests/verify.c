@@ -155,6 +155,7 @@ static void pack(void)
 	struct manifest m;
 	struct modeldir md;
 	struct err e = { 0 };
+	struct mem_plan plan = { 0 };
 	struct pack p = { .md = &md, .manifest = &m, .out = packed, .dtype = -1, .force = true };
 	int next[2] = { 0 };
 
@@ -163,8 +164,10 @@ static void pack(void)
 		printf("# %s\n", e.msg);
 	for (int i = 0; i < 8; i++)
 		m.place[i] = (struct place){ .cluster = i % 2, .rank = next[i % 2]++ };
-	if (pack_check(&p, &e) < 0 || pack_write(&p, &e) < 0)
+	if (pack_types(&p, &e) < 0 || pack_check(&p, &e) < 0 || pack_plan(&p, &plan, 0, &e) < 0 ||
+	    pack_write(&p, &e) < 0)
 		printf("# %s\n", e.msg);
+	pack_free(&p);
 	manifest_free(&m);
 	modeldir_close(&md);
 }

@@ -93,7 +93,8 @@ int pack_check_manifest(const struct pack *p, struct err *e) CHR_MUST_CHECK;
 int pack_check_print(const struct pack *p, const char *fingerprint, struct err *e) CHR_MUST_CHECK;
 /* -1, EX_DATAERR: says what is wrong with values of a parameter that did not go into type `to`. */
 int pack_refuse(const struct pack *p, const struct param *pa, enum dtype was, enum dtype to,
-    struct err *e);
+    struct err *e)
+    CHR_MUST_CHECK;
 
 /* ---- pack_pipe.c: the parts through memory of a fixed size into the files ---- */
 
@@ -103,7 +104,7 @@ int pack_pipe_plan(struct pack_job *j, struct mem_plan *plan, int64_t limit, str
     CHR_MUST_CHECK;
 /* Reads, converts, writes and reads back at the same time; files that are done are passed over. */
 int pack_pipe(struct pack_job *j, struct err *e) CHR_MUST_CHECK;
-int pack_stopped(struct err *e);	/* -1, EX_TEMPFAIL: a signal asked for it */
+int pack_stopped(struct err *e) CHR_MUST_CHECK;	/* -1, EX_TEMPFAIL: a signal asked for it */
 
 /* ---- pack_resume.c: what is complete, and the fingerprints ---- */
 
