@@ -502,10 +502,8 @@ static bool next_piece(struct pipe *p)
 	}
 	more = p->filled > p->converted && !p->failed && !sig_stop;
 	pthread_mutex_unlock(&p->lock);
-	if (sig_stop) {
-		pack_stopped(&e);
+	if (sig_stop && pack_stopped(&e) < 0)
 		fail(p, &e);
-	}
 	return more;
 }
 
