@@ -595,6 +595,8 @@ static int open_model(struct served *m, const char *model, const char *config,
 	struct modeldir md;
 	int rc;
 
+	if (config == NULL && !fit_has_weights(model))
+		config = model;
 	if (config != NULL) {
 		if (config_load(&m->cfg, config, sets->n, v, e) < 0 ||
 		    params_build(&m->ps, &m->cfg, e) < 0 || refuse(m, config, false, e) < 0)

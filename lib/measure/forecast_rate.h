@@ -23,7 +23,8 @@ double forecast_rate_attn(enum kv_type type, int n, int H, int G, int w, int tok
  * evaluated by the engine. */
 int forecast_rate_layer(const struct backend *be, double *layer, double *token, struct err *e)
     CHR_MUST_CHECK;
-double forecast_rate_memory(struct err *e) CHR_MUST_CHECK;		/* bytes per second; 0: out of memory */
+/* bytes per second; 0: out of memory */
+double forecast_rate_memory(struct err *e) CHR_MUST_CHECK;
 
 struct forecast_drive {
 	double bytes_per_s, latency;	/* a read of n bytes takes latency + n / bytes_per_s */
