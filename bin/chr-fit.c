@@ -267,9 +267,11 @@ static bool foresees(void)
 	for (size_t i = 0; i < sizeof other / sizeof *other; i++)
 		if (opt_given(other[i]))
 			return false;
-	if (o.nfiles > 0 || modeldir_config(&c, o.config ? o.config : o.model, o.sets.n,
-	    (const char *const *)o.sets.v, &e) < 0)
+	if (o.nfiles > 0)
 		return false;
+	if (modeldir_config(&c, o.config ? o.config : o.model, o.sets.n,
+	    (const char *const *)o.sets.v, &e) < 0)
+		err_exit(&e);
 	published = c.arch != &arch_chronos;
 	config_free(&c);
 	return published;
