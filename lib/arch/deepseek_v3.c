@@ -7,8 +7,7 @@ static const char *const reads[] = { FAMILY_LATENT_READS, FAMILY_DEEPSEEK_READS,
 	"rope_interleave", NULL };
 
 static const struct key_off ignores[] = {
-	FAMILY_LATENT_IGNORES, { "partial_rotary_factor", "1" },
-	{ "scoring_func", "\"sigmoid\"" }, { "topk_method", "\"noaux_tc\"" }, { 0 }
+	FAMILY_DEEPSEEK_V3_IGNORES, { 0 }
 };
 
 static const struct key_fallback fallbacks[] = {
@@ -20,12 +19,7 @@ static const struct param_name names[] = { FAMILY_DEEPSEEK_NAMES, { 0 } };
 
 static int read(struct config *c, const struct keys *k)
 {
-	bool pairs = true;
-
-	if (keys_bool(k, "rope_interleave", true, &pairs) < 0 ||
-	    family_deepseek_begin(c, k, pairs) < 0)
-		return -1;
-	return family_deepseek_experts(c, k, (struct family_deepseek){ 3, 1, 8, 4, 2.5, false });
+	return family_deepseek_v3(c, k, (struct family_deepseek){ 3, 1, 8, 4, 2.5, false });
 }
 
 static const char *const architectures[] = { "DeepseekV3ForCausalLM", NULL };

@@ -464,6 +464,16 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 	return family_experts(c, k);
 }
 
+int family_deepseek_v3(struct config *c, const struct keys *k, struct family_deepseek d)
+{
+	bool pairs = true;
+
+	if (keys_bool(k, "rope_interleave", true, &pairs) < 0 ||
+	    family_deepseek_begin(c, k, pairs) < 0)
+		return -1;
+	return family_deepseek_experts(c, k, d);
+}
+
 int family_deepseek_begin(struct config *c, const struct keys *k, bool pairs)
 {
 	int rank = 0, latent = 512, nope = 128, turned = 64, value = 128;

@@ -52,6 +52,10 @@ int family_deepseek_experts(struct config *c, const struct keys *k, struct famil
 	{ P_SH_UP, "model.layers.%d.mlp.shared_experts.up_proj.weight", 0 }, \
 	{ P_SH_DOWN, "model.layers.%d.mlp.shared_experts.down_proj.weight", 0 }
 extern const struct key_alias family_deepseek_aliases[];
+/* DeepSeek-V3 and what has its maths, whole; and the keys that these may ignore. */
+int family_deepseek_v3(struct config *c, const struct keys *k, struct family_deepseek d);
+#define FAMILY_DEEPSEEK_V3_IGNORES FAMILY_LATENT_IGNORES, { "partial_rotary_factor", "1" }, \
+	{ "scoring_func", "\"sigmoid\"" }, { "topk_method", "\"noaux_tc\"" }
 
 /* In place of family_begin(): attention from a latent as DeepSeek-V2 and those after it have it.
  * mscale_all_dim scales the scores too. pairs: of neighbours turn. */

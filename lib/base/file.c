@@ -1,5 +1,6 @@
 #include "base/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -470,4 +471,39 @@ char *file_join(const char *dir, const char *name)
 		err_die(EX_OSERR, "out of memory");
 	snprintf(p, size, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
 	return p;
+}
+
+static bool ends_with(const char *name, const char *const suffixes[])
+{
+	size_t n = strlen(name);
+
+	for (; *suffixes; suffixes++) {
+		size_t m = strlen(*suffixes);
+
+		if (n > m && strcmp(name + n - m, *suffixes) == 0)
+			return true;
+	}
+	return false;
+}
+
+char *file_largest(const char *dir, const char *const suffixes[], int64_t least)
+{
+	DIR *d = opendir(dir);
+	struct dirent *f;
+	char *best = NULL;
+
+	while (d && (f = readdir(d)) != NULL) {
+		char *path = ends_with(f->d_name, suffixes) ? file_join(dir, f->d_name) : NULL;
+		struct stat st;
+
+		if (path && stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size >= least) {
+			least = st.st_size + 1;
+			free(best);
+			best = path;
+		} else
+			free(path);
+	}
+	if (d)
+		closedir(d);
+	return best;
 }

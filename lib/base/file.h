@@ -43,6 +43,9 @@ ssize_t file_read(int fd, void *buf, size_t size, const char *name, struct err *
  * blobs beside it count as in it. */
 bool file_within(const char *dir, const char *path);
 
+/* The largest regular file of a directory whose name ends with one of the suffixes (NULL ends the
+ * list) and that has at least so many bytes, malloc'ed; NULL: there is none. */
+char *file_largest(const char *dir, const char *const suffixes[], int64_t least);
 bool file_same(const char *a, const char *b);	/* one regular file, by whatever names */
 /* -1, EX_USAGE: standard output goes to the regular file that is open, so that reading it would
  * read what is written. file_open() asks that itself. */

@@ -29,15 +29,14 @@ static const struct param *source(const struct convert *c, const struct param *p
 	return params_get(&c->md->par, p->kind, p->layer, p->expert);
 }
 
-/* The type that parameter p will have. */
-static int type_of(const struct convert *c, const struct param *p, enum dtype *t, struct err *e)
+/* The type that parameter p has, and the one that it will have. */
+static int types_of(const struct convert *c, const struct param *p, enum dtype *was,
+    enum dtype *t, struct err *e)
 {
-	if (modeldir_type(c->md, source(c, p), t, e) < 0)
+	if (modeldir_type(c->md, source(c, p), was, e) < 0)
 		return -1;
-	if (c->dtype >= 0)
-		*t = (enum dtype)c->dtype;
-	else if (dtype_blocks(*t) || *t == DT_F64)
-		*t = DT_F32;
+	*t = c->dtype >= 0 ? (enum dtype)c->dtype : dtype_blocks(*was) || *was == DT_F64 ? DT_F32 :
+	    *was;
 	return 0;
 }
 
@@ -59,7 +58,7 @@ static int count_params(struct convert *c, struct err *e)
 	for (int i = 0; i < c->ps->n; i++) {
 		const struct param *p = &c->ps->p[i];
 
-		if (modeldir_type(c->md, source(c, p), &was, e) < 0 || type_of(c, p, &t, e) < 0)
+		if (types_of(c, p, &was, &t, e) < 0)
 			return -1;
 		c->tensors++;
 		c->bytes += (int64_t)mat_bytes(t, p->rows, p->cols);
@@ -138,11 +137,11 @@ static int tick(void *ctx, int64_t bytes, struct err *e)
 static int write_params(struct job *j, const char *dir, struct modeldir_out *o, struct err *e)
 {
 	const struct params *ps = j->c->ps;
-	enum dtype *types = malloc((size_t)ps->n * sizeof *types);
+	enum dtype was, *types = malloc((size_t)ps->n * sizeof *types);
 	int rc = types ? 0 : err_set(e, EX_OSERR, "out of memory");
 
 	for (int i = 0; i < ps->n && rc == 0; i++)
-		rc = type_of(j->c, &ps->p[i], &types[i], e);
+		rc = types_of(j->c, &ps->p[i], &was, &types[i], e);
 	o->types = types;
 	o->dtype = rc == 0 ? types[0] : DT_F32;
 	o->rows = give_rows;

@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
+#include "base/crc.h"
 #include "base/sha256.h"
 #include "format/modeldir.h"
 #include "format/stored.h"
@@ -62,17 +62,16 @@ int fingerprint_line(const struct modeldir *md, const struct param *p, struct fi
 	if (r < 0)
 		return -1;
 	step = stored_step(&s, CHUNK);
-	if (!(buf = malloc((size_t)stored_bytes(&s, 0, step))))
+	if (!(buf = malloc((size_t)stored_bytes(&s, step))))
 		return err_set(e, EX_OSERR, "out of memory");
-	*pr = (struct fingerprint_line){ .p = p, .crc = (uint32_t)crc32(0, NULL, 0),
+	*pr = (struct fingerprint_line){ .p = p,
 	    .dtype = fingerprint_type(s.type) };
 	for (int row = 0; row < s.rows && r == 0; row += step) {
 		int n = s.rows - row < step ? s.rows - row : step;
 
 		r = stored_read(&s, row, n, buf, e);
 		if (r == 0)
-			pr->crc = (uint32_t)crc32_z(pr->crc, (const Bytef *)buf,
-			    (size_t)stored_bytes(&s, row, n));
+			pr->crc = crc_32_more(pr->crc, buf, (size_t)stored_bytes(&s, n));
 	}
 	free(buf);
 	return r;

@@ -77,8 +77,8 @@ static int measure(struct pack_job *j, int64_t piece, struct sizes *z, struct er
 		if (stored_find(j->p->md, pt->pa, &s, e) < 0)
 			return -1;
 		pt->step = step_of(&s, piece);
-		pt->stored = stored_bytes(&s, 0, pt->pa->rows);
-		z->raw = (size_t)mem_max((int64_t)z->raw, stored_bytes(&s, 0, pt->step));
+		pt->stored = stored_bytes(&s, pt->pa->rows);
+		z->raw = (size_t)mem_max((int64_t)z->raw, stored_bytes(&s, pt->step));
 		if (pt->was != pt->to)
 			z->out = (size_t)mem_max((int64_t)z->out,
 			    (int64_t)mat_bytes(pt->to, pt->step, pt->pa->cols));
@@ -215,7 +215,7 @@ static int read_part(struct pipe *p, int i, const struct stored *s, struct err *
 			fail(p, e);
 			return -1;
 		}
-		pt->source = crc_32_more(pt->source, slot->raw, (size_t)stored_bytes(s, row, n));
+		pt->source = crc_32_more(pt->source, slot->raw, (size_t)stored_bytes(s, n));
 		slot->part = i;
 		slot->row = row;
 		slot->n = n;

@@ -83,7 +83,7 @@ static int put_dense(struct job *j, const struct param *pa)
 		if (rc == 0 && !finite(j->buf, s.type, n, pa->cols))
 			rc = not_finite(j, s.file, pa->name);
 		if (rc == 0)
-			rc = put(j, j->buf, (size_t)stored_bytes(&s, row, n), &crc);
+			rc = put(j, j->buf, (size_t)stored_bytes(&s, n), &crc);
 	}
 	if (rc == 0 && manifest_dense(j->p->manifest, pa->name, &noted) && noted != crc)
 		return err_set(j->e, EX_DATAERR, "%s: %s is corrupt (CRC-32 %08x, not %08x)",
@@ -291,7 +291,7 @@ static int take_buffer(struct job *j)
 		if (stored_find(j->p->md, &ps->p[i], &s, j->e) < 0)
 			return -1;
 		j->size = (size_t)mem_max((int64_t)j->size,
-		    stored_bytes(&s, 0, stored_step(&s, PACK_CHUNK)));
+		    stored_bytes(&s, stored_step(&s, PACK_CHUNK)));
 	}
 	for (int i = 0; i < 3; i++)
 		j->size = (size_t)mem_max((int64_t)j->size, (int64_t)mat_bytes(

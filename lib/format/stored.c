@@ -161,9 +161,8 @@ static int64_t panel_bytes(const struct stored *s)
 	return (int64_t)quant_panel_bytes(s->type, s->cols);
 }
 
-int64_t stored_bytes(const struct stored *s, int row, int n)
+int64_t stored_bytes(const struct stored *s, int n)
 {
-	(void)row;
 	return dtype_blocks(s->type) ? (n + QUANT_PANEL - 1) / QUANT_PANEL * panel_bytes(s)
 	    : (int64_t)n * s->cols * (int64_t)dtype_size(s->type);
 }
@@ -254,14 +253,14 @@ int stored_read(const struct stored *s, int row, int n, void *dst, struct err *e
 	if (s->pub.scale.t)
 		return stored_published_read(s, row, n, dst, e);
 	if (dtype_blocks(s->type))
-		return fetch(s, row / QUANT_PANEL * panel_bytes(s), dst, stored_bytes(s, row, n),
+		return fetch(s, row / QUANT_PANEL * panel_bytes(s), dst, stored_bytes(s, n),
 		    e);
 	if (s->at.col_step > 1)
 		return read_turned(s, row, n, dst, e);
 	if (s->at.row_step != s->cols)
 		return read_spaced(s, row, n, dst, e);
 	return fetch(s, (s->at.first + row * s->at.row_step) * (int64_t)dtype_size(s->type), dst,
-	    stored_bytes(s, row, n), e);
+	    stored_bytes(s, n), e);
 }
 
 static void to_f32(const struct stored *s, float *dst, const void *src, int n)
@@ -281,7 +280,7 @@ int stored_read_f32(const struct stored *s, int row, int n, float *dst, struct e
 		return stored_read(s, row, n, dst, e);
 	if (step > n)
 		step = n;
-	buf = malloc((size_t)stored_bytes(s, row, step));
+	buf = malloc((size_t)stored_bytes(s, step));
 	if (!buf)
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int r = 0; r < n && rc == 0; r += step) {

@@ -69,8 +69,8 @@ int stored_shape(const struct param *p, unsigned how, int experts, uint64_t shap
 int stored_find(const struct modeldir *md, const struct param *p, struct stored *s, struct err *e)
     CHR_MUST_CHECK;
 
-/* Bytes of n rows from `row` on, in s->type; of blocks, whole panels. */
-int64_t stored_bytes(const struct stored *s, int row, int n);
+/* Bytes of n rows in s->type; of blocks, whole panels. */
+int64_t stored_bytes(const struct stored *s, int n);
 /* n rows from `row` on, as they are stored (s->type) or as float32. Of a type of blocks, row is the
  * first of a panel, and n a multiple of QUANT_PANEL unless the last row is among them. Files are
  * read, not mapped, so that no pages stay behind. EX_IOERR, EX_OSERR. */

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <zlib.h>
 
+#include "base/crc.h"
 #include "base/file.h"
 #include "format/manifest.h"
 #include "base/pool.h"
@@ -255,7 +255,7 @@ static const char *check_crc(const struct experts *x, const struct place *p, cha
 		if ((r = pread(st_fd(f), buf + got, (size_t)(p->bytes - got), p->offset + got)) <=
 		    0)
 			return "cannot be read";
-	return (uint32_t)crc32_z(crc32_z(0, NULL, 0), (Bytef *)buf, (size_t)p->bytes) == p->crc
+	return crc_32(buf, (size_t)p->bytes) == p->crc
 	    ? NULL :
 	    "CRC differs from the manifest's";
 }
@@ -323,13 +323,13 @@ static int tensor_crc(const struct st_file *f, const struct st_tensor *t, char *
 {
 	struct st_error se;
 
-	*crc = (uint32_t)crc32(0, NULL, 0);
+	*crc = 0;
 	for (uint64_t at = 0; at < t->nbytes; at += PIECE) {
 		size_t n = t->nbytes - at < PIECE ? (size_t)(t->nbytes - at) : PIECE;
 
 		if (st_read(f, t, at, buf, n, &se) < 0)
 			return -1;
-		*crc = (uint32_t)crc32_z(*crc, (const Bytef *)buf, n);
+		*crc = crc_32_more(*crc, buf, n);
 	}
 	return 0;
 }

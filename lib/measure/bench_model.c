@@ -3,11 +3,9 @@
  * ceilings of the machine: what its drive gives at the size of an expert, what memory is read
  * with, what its kernels compute. One capsule for each configuration.
  */
-#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "measure/bench.h"
 #include "base/child.h"
@@ -48,31 +46,6 @@ static void use(const struct side *x)
 
 /* ---- what a model is ---- */
 
-static char *largest(const char *dir, const char *suffix)
-{
-	DIR *d = opendir(dir);
-	struct dirent *f;
-	char *best = NULL;
-	off_t size = 0;
-
-	while (d && (f = readdir(d)) != NULL) {
-		size_t n = strlen(f->d_name), m = strlen(suffix);
-		char *path = n > m && strcmp(f->d_name + n - m, suffix) == 0
-		    ? file_join(dir, f->d_name) : NULL;
-		struct stat st;
-
-		if (path && stat(path, &st) == 0 && st.st_size > size) {
-			size = st.st_size;
-			free(best);
-			best = path;
-		} else
-			free(path);
-	}
-	if (d)
-		closedir(d);
-	return best;
-}
-
 static void read_manifest(struct side *x, char fingerprint[33], struct err *e)
 {
 	struct manifest m;
@@ -88,6 +61,8 @@ static void read_manifest(struct side *x, char fingerprint[33], struct err *e)
 
 static void describe(struct side *x)
 {
+	static const char *const plain[] = { ".safetensors", NULL };
+	static const char *const packed[] = { ".ctsr", NULL };
 	struct modeldir md;
 	struct err e = { 0 };
 	char fingerprint[33] = "";
@@ -100,9 +75,8 @@ static void describe(struct side *x)
 	x->D = md.cfg.hidden_size;
 	x->F = md.cfg.moe_intermediate_size;
 	x->block = MIB;
-	x->file = largest(x->infer.model, md.packed ? ".ctsr" : ".safetensors");
-	if (md.gguf)
-		x->file = strdup(gguf_name(md.gguf->g[0]));
+	x->file = md.gguf ? strdup(gguf_name(md.gguf->g[0])) : file_largest(x->infer.model,
+	    md.packed ? packed : plain, 1);
 	if (md.packed)
 		read_manifest(x, fingerprint, &e);
 	if (!*fingerprint) {

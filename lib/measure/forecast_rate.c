@@ -1,11 +1,9 @@
 #include "measure/forecast_rate.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -224,38 +222,6 @@ int forecast_rate_layer(const struct backend *be, double *layer, double *token, 
 
 /* --- the drive --- */
 
-static bool weights(const char *name)
-{
-	const char *dot = strrchr(name, '.');
-
-	return dot && (strcmp(dot, ".ctsr") == 0 || strcmp(dot, ".safetensors") == 0 ||
-	    strcmp(dot, ".gguf") == 0);
-}
-
-/* The largest file of weights, when it is large. */
-static char *large_file(const char *dir)
-{
-	DIR *d = opendir(dir);
-	off_t size = LARGE - 1;
-	struct dirent *f;
-	char *best = NULL;
-
-	while (d && (f = readdir(d)) != NULL) {
-		char *path = weights(f->d_name) ? file_join(dir, f->d_name) : NULL;
-		struct stat st;
-
-		if (path && stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > size) {
-			size = st.st_size;
-			free(best);
-			best = path;
-		} else
-			free(path);
-	}
-	if (d)
-		closedir(d);
-	return best;
-}
-
 static int write_noise(int fd)
 {
 	uint64_t *w = malloc((size_t)MIB);
@@ -299,8 +265,9 @@ static int scratch(const char *dir, struct err *e)
 int forecast_rate_drive(const char *dir, int64_t block, int depth, struct forecast_drive *d,
     struct err *e)
 {
+	static const char *const weights[] = { ".ctsr", ".safetensors", ".gguf", NULL };
 	struct drive_bench_result one = { 0 }, many = { 0 };
-	char *path = large_file(dir), made[32];
+	char *path = file_largest(dir, weights, LARGE), made[32];
 	int fd = path ? -1 : scratch(dir, e), rc = path || fd >= 0 ? 0 : -1;
 	const char *use = path ? path : made;
 
