@@ -104,6 +104,7 @@ static void test_qwen(void)
 	ok(c.num_shared_experts == 0 && c.lookahead_steps == 0 && !c.norm_topk_prob &&
 	    c.eos_token_id == 151645 &&
 	    c.pad_token_id == -1, "its own meaning of absent keys");
+	ok(c.format == 2 && c.lookahead_per_layer, "trained by the terms of format 2");
 	ok(c.rope.kind == ROPE_YARN && c.rope.factor == 4 && c.rope.original_max == 32768 &&
 	    fabs(c.rope.magnitude - 1.1386294) < 1e-6,
 	    "yarn");
