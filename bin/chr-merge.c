@@ -86,7 +86,7 @@ static int merge(const struct modeldir *md, const char *fingerprint, int n, char
 	for (int i = 0; i < n; i++) {
 		json_decref(*metadata);
 		*metadata = NULL;
-		if (lora_merge(adapter[i], &md->par, w, metadata, e) < 0 ||
+		if (lora_merge(adapter[i], &md->cfg, &md->par, w, metadata, e) < 0 ||
 		    check_base(adapter[i], *metadata, fingerprint, e) < 0)
 			return -1;
 	}

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "model/adapter.h"
 #include "model/lora.h"
 #include "model/peft.h"
 #include "base/pool.h"
@@ -15,6 +16,7 @@
 enum { RANK = 3 };
 
 static char dir[] = "/tmp/lora.XXXXXX";
+static struct config cfg;
 static struct params ps;
 static real *w, *g, *c;
 static bool *hit;
@@ -27,7 +29,6 @@ static void make_model(void)
 	    "num_key_value_heads", 1, "head_dim", 8,
 	    "moe_intermediate_size", 12, "num_experts", 4, "kv_latent_dim", 8, "rope_dim", 4);
 	const char *const pattern[] = { "*.self_attn.*_proj.weight", "*.layers.1.mlp.experts.2.*" };
-	struct config cfg;
 	struct err e = {0};
 
 	ok(config_from_json(&cfg, o, 0, NULL, &e) == 0 && params_build(&ps, &cfg, &e) == 0,
@@ -45,7 +46,6 @@ static void make_model(void)
 	ok(params_match(&ps, 1, &(const char *){ "*nosuch*" }, hit, &e) < 0 && e.status == EX_USAGE,
 	    "one that matches nothing");
 	json_decref(o);
-	config_free(&cfg);
 }
 
 /* A loss whose gradient is known: sum of c * W^2 / 2. */
@@ -138,14 +138,43 @@ static void write_adapter(const struct lora *l, int cut, const char *config)
 	free(conf);
 }
 
+/* What adapter.h gives is what was written. */
+static void test_reader(const struct lora *l)
+{
+	float *x = mem_alloc((size_t)l->par.total * sizeof *x);
+	const struct adapter_matrix *m;
+	struct adapter a;
+	struct err e = {0};
+	int same = 0, found = 0;
+
+	ok(adapter_open(&a, dir, &cfg, &ps, &e) == 0, "opened %s", e.msg);
+	for (int t = 0; t < l->n; t++) {
+		const struct param *pa = &l->par.p[2 * t], *pb = pa + 1;
+
+		m = adapter_find(&a, l->target[t]);
+		if (m == NULL || m->rank != RANK || fabs(m->factor - 7.0 / RANK) > 1e-12)
+			continue;
+		found++;
+		if (adapter_read_a(&a, m, x, &e) == 0 &&
+		    memcmp(x, l->w + pa->off, (size_t)param_size(pa) * sizeof *x) == 0 &&
+		    adapter_read_b(&a, m, x, &e) == 0)
+			same += memcmp(x, l->w + pb->off, (size_t)param_size(pb) * sizeof *x) == 0;
+	}
+	ok(found == l->n && a.n == l->n, "%d matrices of %d", found, l->n);
+	ok(same == l->n, "A and B as they were %s", e.msg);
+	ok(adapter_find(&a, 0) == NULL, "none of the embedding");
+	adapter_close(&a);
+	mem_free(x);
+}
+
 static void refused(const char *what, const char *config, const struct lora *l, int cut)
 {
 	real *y = mem_alloc((size_t)ps.total * sizeof *y);
 	struct err e = {0};
 
 	write_adapter(l, cut, config);
-	ok(lora_merge(dir, &ps, y, NULL, &e) < 0 && e.status == EX_DATAERR, "refused: %s: %s", what,
-	    e.msg);
+	ok(lora_merge(dir, &cfg, &ps, y, NULL, &e) < 0 && e.status == EX_DATAERR,
+	    "refused: %s: %s", what, e.msg);
 	mem_free(y);
 }
 
@@ -277,7 +306,7 @@ static double said(const struct lora *l, const char *config, const real *x)
 
 	memcpy(y, w, (size_t)ps.total * sizeof *y);
 	write_adapter(l, 0, config);
-	if (lora_merge(dir, &ps, y, NULL, &e) < 0)
+	if (lora_merge(dir, &cfg, &ps, y, NULL, &e) < 0)
 		worst = INFINITY, printf("# %s\n", e.msg);
 	for (int64_t i = 0; i < ps.total; i++)
 		worst = fmax(worst, fabs((double)(x[i] - y[i])));
@@ -324,8 +353,9 @@ static void test_merge(const struct lora *l, const real *x)
 	    "PEFT's names: %s", l->par.p[0].name);
 	write_adapter(l, 0, text);
 	memcpy(y, w, (size_t)ps.total * sizeof *y);
-	ok(lora_merge(dir, &ps, y, &metadata, &e) == 0, "merged %s", e.msg);
+	ok(lora_merge(dir, &cfg, &ps, y, &metadata, &e) == 0, "merged %s", e.msg);
 	ok(memcmp(x, y, (size_t)ps.total * sizeof *y) == 0, "bit for bit what was trained");
+	test_reader(l);
 	ok(said(l, "{\"r\": 64, \"lora_alpha\": 1, \"rank_pattern\": {\".*\": 3},"
 	    "\"alpha_pattern\": {\".*\": 7}}", x) == 0, "rank and factor by patterns");
 	ok(said(l, "{\"r\": 3, \"lora_alpha\": 4.0414518843273806, \"use_rslora\": true}", x) <
@@ -378,6 +408,7 @@ int main(void)
 	    "not for embeddings: %s", e.msg);
 	mem_free(x), mem_free(w), mem_free(g), mem_free(c), mem_free(hit);
 	params_free(&ps);
+	config_free(&cfg);
 	file_remove_tree(dir, &e);
 	return tap_done();
 }

@@ -4,14 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/file.h"
-#include "format/modeldir.h"
-#include "model/peft.h"
-#include "model/optim.h"
 #include "base/rng.h"
-#include "format/safetensors.h"
+#include "model/adapter.h"
+#include "model/optim.h"
 
 #define PREFIX "base_model.model."
 
@@ -41,9 +37,8 @@ static void add_part(struct params *ps, const struct param *of, char part, int r
 	ps->count += param_size(p);
 }
 
-/* The adapter's parameters and its targets. each: (n of the model) their shapes, NULL: all
- * alike. */
-static int build(struct lora *l, const bool *hit, const struct lora_shape *each, struct err *e)
+/* The adapter's parameters and its targets. */
+static int build(struct lora *l, const bool *hit, struct err *e)
 {
 	for (int i = 0; i < l->model->n; i++) {
 		if (hit[i] && !can_adapt(&l->model->p[i]))
@@ -53,9 +48,8 @@ static int build(struct lora *l, const bool *hit, const struct lora_shape *each,
 		l->n += hit[i];
 	}
 	l->target = calloc((size_t)l->n + 1, sizeof *l->target);
-	l->each = calloc((size_t)l->n + 1, sizeof *l->each);
 	l->par.p = calloc((size_t)l->n * 2 + 1, sizeof *l->par.p);
-	if (l->target == NULL || l->each == NULL || l->par.p == NULL)
+	if (l->target == NULL || l->par.p == NULL)
 		return err_set(e, EX_OSERR, "out of memory");
 	for (int i = 0, n = 0; i < l->model->n; i++) {
 		const struct param *p = &l->model->p[i];
@@ -63,12 +57,8 @@ static int build(struct lora *l, const bool *hit, const struct lora_shape *each,
 		if (!hit[i])
 			continue;
 		l->target[n++] = i;
-		if (each != NULL)
-			l->each[n - 1] = each[i];
-		else
-			l->each[n - 1] = (struct lora_shape){ l->rank, l->alpha / l->rank };
-		add_part(&l->par, p, 'A', l->each[n - 1].rank, p->cols);
-		add_part(&l->par, p, 'B', p->rows, l->each[n - 1].rank);
+		add_part(&l->par, p, 'A', l->rank, p->cols);
+		add_part(&l->par, p, 'B', p->rows, l->rank);
 	}
 	return 0;
 }
@@ -82,7 +72,7 @@ static void sizes(const struct lora *l, int64_t *copies, int64_t *largest)
 		int64_t side = p->rows > p->cols ? p->rows : p->cols;
 
 		*copies += param_span(p);
-		*largest = mem_max(*largest, side * l->each[i].rank);
+		*largest = mem_max(*largest, side * l->rank);
 	}
 }
 
@@ -92,24 +82,23 @@ void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, 
 	struct err e = {0};
 	int64_t copies, largest;
 
-	if (build(&l, hit, NULL, &e) == 0) {	/* else lora_open() will say why not */
+	if (build(&l, hit, &e) == 0) {	/* else lora_open() will say why not */
 		sizes(&l, &copies, &largest);
 		mem_plan_add(p, "adapter", (2 * l.par.total + largest) * (int64_t)sizeof(real));
 		optim_plan(p, &l.par, NULL);
 		mem_plan_add(p, "matrices under the adapter", copies * (int64_t)sizeof(real));
 	}
 	free(l.target);
-	free(l.each);
 	free(l.par.p);
 }
 
-static int open_with(struct lora *l, const bool *hit, const struct lora_shape *each,
-    struct err *e)
+int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
+    const struct backend *be, struct err *e)
 {
-	const struct backend *be = l->be;
 	int64_t copies, largest;
 
-	if (build(l, hit, each, e) < 0) {
+	*l = (struct lora){ .be = be, .model = model, .rank = rank, .alpha = alpha };
+	if (build(l, hit, e) < 0) {
 		lora_close(l);
 		return -1;
 	}
@@ -125,13 +114,6 @@ static int open_with(struct lora *l, const bool *hit, const struct lora_shape *e
 	return 0;
 }
 
-int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
-    const struct backend *be, struct err *e)
-{
-	*l = (struct lora){ .be = be, .model = model, .rank = rank, .alpha = alpha };
-	return open_with(l, hit, NULL, e);
-}
-
 void lora_close(struct lora *l)
 {
 	dev_real *const mine[] = { l->w, l->g, l->w0, l->scaled };
@@ -140,7 +122,6 @@ void lora_close(struct lora *l)
 		if (mine[i] != NULL)
 			l->be->free(l->be, mine[i]);
 	free(l->target);
-	free(l->each);
 	free(l->par.p);
 	memset(l, 0, sizeof *l);
 }
@@ -174,11 +155,11 @@ void lora_start(struct lora *l, const dev_real *w, uint64_t seed)
 	}
 }
 
-/* The factor times a part of target i, in l->scaled. */
-static const dev_real *scale_part(const struct lora *l, int i, const struct param *p)
+/* The factor times A or B of a target, in l->scaled. */
+static const dev_real *scale_part(const struct lora *l, const struct param *p)
 {
 	l->be->copy(l->be, l->scaled, l->w + p->off, (size_t)param_size(p) * sizeof *l->w);
-	l->be->scale(l->be, l->scaled, l->each[i].factor, param_size(p));
+	l->be->scale(l->be, l->scaled, l->alpha / l->rank, param_size(p));
 	return l->scaled;
 }
 
@@ -188,7 +169,7 @@ void lora_apply(const struct lora *l, dev_real *w)
 
 	for (int i = 0; i < l->n; i++) {
 		const struct param *p = &l->model->p[l->target[i]], *a = &l->par.p[2 * i];
-		struct gemm_job j = { w + p->off, p->cols, scale_part(l, i, a + 1), a->rows,
+		struct gemm_job j = { w + p->off, p->cols, scale_part(l, a + 1), a->rows,
 		    l->w + a->off, p->cols, DT_REAL,
 		    p->rows, p->cols, a->rows, 1 };
 
@@ -210,9 +191,9 @@ void lora_gradients(struct lora *l, const dev_real *g)
 		struct gemm_job da = { l->g + a->off, p->cols, NULL, a->rows, dw, p->cols, DT_REAL,
 		    a->rows, p->cols, p->rows, 0 };
 
-		db.b = scale_part(l, i, a);
+		db.b = scale_part(l, a);
 		l->be->gemm_train(l->be, GEMM_NT, &db, 1);
-		da.a = scale_part(l, i, b);
+		da.a = scale_part(l, b);
 		l->be->gemm_train(l->be, GEMM_TN, &da, 1);
 	}
 }
@@ -238,159 +219,79 @@ json_t *lora_config(const struct lora *l, const char *base)
 
 /* --- merging --- */
 
-/* Which parameters of the model the file has parts of, and their shapes; each of its tensors must
- * be one. */
-static int find_targets(const struct st_file *f, const char *path, const struct params *model,
-    const struct peft *c, bool *hit, struct lora_shape *each, struct err *e)
-{
-	const struct st_tensor *t;
-
-	for (size_t i = 0; (t = st_at(f, i)) != NULL; i++) {
-		char name[sizeof model->p->name];
-		size_t n = strlen(t->name), tail = strlen(".lora_A.weight");
-		const struct param *p = NULL;
-		struct lora_shape *s;
-		bool a = n > tail && strcmp(t->name + n - tail, ".lora_A.weight") == 0;
-		bool b = n > tail && strcmp(t->name + n - tail, ".lora_B.weight") == 0;
-
-		if ((a || b) && strncmp(t->name, PREFIX, strlen(PREFIX)) == 0 && n < sizeof name) {
-			snprintf(name, sizeof name, "%.*s.weight", (int)(n - tail - strlen(PREFIX)),
-			    t->name + strlen(PREFIX));
-			p = params_find(model, name);
-			name[strlen(name) - strlen(".weight")] = '\0';
-		}
-		if (p == NULL || !can_adapt(p))
-			return err_set(e, EX_DATAERR,
-			    "%s: %s: no matrix of the model has such a part", path, t->name);
-		s = &each[p - model->p];
-		if (peft_shape(c, name, &s->rank, &s->factor, e) < 0)
-			return -1;
-		if (t->ndim != 2 || t->shape[0] != (uint64_t)(a ? s->rank : p->rows) ||
-		    t->shape[1] != (uint64_t)(a ? p->cols : s->rank))
-			return err_set(e, EX_DATAERR, "%s: %s: not of the shape that the model and "
-			    "a rank of %d ask for", path, t->name, s->rank);
-		hit[p - model->p] = true;
-	}
-	return st_at(f, 0) != NULL ? 0 : err_set(e, EX_DATAERR, "%s: holds no adapter", path);
-}
-
-static int read_part(const struct st_file *f, const char *path, const struct lora *l,
-    const struct param *p, struct err *e)
-{
-	const struct st_tensor *t = st_find(f, p->name);
-	struct st_error se = {0};
-	enum dtype dt;
-	float *x;
-	real *y;
-	void *raw;
-	int rc;
-
-	if (t == NULL)
-		return err_set(e, EX_DATAERR, "%s: %s: absent", path, p->name);
-	if (dtype_parse(st_dtype_name(t->dtype), &dt) < 0)
-		return err_set(e, EX_DATAERR, "%s: %s: not a float type", path, p->name);
-	raw = mem_alloc((size_t)t->nbytes);
-	x = mem_alloc((size_t)param_size(p) * sizeof *x);
-	y = mem_alloc((size_t)param_size(p) * sizeof *y);
-	rc = st_read(f, t, 0, raw, (size_t)t->nbytes, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
-	if (rc == 0)
-		tensor_to_f32(x, raw, dt, (size_t)param_size(p));
-	if (rc == 0 && !tensor_finite(x, DT_F32, (size_t)param_size(p)))
-		rc = err_set(e, EX_DATAERR, "%s: %s: has a value that is not finite", path,
-		    p->name);
-	for (int64_t i = 0; rc == 0 && i < param_size(p); i++)
-		y[i] = (real)x[i];
-	if (rc == 0)
-		l->be->put(l->be, l->w + p->off, y, (size_t)param_size(p) * sizeof *y);
-	mem_free(raw);
-	mem_free(x);
-	mem_free(y);
-	return rc;
-}
-
-static json_t *file_metadata(const struct st_file *f)
-{
-	json_t *o = json_object();
-	const char *key, *value;
-
-	for (size_t i = 0; (key = st_meta_at(f, i, &value)) != NULL; i++)
-		json_object_set_new(o, key, json_string(value));
-	return o;
-}
-
 /* The sum of finite numbers may be none: the factor alone can make it so. */
-static int check_sum(const struct lora *l, const char *path, const real *w, struct err *e)
+static int check_sum(const char *path, const struct adapter_matrix *m, const struct param *p,
+    const real *w, struct err *e)
 {
-	for (int i = 0; i < l->n; i++) {
-		const struct param *p = &l->model->p[l->target[i]];
-
-		for (int64_t j = 0; j < param_size(p); j++)
-			if (!isfinite(w[p->off + j]))
-				return err_set(e, EX_DATAERR, "%s: %s is not finite with this "
-				    "adapter (r %d, %g times B A)", path, p->name,
-				    l->each[i].rank, l->each[i].factor);
-	}
+	for (int64_t j = 0; j < param_size(p); j++)
+		if (!isfinite(w[j]))
+			return err_set(e, EX_DATAERR, "%s: %s is not finite with this adapter "
+			    "(r %d, %g times B A)", path, p->name, m->rank, m->factor);
 	return 0;
 }
 
-static int merge_file(const struct st_file *f, const char *path, const struct params *model,
-    real *w, const struct peft *c, struct err *e)
+static void to_real(real *dst, const float *src, int64_t n)
 {
-	bool *hit = mem_alloc((size_t)model->n * sizeof *hit);
-	struct lora_shape *each = mem_alloc((size_t)model->n * sizeof *each);
-	struct lora l = { .be = &backend_cpu, .model = model };
-	int rc = find_targets(f, path, model, c, hit, each, e);
-
-	if (rc == 0)
-		rc = open_with(&l, hit, each, e);
-	if (rc == 0) {
-		lora_start(&l, backend_cpu_memory(w), 0);
-		for (int i = 0; i < l.par.n && rc == 0; i++)
-			rc = read_part(f, path, &l, &l.par.p[i], e);
-		if (rc == 0)
-			lora_apply(&l, backend_cpu_memory(w));
-		if (rc == 0)
-			rc = check_sum(&l, path, w, e);
-		lora_close(&l);
-	}
-	mem_free(hit);
-	mem_free(each);
-	return rc;
+	for (int64_t i = 0; i < n; i++)
+		dst[i] = (real)src[i];
 }
 
-/* PEFT wrote pickles once. */
-static int unopened(const char *dir, const char *path, const struct st_error *se, struct err *e)
+/* w (rows, cols) += factor * B A, as lora_apply() does it. x: room for A or B as it is read, a and
+ * b: for both. */
+static int add(struct adapter *ad, const struct adapter_matrix *m, real *w, float *x, real *a,
+    real *b, struct err *e)
 {
-	char *pickle = file_join(dir, "adapter_model.bin");
+	const struct backend *be = &backend_cpu;
+	const struct param *p = &ad->model->p[m->param];
+	int64_t na = (int64_t)m->rank * p->cols, nb = (int64_t)p->rows * m->rank;
+	struct gemm_job j = { backend_cpu_memory(w), p->cols, backend_cpu_memory(b), m->rank,
+	    backend_cpu_memory(a), p->cols, DT_REAL, p->rows, p->cols, m->rank, 1 };
 
-	if (access(path, F_OK) != 0 && access(pickle, F_OK) == 0)
-		err_set(e, EX_NOINPUT, "%s: is not there; the directory has adapter_model.bin, a "
-		    "Python pickle that may run code when it is read: convert it to safetensors",
-		    path);
-	else
-		modeldir_st_err(e, path, se);
-	free(pickle);
-	return -1;
+	if (adapter_read_a(ad, m, x, e) < 0)
+		return -1;
+	to_real(a, x, na);
+	if (adapter_read_b(ad, m, x, e) < 0)
+		return -1;
+	to_real(b, x, nb);
+	be->scale(be, backend_cpu_memory(b), m->factor, nb);
+	be->gemm_train(be, GEMM_NN, &j, 1);
+	return check_sum(ad->path, m, p, w, e);
 }
 
-int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
-    struct err *e)
+static int64_t largest_part(const struct adapter *a)
 {
-	char *path = file_join(dir, "adapter_model.safetensors");
-	struct st_error se = {0};
-	struct st_file *f;
-	struct peft c;
-	int rc = -1;
+	int64_t n = 1;
 
-	if (peft_load(&c, dir, e) == 0) {
-		f = st_open(path, ST_READ, &se);
-		rc = f != NULL ? merge_file(f, path, model, w, &c, e) :
-		    unopened(dir, path, &se, e);
-		if (rc == 0 && metadata != NULL)
-			*metadata = file_metadata(f);
-		st_close(f);
-		peft_free(&c);
+	for (int i = 0; i < a->n; i++) {
+		const struct param *p = &a->model->p[a->matrix[i].param];
+
+		n = mem_max(n, (int64_t)a->matrix[i].rank * mem_max(p->rows, p->cols));
 	}
-	free(path);
+	return n;
+}
+
+int lora_merge(const char *dir, const struct config *c, const struct params *model, real *w,
+    json_t **metadata, struct err *e)
+{
+	struct adapter ad;
+	size_t n;
+	float *x;
+	real *a, *b;
+	int rc = 0;
+
+	if (adapter_open(&ad, dir, c, model, e) < 0)
+		return -1;
+	n = (size_t)largest_part(&ad);
+	x = mem_alloc(n * sizeof *x);
+	a = mem_alloc(n * sizeof *a);
+	b = mem_alloc(n * sizeof *b);
+	for (int i = 0; i < ad.n && rc == 0; i++)
+		rc = add(&ad, &ad.matrix[i], w + model->p[ad.matrix[i].param].off, x, a, b, e);
+	if (rc == 0 && metadata != NULL)
+		*metadata = json_incref(ad.metadata);
+	mem_free(x);
+	mem_free(a);
+	mem_free(b);
+	adapter_close(&ad);
 	return rc;
 }

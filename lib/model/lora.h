@@ -32,19 +32,13 @@
 
 #define LORA_MAX_RANK 4096
 
-struct lora_shape {
-	int rank;
-	double factor;			/* of B A; alpha/rank, or what a file says */
-};
-
 struct lora {
 	const struct backend *be;
 	const struct params *model;
 	struct params par;		/* A and B of each target, in turn */
 	dev_real *w, *g;		/* (par.total) */
 	int n, *target;			/* (n) which parameters of the model */
-	struct lora_shape *each;	/* (n) */
-	int rank;			/* of all that are trained */
+	int rank;			/* of all */
 	double alpha;
 	dev_real *w0;			/* the targets as they were, one after the other */
 	dev_real *scaled;		/* factor * A or B: room for the largest */
@@ -66,9 +60,9 @@ void lora_gradients(struct lora *l, const dev_real *g);
 json_t *lora_config(const struct lora *l, const char *base);
 
 /* Adds the adapter in dir to the flat host array w of the model's parameters. Its metadata (as
- * of prov.h) go to *metadata unless NULL. Variants that are more than W0 + factor * B A (peft.h)
- * are refused (EX_DATAERR). */
-int lora_merge(const char *dir, const struct params *model, real *w, json_t **metadata,
-    struct err *e) CHR_MUST_CHECK;
+ * of prov.h) go to *metadata unless NULL. Fails as adapter.h does, and
+ * where the sum is not finite (EX_DATAERR). */
+int lora_merge(const char *dir, const struct config *c, const struct params *model, real *w,
+    json_t **metadata, struct err *e) CHR_MUST_CHECK;
 
 #endif

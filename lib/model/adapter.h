@@ -1,0 +1,86 @@
+/*
+ * adapter: the one reader of adapters on disk: adapter_config.json (peft.h) and the tensors of
+ * adapter_model.safetensors beside it. It says which matrices W of a model become W + factor * B A,
+ * and gives A (rank, columns) and B (rows, rank) of each. What is more than that sum is refused.
+ *
+ *	struct adapter a;
+ *	if (adapter_open(&a, "adapter", &cfg, &ps, &e) < 0)
+ *		err_exit(&e);
+ *	for (int i = 0; i < a.n; i++) {
+ *		const struct adapter_matrix *m = &a.matrix[i];
+ *		const struct param *p = &ps.p[m->param];
+ *
+ *		adapter_read_a(&a, m, x, &e);			x (m->rank, p->cols)
+ *		adapter_read_b(&a, m, y, &e);			y (p->rows, m->rank)
+ *	}
+ *	adapter_close(&a);
+ *
+ * A routed expert has three matrices, gate, up and down, each with an entry of its own, also where
+ * one tensor of the file holds the parts of all experts. Matrices are listed in the order in which
+ * reading them is quickest: all that lie in one tensor come one after the other.
+ */
+#ifndef CHR_ADAPTER_H
+#define CHR_ADAPTER_H
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "arch/config.h"
+#include "base/err.h"
+#include "format/safetensors.h"
+#include "format/stored.h"
+
+#define ADAPTER_WEIGHTS "adapter_model.safetensors"
+#define ADAPTER_CONFIG "adapter_config.json"
+
+/* Where A or B of a matrix lies: value (r, c) as in struct layout. */
+struct adapter_part {
+	const struct st_tensor *t;
+	struct layout at;
+};
+
+struct adapter_matrix {
+	int param;		/* which parameter of the model it is for */
+	int rank;
+	double factor;		/* of B A */
+	struct adapter_part a, b;
+};
+
+struct adapter_held {		/* a tensor as float32 */
+	const struct st_tensor *t;
+	float *x;
+};
+
+struct adapter {
+	char *path;		/* of the tensors */
+	const struct config *cfg;
+	const struct params *model;
+	int n;
+	struct adapter_matrix *matrix;
+	json_t *metadata;	/* of the file, an object of strings (prov.h) */
+	/* bytes that reading takes until adapter_close(), for a plan */
+	int64_t room;
+	/* private */
+	struct st_file *f;
+	int *of;
+	struct adapter_held held[2];
+};
+
+/* The adapter in dir, on the model of c and ps, which must stay there as long. EX_NOINPUT,
+ * EX_DATAERR (a kind of adapter that peft.h refuses, a tensor that is for nothing in the model, of
+ * another shape, or of no float type, a part without the other); then there is nothing to close. */
+int adapter_open(struct adapter *a, const char *dir, const struct config *c,
+    const struct params *ps, struct err *e) CHR_MUST_CHECK;
+void adapter_close(struct adapter *a);
+
+/* Of parameter number `param` of the model; NULL: it is as it was. O(1). */
+const struct adapter_matrix *adapter_find(const struct adapter *a, int param);
+
+/* One part of m, a matrix of a, into dst of the size above. EX_DATAERR for a value that is not
+ * finite, EX_IOERR, EX_OSERR. */
+int adapter_read_a(struct adapter *a, const struct adapter_matrix *m, float *dst, struct err *e)
+    CHR_MUST_CHECK;
+int adapter_read_b(struct adapter *a, const struct adapter_matrix *m, float *dst, struct err *e)
+    CHR_MUST_CHECK;
+
+#endif
