@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/human.h"
 #include "base/json.h"
+#include "model/adapter.h"
 #include "model/lora.h"
 #include "base/mem.h"
 #include "format/modeldir.h"
@@ -46,22 +47,13 @@ static const struct opt_prog prog = { "chr-merge", "-m DIR -o DIR [options] ADAP
 	    "trainers write it with\n"
 	"--lora-rank, and as PEFT does.", false };
 
-/* The adapter's last ancestor names the model it was trained on. */
 static int check_base(const char *adapter, const json_t *metadata, const char *fingerprint,
     struct err *e)
 {
-	const char *text = json_string_value(json_object_get(metadata, "chronos.ancestry"));
-	json_t *list = text != NULL ? json_loads(text, 0, NULL) : NULL;
-	const char *parent =
-	    json_string_value(json_object_get(json_array_get(list, json_array_size(list) - 1),
-	    "parent"));
-	int rc = 0;
+	char *base = o.force ? NULL : adapter_base(metadata);
+	int rc = base != NULL ? adapter_fits(adapter, base, o.model, fingerprint, e) : 0;
 
-	if (parent != NULL && strcmp(parent, fingerprint) != 0 && !o.force)
-		rc = err_set(e, EX_DATAERR, "%s: was trained on the model %s, %s is %s (--force "
-		    "merges all the same)", adapter,
-		    parent, o.model, fingerprint);
-	json_decref(list);
+	free(base);
 	return rc;
 }
 

@@ -105,9 +105,10 @@ static int layer_width(const struct config *c, int l)
 }
 
 /* What the host knows of rows and experts. */
-static void carve_choices(struct scratch *s, struct tables *t, const struct config *c, int64_t R,
-    int64_t rows, struct room *v)
+static void carve_choices(struct scratch *s, struct tables *t, const struct config *c,
+    const struct engine_opt *o, int64_t rows, struct room *v)
 {
+	int64_t R = o->max_rows;
 	int64_t K = c->num_experts_per_tok, S = c->num_shared_experts, E = c->num_experts;
 	bool biased = config_expert_biased(c);
 
@@ -129,15 +130,15 @@ static void carve_choices(struct scratch *s, struct tables *t, const struct conf
 	t->exact = hosts(v, K, sizeof(*t->exact));
 	t->bias = hosts(v, config_choice_bias(c) ? c->num_sparse * E : 0, sizeof(*t->bias));
 	t->part = hosts(v, E + S + 1, sizeof(*t->part));
-	t->qffn = hosts(v, E + S + 1, sizeof(*t->qffn));
+	t->qffn = hosts(v, (E + S + 1) * (o->adapters + 1), sizeof(*t->qffn));
 	t->qgemm = hosts(v, E + S + 1, sizeof(*t->qgemm));
 	t->job = hosts(v, 2 * (E + S + 1) + c->num_attention_heads + 1, sizeof(*t->job));
 }
 
-static void carve_experts(struct scratch *s, struct tables *t, const struct config *c, int64_t R,
-    bool blocks, struct room *v)
+static void carve_experts(struct scratch *s, struct tables *t, const struct config *c,
+    const struct engine_opt *o, struct room *v)
 {
-	int64_t rows = 0, inner = 0, hidden = 0,
+	int64_t R = o->max_rows, rows = 0, inner = 0, hidden = 0,
 	    most = mem_max(c->hidden_size, widest_mix(c));
 
 	for (int l = 0; l < c->num_hidden_layers; l++) {
@@ -147,12 +148,12 @@ static void carve_experts(struct scratch *s, struct tables *t, const struct conf
 		inner = mem_max(inner, n * layer_width(c, l));
 		hidden = mem_max(hidden, n * (int64_t)quant_row_bytes(layer_width(c, l)));
 	}
-	carve_choices(s, t, c, R, rows, v);
+	carve_choices(s, t, c, o, rows, v);
 	s->ahead = reals(v, R * c->hidden_size);
 	s->moe_x = reals(v, rows * c->hidden_size);
 	s->moe_g = reals(v, inner);
 	s->moe_u = reals(v, inner);
-	if (!blocks)
+	if (!o->blocks)
 		return;
 	s->xq = rows_of(v, mem_max(R, HEAD_ROWS), quant_row_bytes((int)most));
 	s->moe_xq = rows_of(v, rows, quant_row_bytes(c->hidden_size));
@@ -168,7 +169,7 @@ static void carve_scratch(struct scratch *s, struct tables *t, const struct conf
 	s->h = reals(v, R * D);
 	s->x = reals(v, R * D);
 	carve_attention(s, t, c, R, v);
-	carve_experts(s, t, c, R, o->blocks, v);
+	carve_experts(s, t, c, o, v);
 	s->head_x = reals(v, HEAD_ROWS * D);
 	s->logits = reals(v, HEAD_ROWS * (int64_t)c->vocab_size);
 	s->look_h = reals(v, look0 ? HEAD_ROWS * (int64_t)look0->rows : 0);
@@ -182,6 +183,7 @@ static void carve_scratch(struct scratch *s, struct tables *t, const struct conf
 	t->head_row = hosts(v, R, sizeof(*t->head_row));
 	t->about = hosts(v, R, sizeof(*t->about));
 	t->seg = hosts(v, o->max_seqs, sizeof(*t->seg));
+	t->turn = hosts(v, o->max_seqs, sizeof(*t->turn));
 	t->recur = hosts(v, config_recurs(c) ? o->max_seqs : 0, sizeof(*t->recur));
 }
 
@@ -321,7 +323,8 @@ struct engine *engine_open(const char *dir, const struct engine_opt *o, const st
 	if (!g)
 		return NULL;
 	g->be = be;
-	if (load_weights(g, e) < 0 || open_state(g, dir, e) < 0) {
+	if (adapt_check(g, e) < 0 || load_weights(g, e) < 0 || adapt_load(g, e) < 0 ||
+	    open_state(g, dir, e) < 0) {
 		engine_close(g);
 		return NULL;
 	}
@@ -360,6 +363,7 @@ void engine_close(struct engine *g)
 	store_close(g->store);
 	predict_free(g->predict);
 	intent_free(g->intent);
+	adapt_close(g);
 	free(g->share);
 	free(g->likely);
 	free(g->mix);
@@ -403,11 +407,17 @@ struct seq *seq_new(struct engine *g, struct err *e)
 	for (int i = 0; i < g->opt.max_seqs; i++)
 		if (!g->seqs[i].used) {
 			g->seqs[i].used = true;
+			g->seqs[i].adapter = 0;
 			seq_reset(&g->seqs[i]);
 			return &g->seqs[i];
 		}
 	err_set(e, EX_SOFTWARE, "all %d sequences are in use", g->opt.max_seqs);
 	return NULL;
+}
+
+void seq_adapt(struct seq *s, int adapter)
+{
+	s->adapter = adapter;
 }
 
 void seq_reset(struct seq *s)
@@ -424,6 +434,7 @@ struct seq *seq_fork(const struct seq *s, struct err *e)
 	if (!t)
 		return NULL;
 	t->len = s->len;
+	t->adapter = s->adapter;
 	t->expects = s->expects;
 	memcpy(t->expect, s->expect, sizeof(*t->expect) * (size_t)c->num_sparse *
 	    (size_t)c->num_experts);
@@ -441,6 +452,18 @@ void seq_free(struct seq *s)
 }
 
 int seq_len(const struct seq *s) { return s->len; }
+
+/* The order in which items are taken: no result depends on it, but rows of one adapter are
+ * multiplied together. */
+static void take_turns(struct engine *g, const struct eval_item *it, int n)
+{
+	int k = 0;
+
+	for (int a = 0; a <= g->opt.adapters; a++)
+		for (int i = 0; i < n; i++)
+			if (it[i].s->adapter == a)
+				g->t.turn[k++] = i;
+}
 
 static int check_items(const struct engine *g, const struct eval_item *it, int n, struct err *e)
 {
@@ -460,8 +483,8 @@ static int check_items(const struct engine *g, const struct eval_item *it, int n
 	return 0;
 }
 
-/* Takes up to max_rows tokens from the items, in order; done is what earlier passes took.
- * Returns rows. */
+/* Takes up to max_rows tokens from the items, those of an adapter together; done is what earlier
+ * passes took. Returns rows. */
 static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, int *done)
 {
 	struct tables *t = &g->t;
@@ -469,7 +492,7 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 
 	g->rows = g->nseg = 0;
 	while (*first < n && g->rows < g->opt.max_rows) {
-		struct eval_item *x = &it[*first];
+		struct eval_item *x = &it[g->t.turn[*first]];
 		int left = x->n - *done, room = g->opt.max_rows - g->rows, m = left < room ? left
 		    : room;
 
@@ -491,6 +514,7 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 		}
 	}
 	g->single = one;
+	adapt_rows(g);
 	push(g, g->s.tok, t->tok, (size_t)g->rows * sizeof *t->tok);
 	push(g, g->s.pos, t->pos, (size_t)g->rows * sizeof *t->pos);
 	return g->rows;
@@ -515,7 +539,7 @@ static void head_block(struct engine *g, const int32_t *rows, real *const *out, 
 	g->be->gather(g->be, s->head_x, s->h, s->head_row, n, D);
 	g->be->rmsnorm(g->be, s->head_x, NULL, s->head_x, g->norm, n, D,
 	    g->cfg->rms_norm_eps);
-	linear(g, &l, 1, n);
+	linear_rows(g, &l, 1, rows, n);
 	if (g->cfg->logits_scaling != 1)
 		g->be->scale(g->be, s->logits, 1 / g->cfg->logits_scaling, (int64_t)n * V);
 	for (int i = 0; i < n; i++)
@@ -616,6 +640,7 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 	for (int i = 0; i < n; i++)
 		if (it[i].s->len == 0 && it[i].n > 1)
 			intend(g, it[i].tok, it[i].n);
+	take_turns(g, it, n);
 	while (status == 0 && fill_pass(g, it, n, &first, &done) > 0) {
 		rows += g->rows;
 		if ((status = pass(g, e)) < 0)
@@ -650,37 +675,50 @@ void engine_logprob(struct engine *g, const real *logits, const int32_t *target,
 
 /* --- products with dense weights, floats or blocks, and rows of the embedding --- */
 
-void linear(struct engine *g, const struct linear *l, int n, int rows)
+static void multiply(struct engine *g, const struct linear *l, int n, int rows)
 {
-	struct gemm_job dense[4];
-	struct qgemm_job blocks[4];
+	struct gemm_job dense[LINEAR_JOBS];
+	struct qgemm_job blocks[LINEAR_JOBS];
 	const dev_real *quantised = NULL;
 	int nd = 0, nb = 0;
 
-	for (int i = 0; i < n; i++)
-		if (!dtype_rounded(l[i].w.dt))
-			dense[nd++] = (struct gemm_job){ .c = l[i].y, .ldc = l[i].w.rows,
-			    .a = l[i].x, .lda = l[i].w.cols,
-			    .b = l[i].w.p, .ldb = l[i].w.cols, .bt = l[i].w.dt, .m = rows,
-			    .n = l[i].w.rows, .k = l[i].w.cols,
-			    .beta = l[i].beta };
+	for (int i = 0; i < n; i++) {
+		const struct mat *w = &l[i].w.m;
+
+		if (!dtype_rounded(w->dt))
+			dense[nd++] = (struct gemm_job){ .c = l[i].y, .ldc = w->rows,
+			    .a = l[i].x, .lda = w->cols, .b = w->p, .ldb = w->cols, .bt = w->dt,
+			    .m = rows, .n = w->rows, .k = w->cols, .beta = l[i].beta };
+	}
 	if (nd > 0)
 		g->be->gemm(g->be, GEMM_NT, dense, nd);
 	for (int i = 0; i < n; i++) {
-		if (!dtype_rounded(l[i].w.dt))
+		const struct mat *w = &l[i].w.m;
+
+		if (!dtype_rounded(w->dt))
 			continue;
 		if (quantised && quantised != l[i].x) {
 			g->be->qgemm(g->be, blocks, nb);
 			nb = 0;
 		}
 		if (quantised != l[i].x)
-			g->be->quantize(g->be, g->s.xq, l[i].x, rows, l[i].w.cols);
+			g->be->quantize(g->be, g->s.xq, l[i].x, rows, w->cols);
 		quantised = l[i].x;
-		blocks[nb++] = (struct qgemm_job){ l[i].y, l[i].w.rows, g->s.xq, l[i].w, rows,
-		    l[i].beta };
+		blocks[nb++] = (struct qgemm_job){ l[i].y, w->rows, g->s.xq, *w, rows, l[i].beta };
 	}
 	if (nb > 0)
 		g->be->qgemm(g->be, blocks, nb);
+}
+
+void linear_rows(struct engine *g, const struct linear *l, int n, const int32_t *of, int rows)
+{
+	multiply(g, l, n, rows);
+	adapt_linear(g, l, n, of, rows);
+}
+
+void linear(struct engine *g, const struct linear *l, int n)
+{
+	linear_rows(g, l, n, NULL, g->rows);
 }
 
 void embed_rows(struct engine *g)

@@ -10,9 +10,9 @@
  *		err_exit(&e);
  *
  * Promise: the result of a token depends on its own sequence only: not on what else is in the
- * call, how the prompt was chunked, the number of threads, or whether experts were resident or
- * streamed. Bytes, not tolerances. (On-miss shared breaks the last one on purpose and reports
- * the replaced mass.)
+ * call, which adapters others have, how the prompt was chunked, the number of threads, or whether
+ * experts were resident or streamed. Bytes, not tolerances. (On-miss shared breaks the last one on
+ * purpose and reports the replaced mass.)
  */
 #ifndef CHR_DECODE_H
 #define CHR_DECODE_H
@@ -27,6 +27,11 @@ struct engine;
 struct seq;
 
 enum { ONMISS_WAIT, ONMISS_SHARED };
+
+struct engine_adapter {
+	const char *name;	/* for messages */
+	const char *dir;	/* as in adapter.h */
+};
 
 struct engine_opt {
 	int64_t ram;		/* limit on everything planned, 0 = none: all experts resident */
@@ -46,6 +51,10 @@ struct engine_opt {
 				   prompts are always exact */
 	double route_bias;	/* added to the router's logits of experts in memory; 0: exact */
 	struct store_opt store;	/* .bytes 0: what the limit leaves */
+	const struct engine_adapter *adapter;	/* (adapters) that sequences may have; they are in
+						   memory for as long as the engine is */
+	int adapters;
+	bool foreign;		/* takes adapters that were trained on another model, too */
 };
 
 /* Every byte engine_open would hold, without opening. Includes what the process holds already,
@@ -96,6 +105,9 @@ void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products
 struct seq *seq_new(struct engine *g, struct err *e) CHR_MUST_CHECK;
 /* a new one that has evaluated the same tokens; or NULL */
 struct seq *seq_fork(const struct seq *s, struct err *e) CHR_MUST_CHECK;
+/* Which adapter a sequence without tokens gets: its number, from 1; 0: none, as seq_new() leaves
+ * it. seq_reset() keeps it, and a fork has that of its original. */
+void seq_adapt(struct seq *s, int adapter);
 void seq_reset(struct seq *s);
 void seq_free(struct seq *s);
 int seq_len(const struct seq *s);

@@ -104,15 +104,6 @@ static void kv_append(struct engine *g, int l, const dev_real *a, const dev_real
 /* The same for every sequence. */
 static int kv_slots(const struct engine *g, int l) { return g->t.seg[0].it->s->kv[l].slots; }
 
-static struct gemm_job product(dev_real *y, int64_t ldy, const dev_real *x, int64_t ldx,
-    const dev_real *w,
-    int rows, int out, int in)
-{
-	return (struct gemm_job){ .c = y, .ldc = ldy, .a = x, .lda = ldx, .b = w, .ldb = in,
-	    .bt = DT_REAL,
-	    .m = rows, .n = out, .k = in };
-}
-
 void attn_bias(struct engine *g, dev_real *y, const dev_real *bias, int w)
 {
 	g->be->combine(g->be, y, bias, g->s.zeros, NULL, g->rows, 1, w);
@@ -163,9 +154,9 @@ static void gqa_project(struct engine *g, int l)
 	struct linear qkv[3] = { { q, s->x, w->q, 0 }, { s->k, s->x, w->k, 0 },
 	    { s->k2, s->x, w->v, 0 } };
 
-	linear(g, qkv, 3, g->rows);
+	linear(g, qkv, 3);
 	if (b->qkv_bias) {
-		attn_bias(g, q, w->q_bias, w->q.rows);
+		attn_bias(g, q, w->q_bias, w->q.m.rows);
 		attn_bias(g, s->k, w->k_bias, G * d);
 		attn_bias(g, s->k2, w->v_bias, G * d);
 	}
@@ -220,7 +211,7 @@ static void mla_project(struct engine *g, int l)
 	struct linear down[3] = { { s->q, s->x, w->q_nope, 0 }, { s->q2, s->x, w->q_rope, 0 },
 	    { s->k, s->x, w->kv_down, 0 } };
 
-	linear(g, down, 3, R);
+	linear(g, down, 3);
 	be->rmsnorm(be, s->q, NULL, s->q, w->q_nope_norm, (int64_t)R * H, N, c->rms_norm_eps);
 	be->rmsnorm(be, s->q2, NULL, s->q2, w->q_rope_norm, (int64_t)R * H, r, c->rms_norm_eps);
 	be->rmsnorm(be, s->k, NULL, s->k, w->kv_down_norm, R, C, c->rms_norm_eps);
@@ -230,6 +221,8 @@ static void mla_project(struct engine *g, int l)
 		    w->k_nope_t + (int64_t)(h * G / H) * C * N, R, C, N);
 	t->job[H] = product(s->k2, G * r, s->k, C, w->k_rope, R, G * r, C);
 	be->gemm(be, GEMM_NT, t->job, H + 1);
+	adapt_keys(g, l, N);
+	adapt_add(g, P_KROPE, l, s->k2, s->k, NULL, R);
 	be->rope(be, s->q2, (int64_t)H * r, r, R, H, r, g->rope_mla, s->pos, false);
 	be->rope(be, s->k2, (int64_t)G * r, r, R, G, r, g->rope_mla, s->pos, false);
 }
@@ -247,10 +240,10 @@ static void latent_project(struct engine *g, int l)
 	struct linear in[2] = { { b->q_rank ? s->qa : s->q, s->x, b->q_rank ? w->qa : w->q, 0 },
 	    { s->ctx, s->x, w->kv_a, 0 } }, up = { s->q, s->qa, w->qb, 0 };
 
-	linear(g, in, 2, R);
+	linear(g, in, 2);
 	if (b->q_rank) {
 		be->rmsnorm(be, s->qa, NULL, s->qa, w->qa_norm, R, b->q_rank, b->latent_eps);
-		linear(g, &up, 1, R);
+		linear(g, &up, 1);
 	}
 	be->copy2d(be, s->k, C, s->ctx, C + r, R, C);
 	be->copy2d(be, s->k2, r, s->ctx + C, C + r, R, r);
@@ -261,6 +254,7 @@ static void latent_project(struct engine *g, int l)
 		    s->q + (int64_t)h * d, (int64_t)H * d, w->k_nope_t + (int64_t)h * C * N, R, C,
 		    N);
 	be->gemm(be, GEMM_NT, g->t.job, H);
+	adapt_keys(g, l, d);
 	(b->rope.pairs ? be->rope_pairs : be->rope)(be, s->q2, (int64_t)H * r, r, R, H, r,
 	    g->rope_mla, s->pos, false);
 	(b->rope.pairs ? be->rope_pairs : be->rope)(be, s->k2, r, r, R, 1, r, g->rope_mla, s->pos,
@@ -292,6 +286,7 @@ static void mla(struct engine *g, int l)
 		    C, (int64_t)H * C,
 		    w->mla_v + (int64_t)(h * G / H) * v * C, R, v, C);
 	g->be->gemm(g->be, GEMM_NT, t->job, H);
+	adapt_values(g, l);
 }
 
 /* h += Attn(RMSNorm(h)) */
@@ -311,7 +306,7 @@ void attn_layer(struct engine *g, int l)
 		mla(g, l);
 	else
 		gqa(g, l);
-	linear(g, &out, 1, g->rows);
+	linear(g, &out, 1);
 	if (c->block[l].o_bias)
 		attn_bias(g, out.y, w->o_bias, c->hidden_size);
 	if (times)

@@ -1,7 +1,7 @@
 /*
  * decode_int: what the files of decode share: decode.c (opening, sequences, one pass),
  * decode_load.c (plan and weights), decode_attn.c (attention and caches), decode_recur.c (layers
- * with a state), decode_moe.c (experts). Not installed.
+ * with a state), decode_moe.c (experts), decode_adapt.c (adapters). Not installed.
  *
  * Letters as in config.h; N head width without rope (MLA); I = width of a dense MLP; R rows of a
  * pass, each one new token of some sequence. Index arrays are in host memory.
@@ -10,29 +10,35 @@
 #define CHR_DECODE_INT_H
 
 #include "decode/decode.h"
+#include "decode/decode_adapt.h"
 #include "experts/intent.h"
 #include "format/manifest.h"
 #include "format/modeldir.h"
 
 #define HEAD_ROWS 16	/* rows of logits computed at a time */
 
+struct weight {			/* a matrix that is always in memory */
+	struct mat m;
+	int param;		/* which parameter of the model: an adapter may be for it */
+};
+
 struct layer {
 	int sparse;				/* index among sparse layers, -1: dense */
 	const dev_real *in_norm, *post_norm;	/* (D) */
-	struct mat q, k, v;			/* (H*d, D), (G*d, D), (G*d, D) */
+	struct weight q, k, v;			/* (H*d, D), (G*d, D), (G*d, D) */
 	const dev_real *q_norm, *k_norm;		/* (d) */
-	struct mat o;				/* (D, H*d) */
-	struct mat q_nope, q_rope;		/* (H*N, D), (H*r, D) */
+	struct weight o;			/* (D, H*d) */
+	struct weight q_nope, q_rope;		/* (H*N, D), (H*r, D) */
 	const dev_real *q_nope_norm, *q_rope_norm;	/* (N), (r) */
-	struct mat kv_down;			/* (C, D) */
+	struct weight kv_down;			/* (C, D) */
 	const dev_real *kv_down_norm;		/* (C) */
 	const dev_real *k_nope_t;		/* (G, C, N): k_nope transposed per key head, to
 						   absorb it into queries */
 	const dev_real *k_rope, *mla_v;		/* (G*r, C), (G*d, C) */
 	const dev_real *q_bias, *k_bias, *v_bias, *o_bias;	/* (H*d), (G*d), (G*d), (D) */
-	struct mat qa, qb, kv_a;		/* (Q, D), (H*d, Q), (C + r, D) */
+	struct weight qa, qb, kv_a;		/* (Q, D), (H*d, Q), (C + r, D) */
 	const dev_real *qa_norm;		/* (Q) */
-	struct mat in, ba, z, b, a;		/* of layers with a state: param.h */
+	struct weight in, ba, z, b, a;		/* of layers with a state: param.h */
 	const dev_real *in_bias, *conv, *conv_bias;	/* (3D), (channels, taps), (channels) */
 	const dev_real *log_a, *dt, *delta_norm;	/* (H), (H), (dv) */
 	const dev_real *sinks;			/* (H), or NULL */
@@ -57,6 +63,7 @@ struct seq {
 	struct engine *g;
 	bool used;
 	int len;
+	int adapter;		/* from 1; 0: none */
 	struct kv *kv;		/* (L) */
 	float *expect, *coming;	/* (Ls, E) margins the head gave at the last token, and at the
 				   one being evaluated */
@@ -74,6 +81,8 @@ struct ffn_part {		/* rows row0..row0+n-1 of moe_x go through one FFN */
 	struct expert x;
 	int row0, n;
 	int layer, expert;	/* -1: none of the routed ones */
+	int param;		/* of its gate, before those of up and down; -1: no adapter is
+				   asked for */
 };
 
 /* Arrays for max_rows rows, reused by every pass: those of the device, */
@@ -117,10 +126,11 @@ struct tables {
 	const void **kcache, **vcache;	/* (R) on the device */
 	struct predict_row *about;	/* (R) */
 	struct seg *seg;		/* (max_seqs) */
+	int *turn;			/* (max_seqs) items in the order in which they are taken */
 	struct recur_seg *recur;	/* (max_seqs) */
 	struct ffn_part *part;		/* (E + S) */
 	struct gemm_job *job;		/* (2 * (E + S) + H) */
-	struct qffn_job *qffn;		/* (E + S) */
+	struct qffn_job *qffn;		/* (E + S) for each adapter, and for none */
 	struct qgemm_job *qgemm;	/* (E + S) */
 };
 
@@ -135,7 +145,8 @@ struct engine {
 	struct engine_opt opt;
 	int64_t expert_bytes;
 	struct layer layer[CFG_MAX_LAYERS];
-	struct mat embed, head;			/* (V, D), (V, D) */
+	struct mat embed;			/* (V, D) */
+	struct weight head;			/* (V, D) */
 	const dev_real *norm;			/* (D) */
 	const dev_real *look0, *look2;		/* (look_width, D), (rows, look_width) */
 	int look_width;
@@ -152,6 +163,7 @@ struct engine {
 	struct tables t;
 	void *kv_mem;
 	struct seq *seqs;			/* (max_seqs) */
+	struct adapts adapts;
 	struct store *store;
 	struct predict *predict;
 	struct intent *intent;			/* NULL: none */
@@ -203,15 +215,27 @@ static inline void push(const struct engine *g, void *dev, const void *host, siz
 	backend_settle(g->be, dev, host, n);
 }
 
-/* decode.c: y = x W^T (+ y), floats or blocks */
+/* y = x w^T of rows whose ends are ldy and ldx apart: w (out, in) */
+static inline struct gemm_job product(dev_real *y, int64_t ldy, const dev_real *x, int64_t ldx,
+    const dev_real *w, int rows, int out, int in)
+{
+	return (struct gemm_job){ .c = y, .ldc = ldy, .a = x, .lda = ldx, .b = w, .ldb = in,
+	    .bt = DT_REAL, .m = rows, .n = out, .k = in };
+}
+
+/* decode.c: y = x W^T (+ y), floats or blocks, and what adapters add to it */
 struct linear {
 	dev_real *y;
-	const dev_real *x;	/* (rows, w.cols); jobs of one call that share it follow each
+	const dev_real *x;	/* (rows, w.m.cols); jobs of one call that share it follow each
 				   other */
-	struct mat w;
+	struct weight w;
 	real beta;		/* 0 or 1 */
 };
-void linear(struct engine *g, const struct linear *l, int n, int rows);	/* n <= 4 */
+#define LINEAR_JOBS 4
+/* n <= LINEAR_JOBS, of all rows of the pass */
+void linear(struct engine *g, const struct linear *l, int n);
+/* of `rows` of them, `of` says which */
+void linear_rows(struct engine *g, const struct linear *l, int n, const int32_t *of, int rows);
 void embed_rows(struct engine *g);			/* h of the tokens of this pass */
 
 int over_weights(struct engine *g, struct err *e) CHR_MUST_CHECK;
@@ -248,6 +272,8 @@ const real *router_bias(const struct engine *g, int l);
 int ffn_layer(struct engine *g, int l, struct err *e) CHR_MUST_CHECK;
 /* Row `at` of moe_x is row `row` of x, with the biases of an expert, -1: without. */
 void ffn_place(struct engine *g, int at, int row, int expert);
+/* Biases of experts: x, of n rows of width w from row0 of moe_x on, += those of table (E, w). */
+void ffn_bias(struct engine *g, dev_real *x, const dev_real *table, int64_t row0, int64_t n, int w);
 /* rows rowidx of s.x (and s.xq) */
 void ffn_parts(struct engine *g, const struct ffn_part *p, int n);
 void look_rows(struct engine *g);

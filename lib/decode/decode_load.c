@@ -207,6 +207,8 @@ int load_plan(struct engine *g, const char *dir, struct mem_plan *plan, struct e
 	g->look_width = look0 ? look0->rows : 0;
 	mem_plan_add(plan, "program", (o->budget ? 0 : engine_program()) + o->other);
 	mem_plan_add(plan, "dense weights", dense);
+	if (adapt_plan(g, plan, e) < 0)
+		return -1;
 	load_plan_state(g, plan);
 	return plan_experts(g, plan, e);
 }
@@ -356,25 +358,25 @@ static struct mat *expert_mat(struct expert *x, const struct param *p)
 	return part == 0 ? &x->gate : part == 1 ? &x->up : &x->down;
 }
 
-static void place_in_layer(struct layer *l, const struct param *p, const void *w, struct mat m)
+static void place_in_layer(struct layer *l, const struct param *p, struct weight w)
 {
 	const struct where *at = &places[p->kind];
 
 	if (param_is(p, PARAM_FFN))
-		*expert_mat(&l->ffn[p->expert < 0 ? 0 : p->expert], p) = m;
+		*expert_mat(&l->ffn[p->expert < 0 ? 0 : p->expert], p) = w.m;
 	else if (at->mat)
-		memcpy((char *)l + at->mat - 1, &m, sizeof(m));
+		memcpy((char *)l + at->mat - 1, &w, sizeof(w));
 	else
-		memcpy((char *)l + at->vec - 1, &w, sizeof(w));
+		memcpy((char *)l + at->vec - 1, &w.m.p, sizeof(w.m.p));
 }
 
 void load_place(struct engine *g, const struct param *p, const void *w, enum dtype t)
 {
-	struct mat m = { w, t, p->rows, p->cols };
+	struct weight m = { { w, t, p->rows, p->cols }, (int)(p - g->par->p) };
 
 	switch (p->kind) {
 	case P_EMBED:
-		g->embed = m;
+		g->embed = m.m;
 		if (g->cfg->tie_word_embeddings)
 			g->head = m;
 		break;
@@ -386,7 +388,7 @@ void load_place(struct engine *g, const struct param *p, const void *w, enum dty
 		g->layer[p->layer].mla_v = (const dev_real *)w +
 		    (int64_t)g->cfg->num_attention_heads * g->cfg->block[p->layer].nope * p->cols;
 		/* fall through */
-	default: place_in_layer(&g->layer[p->layer], p, w, m);
+	default: place_in_layer(&g->layer[p->layer], p, m);
 	}
 }
 

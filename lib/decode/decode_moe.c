@@ -31,9 +31,7 @@ static const dev_real *bias_of(const struct ffn_part *p, const dev_real *table)
 	return table && p->expert >= 0 ? table + (int64_t)p->expert * part_width(p) : NULL;
 }
 
-/* x, of n rows of width w from row0 of moe_x on, += the biases of their experts. */
-static void add_biases(struct engine *g, dev_real *x, const dev_real *table, int64_t row0,
-    int64_t n, int w)
+void ffn_bias(struct engine *g, dev_real *x, const dev_real *table, int64_t row0, int64_t n, int w)
 {
 	if (table)
 		g->be->combine(g->be, x, table, g->s.row_expert + row0, NULL, n, 1, w);
@@ -68,16 +66,21 @@ static void up_blocks(struct engine *g, const struct ffn_part *p, int n)
 	const struct layer *l = &g->layer[p->layer];
 	size_t row = quant_row_bytes(g->cfg->hidden_size), hidden = quant_row_bytes(part_width(p));
 	int64_t row0 = p[0].row0, rows = p[n - 1].row0 + p[n - 1].n - row0;
+	int jobs = 0;
 
 	push_rows(g, row0, rows);
 	g->be->gather(g->be, (dev_real *)(s->moe_xq + row0 * row), (const dev_real *)s->xq,
 	    s->rowidx + row0, rows,
 	    (int)(row / sizeof(real)));
 	for (int i = 0; i < n; i++)
-		t->qffn[i] = (struct qffn_job){ s->moe_xq + p[i].row0 * row, s->moe_hq + p[i].row0 *
-		    hidden, p[i].x.gate, p[i].x.up, p[i].n, bias_of(&p[i], l->gate_bias),
-		    bias_of(&p[i], l->up_bias), g->cfg->block[p->layer].glu };
-	g->be->qffn(g->be, t->qffn, n);
+		for (int at = p[i].row0, end = at + p[i].n, m; at < end; at += m)
+			if (!adapt_ffn(g, &p[i], at, &m))
+				t->qffn[jobs++] = (struct qffn_job){ s->moe_xq + at * row,
+				    s->moe_hq + at * hidden, p[i].x.gate, p[i].x.up, m,
+				    bias_of(&p[i], l->gate_bias), bias_of(&p[i], l->up_bias),
+				    g->cfg->block[p->layer].glu };
+	g->be->qffn(g->be, t->qffn, jobs);
+	adapt_up_blocks(g, p, n);
 }
 
 static void down_blocks(struct engine *g, const struct ffn_part *p, int n)
@@ -113,8 +116,9 @@ static void up_floats(struct engine *g, const struct ffn_part *p, int n)
 		    p[i].n);
 	}
 	g->be->gemm(g->be, GEMM_NT, t->job, 2 * n);
-	add_biases(g, s->moe_g + row0 * width, l->gate_bias, row0, rows, width);
-	add_biases(g, s->moe_u + row0 * width, l->up_bias, row0, rows, width);
+	adapt_up(g, p, n);
+	ffn_bias(g, s->moe_g + row0 * width, l->gate_bias, row0, rows, width);
+	ffn_bias(g, s->moe_u + row0 * width, l->up_bias, row0, rows, width);
 	g->be->swiglu(g->be, s->moe_g + row0 * width, s->moe_g + row0 * width,
 	    s->moe_u + row0 * width, rows * width, g->cfg->block[p->layer].glu);
 }
@@ -143,7 +147,8 @@ static void ffn_down(struct engine *g, const struct ffn_part *p, int n)
 	int D = g->cfg->hidden_size;
 
 	(part_blocks(p) ? down_blocks : down_floats)(g, p, n);
-	add_biases(g, g->s.moe_x + row0 * D, g->layer[p->layer].down_bias, row0, rows, D);
+	adapt_down(g, p, n);
+	ffn_bias(g, g->s.moe_x + row0 * D, g->layer[p->layer].down_bias, row0, rows, D);
 }
 
 void ffn_parts(struct engine *g, const struct ffn_part *p, int n)
@@ -156,13 +161,20 @@ void ffn_parts(struct engine *g, const struct ffn_part *p, int n)
 	}
 }
 
+static int fixed_param(const struct engine *g, int l, int f)
+{
+	return g->cfg->block[l].sparse ? param_at(g, P_SH_GATE, l, f)
+	    : param_at(g, P_MLP_GATE, l, -1);
+}
+
 /* Shared experts (or the MLP of a dense layer) take all rows and the first places of moe_x. */
 static int fixed_parts(struct engine *g, int l, struct ffn_part *p)
 {
 	int n = block_fixed(&g->cfg->block[l]);
 
 	for (int f = 0; f < n; f++) {
-		p[f] = (struct ffn_part){ g->layer[l].ffn[f], f * g->rows, g->rows, l, -1 };
+		p[f] = (struct ffn_part){ g->layer[l].ffn[f], f * g->rows, g->rows, l, -1,
+		    fixed_param(g, l, f) };
 		for (int r = 0; r < g->rows; r++)
 			ffn_place(g, f * g->rows + r, r, -1);
 	}
@@ -181,6 +193,7 @@ static void gate_shared(struct engine *g, int l)
 	if (!b->shared_gate)
 		return;
 	g->be->gemm(g->be, GEMM_NT, &z, 1);
+	adapt_add(g, P_SH_SIGMOID, l, s->sgate, s->x, NULL, g->rows);
 	g->be->sigmoid(g->be, s->sgate, s->sgate, g->rows);
 	for (int f = 0; f < b->shared; f++)
 		g->be->scale_rows(g->be, s->moe_x + (int64_t)f * g->rows * D, s->sgate, g->rows, D);
@@ -200,6 +213,7 @@ static void router(struct engine *g, int l, const dev_real *x, dev_real *logits)
 	struct gemm_job job = times_mat(logits, x, &gate, g->rows);
 
 	g->be->gemm(g->be, GEMM_NT, &job, 1);
+	adapt_add(g, P_GATE, l, logits, x, NULL, g->rows);
 	if (g->layer[l].logit_bias)
 		g->be->combine(g->be, logits, g->layer[l].logit_bias, g->s.zeros, NULL, g->rows, 1,
 		    g->cfg->num_experts);
@@ -364,6 +378,7 @@ static void place_rows(struct engine *g, int l, int x, int row, struct ffn_part 
 	p->n = t->count[x];
 	p->layer = l;
 	p->expert = x;
+	p->param = param_at(g, P_EXP_GATE, l, x);
 	for (int i = t->start[x]; i < t->start[x + 1]; i++, row++) {
 		int j = t->order[i];
 
@@ -588,9 +603,11 @@ static void look_block(struct engine *g, const int32_t *rows, int n)
 	be->gather(be, s->head_x, s->h, s->head_row, n, D);
 	job = times_mat(s->look_h, s->head_x, &m0, n);
 	be->gemm(be, GEMM_NT, &job, 1);
+	adapt_add(g, P_LOOK0, -1, s->look_h, s->head_x, rows, n);
 	be->silu(be, s->look_h, s->look_h, (int64_t)n * g->look_width);
 	job = times_mat(s->look, s->look_h, &m2, n);
 	be->gemm(be, GEMM_NT, &job, 1);
+	adapt_add(g, P_LOOK2, -1, s->look, s->look_h, rows, n);
 	pull(g, t->look, s->look, (size_t)(n * W) * sizeof *t->look);
 	for (int i = 0; i < n; i++) {
 		const struct seg *seg = seg_of(g, rows[i]);

@@ -92,7 +92,7 @@ static int probe_drive(struct engine *g, int l, struct expert *x, double *second
 static double probe_compute(struct engine *g, int l, const struct expert *x)
 {
 	struct ffn_part p = { *x, 0, g->opt.max_rows < PROBE_ROWS ? g->opt.max_rows : PROBE_ROWS, l,
-	    -1 };
+	    -1, -1 };
 	int D = g->cfg->hidden_size, F = g->cfg->block[l].width;
 	double t = 0;
 

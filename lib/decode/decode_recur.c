@@ -102,10 +102,10 @@ static struct qkv project_grouped(struct engine *g, int l)
 	int per = d->H / d->G;
 	dev_real *b = s->ab, *a = b + (int64_t)g->rows * d->H, *ba = a + (int64_t)g->rows * d->H;
 	struct linear in[2] = { { s->mix, s->x, w->in, 0 }, { ba, s->x, w->ba, 0 } };
-	int64_t part = w->in.rows / d->G, at = 0;
+	int64_t part = w->in.m.rows / d->G, at = 0;
 	struct qkv x = one_by_one(&g->cfg->block[l], s->apart, g->rows);
 
-	linear(g, in, 2, g->rows);
+	linear(g, in, 2);
 	take(g, x.q, s->mix, part, &at, d->G, d->dk);
 	take(g, x.k, s->mix, part, &at, d->G, d->dk);
 	take(g, x.v, s->mix, part, &at, d->G, per * d->dv);
@@ -124,7 +124,7 @@ static struct qkv project_apart(struct engine *g, int l)
 	struct linear in[4] = { { s->mix, s->x, w->in, 0 }, { s->z, s->x, w->z, 0 },
 	    { s->ab, s->x, w->b, 0 }, { a, s->x, w->a, 0 } };
 
-	linear(g, in, 4, g->rows);
+	linear(g, in, 4);
 	return together(&g->cfg->block[l], s->mix);
 }
 
@@ -135,10 +135,14 @@ static void convolve(struct engine *g, int l, const struct recur_seg *seg, int64
 	const struct block *b = &g->cfg->block[l];
 	const dev_real *bias = g->layer[l].conv_bias;
 
-	g->be->conv(g->be, &(struct conv_args){ .seg = seg, .n = g->nseg,
-	    .at = first * (b->taps - 1), .C = n, .L = b->taps, .x = x, .ldx = ldx, .y = y,
-	    .ldy = ldy, .w = g->layer[l].conv + first * b->taps,
-	    .bias = bias ? bias + first : NULL, .silu = b->attn == ATTN_DELTA });
+	for (int i = 0, m; i < g->nseg; i += m) {
+		const dev_real *w = adapt_conv(g, l, i, &m);
+
+		g->be->conv(g->be, &(struct conv_args){ .seg = seg + i, .n = m,
+		    .at = first * (b->taps - 1), .C = n, .L = b->taps, .x = x, .ldx = ldx, .y = y,
+		    .ldy = ldy, .w = w + first * b->taps,
+		    .bias = bias ? bias + first : NULL, .silu = b->attn == ATTN_DELTA });
+	}
 }
 
 static struct qkv convolve_all(struct engine *g, int l, const struct recur_seg *seg, struct qkv x)
@@ -189,7 +193,7 @@ static void short_conv(struct engine *g, int l)
 	struct scratch *s = &g->s;
 	struct linear in = { s->mix, s->x, g->layer[l].in, 0 };
 
-	linear(g, &in, 1, g->rows);
+	linear(g, &in, 1);
 	if (g->cfg->block[l].conv_bias)
 		attn_bias(g, s->mix, g->layer[l].in_bias, 3 * D);
 	g->be->mul(g->be, s->apart, D, s->mix, 3 * D, s->mix + 2 * D, 3 * D, g->rows, D);

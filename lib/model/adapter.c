@@ -247,3 +247,26 @@ int adapter_read_b(struct adapter *a, const struct adapter_matrix *m, float *dst
 {
 	return read_part(a, &a->held[1], &m->b, a->model->p[m->param].rows, m->rank, dst, e);
 }
+
+/* --- the model it is for --- */
+
+char *adapter_base(const json_t *metadata)
+{
+	const char *text = json_string_value(json_object_get(metadata, "chronos.ancestry"));
+	json_t *list = text != NULL ? json_loads(text, 0, NULL) : NULL;
+	json_t *last = json_array_get(list, json_array_size(list) - 1);
+	const char *parent = json_string_value(json_object_get(last, "parent"));
+	char *base = parent != NULL ? strdup(parent) : NULL;
+
+	json_decref(list);
+	return base;
+}
+
+int adapter_fits(const char *dir, const char *base, const char *model, const char *fingerprint,
+    struct err *e)
+{
+	if (strcmp(base, fingerprint) == 0)
+		return 0;
+	return err_set(e, EX_DATAERR, "%s: was trained on the model %s, %s is %s (--force takes "
+	    "it all the same)", dir, base, model, fingerprint);
+}

@@ -83,4 +83,11 @@ int adapter_read_a(struct adapter *a, const struct adapter_matrix *m, float *dst
 int adapter_read_b(struct adapter *a, const struct adapter_matrix *m, float *dst, struct err *e)
     CHR_MUST_CHECK;
 
+/* The fingerprint of the model that an adapter was trained on, as its metadata say (above); to be
+ * freed. NULL: they do not. */
+char *adapter_base(const json_t *metadata);
+/* Is it the fingerprint of this model? EX_DATAERR: no; the message names both and --force. */
+int adapter_fits(const char *dir, const char *base, const char *model, const char *fingerprint,
+    struct err *e) CHR_MUST_CHECK;
+
 #endif
