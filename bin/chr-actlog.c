@@ -11,6 +11,7 @@
 #include "decode/generation.h"
 #include "decode/gentext.h"
 #include "decode/infer.h"
+#include "decode/infer_adapt.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "base/sig.h"
@@ -35,6 +36,7 @@ static const struct opt opts[] = {
 	{ 0, "chunk", OPT_INT, &o.chunk, 1, 1 << 16, "N", "tokens evaluated at a time" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
+	{ .kind = OPT_TABLE, .value = infer_adapt_opts },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
@@ -226,8 +228,10 @@ static void log_record(const json_t *rec)
 {
 	struct ids ids = { 0 }, mask = { 0 };
 	struct err why = { 0 };
+	int adapter;
 
-	if (infer_ids(rec, o.generate > 0, &ids, &mask, &why) < 0) {
+	if ((adapter = infer_adapter(rec, &why)) < 0 ||
+	    infer_ids(rec, o.generate > 0, &ids, &mask, &why) < 0) {
 		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
 			rank_deal_fail(s.records, &s.e);
 	} else if (!rank_deal_own(s.records++)) {
@@ -235,6 +239,7 @@ static void log_record(const json_t *rec)
 	} else {
 		if (ids.n > 0)
 			only_answer(&mask);
+		seq_adapt(s.seq, adapter);
 		log_ids(&ids, &mask);
 	}
 	ids_free(&ids);

@@ -7,6 +7,7 @@
 #include "arch/arch.h"
 #include "measure/fidelity.h"
 #include "decode/infer.h"
+#include "decode/infer_adapt.h"
 #include "base/human.h"
 #include "base/json.h"
 #include "train/metric.h"
@@ -49,6 +50,7 @@ static const struct opt with_opts[] = {
 	    "an expert that is not there" },
 	{ 0, "route-bias", OPT_FLOAT, &infer.route_bias, 0, 50, "X",
 	    "prefer experts in memory: add X to their routing logits (lossy); 0: exact" },
+	{ .kind = OPT_TABLE, .value = infer_adapt_opts },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ 0 }
 };
@@ -128,6 +130,8 @@ static void side_open(struct side *d, const char *dir, enum kv_type kv)
 	d->g = d == &s.b && o.with ? open_with(dir) : engine_open(dir, &eo, infer.be, NULL, &s.e);
 	must(d->g == NULL);
 	must((d->seq = seq_new(d->g, &s.e)) == NULL);
+	if (d == &s.b)
+		seq_adapt(d->seq, infer_adapter_alone("--with"));
 	c = d->c = engine_config(d->g);
 	d->logits = take((int64_t)s.rows * c->vocab_size, sizeof(real));
 	d->probs = take(n * c->num_sparse * c->num_experts, sizeof(real));

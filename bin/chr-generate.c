@@ -12,6 +12,7 @@
 #include "decode/generation.h"
 #include "base/guard.h"
 #include "decode/infer.h"
+#include "decode/infer_adapt.h"
 #include "base/json.h"
 #include "base/jsonfile.h"
 #include "base/jsontext.h"
@@ -50,6 +51,7 @@ static const struct opt opts[] = {
 	{ 0, "stats", OPT_OUT, &o.stats, 0, 0, "FD|FILE", "write a record for each step" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
+	{ .kind = OPT_TABLE, .value = infer_adapt_opts },
 	{ .kind = OPT_GROUP, .help = "sampling" },
 	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0, 1e6, "X",
 	    "0 always takes the most likely token" },
@@ -201,8 +203,10 @@ static struct job *new_job(json_t *rec)
 	struct err why = { 0 };
 	struct job *j = NULL;
 	uint64_t seed;
+	int adapter;
 
-	if (seed_of(rec, &seed, &why) < 0 || ids_of(rec, &ids, &why) < 0) {
+	if (seed_of(rec, &seed, &why) < 0 || (adapter = infer_adapter(rec, &why)) < 0 ||
+	    ids_of(rec, &ids, &why) < 0) {
 		if (!s.in) {
 			s.e = why;
 			must(true);
@@ -214,6 +218,7 @@ static struct job *new_job(json_t *rec)
 	else {
 		so = sampling(seed);
 		j->number = s.count++;
+		j->q.adapter = adapter;
 		gentext_start(&j->q.gen, &ids, &so, o.max_new, gentext_stream(&ids));
 		keep_line(&j->line, rec);
 	}
@@ -265,6 +270,7 @@ static void write_record(struct job *j, FILE *out)
 	json_object_set_new(set, "completion", json_text(g->text ? g->text : "", g->len));
 	json_object_set_new(set, "tokens", tokens);
 	json_set_str(set, "finish", g->finish);
+	infer_adapter_put(set, j->q.adapter);
 	json_set_num(timing, "prefill_s", j->q.prefill);
 	json_set_num(timing, "decode_s", decode);
 	json_set_num(timing, "ttft_s", j->q.drawn - j->q.began);
@@ -478,6 +484,7 @@ static void converse(struct talk *t)
 
 	t->messages = json_array();
 	must((t->seq = seq_new(infer.g, &s.e)) == NULL);
+	seq_adapt(t->seq, infer_adapter_alone("a conversation"));
 	while (fputs("> ", stderr), !sig_stop && (n = getline(&line, &cap, stdin)) > 0) {
 		add_turn(t, "user", line, (size_t)(n - (line[n - 1] == '\n')));
 		if ((j = turn(t)) == NULL)
@@ -572,6 +579,8 @@ static void check_usage(int operands, bool talk)
 		opt_usage("-p and files do not go together");
 	if (!o.prompt && !talk && operands == 0 && isatty(STDIN_FILENO))
 		opt_usage("nothing to continue: give -p TEXT, a file, or --chat");
+	if (o.prompt || talk)
+		infer_adapter_alone(o.prompt ? "-p" : "a conversation");
 	must(comm_open(&s.e) < 0);
 	if (comm_size() > 1 && (o.prompt || talk || o.stats))
 		opt_usage("%s is for one process, not %d", o.stats ? "--stats" : o.prompt ? "-p"

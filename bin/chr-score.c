@@ -7,6 +7,7 @@
 #include "base/comm.h"
 #include "base/rank_deal.h"
 #include "decode/infer.h"
+#include "decode/infer_adapt.h"
 #include "base/human.h"
 #include "base/json.h"
 #include "base/jsontext.h"
@@ -36,6 +37,7 @@ static const struct opt opts[] = {
 	{ 0, "temperature", OPT_FLOAT, &o.temperature, 0.01, 1000, "X", "of that distillation" },
 	{ 0, "skip-bad", OPT_FLAG, &o.skip_bad, 0, 0, NULL,
 	    "count and report bad records instead of stopping" },
+	{ .kind = OPT_TABLE, .value = infer_adapt_opts },
 	{ .kind = OPT_TABLE, .value = infer_opts },
 	{ .kind = OPT_TABLE, .value = human_opts },
 	{ 0 }
@@ -55,6 +57,7 @@ static struct {
 	uint32_t *best;			/* (rows, K) with --topk, */
 	float *best_logp, *rest;	/* (rows, K), (rows) */
 	json_t *topk;			/* and the record of the window */
+	int adapter;			/* of the record */
 	FILE *out;			/* what the record gives */
 	int64_t records, tokens;	/* records read; tokens of those written */
 	double logprob;
@@ -180,6 +183,7 @@ static void put_record(json_t *r)
 	size_t len;
 	const char *line = jsonl_text(s.in, &len);
 
+	infer_adapter_put(r, s.adapter);
 	jsontext_record(&text, line, len, r, true, left);
 	if (!sig_stop)
 		must((human() && s.out == stdout ? put_page(&text) : jsontext_put(&text, s.out,
@@ -196,6 +200,7 @@ static void score(const struct ids *ids, const struct ids *mask, int64_t *count,
 		int n = ids->n - w < o.seq ? ids->n - w : o.seq;
 
 		seq_reset(s.seq);
+		seq_adapt(s.seq, s.adapter);
 		if (o.topk)
 			s.topk = teacher_topk_record(infer.cfg.vocab_size, o.temperature);
 		for (int i = 0; i < n && !sig_stop; i += s.rows) {
@@ -274,6 +279,8 @@ static void score_record(const json_t *rec)
 
 	if (rc == 0 && ids.n == 0)
 		rc = err_set(&why, EX_DATAERR, "no tokens");
+	if (rc == 0 && (s.adapter = infer_adapter(rec, &why)) < 0)
+		rc = -1;
 	if (rc < 0) {
 		if (jsonl_bad(s.in, &s.e, "%s", why.msg) < 0)
 			rank_deal_fail(s.records, &s.e);

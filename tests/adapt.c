@@ -85,7 +85,8 @@ static void write_adapter(const char *dir, const struct params *ps, int which, d
 	must(file_mkdirs(dir, &e) < 0);
 	snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir);
 	f = st_writer_create(path, &se);
-	snprintf(text, sizeof text, "[{\"program\":\"chr-sft\",\"parent\":\"%s\"}]", base);
+	snprintf(text, sizeof text, "[{\"program\":\"chr-sft\",\"parent\":\"%s\"}]", base
+	    ? base : "");
 	if (base)
 		st_writer_meta(f, "chronos.ancestry", text, &se);
 	for (int i = 0; i < ps->n; i++)

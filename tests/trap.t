@@ -122,6 +122,11 @@ says "generate, by the prompt" $gen -m packed16 --ram "${least}M" \
 	--predict intent,gate,control prompts.jsonl
 says "generate, blocks" $gen -m packed8 prompts.jsonl
 says "generate, blocks, from the drive" $gen -m packed8 --ram "${least}M" prompts.jsonl
+chr-sft -q -m big --lora-rank 2 --lora-target '*proj*' --seq 64 -n 4 -b 2 -l 0.05 -o adapter \
+	datasets/chat.jsonl > log.jsonl
+says "generate, an adapter" $gen -m big --adapter adapter prompts.jsonl
+says "generate, an adapter on blocks, from the drive" $gen -m packed8 --ram "${least}M" \
+	--adapter adapter prompts.jsonl
 # What they do depends on how fast the drive is.
 status "generate, shared experts stand in" 0 $gen -q -B trap -m packed16 --ram "${least}M" \
 	--on-miss shared --sim-ssd 2 prompts.jsonl

@@ -155,6 +155,8 @@ int batch_add(struct batch *b, struct request *q, struct err *e)
 		q->seq = q->fork != NULL ? seq_fork(q->fork, e) : seq_new(b->o.engine, e);
 	if (q->seq == NULL)
 		return -1;
+	if (q->own && q->fork == NULL)
+		seq_adapt(q->seq, q->adapter);
 	q->behind = NULL;
 	*b->tail = q;
 	b->tail = &q->behind;

@@ -25,6 +25,7 @@ struct request {		/* the caller's, from batch_add() until hook.done */
 	const struct seq *fork;	/* NULL, or: has evaluated the whole prompt, and goes on
 				   elsewhere; */
 	const real *first;	/* (V) the logits it gave */
+	int adapter;		/* of a new sequence: seq_adapt() */
 	int32_t *topk;		/* NULL, or (tokens, Ls, K): the experts of each token that is
 				   evaluated */
 

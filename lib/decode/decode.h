@@ -97,6 +97,8 @@ struct store *engine_store(struct engine *g);
 /* hex; may have to read everything; NULL on error */
 const char *engine_fingerprint(struct engine *g, struct err *e) CHR_MUST_CHECK;
 int64_t engine_expert_bytes(const struct engine *g);	/* of one expert as stored */
+/* All that sequences may have; *n of them. */
+const struct engine_adapter *engine_adapters(const struct engine *g, int *n);
 /* What one token takes besides attention over its context: bytes of weights as they lie in
  * memory and of states, read and written, and multiply-adds. */
 void engine_token_cost(const struct engine *g, int64_t *bytes, int64_t *products);

@@ -12,6 +12,12 @@ int param_at(const struct engine *g, enum param_kind k, int layer, int expert)
 	return p ? (int)(p - g->par->p) : -1;
 }
 
+const struct engine_adapter *engine_adapters(const struct engine *g, int *n)
+{
+	*n = g->opt.adapters;
+	return g->opt.adapter;
+}
+
 void adapt_rows(struct engine *g)
 {
 	struct adapts *a = &g->adapts;

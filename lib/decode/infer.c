@@ -9,6 +9,7 @@
 #include "format/modeldir.h"
 #include "experts/usage.h"
 #include "decode/infer.h"
+#include "decode/infer_adapt.h"
 #include "base/human.h"
 #include "base/json.h"
 #include "base/pagecache.h"
@@ -150,7 +151,7 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	    .max_tokens = max_tokens, .max_rows = max_rows,
 	    .other = other + (infer.heat ? usage_bytes(&infer.cfg) : 0) + (infer.dry_run
 	    ? MEM_JITTER : 0), .on_miss = infer.on_miss, .route_bias = infer.route_bias,
-	    .kv = (enum kv_type)infer.kv };
+	    .kv = (enum kv_type)infer.kv, .foreign = infer.force };
 	struct mem_plan plan = { 0 };
 	struct err e = { 0 };
 	const char *why;
@@ -163,6 +164,7 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 	    .reader = { .io = (enum reader_io)infer.io, .threads = infer.readers,
 	    .buffered = infer.buffered } };
 	parse_sim(&o.store);
+	o.adapter = infer_adapters(&o.adapters);
 	if (infer.cold)
 		pagecache_drop(infer.model, ".ctsr");
 	if (infer.dry_run)

@@ -188,6 +188,17 @@ static json_t *sources(const struct report *r, const struct store_stats *now)
 	return all;
 }
 
+static void put_adapters(json_t *o, const struct engine *g)
+{
+	int n;
+	const struct engine_adapter *a = engine_adapters(g, &n);
+	json_t *names = json_array();
+
+	for (int i = 0; i < n; i++)
+		json_array_append_new(names, json_text(a[i].name, strlen(a[i].name)));
+	json_object_set_new(o, "adapters", names);
+}
+
 static json_t *summary(struct report *r)
 {
 	struct store *store = engine_store(r->g);
@@ -224,6 +235,7 @@ static json_t *summary(struct report *r)
 		json_object_set_new(o, "direct", json_boolean(store_direct(store)));
 	}
 	json_set_str(o, "kv_type", kv_type_name(engine_kv_type(r->g)));
+	put_adapters(o, r->g);
 	json_set_int(o, "peak_rss", mem_peak_rss());
 	return o;
 }
