@@ -7,7 +7,8 @@
 
 static const struct key_fallback fallbacks[] = {
 	{ "chronos_format", 2 }, { "num_shared_experts", 0 }, { "lookahead_steps", 0 },
-	{ "norm_topk_prob", 0 }, { "tie_word_embeddings", 0 }, { "rope_theta", 1e4 }, { "num_experts", 128 },
+	{ "norm_topk_prob", 0 }, { "tie_word_embeddings", 0 }, { "rope_theta", 1e4 },
+	{ "num_experts", 128 },
 	{ "num_experts_per_tok", 8 }, { "sliding_window_size", 4096 },
 	{ "bos_token_id", -1 }, { "eos_token_id", -1 }, { "pad_token_id", -1 },
 	{ 0 }
