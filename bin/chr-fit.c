@@ -52,7 +52,7 @@ static const struct opt opts[] = {
 	    "with the frozen starting model (router anchor, reference); auto: all but pretrain" },
 	{ 0, "freeze", OPT_LIST, &o.freeze, 0, 0, "PATTERN", "as of the trainers" },
 	{ 0, "lora-rank", OPT_INT, &o.rank, 0, LORA_MAX_RANK, "R", "as of the trainers" },
-	{ 0, "lora-target", OPT_LIST, &o.target, 0, 0, "PATTERN", "as of the trainers" },
+	{ 0, "lora-target", OPT_LIST, &o.target, 0, 0, "NAME", "as of the trainers" },
 	{ 'G', "group", OPT_INT, &o.group, 2, 4096, "N", "as of chr-grpo" },
 	{ 0, "parallel", OPT_INT, &o.parallel, 0, 65536, "N", "as of chr-grpo" },
 	{ 0, "new", OPT_INT, &o.max_new, 1, 1 << 20, "N", "as of chr-grpo" },

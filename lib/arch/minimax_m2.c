@@ -30,7 +30,8 @@ static const struct key_off ignores[] = {
 };
 
 static const struct param_name names[] = {
-	{ P_GATE, MOE "gate.weight", 0 }, { P_GATE_BIAS, MOE "e_score_correction_bias", 0 },
+	{ P_GATE, MOE "gate.weight", 0 }, { P_GATE, "model.layers.%d.mlp.gate.weight", 0 },
+	{ P_GATE_BIAS, MOE "e_score_correction_bias", 0 },
 	{ P_GATE_BIAS, "model.layers.%d.mlp.e_score_correction_bias", 0 },
 	{ P_EXP_GATE, MOE "experts.%d.w1.weight", 0 }, { P_EXP_UP, MOE "experts.%d.w3.weight", 0 },
 	{ P_EXP_DOWN, MOE "experts.%d.w2.weight", 0 }, { 0 }

@@ -24,8 +24,7 @@ enum {
 const struct param_class param_class[P_KINDS] = {
 	[P_EMBED] = { "model.embed_tokens.weight", WHEN_ALWAYS, DIM_V, DIM_D,
 	    PARAM_QUANTISES | PARAM_ROW },
-	[P_HEAD] = { "lm_head.weight", WHEN_UNTIED, DIM_V, DIM_D,
-	    PARAM_DECAYS | PARAM_QUANTISES | PARAM_LATE },
+	[P_HEAD] = { "lm_head.weight", WHEN_UNTIED, DIM_V, DIM_D, PRODUCT | PARAM_LATE },
 	[P_NORM] = { "model.norm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
 	    PARAM_LATE | PARAM_PLUS_ONE },
 	[P_IN_NORM] = { LAYER "input_layernorm.weight", WHEN_ALWAYS, DIM_D, DIM_NONE,
@@ -68,7 +67,7 @@ const struct param_class param_class[P_KINDS] = {
 	[P_DELTA_NORM] = { DELTA "norm.weight", WHEN_DELTA, DIM_DV, DIM_NONE, 0 },
 	[P_CONV_IN] = { CONV "in_proj.weight", WHEN_CONV, DIM_3D, DIM_D, PRODUCT },
 	[P_CONV_IN_BIAS] = { CONV "in_proj.bias", WHEN_CONV_BIAS, DIM_3D, DIM_NONE, PARAM_BIAS },
-	[P_CONV] = { CONV "conv.weight", WHEN_RECURS, DIM_CHANNELS, DIM_TAPS, MATRIX },
+	[P_CONV] = { CONV "conv.weight", WHEN_RECURS, DIM_CHANNELS, DIM_TAPS, PARAM_DECAYS },
 	[P_CONV_BIAS] = { CONV "conv.bias", WHEN_CONV_BIAS, DIM_CHANNELS, DIM_NONE, PARAM_BIAS },
 	[P_MIX] = { CONV "out_proj.weight", WHEN_RECURS, DIM_D, DIM_MIX, PRODUCT },
 	[P_MIX_BIAS] = { CONV "out_proj.bias", WHEN_CONV_BIAS, DIM_D, DIM_NONE, PARAM_BIAS },
@@ -124,7 +123,6 @@ static int recurrent_dim(const struct config *c, const struct block *b, enum par
 }
 
 const struct param_name param_also[] = {
-	{ P_GATE, MLP "gate.weight", 0 },
 	{ P_EXP_GATE, MLP "experts.gate_up_proj", AT_STACKED | AT_FIRST },
 	{ P_EXP_UP, MLP "experts.gate_up_proj", AT_STACKED | AT_SECOND },
 	{ P_EXP_DOWN, MLP "experts.down_proj", AT_STACKED }, { 0 }

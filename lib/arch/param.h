@@ -130,8 +130,9 @@ struct param_name {
 	unsigned how;		/* of enum param_how; 0: as it is */
 };
 
-/* Where the routers and routed experts of any family may lie besides: as transformers holds them in
- * memory since its fifth version. */
+/* Where the routed experts of any family may lie besides: as transformers holds them in memory
+ * since its fifth version. A list of a family that says where they are there has that last; of any
+ * kind, the last entry is the name in that memory (homes.h). */
 extern const struct param_name param_also[];
 
 struct param {

@@ -95,6 +95,10 @@ int adapt_plan(struct engine *g, struct mem_plan *plan, struct err *e)
 
 		if (adapter_open(a, g->opt.adapter[t->opened].dir, g->cfg, g->par, e) < 0)
 			return -1;
+		if (adapter_only_adds(a, e) < 0) {
+			adapter_close(a);
+			return -1;
+		}
 		t->matrices += a->n;
 		reading = mem_max(reading, a->room);
 	}

@@ -12,7 +12,7 @@ static const char python[] = {
 };
 
 /* Full attention with norms on heads, no shared expert, positions as they are. */
-static bool is_qwen3_moe(const struct config *c)
+bool export_as_qwen3_moe(const struct config *c)
 {
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		const struct block *b = &c->block[l];
@@ -99,7 +99,7 @@ static json_t *chronos(const struct config *c)
 
 json_t *export_config(const struct config *c, const char *name, bool *needs_python, struct err *e)
 {
-	*needs_python = !is_qwen3_moe(c);
+	*needs_python = !export_as_qwen3_moe(c);
 	if (!*needs_python)
 		return qwen3_moe(c);
 	if (known_rope(c))

@@ -14,6 +14,8 @@
 
 #define EXPORT_PYTHON "modeling_chronos.py"
 
+/* Does it become a Qwen3-MoE? */
+bool export_as_qwen3_moe(const struct config *c);
 /* The config.json, new; NULL with EX_DATAERR: positions that the Python file does not know.
  * *python: the directory needs it. A Qwen3-MoE has no lookahead head: that is then left out. */
 json_t *export_config(const struct config *c, const char *name, bool *python, struct err *e)

@@ -294,7 +294,8 @@ static int plan_training(struct fit *f, const struct fit_point *at, struct mem_p
 	    .extra = source(f, at->seq)->extra, .ref = f->ref, .lora_rank = at->rank,
 	    .recompute = at->recompute, .divided = f->o->expert_parallel };
 	bool *picked = NULL;
-	int rc = train_plan_pick(&picked, &f->ps, at->rank, &f->o->target, &f->o->freeze, e);
+	int rc = train_plan_pick(&picked, &f->cfg, &f->ps, at->rank, &f->o->target,
+	    &f->o->freeze, e);
 
 	r.picked = picked;
 	if (rc == 0) {

@@ -16,13 +16,19 @@
  *	adapter_close(&a);
  *
  * A routed expert has three matrices, gate, up and down, each with an entry of its own, also where
- * one tensor of the file holds the parts of all experts. Matrices are listed in the order in which
- * reading them is quickest: all that lie in one tensor come one after the other.
+ * one tensor of the file holds the parts of all experts: PEFT's target_parameters. For a parameter
+ * (experts E, rows, columns) its A is (E r, columns), the r rows of each expert together, and B
+ * (rows, E r), column k E + e being column k of expert e's. Gate and up are halves of the rows, and
+ * share A. Matrices are listed in the order in which reading them is quickest: all that lie in one
+ * tensor come one after the other.
+ *
+ * Names are those of published files or of the memory of transformers (homes.h).
  */
 #ifndef CHR_ADAPTER_H
 #define CHR_ADAPTER_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "arch/config.h"
@@ -32,6 +38,7 @@
 
 #define ADAPTER_WEIGHTS "adapter_model.safetensors"
 #define ADAPTER_CONFIG "adapter_config.json"
+#define ADAPTER_PREFIX "base_model.model."	/* of the names of tensors */
 
 /* Where A or B of a matrix lies: value (r, c) as in struct layout. */
 struct adapter_part {
@@ -46,6 +53,14 @@ struct adapter_matrix {
 	struct adapter_part a, b;
 };
 
+/* A parameter that is in the file as a whole and takes the place of the model's, before anything is
+ * added: modules_to_save, and the head that an adapter of PEFT is on. */
+struct adapter_whole {
+	int param;
+	const struct st_tensor *t;
+	bool own;		/* the head, as the model had it where PEFT made the adapter */
+};
+
 struct adapter_held {		/* a tensor as float32 */
 	const struct st_tensor *t;
 	float *x;
@@ -57,6 +72,8 @@ struct adapter {
 	const struct params *model;
 	int n;
 	struct adapter_matrix *matrix;
+	int nwhole;
+	struct adapter_whole *whole;
 	json_t *metadata;	/* of the file, an object of strings (prov.h) */
 	/* bytes that reading takes until adapter_close(), for a plan */
 	int64_t room;
@@ -76,11 +93,17 @@ void adapter_close(struct adapter *a);
 /* Of parameter number `param` of the model; NULL: it is as it was. O(1). */
 const struct adapter_matrix *adapter_find(const struct adapter *a, int param);
 
+/* For who can only add: EX_DATAERR when a parameter has to be replaced, other than by its own. */
+int adapter_only_adds(const struct adapter *a, struct err *e) CHR_MUST_CHECK;
+
 /* One part of m, a matrix of a, into dst of the size above. EX_DATAERR for a value that is not
  * finite, EX_IOERR, EX_OSERR. */
 int adapter_read_a(struct adapter *a, const struct adapter_matrix *m, float *dst, struct err *e)
     CHR_MUST_CHECK;
 int adapter_read_b(struct adapter *a, const struct adapter_matrix *m, float *dst, struct err *e)
+    CHR_MUST_CHECK;
+/* The values that w is to have, of the shape of its parameter. The same errors. */
+int adapter_read_whole(struct adapter *a, const struct adapter_whole *w, float *dst, struct err *e)
     CHR_MUST_CHECK;
 
 /* The fingerprint of the model that an adapter was trained on, as its metadata say (above); to be

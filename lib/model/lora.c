@@ -9,15 +9,13 @@
 #include "model/adapter.h"
 #include "model/optim.h"
 
-#define PREFIX "base_model.model."
-
 enum { STREAM_LORA = 0x6c6f7261 };
 
 /* PEFT's name of a part of the adapter of the matrix `name`, which ends in ".weight". */
 static void part_name(char *out, size_t size, const char *name, char part)
 {
-	snprintf(out, size, PREFIX "%.*s.lora_%c.weight", (int)(strlen(name) - strlen(".weight")),
-	    name, part);
+	snprintf(out, size, ADAPTER_PREFIX "%.*s.lora_%c.weight",
+	    (int)(strlen(name) - strlen(".weight")), name, part);
 }
 
 static bool can_adapt(const struct param *p)
@@ -198,25 +196,6 @@ void lora_gradients(struct lora *l, const dev_real *g)
 	}
 }
 
-json_t *lora_config(const struct lora *l, const char *base)
-{
-	json_t *modules = json_array();
-
-	for (int i = 0; i < l->n; i++) {
-		const char *name = l->model->p[l->target[i]].name;
-
-		json_array_append_new(modules,
-		    json_stringn(name, strlen(name) - strlen(".weight")));
-	}
-	return json_pack("{s:s, s:s, s:i, s:f, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:n, s:b, s:s}",
-	    "peft_type", "LORA",
-	    "base_model_name_or_path", base, "r", l->rank, "lora_alpha", l->alpha, "lora_dropout",
-	    0.0, "target_modules",
-	    modules, "bias", "none", "fan_in_fan_out", 0, "use_rslora", 0, "use_dora", 0,
-	    "inference_mode", 1,
-	    "modules_to_save", "init_lora_weights", 1, "task_type", "CAUSAL_LM");
-}
-
 /* --- merging --- */
 
 /* The sum of finite numbers may be none: the factor alone can make it so. */
@@ -234,6 +213,19 @@ static void to_real(real *dst, const float *src, int64_t n)
 {
 	for (int64_t i = 0; i < n; i++)
 		dst[i] = (real)src[i];
+}
+
+/* The parameters that the file has whole. x: room for the largest. */
+static int replace(struct adapter *ad, real *w, float *x, struct err *e)
+{
+	for (int i = 0; i < ad->nwhole; i++) {
+		const struct param *p = &ad->model->p[ad->whole[i].param];
+
+		if (adapter_read_whole(ad, &ad->whole[i], x, e) < 0)
+			return -1;
+		to_real(w + p->off, x, param_size(p));
+	}
+	return 0;
 }
 
 /* w (rows, cols) += factor * B A, as lora_apply() does it. x: room for A or B as it is read, a and
@@ -267,6 +259,8 @@ static int64_t largest_part(const struct adapter *a)
 
 		n = mem_max(n, (int64_t)a->matrix[i].rank * mem_max(p->rows, p->cols));
 	}
+	for (int i = 0; i < a->nwhole; i++)
+		n = mem_max(n, param_size(&a->model->p[a->whole[i].param]));
 	return n;
 }
 
@@ -277,7 +271,7 @@ int lora_merge(const char *dir, const struct config *c, const struct params *mod
 	size_t n;
 	float *x;
 	real *a, *b;
-	int rc = 0;
+	int rc;
 
 	if (adapter_open(&ad, dir, c, model, e) < 0)
 		return -1;
@@ -285,6 +279,7 @@ int lora_merge(const char *dir, const struct config *c, const struct params *mod
 	x = mem_alloc(n * sizeof *x);
 	a = mem_alloc(n * sizeof *a);
 	b = mem_alloc(n * sizeof *b);
+	rc = replace(&ad, w, x, e);
 	for (int i = 0; i < ad.n && rc == 0; i++)
 		rc = add(&ad, &ad.matrix[i], w + model->p[ad.matrix[i].param].off, x, a, b, e);
 	if (rc == 0 && metadata != NULL)

@@ -15,8 +15,7 @@
  *		optim_step(&o, l.w, l.g, ...);
  *		lora_apply(&l, m.w);
  *
- * On disk an adapter has PEFT's layout: adapter_model.safetensors with
- * base_model.model.NAME.lora_A.weight and lora_B, and adapter_config.json.
+ * On disk an adapter has PEFT's layout: adapter.h reads it, adapter_save.h writes it.
  */
 #ifndef CHR_LORA_H
 #define CHR_LORA_H
@@ -44,7 +43,7 @@ struct lora {
 	dev_real *scaled;		/* factor * A or B: room for the largest */
 };
 
-/* hit: (n of model) what gets an adapter; embeddings, an untied head and vectors cannot
+/* hit: (n of model) what gets an adapter; embeddings, vectors and convolutions cannot
  * (EX_USAGE). */
 int lora_open(struct lora *l, const struct params *model, const bool *hit, int rank, double alpha,
     const struct backend *be, struct err *e) CHR_MUST_CHECK;
@@ -55,9 +54,6 @@ void lora_plan(struct mem_plan *p, const struct params *model, const bool *hit, 
 void lora_start(struct lora *l, const dev_real *w, uint64_t seed);
 void lora_apply(const struct lora *l, dev_real *w);
 void lora_gradients(struct lora *l, const dev_real *g);
-
-/* adapter_config.json; base: where W0 is from */
-json_t *lora_config(const struct lora *l, const char *base);
 
 /* Adds the adapter in dir to the flat host array w of the model's parameters. Its metadata (as
  * of prov.h) go to *metadata unless NULL. Fails as adapter.h does, and

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/homes.h"
 #include "base/file.h"
 #include "base/jsonfile.h"
 #include "base/mem.h"
@@ -22,12 +23,12 @@ static const char *const harmless[] = { "auto_mapping", "base_model_name_or_path
 	"qalora_group_size", "ensure_weight_tying", "runtime_config",
 	/* and these are looked at apart */
 	"r", "lora_alpha", "peft_type", "bias", "init_lora_weights", "use_rslora",
-	"rank_pattern", "alpha_pattern" };
+	"rank_pattern", "alpha_pattern", "target_parameters", "modules_to_save" };
 
 /* Known to be more than the sum when they are on. All others that are on are not known at all. */
 static const char *const variant[] = { "use_dora", "use_qalora", "use_bdlora",
-	"fan_in_fan_out", "modules_to_save", "layer_replication",
-	"lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+	"fan_in_fan_out", "layer_replication",
+	"lora_bias", "trainable_token_indices", "alora_invocation_tokens",
 	"megatron_config", "arrow_config", "velora_config", "monteclora_config", "kasa_config" };
 
 /* Beginnings that leave the weights of the model as they are. The others (pissa, olora, corda,
@@ -201,6 +202,63 @@ int peft_shape(const struct peft *p, const char *module, int *rank, double *fact
 	return 0;
 }
 
+/* --- names --- */
+
+/* target_parameters or modules_to_save of o: *list, NULL: none. */
+static int read_names(const json_t *o, const char *key, const char *name, json_t **list,
+    struct err *e)
+{
+	json_t *v = json_object_get(o, key), *s;
+	size_t i;
+
+	if (!v || is_off(v))
+		return 0;
+	json_array_foreach(v, i, s)
+		if (!json_is_string(s))
+			return refuse(name, key, v, "not all are names", e);
+	if (!json_is_array(v) || json_array_size(v) > RULES)
+		return refuse(name, key, v, json_is_array(v) ? "too many" : "not a list of names",
+		    e);
+	*list = json_incref(v);
+	return 0;
+}
+
+bool peft_targets(const struct peft *p, const char *parameter)
+{
+	size_t i;
+	json_t *s;
+
+	json_array_foreach(p->parameters, i, s)
+		if (homes_ends(parameter, json_string_value(s)))
+			return true;
+	return false;
+}
+
+/* As PEFT does it: the end of a module's name, wherever that begins. */
+static bool ends(const char *module, const char *wanted)
+{
+	size_t n = strlen(module), k = strlen(wanted);
+
+	return n >= k && strcmp(module + n - k, wanted) == 0;
+}
+
+bool peft_keeps(const struct peft *p, const char *tensor)
+{
+	char module[PATTERN];
+	char *dot;
+	size_t i;
+	json_t *s;
+
+	snprintf(module, sizeof module, "%s", tensor);
+	while ((dot = strrchr(module, '.'))) {
+		*dot = '\0';
+		json_array_foreach(p->whole, i, s)
+			if (ends(module, json_string_value(s)))
+				return true;
+	}
+	return false;
+}
+
 void peft_free(struct peft *p)
 {
 	for (int i = 0; i < p->nranks; i++)
@@ -209,6 +267,8 @@ void peft_free(struct peft *p)
 		pcre2_code_free(p->alphas[i].code);
 	mem_free(p->ranks);
 	mem_free(p->alphas);
+	json_decref(p->parameters);
+	json_decref(p->whole);
 	*p = (struct peft){ 0 };
 }
 
@@ -234,7 +294,9 @@ int peft_parse(struct peft *p, const json_t *o, const char *name, struct err *e)
 		    "nothing", name);
 	p->rank = (int)rank;
 	if (read_rules(o, "rank_pattern", true, name, &p->ranks, &p->nranks, e) == 0 &&
-	    read_rules(o, "alpha_pattern", false, name, &p->alphas, &p->nalphas, e) == 0)
+	    read_rules(o, "alpha_pattern", false, name, &p->alphas, &p->nalphas, e) == 0 &&
+	    read_names(o, "target_parameters", name, &p->parameters, e) == 0 &&
+	    read_names(o, "modules_to_save", name, &p->whole, e) == 0)
 		return 0;
 	peft_free(p);
 	return -1;

@@ -19,6 +19,8 @@
 #include "base/jsonfile.h"
 #include "format/modeldir.h"
 #include "format/safetensors.h"
+#include "model/adapter.h"
+#include "model/adapter_save.h"
 
 __attribute__((format(printf, 1, 2)))
 static char *format(const char *fmt, ...)
@@ -259,7 +261,7 @@ static int put_moments(struct saver *s, const char *dir, const struct ckpt *c, s
 	const struct part part[] = { { "m.", MOMENTS_M }, { "v.", MOMENTS_V },
 	    { "master.", WEIGHTS } };
 	char *path = file_join(dir, "optimizer.safetensors");
-	int rc = put_parts(s, path, part, c->dtype == DT_F32 || c->adapter != NULL ? 2 : 3, NULL,
+	int rc = put_parts(s, path, part, c->dtype == DT_F32 && c->adapter == NULL ? 2 : 3, NULL,
 	    e);
 
 	free(path);
@@ -277,24 +279,16 @@ static int put_json(const char *dir, const char *name, const json_t *o, struct e
 	return rc;
 }
 
-static int put_adapter(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
-{
-	const struct part part = { "", WEIGHTS };
-	char *path = file_join(dir, "adapter_model.safetensors");
-	int rc = put_parts(s, path, &part, 1, c->metadata, e);
-
-	free(path);
-	return rc < 0 ? -1 : put_json(dir, "adapter_config.json", c->adapter, e);
-}
-
 static int put_weights(struct saver *s, const char *dir, const struct ckpt *c, struct err *e)
 {
 	const struct modeldir_out o = { .dtype = c->dtype, .shard_size = c->shard_size,
 	    .meta = c->metadata, .get = get, .ctx = s };
+	const struct adapter_save a = { .cfg = c->cfg, .lora = c->adapter, .base = c->base,
+	    .metadata = c->metadata, .get = get, .ctx = s };
 
-	if (c->adapter != NULL)
-		return put_adapter(s, dir, c, e);
 	s->array = WEIGHTS;
+	if (c->adapter != NULL)
+		return adapter_save(&a, dir, e);
 	return modeldir_save(dir, c->cfg, c->w.par, NULL, &o, NULL, e);
 }
 
@@ -563,7 +557,7 @@ bool ckpt_occupied(const char *out)
 
 	free(steps);
 	return n != 0 || exists(out, "config.json") || exists(out, "model.safetensors") ||
-	    exists(out, "adapter_model.safetensors");
+	    exists(out, ADAPTER_WEIGHTS);
 }
 
 int ckpt_state(const char *dir, json_t **state, struct err *e)
@@ -722,22 +716,7 @@ static struct st_file *open_file(const char *dir, const char *name, char **path,
 	return f;
 }
 
-static int load_adapter(const char *dir, const struct weights *w, struct err *e)
-{
-	char *path;
-	struct st_file *f = open_file(dir, "adapter_model.safetensors", &path, e);
-	int rc;
-
-	if (f == NULL)
-		return -1;
-	rc = read_part(f, path, "", w, w->w, NULL, e);
-	st_close(f);
-	free(path);
-	return rc;
-}
-
-int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o,
-    struct err *e)
+int ckpt_load(const char *dir, const struct weights *w, struct optim *o, struct err *e)
 {
 	char *path, first[sizeof w->par->p->name + 16];
 	struct st_file *f = open_file(dir, "optimizer.safetensors", &path, e);
@@ -746,11 +725,8 @@ int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct opt
 	if (f == NULL)
 		return -1;
 	snprintf(first, sizeof first, "master.%s", w->par->p[0].name);
-	if (adapter)
-		rc = load_adapter(dir, w, e);
-	else
-		rc = st_find(f, first) != NULL ? read_part(f, path, "master.", w, w->w, NULL, e)
-		    : load_weights(dir, w, NULL, e);
+	rc = st_find(f, first) != NULL ? read_part(f, path, "master.", w, w->w, NULL, e)
+	    : load_weights(dir, w, NULL, e);
 	if (rc == 0)
 		rc = read_part(f, path, "m.", w, o->m, o, e);
 	if (rc == 0)

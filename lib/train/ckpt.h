@@ -17,8 +17,8 @@
  * there were.
  *
  * optimizer.safetensors holds m.NAME and v.NAME per parameter that is not frozen, F32, and
- * master.NAME of all when the weights are written as BF16. The checkpoint of an adapter has
- * adapter_model.safetensors (F32) and adapter_config.json in place of a model.
+ * master.NAME of all when the weights are written as BF16 or are those of an adapter. The
+ * checkpoint of an adapter has the files of adapter_save.h (F32) in place of a model.
  */
 #ifndef CHR_CKPT_H
 #define CHR_CKPT_H
@@ -26,6 +26,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "model/lora.h"
 #include "model/model.h"
 #include "model/optim.h"
 #include "text/tok.h"
@@ -41,8 +42,8 @@ struct ckpt {
 	struct weights w;
 	const struct config *cfg;	/* that of the model with the keys it was read with,
 					   which are written back */
-	const json_t *adapter;	/* adapter_config.json: the weights are an adapter's; NULL: a
-				   model's */
+	const struct lora *adapter;	/* whose weights these are; NULL: a model's */
+	const char *base;	/* where the adapter's model is from */
 	struct optim *opt;
 	const struct tok *tok;	/* NULL: no tokenizer files */
 	enum dtype dtype;	/* of model.safetensors: DT_F32 or DT_BF16 */
@@ -73,8 +74,8 @@ bool ckpt_occupied(const char *out);			/* holds a model or checkpoints */
 /* train_state.json */
 int ckpt_state(const char *dir, json_t **state, struct err *e) CHR_MUST_CHECK;
 /* Weights and moments, exact. */
-int ckpt_load(const char *dir, const struct weights *w, bool adapter, struct optim *o,
-    struct err *e) CHR_MUST_CHECK;
+int ckpt_load(const char *dir, const struct weights *w, struct optim *o, struct err *e)
+    CHR_MUST_CHECK;
 
 /* Any model directory, any float type. A lookahead head that its config does not ask for, and m
  * has, begins random. */

@@ -430,13 +430,13 @@ static int save(struct train *t, bool final, struct err *e)
 	    .parent_metadata = t->metadata,
 	    .parent = t->parent[0] != '\0' ? t->parent : NULL };
 	json_t *config = config_to_json(&t->cfg), *data = t->s->source->inputs(t->src);
-	json_t *adapter = t->o.lora_rank > 0 ? lora_config(&t->lora, t->o.model) : NULL;
 	int rc = check_weights(t, e);
 
 	optim_ready(&t->opt, INT_MAX);
 	p.config = config;
 	p.data = data;
-	c.adapter = adapter;
+	c.adapter = t->o.lora_rank > 0 ? &t->lora : NULL;
+	c.base = t->o.model;
 	c.metadata = prov_metadata(&p);
 	c.state = state(t);
 	if (rc == 0)
@@ -449,7 +449,6 @@ static int save(struct train *t, bool final, struct err *e)
 	json_decref(c.state);
 	json_decref(config);
 	json_decref(data);
-	json_decref(adapter);
 	return comm_agree(rc, e);
 }
 

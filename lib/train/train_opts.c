@@ -61,8 +61,9 @@ const struct opt train_opts[] = {
 	    "train an adapter of this rank instead of the model; 0: the model" },
 	{ 0, "lora-alpha", OPT_FLOAT, &train_flags.lora_alpha, 0, 1e6, "A",
 	    "its weight is A/R; 0: twice the rank" },
-	{ 0, "lora-target", OPT_LIST, &train_flags.lora_target, 0, 0, "PATTERN",
-	    "matrices that get one; may be repeated; none: '*.self_attn.*_proj.weight'" },
+	{ 0, "lora-target", OPT_LIST, &train_flags.lora_target, 0, 0, "NAME",
+	    "matrices that get one: all-linear, attention, router, experts, shared_experts, mlp, "
+	    "a module such as q_proj or lm_head, or a pattern; may be repeated; none: attention" },
 	{ 's', "seed", OPT_COUNT, &train_flags.seed, 0, 0x1p62, "N",
 	    "seed of weights, order, dropout and misses" },
 	{ .kind = OPT_GROUP, .help = "Stopping and saving" },

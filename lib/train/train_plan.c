@@ -1,23 +1,25 @@
 #include "train/train_plan.h"
 
-#include "train/ckpt.h"
+#include "model/adapter_save.h"
 #include "model/lora.h"
+#include "model/lora_target.h"
 #include "model/model.h"
 #include "model/optim.h"
+#include "train/ckpt.h"
 
-int train_plan_pick(bool **picked, const struct params *ps, int lora_rank,
-    const struct opt_list *target,
-    const struct opt_list *freeze, struct err *e)
+int train_plan_pick(bool **picked, const struct config *c, const struct params *ps,
+    int lora_rank, const struct opt_list *target, const struct opt_list *freeze, struct err *e)
 {
-	static const char *const attention[] = { "*.self_attn.*_proj.weight" };
-	const struct opt_list *l = lora_rank > 0 ? target : freeze;
+	static const char *const attention[] = { "attention" };
 
 	*picked = NULL;
-	if (lora_rank == 0 && l->n == 0)
+	if (lora_rank == 0 && freeze->n == 0)
 		return 0;
 	*picked = mem_alloc((size_t)ps->n * sizeof **picked);
-	return l->n > 0 ? params_match(ps, l->n, l->v, *picked, e) : params_match(ps, 1, attention,
-	    *picked, e);
+	if (lora_rank == 0)
+		return params_match(ps, freeze->n, freeze->v, *picked, e);
+	return target->n > 0 ? lora_target(*picked, c, ps, target->n, target->v, e) :
+	    lora_target(*picked, c, ps, 1, attention, e);
 }
 
 /* What route_loss() takes with format 1: the mean over layers, its gradient, its choices. */
@@ -54,7 +56,8 @@ static int64_t checkpoint_bytes(const struct train_plan_run *r, const struct par
 		n += r->lora_rank > 0 ? 2 : 1;
 		largest = size > largest ? size : largest;
 	}
-	return ckpt_bytes(n, largest, be);
+	return ckpt_bytes(n, largest, be) + (r->lora_rank > 0 ? adapter_save_room(r->cfg, ps,
+	    r->picked, r->lora_rank) * (int64_t)sizeof(float) : 0);
 }
 
 void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const struct params *ps,

@@ -33,8 +33,8 @@ void train_plan_run(struct mem_plan *p, const struct train_plan_run *r, const st
 
 /* Which parameters --lora-target (with an adapter) or --freeze name: *picked, mem_free()d by the
  * caller, stays NULL when there is nothing to pick. EX_USAGE when a pattern names none. */
-int train_plan_pick(bool **picked, const struct params *ps, int lora_rank,
-    const struct opt_list *target,
-    const struct opt_list *freeze, struct err *e) CHR_MUST_CHECK;
+int train_plan_pick(bool **picked, const struct config *c, const struct params *ps,
+    int lora_rank, const struct opt_list *target, const struct opt_list *freeze, struct err *e)
+    CHR_MUST_CHECK;
 
 #endif

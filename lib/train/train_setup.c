@@ -414,7 +414,8 @@ static int plan_memory(struct train *t, struct err *e)
 		return -1;
 	rc = params_divide(&ps, o->expert_parallel, comm_place(COMM_GROUP, comm_rank()), e);
 	if (rc == 0)
-		rc = train_plan_pick(&t->picked, &ps, o->lora_rank, &o->lora_target, &o->freeze, e);
+		rc = train_plan_pick(&t->picked, &t->cfg, &ps, o->lora_rank, &o->lora_target,
+		    &o->freeze, e);
 	if (rc == 0)
 		rc = check_adapter(t, &ps, e);
 	r.picked = t->picked;
@@ -500,7 +501,7 @@ static int open_trained(struct train *t, struct err *e)
 	if (optim_open(&t->opt, t->trained.par, adapter ? NULL : t->picked, t->be,
 	    t->o.weight_decay, e) < 0)
 		return -1;
-	if (t->resume != NULL && ckpt_load(t->resume, &t->trained, adapter, &t->opt, e) < 0)
+	if (t->resume != NULL && ckpt_load(t->resume, &t->trained, &t->opt, e) < 0)
 		return -1;
 	if (t->resume != NULL && adapter)
 		lora_apply(&t->lora, t->m.w);
