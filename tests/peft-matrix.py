@@ -80,7 +80,7 @@ def compare(name, want, base, adapter, plain):
     if rc != 0:
         return result(name, False, f"status {rc}: {err}")
     worst = (want - ours(out)).abs().max().item()
-    result(name, worst < 1e-4 and (want - plain).abs().max() > 1e-3,
+    result(name, worst < (1e-3 if plain.dtype == torch.float64 else 1e-4) and (want - plain).abs().max() > 1e-3,
            f"worst {worst:.2g}, changed by {(want - plain).abs().max().item():.2g}")
 
 
@@ -161,7 +161,7 @@ def targets(model):
 
 
 def load(path):
-    """The delta rule of transformers has its own noise in single precision."""
+    """Gated delta layers make noise in single precision: theirs is left out, and ours allowed for."""
     recurs = "linear_attention" in open(os.path.join(path, "config.json")).read()
     more = dict(dtype=torch.float64, experts_implementation="eager") if recurs else \
         dict(dtype=torch.float32)

@@ -9,15 +9,19 @@
 static int add_listed(const struct param_name *list, const struct param *p, struct home *h, int n)
 {
 	for (; list && list->name; list++)
-		if (list->kind == p->kind && n < HOMES / 2) {
+		if (list->kind == p->kind && n < HOMES / 2 - 1) {
 			snprintf(h[n].name, sizeof h->name, list->name, p->layer, p->expert);
 			h[n++].how = list->how;
 		}
 	return n;
 }
 
+/* The name that programs here give it (chr-ls), which no file may have. */
 static int add_own(const struct param *p, struct home *h, int n)
 {
+	for (int i = 0; i < n; i++)
+		if (strcmp(h[i].name, p->name) == 0)
+			return n;
 	snprintf(h[n].name, sizeof h->name, "%s", p->name);
 	h[n++].how = 0;
 	return n;
@@ -37,10 +41,8 @@ static int add_alone(struct home *h, int n)
 
 int homes_of(const struct config *c, const struct param *p, struct home h[HOMES])
 {
-	int n = add_listed(c->names, p, h, 0);
+	int n = add_own(p, h, add_listed(c->names, p, h, 0));
 
-	if (n == 0)
-		n = add_own(p, h, n);
 	return add_alone(h, add_listed(param_also, p, h, n));
 }
 

@@ -1,6 +1,6 @@
 /*
  * homes: what the tensors are called that a parameter lies in: in the files that a family
- * publishes, and in the memory of transformers, whose names PEFT takes for those of adapters.
+ * publishes, in the memory of transformers, whose names PEFT takes for those of adapters, and here.
  * All of it is in the tables of names (struct param_name): the last entry of a kind is that of
  * transformers' memory, and routed experts without one are where param_also says.
  */
@@ -10,7 +10,7 @@
 #include "arch/config.h"
 #include "arch/param.h"
 
-enum { HOMES = 12 };
+enum { HOMES = 16 };
 
 struct home {
 	char name[sizeof ((struct param *)0)->name];
