@@ -38,7 +38,7 @@ ok "before its first step the new model is as good as the dense one: $(nll merge
 slots() { for r; do sed -n '/"summary"/s/.*"slots":\([0-9]*\).*/\1/p' "$out/stream/$r.stats"; done; }
 for q in q8 q4; do
 	is "$q: records from all memory, half and three eighths of the experts'" \
-		"$(cat "$out/stream/$q"-*.jsonl | grep -c '"completion":')" 12
+		"$(cat "$out/stream/$q"-*.jsonl | grep -c '"completion":')" 24
 	slots "$q-37.5" "$q-50" "$q-all" | awk '{ n[NR] = $1 }
 		END { exit !(n[1] < n[2] && n[2] < n[3] && n[3] == 24) }'
 	result "$q: the less memory, the fewer experts in it" $?

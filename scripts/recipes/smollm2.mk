@@ -56,9 +56,9 @@ COMPUTE ?= bf16
 STEPS ?= 300
 sft := -n 30 -b 4 --seq 512 --lora-rank 16 -l 1e-3 --eval-batches 8 --save-every 10 --compute $(COMPUTE)
 moe := -n $(STEPS) -b 2 --seq 512 -l 3e-4 --save-every 20 --keep 1 --compute $(COMPUTE)
-few := 40
+few := 20
 new := 64
-REFUSED ?= 24
+REFUSED ?= 25
 endif
 
 texts := $(basename $(notdir $(TEXTS)))
@@ -136,9 +136,8 @@ $(OUT)/moe.ok: $(OUT)/merged.ok $(train)
 
 # --- experts on disk ---
 
-$(OUT)/activations.jsonl: $(OUT)/moe.ok $(train)
-	for f in $(train); do head -n $(few) $$f; done | \
-		chr-actlog -q -m $(OUT)/moe -j $(J) > $@
+$(OUT)/activations.jsonl: $(OUT)/moe.ok $(chat_train)
+	head -n $(few) $(chat_train) | chr-actlog -q -m $(OUT)/moe -j $(J) > $@
 $(OUT)/manifest.json: $(OUT)/activations.jsonl
 	chr-cluster -q $< > $@
 $(QUANT:%=$(OUT)/%.ok): $(OUT)/%.ok: $(OUT)/manifest.json | $(OUT)/packed
@@ -155,7 +154,8 @@ $(OUT)/score/%.jsonl: $(OUT)/%.ok $(held) | $(OUT)/score
 
 # --- text from memory and from the drive ---
 
-prompts = head -n 4 $(chat_held)
+# What a conversation begins with, up to the first answer.
+prompts = head -n 8 $(chat_held) | sed 's/, *{"role": *"assistant".*/]}/'
 generate = chr-generate -q -m $(OUT)/packed/$(quant) -n $(new) --temperature 0 --context 1024 -j $(J) \
 	--predict all $(FLAGS_generate)
 quant = $(firstword $(subst -, ,$(basename $(@F))))
