@@ -52,8 +52,9 @@ static const struct param_name deepseek_names[] = { ENDS, NORM2("ffn_norm"), DEN
 	SHARED, ROUTER_BIAS, { P_Q, BLK "attn_q.weight", 0 }, { P_QA, BLK "attn_q_a.weight", 0 },
 	{ P_QA_NORM, BLK "attn_q_a_norm.weight", 0 }, { P_QB, BLK "attn_q_b.weight", 0 },
 	{ P_KVA, BLK "attn_kv_a_mqa.weight", 0 }, { P_KVA_NORM, BLK "attn_kv_a_norm.weight", 0 },
-	{ P_KVB, BLK "attn_kv_b.weight", 0 }, { P_KVB, BLK "attn_k_b.weight", AT_KV_APART },
-	{ P_KVB, BLK "attn_v_b.weight", AT_KV_APART }, { P_O, BLK "attn_output.weight", 0 },
+	{ P_KVB, BLK "attn_k_b.weight", AT_KV_APART },
+	{ P_KVB, BLK "attn_v_b.weight", AT_KV_APART },
+	{ P_KVB, BLK "attn_kv_b.weight", 0 }, { P_O, BLK "attn_output.weight", 0 },
 	{ 0 } };
 static const struct param_name glm_names[] = { ENDS, NORM2("post_attention_norm"), QKV(0),
 	QK_NORMS(0), DENSE, EXPERTS, SHARED, ROUTER_BIAS, { 0 } };
@@ -75,9 +76,9 @@ static const struct param_name gpt_oss_names[] = { ENDS, NORM2("post_attention_n
 	{ P_CONV, BLK "ssm_conv1d.weight", tiled }, \
 	{ P_MIX, BLK "ssm_out.weight", (tiled) ? (tiled) | AT_ACROSS : 0 }
 static const struct param_name qwen3next_names[] = { DELTA(0),
-	{ P_DELTA_QKVZ, BLK "ssm_in.weight", 0 },
 	{ P_DELTA_QKVZ, BLK "attn_qkv.weight", AT_QKVZ_APART },
 	{ P_DELTA_QKVZ, BLK "attn_gate.weight", AT_QKVZ_APART },
+	{ P_DELTA_QKVZ, BLK "ssm_in.weight", 0 },
 	{ P_DELTA_BA, BLK "ssm_ba.weight", 0 }, { 0 } };
 static const struct param_name qwen35moe_names[] = { DELTA(AT_TILED),
 	{ P_DELTA_QKV, BLK "attn_qkv.weight", AT_TILED },
@@ -212,19 +213,25 @@ static bool ignored(const char *key)
 
 /* ---- positions ---- */
 
-/* The factors by which files divide the frequencies of Llama 3, from the parameters of its config:
- * as published by Meta with Llama 3.1. */
-static bool llama3_is(const float *got, int n, double theta, double factor, double low, double high,
+/* As published by Meta with Llama 3.1. */
+double gguf_llama3_factor(double wave, double factor, double low, double high, double original)
+{
+	double smooth = (original / wave - low) / (high - low);
+
+	if (wave > original / low)
+		return factor;
+	return wave >= original / high ? 1 / ((1 - smooth) / factor + smooth) : 1;
+}
+
+/* Are these the factors by which files divide the frequencies of Llama 3, from the parameters of
+ * its config? */
+static bool llama3_is(const float *got, int n, double theta, double factor, double high,
     double original)
 {
 	for (int i = 0; i < n; i++) {
-		double wave = 2 * M_PI * pow(theta, (double)i / n), f = 1, smooth;
+		double wave = 2 * M_PI * pow(theta, (double)i / n);
+		double f = gguf_llama3_factor(wave, factor, 1, high, original);
 
-		smooth = (original / wave - low) / (high - low);
-		if (wave > original / low)
-			f = factor;
-		else if (wave >= original / high)
-			f = 1 / ((1 - smooth) / factor + smooth);
 		if (fabs((double)got[i] - f) > 1e-5 * f)
 			return false;
 	}
@@ -241,7 +248,7 @@ static void llama3(struct reader *r, double theta, int width)
 		fail(r, "rope.dimension_count", "does not agree with rope_freqs.weight");
 	for (int original = 64; !r->failed && original <= 1 << 20; original *= 2)
 		for (int high = 2; high <= 8; high++)
-			if (llama3_is(freq, n, theta, factor, 1, high, original)) {
+			if (llama3_is(freq, n, theta, factor, high, original)) {
 				set(r, "rope_scaling", json_pack(
 				    "{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor",
 				    factor, "low_freq_factor", 1.0, "high_freq_factor",
@@ -487,7 +494,8 @@ static void deepseek2(struct reader *r)
 		fail(r, "expert_gating_func", "is neither 1 (softmax) nor 2 (sigmoid)");
 	begin(r, gating == 2 ? "deepseek_v3" : "deepseek_v2");
 	json_object_del(r->o, "num_key_value_heads");	/* 1 where the latent is attended to */
-	carry(r, "attention.q_lora_rank", "q_lora_rank");
+	if (count(r, "attention.q_lora_rank", 0) > 0)	/* 0: the queries are not from a latent */
+		carry(r, "attention.q_lora_rank", "q_lora_rank");
 	set_int(r, "kv_lora_rank", needed(r, "attention.kv_lora_rank"));
 	set_int(r, "qk_rope_head_dim", turned);
 	set_int(r, "qk_nope_head_dim", key - turned);
@@ -657,6 +665,14 @@ static const struct architecture *find(const struct gguf_facts *f, struct err *e
 	}
 	err_set(e, EX_DATAERR, "%s: architecture \"%.40s\" is not supported; supported are %s",
 	    f->name, name ? name : "", list);
+	return NULL;
+}
+
+const struct param_name *gguf_tensors(const char *arch)
+{
+	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+		if (strcmp(all[i].name, arch) == 0)
+			return all[i].names;
 	return NULL;
 }
 

@@ -33,6 +33,11 @@ struct gguf_facts {
 json_t *gguf_config(const struct gguf_facts *f, const struct param_name **names, struct err *e)
     CHR_MUST_CHECK;
 
+/* The tensors of an architecture that gguf_config() knows. */
+const struct param_name *gguf_tensors(const char *arch);
+/* By how much Llama 3 divides a frequency of this wave length, in positions. */
+double gguf_llama3_factor(double wave, double factor, double low, double high, double original);
+
 /* A tensor that inference and training do without: why, or NULL. layers: num_hidden_layers. */
 const char *gguf_harmless(const char *tensor, int layers);
 

@@ -81,16 +81,34 @@ static int plan_export(struct convert *c, struct err *e)
 	return 0;
 }
 
+static int plan_gguf(struct convert *c, struct err *e)
+{
+	c->gguf = (struct gguf_save){ .md = c->md, .out = c->out, .force = c->force,
+	    .type = c->dtype < 0 ? -1 : gguf_type_of((enum dtype)c->dtype), .meta = c->meta };
+	if (c->keys(c->md, &c->gguf_keys, e) < 0)
+		return -1;
+	c->gguf.keys = c->gguf_keys;
+	if (gguf_save_plan(&c->gguf, e) < 0)
+		return -1;
+	c->tensors = c->gguf.tensors;
+	c->bytes = c->gguf.bytes;
+	c->changed = c->gguf.changed;
+	c->left_out = c->gguf.left_out;
+	return 0;
+}
+
 int convert_plan(struct convert *c, struct err *e)
 {
 	bool ours = c->md->cfg.arch->ours;
 
+	if (c->to == CONVERT_GGUF)
+		return plan_gguf(c, e);
 	if (c->md->packed)
 		return err_set(e, EX_DATAERR, "%s is packed (chr-pack --unpack undoes it)",
 		    c->md->path);
 	c->cfg = &c->md->cfg;
 	c->ps = &c->md->par;
-	if (c->hf && ours && plan_export(c, e) < 0)
+	if (c->to == CONVERT_HF && ours && plan_export(c, e) < 0)
 		return -1;
 	c->copies = c->dtype < 0 && !c->config && !c->md->gguf;
 	if (!c->copies)
@@ -106,7 +124,7 @@ static char *job_text(const struct convert *c, struct err *e)
 {
 	char *from = realpath(c->md->path, NULL), *text = NULL;
 	json_t *model = modeldir_state(c->md, e), *o = model ? json_pack("{s:s?, s:i, s:b, s:I, "
-	    "s:o}", "source", from, "dtype", c->dtype, "hf", c->hf, "shard_size",
+	    "s:o}", "source", from, "dtype", c->dtype, "hf", c->to == CONVERT_HF, "shard_size",
 	    (json_int_t)c->shard_size, "model", model) : NULL;
 
 	if (model && !(text = json_dumps(o, JSON_COMPACT)))
@@ -130,8 +148,8 @@ static int tick(void *ctx, int64_t bytes, struct err *e)
 
 	j->done += bytes;
 	progress_at(&j->bar, (double)j->done / 1e6, NULL);
-	return sig_stop ? err_set(e, EX_TEMPFAIL, "stopped by signal %d: the same command goes on",
-	    (int)sig_stop) : 0;
+	return sig_stop ? err_set(e, EX_TEMPFAIL, "stopped by signal %d: %s", (int)sig_stop,
+	    j->c->to == CONVERT_GGUF ? "nothing was written" : "the same command goes on") : 0;
 }
 
 static int write_params(struct job *j, const char *dir, struct modeldir_out *o, struct err *e)
@@ -179,7 +197,20 @@ static int write_all(struct job *j, const char *dir, struct err *e)
 	return beside(j->c, dir, e);
 }
 
-int convert_write(struct convert *c, struct err *e)
+static int write_gguf(struct convert *c, struct err *e)
+{
+	struct job j = { .c = c };
+	int rc;
+
+	c->gguf.tick = tick;
+	c->gguf.ctx = &j;
+	progress_start(&j.bar, "converting", "MB", (double)c->bytes / 1e6);
+	rc = gguf_save_write(&c->gguf, e);
+	progress_end(&j.bar);
+	return rc;
+}
+
+static int write_dir(struct convert *c, struct err *e)
 {
 	struct job j = { .c = c };
 	char *text = job_text(c, e);
@@ -202,8 +233,16 @@ int convert_write(struct convert *c, struct err *e)
 	return -1;
 }
 
+int convert_write(struct convert *c, struct err *e)
+{
+	return c->to == CONVERT_GGUF ? write_gguf(c, e) : write_dir(c, e);
+}
+
 void convert_end(struct convert *c)
 {
+	if (c->to == CONVERT_GGUF)
+		gguf_save_end(&c->gguf);
+	json_decref(c->gguf_keys);
 	if (c->ps == &c->own_ps)
 		params_free(&c->own_ps);
 	if (c->cfg == &c->own_cfg)

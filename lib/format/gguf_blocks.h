@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backend/tensor.h"
+
 enum gguf_type {		/* the number that files have */
 	GGUF_F32 = 0, GGUF_F16 = 1, GGUF_Q4_0 = 2, GGUF_Q4_1 = 3, GGUF_Q5_0 = 6, GGUF_Q5_1 = 7,
 	GGUF_Q8_0 = 8, GGUF_Q2_K = 10, GGUF_Q3_K = 11, GGUF_Q4_K = 12, GGUF_Q5_K = 13,
@@ -32,5 +34,12 @@ int gguf_block_bytes(uint32_t type);
 /* n blocks of a type that is read, as float32. The order of operations is that of the published
  * Python package, so that the numbers are the same to the bit. */
 void gguf_unpack(float *dst, const void *src, enum gguf_type type, size_t n);
+
+/* The type that holds exactly what a type of ours says, where a row is whole blocks: Q8 is Q8_0, Q4
+ * is Q4_0, Q4A is Q4_1, MXFP4 is MXFP4 and floats are themselves. -1: there is none. */
+int gguf_type_of(enum dtype t);
+/* n <= QUANT_PANEL rows of a panel in blocks of ours (quant.h) as those of gguf_type_of(t), one row
+ * after the other. cols is a multiple of QUANT_BLOCK. */
+void gguf_from_panel(void *dst, const void *panel, enum dtype t, int n, int cols);
 
 #endif

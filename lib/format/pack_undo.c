@@ -9,9 +9,8 @@
 #include "base/outdir.h"
 #include "base/sig.h"
 #include "format/pack_int.h"
+#include "format/packed.h"
 #include "format/stored.h"
-
-static const enum param_kind kinds[3] = { P_EXP_GATE, P_EXP_UP, P_EXP_DOWN };
 
 struct job {			/* one unpacking */
 	struct pack *p;
@@ -22,7 +21,7 @@ struct job {			/* one unpacking */
 	struct st_writer *w;
 	char *buf;		/* size bytes */
 	size_t size;
-	struct st_file **ctsr;	/* (nclusters) opened when first needed */
+	struct packed experts;
 	struct progress bar;
 	int64_t done;		/* bytes written */
 };
@@ -93,98 +92,29 @@ static int put_dense(struct job *j, const struct param *pa)
 
 /* ---- experts ---- */
 
-static int open_ctsr(struct job *j, int k)
-{
-	struct st_error se;
-	char *path;
-	int rc = 0;
-
-	if (j->ctsr[k])
-		return 0;
-	path = file_join(j->p->md->path, j->p->manifest->file[k]);
-	if (!(j->ctsr[k] = st_open(path, ST_READ, &se)))
-		rc = modeldir_st_err(j->e, path, &se);
-	free(path);
-	return rc;
-}
-
-/* The i-th matrix of an expert, where manifest and file agree that it lies. */
-static int find_packed(struct job *j, const struct param *pa, int i, struct view *v)
-{
-	const struct manifest *m = j->p->manifest;
-	const struct place *pl = manifest_at(m, pa->layer, pa->expert);
-	int64_t before[3] = { 0, m->gate_bytes, m->gate_bytes + m->up_bytes };
-	char key[64];
-
-	if (open_ctsr(j, pl->cluster) < 0)
-		return -1;
-	pack_ctsr_key(key, pa->layer, pa->expert, i);
-	*v = (struct view){ st_find(j->ctsr[pl->cluster], key), j->ctsr[pl->cluster],
-	    m->file[pl->cluster] };
-	if (!v->t || !(dtype_blocks(m->dt[i]) ? v->t->dtype == ST_U8 : v->t->dtype ==
-	    pack_st_type(m->dt[i]) && v->t->ndim == 2 && v->t->shape[0] == (uint64_t)pa->rows
-	    && v->t->shape[1] == (uint64_t)pa->cols) ||
-	    v->t->nbytes != mat_bytes(m->dt[i], pa->rows, pa->cols) ||
-	    v->t->offset != (uint64_t)(pl->offset + before[i]))
-		return err_set(j->e, EX_DATAERR, "%s/%s: %s is not where the manifest says",
-		    j->p->md->path, v->file, key);
-	return 0;
-}
-
 /* Parameters come gate, up, down, expert after expert (config.h), so the CRC of an expert is
  * taken on its gate. */
-static int check_crc(struct job *j, const struct param *pa)
-{
-	const struct place *pl = manifest_at(j->p->manifest, pa->layer, pa->expert);
-	uint32_t crc = 0;
-
-	for (int i = 0; i < 3; i++) {
-		const struct param *part_i = params_get(&j->p->md->par, kinds[i], pa->layer,
-		    pa->expert);
-		struct st_error se;
-		struct view v;
-
-		if (find_packed(j, part_i, i, &v) < 0)
-			return -1;
-		for (uint64_t at = 0; at < v.t->nbytes; at += PACK_CHUNK) {
-			size_t n = v.t->nbytes - at < PACK_CHUNK ? (size_t)(v.t->nbytes - at)
-			    : PACK_CHUNK;
-
-			if (st_read(v.st, v.t, at, j->buf, n, &se) < 0)
-				return modeldir_st_err(j->e, v.file, &se);
-			crc = crc_32_more(crc, j->buf, n);
-		}
-	}
-	if (crc != pl->crc)
-		return err_set(j->e, EX_DATAERR, "%s/%s: layer %d, expert %d is corrupt (CRC-32 "
-		    "%08x, not %08x)",
-		    j->p->md->path, j->p->manifest->file[pl->cluster], pa->layer, pa->expert, crc,
-		    pl->crc);
-	return 0;
-}
-
 static int put_packed(struct job *j, const struct param *pa)
 {
-	int i = param_part(pa), rc = 0;
+	int rc = 0;
 	size_t panel, step;
 	struct st_error se;
-	struct view v;
-	enum dtype t;
+	struct stored s;
 
-	if ((i == 0 && check_crc(j, pa) < 0) || find_packed(j, pa, i, &v) < 0)
+	if ((param_part(pa) == 0 && packed_check(&j->experts, pa->layer, pa->expert, j->e) < 0) ||
+	    packed_find(&j->experts, pa, &s, j->e) < 0)
 		return -1;
-	t = j->p->manifest->dt[i];
-	panel = mat_bytes(t, QUANT_PANEL, pa->cols);
+	panel = mat_bytes(s.type, QUANT_PANEL, pa->cols);
 	step = PACK_CHUNK / panel > 1 ? PACK_CHUNK / panel * panel : panel;
-	for (uint64_t at = 0; at < v.t->nbytes && rc == 0; at += step) {
-		size_t n = v.t->nbytes - at < step ? (size_t)(v.t->nbytes - at) : step;
+	for (uint64_t at = 0; at < s.t->nbytes && rc == 0; at += step) {
+		size_t n = s.t->nbytes - at < step ? (size_t)(s.t->nbytes - at) : step;
 		int row = (int)(at / panel) * QUANT_PANEL, left = pa->rows - row,
 		    rows = (int)(step / panel) * QUANT_PANEL;
 
-		if (st_read(v.st, v.t, at, j->buf, n, &se) < 0)
-			rc = modeldir_st_err(j->e, v.file, &se);
-		else if (!finite(j->buf, t, left < rows ? left : rows, pa->cols))
-			rc = not_finite(j, v.file, v.t->name);
+		if (st_read(s.st, s.t, at, j->buf, n, &se) < 0)
+			rc = modeldir_st_err(j->e, s.file, &se);
+		else if (!finite(j->buf, s.type, left < rows ? left : rows, pa->cols))
+			rc = not_finite(j, s.file, s.t->name);
 		else
 			rc = put(j, j->buf, n, NULL);
 	}
@@ -298,17 +228,14 @@ static int take_buffer(struct job *j)
 		    j->p->manifest->dt[i], QUANT_PANEL, i == 2 ? j->p->md->cfg.moe_intermediate_size
 		    : j->p->md->cfg.hidden_size));
 	j->buf = mem_alloc(j->size);
-	j->ctsr = calloc((size_t)j->p->manifest->nclusters + 1, sizeof *j->ctsr);
-	return j->ctsr ? 0 : err_set(j->e, EX_OSERR, "out of memory");
+	return packed_open(&j->experts, j->p->md, j->p->manifest, j->e);
 }
 
 static void drop(struct job *j)
 {
 	st_writer_abort(j->w);
 	progress_end(&j->bar);
-	for (int k = 0; j->ctsr && k < j->p->manifest->nclusters; k++)
-		st_close(j->ctsr[k]);
-	free(j->ctsr);
+	packed_close(&j->experts);
 	free(j->name);
 	mem_free(j->buf);
 }

@@ -8,6 +8,7 @@
 
 #include "arch/config.h"
 #include "format/gguf_model.h"
+#include "format/gguf_rows.h"
 #include "format/modeldir.h"
 
 /* ---- finding ---- */
@@ -112,52 +113,12 @@ int stored_gguf_find(const struct modeldir *md, const struct param *p, struct st
 	    *first ? first : p->name);
 }
 
-/* ---- where rows lie ---- */
-
-/* Value i of the value heads, each `width` wide: those of a key head together here, the first of
- * all key heads first in the file. */
-static int64_t tiled(const struct delta_heads *d, int64_t i, int width)
-{
-	int64_t head = i / width, per = d->H / d->G;
-
-	return (head % per * d->G + head / per) * width + i % width;
-}
-
-/* Rows that are q and k come first and are as they are. */
-static int64_t tiled_row(const struct stored *s, int64_t r)
-{
-	const struct delta_heads *d = &s->block->delta;
-	int64_t before = 2 * (int64_t)d->G * d->dk;
-
-	if (s->rows != before + (int64_t)d->H * d->dv)
-		before = 0;
-	return r < before ? r : before + tiled(d, r - before, (int)(s->rows - before) / d->H);
-}
-
-/* The rows of a head lie as 0, d/2, 1, d/2 + 1, .. */
-static int64_t paired_row(const struct stored *s, int64_t r)
-{
-	int64_t i = r % s->head, half = s->head / 2;
-
-	return r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
-}
-
-/* Of q, k, v and z of each key head: in which tensor, and where. */
-static int64_t apart_row(const struct stored *s, int64_t r, bool *second)
-{
-	const struct delta_heads *d = &s->block->delta;
-	int64_t v = (int64_t)d->H / d->G * d->dv, each = 2 * d->dk + 2 * v, g = r / each;
-	int64_t i = r % each, keys = (int64_t)d->G * d->dk;
-
-	*second = i >= 2 * d->dk + v;
-	if (i < d->dk)
-		return g * d->dk + i;
-	if (i < 2 * d->dk)
-		return keys + g * d->dk + i - d->dk;
-	return *second ? g * v + i - 2 * d->dk - v : 2 * keys + g * v + i - 2 * d->dk;
-}
-
 /* ---- reading ---- */
+
+static struct gguf_rows order(const struct stored *s)
+{
+	return (struct gguf_rows){ s->how, s->rows, s->cols, s->head, s->block };
+}
 
 static void mend(const struct stored *s, float *x, int64_t n)
 {
@@ -184,12 +145,12 @@ static int read_rows(const struct stored *s, int64_t from, int n, char *dst, str
 /* Rows in another order. */
 static int read_scattered(const struct stored *s, int row, int n, char *dst, struct err *e)
 {
+	const struct gguf_rows g = order(s);
 	size_t width = (size_t)s->cols * dtype_size(s->type);
-	bool second = false;
+	bool second;
 
 	for (int r = row; r < row + n; r++, dst += width) {
-		int64_t at = s->how & AT_PAIRS ? paired_row(s, r) : s->how & AT_TILED
-		    ? tiled_row(s, r) : apart_row(s, r, &second);
+		int64_t at = gguf_row(&g, r, &second);
 		int rc = !(s->how & AT_QKVZ_APART) ? read_rows(s, at, 1, dst, e) :
 		    gguf_read_f32(second ? s->g2 : s->g, second ? s->second : s->gt,
 		    (uint64_t)(at * s->cols), (uint64_t)s->cols, (float *)dst, e);
@@ -203,13 +164,14 @@ static int read_scattered(const struct stored *s, int row, int n, char *dst, str
 /* Columns in another order. */
 static int read_across(const struct stored *s, int row, int n, float *dst, struct err *e)
 {
+	const struct gguf_rows g = order(s);
 	float *x = malloc((size_t)s->cols * sizeof *x);
 	int r = x ? 0 : err_set(e, EX_OSERR, "out of memory");
 
 	for (int k = row; k < row + n && r == 0; k++, dst += s->cols) {
 		r = read_rows(s, k, 1, (char *)x, e);
 		for (int c = 0; c < s->cols && r == 0; c++)
-			dst[c] = x[tiled(&s->block->delta, c, s->cols / s->block->delta.H)];
+			dst[c] = x[gguf_col(&g, c)];
 	}
 	free(x);
 	return r;
@@ -254,7 +216,7 @@ int stored_gguf_read(const struct stored *s, int row, int n, void *dst, struct e
 		return read_kv(s, row, n, dst, e);
 	if (s->how & AT_ACROSS)
 		return read_across(s, row, n, dst, e);
-	if (s->how & (AT_PAIRS | AT_TILED | AT_QKVZ_APART))
+	if (s->how & GGUF_SCATTERED)
 		return read_scattered(s, row, n, dst, e);
 	return read_rows(s, row, n, dst, e);
 }

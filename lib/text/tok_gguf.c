@@ -238,6 +238,25 @@ static int merges_of_scores(struct source *s)
 	return r == 0 ? 0 : err_set(s->e, EX_OSERR, "out of memory");
 }
 
+json_t *tok_gguf_merges(const json_t *tokens, const json_t *types, const json_t *scores,
+    struct err *e)
+{
+	struct source s = { .e = e, .tokens = (json_t *)tokens, .types = (json_t *)types,
+	    .scores = (json_t *)scores, .vocab = json_object() };
+	int rc;
+
+	for (size_t i = 0; i < json_array_size(tokens); i++)
+		if (type_at(&s, i) != UNUSED)
+			json_object_set_new(s.vocab, json_string_value(json_array_get(tokens, i)),
+			    json_integer((json_int_t)i));
+	rc = merges_of_scores(&s);
+	json_decref(s.vocab);
+	if (rc == 0)
+		return s.merges;
+	json_decref(s.merges);
+	return NULL;
+}
+
 /* ---- the parts of a tokenizer.json ---- */
 
 static json_t *split_json(const char *pattern)

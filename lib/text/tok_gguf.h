@@ -29,10 +29,27 @@ struct tok_gguf_pre {
 };
 
 const struct tok_gguf_pre *tok_gguf_pre(const char *name);	/* NULL: not known */
+/* The name of what cuts a text as this does; the text may be normalised or not, which llama.cpp
+ * never does. NULL: there is none. */
+const char *tok_gguf_pre_name(const struct tok_gguf_pre *p);
 
 /* Both new. EX_DATAERR: there is no tokenizer, or of a kind or with a pre-tokenizer that is not
  * known here. */
 int tok_gguf(const struct gguf *g, json_t **tokenizer, json_t **config, struct err *e)
     CHR_MUST_CHECK;
+/* The merges of SentencePiece's BPE that follow from scores, new; types may be NULL. NULL:
+ * EX_OSERR. */
+json_t *tok_gguf_merges(const json_t *tokens, const json_t *types, const json_t *scores,
+    struct err *e) CHR_MUST_CHECK;
+
+/* The other way round: what a GGUF file says of the tokenizer of a model. */
+struct tok_gguf_of {
+	const char *model;		/* a directory or file that tok_load() takes */
+	int vocab;			/* rows of its embedding; each gets a token */
+	const json_t *ends;		/* eos_token_id of config.json: one, a list, or NULL */
+	bool own;			/* trained here: a text always begins with bos */
+};
+/* *keys: an object of metadata in order, new. EX_DATAERR: llama.cpp has no such tokenizer. */
+int tok_gguf_say(const struct tok_gguf_of *of, json_t **keys, struct err *e) CHR_MUST_CHECK;
 
 #endif

@@ -33,9 +33,9 @@
 /* Pre-tokenizers by the name that files have, in the order of their steps: patterns, digits one by
  * one, GPT-2's pattern, bytes. */
 static const struct tok_gguf_pre pres[] = {
-	{ { "llama-bpe", "llama3", "llama-v3", "smaug-bpe" }, { LLAMA3 }, .whole = true,
-	    .bos = true },
-	{ { "glm4", "chatglm-bpe" }, { LLAMA3 }, .whole = true },
+	{ { "llama-bpe", "llama3", "llama-v3" }, { LLAMA3 }, .whole = true, .bos = true },
+	{ { "glm4" }, { LLAMA3 }, .whole = true },
+	{ { "smaug-bpe", "dbrx", "chatglm-bpe" }, { LLAMA3 }, .whole = false },
 	{ { "qwen2", "deepseek-r1-qwen" }, { QWEN2 }, .nfc = true },
 	{ { "qwen35" }, { QWEN35 }, .nfc = true },
 	{ { "gpt-4o", "llama4" }, { GPT4O }, .whole = true },
@@ -59,4 +59,34 @@ const struct tok_gguf_pre *tok_gguf_pre(const char *name)
 			if (strcmp(pres[i].names[k], name) == 0)
 				return &pres[i];
 	return NULL;
+}
+
+static bool same_splits(const struct tok_gguf_pre *a, const struct tok_gguf_pre *b)
+{
+	for (int i = 0; i < TOK_GGUF_SPLITS; i++) {
+		if (!a->split[i] != !b->split[i] || (a->split[i] && strcmp(a->split[i], b->split[i])
+		    != 0))
+			return false;
+		if (!a->split[i])
+			break;
+	}
+	return true;
+}
+
+const char *tok_gguf_pre_name(const struct tok_gguf_pre *p)
+{
+	const char *name = NULL;
+
+	for (size_t i = 0; i < sizeof pres / sizeof *pres; i++) {
+		const struct tok_gguf_pre *q = &pres[i];
+
+		if (p->digits != q->digits || p->gpt2 != q->gpt2 || p->whole != q->whole ||
+		    !same_splits(p, q))
+			continue;
+		if (p->nfc == q->nfc)
+			return q->names[0];
+		if (!name)
+			name = q->names[0];
+	}
+	return name;
 }
