@@ -51,7 +51,7 @@ static int check_base(const char *adapter, const json_t *metadata, const char *f
     struct err *e)
 {
 	char *base = o.force ? NULL : adapter_base(metadata);
-	int rc = base != NULL ? adapter_fits(adapter, base, o.model, fingerprint, e) : 0;
+	int rc = base != NULL ? adapter_fits(adapter, base, o.model, fingerprint, NULL, e) : 0;
 
 	free(base);
 	return rc;

@@ -123,6 +123,20 @@ cp "$tmp/log" said
 ok "which is named, and how to go on" grep -q 'foreign: was trained on the model .*--force' said
 status "with it" 0 chr-generate -q -m model --adapter foreign --force -n 2 prompts.jsonl
 status "of the packed model's original" 0 chr-generate -q -m q8 --adapter all -n 2 prompts.jsonl
+# A model without experts has another fingerprint when it is packed.
+cat > dense.json <<END
+{"model_type": "llama", "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2,
+"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 48,
+"max_position_embeddings": 256}
+END
+ok "a model without experts, packed" sh -e -c '
+	chr-pretrain -q -c dense.json -t tokenizer.json -n 1 -b 1 --seq 32 -o dense \
+		datasets/pretrain.jsonl > log
+	chr-sft -q -m dense --lora-rank 2 --seq 64 -n 1 -b 1 -o tune datasets/chat.jsonl > log
+	chr-pack -q -m dense --layout layer --quant-dense q8 -o dense8 > log'
+status "takes an adapter of its original" 0 chr-generate -q -m dense8 --adapter tune -n 2 \
+	prompts.jsonl
+status "but not of another" 65 chr-generate -q -m dense8 --adapter foreign -n 2 prompts.jsonl
 status "a model in the place of an adapter" 66 chr-generate -q -m model --adapter model \
 	prompts.jsonl
 done_testing

@@ -117,8 +117,8 @@ int adapt_check(struct engine *g, struct err *e)
 		const char *mine = of ? engine_fingerprint(g, e) : NULL;
 
 		if (of)
-			rc = mine ? adapter_fits(g->opt.adapter[i].dir, of, g->md.path, mine, e)
-			    : -1;
+			rc = mine ? adapter_fits(g->opt.adapter[i].dir, of, g->md.path, mine,
+			    modeldir_meta(&g->md, "chronos.ancestry"), e) : -1;
 		free(of);
 	}
 	return rc;

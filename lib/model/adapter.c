@@ -436,23 +436,35 @@ int adapter_read_whole(struct adapter *a, const struct adapter_whole *w, float *
 
 /* --- the model it is for --- */
 
+/* The fingerprint of what the last of an ancestry was made from; program: if that made it, NULL: any
+ * did. */
+static char *parent_of(const char *ancestry, const char *program)
+{
+	json_t *list = ancestry != NULL ? json_loads(ancestry, 0, NULL) : NULL;
+	json_t *last = json_array_get(list, json_array_size(list) - 1);
+	const char *by = json_string_value(json_object_get(last, "program"));
+	const char *parent = json_string_value(json_object_get(last, "parent"));
+	char *copy = NULL;
+
+	if (parent != NULL && (program == NULL || (by != NULL && strcmp(by, program) == 0)))
+		copy = strdup(parent);
+	json_decref(list);
+	return copy;
+}
+
 char *adapter_base(const json_t *metadata)
 {
-	const char *text = json_string_value(json_object_get(metadata, "chronos.ancestry"));
-	json_t *list = text != NULL ? json_loads(text, 0, NULL) : NULL;
-	json_t *last = json_array_get(list, json_array_size(list) - 1);
-	const char *parent = json_string_value(json_object_get(last, "parent"));
-	char *base = parent != NULL ? strdup(parent) : NULL;
-
-	json_decref(list);
-	return base;
+	return parent_of(json_string_value(json_object_get(metadata, "chronos.ancestry")), NULL);
 }
 
 int adapter_fits(const char *dir, const char *base, const char *model, const char *fingerprint,
-    struct err *e)
+    const char *ancestry, struct err *e)
 {
-	if (strcmp(base, fingerprint) == 0)
-		return 0;
-	return err_set(e, EX_DATAERR, "%s: was trained on the model %s, %s is %s (--force takes "
-	    "it all the same)", dir, base, model, fingerprint);
+	char *packed = parent_of(ancestry, "chr-pack");
+	bool fits = strcmp(base, fingerprint) == 0 ||
+	    (packed != NULL && strcmp(base, packed) == 0);
+
+	free(packed);
+	return fits ? 0 : err_set(e, EX_DATAERR, "%s: was trained on the model %s, %s is %s "
+	    "(--force takes it all the same)", dir, base, model, fingerprint);
 }

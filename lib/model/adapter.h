@@ -109,8 +109,10 @@ int adapter_read_whole(struct adapter *a, const struct adapter_whole *w, float *
 /* The fingerprint of the model that an adapter was trained on, as its metadata say (above); to be
  * freed. NULL: they do not. */
 char *adapter_base(const json_t *metadata);
-/* Is it the fingerprint of this model? EX_DATAERR: no; the message names both and --force. */
+/* Is it the fingerprint of this model, or what this one was packed from? ancestry: the model's own
+ * (prov.h); NULL: only the model itself will do. EX_DATAERR: no; the message names both and
+ * --force. */
 int adapter_fits(const char *dir, const char *base, const char *model, const char *fingerprint,
-    struct err *e) CHR_MUST_CHECK;
+    const char *ancestry, struct err *e) CHR_MUST_CHECK;
 
 #endif
