@@ -436,8 +436,8 @@ int adapter_read_whole(struct adapter *a, const struct adapter_whole *w, float *
 
 /* --- the model it is for --- */
 
-/* The fingerprint of what the last of an ancestry was made from; program: if that made it, NULL: any
- * did. */
+/* The fingerprint of what the last of an ancestry was made from. program: only if that made it;
+ * NULL: any. */
 static char *parent_of(const char *ancestry, const char *program)
 {
 	json_t *list = ancestry != NULL ? json_loads(ancestry, 0, NULL) : NULL;
