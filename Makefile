@@ -124,7 +124,7 @@ check-slurm: all
 check-pypi: all $B/tests/jinja
 	BUILD=$B $(PROVE) $(if $(V),-v) -e sh tests/pypi.sh < /dev/null
 
-# What we export, in transformers; makes build/hf where pip reaches a registry.
+# What we export, in transformers and llama.cpp; makes build/hf where pip reaches a registry.
 check-hf: all
 	scripts/check-hf
 

@@ -83,6 +83,8 @@ static void warn(const struct convert *c, const char *model)
 	if (c->left_out > 0)
 		err_warn("%s: the lookahead head is left out: %s has none", model,
 		    c->to == CONVERT_GGUF ? "a GGUF file" : "a qwen3_moe");
+	if (c->gguf.m.note)
+		err_warn("%s: %s", model, c->gguf.m.note);
 	if (c->gguf.narrow > 0)
 		err_warn("%s: %lld tensors have rows that are no multiple of 32 values and stay "
 		    "floats, such as %s", model, (long long)c->gguf.narrow, c->gguf.narrow_first);

@@ -151,7 +151,9 @@ if [ ! "$families" ] || ! perl -MJSON::PP -e 1 2> /dev/null; then
 	done_testing
 	exit
 fi
-for f in llama mixtral qwen2 qwen3 qwen2_moe qwen3_moe olmoe deepseek_v2 deepseek_v3 glm4_moe \
+refused "olmoe with groups of queries" "fewer heads of keys than of queries" \
+	chr-convert -q --to gguf -o no.gguf "$families/olmoe"
+for f in llama mixtral qwen2 qwen3 qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 glm4_moe \
 	glm4_moe_lite gpt_oss gpt_oss-mxfp4 qwen3_next qwen3_5_moe_text qwen3_moe-bf16-shards; do
 	rm -rf f && cp -r "$families/$f" f && chmod -R u+w f && cp tokenizer.json f
 	rm -f f/expected.safetensors

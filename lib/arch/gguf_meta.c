@@ -248,7 +248,8 @@ enum needs {
 	NEEDS_SQUARE = 1 << 1,		/* heads that together are as wide as the model */
 	NEEDS_SHARED = 1 << 2,		/* shared experts */
 	NEEDS_STATE = 1 << 3,		/* keys and values of the delta rule of one width */
-	NEEDS_SPARSE = 1 << 4		/* experts in some layer */
+	NEEDS_SPARSE = 1 << 4,		/* experts in some layer */
+	NEEDS_PAIRED = 1 << 5		/* a key for each query */
 };
 
 static const struct family {
@@ -263,7 +264,7 @@ static const struct family {
 	{ "qwen2_moe", "qwen2moe", moe_shared, NEEDS_HEAD | NEEDS_SQUARE | NEEDS_SHARED },
 	{ "qwen3_moe", "qwen3moe", moe, NEEDS_SPARSE },
 	{ "chronos", "qwen3moe", moe, NEEDS_SPARSE },
-	{ "olmoe", "olmoe", mixtral, NEEDS_HEAD | NEEDS_SQUARE },
+	{ "olmoe", "olmoe", mixtral, NEEDS_HEAD | NEEDS_SQUARE | NEEDS_PAIRED },
 	{ "deepseek_v2", "deepseek2", deepseek2, NEEDS_SHARED },
 	{ "deepseek_v3", "deepseek2", deepseek2, NEEDS_SHARED },
 	{ "glm4_moe_lite", "deepseek2", deepseek2, NEEDS_SHARED },
@@ -476,6 +477,8 @@ static int check_needs(const struct check *k, unsigned needs)
 
 	if (needs & NEEDS_SQUARE && c->num_attention_heads * c->head_dim != c->hidden_size)
 		return cannot(k, -1, "heads that are not as wide as the model together");
+	if (needs & NEEDS_PAIRED && c->num_attention_heads != c->num_key_value_heads)
+		return cannot(k, -1, "fewer heads of keys than of queries");
 	if (needs & NEEDS_SPARSE && c->num_sparse == 0)
 		return cannot(k, -1, "a model without experts");
 	for (int l = 0; l < c->num_hidden_layers; l++) {
@@ -530,6 +533,9 @@ int gguf_meta(const struct config *c, const struct params *ps, const char *name,
 	m->keys = json_pack("{s:s}", "general.architecture", f->arch);
 	w = writer_of(c, f->arch, m);
 	f->write(&w);
+	if (w.full->rope.kind == ROPE_YARN && !w.full->rope.truncate)
+		m->note = "llama.cpp rounds the ends of YaRN's ramp, which this model does not: it "
+		    "turns some pairs otherwise";
 	rc = check_form(&k) < 0 || read_again(&k) < 0 ? -1 : check_needs(&k, f->needs);
 	if (rc < 0)
 		gguf_meta_free(m);

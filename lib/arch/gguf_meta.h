@@ -29,6 +29,8 @@ struct gguf_meta {
 	float *freqs;			/* (n_freqs) of rope_freqs.weight; NULL: there is none */
 	int n_freqs;
 	bool head;			/* the embedding is written as output.weight too */
+	const char *note;		/* where llama.cpp computes something else than the file
+					   says; NULL: nowhere */
 };
 
 /* name: of the model, for messages. EX_DATAERR: no architecture of llama.cpp computes it. */
