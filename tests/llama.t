@@ -64,6 +64,7 @@ both()
 		ik:olmoe)	why="has no such architecture" ;;
 		ik:deepseek* | ik:glm4_moe_lite)
 				why="takes latents of DeepSeek's own sizes only" ;;
+		ik:llama3)	why="passes over frequencies of this form" ;;
 		ik:mixtral)	why="adds the input of the experts after its norm" ;;
 		*)		why= ;;
 		esac
@@ -117,6 +118,22 @@ for f in llama mixtral qwen2 qwen3 qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 g
 	endless f
 	both $f f
 done
+# Positions that are stretched
+stretched()	# NAME FAMILY PARAMETERS
+{
+	rm -rf f && cp -r "$families/$2" f && chmod -R u+w f && cp tokenizer.json f
+	awk -v new="\"rope_parameters\":{$3}," '/"rope_parameters"/ { print new; on = 1 }
+		!on { print } on && /}/ { on = 0 }' "$families/$2/config.json" > f/config.json
+	endless f
+	both "$1" f
+}
+stretched llama3 llama '"rope_type":"llama3","rope_theta":10000,"factor":8,"low_freq_factor":1,
+	"high_freq_factor":4,"original_max_position_embeddings":64'
+stretched linear qwen3_moe '"rope_type":"linear","rope_theta":10000,"factor":4'
+stretched yarn qwen3 '"rope_type":"yarn","rope_theta":10000,"factor":4,
+	"original_max_position_embeddings":64'
+stretched deepseek_yarn deepseek_v3 '"rope_type":"yarn","rope_theta":10000,"factor":4,
+	"original_max_position_embeddings":64,"mscale":0.707,"mscale_all_dim":0.707'
 sed 's/"num_key_value_heads": 2/"num_key_value_heads": 4/' "$families/olmoe/config.json" > olmoe.json
 chr-pretrain -q -c olmoe.json -o olmoe -n 3 -b 2 --seq 48 -l 3e-3 --warmup 1 doc.jsonl > log.jsonl
 cp tokenizer.json olmoe

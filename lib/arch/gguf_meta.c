@@ -249,7 +249,8 @@ enum needs {
 	NEEDS_SHARED = 1 << 2,		/* shared experts */
 	NEEDS_STATE = 1 << 3,		/* keys and values of the delta rule of one width */
 	NEEDS_SPARSE = 1 << 4,		/* experts in some layer */
-	NEEDS_PAIRED = 1 << 5		/* a key for each query */
+	NEEDS_PAIRED = 1 << 5,		/* a key for each query */
+	NEEDS_MSCALE = 1 << 6		/* YaRN that scales scores too */
 };
 
 static const struct family {
@@ -265,9 +266,9 @@ static const struct family {
 	{ "qwen3_moe", "qwen3moe", moe, NEEDS_SPARSE },
 	{ "chronos", "qwen3moe", moe, NEEDS_SPARSE },
 	{ "olmoe", "olmoe", mixtral, NEEDS_HEAD | NEEDS_SQUARE | NEEDS_PAIRED },
-	{ "deepseek_v2", "deepseek2", deepseek2, NEEDS_SHARED },
-	{ "deepseek_v3", "deepseek2", deepseek2, NEEDS_SHARED },
-	{ "glm4_moe_lite", "deepseek2", deepseek2, NEEDS_SHARED },
+	{ "deepseek_v2", "deepseek2", deepseek2, NEEDS_SHARED | NEEDS_MSCALE },
+	{ "deepseek_v3", "deepseek2", deepseek2, NEEDS_SHARED | NEEDS_MSCALE },
+	{ "glm4_moe_lite", "deepseek2", deepseek2, NEEDS_SHARED | NEEDS_MSCALE },
 	{ "glm4_moe", "glm4moe", glm4moe, NEEDS_SPARSE },
 	{ "gpt_oss", "gpt-oss", gpt_oss, NEEDS_HEAD },
 	{ "qwen3_next", "qwen3next", delta, NEEDS_SHARED | NEEDS_STATE },
@@ -486,6 +487,8 @@ static int check_needs(const struct check *k, unsigned needs)
 
 		if (needs & NEEDS_SHARED && b->sparse && b->shared == 0)
 			return cannot(k, l, "experts of which none is shared");
+		if (needs & NEEDS_MSCALE && b->rope.kind == ROPE_YARN && b->rope.all_dim == 0)
+			return cannot(k, l, "YaRN without mscale_all_dim");
 		if (needs & NEEDS_STATE && b->attn == ATTN_DELTA && b->delta.dk != b->delta.dv)
 			return cannot(k, l, "keys and values of two widths");
 		if (b->sparse && !b->router.sigmoid && b->router.groups > 1 &&
