@@ -176,11 +176,13 @@ install: all
 	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(LIBS)|' lib/chronos.pc.in \
 		> $D/lib/pkgconfig/chronos.pc
 	for m in $(MAN); do install -m 644 $$m $D/share/man/man$${m##*.} || exit 1; done
+	install -d $D/share/doc/chronos
+	install -m 644 share/doc/*.md $D/share/doc/chronos
 
 uninstall:
 	rm -f $(BIN:$B/%=$D/bin/%) $D/lib/libchronos.a $D/lib/pkgconfig/chronos.pc
 	for m in $(MAN:man/%=%); do rm -f $D/share/man/man$${m##*.}/$$m; done
-	rm -rf $D/include/chronos
+	rm -rf $D/include/chronos $D/share/doc/chronos
 
 dist:
 	git archive --format=tar.gz --prefix=chronos-$(VERSION)/ -o chronos-$(VERSION).tar.gz HEAD

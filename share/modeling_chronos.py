@@ -5,21 +5,24 @@ What each part computes is said in chr-model(5) of chronos. Attention goes throu
 that config._attn_implementation names, so that other engines can put theirs in its place.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Optional
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, initialization
+from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
 
 MLA, SLIDING, FULL = "mla_attention", "sliding_attention", "full_attention"
+# What transformers calls the cache of keys and values: past_key_values before its version 5.20.
+CACHE = next(n for n in ("cache", "past_key_values")
+             if n in inspect.signature(create_causal_mask).parameters)
 
 
 class ChronosConfig(PreTrainedConfig):
@@ -27,13 +30,10 @@ class ChronosConfig(PreTrainedConfig):
     attention; attention_types is what the file says."""
 
     model_type = "chronos"
-    keys_to_ignore_at_inference = ["cache"]
-    base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-    }
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
+    base_model_tp_plan = {f"layers.*.self_attn.{name}": "colwise" for name in (
+        "q_proj", "k_proj", "v_proj", "q_nope_proj", "q_rope_proj", "k_nope_proj", "k_rope_proj",
+    )} | {"layers.*.self_attn.o_proj": "rowwise"}
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -252,18 +252,44 @@ class ChronosMLP(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class ChronosExperts(nn.ModuleList):
+    """Called in the way in which other engines call what they put in its place."""
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        out = torch.zeros_like(hidden_states)
+        for e in top_k_index.unique().tolist():
+            row, place = torch.where(top_k_index == e)
+            y = self[e](hidden_states[row])
+            out = out.index_add(0, row, y * top_k_weights[row, place, None].to(y.dtype))
+        return out
+
+
 class ChronosMoE(nn.Module):
-    """The chosen experts, weighted, and the mean of the shared ones."""
+    """The chosen experts, weighted, and the mean of the shared ones, which takes the weight of
+    experts that are not available too. These are said in buffers, not in branches, so that a graph
+    that was captured or compiled before sees a new mask."""
 
     def __init__(self, config):
         super().__init__()
         width = config.moe_intermediate_size
         self.top, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
         self.gate = linear(config, config.num_experts)
-        self.experts = nn.ModuleList(ChronosMLP(config, width)
-                                     for _ in range(config.num_experts))
+        self.experts = ChronosExperts(ChronosMLP(config, width)
+                                      for _ in range(config.num_experts))
         self.shared_experts = nn.ModuleList(ChronosMLP(config, width)
                                             for _ in range(config.num_shared_experts))
+        self.register_buffer("available", torch.ones(config.num_experts, dtype=torch.bool),
+                             persistent=False)
+        self.register_buffer("instead", torch.arange(config.num_experts), persistent=False)
+
+    @torch.no_grad()
+    def set_available(self, mask):
+        """mask: (experts) of truth. A choice that is not available goes, with weight 0, to the
+        first that is: what is not there is not even read."""
+        mask = mask.to(self.available.device)
+        own = torch.arange(mask.numel(), device=mask.device)
+        self.available.copy_(mask)
+        self.instead.copy_(torch.where(mask, own, mask.int().argmax()))
 
     def forward(self, hidden_states):
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -271,13 +297,11 @@ class ChronosMoE(nn.Module):
         weight, chosen = torch.topk(share, self.top, dim=-1)
         if self.renormalise:
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-        out = torch.zeros_like(x)
-        for e in chosen.unique().tolist():
-            row, place = torch.where(chosen == e)
-            y = self.experts[e](x[row]) * weight[row, place, None].to(x.dtype)
-            out = out.index_add(0, row, y)
+        present = self.available[chosen]
+        out = self.experts(x, self.instead[chosen], weight.masked_fill(~present, 0))
+        missing = weight.masked_fill(present, 0).sum(-1, keepdim=True)
         for expert in self.shared_experts:
-            out = out + expert(x) / len(self.shared_experts)
+            out = out + expert(x) * ((1 + missing) / len(self.shared_experts)).to(x.dtype)
         return out.view_as(hidden_states)
 
 
@@ -321,11 +345,7 @@ class ChronosModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class ChronosOutput(ModelOutput):
-    loss: Optional[torch.FloatTensor] = None
-    logits: Optional[torch.FloatTensor] = None
-    cache: Optional[Cache] = None
-    hidden_states: Optional[tuple] = None
+class ChronosOutput(CausalLMOutputWithPast):
     lookahead_logits: Optional[torch.FloatTensor] = None
 
 
@@ -338,6 +358,13 @@ class ChronosPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def _init_weights(self, module):
+        """Buffers that are in no file, too: from_pretrained() makes modules without values."""
+        super()._init_weights(module)
+        if isinstance(module, ChronosMoE):
+            initialization.ones_(module.available)
+            initialization.copy_(module.instead, torch.arange(module.instead.numel()))
 
 
 class ChronosModel(ChronosPreTrainedModel):
@@ -354,16 +381,35 @@ class ChronosModel(ChronosPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def set_available_experts(self, mask=None):
+        """Which experts there are from now on: a list or tensor of truth values, (experts) for all
+        layers or (sparse layers, experts); None: all. The weight of one that is chosen and missing
+        goes to the shared experts, as chr-generate --on-miss shared has it. Layers of other ranks
+        of a pipeline are passed over."""
+        sparse = [i for i, kind in enumerate(self.config.mlp_types) if kind == "sparse"]
+        shape = len(sparse), self.config.num_experts
+        mask = torch.ones(shape) if mask is None else torch.as_tensor(mask)
+        if tuple(mask.shape) not in (shape, shape[1:]):
+            raise ValueError(f"the mask of experts has the shape {tuple(mask.shape)}, "
+                             f"not {shape} or {shape[1:]}")
+        if self.config.num_shared_experts == 0 and not mask.bool().all():
+            raise ValueError("there is no shared expert to take the place of missing ones")
+        for i, row in zip(sparse, mask.bool().expand(shape)):
+            if hasattr(self.layers[i], "mlp"):
+                self.layers[i].mlp.set_available(row)
+
     def _masks(self, inputs_embeds, attention_mask, cache, position_ids):
-        args = dict(config=self.config, inputs_embeds=inputs_embeds, cache=cache,
-                    attention_mask=attention_mask, position_ids=position_ids)
+        args = {"config": self.config, "inputs_embeds": inputs_embeds, CACHE: cache,
+                "attention_mask": attention_mask, "position_ids": position_ids}
         masks = {FULL: create_causal_mask(**args)}
         if self.config.sliding_window is not None:
             masks[SLIDING] = create_sliding_window_causal_mask(**args)
         return masks
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, cache=None,
-                inputs_embeds=None, use_cache=None, output_hidden_states=None, **kwargs):
+                inputs_embeds=None, use_cache=None, output_hidden_states=None,
+                past_key_values=None, **kwargs):
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -384,7 +430,7 @@ class ChronosModel(ChronosPreTrainedModel):
             seen.append(h)
         h = self.norm(h)
         seen[-1] = h
-        return ChronosModelOutput(last_hidden_state=h, cache=cache, first_hidden_state=first,
+        return ChronosModelOutput(last_hidden_state=h, first_hidden_state=first, **{CACHE: cache},
                                   hidden_states=tuple(seen) if output_hidden_states else None)
 
 
@@ -400,13 +446,17 @@ class ChronosForCausalLM(ChronosPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def set_available_experts(self, mask=None):
+        self.model.set_available_experts(mask)
+
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, cache=None,
                 inputs_embeds=None, labels=None, use_cache=None, output_hidden_states=None,
-                logits_to_keep=0, output_lookahead=False, **kwargs):
+                logits_to_keep=0, output_lookahead=False, past_key_values=None, **kwargs):
         """output_lookahead: lookahead_logits too, of ChronosLookahead."""
         kwargs.pop("return_dict", None)
         out = self.model(input_ids=input_ids, attention_mask=attention_mask,
-                         position_ids=position_ids, cache=cache, inputs_embeds=inputs_embeds,
+                         position_ids=position_ids, inputs_embeds=inputs_embeds,
+                         cache=past_key_values if cache is None else cache,
                          use_cache=use_cache, output_hidden_states=output_hidden_states, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep, :])
@@ -415,5 +465,13 @@ class ChronosForCausalLM(ChronosPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
         if output_lookahead and self.config.lookahead_steps > 0:
             ahead = self.model.lookahead_router(out.first_hidden_state)
-        return ChronosOutput(loss=loss, logits=logits, cache=out.cache,
-                             hidden_states=out.hidden_states, lookahead_logits=ahead)
+        return ChronosOutput(loss=loss, logits=logits, hidden_states=out.hidden_states,
+                             lookahead_logits=ahead, **{CACHE: getattr(out, CACHE)})
+
+
+class ChronosWorker:
+    """For workers of vLLM (--worker-extension-cls modeling_chronos.ChronosWorker):
+    collective_rpc("set_available_experts", args=(mask,))."""
+
+    def set_available_experts(self, mask=None):
+        self.get_model().model.set_available_experts(mask)

@@ -81,6 +81,13 @@ all_refuse()
 fit='chr-fit -q -m m --stage generate'
 key m model_type '"mixtral_of_nobody"'; word='mixtral_of_nobody.* is not supported'
 ok "a family that nobody knows" all_refuse "$fit"
+rm -rf m; cp -r model m
+echo '{"vocab_size":320,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4}' > m/config.json
+word='neither model_type nor architectures'
+ok "a directory that does not say whose it is" all_refuse "$fit"
+cp model/config.json m
+perl -0pi -e 's/"(model_type|architectures)":/"_$1":/g' m/config.json
+ok "one of ours does so by its keys" chr-score -q -m m two.jsonl
 key m scoring_func '"sigmoid"'; word='scoring_func: .*sigmoid.* is not supported'
 ok "a key that changes the maths" all_refuse "$fit"
 key m clip_qkv 8.0; word='clip_qkv: 8[.0]* is not supported'

@@ -1,6 +1,8 @@
 #!/bin/sh
 # chr-convert: what is there stays as it is, other types are asked for, a run that was cut goes on.
 . "$(dirname "$0")/lib.sh"
+families=$shared/golden/families
+[ ! -d "$families" ] || families=$(cd "$families" && pwd)
 world "$tmp/w"
 cd "$tmp/w" || exit 1
 
@@ -87,6 +89,37 @@ ok "... as config.json says" grep -q '"model_type": *"qwen3_moe"' qwen/config.js
 text -m plain > said
 text -m qwen > told
 ok "... and which we read" cmp said told
+# What is said to be there is there: vision is not, nor multi-token prediction.
+if [ -d "$families" ]; then
+	f=$families/qwen3_5_moe
+	ok "a model with vision, as one of text" chr-convert -q --dtype f32 "$f" -o text
+	ok "... as config.json says" sh -c '
+		grep -q "\"model_type\": *\"qwen3_5_moe_text\"" text/config.json &&
+		! grep -q "text_config\|vision" text/config.json'
+	ok "... by its names" sh -c 'chr-ls -q --all text > names && ! grep -q language_model names'
+	scores() { chr-score -q -m "$1" -t tokenizer.json in.jsonl | sed 's/,"seconds.*//'; }
+	scores "$f" > said
+	scores text > told
+	ok "... the same scores" cmp said told
+	ok "it stays where nothing is asked" sh -c 'chr-convert -q --to hf "$0" -o whole &&
+		cmp "$0/config.json" whole/config.json && chr-ls -q --all whole | grep -q visual' "$f"
+	ok "no layer is promised" sh -c 'chr-convert -q --dtype bf16 "$0" -o mtp &&
+		grep -q "\"num_nextn_predict_layers\": *0" mtp/config.json' "$families/deepseek_v3-mtp"
+	# In blocks of ours, a tensor each: as it is, and as its family is published
+	f=$families/gpt_oss-mxfp4
+	chr-pack -q --layout layer -m "$f" -o p > rec && chr-pack -q --unpack -m p -o u > rec
+	scores "$f" > said
+	ok "unpacked, as it is" chr-convert -q u -o again
+	scores again > told
+	ok "... the same scores" cmp said told
+	ok "unpacked, for others" chr-convert -q --to hf u -o hf_u
+	scores hf_u > told
+	ok "... the same scores" cmp said told
+	ok "... in its published layout" sh -c 'chr-ls -q --all hf_u > names &&
+		grep -q "mlp.experts.gate_up_proj\".*\"F32\"" names'
+else
+	skip "vision, layers beyond, blocks" "no $shared/golden/families"
+fi
 status "a packed model" 65 chr-convert -q packed -o no
 status "no model" 66 chr-convert -q nowhere -o no
 status "two models" 64 chr-convert -q model same -o no

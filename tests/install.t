@@ -61,6 +61,7 @@ if [ "$bld" = "$top/build" ]; then
 else
 	skip "the program in libchronos(3)" "built with a sanitizer"
 fi
+ok "the page on vLLM" cmp share/doc/vllm.md "$prefix/share/doc/chronos/vllm.md"
 ok "make uninstall" make -s uninstall PREFIX="$prefix"
 is "nothing stays" "$(find "$prefix" -type f)" ""
 forgotten()

@@ -87,6 +87,19 @@ static int unknown(const char *name, const char *key, const char *value, struct 
 	    value, list);
 }
 
+bool arch_named(const json_t *o)
+{
+	static const char *const own[] = { "model_type", "architectures", "chronos_format",
+	    "use_hybrid_attention", "use_moe", "kv_latent_dim", "rope_dim", "num_shared_experts",
+	    "sliding_window_size", "lookahead_steps", "lookahead_scope", "lambda_balance",
+	    "lambda_temporal", "lambda_lookahead", "lambda_ahead" };
+	bool any = false;
+
+	for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+		any |= json_object_get(o, own[i]) != NULL;
+	return any;
+}
+
 const struct arch *arch_find(const json_t *o, const char *name, struct err *e)
 {
 	const json_t *type = json_object_get(o, "model_type");

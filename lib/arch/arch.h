@@ -44,16 +44,20 @@ struct arch {
 	/* the key of an object in which all of that is, in a config of more than a network of
 	 * text; NULL: it is the config */
 	const char *within;
+	/* with `within`: the family of that network alone, as which it is written; else NULL */
+	const struct arch *text;
 	/* config_to_json() writes every key of chr-model(5) */
 	bool ours;
 	int (*read)(struct config *c, const struct keys *k);	/* after the plain values */
 };
 
-extern const struct arch arch_chronos;	/* of a config that names no family */
+extern const struct arch arch_chronos, arch_qwen3_moe;
 
-/* The family of a config, by model_type, else by architectures; NULL with EX_DATAERR when it is
- * none of these. */
+/* The family of a config, by model_type, else by architectures, else ours; NULL with EX_DATAERR
+ * when it is none of these. */
 const struct arch *arch_find(const json_t *o, const char *name, struct err *e) CHR_MUST_CHECK;
+/* Does it say whose it is, by these or by a key that only ours have? A model with weights must. */
+bool arch_named(const json_t *o);
 /* of a key in this file */
 const char *arch_spelling(const struct arch *a, const json_t *raw, const char *key);
 bool arch_knows(const struct arch *a, const char *key);		/* does it read the key? */

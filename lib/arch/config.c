@@ -170,7 +170,11 @@ int config_load(struct config *c, const char *path, int nsets, const char *const
 	int r;
 
 	memset(c, 0, sizeof *c);
-	r = o ? config_read(c, o, file, nsets, sets, e) : -1;
+	if (dir && json_is_object(o) && !arch_named(o))
+		r = err_set(e, EX_DATAERR, "%s: neither model_type nor architectures, and no key "
+		    "that only a model of chronos has, such as chronos_format", file);
+	else
+		r = o ? config_read(c, o, file, nsets, sets, e) : -1;
 	json_decref(o);
 	free(file);
 	return r;
@@ -247,23 +251,50 @@ static void our_keys(const struct config *c, json_t *o)
 	set_default(o, "hidden_act", json_string("silu"));
 }
 
+/* The keys of the network of text, new. What else is in the model is not written. */
+static json_t *text_keys(const struct config *c)
+{
+	const char *same[] = { "bos_token_id", "eos_token_id", "pad_token_id" };
+	json_t *o = json_deep_copy(c->arch->text ? config_keys(c) : c->raw);
+
+	if (!c->arch->text)
+		return o ? o : json_object();
+	for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+		if (!json_object_get(o, same[i]) && json_object_get(c->raw, same[i]))
+			json_object_set(o, same[i], json_object_get(c->raw, same[i]));
+	json_object_set_new(o, "tie_word_embeddings", json_boolean(c->tie_word_embeddings));
+	json_object_set_new(o, "model_type", json_string(c->arch->text->model_type));
+	json_object_set_new(o, "architectures", json_pack("[s]",
+	    c->arch->text->architectures[0]));
+	return o;
+}
+
+/* Layers of multi-token prediction are not written: none are promised. */
+static void no_mtp(json_t *o)
+{
+	static const char *const keys[] = { "num_nextn_predict_layers", "mtp_num_hidden_layers" };
+
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+		if (json_object_get(o, keys[i]))
+			json_object_set_new(o, keys[i], json_integer(0));
+}
+
 json_t *config_to_json(const struct config *c)
 {
-	json_t *o = c->raw ? json_deep_copy(c->raw) : json_object();
-	json_t *keys = c->arch->within ? json_object_get(o, c->arch->within) : o;
+	json_t *o = text_keys(c);
 
 	for (const struct key *const *table = c->arch->keys; *table; table++)
 		for (const struct key *f = *table; f->key; f++) {
-			const char *name = arch_spelling(c->arch, keys, f->key);
+			const char *name = arch_spelling(c->arch, o, f->key);
 
 			if (!((f->kind == KEY_ID || f->kind == KEY_SAME) &&
-			    json_is_array(json_object_get(keys, name))))
-				json_object_set_new(keys, name, key_json(c, f));
+			    json_is_array(json_object_get(o, name))))
+				json_object_set_new(o, name, key_json(c, f));
 		}
 	if (c->arch->ours)
 		our_keys(c, o);
 	json_object_del(o, QUANTIZATION_KEY);
-	json_object_del(keys, QUANTIZATION_KEY);
+	no_mtp(o);
 	set_default(o, "model_type", json_string(c->arch->model_type));
 	set_default(o, "architectures", json_pack("[s]", c->arch->architectures[0]));
 	return o;

@@ -494,6 +494,7 @@ static void deepseek2(struct reader *r)
 		fail(r, "expert_gating_func", "is neither 1 (softmax) nor 2 (sigmoid)");
 	begin(r, gating == 2 ? "deepseek_v3" : "deepseek_v2");
 	json_object_del(r->o, "num_key_value_heads");	/* 1 where the latent is attended to */
+	set(r, "q_lora_rank", json_null());	/* absent means another thing to others */
 	if (count(r, "attention.q_lora_rank", 0) > 0)	/* 0: the queries are not from a latent */
 		carry(r, "attention.q_lora_rank", "q_lora_rank");
 	set_int(r, "kv_lora_rank", needed(r, "attention.kv_lora_rank"));

@@ -112,29 +112,29 @@ static int read_dense_whole(struct config *c, const struct keys *k)
 static const struct key *const tables[] = { family_keys, family_head_keys, family_moe_keys,
     family_moe_width_keys, family_train_keys, NULL };
 
-static const char *const architectures[] = { "Qwen3_5MoeForConditionalGeneration", NULL };
-const struct arch arch_qwen3_5_moe = { .model_type = "qwen3_5_moe",
-	.architectures = architectures, .within = "text_config",
-	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,
-	.ignores = ignores, .names = names, .read = read };
-
 static const char *const text_architectures[] = { "Qwen3_5MoeForCausalLM", NULL };
 const struct arch arch_qwen3_5_moe_text = { .model_type = "qwen3_5_moe_text",
 	.architectures = text_architectures,
 	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,
 	.ignores = ignores, .names = text_names, .read = read_text };
 
+static const char *const architectures[] = { "Qwen3_5MoeForConditionalGeneration", NULL };
+const struct arch arch_qwen3_5_moe = { .model_type = "qwen3_5_moe",
+	.architectures = architectures, .within = "text_config", .text = &arch_qwen3_5_moe_text,
+	.keys = tables, .fallbacks = fallbacks, .aliases = aliases, .reads = reads,
+	.ignores = ignores, .names = names, .read = read };
+
 static const struct key *const dense_tables[] = { family_keys, family_head_keys,
     family_train_keys, NULL };
-
-static const char *const dense_architectures[] = { "Qwen3_5ForConditionalGeneration", NULL };
-const struct arch arch_qwen3_5 = { .model_type = "qwen3_5",
-	.architectures = dense_architectures, .within = "text_config",
-	.keys = dense_tables, .fallbacks = dense_fallbacks, .reads = reads,
-	.ignores = ignores, .names = names, .read = read_dense_whole };
 
 static const char *const dense_text_architectures[] = { "Qwen3_5ForCausalLM", NULL };
 const struct arch arch_qwen3_5_text = { .model_type = "qwen3_5_text",
 	.architectures = dense_text_architectures,
 	.keys = dense_tables, .fallbacks = dense_fallbacks, .reads = reads,
 	.ignores = ignores, .names = text_names, .read = read_dense };
+
+static const char *const dense_architectures[] = { "Qwen3_5ForConditionalGeneration", NULL };
+const struct arch arch_qwen3_5 = { .model_type = "qwen3_5",
+	.architectures = dense_architectures, .within = "text_config", .text = &arch_qwen3_5_text,
+	.keys = dense_tables, .fallbacks = dense_fallbacks, .reads = reads,
+	.ignores = ignores, .names = names, .read = read_dense_whole };

@@ -14,6 +14,7 @@
 #include "format/export.h"
 #include "format/gguf_model.h"
 #include "format/sidefiles.h"
+#include "format/stored.h"
 
 struct job {
 	struct convert *c;
@@ -46,6 +47,8 @@ static void count_copies(struct convert *c)
 
 	for (int i = 0; i < c->md->nfiles; i++)
 		for (size_t k = 0; (t = st_at(c->md->st[i], k)); k++) {
+			if (modeldir_padding(t->name))
+				continue;
 			c->tensors++;
 			c->bytes += (int64_t)t->nbytes;
 		}
@@ -67,7 +70,7 @@ static int count_params(struct convert *c, struct err *e)
 	return 0;
 }
 
-/* A model of ours as others know it. */
+/* What is written is another model, or the same in another form. */
 static int plan_export(struct convert *c, struct err *e)
 {
 	if (!(c->config = export_config(&c->md->cfg, c->md->path, &c->python, e)) ||
@@ -97,10 +100,16 @@ static int plan_gguf(struct convert *c, struct err *e)
 	return 0;
 }
 
+static bool other_form(const struct convert *c)
+{
+	for (int i = 0; i < c->ps->n; i++)
+		if (!stored_as_published(c->md, &c->ps->p[i]))
+			return true;
+	return false;
+}
+
 int convert_plan(struct convert *c, struct err *e)
 {
-	bool ours = c->md->cfg.arch->ours;
-
 	if (c->to == CONVERT_GGUF)
 		return plan_gguf(c, e);
 	if (c->md->packed)
@@ -108,9 +117,10 @@ int convert_plan(struct convert *c, struct err *e)
 		    c->md->path);
 	c->cfg = &c->md->cfg;
 	c->ps = &c->md->par;
-	if (c->to == CONVERT_HF && ours && plan_export(c, e) < 0)
+	if (c->to == CONVERT_HF && !export_published(&c->md->cfg) && plan_export(c, e) < 0)
 		return -1;
-	c->copies = c->dtype < 0 && !c->config && !c->md->gguf;
+	c->copies = c->dtype < 0 && !c->config && !c->md->gguf && !(c->to == CONVERT_HF &&
+	    other_form(c));
 	if (!c->copies)
 		return count_params(c, e);
 	count_copies(c);

@@ -11,14 +11,15 @@ static const char python[] = {
 #include "format/modeling_chronos.inc"
 };
 
-/* Full attention with norms on heads, no shared expert, positions as they are. */
+/* Full attention with norms on heads, no shared expert, positions as they are, or stretched as that
+ * family has it. */
 bool export_as_qwen3_moe(const struct config *c)
 {
 	for (int l = 0; l < c->num_hidden_layers; l++) {
 		const struct block *b = &c->block[l];
 
 		if (b->attn != ATTN_FULL || b->qk_norm != QK_NORM_HEAD || b->norm_after ||
-		    b->rope.kind != ROPE_DEFAULT || b->shared > 0)
+		    (b->rope.kind != ROPE_DEFAULT && c->arch != &arch_qwen3_moe) || b->shared > 0)
 			return false;
 	}
 	return c->num_sparse > 0;
@@ -42,11 +43,13 @@ static json_t *dense_layers(const struct config *c)
 /* With the keys of transformers before and since version 5. */
 static json_t *qwen3_moe(const struct config *c)
 {
-	json_t *o = json_pack("{s:[s], s:s, s:b, s:f, s:s, s:f, s:b, s:b, s:n, s:n, s:i, s:o}",
-	    "architectures", "Qwen3MoeForCausalLM", "model_type", "qwen3_moe", "attention_bias", 0,
-	    "attention_dropout", 0.0, "hidden_act", "silu", "initializer_range", 0.02, "use_cache",
-	    1, "use_sliding_window", 0, "sliding_window", "rope_scaling", "decoder_sparse_step", 1,
-	    "mlp_only_layers", dense_layers(c));
+	json_t *ours = config_to_json(c), *o = json_pack("{s:[s], s:s, s:b, s:f, s:s, s:f, s:b, "
+	    "s:b, s:n, s:O?, s:i, s:o}",
+	    "architectures", "Qwen3MoeForCausalLM", "model_type", "qwen3_moe", "attention_bias",
+	    c->block[0].qkv_bias, "attention_dropout", 0.0, "hidden_act", "silu",
+	    "initializer_range", 0.02, "use_cache", 1, "use_sliding_window", 0,
+	    "sliding_window", "rope_scaling", json_object_get(ours, "rope_scaling"),
+	    "decoder_sparse_step", 1, "mlp_only_layers", dense_layers(c));
 	const struct { const char *key; int value; } sizes[] = {
 		{ "vocab_size", c->vocab_size }, { "hidden_size", c->hidden_size },
 		{ "intermediate_size", c->intermediate_size },
@@ -61,6 +64,7 @@ static json_t *qwen3_moe(const struct config *c)
 
 	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
 		json_object_set_new(o, sizes[i].key, json_integer(sizes[i].value));
+	json_decref(ours);
 	json_object_set_new(o, "norm_topk_prob", json_boolean(c->norm_topk_prob));
 	json_object_set_new(o, "tie_word_embeddings", json_boolean(c->tie_word_embeddings));
 	json_object_set_new(o, "rms_norm_eps", json_real(c->rms_norm_eps));
@@ -97,8 +101,27 @@ static json_t *chronos(const struct config *c)
 	return o;
 }
 
+/* As a family publishes it, the head of ours left out. */
+static json_t *without_lookahead(const struct config *c)
+{
+	json_t *o = config_to_json(c);
+
+	json_object_set_new(o, "lookahead_steps", json_integer(0));
+	return o;
+}
+
+/* A Qwen3-MoE that was trained here has keys of ours. */
+bool export_published(const struct config *c)
+{
+	return (!c->arch->ours || (c->arch == &arch_qwen3_moe && !json_object_get(c->raw,
+	    "chronos_format"))) && c->lookahead_steps == 0;
+}
+
 json_t *export_config(const struct config *c, const char *name, bool *needs_python, struct err *e)
 {
+	*needs_python = false;
+	if (!c->arch->ours)
+		return without_lookahead(c);
 	*needs_python = !export_as_qwen3_moe(c);
 	if (!*needs_python)
 		return qwen3_moe(c);

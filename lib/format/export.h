@@ -16,8 +16,10 @@
 
 /* Does it become a Qwen3-MoE? */
 bool export_as_qwen3_moe(const struct config *c);
-/* The config.json, new; NULL with EX_DATAERR: positions that the Python file does not know.
- * *python: the directory needs it. A Qwen3-MoE has no lookahead head: that is then left out. */
+/* Is it what others know as it is: of a published family, and nothing added here? */
+bool export_published(const struct config *c);
+/* Else: the config.json, new; NULL with EX_DATAERR: positions that the Python file does not know.
+ * *python: the directory needs it. Only that file has a lookahead head: else it is left out. */
 json_t *export_config(const struct config *c, const char *name, bool *python, struct err *e)
     CHR_MUST_CHECK;
 /* In a directory of a model that was trained here: a text begins with the token bos, which programs

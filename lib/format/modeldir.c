@@ -135,6 +135,11 @@ static int open_index(struct modeldir *md, struct err *e)
 	return r;
 }
 
+bool modeldir_padding(const char *tensor)
+{
+	return strncmp(tensor, "__pad.", 6) == 0;
+}
+
 /* The same name in two shards would make the result depend on their order. */
 static int check_unique(const struct modeldir *md, struct err *e)
 {
@@ -142,7 +147,7 @@ static int check_unique(const struct modeldir *md, struct err *e)
 
 	for (int i = 1; i < md->nfiles; i++)
 		for (size_t k = 0; (t = st_at(md->st[i], k)); k++)
-			for (int j = 0; j < i && strncmp(t->name, "__pad.", 6) != 0; j++)
+			for (int j = 0; j < i && !modeldir_padding(t->name); j++)
 				if (st_find(md->st[j], t->name))
 					return err_set(e, EX_DATAERR,
 					    "%s: tensor \"%s\" is in %s too", md->file[i], t->name,
@@ -398,7 +403,7 @@ static int check_extra(const struct modeldir *md, int i, const struct used *u,
 	for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
 		struct view v = { t, md->st[i], md->file[i] };
 
-		if (strncmp(t->name, "__pad.", 6) == 0 || is_used(u, t))
+		if (modeldir_padding(t->name) || is_used(u, t))
 			continue;
 		if (passed_over(md, t->name, &why))
 			skip(s, t->name, why);

@@ -63,6 +63,7 @@ int modeldir_open(struct modeldir *md, const char *path, int nsets, const char *
     struct err *e) CHR_MUST_CHECK;
 void modeldir_close(struct modeldir *md);
 
+bool modeldir_padding(const char *tensor);	/* between others, of no meaning */
 /* 0, or -1: absent */
 int modeldir_find(const struct modeldir *md, const char *name, struct view *v);
 

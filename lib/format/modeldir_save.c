@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "arch/arch.h"
 #include "base/file.h"
 #include "base/jsonfile.h"
 #include "format/fingerprint.h"
@@ -460,24 +461,53 @@ static void save_end(struct save *s)
 	free(s->t);
 }
 
+static int save_all(struct save *s, char *fingerprint)
+{
+	char *manifest = file_join(s->dir, "cluster_manifest.json"), own[33];
+	int r = -1;
+
+	s->buf = malloc(CHUNK * sizeof(double));
+	if (access(manifest, F_OK) == 0)
+		err_set(s->e, EX_CANTCREAT, "%s: holds a packed model", s->dir);
+	else if (!s->buf)
+		err_set(s->e, EX_OSERR, "out of memory");
+	else
+		r = save_files(s, fingerprint ? fingerprint : own);
+	free(manifest);
+	save_end(s);
+	return r;
+}
+
+/* Its network of text, which has the same parameters under other names. */
+static int save_text(struct save *s, char *fingerprint)
+{
+	json_t *o = config_to_json(s->c);
+	struct config text = { 0 };
+	struct params ps = { 0 };
+	int r = config_from_json(&text, o, 0, NULL, s->e);
+
+	if (r == 0)
+		r = params_build(&ps, &text, s->e);
+	if (r == 0 && ps.n != s->ps->n)
+		r = err_set(s->e, EX_SOFTWARE, "%s has other parameters than %s",
+		    text.arch->model_type, s->c->arch->model_type);
+	s->c = &text;
+	s->ps = &ps;
+	if (r == 0)
+		r = save_all(s, fingerprint);
+	params_free(&ps);
+	config_free(&text);
+	json_decref(o);
+	return r;
+}
+
 int modeldir_save(const char *dir, const struct config *c, const struct params *ps,
     const float *flat,
     const struct modeldir_out *o, char *fingerprint, struct err *e)
 {
 	struct save s = { .dir = dir, .c = c, .ps = ps, .flat = flat, .o = o, .e = e };
-	char *manifest = file_join(dir, "cluster_manifest.json"), own[33];
-	int r = -1;
 
-	s.buf = malloc(CHUNK * sizeof(double));
-	if (access(manifest, F_OK) == 0)
-		err_set(e, EX_CANTCREAT, "%s: holds a packed model", dir);
-	else if (!s.buf)
-		err_set(e, EX_OSERR, "out of memory");
-	else
-		r = save_files(&s, fingerprint ? fingerprint : own);
-	free(manifest);
-	save_end(&s);
-	return r;
+	return c->arch->text ? save_text(&s, fingerprint) : save_all(&s, fingerprint);
 }
 
 /* Every tensor of a directory, whether it is a parameter or not. */
@@ -494,6 +524,8 @@ static int plan_copies(struct save *s, const struct modeldir *md)
 		return err_set(s->e, EX_OSERR, "out of memory");
 	for (int i = 0; i < md->nfiles; i++)
 		for (size_t k = 0; (t = st_at(md->st[i], k)); k++) {
+			if (modeldir_padding(t->name))
+				continue;
 			if (strlen(t->name) >= sizeof s->t->name)
 				return err_set(s->e, EX_DATAERR, "%s: the name \"%s\" is too long",
 				    md->file[i], t->name);

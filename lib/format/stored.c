@@ -154,6 +154,32 @@ int stored_find(const struct modeldir *md, const struct param *p, struct stored 
 	return err_set(e, EX_DATAERR, "%s: tensor \"%s\" is missing", md->file[0], p->name);
 }
 
+/* Is there a name in the table for this kind? */
+static bool named(const struct param_name *n, enum param_kind kind)
+{
+	while (n && n->name && n->kind != kind)
+		n++;
+	return n && n->name;
+}
+
+bool stored_as_published(const struct modeldir *md, const struct param *p)
+{
+	struct view v;
+	const struct param_name *n = listed(md, p, md->cfg.names, &v);
+	unsigned how = n ? n->how : 0;
+	struct layout at;
+	enum dtype type;
+
+	if (!n && modeldir_find(md, p->name, &v) < 0)
+		return true;			/* under a name of param_also */
+	if (!n && named(md->cfg.names, p->kind))
+		return false;
+	if (!(how & AT_SEVERAL) && in_blocks(&v, p, &type))
+		return false;
+	return stored_is_published(v.t) || stored_layout(p, how, md->cfg.num_experts, v.t->ndim,
+	    v.t->shape, &at) == 0;
+}
+
 /* ---- reading ---- */
 
 static int64_t panel_bytes(const struct stored *s)

@@ -6,6 +6,7 @@
 #ifndef CHR_STORED_H
 #define CHR_STORED_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "arch/param.h"
@@ -68,6 +69,10 @@ int stored_shape(const struct param *p, unsigned how, int experts, uint64_t shap
 /* EX_DATAERR: no tensor holds it, or it has another shape or is of no type that can be read. */
 int stored_find(const struct modeldir *md, const struct param *p, struct stored *s, struct err *e)
     CHR_MUST_CHECK;
+
+/* Is it there in a form that its family is published in? Other programs know no other: blocks of
+ * ours, and what was packed and unpacked, a tensor each. Of files of safetensors. */
+bool stored_as_published(const struct modeldir *md, const struct param *p);
 
 /* Bytes of n rows in s->type; of blocks, whole panels. */
 int64_t stored_bytes(const struct stored *s, int n);

@@ -350,7 +350,7 @@ static int verify_dense(struct verify *v, const struct modeldir *md, const struc
 			struct verify_bad b = { .file = md->file[i], .tensor = t->name, .layer = -1,
 			    .expert = -1 };
 
-			if (strncmp(t->name, "__pad.", 6) == 0)
+			if (modeldir_padding(t->name))
 				continue;
 			if (tensor_crc(md->st[i], t, buf, &crc) < 0)
 				continue;		/* verify_file() has told of it */
