@@ -198,75 +198,106 @@ static json_t *merged(const json_t *merge)
 	return gap ? json_sprintf("%.*s%s", (int)(gap - pair), pair, gap + 1) : json_null();
 }
 
-/* The earlier a token is made, the higher its score; of those never made it does not matter. */
-static json_t *scores_of(const struct said *s, const json_t *merges)
+/* The token that each merge makes, new; NULL: of one there is none. */
+static uint32_t *tokens_of(const struct said *s, const json_t *merges)
 {
 	const json_t *vocab = json_object_get(s->model, "vocab");
-	json_t *scores = json_array(), *m;
+	uint32_t *of = malloc((json_array_size(merges) + 1) * sizeof *of);
+	json_t *m;
 	size_t i;
-	int made = 0;
 
-	for (i = 0; i < json_array_size(s->tokens); i++)
-		json_array_append_new(scores, json_real(0));
 	json_array_foreach(merges, i, m) {
-		json_t *text = merged(m);
-		const json_t *id = json_object_get(vocab, json_is_string(text)
-		    ? json_string_value(text) : "");
-		size_t at = id ? (size_t)json_integer_value(id) : json_array_size(scores);
+		json_t *text = of ? merged(m) : NULL;
+		const char *name = json_string_value(text);
+		const json_t *id = name ? json_object_get(vocab, name) : NULL;
 
-		if (at < json_array_size(scores) &&
-		    json_real_value(json_array_get(scores, at)) == 0)
-			json_array_set_new(scores, at, json_real(-++made));
+		if (of && id)
+			of[i] = (uint32_t)json_integer_value(id);
 		json_decref(text);
+		if (!id) {
+			free(of);
+			return NULL;
+		}
 	}
-	return scores;
+	return of;
 }
 
-/* Both lists of pairs alike, each pair "a b" or [a, b]? */
-static bool same_merges(const json_t *a, const json_t *b)
+/* "==", and spaces: their order among themselves does not matter. */
+static bool is_run(const char *text)
 {
-	size_t i;
-	json_t *m, *pair;
+	size_t n = strlen(text), k = utf8_char(text, n);
 
-	if (json_array_size(a) != json_array_size(b))
-		return false;
-	json_array_foreach(a, i, m) {
-		const json_t *other = json_array_get(b, i);
-		bool same;
-
-		pair = json_is_string(m) ? json_sprintf("%s %s",
-		    json_string_value(json_array_get(other, 0)),
-		    json_string_value(json_array_get(other, 1))) : json_incref(m);
-		same = json_equal(pair, json_is_string(m) ? m : other);
-		json_decref(pair);
-		if (!same)
+	for (size_t i = k; i < n; i += k)
+		if (k == 0 || i + k > n || memcmp(text, text + i, k) != 0)
 			return false;
-	}
 	return true;
+}
+
+/* Merges that make a token stand together, but that those of runs may be mixed: such a group has
+ * one score, and the earlier it is, the higher. of: which token each of n merges makes. */
+static bool set_scores(const struct said *s, const uint32_t *of, size_t n, json_t *scores)
+{
+	size_t *last = calloc(json_array_size(scores) + 1, sizeof *last), end = 0;
+	bool good = last != NULL;
+	int group = 0;
+
+	for (size_t i = 0; i < n && good; i++)
+		last[of[i]] = i;
+	for (size_t i = 0; i < n && good; i++) {
+		const char *text = json_string_value(json_array_get(s->tokens, of[i]));
+
+		if (i == 0 || i > end)
+			group++;
+		else if (of[i] != of[i - 1])
+			good = is_run(text) && is_run(json_string_value(json_array_get(s->tokens,
+			    of[i - 1])));
+		end = i == 0 || last[of[i]] > end ? last[of[i]] : end;
+		json_array_set_new(scores, of[i], json_real(-group));
+	}
+	free(last);
+	return good;
+}
+
+/* One of each token; of those that are never made it does not matter. NULL: no scores say these
+ * merges (EX_DATAERR). */
+static json_t *scores_of(const struct said *s, const json_t *merges)
+{
+	json_t *scores = json_array(), *again = NULL;
+	uint32_t *of = tokens_of(s, merges);
+	bool good;
+
+	for (size_t i = 0; i < json_array_size(s->tokens); i++)
+		json_array_append_new(scores, json_real(0));
+	good = of && set_scores(s, of, json_array_size(merges), scores);
+	free(of);
+	if (good && !(again = tok_gguf_merges(s->tokens, s->types, scores, s->e))) {
+		json_decref(scores);
+		return NULL;
+	}
+	good &= json_array_size(again) == json_array_size(merges);
+	json_decref(again);
+	if (good)
+		return scores;
+	json_decref(scores);
+	bad(s, "its merges cannot be said by a score of each token, which is what llama.cpp has "
+	    "for pieces of SentencePiece");
+	return NULL;
 }
 
 /* Merges are left out: they follow from scores. */
 static int say_pieces(struct said *s, const json_t *merges)
 {
-	json_t *scores, *again;
-	int rc = 0;
+	json_t *scores;
 
 	if (take_marks(s, json_object_get(s->root, "normalizer"), 0) < 0 ||
-	    take_metaspace(s, json_object_get(s->root, "pre_tokenizer")) < 0)
+	    take_metaspace(s, json_object_get(s->root, "pre_tokenizer")) < 0 ||
+	    !(scores = scores_of(s, merges)))
 		return -1;
-	scores = scores_of(s, merges);
-	again = tok_gguf_merges(s->tokens, s->types, scores, s->e);
-	if (!again)
-		rc = -1;
-	else if (!same_merges(merges, again))
-		rc = bad(s, "its merges cannot be said by a score of each token, which is what "
-		    "llama.cpp has for pieces of SentencePiece");
-	json_decref(again);
 	set(s, "ggml.model", json_string("llama"));
 	set(s, "ggml.pre", json_string("default"));
 	set(s, "ggml.add_space_prefix", json_boolean(s->prefix));
 	set(s, "ggml.scores", scores);
-	return rc;
+	return 0;
 }
 
 /* ---- tokens ---- */
