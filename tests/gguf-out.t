@@ -100,7 +100,8 @@ for t in q8=q8_0 q4=q4_0 q4a=q4_1; do
 	ok "$ours: asked for, they are the same" sh -c 'test -s a && cmp a b'
 	chr-convert -q --to gguf --dtype f32 -o floats.gguf --force p 2> err
 	chr-convert -q -o want --force floats.gguf
-	ok "$ours: and what they say is what was packed" chr-diff -q want back
+	ok "$ours: and what they say is what was packed" chr-diff -q want back \
+		doc.jsonl
 done
 chr-pretrain -q -c plain.json --set moe_intermediate_size=24 -t tokenizer.json -n 1 -b 2 --seq 32 \
 	-o narrow datasets/pretrain.jsonl > log.jsonl
@@ -138,7 +139,7 @@ status "a full disk" 74 sh -c "trap '' XFSZ; ulimit -f 20
 ok "... leaves nothing" test ! -e cut.gguf -a ! -e cut.gguf.partial
 head -c 100 m.gguf > cut.gguf.partial
 ok "what a killed run left is replaced" chr-convert -q --to gguf -o cut.gguf plain
-ok "... by the same file" sh -c 'test ! -e cut.gguf.partial && chr-diff -q cut.gguf m.gguf'
+ok "... by the same file" sh -c 'test ! -e cut.gguf.partial && chr-diff -q cut.gguf m.gguf doc.jsonl'
 rm cut.gguf
 echo mine > cut.gguf.partial
 status "what is something else is not" 73 chr-convert -q --to gguf -o cut.gguf plain
