@@ -501,7 +501,7 @@ static bool opens(const char *model, bool foreign)
 static void test_refused(const char *model, const char *other)
 {
 	struct modeldir md;
-	const char *mine;
+	const char *mine = NULL;
 
 	write_adapters(other, 0.3);
 	ok(!opens(model, false) && e.status == EX_DATAERR, "an adapter of other shapes: %s",

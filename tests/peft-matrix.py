@@ -50,10 +50,10 @@ def logits_of(model):
         return model(torch.tensor([ids])).logits[0]
 
 
-def ours(model):
+def ours(model, *options):
     """What chr-score says of a model directory."""
     dump = os.path.join(work, "dump")
-    rc, err, _ = run("chr-score", "-q", "-m", model, "--dump", dump, tokens)
+    rc, err, _ = run("chr-score", "-q", "-m", model, *options, "--dump", dump, tokens)
     if rc != 0:
         raise RuntimeError(err)
     return load_file(dump)["logits"]
@@ -75,13 +75,24 @@ def stir(model, seed):
             p.data = p.data + 0.05 * torch.randn_like(p)
 
 
+def beside(name, want, base, adapter, near):
+    """The same, not merged. What takes the place of a part of the model cannot be added to it."""
+    try:
+        worst = (want - ours(base, "--adapter", adapter)).abs().max().item()
+    except RuntimeError as e:
+        return result(name, "saved whole" in name and "takes the place of" in str(e), e)
+    result(name, worst < near, f"worst {worst:.2g}")
+
+
 def compare(name, want, base, adapter, plain):
     rc, err, out = merge(base, adapter)
     if rc != 0:
         return result(name, False, f"status {rc}: {err}")
     worst = (want - ours(out)).abs().max().item()
-    result(name, worst < (1e-3 if plain.dtype == torch.float64 else 1e-4) and (want - plain).abs().max() > 1e-3,
+    near = 1e-3 if plain.dtype == torch.float64 else 1e-4
+    result(name, worst < near and (want - plain).abs().max() > 1e-3,
            f"worst {worst:.2g}, changed by {(want - plain).abs().max().item():.2g}")
+    beside(f"{name}, not merged", want, base, adapter, near)
 
 
 def peft_to_ours(family, kind, base, model, plain, **config):
