@@ -67,7 +67,7 @@ both()
 		ik:deepseek* | ik:glm4_moe_lite)
 				why="takes latents of DeepSeek's own sizes only" ;;
 		ik:llama3)	why="passes over frequencies of this form" ;;
-		ik:mixtral)	why="adds the input of the experts after its norm" ;;
+		ik:mixtral)	why="computes another model" ;;
 		*)		why= ;;
 		esac
 		if [ "$why" ]; then
