@@ -146,6 +146,23 @@ status "what is something else is not" 73 chr-convert -q --to gguf -o cut.gguf p
 is "... and stays" "$(cat cut.gguf.partial)" mine
 rm -f cut.gguf.partial
 
+# Killed while the file is written, or just after: it is whole or not there
+whole=0
+for signal in TERM KILL TERM KILL TERM KILL; do
+	chr-convert -q --to gguf --dtype q4_1 -o cut.gguf plain > rec 2> err &
+	p=$!
+	while kill -0 $p 2> err && [ ! -e cut.gguf.partial ]; do :; done
+	kill -$signal $p 2> err
+	wait $p 2> err
+	got=$?
+	[ ! -e cut.gguf ] || chr-diff -q cut.gguf asked.gguf doc.jsonl > rec || whole=1
+	[ $signal = KILL ] || [ ! -e cut.gguf.partial ] || whole=1
+	[ $got != 75 ] || [ ! -e cut.gguf ] || whole=1
+	rm -f cut.gguf
+done
+is "killed: whole or not at all" $whole 0
+rm -f cut.gguf.partial
+
 # Pieces of SentencePiece, and published families
 if [ ! "$families" ] || ! perl -MJSON::PP -e 1 2> /dev/null; then
 	skip "published families" "no shared/golden/families, or no JSON::PP"
