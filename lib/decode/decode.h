@@ -126,6 +126,7 @@ struct eval_item {		/* new tokens of one sequence; a sequence may appear once in
 	real *probs;		/* (n, Ls, E) */
 	real *look;		/* (n, config_lookahead_rows) lookahead probabilities (softmax
 				   over E) */
+	real *inputs;		/* (n, Ls, D) what routers read */
 };
 
 struct eval_stats {		/* of one engine_eval call */

@@ -321,7 +321,7 @@ static void foresee(struct engine *g, int l, int *fixed)
 static void trace(struct engine *g, int i)
 {
 	const struct config *c = g->cfg;
-	int K = c->num_experts_per_tok, E = c->num_experts;
+	int K = c->num_experts_per_tok, E = c->num_experts, D = c->hidden_size;
 	bool probs = false;
 
 	for (int j = 0; j < g->nseg; j++)
@@ -341,6 +341,9 @@ static void trace(struct engine *g, int i)
 			if (seg->it->probs)
 				memcpy(seg->it->probs + at * E, g->t.router + row * E,
 				    sizeof(real) * E);
+			if (seg->it->inputs)
+				g->be->get(g->be, seg->it->inputs + at * D, g->s.x + row * D,
+				    sizeof(real) * (size_t)D);
 		}
 	}
 }

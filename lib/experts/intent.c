@@ -3,13 +3,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/file.h"
-#include "format/modeldir.h"
+#include "base/json.h"
 #include "base/opt.h"
 #include "base/rng.h"
-#include "format/safetensors.h"
+#include "experts/beside.h"
+#include "format/modeldir.h"
 
 static const struct { const char *name; enum param_kind kind; int ndim; } shape[INTENT_PARAMS] = {
 	[INTENT_EMBED] = { "embed.weight", P_EMBED, 2 },
@@ -297,188 +296,87 @@ double intent_loss(const struct intent *m, const uint32_t *tok, int n, const rea
 
 /* ---- the file ---- */
 
-#define CHUNK 4096		/* values converted at a time */
-
-/* The writer's errors are sticky: whatever failed here, st_writer_finish() says so. */
-static void put_all(const struct intent *m, struct st_writer *w, const json_t *meta,
-    struct st_error *se)
-{
-	float buf[CHUNK];
-	char blend[32];
-	const char *key;
-	json_t *v;
-
-	snprintf(blend, sizeof blend, "%.9g", m->blend);
-	st_writer_meta(w, "chronos.intent.blend", blend, se);
-	json_object_foreach((json_t *)meta, key, v)
-		if (json_is_string(v) && strcmp(key, "chronos.fingerprint") != 0
-		    && strcmp(key, "chronos.intent.blend") != 0)
-			st_writer_meta(w, key, json_string_value(v), se);
-	st_writer_meta(w, "chronos.fingerprint", m->fingerprint, se);
-	for (int i = 0; i < INTENT_PARAMS; i++) {
-		uint64_t dim[2] = { (uint64_t)m->p[i].rows, (uint64_t)m->p[i].cols };
-
-		st_writer_add(w, m->p[i].name, ST_F32, m->p[i].ndim, dim, 0, se);
-	}
-	st_writer_begin(w, se);
-	for (int i = 0; i < INTENT_PARAMS; i++)
-		for (int64_t k = 0, n; k < param_size(&m->p[i]); k += n) {
-			n = param_size(&m->p[i]) - k < CHUNK ? param_size(&m->p[i]) - k : CHUNK;
-			for (int64_t j = 0; j < n; j++)
-				buf[j] = (float)part(m, i)[k + j];
-			st_writer_data(w, buf, (size_t)n * sizeof *buf, se);
-		}
-}
+#define BLEND "chronos.intent.blend"
 
 int intent_save(const struct intent *m, const char *dir, const json_t *meta, struct err *e)
 {
-	char *path = file_join(dir, INTENT_NAME);
-	struct st_error se;
-	struct st_writer *w = st_writer_create(path, &se);
-	int rc = 0;
+	json_t *own = meta ? json_copy((json_t *)meta) : json_object();
+	char blend[32];
+	int rc;
 
-	if (!w) {
-		rc = err_set(e, EX_CANTCREAT, "%s: %s", path, se.msg);
-	} else {
-		put_all(m, w, meta, &se);
-		rc = st_writer_finish(w, &se) < 0 ? modeldir_st_err(e, path, &se) : 0;
-	}
-	free(path);
+	snprintf(blend, sizeof blend, "%.9g", m->blend);
+	json_set_str(own, BLEND, blend);
+	rc = beside_save(dir, INTENT_NAME, &m->par, m->w, own, m->fingerprint, e);
+	json_decref(own);
 	return rc;
 }
 
-/* Opens the file: 1, 0 when there is none, -1. Then its tensors have the shapes that c asks for,
- * and *width. */
-static int open_file(const char *path, const struct config *c, struct st_file **f, int *width,
+/* Describes the encoder in the file, if its tensors have the shapes that c asks for. */
+static int read_shape(struct intent *m, const struct beside *b, const struct config *c,
     struct err *e)
 {
-	const struct st_tensor *t;
-	struct st_error se;
-	struct intent like;
+	const struct st_tensor *t = st_find(b->f, shape[INTENT_POOL].name);
 
-	if (access(path, F_OK) != 0)
-		return 0;
-	if (!(*f = st_open(path, ST_READ, &se)))
-		return modeldir_st_err(e, path, &se);
-	t = st_find(*f, shape[INTENT_POOL].name);
 	if (!t || t->ndim != 1 || t->shape[0] < 8 || t->shape[0] > INTENT_MAX_WIDTH ||
-	    t->shape[0] % 8) {
-		st_close(*f);
+	    t->shape[0] % 8)
 		return err_set(e, EX_DATAERR, "%s: no %s of a width that is a multiple of 8, up to "
-		    "%d", path,
-		    shape[INTENT_POOL].name, INTENT_MAX_WIDTH);
-	}
-	*width = (int)t->shape[0];
-	describe(&like, c, *width);
-	for (int i = 0; i < INTENT_PARAMS; i++) {
-		const struct param *p = &like.p[i];
-
-		t = st_find(*f, p->name);
-		if (t && t->dtype == ST_F32 && t->ndim == p->ndim &&
-		    t->shape[0] == (uint64_t)p->rows
-		    && (t->ndim == 1 || t->shape[1] == (uint64_t)p->cols))
-			continue;
-		st_close(*f);
-		return err_set(e, EX_DATAERR, "%s: no tensor %s of type F32 and the shape that the "
-		    "model asks for", path, p->name);
-	}
-	return 1;
+		    "%d", b->path, shape[INTENT_POOL].name, INTENT_MAX_WIDTH);
+	describe(m, c, (int)t->shape[0]);
+	return beside_check(b, &m->par, e);
 }
 
-static int read_part(struct intent *m, int i, const struct st_file *f, const char *path,
-    struct err *e)
+static int read_blend(struct intent *m, const struct beside *b, struct err *e)
 {
-	const struct st_tensor *t = st_find(f, m->p[i].name);
-	struct st_error se;
-	float buf[CHUNK];
-
-	for (int64_t k = 0, n; k < param_size(&m->p[i]); k += n) {
-		n = param_size(&m->p[i]) - k < CHUNK ? param_size(&m->p[i]) - k : CHUNK;
-		if (st_read(f, t, (uint64_t)k * sizeof *buf, buf, (size_t)n * sizeof *buf, &se) < 0)
-			return modeldir_st_err(e, path, &se);
-		for (int64_t j = 0; j < n; j++) {
-			if (!isfinite(buf[j]))
-				return err_set(e, EX_DATAERR, "%s: %s is not finite at %lld", path,
-				    m->p[i].name,
-				    (long long)(k + j));
-			part(m, i)[k + j] = (real)buf[j];
-		}
-	}
-	return 0;
-}
-
-static int read_blend(struct intent *m, const struct st_file *f, const char *path, struct err *e)
-{
-	const char *text = st_meta(f, "chronos.intent.blend"), *why;
+	const char *text = st_meta(b->f, BLEND), *why;
 
 	if (!text || opt_float(text, &m->blend, &why) < 0 || !(m->blend >= 0 && m->blend <= 1))
-		return err_set(e, EX_DATAERR, "%s: no chronos.intent.blend from 0 to 1 in its "
-		    "metadata", path);
+		return err_set(e, EX_DATAERR, "%s: no " BLEND " from 0 to 1 in its metadata",
+		    b->path);
 	return 0;
 }
 
-/* Is the file of the model in dir? */
-static int check_model(struct intent *m, const struct st_file *f, const char *dir, const char *path,
-    struct err *e)
+static struct intent *read_file(const struct beside *b, const struct config *c, struct err *e)
 {
-	const char *of = st_meta(f, "chronos.fingerprint"), *is;
-	struct modeldir md;
-	int rc = 0;
+	struct intent like, *m;
 
-	if (modeldir_open(&md, dir, 0, NULL, e) < 0)
-		return -1;
-	if (!(is = modeldir_fingerprint(&md, e)))
-		rc = -1;
-	else if (!of || strcmp(of, is) != 0)
-		rc = err_set(e, EX_DATAERR, "%s: of another model: remove it, or train it again "
-		    "with chr-intent", path);
-	else
-		memcpy(m->fingerprint, is, sizeof m->fingerprint);
-	modeldir_close(&md);
-	return rc;
+	if (read_shape(&like, b, c, e) < 0)
+		return NULL;
+	if (!(m = make(c, like.W))) {
+		err_set(e, EX_OSERR, "out of memory");
+		return NULL;
+	}
+	if (beside_read(b, &m->par, m->w, e) < 0 || read_blend(m, b, e) < 0 ||
+	    beside_model(b, "chr-intent", m->fingerprint, e) < 0) {
+		intent_free(m);
+		return NULL;
+	}
+	return m;
 }
 
 struct intent *intent_load(const char *dir, const struct config *c, struct err *e)
 {
-	char *path = file_join(dir, INTENT_NAME);
 	struct intent *m = NULL;
-	struct st_file *f;
-	int width, rc;
+	struct beside b;
 
 	*e = (struct err){ 0 };
-	if ((rc = open_file(path, c, &f, &width, e)) == 1) {
-		if (!(m = make(c, width)))
-			rc = err_set(e, EX_OSERR, "out of memory");
-		for (int i = 0; rc == 1 && i < INTENT_PARAMS; i++)
-			if (read_part(m, i, f, path, e) < 0)
-				rc = -1;
-		if (rc == 1 && (read_blend(m, f, path, e) < 0 || check_model(m, f, dir, path, e) <
-		    0))
-			rc = -1;
-		st_close(f);
+	if (beside_open(&b, dir, INTENT_NAME, e) == 1) {
+		m = read_file(&b, c, e);
+		beside_close(&b);
 	}
-	if (rc < 0) {
-		intent_free(m);
-		m = NULL;
-	}
-	free(path);
 	return m;
 }
 
 int64_t intent_bytes(const char *dir, const struct config *c)
 {
-	char *path = file_join(dir, INTENT_NAME);
 	int64_t bytes = 0;
-	struct st_file *f;
+	struct beside b;
 	struct intent m;
 	struct err e;
-	int width;
 
-	if (open_file(path, c, &f, &width, &e) == 1) {
-		describe(&m, c, width);
+	if (beside_open(&b, dir, INTENT_NAME, &e) != 1)
+		return 0;
+	if (read_shape(&m, &b, c, &e) == 0)
 		bytes = (int64_t)sizeof m + m.par.total * (int64_t)sizeof *m.w;
-		st_close(f);
-	}
-	free(path);
+	beside_close(&b);
 	return bytes;
 }
