@@ -278,7 +278,7 @@ static int open_state(struct engine *g, const char *dir, struct err *e)
 		if (g->cfg->block[l].sparse)
 			g->sparse[i++] = l;
 	keep_biases(g);
-	return g->store ? intend_open(g, dir, e) : -1;
+	return g->store && intend_open(g, dir, e) == 0 ? foresee_open(g, dir, e) : -1;
 }
 
 void engine_settle(struct engine_opt *o)
@@ -362,6 +362,7 @@ void engine_close(struct engine *g)
 		return;
 	store_close(g->store);
 	predict_free(g->predict);
+	foresee_close(g);
 	intent_free(g->intent);
 	adapt_close(g);
 	free(g->share);
@@ -424,6 +425,8 @@ void seq_reset(struct seq *s)
 {
 	s->len = 0;
 	s->expects = false;
+	s->known = NULL;
+	foresee_forget(s->g, (int)(s - s->g->seqs));
 }
 
 struct seq *seq_fork(const struct seq *s, struct err *e)
@@ -436,6 +439,7 @@ struct seq *seq_fork(const struct seq *s, struct err *e)
 	t->len = s->len;
 	t->adapter = s->adapter;
 	t->expects = s->expects;
+	t->known = s->known;
 	memcpy(t->expect, s->expect, sizeof(*t->expect) * (size_t)c->num_sparse *
 	    (size_t)c->num_experts);
 	memcpy(t->last, s->last, sizeof(*t->last) * (size_t)c->num_sparse *
@@ -504,7 +508,9 @@ static int fill_pass(struct engine *g, struct eval_item *it, int n, int *first, 
 			t->about[g->rows] = (struct predict_row){ 0 };
 			if (i == 0 && x->s->len > 0)
 				t->about[g->rows] = (struct predict_row){ .last = x->s->last,
-				    .expect = x->s->expects ? x->s->expect : NULL };
+				    .expect = x->s->expects ? x->s->expect : NULL,
+				    .ahead = g->fore.heads && x->n == 1 ?
+				    &g->fore.of[x->s - g->seqs] : NULL, .pos = x->s->len };
 		}
 		one = one && x->n == 1 && x->s->len > 0;
 		*done += m;
@@ -623,6 +629,16 @@ static void forget(struct engine *g)
 		seq_reset(g->t.seg[j].it->s);
 }
 
+/* What may be said of an item's experts before it is evaluated. */
+static int begin(struct engine *g, const struct eval_item *it, struct err *e)
+{
+	if (it->s->len > 0)
+		return it->n > 0 ? oracle_check(it->s, it->tok[0], e) : 0;
+	if (it->n > 1)
+		intend(g, it->tok, it->n);
+	return oracle_begin(g, it->s, it->tok, it->n, e);
+}
+
 int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats *st, struct err *e)
 {
 	struct eval_stats own;
@@ -638,8 +654,8 @@ int engine_eval(struct engine *g, struct eval_item *it, int n, struct eval_stats
 	store_stats(g->store, &before);
 	g->replaced = 0;
 	for (int i = 0; i < n; i++)
-		if (it[i].s->len == 0 && it[i].n > 1)
-			intend(g, it[i].tok, it[i].n);
+		if (begin(g, &it[i], e) < 0)
+			return -1;
 	take_turns(g, it, n);
 	while (status == 0 && fill_pass(g, it, n, &first, &done) > 0) {
 		rows += g->rows;

@@ -24,6 +24,7 @@
 #include "experts/store.h"
 
 struct engine;
+struct oracle;
 struct seq;
 
 enum { ONMISS_WAIT, ONMISS_SHARED };
@@ -47,6 +48,7 @@ struct engine_opt {
 				   however the text is cut */
 	bool blocks;		/* set by engine_plan and engine_open: some weights are quantised */
 	int predict;		/* SRC_BIT()s of predict.h */
+	const struct oracle *oracle;	/* log of the same run, borrowed; NULL: none */
 	int on_miss;		/* this and route_bias apply to single tokens after a prompt;
 				   prompts are always exact */
 	double route_bias;	/* added to the router's logits of experts in memory; 0: exact */

@@ -11,7 +11,9 @@
 
 #include "decode/decode.h"
 #include "decode/decode_adapt.h"
+#include "experts/foresee.h"
 #include "experts/intent.h"
+#include "experts/oracle.h"
 #include "format/manifest.h"
 #include "format/modeldir.h"
 
@@ -70,6 +72,7 @@ struct seq {
 	float *same;		/* (Ls, E) its offset 0 at that one */
 	int32_t *last;		/* (Ls, K) what the last token used */
 	bool expects;		/* expect is filled */
+	const struct oracle_seq *known;	/* what the log has of it, or NULL */
 };
 
 struct seg {			/* rows row0..row0+n-1 of a pass are the next tokens of one item */
@@ -134,6 +137,17 @@ struct tables {
 	struct qgemm_job *qgemm;	/* (E + S) */
 };
 
+/* The heads of chr-foresee, and arrays for max_seqs rows. */
+struct foreseer {
+	struct foresee *heads;		/* NULL: none */
+	void *dev, *host;
+	dev_real *w;			/* of the heads, on the device */
+	dev_real *x, *hidden, *z;	/* (R, H, D), (R, W), (R, H, E) */
+	dev_i32 *first;			/* (R) of zeros */
+	real *said;			/* (R, H, E) */
+	struct foreseen *of;		/* (R) of each sequence */
+};
+
 struct engine {
 	struct modeldir md;
 	const struct config *cfg;		/* of md, or of the model that this is an engine
@@ -166,6 +180,7 @@ struct engine {
 	struct adapts adapts;
 	struct store *store;
 	struct predict *predict;
+	struct foreseer fore;
 	struct intent *intent;			/* NULL: none */
 	real *share;				/* (Ls, E) of intent, for one prompt */
 	float *mix;				/* (Ls, E) and over as many prompts as there are
@@ -261,6 +276,18 @@ int64_t intend_bytes(const struct config *c);		/* besides intent_bytes */
 int intend_open(struct engine *g, const char *dir, struct err *e) CHR_MUST_CHECK;
 /* tok: a prompt that will be evaluated now */
 void intend(struct engine *g, const uint32_t *tok, int n);
+
+/* decode_foresee.c */
+int64_t foresee_plan(const char *dir, const struct config *c, const struct engine_opt *o);
+int foresee_open(struct engine *g, const char *dir, struct err *e) CHR_MUST_CHECK;
+void foresee_close(struct engine *g);
+void foresee_forget(struct engine *g, int seq);		/* what was said to this sequence */
+void foresee_rows(struct engine *g, int l);		/* after the choice of layer l */
+/* A prompt of n tokens begins; the next token of one. EX_DATAERR: not of this log. */
+int oracle_begin(const struct engine *g, struct seq *s, const uint32_t *tok, int n, struct err *e)
+    CHR_MUST_CHECK;
+int oracle_check(const struct seq *s, uint32_t tok, struct err *e) CHR_MUST_CHECK;
+void oracle_rows(struct engine *g, int l);
 
 /* decode_bias.c: prefers experts in memory to the router's choice, by g->opt.route_bias; ids and
  * weights change. */

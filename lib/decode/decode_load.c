@@ -172,7 +172,8 @@ void load_plan_state(const struct engine *g, struct mem_plan *plan)
 	mem_plan_add(plan, "activations", scratch_bytes(g->cfg, g->par, o));
 	mem_plan_add(plan, "predictor", predict_bytes(g->cfg, o->max_rows)
 	    + o->max_seqs * seq_bytes(g->cfg) + (g->md.packed && o->predict & SRC_BIT(SRC_INTENT)
-	    ? intent_bytes(g->md.path, g->cfg) + intend_bytes(g->cfg) : 0));
+	    ? intent_bytes(g->md.path, g->cfg) + intend_bytes(g->cfg) : 0)
+	    + (g->md.packed ? foresee_plan(g->md.path, g->cfg, o) : 0));
 }
 
 int64_t engine_program(void)

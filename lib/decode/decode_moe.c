@@ -299,12 +299,14 @@ static void look_past_shared(struct engine *g, int l, int next)
 
 /* Says what the next sparse layer will need. *fixed becomes 0 when this has computed the shared
  * experts. */
-static void foresee(struct engine *g, int l, int *fixed)
+static void tell_next(struct engine *g, int l, int *fixed)
 {
 	int next = g->opt.predict & SRC_MEASURED && !store_complete(g->store) ? next_sparse(g, l)
 	    : -1;
 	struct tables *t = &g->t;
 
+	foresee_rows(g, l);
+	oracle_rows(g, l);
 	if (next < 0)
 		return;
 	if (asked(g, SRC_GATE))
@@ -549,7 +551,7 @@ static int routed(struct engine *g, int l, struct err *e)
 
 		store_demand(g->store, l, t->wanted + i, m, NULL);
 		if (i == 0) {
-			foresee(g, l, &fixed);
+			tell_next(g, l, &fixed);
 			memset(t->slot, -1, sizeof(*t->slot) * (size_t)g->rows *
 			    (g->cfg->num_experts_per_tok + g->cfg->block[l].shared));
 		}

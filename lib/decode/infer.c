@@ -7,6 +7,7 @@
 #include "base/comm.h"
 #include "base/file.h"
 #include "format/modeldir.h"
+#include "experts/oracle.h"
 #include "experts/usage.h"
 #include "decode/infer.h"
 #include "decode/infer_adapt.h"
@@ -18,7 +19,7 @@
 #include "text/turn.h"
 
 struct infer infer = { .backend = "auto", .readers = 4,
-    .predict = "gate,same,lookahead,previous,popularity", .waste = 0.03 };
+    .predict = "gate,same,lookahead,previous,popularity,foresee", .waste = 0.03 };
 
 struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "model and memory" },
@@ -40,7 +41,9 @@ struct opt infer_opts[] = {
 	{ .kind = OPT_GROUP, .help = "reading experts (packed models)" },
 	{ 0, "predict", OPT_STR, &infer.predict, 0, 0, "LIST",
 	    "who says which experts to read ahead: gate, shared, same, lookahead, "
-	    "previous, popularity, intent, control; all, none" },
+	    "previous, popularity, foresee, intent, oracle, control; all, none" },
+	{ 0, "oracle", OPT_STR, &infer.oracle, 0, 0, "FILE",
+	    "log of the same run (chr-actlog --generate), for --predict oracle" },
 	{ 0, "waste", OPT_FLOAT, &infer.waste, 0, 1, "X",
 	    "share of the bytes read that guesses may waste" },
 	{ 0, "evict", OPT_CHOICE, &infer.evict, 0, 0, "auto|lru|lfru|cycle",
@@ -113,6 +116,18 @@ static const enum cache_policy evict[] = { CACHE_AUTO, CACHE_LRU, CACHE_LFRU, CA
 
 static float *heat;			/* (layers, experts) of --heat */
 
+static struct oracle *oracle;		/* of --oracle */
+
+static void read_oracle(int sources)
+{
+	struct err e = { 0 };
+
+	if (!(sources & SRC_BIT(SRC_ORACLE)) != !infer.oracle)
+		opt_usage("--predict oracle and --oracle FILE go together");
+	if (infer.oracle && (oracle = oracle_load(infer.oracle, &infer.cfg, &e)) == NULL)
+		err_exit(&e);
+}
+
 static void warm_up(void)
 {
 	struct store *s = engine_store(infer.g);
@@ -159,6 +174,9 @@ void infer_open(int max_seqs, int max_tokens, int max_rows, int64_t other)
 
 	if ((o.predict = source_list(infer.predict, &why)) < 0)
 		opt_usage("--predict '%s': %s", infer.predict, why);
+	read_oracle(o.predict);
+	o.oracle = oracle;
+	o.other += oracle_bytes(oracle);
 	o.store = (struct store_opt){ .evict = evict[infer.evict], .waste = infer.waste,
 	    .force = infer.force,
 	    .reader = { .io = (enum reader_io)infer.io, .threads = infer.readers,
@@ -205,6 +223,7 @@ void infer_close(void)
 	if (heat)
 		leave_heat();
 	engine_close(infer.g);
+	oracle_free(oracle);
 	tok_free(infer.tok);
 	config_free(&infer.cfg);
 	pool_quit();

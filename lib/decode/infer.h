@@ -18,7 +18,7 @@
 #include "text/tok.h"
 
 struct infer {
-	const char *model, *tokenizer, *backend, *sim_ssd, *predict, *heat;
+	const char *model, *tokenizer, *backend, *sim_ssd, *predict, *oracle, *heat;
 	int64_t ram;
 	int threads, readers, io, on_miss, evict, pin, kv;
 	double waste, route_bias;

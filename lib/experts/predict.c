@@ -1,11 +1,14 @@
 #include "experts/predict.h"
 #include "base/progress.h"
+#include "experts/foresee.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { NEAR, SAME, NEXT, MANY, HORIZONS };
+enum { NEAR, SAME, NEXT, MANY,
+	FAR,				/* from the heads of chr-foresee, for each of their horizons */
+	HORIZONS = FAR + FORESEE_MAX_HORIZON };
 enum { TEACHERS = 4 };			/* rows of a pass that teach: rows in the middle of a
 					   prompt lack most evidence */
 #define RATE 0.5f			/* of learning: AdaGrad (Duchi et al., JMLR 12, 2011) */
@@ -17,7 +20,7 @@ const char *const source_name[SRC_LABELS] = {
 	[SRC_GATE] = "gate", [SRC_SHARED] = "shared", [SRC_SAME] = "same", [SRC_LOOK] = "lookahead",
 	    [SRC_PREVIOUS] = "previous",
 	[SRC_POPULAR] = "popularity", [SRC_CONTROL] = "control", [SRC_TOGETHER] = "together",
-	    [SRC_INTENT] = "intent",
+	    [SRC_FORESEE] = "foresee", [SRC_INTENT] = "intent", [SRC_ORACLE] = "oracle",
 	[SRC_HEAT] = "heat", [SRC_ABANDONED] = "abandoned",
 };
 
@@ -32,6 +35,7 @@ struct predict {
 					   token */
 	float *prob;			/* (E) that one of the rows will use it, */
 	float *load;			/* (E) and how often they should, when they are many */
+	float *later;			/* (E) as prob, of layers further on */
 	float *each;			/* (R, E) that this row will, of the layer told last, */
 	int each_of;			/* which is this; -1: none */
 	/* weights; the last is the bias, since control is no evidence */
@@ -41,6 +45,7 @@ struct predict {
 	double told[SRC_N][CFG_MAX_LAYERS];	/* when a source spoke about layer i */
 	float spread[SRC_CONTROL + 1][CFG_MAX_LAYERS];	/* standard deviation of a source's
 							   logits, of late */
+	float far_spread[FORESEE_MAX_HORIZON][CFG_MAX_LAYERS];
 	int32_t *best;			/* (K + 1) */
 };
 
@@ -58,7 +63,7 @@ int source_list(const char *list, const char **why)
 			bits |= SRC_MEASURED | SRC_BIT(SRC_INTENT);
 			continue;
 		}
-		while (i <= SRC_INTENT && (i == SRC_TOGETHER || strlen(source_name[i]) != n ||
+		while (i <= SRC_ORACLE && (i == SRC_TOGETHER || strlen(source_name[i]) != n ||
 		    strncmp(list, source_name[i], n) != 0))
 			i++;
 		if (i > SRC_INTENT) {
@@ -77,18 +82,20 @@ int source_list(const char *list, const char **why)
 static const float prior[HORIZONS][SRC_CONTROL + 1] = {
 	[NEAR] = { [SRC_GATE] = 3, [SRC_SHARED] = 3, [SRC_SAME] = 1, [SRC_LOOK] = 0.1f,
 	    [SRC_PREVIOUS] = 0.2f,
-	    [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -0.5f },
+	    [SRC_POPULAR] = 0.2f, [SRC_FORESEE] = 3, [SRC_CONTROL] = -0.5f },
 	[SAME] = { [SRC_SAME] = 2.5f, [SRC_LOOK] = 0.2f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] =
 	    0.2f, [SRC_CONTROL] = -1 },
 	[NEXT] = { [SRC_LOOK] = 2, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
 	[MANY] = { [SRC_GATE] = 1.5f },		/* of the log of how often the rows should use it */
+	[FAR ... HORIZONS - 1] = { [SRC_FORESEE] = 2.5f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] = 0.2f,
+	    [SRC_CONTROL] = -1 },
 };
 
 int64_t predict_bytes(const struct config *c, int max_rows)
 {
 	int64_t E = c->num_experts, R = max_rows, K = c->num_experts_per_tok;
 
-	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 4 * E + K +
+	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 5 * E + K +
 	    2);
 }
 
@@ -116,10 +123,11 @@ struct predict *predict_new(const struct config *c, int max_rows, int sources)
 	p->spare = calloc(E + 1, sizeof(float));
 	p->prob = calloc(E + 1, sizeof(float));
 	p->load = calloc(E + 1, sizeof(float));
+	p->later = calloc(E + 1, sizeof(float));
 	p->best = calloc((size_t)c->num_experts_per_tok + 2, sizeof *p->best);
 	if (!p->heard[SRC_GATE] || !p->heard[SRC_SHARED] || !p->heard[SRC_CONTROL] || !p->each ||
 	    !p->popular || !p->flat
-	    || !p->spare || !p->prob || !p->load || !p->best) {
+	    || !p->spare || !p->prob || !p->load || !p->later || !p->best) {
 		predict_free(p);
 		return NULL;
 	}
@@ -144,6 +152,7 @@ void predict_free(struct predict *p)
 	free(p->spare);
 	free(p->prob);
 	free(p->load);
+	free(p->later);
 	free(p->best);
 	free(p);
 }
@@ -175,11 +184,12 @@ static float within(float x)		/* not a number: 0, which says nothing */
 	return x != x ? 0 : x > MOST ? MOST : x < -MOST ? -MOST : x;
 }
 
-/* margin (E) of logits (E) over the border of the top K; all zero when all are chosen anyway. */
-static void margins(struct predict *p, enum predictor who, int i, float *margin, const real *logits)
+/* margin (E) of logits (E) over the border of the top K; all zero when all are chosen anyway.
+ * spread: of this source and layer. */
+static void margins(struct predict *p, float *spread, float *margin, const real *logits)
 {
 	int E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
-	float border, sum = 0, squares = 0, *spread = &p->spread[who][i];
+	float border, sum = 0, squares = 0;
 
 	for (int x = 0; x < E; x++) {
 		margin[x] = K < E ? (float)logits[x] : 0;
@@ -202,7 +212,7 @@ void predict_hear(struct predict *p, enum predictor who, int i, const real *want
 	int64_t E = p->cfg->num_experts;
 
 	for (int r = 0; r < R; r++)
-		margins(p, who, i, p->heard[who] + r * E, wants + r * E);
+		margins(p, &p->spread[who][i], p->heard[who] + r * E, wants + r * E);
 	p->heard_of[who] = i;
 	p->told[who][i] = progress_clock();
 }
@@ -222,6 +232,15 @@ static const float *flat(struct predict *p, int i)
 /* (E) margins by source, or NULL */
 struct evidence { const float *of[SRC_CONTROL]; const int32_t *last; };
 
+/* (E) margins that heads gave from h layers before layer i of this row's token, or NULL. */
+static const float *foreseen(const struct predict *p, int i, int h, const struct predict_row *row)
+{
+	const struct foreseen *f = row->ahead;
+	int at = f ? i * f->horizons + h - 1 : 0;
+
+	return f && f->pos[at] == row->pos ? f->margin + (int64_t)at * p->cfg->num_experts : NULL;
+}
+
 static struct evidence evidence(struct predict *p, int i, int r, const struct predict_row *row)
 {
 	int64_t E = p->cfg->num_experts, K = p->cfg->num_experts_per_tok;
@@ -234,6 +253,7 @@ static struct evidence evidence(struct predict *p, int i, int r, const struct pr
 		e.of[SRC_SAME] = row->same + i * E;
 	if (row->expect)
 		e.of[SRC_LOOK] = row->expect + i * E;
+	e.of[SRC_FORESEE] = foreseen(p, i, 1, row);
 	if (on(p, SRC_POPULAR) && row->last)
 		e.of[SRC_POPULAR] = p->flat;
 	if (on(p, SRC_PREVIOUS) && row->last)
@@ -309,8 +329,8 @@ static void look_layer(struct predict *p, struct store *s, int i, int horizon, e
 	if (on(p, SRC_POPULAR))
 		e.of[SRC_POPULAR] = flat(p, i);
 	for (int x = 0; x < p->cfg->num_experts; x++)
-		p->prob[x] = probability(p, horizon, i, &e, x);
-	tell(p, s, i, p->prob, when, who);
+		p->later[x] = probability(p, horizon, i, &e, x);
+	tell(p, s, i, p->later, when, who);
 }
 
 bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same,
@@ -327,7 +347,7 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 
 			if (k == 0 && !on(p, SRC_SAME))
 				break;
-			margins(p, k == 0 ? SRC_SAME : SRC_LOOK, i, margin,
+			margins(p, &p->spread[k == 0 ? SRC_SAME : SRC_LOOK][i], margin,
 			    logits + (layered ? (int64_t)k * Ls + i : k) * E);
 			if (k > 0 && on(p, SRC_LOOK))
 				look_layer(p, s, i, NEXT, SRC_LOOK, margin, k * Ls - since + i);
@@ -338,6 +358,68 @@ bool predict_look(struct predict *p, struct store *s, const real *logits, int si
 				p->told[k == 0 ? SRC_SAME : SRC_LOOK][i] = t;
 		}
 	return layered && on(p, SRC_SAME);
+}
+
+/* What is known of layer i from h layers before it. */
+static struct evidence evidence_far(const struct predict *p, int i, int h,
+    const struct predict_row *row)
+{
+	struct evidence e = { .last = on(p, SRC_PREVIOUS) ? row->last +
+	    (int64_t)i * p->cfg->num_experts_per_tok : NULL };
+
+	e.of[SRC_FORESEE] = foreseen(p, i, h, row);
+	if (on(p, SRC_POPULAR))
+		e.of[SRC_POPULAR] = p->flat;
+	return e;
+}
+
+/* Layer j, h layers on, of the rows' tokens or (next) of those that follow: the chance that one of
+ * them will use an expert. */
+static void foresee_layer(struct predict *p, int j, int h, bool next, int R,
+    const struct predict_row *row)
+{
+	int E = p->cfg->num_experts;
+
+	flat(p, j);
+	for (int x = 0; x < E; x++)
+		p->later[x] = 1;
+	for (int r = 0; r < R; r++) {
+		struct predict_row of = row[r];
+		struct evidence e;
+
+		of.pos += next;
+		e = evidence_far(p, j, h, &of);
+		for (int x = 0; x < E; x++)
+			p->later[x] *= 1 - probability(p, FAR + h - 1, j, &e, x);
+	}
+	for (int x = 0; x < E; x++)
+		p->later[x] = 1 - p->later[x];
+}
+
+void predict_foresee(struct predict *p, struct store *s, int i, const real *logits, int R,
+    const struct predict_row *row)
+{
+	int Ls = p->cfg->num_sparse, E = p->cfg->num_experts, H = row->ahead->horizons;
+
+	for (int h = 1; h <= H; h++) {
+		int j = (i + h) % Ls;
+		bool next = i + h >= Ls;
+
+		for (int r = 0; r < R; r++) {
+			struct foreseen *f = row[r].ahead;
+			int at = j * H + h - 1;
+
+			margins(p, &p->far_spread[h - 1][j], f->margin + (int64_t)at * E,
+			    logits + ((int64_t)r * H + h - 1) * E);
+			f->pos[at] = row[r].pos + next;
+		}
+		if (h == 1)
+			p->told[SRC_FORESEE][j] = progress_clock();
+		if (h == 1 && !next)
+			continue;
+		foresee_layer(p, j, h, next, R, row);
+		tell(p, s, j, p->later, h, SRC_FORESEE);
+	}
 }
 
 static void follow(struct predict *p, int horizon, int i, const float *slope)
@@ -444,6 +526,11 @@ void predict_seen(struct predict *p, int i, const int32_t *ids, int R,
 		ahead.of[SRC_SAME] = NULL;
 		if ((ahead.of[SRC_LOOK] = e.of[SRC_LOOK]) != NULL)
 			learn(p, NEXT, i, &ahead, NULL, ids + r * K);
+		for (int h = 1; row[r].ahead && h <= row[r].ahead->horizons; h++) {
+			ahead = evidence_far(p, i, h, &row[r]);
+			if (ahead.of[SRC_FORESEE])
+				learn(p, FAR + h - 1, i, &ahead, NULL, ids + r * K);
+		}
 	}
 	p->heard_of[SRC_GATE] = p->heard_of[SRC_SHARED] = p->heard_of[SRC_CONTROL] = p->each_of =
 	    -1;

@@ -10,8 +10,11 @@
  *	lookahead	the head's offsets 1..K: the tokens that follow
  *	previous	what the sequence's last token used
  *	popularity	what has been used of late
+ *	foresee		the heads of chr-foresee on the router input of this layer: the next ones, as
+ *			many as they have horizons, also those of the token that follows
  *	intent		what a prompt says of its answer (decode_intent.c): before it, for all
  *			layers
+ *	oracle		a log of the same run (oracle.h): what the best of all prefetchers would do
  *	control		a layer's own router on its own input: right by construction; if not, the
  *			accounting is wrong
  *
@@ -35,10 +38,10 @@
 #include "base/real.h"
 #include "experts/store.h"
 
-enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_CONTROL,
-    SRC_TOGETHER, SRC_N,
+enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_FORESEE,
+    SRC_CONTROL, SRC_TOGETHER, SRC_N,
 	/* these only label reads */
-	SRC_INTENT = SRC_N, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };
+	SRC_INTENT = SRC_N, SRC_ORACLE, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };
 #define SRC_BIT(s) (1 << (s))
 #define SRC_MEASURED (SRC_BIT(SRC_CONTROL) - 1)	/* those that have something to say in every
 						   layer */
@@ -59,6 +62,15 @@ struct predict_row {		/* what is known of a row before its layers are; NULL: not
 	const float *expect;	/* (Ls, E) margins the head gave at the token before */
 	const float *same;	/* (Ls, E) margins the head gave at this one */
 	const int32_t *last;	/* (Ls, K) what the token before used */
+	struct foreseen *ahead;	/* what heads said of layers to come, of this one's sequence */
+	int pos;		/* of the token */
+};
+
+/* What the heads of chr-foresee said, of each layer from each horizon. */
+struct foreseen {
+	int horizons;		/* H */
+	float *margin;		/* (Ls, H, E) */
+	int *pos;		/* (Ls, H) of the token that it was said of */
 };
 
 bool predict_among(const int32_t *set, int n, int32_t x);	/* is x one of the n? */
@@ -81,6 +93,10 @@ void predict_next(struct predict *p, struct store *s, int i, const struct predic
  * hears of both. since: sparse layers this token has passed. */
 bool predict_look(struct predict *p, struct store *s, const real *logits, int since, float *same,
     float *coming);
+/* logits (R, H, E) that heads gave after layer i of the H layers that follow, and which the rows
+ * are. The store hears of all but the next of this token, which is for predict_next(). */
+void predict_foresee(struct predict *p, struct store *s, int i, const real *logits, int R,
+    const struct predict_row *row);
 /* Layer i's router chose ids (R, K). stats: (SRC_N). */
 void predict_seen(struct predict *p, int i, const int32_t *ids, int R,
     const struct predict_row *row,
