@@ -116,7 +116,8 @@ static void test_fingerprint(void)
 
 static void test_beside(void)
 {
-	static const char *const name[] = { "optimizer.safetensors", INTENT_NAME };
+	static const char *const name[] = { "optimizer.safetensors", INTENT_NAME,
+	    FORESEE_NAME };
 	struct err e = { 0 };
 
 	save(DT_F32);

@@ -26,8 +26,8 @@
 #include "arch/config.h"
 #include "base/err.h"
 #include "base/real.h"
+#include "format/modeldir.h"
 
-#define FORESEE_NAME "foresee.safetensors"
 #define FORESEE_MAX_WIDTH 4096
 #define FORESEE_MAX_HORIZON 8
 

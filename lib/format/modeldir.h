@@ -27,7 +27,8 @@
 #include "backend/tensor.h"
 
 #define MODELDIR_INDEX "model.safetensors.index.json"
-#define INTENT_NAME "intent.safetensors"	/* beside the weights (intent.h) */
+#define INTENT_NAME "intent.safetensors"	/* beside the weights (intent.h, foresee.h) */
+#define FORESEE_NAME "foresee.safetensors"
 
 struct gguf_model;
 

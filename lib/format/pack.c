@@ -240,7 +240,8 @@ int pack_side_files(const struct pack *p, const char *dir, bool same_weights, st
 {
 	const char *from = p->md->path;
 
-	if (same_weights && !p->md->gguf && sidefiles_copy_one(from, dir, INTENT_NAME, e) < 0)
+	if (same_weights && !p->md->gguf && (sidefiles_copy_one(from, dir, INTENT_NAME, e) < 0 ||
+	    sidefiles_copy_one(from, dir, FORESEE_NAME, e) < 0))
 		return -1;
 	return sidefiles_model(p->md, dir, p->tokenizer, e);
 }

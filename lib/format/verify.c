@@ -438,7 +438,8 @@ int verify_model(struct verify *v, struct modeldir *md, struct err *e)
 		if (verify_file(v, md->st[i], md->file[i], e) < 0)
 			return -1;
 	if (verify_beside(v, md, "optimizer.safetensors", e) < 0 ||
-	    verify_beside(v, md, INTENT_NAME, e) < 0)
+	    verify_beside(v, md, INTENT_NAME, e) < 0 ||
+	    verify_beside(v, md, FORESEE_NAME, e) < 0)
 		return -1;
 	if (md->packed)
 		return verify_packed(v, md, e);
