@@ -15,6 +15,9 @@
 #include "format/prov.h"
 #include "stages/foresee_fit.h"
 #include "stages/foresee_spool.h"
+#include "text/corpus.h"
+
+#define TEXTS_RAM (64 << 20)	/* bytes of tokens kept in memory; others are read again */
 
 static struct {
 	int64_t tokens, seed;
@@ -187,35 +190,43 @@ static void run_sequence(const uint32_t *tok, int n)
 	}
 }
 
-/* Sequences of a record, as far as there is room. */
-static void run_record(struct jsonl *in, const json_t *rec)
+static int item(const void *self, struct tok *tok, const json_t *rec, struct ids *out,
+    struct record_count *n, struct err *why)
 {
-	struct ids ids = { 0 };
-	struct err why = { 0 };
-
-	if (infer_ids(rec, false, &ids, NULL, &why) < 0)
-		must(jsonl_bad(in, &s.e, "%s", why.msg) < 0);
-	else
-		for (int i = 0, n; i + 1 < ids.n && s.spool.n + 1 < s.spool.most && !sig_stop;
-		    i += n) {
-			n = ids.n - i < o.seq ? ids.n - i : o.seq;
-			if (n > s.spool.most - s.spool.n)
-				n = (int)(s.spool.most - s.spool.n);
-			run_sequence(ids.v + i, n);
-		}
-	ids_free(&ids);
+	(void)self;
+	(void)n;
+	return infer_ids_by(tok, rec, false, out, NULL, why);
 }
 
-static void run_texts(struct jsonl *in)
+static struct corpus *open_texts(int nfiles, char *const files[])
 {
-	json_t *rec;
+	const struct corpus_opt co = { .unit = "texts", .kind = { .item = item, .tok = infer.tok },
+	    .shuffle = true, .piece = o.seq, .longest = o.seq, .ram = TEXTS_RAM,
+	    .skip_bad = o.skip_bad, .seed = (uint64_t)o.seed };
+	struct corpus *c = corpus_open(nfiles, files, &co, &s.e);
+
+	must(c == NULL);
+	return c;
+}
+
+/* Sequences in the corpus's order, as far as there is room, each once. */
+static void run_texts(struct corpus *c)
+{
+	const uint32_t *tok;
+	int64_t n, left = corpus_streams(c) ? INT64_MAX : corpus_items(c);
+	int rc = 1;
 
 	progress_start(&s.bar, "running the model", "tokens", (double)o.tokens);
-	while (!sig_stop && s.spool.n + 1 < s.spool.most && (rec = jsonl_next(in, &s.e)) != NULL) {
-		run_record(in, rec);
-		json_decref(rec);
+	for (; left > 0 && !sig_stop && s.spool.n + 1 < s.spool.most; left--) {
+		if ((rc = corpus_get(c, &tok, &n, &s.e)) <= 0)
+			break;
+		if (n > s.spool.most - s.spool.n)
+			n = s.spool.most - s.spool.n;
+		for (int64_t i = 0; i < n; i += o.seq)	/* those of a pipe come whole */
+			run_sequence(tok + i, n - i < o.seq ? (int)(n - i) : o.seq);
+		corpus_advance(c);
 	}
-	must(s.e.status != 0);
+	must(rc < 0);
 	progress_end(&s.bar);
 }
 
@@ -354,7 +365,7 @@ static void close_all(void)
 
 int main(int argc, char **argv)
 {
-	struct jsonl *in = NULL;
+	struct corpus *texts = NULL;
 	int first;
 
 	err_init(argv[0]);
@@ -369,10 +380,9 @@ int main(int argc, char **argv)
 	if (o.horizons > infer.cfg.num_sparse)
 		o.horizons = infer.cfg.num_sparse;
 	o.seq = infer_seq(infer.model, &infer.cfg, o.seq, 0);
-	if (!infer.dry_run && (in = jsonl_open(argc - first, argv + first, o.skip_bad, &s.e)) ==
-	    NULL)
-		must(true);
-	infer_open(1, o.seq, o.chunk, plan(&infer.cfg));
+	if (!infer.dry_run)
+		texts = open_texts(argc - first, argv + first);
+	infer_open(1, o.seq, o.chunk, plan(&infer.cfg) + (texts ? corpus_bytes(texts) : 0));
 	read_model();
 	must(foresee_spool_open(&s.spool, o.spool ? o.spool : infer.model, &infer.cfg, o.tokens,
 	    o.chunk, &s.e) < 0 || (s.seq = seq_new(infer.g, &s.e)) == NULL);
@@ -380,8 +390,8 @@ int main(int argc, char **argv)
 	    (size_t)infer.cfg.hidden_size * sizeof *s.inputs);
 	s.topk = mem_alloc((size_t)o.chunk * (size_t)infer.cfg.num_sparse *
 	    (size_t)infer.cfg.num_experts_per_tok * sizeof *s.topk);
-	run_texts(in);
-	jsonl_close(in);
+	run_texts(texts);
+	corpus_close(texts);
 	stop_early();
 	make_heads();
 	train();

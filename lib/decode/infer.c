@@ -232,11 +232,11 @@ void infer_close(void)
 /* As documents were framed in training: begin-of-text in front and, of a whole one, end-of-text
  * behind. Of published models the tokenizer says whether there is one in front, and none is
  * behind. */
-static void frame(struct ids *ids, int first, bool whole)
+static void frame(struct tok *tok, struct ids *ids, int first, bool whole)
 {
 	bool own = infer.cfg.arch == &arch_chronos;
-	int bos = own || tok_adds_bos(infer.tok) ? tok_bos(infer.tok) : -1, eos = own
-	    ? tok_eos(infer.tok) : -1;
+	int bos = own || tok_adds_bos(tok) ? tok_bos(tok) : -1, eos = own
+	    ? tok_eos(tok) : -1;
 
 	if (bos >= 0 && (ids->n == first || ids->v[first] != (uint32_t)bos)) {
 		ids_push(ids, 0);
@@ -250,7 +250,8 @@ static void frame(struct ids *ids, int first, bool whole)
 
 /* What chr-generate wrote: its prompt, which is given, and the completion, of which every token
  * counts. */
-static int completion_ids(const json_t *rec, struct ids *ids, struct ids *mask, struct err *e)
+static int completion_ids(struct tok *tok, const json_t *rec, struct ids *ids, struct ids *mask,
+    struct err *e)
 {
 	const json_t *prompt = json_object_get(rec, "prompt"), *said = json_object_get(rec,
 	    "completion");
@@ -258,48 +259,54 @@ static int completion_ids(const json_t *rec, struct ids *ids, struct ids *mask, 
 	    : "text", prompt, "system", json_object_get(rec, "system"), "tools",
 	    json_object_get(rec, "tools"), "chat_template_kwargs", json_object_get(rec,
 	    "chat_template_kwargs"));
-	int first = ids->n, given, rc = infer_ids(ask, true, ids, NULL, e);
+	int first = ids->n, given, rc = infer_ids_by(tok, ask, true, ids, NULL, e);
 
 	json_decref(ask);
 	given = ids->n;
 	if (rc == 0 && record_has_tokens(rec))
 		rc = record_tokens(rec, infer.cfg.vocab_size, ids, e);
 	else if (rc == 0)
-		tok_encode(infer.tok, json_string_value(said), json_string_length(said), false,
+		tok_encode(tok, json_string_value(said), json_string_length(said), false,
 		    ids);
 	for (int i = first; mask && i < ids->n; i++)
 		ids_push(mask, i >= given);
 	return rc;
 }
 
-int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
+int infer_ids_by(struct tok *tok, const json_t *rec, bool prompt, struct ids *ids,
+    struct ids *mask, struct err *e)
 {
 	const json_t *asked = json_object_get(rec, "prompt");
 	json_t *turns = NULL;
 	int first = ids->n, rc;
 
-	if (!prompt && infer.tok && (json_is_string(asked) || json_is_array(asked)) &&
+	if (!prompt && tok && (json_is_string(asked) || json_is_array(asked)) &&
 	    json_is_string(json_object_get(rec, "completion")))
-		return completion_ids(rec, ids, mask, e);
+		return completion_ids(tok, rec, ids, mask, e);
 	if (mask && !record_has_tokens(rec) && record_no_mask(rec, e) < 0)
 		return -1;
-	if (!record_has_tokens(rec) && infer.tok && record_turns(rec, &turns, e) < 0)
+	if (!record_has_tokens(rec) && tok && record_turns(rec, &turns, e) < 0)
 		return -1;
 	if (turns) {
 		struct tok_chat c = record_chat(rec, turns);
 
 		c.generate = prompt;
-		rc = tok_chat(infer.tok, &c, ids, mask, e);
+		rc = tok_chat(tok, &c, ids, mask, e);
 		json_decref(turns);
 		return rc;
 	}
-	if (record_ids(rec, infer.tok, infer.cfg.vocab_size, ids, e) < 0)
+	if (record_ids(rec, tok, infer.cfg.vocab_size, ids, e) < 0)
 		return -1;
 	if (!record_has_tokens(rec))
-		frame(ids, first, !prompt);
+		frame(tok, ids, first, !prompt);
 	else if (mask && turn_set(json_object_get(rec, "mask")))
 		return record_mask(rec, ids->n - first, mask, e);
 	for (int i = first; mask && i < ids->n; i++)
 		ids_push(mask, 1);
 	return 0;
+}
+
+int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
+{
+	return infer_ids_by(infer.tok, rec, prompt, ids, mask, e);
 }

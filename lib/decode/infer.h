@@ -55,5 +55,8 @@ int infer_seq(const char *dir, const struct config *c, int asked, int more);
  * reason in e->msg. */
 int infer_ids(const json_t *rec, bool prompt, struct ids *ids, struct ids *mask, struct err *e)
     CHR_MUST_CHECK;
+/* The same with a tokenizer of one's own: of a thread. */
+int infer_ids_by(struct tok *tok, const json_t *rec, bool prompt, struct ids *ids,
+    struct ids *mask, struct err *e) CHR_MUST_CHECK;
 
 #endif

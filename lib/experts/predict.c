@@ -66,9 +66,9 @@ int source_list(const char *list, const char **why)
 		while (i <= SRC_ORACLE && (i == SRC_TOGETHER || strlen(source_name[i]) != n ||
 		    strncmp(list, source_name[i], n) != 0))
 			i++;
-		if (i > SRC_INTENT) {
+		if (i > SRC_ORACLE) {
 			*why = "not a list of gate, shared, same, lookahead, previous, popularity, "
-			    "intent, control; or all, or none";
+			    "foresee, intent, oracle, control; or all, or none";
 			return -1;
 		}
 		bits |= SRC_BIT(i);
