@@ -258,9 +258,16 @@ static double stake(const struct cache *c, float prob)
 	return (1 - fmin(prob, 1)) * c->size;
 }
 
+/* A guess that is likelier to earn its share than to cost its size pays for itself. Where many such
+ * were wrong nevertheless, those who predict are not to be believed. */
+static bool pays_itself(const struct cache *c, float prob)
+{
+	return 1 - prob <= c->waste * prob && c->credit > -SAVED * c->size;
+}
+
 static bool affordable(const struct cache *c, float prob)
 {
-	return c->waste < 0 || 4 * stake(c, prob) <= c->credit;
+	return c->waste < 0 || 4 * stake(c, prob) <= c->credit || pays_itself(c, prob);
 }
 
 static void earn(struct cache *c, double bytes)

@@ -11,8 +11,9 @@
  * Guesses live on credit, so that those that turn out wrong cost at most a given share of all
  * bytes read (cache_set_waste): what was read and used earns that share of its size, a guess of
  * probability p holds back (1 - p) of its size until it is used, and the whole size is spent
- * when it leaves unused. A guess that would take more than a quarter of the credit is not made:
- * where guesses are often wrong only the surest are left, and at last none.
+ * when it leaves unused. A guess that would take more than a quarter of the credit is not made,
+ * unless it is so sure that it will earn more than it costs, by its probability: where guesses are
+ * often wrong only the surest are left, and at last none.
  */
 #ifndef CHR_CACHE_H
 #define CHR_CACHE_H
