@@ -97,13 +97,6 @@ static const dev_real *weights(const struct foreseer *f, int i, int part)
 	return f->w + (foresee_part(f->heads, i, part) - f->heads->w);
 }
 
-static struct gemm_job product(dev_real *c, int64_t ldc, const dev_real *a, int64_t lda,
-    const dev_real *b, int rows, int n, int k, real beta)
-{
-	return (struct gemm_job){ .c = c, .ldc = ldc, .a = a, .lda = lda, .b = b, .ldb = k,
-	    .bt = DT_REAL, .m = rows, .n = n, .k = k, .beta = beta };
-}
-
 /* z (R, H, E) of the rows of this pass, after the router of sparse layer i, but for the choices of
  * the token before. */
 static void heads(struct engine *g, int i)
@@ -114,11 +107,11 @@ static void heads(struct engine *g, int i)
 	    on;
 	struct gemm_job job[FORESEE_MAX_HORIZON];
 
-	job[0] = product(f->hidden, W, g->s.x, D, weights(f, i, FORESEE_IN), g->rows, W, D, 0);
+	job[0] = product(f->hidden, W, g->s.x, D, weights(f, i, FORESEE_IN), g->rows, W, D);
 	be->gemm(be, GEMM_NT, job, 1);
 	be->silu(be, f->hidden, f->hidden, (int64_t)g->rows * W);
-	job[0] = product(f->z, H * E, f->hidden, W, weights(f, i, FORESEE_OUT), g->rows, H * E, W,
-	    0);
+	job[0] = product(f->z, H * E, f->hidden, W, weights(f, i, FORESEE_OUT), g->rows, H * E,
+	    W);
 	be->gemm(be, GEMM_NT, job, 1);
 	be->combine(be, f->z, weights(f, i, FORESEE_BIAS), f->first, NULL, g->rows, 1, H * E);
 	for (int h = 0; h < H; h++) {
@@ -128,7 +121,8 @@ static void heads(struct engine *g, int i)
 		be->mul(be, x, H * D, g->s.x, D, weights(f, i, FORESEE_SCALE) + (int64_t)h * D, 0,
 		    g->rows, D);
 		job[h] = product(f->z + (int64_t)h * E, H * E, x, H * D,
-		    g->layer[g->sparse[j]].gate, g->rows, E, D, 1);
+		    g->layer[g->sparse[j]].gate, g->rows, E, D);
+		job[h].beta = 1;
 	}
 	be->gemm(be, GEMM_NT, job, H);
 	pull(g, f->said, f->z, (size_t)(g->rows * H * E) * sizeof *f->said);
