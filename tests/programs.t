@@ -21,6 +21,7 @@ chr-ls		model/model.safetensors
 chr-actlog	in.jsonl	-m model
 chr-cluster	act.jsonl
 chr-intent	act.jsonl	-m model -n 3
+chr-foresee	in.jsonl	-m model -n 200 --epochs 1
 chr-pack	manifest.json	-m model -o out
 chr-generate	in.jsonl	-m model -n 2
 chr-diff	in.jsonl	model packed
