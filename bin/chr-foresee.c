@@ -57,7 +57,7 @@ static struct opt opts[] = {
 
 static const struct opt_prog prog = { "chr-foresee", "-m DIR [options] [FILE...]",
 	"learn which experts the next layers of a model will want",
-	"Records hold \"text\", \"messages\" or \"tokens\". The heads are written beside the model, as "
+	"Records hold \"text\", \"messages\" or \"tokens\". The heads lie beside the model, as\n"
 	    FORESEE_NAME ".", true };
 
 static struct {
@@ -371,7 +371,8 @@ int main(int argc, char **argv)
 	err_init(argv[0]);
 	infer.pages = true;
 	human_table("step", "layer loss tokens mem_bytes", true);
-	human_table("eval", "horizon next_token tokens foresee gate previous popularity control", true);
+	human_table("eval", "horizon next_token tokens foresee gate previous popularity control",
+	    true);
 	first = opt_parse(argc, argv, opts, &prog);
 	sig_install();
 	infer_begin(true);

@@ -5,7 +5,7 @@
  * with all else frozen; they are foresee.safetensors in the model directory (man chr-foresee.1),
  * plain or packed.
  *
- *	struct foresee *f = foresee_load(dir, &cfg, &e);	(NULL with e.status 0: there is none)
+ *	struct foresee *f = foresee_load(dir, &cfg, &e);	(NULL, e.status 0: there is none)
  *	const real *q = foresee_part(f, i, FORESEE_SCALE);	(of layer i)
  *
  * Maths, of layer i with input x (D) and j = i + h: the router of layer j, G_j (E, D), applied to x

@@ -7,7 +7,7 @@
 #include <string.h>
 
 enum { NEAR, SAME, NEXT, MANY,
-	FAR,				/* from the heads of chr-foresee, for each of their horizons */
+	FAR,				/* from the heads of chr-foresee, each of their horizons */
 	HORIZONS = FAR + FORESEE_MAX_HORIZON };
 enum { TEACHERS = 4 };			/* rows of a pass that teach: rows in the middle of a
 					   prompt lack most evidence */
@@ -87,8 +87,8 @@ static const float prior[HORIZONS][SRC_CONTROL + 1] = {
 	    0.2f, [SRC_CONTROL] = -1 },
 	[NEXT] = { [SRC_LOOK] = 2, [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
 	[MANY] = { [SRC_GATE] = 1.5f },		/* of the log of how often the rows should use it */
-	[FAR ... HORIZONS - 1] = { [SRC_FORESEE] = 2.5f, [SRC_PREVIOUS] = 0.2f, [SRC_POPULAR] = 0.2f,
-	    [SRC_CONTROL] = -1 },
+	[FAR ... HORIZONS - 1] = { [SRC_FORESEE] = 2.5f, [SRC_PREVIOUS] = 0.2f,
+	    [SRC_POPULAR] = 0.2f, [SRC_CONTROL] = -1 },
 };
 
 int64_t predict_bytes(const struct config *c, int max_rows)

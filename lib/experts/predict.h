@@ -10,8 +10,8 @@
  *	lookahead	the head's offsets 1..K: the tokens that follow
  *	previous	what the sequence's last token used
  *	popularity	what has been used of late
- *	foresee		the heads of chr-foresee on the router input of this layer: the next ones, as
- *			many as they have horizons, also those of the token that follows
+ *	foresee		the heads of chr-foresee on the router input of this layer: the next
+ *			ones, as many as they have horizons, also those of the token that follows
  *	intent		what a prompt says of its answer (decode_intent.c): before it, for all
  *			layers
  *	oracle		a log of the same run (oracle.h): what the best of all prefetchers would do
@@ -41,7 +41,8 @@
 enum predictor { SRC_GATE, SRC_SHARED, SRC_SAME, SRC_LOOK, SRC_PREVIOUS, SRC_POPULAR, SRC_FORESEE,
     SRC_CONTROL, SRC_TOGETHER, SRC_N,
 	/* these only label reads */
-	SRC_INTENT = SRC_N, SRC_ORACLE, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED, SRC_LABELS };
+	SRC_INTENT = SRC_N, SRC_ORACLE, SRC_HEAT = STORE_HEAT, SRC_ABANDONED = CACHE_ABANDONED,
+	SRC_LABELS };
 #define SRC_BIT(s) (1 << (s))
 #define SRC_MEASURED (SRC_BIT(SRC_CONTROL) - 1)	/* those that have something to say in every
 						   layer */
