@@ -6,9 +6,9 @@ out=$tmp/run
 
 make -n -f $recipe OUT="$out" > "$tmp/plan" 2> "$tmp/log"
 is "the stages, in an order that can be" \
-	"$(sed -n 's/.*\(fetch smollm2\|chr-convert\|chr-sft\|chr-merge\|chr-pretrain\|chr-actlog\|chr-cluster\|chr-pack\).*/\1/p' \
+	"$(sed -n 's/.*\(fetch smollm2\|chr-convert\|chr-sft\|chr-merge\|chr-pretrain\|chr-foresee\|chr-actlog\|chr-cluster\|chr-pack\).*/\1/p' \
 	"$tmp/plan" | uniq | tr '\n' ' ')" \
-	"fetch smollm2 chr-convert chr-sft chr-merge chr-pretrain chr-actlog chr-cluster chr-pack "
+	"fetch smollm2 chr-convert chr-sft chr-merge chr-pretrain chr-foresee chr-actlog chr-cluster chr-pack "
 make -n -f $recipe OUT="$out" BASE=some/model.gguf > "$tmp/plan" 2>&1
 ok "another dense model must be there" grep -q "No rule to make target .some/model.gguf" "$tmp/plan"
 make -n -f $recipe OUT="$out" BASE=scripts/recipes/tiny.json DROP=0.5 STEPS=7 > "$tmp/plan" 2> "$tmp/log"
@@ -44,6 +44,8 @@ for q in q8 q4; do
 	result "$q: the less memory, the fewer experts in it" $?
 	ok "$q: less than a token's is refused" grep -q -- '--force to thrash' "$out/stream/$q.refused"
 done
+ok "heads go along, and what they named is counted" sh -c "[ -s '$out/packed/q4/foresee.safetensors' ] &&
+	grep -q '\"foresee\":{\"slots\"' '$out/stream/q4-50.stats'"
 ok "an answer" sh -c "[ \$(wc -l < '$out/chat.txt') -ge 1 ] && grep -q France '$out/chat.txt'"
 is "nothing is left to do" "$(run -n all | grep -c chr-)" 0
 ok "the report" sh -c "make -s -f $recipe OUT='$out' SIZE=tiny report > '$tmp/report'"

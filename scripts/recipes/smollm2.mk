@@ -48,6 +48,7 @@ CHATS ?= $(firstword $(call find,sft-gsm8k.jsonl sft.jsonl chat.jsonl))
 ifeq ($(SIZE),tiny)
 sft := -n 2 -b 2 --seq 256 --lora-rank 4 -l 1e-3 --eval-batches 1
 moe := -n 2 -b 2 --seq 128 -l 1e-3
+foresee := -n 400
 few := 4
 new := 16
 REFUSED ?= 10
@@ -56,6 +57,7 @@ COMPUTE ?= bf16
 STEPS ?= 600
 sft := -n 30 -b 4 --seq 512 --lora-rank 16 -l 1e-3 --eval-batches 8 --save-every 10 --compute $(COMPUTE)
 moe := -n $(STEPS) -b 2 --seq 512 -l 3e-4 --save-every 20 --keep 1 --compute $(COMPUTE)
+foresee := -n 16384
 few := 20
 new := 64
 REFUSED ?= 25
@@ -133,6 +135,10 @@ $(OUT)/start.ok: $(OUT)/merged.ok $(train)
 # Of every file as many tokens.
 $(OUT)/moe.ok: $(OUT)/merged.ok $(train)
 	$(call run,$(upcycle),$(train:%=%:1))
+# Heads that say, layers ahead, which experts will be wanted.
+$(OUT)/foresee.ok: $(OUT)/moe.ok
+	chr-foresee -q --json -m $(OUT)/moe $(foresee) -s $(SEED) -j $(J) $(train) > $(OUT)/foresee.jsonl
+	touch $@
 
 # --- experts on disk ---
 
@@ -140,8 +146,8 @@ $(OUT)/activations.jsonl: $(OUT)/moe.ok $(chat_train)
 	head -n $(few) $(chat_train) | chr-actlog -q -m $(OUT)/moe -j $(J) > $@
 $(OUT)/manifest.json: $(OUT)/activations.jsonl
 	chr-cluster -q $< > $@
-$(QUANT:%=$(OUT)/%.ok): $(OUT)/%.ok: $(OUT)/manifest.json | $(OUT)/packed
-	chr-pack -q --force -m $(OUT)/moe -o $(OUT)/packed/$* --quant $* --quant-dense $* $< \
+$(QUANT:%=$(OUT)/%.ok): $(OUT)/%.ok: $(OUT)/foresee.ok $(OUT)/manifest.json | $(OUT)/packed
+	chr-pack -q --force -m $(OUT)/moe -o $(OUT)/packed/$* --quant $* --quant-dense $* $(OUT)/manifest.json \
 		> $(OUT)/packed/$*.jsonl
 	touch $@
 
@@ -189,7 +195,7 @@ $(OUT)/chat.txt: $(OUT)/$(lastword $(QUANT)).ok $(OUT)/stream/$(lastword $(QUANT
 
 model: $(OUT)/dense.ok
 data: $(train) $(held)
-sft merged start moe: %: $(OUT)/%.ok
+sft merged start moe foresee: %: $(OUT)/%.ok
 score: $(scores)
 pack: $(QUANT:%=$(OUT)/%.ok)
 stream: $(streams)
@@ -209,7 +215,7 @@ clean:
 help:
 	@sed -n '/^[^#]/q; s/^# \{0,1\}//p' $(lastword $(MAKEFILE_LIST))
 	@echo
-	@echo "Targets: all model data sft merged start moe score pack stream chat report clean"
+	@echo "Targets: all model data sft merged start moe foresee score pack stream chat report clean"
 	@echo "Variables: DATA=DIR SIZE=full|tiny OUT=DIR BASE=DIR|GGUF SEED=N J=THREADS STEPS=N EXPERTS=N DROP=X TERMS=.. FLAGS=.. (chr-recipes(7))"
 
-.PHONY: all model data sft merged start moe score pack stream chat report clean help
+.PHONY: all model data sft merged start moe foresee score pack stream chat report clean help
