@@ -19,7 +19,6 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.SECONDARY:
 here := $(dir $(lastword $(MAKEFILE_LIST)))
 export PATH := $(abspath $(here)/../../$(or $(BUILD),build)):$(PATH)
 
