@@ -4,9 +4,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "arch/arch.h"
 #include "base/file.h"
+#include "base/jsonfile.h"
 #include "model/adapter.h"
+#include "model/adapter_save.h"
 #include "model/lora.h"
+#include "model/lora_target.h"
 #include "model/peft.h"
 #include "base/pool.h"
 #include "base/rng.h"
@@ -21,16 +25,19 @@ static struct params ps;
 static real *w, *g, *c;
 static bool *hit;
 
-static void make_model(void)
-{
-	json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
-	    "chronos_format", 2, "vocab_size", 50,
-	    "hidden_size", 16, "num_hidden_layers", 2, "num_attention_heads", 2,
-	    "num_key_value_heads", 1, "head_dim", 8,
-	    "moe_intermediate_size", 12, "num_experts", 4, "kv_latent_dim", 8, "rope_dim", 4);
-	const char *const pattern[] = { "*.self_attn.*_proj.weight", "*.layers.1.mlp.experts.2.*" };
-	struct err e = {0};
+#define SIZES "\"vocab_size\":50, \"hidden_size\":16, \"num_hidden_layers\":2," \
+	"\"num_attention_heads\":2, \"num_key_value_heads\":1, \"head_dim\":8," \
+	"\"max_position_embeddings\":64,"
 
+/* keys: of config.json besides; target: n that get an adapter */
+static void make_model(const char *keys, int n, const char *const target[])
+{
+	char text[1024];
+	struct err e = {0};
+	json_t *o;
+
+	snprintf(text, sizeof text, "{" SIZES "%s}", keys);
+	o = json_loads(text, 0, NULL);
 	ok(config_from_json(&cfg, o, 0, NULL, &e) == 0 && params_build(&ps, &cfg, &e) == 0,
 	    "a model %s", e.msg);
 	w = mem_alloc((size_t)ps.total * sizeof *w);
@@ -42,10 +49,15 @@ static void make_model(void)
 			w[ps.p[i].off + j] = (real)rng_normal(1, (uint64_t)i, (uint64_t)j);
 			c[ps.p[i].off + j] = (real)rng_normal(2, (uint64_t)i, (uint64_t)j);
 		}
-	ok(params_match(&ps, 2, pattern, hit, &e) == 0, "patterns");
-	ok(params_match(&ps, 1, &(const char *){ "*nosuch*" }, hit, &e) < 0 && e.status == EX_USAGE,
-	    "one that matches nothing");
+	ok(lora_target(hit, &cfg, &ps, n, target, &e) == 0, "targets %s", e.msg);
 	json_decref(o);
+}
+
+static void free_model(void)
+{
+	mem_free(w), mem_free(g), mem_free(c), mem_free(hit);
+	params_free(&ps);
+	config_free(&cfg);
 }
 
 /* A loss whose gradient is known: sum of c * W^2 / 2. */
@@ -381,16 +393,16 @@ static void test_merge(const struct lora *l, const real *x)
 	mem_free(y);
 }
 
-int main(void)
+static void ours(void)
 {
+	static const char *const target[] = { "*.self_attn.*_proj.weight",
+	    "*.layers.1.mlp.experts.2.*" };
 	struct lora l;
 	struct err e = {0};
 	real *x;
 
-	if (!mkdtemp(dir))
-		err_die(EX_CANTCREAT, "%s:", dir);
-	pool_init(1);
-	make_model();
+	make_model("\"chronos_format\":2, \"moe_intermediate_size\":12, \"num_experts\":4,"
+	    "\"kv_latent_dim\":8, \"rope_dim\":4", 2, target);
 	x = mem_alloc((size_t)ps.total * sizeof *x);
 	memcpy(x, w, (size_t)ps.total * sizeof *x);
 	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) == 0, "opened %s", e.msg);
@@ -400,16 +412,160 @@ int main(void)
 	test_gradients(&l, x);
 	test_sum(&l, x);
 	test_merge(&l, x);
-	test_variants();
-	test_shapes();
-	test_numbers();
 	lora_close(&l);
 	hit[0] = true;
 	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) < 0 && e.status == EX_USAGE,
 	    "not for embeddings: %s", e.msg);
-	mem_free(x), mem_free(w), mem_free(g), mem_free(c), mem_free(hit);
-	params_free(&ps);
-	config_free(&cfg);
+	mem_free(x);
+	free_model();
+}
+
+/* --- published families --- */
+
+static const float *weights(void *ctx, int i)
+{
+	const struct lora *l = ctx;
+
+	return (const float *)l->w + l->par.p[i].off;
+}
+
+/* Merged again from what adapter_save() wrote, its configuration changed by `edit`; NULL: as it
+ * is. */
+static int merged(const struct lora *l, void (*edit)(json_t *o), real *y, struct err *e)
+{
+	const json_t *metadata = json_object();
+	const struct adapter_save s = { .cfg = &cfg, .lora = l, .base = "somewhere",
+	    .metadata = metadata, .get = weights, .ctx = (void *)(uintptr_t)l };
+	char *path = file_join(dir, ADAPTER_CONFIG);
+	json_t *o;
+
+	ok(adapter_save(&s, dir, e) == 0, "saved %s", e->msg);
+	o = jsonfile_load(path, e);
+	if (edit)
+		edit(o);
+	ok(jsonfile_put(dir, ADAPTER_CONFIG, o, 0, e) == 0, "configuration %s", e->msg);
+	json_decref((json_t *)(uintptr_t)metadata);
+	free(path);
+	memcpy(y, w, (size_t)ps.total * sizeof *y);
+	return lora_merge(dir, &cfg, &ps, y, NULL, e);
+}
+
+static void no_patterns(json_t *o) { json_object_del(o, "rank_pattern"); }
+static void no_parameters(json_t *o) { json_object_del(o, "target_parameters"); }
+static void fewer(json_t *o) { json_array_remove(json_object_get(o, "target_parameters"), 1); }
+static void a_bias(json_t *o)
+{
+	json_array_append_new(json_object_get(o, "target_parameters"),
+	    json_string("experts.gate_up_proj_bias"));
+}
+
+/* Experts, router and head: of all experts together on disk, each with its own here. */
+static void family(const char *keys, bool biased)
+{
+	static const char *const target[] = { "experts", "router", "lm_head", "q_proj" };
+	static const struct { const char *what; void (*edit)(json_t *); } wrong[] = {
+		{ "ranks that no pattern says", no_patterns },
+		{ "parameters unsaid", no_parameters },
+		{ "one of them unsaid", fewer }, { "a bias", a_bias } };
+	const struct adapter_matrix *m;
+	struct adapter a;
+	struct lora l;
+	struct err e = {0};
+	real *x, *y;
+
+	make_model(keys, 4, target);
+	x = mem_alloc((size_t)ps.total * sizeof *x);
+	y = mem_alloc((size_t)ps.total * sizeof *y);
+	memcpy(x, w, (size_t)ps.total * sizeof *x);
+	ok(lora_open(&l, &ps, hit, RANK, 7, &backend_cpu, &e) == 0, "opened %s", e.msg);
+	ok(l.n == 1 + 2 * (3 * 4 + 2), "%d matrices", l.n);
+	lora_start(&l, x, 1);
+	test_gradients(&l, x);
+	test_sum(&l, x);
+	ok(merged(&l, NULL, y, &e) == 0, "merged %s", e.msg);
+	ok(memcmp(x, y, (size_t)ps.total * sizeof *y) == 0, "%s: bit for bit what was trained",
+	    cfg.arch->model_type);
+	ok(adapter_open(&a, dir, &cfg, &ps, &e) == 0 && a.n == l.n, "%d of them read", a.n);
+	m = adapter_find(&a, (int)(params_get(&ps, P_EXP_UP, 1, 3) - ps.p));
+	ok(m && m->rank == RANK && fabs(m->factor - 7.0 / RANK) < 1e-12, "of the rank trained");
+	ok(m && m->b.t == a.matrix[adapter_find(&a, (int)(params_get(&ps, P_EXP_GATE, 1, 0) -
+	    ps.p)) - a.matrix].b.t, "gate and up in one tensor");
+	adapter_close(&a);
+	for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+		if (biased || wrong[i].edit != a_bias)
+			ok(merged(&l, wrong[i].edit, y, &e) < 0 && e.status == EX_DATAERR,
+			    "refused: %s: %s", wrong[i].what, e.msg);
+	lora_close(&l);
+	mem_free(x), mem_free(y);
+	free_model();
+}
+
+/* Does the target mean so many matrices? 0: it is refused. */
+static void means(const char *target, int want)
+{
+	bool *on = mem_alloc((size_t)ps.n * sizeof *on);
+	struct err e = {0};
+	int n = 0, rc = lora_target(on, &cfg, &ps, 1, &target, &e);
+
+	for (int i = 0; i < ps.n; i++)
+		n += on[i];
+	ok(want ? rc == 0 && n == want : rc < 0 && e.status == EX_USAGE, "%s: %d %s", target, n,
+	    e.msg);
+	mem_free(on);
+}
+
+static void test_targets(void)
+{
+	static const char *const attention[] = { "attention" };
+
+	make_model("\"model_type\":\"mixtral\", \"intermediate_size\":12, \"num_local_experts\":4,"
+	    "\"num_experts_per_tok\":2, \"tie_word_embeddings\":false", 1, attention);
+	means("all-linear", 2 * (4 + 1 + 12));
+	means("attention", 8);
+	means("router", 2);
+	means("experts", 24);
+	means("w1", 8);
+	means("mlp.experts.gate_up_proj", 16);
+	means("gate_up_proj", 16);
+	means("block_sparse_moe.gate", 2);
+	means("mlp.gate.weight", 2);
+	means("model.layers.1.self_attn.q_proj", 1);
+	means("lm_head", 1);
+	means("*.layers.0.*_proj.weight", 4);
+	means("roj", 0);
+	means("norm", 0);
+	means("embed_tokens", 0);
+	means("shared_experts", 0);
+	means("mlp", 0);
+	means("*nosuch*", 0);
+	free_model();
+	make_model("\"model_type\":\"qwen3\", \"intermediate_size\":12,"
+	    "\"tie_word_embeddings\":true", 1, attention);
+	means("mlp", 6);
+	means("down_proj", 2);
+	means("all-linear", 14);
+	means("lm_head", 0);
+	free_model();
+}
+
+int main(void)
+{
+	struct err e = {0};
+
+	if (!mkdtemp(dir))
+		err_die(EX_CANTCREAT, "%s:", dir);
+	pool_init(1);
+	ours();
+	family("\"model_type\":\"mixtral\", \"intermediate_size\":12, \"num_local_experts\":4,"
+	    "\"num_experts_per_tok\":2, \"tie_word_embeddings\":false", false);
+	family("\"model_type\":\"gpt_oss\", \"intermediate_size\":12, \"num_local_experts\":4,"
+	    "\"num_experts_per_tok\":2, \"tie_word_embeddings\":false,"
+	    "\"layer_types\":[\"sliding_attention\",\"full_attention\"],"
+	    "\"sliding_window\":16, \"swiglu_limit\":7.0", true);
+	test_targets();
+	test_variants();
+	test_shapes();
+	test_numbers();
 	file_remove_tree(dir, &e);
 	return tap_done();
 }

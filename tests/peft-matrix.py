@@ -1,6 +1,8 @@
-"""What tests/peft.t asks PEFT: python tests/peft-matrix.py FAMILIES DIR BUILD. Adapters that PEFT
-makes are merged by chr-merge, and logits compared; those that our trainers make are loaded by PEFT.
-One line for each: "ok FAMILY: KIND DIRECTION", or "BAD ..."."""
+"""What tests/peft.t asks PEFT: python tests/peft-matrix.py FAMILIES OWN WORK BUILD [NAME...].
+FAMILIES: a folder of model directories; OWN: of models of ours, NAME, and what chr-convert --to hf
+makes of them, NAME.hf. Adapters that PEFT makes are merged by chr-merge, and logits compared; those
+that our trainers make are loaded by PEFT. One line for each: "ok FAMILY: KIND, DIRECTION ..." or
+"BAD ...". PEFT may refuse what it does not have: "none FAMILY: ..."."""
 
 import copy
 import json
@@ -21,9 +23,8 @@ warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
-families, work, build = sys.argv[1:4]
-way = os.environ.get("WAY", "in out")
-only = sys.argv[4:]
+families, own, work, build = sys.argv[1:5]
+only = sys.argv[5:]
 ids = [3] + [3 + i * i * 7 % 290 for i in range(1, 32)]
 tokens = os.path.join(work, "tokens.jsonl")
 open(tokens, "w").write(json.dumps({"tokens": ids}) + "\n")
@@ -115,7 +116,7 @@ def kinds(model):
               if isinstance(m, torch.nn.Linear) and ".self_attn." in n}
     yield "attention", dict(r=4, lora_alpha=6, target_modules=sorted(linear))
     yield "all-linear", dict(r=3, lora_alpha=6, target_modules="all-linear")
-    experts = [n.split(".", 3)[-1] for n in names if ".experts." in n and "bias" not in n]
+    experts = [n.split(".", 3)[-1] for n in names if n.endswith(("gate_up_proj", "down_proj"))]
     if experts:
         experts = sorted(set(experts))
         yield "experts", dict(r=4, lora_alpha=8, target_modules=[], target_parameters=experts)
@@ -137,8 +138,7 @@ def kinds(model):
                               modules_to_save=["norm"] if tied else ["lm_head", "embed_tokens"])
 
 
-def ours_to_peft(family, kind, base, model, plain, targets, exported=None):
-    """exported: the directory that transformers has, where it is not base."""
+def ours_to_peft(family, kind, base, model, plain, targets):
     name = f"{family}: {kind}, ours to PEFT"
     adapter = fresh("adapter")
     args = [x for t in targets for x in ("--lora-target", t)]
@@ -179,17 +179,119 @@ def load(path):
     return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, **more).eval()
 
 
-for family in sorted(os.listdir(families)):
-    base = os.path.join(families, family)
-    if not os.path.exists(f"{base}/config.json") or family.endswith(("fp8", "mxfp4", "mtp", "shards")):
-        continue
-    if only and family not in only:
-        continue
+def refused(name, word, base, adapter):
+    rc, err, _ = merge(base, adapter)
+    result(f"{name}, refused by name", rc == 65 and word in err, err)
+
+
+def beginnings(family, base, model, plain):
+    """Adapters that do not begin at nothing, and variants."""
+    linear = ["q_proj", "v_proj", "o_proj"]
+    for init in ("gaussian", "eva", "orthogonal"):
+        peft_to_ours(family, init, base, model, plain, r=4, lora_alpha=8, target_modules=linear,
+                     init_lora_weights=init)
+    for init in ("pissa", "pissa_niter_4", "olora"):
+        peft = get_peft_model(copy.deepcopy(model), LoraConfig(
+            r=4, lora_alpha=4, target_modules=linear, init_lora_weights=init)).eval()
+        begin = fresh("begin")
+        peft.peft_config["default"].init_lora_weights = True
+        peft.save_pretrained(begin)
+        peft.peft_config["default"].init_lora_weights = init
+        for name, p in peft.named_parameters():
+            if "lora_" in name:
+                p.data = p.data + 0.1 * torch.randn_like(p)
+        want = logits_of(peft)
+        adapter = fresh("adapter")
+        peft.save_pretrained(adapter, path_initial_model_for_weight_conversion=begin)
+        compare(f"{family}: {init} that PEFT converted, PEFT to ours", want, base, adapter, plain)
+        peft.save_pretrained(adapter)
+        refused(f"{family}: {init} as it is", init, base, adapter)
+    for word, config in (("use_dora", dict(use_dora=True)), ("bias", dict(bias="all")),
+                         ("lora_bias", dict(lora_bias=True))):
+        peft = get_peft_model(copy.deepcopy(model), LoraConfig(
+            r=4, lora_alpha=4, target_modules=linear, **config))
+        adapter = fresh("adapter")
+        peft.save_pretrained(adapter)
+        refused(f"{family}: {word}", word, base, adapter)
+    config = json.load(open(f"{adapter}/adapter_config.json"))
+    for word in ("corda", "loftq", "lora_ga"):
+        json.dump({**config, "init_lora_weights": word, "lora_bias": False},
+                  open(f"{adapter}/adapter_config.json", "w"))
+        refused(f"{family}: {word}", word, base, adapter)
+
+
+def apart(family, base, model, plain):
+    """Experts one by one, as PEFT adapted them before transformers 5."""
+    peft = get_peft_model(copy.deepcopy(model), LoraConfig(
+        r=2, lora_alpha=6, target_modules=[], target_parameters=["experts.gate_up_proj"])).eval()
+    stir(peft, 3)
+    want = logits_of(peft)
+    adapter = fresh("adapter")
+    peft.save_pretrained(adapter)
+    stored = load_file(f"{adapter}/adapter_model.safetensors")
+    single = {}
+    for key, value in stored.items():
+        module, part = key.split(".lora_")
+        experts = model.config.num_experts
+        for e in range(experts):
+            for half, name in enumerate(("gate_proj", "up_proj")):
+                one = value[e * 2:e * 2 + 2] if part[0] == "A" else \
+                    value.view(value.shape[0], 2, experts)[:, :, e].chunk(2)[half]
+                single[f"{module}.{e}.{name}.lora_{part}"] = one.clone()
+    save_file(single, f"{adapter}/adapter_model.safetensors")
+    config = json.load(open(f"{adapter}/adapter_config.json"))
+    config.update(target_modules=["gate_proj", "up_proj"], target_parameters=None)
+    json.dump(config, open(f"{adapter}/adapter_config.json", "w"))
+    compare(f"{family}: experts one by one, PEFT to ours", want, base, adapter, plain)
+
+
+def tied(family, base, model):
+    for what, config in (("an adapter of the head", dict(target_modules=["lm_head"])),
+                         ("a head of its own", dict(target_modules=["q_proj"],
+                                                    modules_to_save=["lm_head"]))):
+        peft = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, **config))
+        adapter = fresh("adapter")
+        peft.save_pretrained(adapter)
+        refused(f"{family}: {what}", "tie_word_embeddings", base, adapter)
+    rc, err, _ = run("chr-pretrain", "-q", "-m", base, "-o", fresh("adapter"), "-n", "1",
+                     "--lora-rank", "2", "--lora-target", "lm_head", tokens)
+    result(f"{family}: --lora-target lm_head, refused by name",
+           rc == 64 and "tie_word_embeddings" in err, err)
+
+
+def family_matrix(family, base):
     model = load(base)
     plain = logits_of(model)
-    if "in" in way:
-        for kind, config in kinds(model):
-            peft_to_ours(family, kind, base, model, plain, **config)
-    if "out" in way and family not in ("lfm2_moe", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"):
-        for kind, words in targets(model):
-            ours_to_peft(family, kind, base, model, plain, words)
+    for kind, config in kinds(model):
+        peft_to_ours(family, kind, base, model, plain, **config)
+    if model.config.model_type in ("lfm2_moe", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"):
+        return          # which are run here, and not trained
+    for kind, words in targets(model):
+        ours_to_peft(family, kind, base, model, plain, words)
+    if family == "qwen3_moe":
+        beginnings(family, base, model, plain)
+        apart(family, base, model, plain)
+    if family == "qwen3":
+        tied(family, base, model)
+
+
+def own_matrix(name):
+    """A model of ours, which transformers has as chr-convert --to hf wrote it."""
+    base = os.path.join(own, name)
+    model = load(base + ".hf")
+    plain = logits_of(model)
+    for kind, config in kinds(model):
+        if "saved" not in kind or not model.config.tie_word_embeddings:
+            peft_to_ours(name, kind, base, model, plain, **config)
+    for kind, words in targets(model):
+        ours_to_peft(name, kind, base, model, plain, words)
+
+
+for family in sorted(os.listdir(families)) if os.path.isdir(families) else []:
+    base = os.path.join(families, family)
+    if os.path.exists(f"{base}/config.json") and not family.endswith(
+            ("fp8", "mxfp4", "mtp", "shards")) and (not only or family in only):
+        family_matrix(family, base)
+for name in sorted(os.listdir(own)):
+    if os.path.exists(os.path.join(own, name + ".hf")) and (not only or name in only):
+        own_matrix(name)

@@ -80,15 +80,26 @@ static int check_shape(const struct search *s, const struct st_tensor *t, int64_
 	    "%d ask for", s->a->path, t->name, rank);
 }
 
+/* Gate and up, of twice the rank together: the half that is this one's. */
+static void own_block(struct adapter_matrix *m, const struct param *p)
+{
+	m->rank /= 2;
+	if (param_part(p) == 1) {
+		m->a.at.first += m->rank * m->a.at.row_step;
+		m->b.at.first += m->rank * m->b.at.col_step;
+	}
+}
+
 /* A and B of parameter p in the tensors of a place. */
 static int take(const struct search *s, const struct param *p, const struct place *at,
     const struct st_tensor *ta, const struct st_tensor *tb)
 {
 	struct adapter_matrix *m = &s->a->matrix[s->a->n];
+	const char *blocks = st_meta(s->a->f, ADAPTER_GATE_UP);
 	const int E = at->how & AT_STACKED ? s->a->cfg->num_experts : 1;
 	const bool half = at->how & (AT_FIRST | AT_SECOND), spread = at->how & (AT_EVEN | AT_ODD);
 	const int64_t first = at->how & AT_SECOND ? p->rows : at->how & AT_ODD ? 1 : 0;
-	int64_t wide, expert = E > 1 ? p->expert : 0;
+	int64_t wide, expert = at->how & AT_STACKED ? p->expert : 0;
 
 	*m = (struct adapter_matrix){ .param = (int)(p - s->a->model->p) };
 	if (peft_shape(s->said, at->name, &m->rank, &m->factor, s->e) < 0)
@@ -99,6 +110,9 @@ static int take(const struct search *s, const struct param *p, const struct plac
 		return -1;
 	m->a = (struct adapter_part){ ta, { expert * m->rank * p->cols, p->cols, 1 } };
 	m->b = (struct adapter_part){ tb, { first * wide + expert, spread ? 2 * wide : wide, E } };
+	if ((at->how & AT_STACKED) && (half || spread) && m->rank % 2 == 0 && blocks != NULL &&
+	    strcmp(blocks, "blocks") == 0)
+		own_block(m, p);
 	s->a->of[m->param] = s->a->n++;
 	return 0;
 }
@@ -279,7 +293,8 @@ static json_t *file_metadata(const struct st_file *f)
 	const char *key, *value;
 
 	for (size_t i = 0; (key = st_meta_at(f, i, &value)) != NULL; i++)
-		json_object_set_new(o, key, json_string(value));
+		if (strcmp(key, ADAPTER_GATE_UP) != 0)
+			json_object_set_new(o, key, json_string(value));
 	return o;
 }
 

@@ -39,6 +39,10 @@
 #define ADAPTER_WEIGHTS "adapter_model.safetensors"
 #define ADAPTER_CONFIG "adapter_config.json"
 #define ADAPTER_PREFIX "base_model.model."	/* of the names of tensors */
+/* In the metadata, with the value "blocks": in what gate and up of an expert share, the rows of A
+ * of gate are above those of up, and B has zeros where a column is of the other. So each has half
+ * the rank. */
+#define ADAPTER_GATE_UP "chronos.gate_up"
 
 /* Where A or B of a matrix lies: value (r, c) as in struct layout. */
 struct adapter_part {

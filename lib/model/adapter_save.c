@@ -210,6 +210,7 @@ static int put_file(struct out *o, const char *path, struct err *e)
 			declare_stack(o, &s);
 	json_object_foreach((json_t *)(uintptr_t)o->s->metadata, key, v)
 		st_writer_meta(o->w, key, json_string_value(v), &o->se);
+	st_writer_meta(o->w, ADAPTER_GATE_UP, "blocks", &o->se);
 	st_writer_begin(o->w, &o->se);
 	for (int t = 0; t < l->n; t++)
 		if (!stack_of(o->s->cfg, target(o, t), l->rank, &s))

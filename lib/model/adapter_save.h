@@ -7,7 +7,8 @@
  * there, and so is the router: these are in target_parameters (adapter.h says how their parts lie).
  * Gate and up of an expert have one A there: it has twice the rank, the rows of both one above the
  * other, and B has zeros where a column is of the other; rank_pattern and alpha_pattern say so, and
- * the sum is the same. An expert without an adapter has zeros.
+ * the sum is the same. ADAPTER_GATE_UP in the metadata lets our reader part them again. An expert
+ * without an adapter has zeros.
  *
  * Dense and shared FFNs beside experts are in target_parameters too: PEFT takes gate_proj, up_proj
  * and down_proj in target_modules for those of the experts.
