@@ -375,7 +375,7 @@ int main(int argc, char **argv)
 	    true);
 	first = opt_parse(argc, argv, opts, &prog);
 	sig_install();
-	infer_begin(true);
+	infer_begin(false);
 	if (infer.cfg.num_sparse == 0)
 		err_die(EX_DATAERR, "%s: no layer has experts", infer.model);
 	if (o.horizons > infer.cfg.num_sparse)
