@@ -20,7 +20,7 @@ chr-bench|replay|replay --budget 50% act.jsonl
 chr-merge|merge|-m model -o out adapter
 chr-convert|convert|-o out model
 chr-intent|step *loss *kl|-m model -n 3 act.jsonl
-chr-foresee|step *layer *loss|-m model -n 200 --epochs 1 in.jsonl
+chr-foresee|layer *loss *tokens|-m model -n 200 --epochs 1 in.jsonl
 chr-ls|model$|model
 chr-pretrain|step *loss *base *lr|-c config.json -t tokenizer.json -n 1 -o out -b 2 --seq 32 in.jsonl
 chr-sft|step *loss *base *lr|-m model -n 1 -o out -b 2 --seq 64 chat.jsonl
