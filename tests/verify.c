@@ -189,7 +189,7 @@ static void test_dense(const char *manifest)
 			at[i] = modeldir_find(&md, tensor[i], &v) == 0 ? (int64_t)v.t->offset : 0;
 		modeldir_close(&md);
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 2; i++) {
 		flip(packed, "model.safetensors", at[i]);
 		ok(verify(packed) == 1 && strcmp(seen.name, tensor[i]) == 0 &&
 		    strstr(seen.last, "CRC"), "one bit of %s", tensor[i]);
