@@ -25,7 +25,7 @@ static struct {
 	double epochs, lr, decay, holdout;
 	const char *spool;
 	bool skip_bad;
-} o = { .tokens = 65536, .chunk = 64, .width = 128, .horizons = FORESEE_MAX_HORIZON, .batch = 256,
+} o = { .tokens = 65536, .chunk = 64, .width = 256, .horizons = FORESEE_MAX_HORIZON, .batch = 256,
     .epochs = 6, .lr = 2e-2, .decay = 0.01, .holdout = 0.1 };
 
 static struct opt opts[] = {
