@@ -25,7 +25,7 @@ static struct {
 	double epochs, lr, decay, holdout;
 	const char *spool;
 	bool skip_bad;
-} o = { .tokens = 65536, .chunk = 64, .width = 256, .horizons = FORESEE_MAX_HORIZON, .batch = 256,
+} o = { .tokens = 65536, .chunk = 64, .horizons = FORESEE_MAX_HORIZON, .batch = 256,
     .epochs = 6, .lr = 2e-2, .decay = 0.01, .holdout = 0.1 };
 
 static struct opt opts[] = {
@@ -33,8 +33,8 @@ static struct opt opts[] = {
 	{ 0, "seq", OPT_INT, &o.seq, 0, 1 << 24, "N",
 	    "longer texts are cut into sequences of N tokens; "
 	    "0: 512, or what the model was made for where that is less" },
-	{ 0, "width", OPT_INT, &o.width, 1, FORESEE_MAX_WIDTH, "N",
-	    "of the hidden layer of each layer's heads" },
+	{ 0, "width", OPT_INT, &o.width, 0, FORESEE_MAX_WIDTH, "N",
+	    "of the hidden layer of each layer's heads; 0: a quarter of the model's, at most 128" },
 	{ 0, "horizons", OPT_INT, &o.horizons, 1, FORESEE_MAX_HORIZON, "N",
 	    "how many layers ahead" },
 	{ 'b', "batch", OPT_INT, &o.batch, 1, 1 << 16, "N", "tokens of a step" },
@@ -380,6 +380,8 @@ int main(int argc, char **argv)
 		err_die(EX_DATAERR, "%s: no layer has experts", infer.model);
 	if (o.horizons > infer.cfg.num_sparse)
 		o.horizons = infer.cfg.num_sparse;
+	if (o.width == 0)
+		o.width = infer.cfg.hidden_size < 512 ? (infer.cfg.hidden_size + 3) / 4 : 128;
 	o.seq = infer_seq(infer.model, &infer.cfg, o.seq, 0);
 	if (!infer.dry_run)
 		texts = open_texts(argc - first, argv + first);
