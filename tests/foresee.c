@@ -225,6 +225,8 @@ static void test_oracle(void)
 	    "its experts, of layers that have some");
 	q = oracle_find(o, ask, 3);
 	ok(q && q->n == 4, "the one that goes on");
+	q = oracle_find(o, (const uint32_t[]){ 7, 8, 9, 3 }, 4);
+	ok(q && q->n == 4, "a prompt that nothing came after");
 	ok(!oracle_find(o, (const uint32_t[]){ 7, 9 }, 2), "none begins with other tokens");
 	ok(oracle_bytes(o) > 9 * LS * K * 4 && oracle_bytes(NULL) == 0, "its size for the plan");
 	oracle_free(o);

@@ -95,7 +95,8 @@ say()	# FILE OPTIONS...
 {
 	file=$1
 	shift
-	chr-generate -q -n 16 --context 64 --chunk 32 -j 1 --stats "$file.stats" "$@" > "$file.raw" &&
+	chr-generate -q -n 16 --context 64 --chunk 32 -j 1 --stats "$file.stats" \
+		"$@" > "$file.raw" &&
 		sed 's/,"timing":{.*//' "$file.raw" > "$file"
 }
 summary() { tail -n 1 "$1.stats" | sed -n "s/.*\"$2\":\([0-9.e+-]*\).*/\1/p"; }
@@ -119,8 +120,8 @@ chr-actlog -q -m other in.jsonl | chr-cluster -q > other.json
 rm other/foresee.safetensors
 chr-pack -q -m other -o strange other.json > noise
 cp model/foresee.safetensors strange
-says "the heads of another model" 65 'of another model' chr-generate -q -n 2 -m strange --context 64 --chunk 32 \
-	-j 1 --ram "$room" in.jsonl
+says "the heads of another model" 65 'of another model' \
+	chr-generate -q -n 2 -m strange --context 64 --chunk 32 -j 1 --ram "$room" in.jsonl
 d='"dense"'
 sed "s/\"num_experts\": 8/\"mlp_layer_types\": [$d, $d, $d, $d], &/" config.json > dense.json
 chr-pretrain -q -c dense.json -t tokenizer.json -n 1 -b 1 --seq 32 -o dense in.jsonl > noise
@@ -146,7 +147,8 @@ cp model/foresee.safetensors before
 is "a signal stops it" "$(cat status2)" 75
 ok "and nothing was written" cmp before model/foresee.safetensors
 ls -A model > names
-says "no room for activations" 74 'model: no room for [0-9]* bytes of activations' sh -c "trap '' XFSZ; ulimit -f 20
+says "no room for activations" 74 'model: no room for [0-9]* bytes of activations' \
+	sh -c "trap '' XFSZ; ulimit -f 20
 	exec chr-foresee -q -m model -n 3k in.jsonl"
 status "no room for the heads" 74 sh -c "trap '' XFSZ; ulimit -f 128
 	exec chr-foresee -q -m model --seq 32 -n 64 in.jsonl"

@@ -141,7 +141,8 @@ static void check_layer(struct foresee_fit *t, int i)
 {
 	double unused, want = 0;
 
-	must(foresee_fit_layer(t, i, &unused, &e) < 0);		/* of no epochs: takes it in hand */
+	/* Of no epochs: it takes the layer in hand. */
+	must(foresee_fit_layer(t, i, &unused, &e) < 0);
 	take_rows(t, i);
 	for (int b = 0; b < ROWS; b++)
 		want += by_hand(t, i, b);

@@ -175,7 +175,7 @@ int oracle_begin(const struct engine *g, struct seq *s, const uint32_t *tok, int
 		return 0;
 	s->known = oracle_find(g->opt.oracle, tok, n);
 	return s->known ? 0 : err_set(e, EX_DATAERR, "--oracle: no sequence in the log begins with "
-	    "this prompt of %d tokens and goes on", n);
+	    "this prompt of %d tokens", n);
 }
 
 int oracle_check(const struct seq *s, uint32_t tok, struct err *e)

@@ -132,9 +132,16 @@ int64_t oracle_bytes(const struct oracle *o)
 
 const struct oracle_seq *oracle_find(const struct oracle *o, const uint32_t *tok, int n)
 {
-	for (int i = 0; i < o->n; i++)
-		if (o->seq[i].n > n &&
-		    memcmp(o->seq[i].tok, tok, (size_t)n * sizeof *tok) == 0)
-			return &o->seq[i];
-	return NULL;
+	const struct oracle_seq *nothing = NULL;	/* after the prompt */
+
+	for (int i = 0; i < o->n; i++) {
+		const struct oracle_seq *q = &o->seq[i];
+
+		if (q->n < n || memcmp(q->tok, tok, (size_t)n * sizeof *tok) != 0)
+			continue;
+		if (q->n > n)
+			return q;
+		nothing = q;
+	}
+	return nothing;
 }

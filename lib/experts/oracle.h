@@ -27,7 +27,8 @@ struct oracle;
 struct oracle *oracle_load(const char *path, const struct config *c, struct err *e) CHR_MUST_CHECK;
 void oracle_free(struct oracle *o);		/* NULL is fine */
 int64_t oracle_bytes(const struct oracle *o);	/* that it holds; 0 of NULL */
-/* The first sequence in the log that begins with these tokens and is longer. */
+/* The first sequence in the log that begins with these tokens and is longer; else one that is just
+ * these: a prompt may have no answer. NULL: none. */
 const struct oracle_seq *oracle_find(const struct oracle *o, const uint32_t *tok, int n);
 
 #endif
