@@ -83,12 +83,16 @@ ok "packed, it comes along" sh -c 'chr-pack -q -m model -o packed manifest.json 
 	cmp model/foresee.safetensors packed/foresee.safetensors'
 ok "and unpacked" sh -c 'chr-pack -q --unpack -m packed -o back > noise &&
 	cmp model/foresee.safetensors back/foresee.safetensors'
-least=$(chr-generate -q -m packed --context 64 --chunk 32 -j 1 --ram 1M datasets/openings.jsonl \
-	2>&1 > noise | sed -n 's/.*use --ram \([0-9]*\)M.*/\1/p')
-room=$((least + 1))M
-ok "a packed model is trained within a limit" fit -m packed --ram $((least + 8))M
+# room_of COMMAND...: a limit a little above the least that it takes
+room_of()
+{
+	least=$("$@" --ram 1M 2>&1 > noise | sed -n 's/.*use --ram \([0-9]*\)M.*/\1/p')
+	echo $((least + 1))M
+}
+ok "a packed model is trained within a limit" fit -m packed --ram "$(room_of fit -m packed)"
 values packed/foresee.safetensors b
 ok "... the same" cmp a b
+room=$(room_of chr-generate -q -m packed --context 64 --chunk 32 -j 1 datasets/openings.jsonl)
 
 # Generation
 say()	# FILE OPTIONS...
