@@ -237,16 +237,15 @@ static const char *const by_name[FORESEE_BYS] = { "foresee", "gate", "previous",
 
 static void put_shares(json_t *r, const struct foresee_recall *c)
 {
-	for (int by = 0; by < FORESEE_BYS; by++) {
-		json_t *each;
+	char key[32];
 
+	for (int by = 0; by < FORESEE_BYS; by++) {
 		if (c->n[by] == 0)
 			continue;
-		each = json_object();
-		json_set_num(each, "slots", (double)c->hit[by] / (double)c->n[by] /
+		json_set_num(r, by_name[by], (double)c->hit[by] / (double)c->n[by] /
 		    infer.cfg.num_experts_per_tok);
-		json_set_num(each, "whole", (double)c->whole[by] / (double)c->n[by]);
-		json_object_set_new(r, by_name[by], each);
+		snprintf(key, sizeof key, "%s_whole", by_name[by]);
+		json_set_num(r, key, (double)c->whole[by] / (double)c->n[by]);
 	}
 }
 
@@ -371,8 +370,10 @@ int main(int argc, char **argv)
 	err_init(argv[0]);
 	infer.pages = true;
 	human_table("step", "layer loss tokens mem_bytes", true);
-	human_table("eval", "horizon next_token tokens foresee gate previous popularity control",
-	    true);
+	human_table("recall", "layer horizon foresee foresee_whole gate gate_whole previous "
+	    "popularity", false);
+	human_table("eval", "horizon next_token foresee foresee_whole gate gate_whole previous "
+	    "popularity", false);
 	first = opt_parse(argc, argv, opts, &prog);
 	sig_install();
 	infer_begin(false);

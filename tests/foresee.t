@@ -49,13 +49,14 @@ is "a step for each layer, a record for each of its horizons and itself" \
 	"$(for i in step recall eval; do grep -c "\"type\":\"$i\"" log; done | paste -s -d' ')" \
 	"4 20 9"
 is "its own router is always right" \
-	"$(grep '"horizon":0' log | grep -v '"control":{"slots":1.0,"whole":1.0}')" ""
+	"$(grep '"horizon":0' log | grep -v '"control":1.0,"control_whole":1.0')" ""
 is "... of each layer and of all" "$(grep -c '"control"' log)" 5
+share() { grep "$1" log | sed -n "s/.*\"$2\":\([0-9.]*\).*/\1/p"; }
 within='"eval".*"horizon":2,"next_token":false'
 ok "two layers on it names more than the router ahead of time" \
-	more "$(field "$within" slots foresee)" "$(field "$within" slots gate)"
+	more "$(share "$within" foresee)" "$(share "$within" gate)"
 ok "... and more than the token before" \
-	more "$(field "$within" slots foresee)" "$(field "$within" slots previous)"
+	more "$(share "$within" foresee)" "$(share "$within" previous)"
 is "of the next token routers cannot be asked" \
 	"$(grep '"next_token":true' log | grep -c '"gate"')" 0
 ok "the heads are there" grep -q '"next_token":true,.*"foresee":' log
@@ -157,7 +158,7 @@ says "no room for activations" 74 'model: no room for [0-9]* bytes of activation
 	sh -c "trap '' XFSZ; ulimit -f 20
 	exec chr-foresee -q -m model -n 3k in.jsonl"
 status "no room for the heads" 74 sh -c "trap '' XFSZ; ulimit -f 128
-	exec chr-foresee -q -m model --seq 32 -n 64 in.jsonl"
+	exec chr-foresee -q -m model --width 128 --seq 32 -n 64 in.jsonl"
 ok "nothing was written" cmp before model/foresee.safetensors
 is "and nothing left" "$(ls -A model)" "$(cat names)"
 
@@ -199,7 +200,7 @@ for i in deepseek_v3 gpt_oss; do
 	ok "$i" sh -c 'chr-foresee -q -m $1 --holdout 0.25 --width 8 --epochs 1 \
 		tokens.jsonl > log' sh $i
 	ok "... its own router is always right" grep \
-		-q '"eval".*"horizon":0.*"control":{"slots":1.0,"whole":1.0}' log
+		-q '"eval".*"horizon":0.*"control":1.0,"control_whole":1.0' log
 done
 if chr-convert -q --to gguf -o model.gguf gpt_oss > noise 2>&1; then
 	says "a GGUF file" 64 'model.gguf: a GGUF file has no place for heads' \
