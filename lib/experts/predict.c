@@ -39,9 +39,9 @@ struct predict {
 	float *each;			/* (R, E) that this row will, of the layer told last, */
 	int each_of;			/* which is this; -1: none */
 	/* weights; the last is the bias, since control is no evidence */
-	float w[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];
+	float (*w)[HORIZONS][SRC_CONTROL + 1];		/* (Ls) */
 	/* of their gradients, summed */
-	float squares[HORIZONS][CFG_MAX_LAYERS][SRC_CONTROL + 1];
+	float (*squares)[HORIZONS][SRC_CONTROL + 1];	/* (Ls) */
 	double told[SRC_N][CFG_MAX_LAYERS];	/* when a source spoke about layer i */
 	float spread[SRC_CONTROL + 1][CFG_MAX_LAYERS];	/* standard deviation of a source's
 							   logits, of late */
@@ -95,8 +95,8 @@ int64_t predict_bytes(const struct config *c, int max_rows)
 {
 	int64_t E = c->num_experts, R = max_rows, K = c->num_experts_per_tok;
 
-	return (int64_t)sizeof(struct predict) + 4 * (4 * R * E + c->num_sparse * E + 5 * E + K +
-	    2);
+	return (int64_t)sizeof(struct predict) +
+	    4 * (c->num_sparse * (E + 2 * HORIZONS * (SRC_CONTROL + 1)) + 4 * R * E + 5 * E + K + 2);
 }
 
 struct predict *predict_new(const struct config *c, int max_rows, int sources)
@@ -108,9 +108,15 @@ struct predict *predict_new(const struct config *c, int max_rows, int sources)
 		return NULL;
 	p->cfg = c;
 	p->sources = sources;
+	p->w = calloc((size_t)c->num_sparse + 1, sizeof *p->w);
+	p->squares = calloc((size_t)c->num_sparse + 1, sizeof *p->squares);
+	if (!p->w || !p->squares) {
+		predict_free(p);
+		return NULL;
+	}
 	for (int h = 0; h < HORIZONS; h++)
 		for (int i = 0; i < c->num_sparse; i++)
-			memcpy(p->w[h][i], prior[h], sizeof prior[h]);
+			memcpy(p->w[i][h], prior[h], sizeof prior[h]);
 	p->each_of = -1;
 	for (int s = SRC_GATE; s <= SRC_CONTROL; s++)
 		p->heard_of[s] = -1;
@@ -143,6 +149,8 @@ void predict_free(struct predict *p)
 {
 	if (p == NULL)
 		return;
+	free(p->w);
+	free(p->squares);
 	free(p->heard[SRC_GATE]);
 	free(p->heard[SRC_SHARED]);
 	free(p->heard[SRC_CONTROL]);
@@ -279,7 +287,7 @@ static float margin_of(const struct evidence *e, enum predictor s, int K, int x)
 static float probability(const struct predict *p, int horizon, int i, const struct evidence *e,
     int x)
 {
-	const float *w = p->w[horizon][i];
+	const float *w = p->w[i][horizon];
 	float z = w[SRC_CONTROL];
 
 	for (enum predictor s = SRC_GATE; s < SRC_CONTROL; s++)
@@ -298,7 +306,7 @@ static void tell(struct predict *p, struct store *s, int i, const float *prob, i
 
 void predict_next(struct predict *p, struct store *s, int i, const struct predict_row *row, int R)
 {
-	const float *many = p->w[MANY][i];
+	const float *many = p->w[i][MANY];
 	int64_t E = p->cfg->num_experts;
 
 	flat(p, i);
@@ -427,8 +435,8 @@ static void follow(struct predict *p, int horizon, int i, const float *slope)
 	for (enum predictor s = SRC_GATE; s <= SRC_CONTROL; s++) {
 		if (!isfinite(slope[s]))
 			continue;
-		p->squares[horizon][i][s] += slope[s] * slope[s];
-		p->w[horizon][i][s] += RATE * slope[s] / sqrtf(p->squares[horizon][i][s] + 1);
+		p->squares[i][horizon][s] += slope[s] * slope[s];
+		p->w[i][horizon][s] += RATE * slope[s] / sqrtf(p->squares[i][horizon][s] + 1);
 	}
 }
 
