@@ -95,8 +95,8 @@ int64_t predict_bytes(const struct config *c, int max_rows)
 {
 	int64_t E = c->num_experts, R = max_rows, K = c->num_experts_per_tok;
 
-	return (int64_t)sizeof(struct predict) +
-	    4 * (c->num_sparse * (E + 2 * HORIZONS * (SRC_CONTROL + 1)) + 4 * R * E + 5 * E + K + 2);
+	return (int64_t)sizeof(struct predict) + 4 * (c->num_sparse *
+	    (E + 2 * HORIZONS * (SRC_CONTROL + 1)) + 4 * R * E + 5 * E + K + 2);
 }
 
 struct predict *predict_new(const struct config *c, int max_rows, int sources)
