@@ -158,7 +158,7 @@ static void read_model(void)
 		err_die(EX_USAGE, "%s: a GGUF file has no place for heads: make a model directory "
 		    "of it with chr-convert", infer.model);
 	if ((is = modeldir_fingerprint(&md, &s.e)) == NULL)
-		must(true);
+		err_exit(&s.e);
 	memcpy(s.fingerprint, is, sizeof s.fingerprint);
 	s.metadata = modeldir_metadata(&md);
 	read_routers(&md);

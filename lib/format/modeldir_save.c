@@ -484,6 +484,7 @@ static int save_text(struct save *s, char *fingerprint)
 	json_t *o = config_to_json(s->c);
 	struct config text = { 0 };
 	struct params ps = { 0 };
+	struct save own;
 	int r = config_from_json(&text, o, 0, NULL, s->e);
 
 	if (r == 0)
@@ -491,10 +492,11 @@ static int save_text(struct save *s, char *fingerprint)
 	if (r == 0 && ps.n != s->ps->n)
 		r = err_set(s->e, EX_SOFTWARE, "%s has other parameters than %s",
 		    text.arch->model_type, s->c->arch->model_type);
-	s->c = &text;
-	s->ps = &ps;
+	own = *s;
+	own.c = &text;
+	own.ps = &ps;
 	if (r == 0)
-		r = save_all(s, fingerprint);
+		r = save_all(&own, fingerprint);
 	params_free(&ps);
 	config_free(&text);
 	json_decref(o);
