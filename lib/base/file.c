@@ -74,6 +74,44 @@ ssize_t file_read(int fd, void *buf, size_t size, const char *name, struct err *
 	}
 }
 
+int file_read_at(int fd, void *buf, size_t n, off_t at, const char *name, struct err *e)
+{
+	char *p = buf;
+
+	while (n > 0) {
+		ssize_t got = pread(fd, p, n, at);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return err_set(e, EX_IOERR, "%s:", name);
+		if (got == 0)
+			return err_set(e, EX_IOERR, "%s: the file ended while it was read", name);
+		p += got;
+		at += got;
+		n -= (size_t)got;
+	}
+	return 0;
+}
+
+int file_write_at(int fd, const void *buf, size_t n, off_t at, const char *name, struct err *e)
+{
+	const char *p = buf;
+
+	while (n > 0) {
+		ssize_t put = pwrite(fd, p, n, at);
+
+		if (put < 0 && errno == EINTR)
+			continue;
+		if (put < 0)
+			return err_set(e, EX_IOERR, "%s:", name);
+		p += put;
+		at += put;
+		n -= (size_t)put;
+	}
+	return 0;
+}
+
 /* Opening a pipe with O_NONBLOCK does not wait for a writer, and poll() then does: without a writer
  * that ever was there is nothing to read, and no end either. */
 static int wait_writer(int fd, const char *path, struct err *e)
@@ -328,21 +366,16 @@ static int tmp_open(struct file_tmp *t, const char *path, struct err *e)
 /* rc 0: the file gets its name, complete and synced; else it vanishes. */
 static int tmp_close(struct file_tmp *t, int rc, struct err *e)
 {
-	char *dir;
-
 	if (!rc && fsync(t->fd))
 		rc = err_set(e, EX_IOERR, "%s:", t->path);
 	if (close(t->fd) && !rc)
 		rc = err_set(e, EX_IOERR, "%s:", t->path);
 	if (!rc && rename(t->tmp, t->path))
 		rc = err_set(e, EX_CANTCREAT, "%s:", t->path);
-	if (rc) {
+	if (rc)
 		unlink(t->tmp);
-	} else {
-		dir = dir_of(t->path);
-		rc = file_sync_dir(dir, e);
-		free(dir);
-	}
+	else
+		rc = file_sync_parent(t->path, e);
 	free(t->path);
 	free(t->tmp);
 	return rc;
@@ -449,6 +482,15 @@ int file_sync_dir(const char *path, struct err *e)
 	return bad ? -1 : 0;
 }
 
+int file_sync_parent(const char *path, struct err *e)
+{
+	char *dir = dir_of(path);
+	int rc = file_sync_dir(dir, e);
+
+	free(dir);
+	return rc;
+}
+
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
 	(void)st; (void)type; (void)ftw;
@@ -471,6 +513,20 @@ char *file_join(const char *dir, const char *name)
 		err_die(EX_OSERR, "out of memory");
 	snprintf(p, size, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
 	return p;
+}
+
+char *file_last(const char *path)
+{
+	size_t end = strlen(path), first;
+	char *d;
+
+	while (end > 1 && path[end - 1] == '/')
+		end--;
+	for (first = end; first > 0 && path[first - 1] != '/'; first--)
+		continue;
+	if ((d = strndup(path + first, end - first)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	return d;
 }
 
 static bool ends_with(const char *name, const char *const suffixes[])

@@ -56,10 +56,18 @@ int file_mkdirs(const char *path, struct err *e) CHR_MUST_CHECK;		/* like mkdir 
 int file_mkdir_parents(const char *path, struct err *e) CHR_MUST_CHECK;
 int file_mkdir_new(const char *path, struct err *e) CHR_MUST_CHECK;
 int file_sync_dir(const char *path, struct err *e) CHR_MUST_CHECK;
+int file_sync_parent(const char *path, struct err *e) CHR_MUST_CHECK;	/* where path lies */
+/* All n bytes at a place of a regular file, whatever signals interrupt. name: of the file, for
+ * messages. EX_IOERR, also where it ends before. */
+int file_read_at(int fd, void *buf, size_t n, off_t at, const char *name, struct err *e)
+    CHR_MUST_CHECK;
+int file_write_at(int fd, const void *buf, size_t n, off_t at, const char *name, struct err *e)
+    CHR_MUST_CHECK;
 /* A directory of plain files, one level deep or more. Who cleans up after another error need not
  * look at the result. */
 int file_remove_tree(const char *path, struct err *e);
 char *file_join(const char *dir, const char *name);		/* malloc'ed "dir/name" */
+char *file_last(const char *path);		/* malloc'ed: its last part, without slashes */
 /* A regular file, whole or not at all, as file_put() writes it. */
 int file_copy(const char *from, const char *to, struct err *e) CHR_MUST_CHECK;
 

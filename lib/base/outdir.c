@@ -197,16 +197,12 @@ static int put_in_place(const struct outdir *d, struct err *e)
 
 int outdir_commit(struct outdir *d, struct err *e)
 {
-	char *parent = strdup(d->path), *slash = parent ? strrchr(parent, '/') : NULL;
 	int rc = file_sync_dir(d->tmp, e);
 
-	if (slash)
-		slash[slash == parent] = '\0';
 	if (rc == 0)
 		rc = put_in_place(d, e);
 	if (rc == 0)
-		rc = file_sync_dir(slash ? parent : ".", e);
-	free(parent);
+		rc = file_sync_parent(d->path, e);
 	if (rc < 0 && d->job < 0) {
 		outdir_abort(d);
 		return -1;

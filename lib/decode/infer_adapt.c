@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "base/jsonfile.h"
 
@@ -15,27 +16,17 @@ struct opt infer_adapt_opts[] = {
 	{ 0 }
 };
 
-static char *copy(const char *s, size_t n)
-{
-	char *p = strndup(s, n);
-
-	if (p == NULL)
-		err_die(EX_OSERR, "out of memory");
-	return p;
-}
-
 /* NAME=DIR, or DIR, whose last part is the name. */
 static struct engine_adapter parse(const char *text)
 {
-	size_t n = strcspn(text, "=/"), end = strlen(text), first;
+	size_t n = strcspn(text, "=/");
+	char *name;
 
-	if (text[n] == '=' && n > 0)
-		return (struct engine_adapter){ copy(text, n), text + n + 1 };
-	while (end > 1 && text[end - 1] == '/')
-		end--;
-	for (first = end; first > 0 && text[first - 1] != '/'; first--)
-		continue;
-	return (struct engine_adapter){ copy(text + first, end - first), text };
+	if (text[n] != '=' || n == 0)
+		return (struct engine_adapter){ file_last(text), text };
+	if ((name = strndup(text, n)) == NULL)
+		err_die(EX_OSERR, "out of memory");
+	return (struct engine_adapter){ name, text + n + 1 };
 }
 
 const struct engine_adapter *infer_adapters(int *n)

@@ -500,9 +500,6 @@ const struct gguf_tensor *gguf_find(const struct gguf *g, const char *name)
 int gguf_read(const struct gguf *g, const struct gguf_tensor *t, uint64_t from, void *buf,
     size_t len, struct err *e)
 {
-	char *p = buf;
-	ssize_t r;
-
 	if (from > t->nbytes || len > t->nbytes - from)
 		return err_set(e, EX_SOFTWARE, "%s: tensor \"%.80s\" is read beyond its end",
 		    g->name, t->name);
@@ -510,19 +507,7 @@ int gguf_read(const struct gguf *g, const struct gguf_tensor *t, uint64_t from, 
 		memcpy(buf, g->base + t->offset + from, len);
 		return 0;
 	}
-	for (uint64_t at = t->offset + from; len > 0; at += (uint64_t)r) {
-		r = pread(g->fd, p, len, (off_t)at);
-		if (r < 0 && errno == EINTR) {
-			r = 0;
-			continue;
-		}
-		if (r <= 0)
-			return r < 0 ? err_set(e, EX_IOERR, "%s:", g->name) :
-			    err_set(e, EX_IOERR, "%s: the file ended while it was read", g->name);
-		p += r;
-		len -= (size_t)r;
-	}
-	return 0;
+	return file_read_at(g->fd, buf, len, (off_t)(t->offset + from), g->name, e);
 }
 
 uint64_t gguf_elements(const struct gguf_tensor *t)

@@ -148,24 +148,6 @@ uint64_t gguf_out_bytes(const struct gguf_out *o)
 
 /* ---- the file ---- */
 
-static int put(struct gguf_out *o, const void *buf, size_t len, uint64_t at, struct err *e)
-{
-	const char *p = buf;
-
-	while (len > 0) {
-		ssize_t n = pwrite(o->fd, p, len, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return err_set(e, EX_IOERR, "%s:", o->tmp);
-		p += n;
-		len -= (size_t)n;
-		at += (uint64_t)n;
-	}
-	return 0;
-}
-
 static int put_header(struct gguf_out *o, struct err *e)
 {
 	struct gguf_bytes h = { 0 };
@@ -182,7 +164,7 @@ static int put_header(struct gguf_out *o, struct err *e)
 		return err_set(e, EX_OSERR, "out of memory");
 	}
 	o->data = (h.n + ALIGN - 1) / ALIGN * ALIGN;
-	rc = put(o, h.p, h.n, 0, e);
+	rc = file_write_at(o->fd, h.p, h.n, 0, o->tmp, e);
 	free(h.p);
 	/* what stands between tensors is zeros */
 	if (rc == 0 && ftruncate(o->fd, (off_t)(o->data + o->size)) < 0)
@@ -251,17 +233,7 @@ int gguf_out_open(struct gguf_out *o, const char *path, bool force, struct err *
 int gguf_out_write(struct gguf_out *o, int tensor, uint64_t from, const void *buf, size_t len,
     struct err *e)
 {
-	return put(o, buf, len, o->data + o->at[tensor] + from, e);
-}
-
-static int sync_parent(const char *path, struct err *e)
-{
-	const char *slash = strrchr(path, '/');
-	char *dir = slash ? strndup(path, (size_t)(slash - path + 1)) : strdup(".");
-	int rc = dir ? file_sync_dir(dir, e) : err_set(e, EX_OSERR, "out of memory");
-
-	free(dir);
-	return rc;
+	return file_write_at(o->fd, buf, len, (off_t)(o->data + o->at[tensor] + from), o->tmp, e);
 }
 
 int gguf_out_commit(struct gguf_out *o, struct err *e)
@@ -271,7 +243,7 @@ int gguf_out_commit(struct gguf_out *o, struct err *e)
 	if (rename(o->tmp, o->path) < 0)
 		return err_set(e, EX_CANTCREAT, "%s:", o->path);
 	close_tmp(o);
-	return sync_parent(o->path, e);
+	return file_sync_parent(o->path, e);
 }
 
 void gguf_out_end(struct gguf_out *o)

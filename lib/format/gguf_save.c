@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backend/quant.h"
+#include "base/file.h"
 #include "format/gguf_rows.h"
 #include "format/pack_int.h"
 #include "format/stored.h"
@@ -220,16 +221,13 @@ static int file_type(const struct gguf_save *s)
 
 static json_t *general(const struct gguf_save *s)
 {
-	const char *path = s->md->path, *end = path + strlen(path), *start;
+	char *name = file_last(s->md->path);
 	json_t *o = json_object();
 	bool blocks = false;
 
-	while (end > path + 1 && end[-1] == '/')
-		end--;
-	for (start = end; start > path && start[-1] != '/'; start--)
-		;
 	json_object_set_new(o, "general.type", json_string("model"));
-	json_object_set_new(o, "general.name", json_stringn(start, (size_t)(end - start)));
+	json_object_set_new(o, "general.name", json_string(name));
+	free(name);
 	json_object_set_new(o, "general.file_type", json_integer(file_type(s)));
 	for (int k = 0; k < s->n; k++)
 		blocks |= block_type(s->t[k].type);

@@ -77,22 +77,6 @@ static off_t place(const struct foresee_spool *s, int i, int64_t t)
 	return (off_t)(((int64_t)i * s->most + t) * s->cfg->hidden_size * (int64_t)sizeof(real));
 }
 
-static int write_all(int fd, const void *p, size_t n, off_t at, struct err *e)
-{
-	while (n > 0) {
-		ssize_t got = pwrite(fd, p, n, at);
-
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return err_set(e, EX_IOERR, "write of activations failed:");
-		p = (const char *)p + got;
-		at += got;
-		n -= (size_t)got;
-	}
-	return 0;
-}
-
 int foresee_spool_add(struct foresee_spool *s, const real *inputs, const int32_t *topk, int n,
     bool first, bool held, struct err *e)
 {
@@ -107,8 +91,8 @@ int foresee_spool_add(struct foresee_spool *s, const real *inputs, const int32_t
 			memcpy(s->ids + ((int64_t)i * s->most + s->n + t) * K,
 			    topk + from * (size_t)K, (size_t)K * sizeof *topk);
 		}
-		if (write_all(s->fd, s->turn, (size_t)n * D * sizeof *s->turn,
-		    place(s, i, s->n), e) < 0)
+		if (file_write_at(s->fd, s->turn, (size_t)n * D * sizeof *s->turn,
+		    place(s, i, s->n), "write of activations failed", e) < 0)
 			return -1;
 	}
 	for (int t = 0; t < n; t++) {
@@ -121,22 +105,6 @@ int foresee_spool_add(struct foresee_spool *s, const real *inputs, const int32_t
 
 int foresee_spool_layer(const struct foresee_spool *s, int i, real *x, struct err *e)
 {
-	size_t left = (size_t)s->n * (size_t)s->cfg->hidden_size * sizeof *x;
-	off_t at = place(s, i, 0);
-	char *p = (char *)x;
-
-	while (left > 0) {
-		ssize_t got = pread(s->fd, p, left, at);
-
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return err_set(e, EX_IOERR, "read of activations failed:");
-		if (got == 0)
-			return err_set(e, EX_IOERR, "activations end early");
-		p += got;
-		at += got;
-		left -= (size_t)got;
-	}
-	return 0;
+	return file_read_at(s->fd, x, (size_t)s->n * (size_t)s->cfg->hidden_size * sizeof *x,
+	    place(s, i, 0), "read of activations failed", e);
 }
