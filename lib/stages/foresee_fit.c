@@ -132,6 +132,12 @@ static void gemm(const struct foresee_fit *t, enum gemm_kind kind, struct gemm_j
 	t->be->gemm_train(t->be, kind, &job, 1);
 }
 
+/* The router of horizon h, 0: of the layer in hand. */
+static dev_real *gate_of(const struct foresee_fit *t, int h)
+{
+	return t->gates + (int64_t)h * t->f->E * t->f->D;
+}
+
 /* x times the scale of horizon h (from 0), in xs. */
 static void scaled(struct foresee_fit *t, int h, int n)
 {
@@ -168,7 +174,7 @@ static void forward(struct foresee_fit *t, int n)
 	for (int h = 0; h < H; h++) {
 		scaled(t, h, n);
 		gemm(t, GEMM_NT, product(t->z + (int64_t)h * E, HE, t->xs, D,
-		    t->gates + (int64_t)h * E * D, D, n, E, D, 1));
+		    gate_of(t, h + 1), D, n, E, D, 1));
 	}
 	be->get(be, t->hz, t->z, (size_t)(n * HE) * sizeof(real));
 }
@@ -230,8 +236,8 @@ static void backward_scale(struct foresee_fit *t, int n)
 
 	memset(t->dscale, 0, sizeof *t->dscale * (size_t)(H * D));
 	for (int h = 0; h < H; h++) {
-		gemm(t, GEMM_NN, product(t->dx, D, t->dz + h * E, H * E, t->gates + h * E * D, D, n,
-		    D, E, 0));
+		gemm(t, GEMM_NN, product(t->dx, D, t->dz + h * E, H * E, gate_of(t, h + 1), D, n, D,
+		    E, 0));
 		t->be->get(t->be, t->hdx, t->dx, (size_t)(n * D) * sizeof(real));
 		for (int64_t k = 0; k < n * D; k++)
 			t->dscale[h * D + k % D] += t->hx[k] * t->hdx[k];
@@ -287,9 +293,8 @@ static int load_layer(struct foresee_fit *t, int i, struct err *e)
 	int64_t E = t->f->E, D = t->f->D;
 	int on;
 
-	for (int h = 0; h < t->f->H; h++)
-		t->be->put(t->be, t->gates + h * E * D,
-		    t->router[foresee_target(t->f, i, h + 1, &on)].gate,
+	for (int h = 0; h <= t->f->H; h++)
+		t->be->put(t->be, gate_of(t, h), t->router[foresee_target(t->f, i, h, &on)].gate,
 		    (size_t)(E * D) * sizeof(real));
 	t->be->put(t->be, t->w, foresee_part(t->f, i, 0), (size_t)t->f->one.total * sizeof(real));
 	return foresee_spool_layer(t->spool, i, t->all, e);
@@ -383,16 +388,13 @@ static void ask_router(struct foresee_fit *t, int j)
 	best_of(t, t->wants);
 }
 
-/* Router j on inputs x (n, D), at once: logits to hz (n, E). */
-static void gate_rows(struct foresee_fit *t, int j, int n)
+/* The router of horizon h, 0: of the layer itself, on the inputs in x: logits to hz (n, E). */
+static void gate_rows(struct foresee_fit *t, int h, int n)
 {
 	int64_t E = t->f->E, D = t->f->D;
 
-	dev_real *gate = t->gates + (int64_t)t->f->H * E * D;
-
-	t->be->put(t->be, gate, t->router[j].gate, (size_t)(E * D) * sizeof(real));
 	t->be->gemm(t->be, GEMM_NT, &(struct gemm_job){ .c = t->z, .ldc = E, .a = t->x, .lda = D,
-	    .b = gate, .ldb = D, .bt = DT_REAL, .m = n, .n = E, .k = D }, 1);
+	    .b = gate_of(t, h), .ldb = D, .bt = DT_REAL, .m = n, .n = E, .k = D }, 1);
 	t->be->get(t->be, t->hz, t->z, (size_t)(n * E) * sizeof(real));
 }
 
@@ -404,7 +406,7 @@ static void measure_gate(struct foresee_fit *t, int i, int h, int n, struct fore
 
 	if (i + h >= t->f->Ls)		/* of another token, of which nothing is known */
 		return;
-	gate_rows(t, i + h, n);
+	gate_rows(t, h, n);
 	for (int b = 0; b < n; b++) {
 		at = t->row[b];
 		if (h > 0 && !target(t, at, i, h, &j, &at))

@@ -50,7 +50,7 @@ struct foresee_fit {
 	int K;
 	struct optim optim;
 	dev_real *w, *g;		/* (one.total) of the layer in hand, and gradients */
-	dev_real *gates;		/* (H + 1, E, D) routers of its horizons, and one more */
+	dev_real *gates;		/* (H + 1, E, D) routers of it and of its horizons */
 	void *dev_mem, *host_mem;
 	/* Arrays for a batch of B tokens, on the device and on the host. */
 	dev_real *x, *pre, *hidden, *z, *xs, *dz, *dhidden, *dx;
