@@ -29,6 +29,15 @@ static bool *hit;
 	"\"num_attention_heads\":2, \"num_key_value_heads\":1, \"head_dim\":8," \
 	"\"max_position_embeddings\":64,"
 
+/* What an adapter has for a parameter, or NULL. */
+static const struct adapter_matrix *matrix_of(const struct adapter *a, int param)
+{
+	for (int i = 0; i < a->n; i++)
+		if (a->matrix[i].param == param)
+			return &a->matrix[i];
+	return NULL;
+}
+
 /* keys: of config.json besides; target: n that get an adapter */
 static void make_model(const char *keys, int n, const char *const target[])
 {
@@ -163,7 +172,7 @@ static void test_reader(const struct lora *l)
 	for (int t = 0; t < l->n; t++) {
 		const struct param *pa = &l->par.p[2 * t], *pb = pa + 1;
 
-		m = adapter_find(&a, l->target[t]);
+		m = matrix_of(&a, l->target[t]);
 		if (m == NULL || m->rank != RANK || fabs(m->factor - 7.0 / RANK) > 1e-12)
 			continue;
 		found++;
@@ -174,7 +183,7 @@ static void test_reader(const struct lora *l)
 	}
 	ok(found == l->n && a.n == l->n, "%d matrices of %d", found, l->n);
 	ok(same == l->n, "A and B as they were %s", e.msg);
-	ok(adapter_find(&a, 0) == NULL, "none of the embedding");
+	ok(matrix_of(&a, 0) == NULL, "none of the embedding");
 	adapter_close(&a);
 	mem_free(x);
 }
@@ -486,9 +495,9 @@ static void family(const char *keys, bool biased)
 	ok(memcmp(x, y, (size_t)ps.total * sizeof *y) == 0, "%s: bit for bit what was trained",
 	    cfg.arch->model_type);
 	ok(adapter_open(&a, dir, &cfg, &ps, &e) == 0 && a.n == l.n, "%d of them read", a.n);
-	m = adapter_find(&a, (int)(params_get(&ps, P_EXP_UP, 1, 3) - ps.p));
+	m = matrix_of(&a, (int)(params_get(&ps, P_EXP_UP, 1, 3) - ps.p));
 	ok(m && m->rank == RANK && fabs(m->factor - 7.0 / RANK) < 1e-12, "of the rank trained");
-	ok(m && m->b.t == a.matrix[adapter_find(&a, (int)(params_get(&ps, P_EXP_GATE, 1, 0) -
+	ok(m && m->b.t == a.matrix[matrix_of(&a, (int)(params_get(&ps, P_EXP_GATE, 1, 0) -
 	    ps.p)) - a.matrix].b.t, "gate and up in one tensor");
 	adapter_close(&a);
 	for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)

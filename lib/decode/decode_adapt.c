@@ -122,67 +122,48 @@ void adapt_add(struct engine *g, enum param_kind k, int l, dev_real *y, const de
 
 /* --- latent attention --- */
 
-/* What adapter says of the heads of a matrix of keys or values. */
-struct heads {
-	const struct low *low;
-	int n;			/* key heads of it */
-	int values;		/* where those of values begin in low->b */
-};
-
-static struct heads heads_of(const struct engine *g, int l, int adapter, enum param_kind own)
-{
-	const struct config *c = g->cfg;
-	const struct block *b = &c->block[l];
-	bool whole = b->attn == ATTN_LATENT;
-	struct heads h = { .n = whole ? c->num_attention_heads : c->num_key_value_heads };
-
-	h.low = low_of(g, adapter, param_at(g, whole ? P_KVB : own, l, -1));
-	h.values = whole && h.low ? h.n * b->nope * h.low->rank : 0;
-	return h;
-}
-
-void adapt_keys(struct engine *g, int l, int64_t step)
+/* y of each head += what adapters add to its keys or values: y of a head is `out` wide, x `step`
+ * apart. Heads of a key or value head use its part of B; keys are absorbed into queries, so that
+ * theirs is multiplied first. */
+static void adapt_heads(struct engine *g, int l, enum param_kind own, dev_real *y, int out,
+    const dev_real *x, int64_t step)
 {
 	const struct block *b = &g->cfg->block[l];
-	int H = g->cfg->num_attention_heads, C = b->latent, N = b->nope, adapter;
-	struct scratch *s = &g->s;
+	bool whole = b->attn == ATTN_LATENT, keys = own == P_KNOPE;
+	int H = g->cfg->num_attention_heads, C = b->latent, N = b->nope, adapter,
+	    G = whole ? H : g->cfg->num_key_value_heads;
 
 	if (!g->adapts.here)
 		return;
 	for (int64_t r = 0, m; r < g->rows; r += m) {
-		struct heads k;
+		const struct low *low;
 
 		m = run(g, NULL, (int)r, g->rows, &adapter);
-		k = heads_of(g, l, adapter, P_KNOPE);
-		for (int h = 0; k.low && h < H; h++)
-			collect(g, &(struct pair){ s->q_abs + (r * H + h) * C,
-			    s->q + (r * H + h) * step,
-			    k.low->b + (int64_t)(h * k.n / H) * k.low->rank * N, k.low->turned,
-			    (int64_t)H * C, H * step, k.low->rank, N, C }, (int)m);
+		low = low_of(g, adapter, param_at(g, whole ? P_KVB : own, l, -1));
+		for (int h = 0; low && h < H; h++) {
+			int64_t at = r * H + h, of = (int64_t)h * G / H * low->rank;
+			/* in a matrix of both, values come after all keys */
+			const dev_real *part = low->b + (keys ? of * N
+			    : of * out + (whole ? (int64_t)G * N * low->rank : 0));
+
+			collect(g, &(struct pair){ y + at * out, x + at * step,
+			    keys ? part : low->a, keys ? low->turned : part,
+			    (int64_t)H * out, H * step, low->rank, keys ? N : C, out }, (int)m);
+		}
 	}
 	multiply(g);
+}
+
+void adapt_keys(struct engine *g, int l, int64_t step)
+{
+	adapt_heads(g, l, P_KNOPE, g->s.q_abs, g->cfg->block[l].latent, g->s.q, step);
 }
 
 void adapt_values(struct engine *g, int l)
 {
 	const struct block *b = &g->cfg->block[l];
-	int H = g->cfg->num_attention_heads, C = b->latent, v = b->value, adapter;
-	struct scratch *s = &g->s;
 
-	if (!g->adapts.here)
-		return;
-	for (int64_t r = 0, m; r < g->rows; r += m) {
-		struct heads k;
-
-		m = run(g, NULL, (int)r, g->rows, &adapter);
-		k = heads_of(g, l, adapter, P_MLA_V);
-		for (int h = 0; k.low && h < H; h++)
-			collect(g, &(struct pair){ s->att + (r * H + h) * v,
-			    s->ctx + (r * H + h) * C, k.low->a,
-			    k.low->b + k.values + (int64_t)(h * k.n / H) * v * k.low->rank,
-			    (int64_t)H * v, (int64_t)H * C, k.low->rank, C, v }, (int)m);
-	}
-	multiply(g);
+	adapt_heads(g, l, P_MLA_V, g->s.att, b->value, g->s.ctx, b->latent);
 }
 
 /* --- convolutions --- */

@@ -66,18 +66,13 @@ static void carve(struct engine *g, struct carve *dev, struct carve *host)
 	t->mid = reals(dev, most_rows(g) * rank);
 }
 
-/* Values of the largest A or B. */
+/* Values of the largest A or B of all. */
 static int64_t largest(const struct engine *g)
 {
 	int64_t most = 1;
 
 	for (int i = 0; i < g->opt.adapters; i++)
-		for (int j = 0; j < g->adapts.file[i].n; j++) {
-			const struct adapter_matrix *m = &g->adapts.file[i].matrix[j];
-			const struct param *p = &g->par->p[m->param];
-
-			most = mem_max(most, (int64_t)m->rank * mem_max(p->rows, p->cols));
-		}
+		most = mem_max(most, adapter_largest(&g->adapts.file[i]));
 	return most;
 }
 

@@ -113,7 +113,7 @@ static int take(const struct search *s, const struct param *p, const struct plac
 	if ((at->how & AT_STACKED) && (half || spread) && m->rank % 2 == 0 && blocks != NULL &&
 	    strcmp(blocks, "blocks") == 0)
 		own_block(m, p);
-	s->a->of[m->param] = s->a->n++;
+	s->a->n++;
 	return 0;
 }
 
@@ -254,13 +254,6 @@ static int by_tensor(const void *x, const void *y)
 	    (a->param > b->param) - (a->param < b->param);
 }
 
-static void sort(struct adapter *a)
-{
-	qsort(a->matrix, (size_t)a->n, sizeof *a->matrix, by_tensor);
-	for (int i = 0; i < a->n; i++)
-		a->of[a->matrix[i].param] = i;
-}
-
 static int check_type(const struct adapter *a, const struct st_tensor *t, int64_t *most,
     struct err *e)
 {
@@ -328,7 +321,7 @@ static int open_file(struct adapter *a, const char *dir, const struct peft *said
 	mem_free(s.used);
 	if (rc < 0 || check_types(a, e) < 0)
 		return -1;
-	sort(a);
+	qsort(a->matrix, (size_t)a->n, sizeof *a->matrix, by_tensor);
 	a->metadata = file_metadata(a->f);
 	return 0;
 }
@@ -345,8 +338,6 @@ int adapter_open(struct adapter *a, const char *dir, const struct config *c,
 	a->path = file_join(dir, ADAPTER_WEIGHTS);
 	a->matrix = mem_alloc((size_t)ps->n * sizeof *a->matrix);
 	a->whole = mem_alloc((size_t)ps->n * sizeof *a->whole);
-	a->of = mem_alloc((size_t)ps->n * sizeof *a->of);
-	memset(a->of, -1, (size_t)ps->n * sizeof *a->of);
 	rc = open_file(a, dir, &said, e);
 	peft_free(&said);
 	if (rc < 0)
@@ -362,14 +353,20 @@ void adapter_close(struct adapter *a)
 	json_decref(a->metadata);
 	mem_free(a->matrix);
 	mem_free(a->whole);
-	mem_free(a->of);
 	free(a->path);
 	*a = (struct adapter){ 0 };
 }
 
-const struct adapter_matrix *adapter_find(const struct adapter *a, int param)
+int64_t adapter_largest(const struct adapter *a)
 {
-	return a->of[param] < 0 ? NULL : &a->matrix[a->of[param]];
+	int64_t most = 1;
+
+	for (int i = 0; i < a->n; i++) {
+		const struct param *p = &a->model->p[a->matrix[i].param];
+
+		most = mem_max(most, (int64_t)a->matrix[i].rank * mem_max(p->rows, p->cols));
+	}
+	return most;
 }
 
 int adapter_only_adds(const struct adapter *a, struct err *e)

@@ -83,7 +83,6 @@ struct adapter {
 	int64_t room;
 	/* private */
 	struct st_file *f;
-	int *of;
 	struct adapter_held held[2];
 };
 
@@ -94,8 +93,8 @@ int adapter_open(struct adapter *a, const char *dir, const struct config *c,
     const struct params *ps, struct err *e) CHR_MUST_CHECK;
 void adapter_close(struct adapter *a);
 
-/* Of parameter number `param` of the model; NULL: it is as it was. O(1). */
-const struct adapter_matrix *adapter_find(const struct adapter *a, int param);
+/* Values of the largest A or B; 1 when there are none. */
+int64_t adapter_largest(const struct adapter *a);
 
 /* For who can only add: EX_DATAERR when a parameter has to be replaced, other than by its own. */
 int adapter_only_adds(const struct adapter *a, struct err *e) CHR_MUST_CHECK;

@@ -148,7 +148,7 @@ static void declare_stack(struct out *o, const struct stack *s)
 	const int64_t wide = (int64_t)s->experts * s->rank;
 
 	snprintf(module, sizeof module, "%.*s%s", (int)(strrchr(s->name, '.') - s->name),
-	    s->name,	    s->halves && has_down(o, s->layer) ? ".base_layer" : "");
+	    s->name, s->halves && has_down(o, s->layer) ? ".base_layer" : "");
 	declare(o, module, 0, wide, s->cols);
 	declare(o, module, 1, s->rows, wide);
 }

@@ -252,13 +252,8 @@ static int add(struct adapter *ad, const struct adapter_matrix *m, real *w, floa
 
 static int64_t largest_part(const struct adapter *a)
 {
-	int64_t n = 1;
+	int64_t n = adapter_largest(a);
 
-	for (int i = 0; i < a->n; i++) {
-		const struct param *p = &a->model->p[a->matrix[i].param];
-
-		n = mem_max(n, (int64_t)a->matrix[i].rank * mem_max(p->rows, p->cols));
-	}
 	for (int i = 0; i < a->nwhole; i++)
 		n = mem_max(n, param_size(&a->model->p[a->whole[i].param]));
 	return n;
