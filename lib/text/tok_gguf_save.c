@@ -73,18 +73,26 @@ static int take_split(struct said *s, const json_t *o)
 	return 0;
 }
 
-static int take_pre(struct said *s, const json_t *o, int depth)
+/* Takes o, or each of its steps where it is a sequence: `list` names them. */
+static int each_step(struct said *s, const json_t *o, const char *list, int depth,
+    int (*take)(struct said *s, const json_t *o))
 {
-	const json_t *parts = json_object_get(o, "pretokenizers"), *v;
-	const char *type = type_of(o);
+	const json_t *v;
 	size_t i;
 
-	if (strcmp(type, "Sequence") == 0 && depth < 4) {
-		json_array_foreach(parts, i, v)
-			if (take_pre(s, v, depth + 1) < 0)
-				return -1;
-		return 0;
-	}
+	if (strcmp(type_of(o), "Sequence") != 0 || depth == 4)
+		return take(s, o);
+	json_array_foreach(json_object_get(o, list), i, v)
+		if (each_step(s, v, list, depth + 1, take) < 0)
+			return -1;
+	return 0;
+}
+
+static int take_pre(struct said *s, const json_t *o)
+{
+	const char *type = type_of(o);
+	const json_t *v;
+
 	if (strcmp(type, "Split") == 0)
 		return take_split(s, o);
 	if (strcmp(type, "Digits") == 0 && !is_false(o, "individual_digits") && !s->bytes) {
@@ -100,19 +108,10 @@ static int take_pre(struct said *s, const json_t *o, int depth)
 	return unknown_step(s, "pre-tokenizer", o);
 }
 
-static int take_nfc(struct said *s, const json_t *o, int depth)
+static int take_nfc(struct said *s, const json_t *o)
 {
-	const json_t *v;
-	size_t i;
-
 	if (json_is_null(o) || !o)
 		return 0;
-	if (strcmp(type_of(o), "Sequence") == 0 && depth < 4) {
-		json_array_foreach(json_object_get(o, "normalizers"), i, v)
-			if (take_nfc(s, v, depth + 1) < 0)
-				return -1;
-		return 0;
-	}
 	if (strcmp(type_of(o), "NFC") != 0)
 		return unknown_step(s, "normalizer", o);
 	s->pre.nfc = true;
@@ -124,8 +123,9 @@ static int say_pre(struct said *s)
 	const char *name, *first;
 	char msg[240];
 
-	if (take_pre(s, json_object_get(s->root, "pre_tokenizer"), 0) < 0 ||
-	    take_nfc(s, json_object_get(s->root, "normalizer"), 0) < 0)
+	if (each_step(s, json_object_get(s->root, "pre_tokenizer"), "pretokenizers", 0,
+	    take_pre) < 0 || each_step(s, json_object_get(s->root, "normalizer"), "normalizers", 0,
+	    take_nfc) < 0)
 		return -1;
 	s->pre.whole = json_is_true(json_object_get(s->model, "ignore_merges"));
 	name = tok_gguf_pre_name(&s->pre);
@@ -152,19 +152,10 @@ static bool has_text(const json_t *o, const char *key, const char *want)
 }
 
 /* Spaces become marks, and one may be put in front. */
-static int take_marks(struct said *s, const json_t *o, int depth)
+static int take_marks(struct said *s, const json_t *o)
 {
-	const json_t *v;
-	size_t i;
-
 	if (json_is_null(o) || !o)
 		return 0;
-	if (strcmp(type_of(o), "Sequence") == 0 && depth < 4) {
-		json_array_foreach(json_object_get(o, "normalizers"), i, v)
-			if (take_marks(s, v, depth + 1) < 0)
-				return -1;
-		return 0;
-	}
 	if (strcmp(type_of(o), "Prepend") == 0 && has_text(o, "prepend", MARK))
 		s->prefix = true;
 	else if (strcmp(type_of(o), "Replace") != 0 || !has_text(o, "content", MARK) ||
@@ -289,7 +280,8 @@ static int say_pieces(struct said *s, const json_t *merges)
 {
 	json_t *scores;
 
-	if (take_marks(s, json_object_get(s->root, "normalizer"), 0) < 0 ||
+	if (each_step(s, json_object_get(s->root, "normalizer"), "normalizers", 0,
+	    take_marks) < 0 ||
 	    take_metaspace(s, json_object_get(s->root, "pre_tokenizer")) < 0 ||
 	    !(scores = scores_of(s, merges)))
 		return -1;
