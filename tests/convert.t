@@ -6,17 +6,6 @@ families=$shared/golden/families
 world "$tmp/w"
 cd "$tmp/w" || exit 1
 
-# tensors DIR: every tensor with the bytes it holds, in an order of its own
-tensors()
-{
-	chr-ls -q --all "$1"/model*.safetensors | grep '"type":"tensor"' |
-		sed 's/.*"name":"\([^"]*\)","dtype":"\([^"]*\)","shape":\([^]]*\].*\),"offset":\([0-9]*\),"file":"\([^"]*\)".*/\1 \2 \3 \4 \5/' |
-		while read -r name type shape offset file; do
-			bytes=${shape##*:}
-			echo "$name $type $shape $(tail -c +$((offset + 1)) "$file" |
-				head -c "$bytes" | cksum)"
-		done | sort
-}
 text() { chr-generate -q --raw --temperature 0 -n 20 -p "The fox" "$@" 2> err; }
 
 ok "converts" chr-convert -q model -o same

@@ -6,19 +6,7 @@ world "$tmp/w"
 families=$(cd "$shared/golden/families" 2> /dev/null && pwd)
 cd "$tmp/w" || exit 1
 
-# tensors DIR: every tensor with the bytes it holds, in an order of its own
-tensors()
-{
-	chr-ls -q --all "$1"/model*.safetensors | grep '"type":"tensor"' |
-		sed 's/.*"name":"\([^"]*\)","dtype":"\([^"]*\)","shape":\([^]]*\].*\),"offset":\([0-9]*\),"file":"\([^"]*\)".*/\1 \2 \3 \4 \5/' |
-		while read -r name type shape offset file; do
-			bytes=${shape##*:}
-			echo "$name $type $shape $(tail -c +$((offset + 1)) "$file" |
-				head -c "$bytes" | cksum)"
-		done | sort
-}
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 48; i++) printf ",%d", 3 + i * i * 7 % 290;
-	print "]}" }' > doc.jsonl
+doc_tokens 48 > doc.jsonl
 numbers() { chr-score -q -m "$1" doc.jsonl | sed 's/,"seconds.*//'; }
 # same NAME A B: the models A and B give the same scores
 same()

@@ -8,8 +8,7 @@ export HF_HOME="$tmp/cache" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 [ ! -d "$shared/golden" ] || golden=$(cd "$shared/golden" && pwd)
 cp -r datasets "$tmp" && cd "$tmp" || exit 1
 
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 48; i++) printf ",%d", 3 + i * i * 7 % 290;
-	print "]}" }' > doc.jsonl
+doc_tokens 48 > doc.jsonl
 cut -d , -f 1-12 doc.jsonl | sed 's/$/]}/' > start.jsonl
 common='"vocab_size":320,"hidden_size":48,"num_hidden_layers":4,
 "num_attention_heads":4,"num_key_value_heads":2,"head_dim":16,"moe_intermediate_size":40,

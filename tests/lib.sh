@@ -198,3 +198,23 @@ own_group()
 		done_testing
 	fi
 }
+
+# tensors DIR: every tensor with the bytes it holds, in an order of its own
+tensors()
+{
+	chr-ls -q --all "$1"/model*.safetensors | grep '"type":"tensor"' |
+		sed 's/.*"name":"\([^"]*\)","dtype":"\([^"]*\)","shape":\([^]]*\].*\),"offset":\([0-9]*\),"file":"\([^"]*\)".*/\1 \2 \3 \4 \5/' |
+		while read -r name type shape offset file; do
+			bytes=${shape##*:}
+			echo "$name $type $shape $(tail -c +$((offset + 1)) "$file" |
+				head -c "$bytes" | cksum)"
+		done | sort
+}
+
+# doc_tokens N: a record of N tokens below 293, the same always
+doc_tokens()
+{
+	awk -v n="$1" 'BEGIN { printf "{\"tokens\":[3"
+		for (i = 1; i < n; i++) printf ",%d", 3 + i * i * 7 % 290
+		print "]}" }'
+}

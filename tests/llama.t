@@ -18,8 +18,7 @@ done
 families=$(cd "$shared/golden/families" 2> /dev/null && pwd)
 cp -r datasets "$tmp" && cd "$tmp" || exit 1
 
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 48; i++) printf ",%d", 3 + i * i * 7 % 290;
-	print "]}" }' > doc.jsonl
+doc_tokens 48 > doc.jsonl
 cut -d , -f 1-12 doc.jsonl | sed 's/$/]}/' > start.jsonl
 chr-tokenize -q --train -v 320 -o tokenizer.json datasets/pretrain.jsonl
 # What differs between tokenizers, if anything does

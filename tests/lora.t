@@ -8,8 +8,7 @@ families=$(cd "$families" && pwd)
 world "$tmp/w"
 cd "$tmp/w" || exit 1
 head -n 3 in.jsonl > three.jsonl
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 48; i++) printf ",%d", 3 + i * i * 7 % 290
-	print "]}" }' > doc.jsonl
+doc_tokens 48 > doc.jsonl
 head -n 4 datasets/chat.jsonl > chat.jsonl
 head -n 2 datasets/prefs.jsonl > prefs.jsonl
 head -n 2 datasets/prompts.jsonl > sums.jsonl

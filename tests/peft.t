@@ -9,8 +9,7 @@ export HF_HOME="$tmp/cache" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 [ -d "$shared/golden/families" ] && families=$(cd "$shared/golden/families" && pwd)
 mkdir "$tmp/own" "$tmp/work" && cd "$tmp/own" || exit 1
 
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 48; i++) printf ",%d", 3 + i * i * 7 % 290;
-	print "]}" }' > doc.jsonl
+doc_tokens 48 > doc.jsonl
 # own NAME KEYS: a model of ours after a few steps, and as transformers has it
 own()
 {

@@ -16,8 +16,7 @@ cat > config.json <<-END
 	"lookahead_steps": 0,
 	"lambda_balance": 0, "lambda_temporal": 0, "lambda_router_locality": 0}
 END
-awk 'BEGIN { printf "{\"tokens\":[3"; for (i = 1; i < 100; i++) printf ",%d", 3 + i * i * 7 % 290;
-	print "]}" }' > doc.jsonl
+doc_tokens 100 > doc.jsonl
 train="chr-pretrain -q -b 1 --seq 100 --no-shuffle"
 $train -c config.json -n 1 -o model doc.jsonl > /dev/null || exit 1
 $train -m model --grad-dump f32.safetensors doc.jsonl > /dev/null
